@@ -1,0 +1,1 @@
+"""One API for speculative decoding, whatever engine runs it."""

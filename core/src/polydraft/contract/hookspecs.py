@@ -1,0 +1,98 @@
+"""The hooks of a polydraft plugin.
+
+A plugin is a module (or class) named by an entry point of the group ``polydraft``; it implements any of these
+hooks with ``polydraft.hookimpl``. Hooks return cheap records: import the engine only in the backend's class,
+which the record names.
+
+    # pyproject.toml
+    [project.entry-points.polydraft]
+    my-engine = "my_package.plugin"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from polydraft.contract.records import BackendRecord, FaultRecord, LocalModelRecord, PairRecord
+
+__all__ = ["ENTRY_POINT_GROUP", "PROJECT_NAME", "PolydraftSpec", "hookimpl", "hookspec"]
+
+PROJECT_NAME = "polydraft"
+ENTRY_POINT_GROUP = "polydraft"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+class PolydraftSpec:
+    """All hooks. Each is optional; each may return several records."""
+
+    @hookspec
+    def polydraft_backends(self) -> Iterable[BackendRecord]:
+        """Name the backends that this plugin brings.
+
+        >>> import polydraft
+        >>> @polydraft.hookimpl
+        ... def polydraft_backends():
+        ...     yield polydraft.BackendRecord(
+        ...         name="my-engine",
+        ...         factory="my_package.backend:MyBackend",
+        ...         summary="My engine on the CPU",
+        ...         formats={"safetensors"},
+        ...         drafter_kinds={"draft-model", "ngram"},
+        ...         engine="my-engine",
+        ...         requires={"my-engine": ">=1.2"},
+        ...         install_hint="pip install polydraft-my-engine",
+        ...     )
+        >>> [record.name for record in polydraft_backends()]
+        ['my-engine']
+        """
+        return ()
+
+    @hookspec
+    def polydraft_pairs(self) -> Iterable[PairRecord]:
+        """Add target-drafter pairs to the registry (after the user's own file, before the core's list).
+
+        >>> import polydraft
+        >>> @polydraft.hookimpl
+        ... def polydraft_pairs():
+        ...     yield polydraft.PairRecord(
+        ...         target="my-org/big", drafter="my-org/small", kind="draft-model",
+        ...         num_speculative_tokens={"*": 5},
+        ...     )
+        >>> [pair.drafter for pair in polydraft_pairs()]
+        ['my-org/small']
+        """
+        return ()
+
+    @hookspec
+    def polydraft_faults(self) -> Iterable[FaultRecord]:
+        """Add known faults of an engine's versions; ``doctor`` and ``load`` tell them to users.
+
+        >>> import polydraft
+        >>> @polydraft.hookimpl
+        ... def polydraft_faults():
+        ...     yield polydraft.FaultRecord(
+        ...         id="my-engine-1-3-crash", distribution="my-engine", versions="==1.3.0", affects="all",
+        ...         severity="refuse", summary="my-engine 1.3.0 crashes at start.",
+        ...         remedy="pip install 'my-engine!=1.3.0'",
+        ...     )
+        >>> [fault.versions for fault in polydraft_faults()]
+        ['==1.3.0']
+        """
+        return ()
+
+    @hookspec
+    def polydraft_local_models(self) -> Iterable[LocalModelRecord]:
+        """Name models that this plugin ships; users load them as ``builtin:<name>``.
+
+        >>> import polydraft
+        >>> @polydraft.hookimpl
+        ... def polydraft_local_models():
+        ...     yield polydraft.LocalModelRecord(name="tiny", path="/opt/models/tiny")
+        >>> [model.name for model in polydraft_local_models()]
+        ['tiny']
+        """
+        return ()

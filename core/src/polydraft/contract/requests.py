@@ -1,0 +1,137 @@
+"""What goes in: settings, prompts' types and the load request. Data flows request -> session -> loop -> engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from polydraft.contract.records import DrafterKind, Exactness, Record
+
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "GenerationSettings",
+    "HubOptions",
+    "LoadRequest",
+    "Message",
+    "ModelSource",
+    "OffReason",
+    "Prompt",
+    "SpeculationPlan",
+    "Speculate",
+    "TokenRequest",
+]
+
+Speculate = Literal["auto", "on", "off"]
+"""``auto``: speculate where possible, and say why where not. ``on``: refuse instead. ``off``: plain decoding."""
+
+Message = Mapping[str, Any]
+"""A chat message as chat templates take it: ``{"role": ..., "content": ...}``. ``content`` is text, or a list of
+parts ``{"type": "text", "text": ...}``; parts of type ``image`` and ``audio`` are refused until they work."""
+
+Prompt = str | Sequence[Message] | Sequence[int]
+"""Text (taken raw, with BOS once), chat messages (through the model's chat template), or token ids (as they are)."""
+
+
+class GenerationSettings(Record):
+    """The effective settings of one generation. The defaults below are polydraft's own, for every engine.
+
+    They are the one place where defaults are kept: a checkpoint's ``generation_config`` does not change sampling
+    silently. Only its end-of-sequence ids are honoured (the whole list).
+    """
+
+    max_new_tokens: int = Field(default=512, ge=1, description="Tokens to generate at most, EOS included.")
+    min_new_tokens: int = Field(default=0, ge=0, description="Before so many tokens, EOS and stop ids are not chosen.")
+    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy: the largest logit, lowest id on a tie.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus sampling (Holtzman et al. 2020).")
+    top_k: int = Field(default=0, ge=0, description="Keep the k largest logits; 0 keeps all.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given.")
+    stop: tuple[str, ...] = Field(default=(), description="Stop strings; the text ends before the match.")
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = Field(
+        default=None, ge=0, le=64, description="Log-probabilities of the chosen token and of so many best ones."
+    )
+
+
+DEFAULT_SETTINGS = GenerationSettings()
+
+
+class OffReason(Record):
+    """Why speculation is off."""
+
+    code: Literal[
+        "caller",  # speculate="off" or drafter=None
+        "no-drafter",  # none is known for the target, and n-gram drafting is not available
+        "settings",  # these sampling settings cannot be combined with speculation on this engine
+        "length",  # too few tokens left to draft any
+        "fault",  # a known fault of the installed engine version
+        "engine",  # the engine says so
+    ]
+    message: str = Field(description="One sentence.")
+
+
+class HubOptions(Record):
+    """How models are fetched from the Hugging Face Hub; the names are ``huggingface_hub``'s."""
+
+    revision: str | None = None
+    cache_dir: Path | None = None
+    token: str | bool | None = Field(default=None, repr=False)
+    local_files_only: bool = False
+
+
+class ModelSource(Record):
+    """A resolved model: its config has been read, its weights not yet."""
+
+    id: str = Field(description="As the user wrote it: Hub id, folder or ``builtin:<name>``.")
+    kind: Literal["hub", "local", "builtin"]
+    path: Path | None = Field(default=None, description="Local folder or file; None for a Hub model.")
+    format: str = Field(description="Weight format: safetensors, gguf, mlx, litertlm, reference, ...")
+    config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty where there is none.")
+    revision: str | None = None
+    file: str | None = Field(default=None, description="File or pattern inside the repo or folder, for single files.")
+
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of the config, or an empty string."""
+        return str(self.config.get("model_type", ""))
+
+
+class SpeculationPlan(Record):
+    """Which drafter a session shall use, or why none."""
+
+    kind: DrafterKind | None = None
+    drafter: ModelSource | None = Field(default=None, description="None for ``ngram`` and for plain decoding.")
+    num_speculative_tokens: int = Field(default=0, ge=0, description="k, the bonus token excluded.")
+    chosen_by: Literal["caller", "registry", "sibling", "config", "fallback", "none"] = "none"
+    note: str = Field(default="", description="What the user should know of the choice, one sentence.")
+    off: OffReason | None = None
+
+
+class LoadRequest(Record):
+    """Everything a backend needs to load a pair. The core has checked it: the pair fits, the backend is usable."""
+
+    target: ModelSource
+    plan: SpeculationPlan
+    exactness: Exactness = "standard"
+    context_length: int | None = Field(default=None, ge=1, description="Tokens; None: the model's own, within memory.")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16, or the engine's own names.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    trust_remote_code: bool = False
+    hub: HubOptions = HubOptions()
+    engine_options: Any = Field(default=None, description="An instance of the backend's ``EngineOptions`` model.")
+
+
+class TokenRequest(Record):
+    """One generation in tokens: what a session asks of its loop or engine."""
+
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    settings: GenerationSettings
+    seed: int = Field(ge=0, lt=2**63, description="The effective seed; the settings' own or a drawn one.")
+    speculate: bool
+    num_speculative_tokens: int = Field(ge=0)
+    eos_token_ids: frozenset[int] = Field(description="Empty where ``ignore_eos`` is set.")
+    max_total_tokens: int = Field(description="Prompt and output together: the context length.")

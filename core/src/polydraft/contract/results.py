@@ -1,0 +1,185 @@
+"""What comes out: chunks, results and statistics."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from polydraft.contract.records import DrafterKind, Exactness, Record
+from polydraft.contract.requests import GenerationSettings, OffReason
+
+__all__ = [
+    "Chunk",
+    "FinishReason",
+    "GenerationResult",
+    "GenerationStats",
+    "Round",
+    "RunningInfo",
+    "Segment",
+    "TokenLogprobs",
+    "ToolCall",
+]
+
+FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
+"""``length``: max_new_tokens. ``eos``: an end-of-sequence id. ``stop``: a stop string or stop id. ``context``: the
+context is full. ``cancelled``: closed or cancelled by the caller."""
+
+
+class TokenLogprobs(Record):
+    """Natural-log probabilities at one position, of the target's raw logits (before temperature and filters)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = Field(default=(), description="(token id, logprob), best first.")
+
+
+class Round(Record):
+    """What one round (or one engine output) emitted. The engine-neutral unit.
+
+    Accepted drafts come first, the bonus token last. What an engine does not report is None, never 0.
+    """
+
+    token_ids: tuple[int, ...]
+    num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: no draft was made.")
+    num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` are accepted drafts.")
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+class Segment(Record):
+    """A piece of a chunk's text that is all drafted, or all the target's own."""
+
+    text: str
+    is_draft: bool
+
+
+class ToolCall(Record):
+    """A tool call that the model wrote."""
+
+    name: str
+    arguments: dict[str, Any]
+    raw: str = Field(description="The call as the model wrote it, without its delimiting tokens.")
+
+
+class Chunk(Record):
+    """What one round emitted, as the user sees it.
+
+    The ``text`` of all chunks, joined, is ``GenerationResult.text``. A chunk never splits a UTF-8 character, and
+    text that may become a stop string is held back, so ``text`` can be empty or hold text of earlier tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` were accepted drafts.")
+    num_draft_tokens: int | None = None
+    segments: tuple[Segment, ...] = Field(default=(), description="``text`` cut by origin; joined they are ``text``.")
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), description="Calls completed in this chunk.")
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = Field(default=None, description="Set on the last chunk.")
+
+
+class GenerationStats(Record):
+    """Counts of what happened. What the engine does not report is None, never 0.
+
+    Definitions are vLLM's (``vllm/v1/spec_decode/metrics.py``): a round is one draft and the target forward that
+    verifies it. Accepted drafts that a stop cut off are not counted.
+    """
+
+    num_tokens: int = Field(description="Tokens emitted.")
+    num_target_steps: int | None = Field(default=None, description="Target forwards after prefill, rounds included.")
+    num_drafts: int | None = Field(default=None, description="Rounds: target forwards that verified a draft.")
+    num_draft_tokens: int | None = None
+    num_accepted_tokens: int | None = None
+    accepted_per_position: tuple[int, ...] | None = Field(
+        default=None, description="Element i: rounds whose draft was accepted at position i."
+    )
+    prefill_seconds: float | None = Field(default=None, description="Until the first token was chosen.")
+    decode_seconds: float | None = Field(default=None, description="From the first token to the last.")
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted tokens; None if nothing was drafted or the engine does not say."""
+        if not self.num_draft_tokens or self.num_accepted_tokens is None:
+            return None
+        return self.num_accepted_tokens / self.num_draft_tokens
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """1 + accepted / rounds: tokens per round, the bonus token included."""
+        if not self.num_drafts or self.num_accepted_tokens is None:
+            return None
+        return 1 + self.num_accepted_tokens / self.num_drafts
+
+    @property
+    def acceptance_rate_per_position(self) -> tuple[float, ...] | None:
+        """Accepted at position i / rounds."""
+        if not self.num_drafts or self.accepted_per_position is None:
+            return None
+        return tuple(count / self.num_drafts for count in self.accepted_per_position)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first / decode seconds: prefill is not in it."""
+        if not self.decode_seconds or self.num_tokens < 2:
+            return None
+        return (self.num_tokens - 1) / self.decode_seconds
+
+    def with_rates(self) -> dict[str, Any]:
+        """The counts with the derived rates, as JSON-ready data."""
+        rates = (
+            "acceptance_rate",
+            "mean_acceptance_length",
+            "acceptance_rate_per_position",
+            "tokens_per_second",
+            "tokens_per_target_step",
+        )
+        return {**self.model_dump(mode="json"), **{name: getattr(self, name) for name in rates}}
+
+    @property
+    def tokens_per_target_step(self) -> float | None:
+        """Tokens after the first / target forwards after prefill."""
+        if not self.num_target_steps or self.num_tokens < 2:
+            return None
+        return (self.num_tokens - 1) / self.num_target_steps
+
+
+class RunningInfo(Record):
+    """What really runs in a session."""
+
+    backend: str
+    engine: str
+    engine_version: str
+    target: str
+    drafter: str | None
+    method: DrafterKind | None = Field(description="Speculation method; None: plain decoding.")
+    num_speculative_tokens: int = Field(description="Effective k, the bonus token excluded; 0: plain decoding.")
+    dtype: str
+    device: str
+    context_length: int
+    exactness: Exactness = "standard"
+    concurrency: Literal["serial", "concurrent"] = Field(
+        description="``serial``: calls wait for one another. ``concurrent``: they make progress together."
+    )
+    speculation_off: OffReason | None = None
+    notes: tuple[str, ...] = ()
+
+
+class GenerationResult(Record):
+    """A finished generation."""
+
+    text: str = Field(description="The answer: no special tokens, thinking and tool calls parsed apart.")
+    raw_text: str = Field(description="All emitted tokens as text, special tokens included.")
+    token_ids: tuple[int, ...] = Field(
+        description="Emitted tokens, with the EOS or stop token, or the token that completed a stop string, as the last."
+    )
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_match: str | int | None = Field(default=None, description="The stop string or id that ended it.")
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    settings: GenerationSettings = Field(description="The effective settings; ``seed`` is the one used.")
+    stats: GenerationStats
+    running: RunningInfo
+    speculation_off: OffReason | None = Field(default=None, description="Why this call did not speculate.")

@@ -1,0 +1,182 @@
+"""The stepping engine: the second, smaller interface. Implement it, and the core runs the speculative loop.
+
+Positions are absolute: token i of a sequence (prompt included, from 0) has position i. ``length`` counts the tokens
+whose KV is stored. The *newest* token has been chosen but not yet run: it has position ``length``.
+
+One round, as the core's loop drives it::
+
+    drafts = sequence.propose(newest, k, chooser).token_ids          # d_1 .. d_k
+    step = sequence.verify([newest, *drafts], chooser)               # k+1 rows, length grows by k+1
+    accepted = number of leading drafts with d_i == step.token_ids[i-1]
+    sequence.rollback(length_before + 1 + accepted)                  # step.token_ids[:accepted+1] are emitted
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from polydraft.contract.results import TokenLogprobs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from polydraft.contract.requests import LoadRequest
+    from polydraft.contract.results import RunningInfo
+    from polydraft.contract.tokenizer import Tokenizer
+    from polydraft.sampling.ops import ArrayOps
+
+__all__ = ["Chooser", "EngineSequence", "LogitsHandle", "Proposal", "Step", "SteppingEngine"]
+
+
+class LogitsHandle(Protocol):
+    """Logits of one step, still where the engine made them."""
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """Copy to the host: float32, shape (rows, vocab)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The target's choices of one forward: ``token_ids[i]`` follows the i-th token that was run.
+
+    ``logits`` is set on demand only (``keep_logits=True``), raw as the model gives them (soft-cap applied).
+    """
+
+    token_ids: list[int]
+    logits: LogitsHandle | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A drafter's tokens, at most the k that were asked for; fewer, or none, is allowed."""
+
+    token_ids: list[int]
+    logits: LogitsHandle | None = None
+
+
+class Chooser(Protocol):
+    """Chooses tokens from logits, by the one rule of the core (``polydraft.sampling``). Engines call, never look in.
+
+    The choice at a position depends on the logits there, the settings, the seed and the position, on nothing else.
+    """
+
+    def choose(
+        self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
+    ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
+        """The target's tokens for the positions ``first_position`` onwards, one a row.
+
+        Args:
+            logits: The engine's own array, shape (rows, vocab), any float dtype, on any device.
+            first_position: Absolute position of the token that row 0 chooses: one past the token that row 0 ran.
+            run_token_ids: The tokens that were run, one a row: processors see them as the rows' prefix.
+            keep_logprobs: Whether log-probabilities are wanted if the settings ask for them.
+        """
+        ...
+
+    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
+        """A drafter's token for one position, with the very noise that the target's choice will use.
+
+        The choice stays on the device, so that a drafter can feed it back without waiting for the host.
+
+        Args:
+            logits: One row of the drafter's logits, shape (1, vocab), any float dtype, on any device.
+            position: Absolute position of the drafted token; the first draft after the newest token has
+                ``length + 1``.
+            run_token_ids: The newest token and the earlier drafts of this round; needed, and read, only where
+                ``needs_prefix`` is True.
+
+        Returns:
+            The engine's own integer array of shape (1,).
+        """
+        ...
+
+    @property
+    def needs_prefix(self) -> bool:
+        """Whether drafts' choices depend on the tokens before them (processors): then give ``run_token_ids``."""
+        ...
+
+
+class EngineSequence(ABC):
+    """One token sequence on an engine: the target's KV cache, and what the drafter needs of it."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of tokens whose KV is stored."""
+
+    @abstractmethod
+    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+        """Run the prompt (in chunks, as the engine likes), and choose the token after it: a Step of one row.
+
+        Called once, on an empty sequence, with at least one token.
+
+        Raises:
+            OutOfMemoryError: The context does not fit.
+            EngineError: The engine failed.
+        """
+
+    @abstractmethod
+    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+        """Run ``token_ids`` (the newest token, then the drafts) after the stored ones; one chosen token a row.
+
+        Plain decoding is ``verify([newest], chooser)``. At most ``max_draft_tokens + 1`` tokens are given.
+        """
+
+    @abstractmethod
+    def rollback(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens, in every layer and in the drafter.
+
+        Must be exact for up to ``max_draft_tokens + 1`` tokens after any verify, past a sliding window too. The row
+        of token ``length - 1`` stays available to ``propose`` if the last prefill or verify ran it.
+        """
+
+    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+        """Draft up to k tokens after ``newest``, the token at position ``length``. Nothing stored changes.
+
+        An engine without a model drafter need not implement it: the core drafts n-grams itself.
+        """
+        return Proposal([])
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the sequence's memory. May be called twice."""
+
+
+class SteppingEngine(ABC):
+    """A loaded target, with its drafter if there is one."""
+
+    tokenizer: Tokenizer
+    """The target's tokenizer."""
+
+    @property
+    def array_ops(self) -> ArrayOps[Any]:
+        """The operations of the engine's arrays, for choosing tokens where the logits are. Default: numpy's."""
+        from polydraft.sampling.numpy_ops import NumpyOps
+
+        return NumpyOps()
+
+    max_sequences: int | None = None
+    """Sequences that may be open at a time; None: as many as memory holds. With 1, a session's calls are serial."""
+
+    @property
+    @abstractmethod
+    def max_draft_tokens(self) -> int:
+        """k_max, a constant of the engine: ``verify`` takes at most k_max + 1 tokens."""
+
+    @abstractmethod
+    def running(self, request: LoadRequest) -> RunningInfo:
+        """What really runs; ``concurrency`` must be ``serial`` if ``max_sequences`` is 1."""
+
+    @abstractmethod
+    def open_sequence(self) -> EngineSequence:
+        """A new, empty sequence. Never shares state with another one that could change its output."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. May be called twice."""

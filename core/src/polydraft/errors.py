@@ -1,0 +1,113 @@
+"""Every error that polydraft raises on purpose.
+
+Each carries one sentence that says what is wrong (``message``) and one that says what to do (``hint``).
+``str(error)`` is both. Errors are raised before work is lost: before a download, before weights are loaded,
+before the first token.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendNotFoundError",
+    "BackendUnavailableError",
+    "ContextLengthError",
+    "DeviceError",
+    "EngineError",
+    "ForkedSessionError",
+    "InvalidRequestError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "PairMismatchError",
+    "PluginError",
+    "PolydraftError",
+    "SessionBusyError",
+    "SessionClosedError",
+    "SpeculationUnavailableError",
+    "UnsupportedError",
+]
+
+
+class PolydraftError(Exception):
+    """Base of all errors of polydraft.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do. May be empty where nothing can be done.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InvalidRequestError(PolydraftError, ValueError):
+    """An argument is of the wrong type or out of range."""
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt does not fit into the context."""
+
+
+class UnsupportedError(PolydraftError):
+    """The request is well formed, but this backend or model cannot do it (images, an exactness mode, ...)."""
+
+
+class SpeculationUnavailableError(UnsupportedError):
+    """``speculate="on"`` (or an explicit drafter) was asked for, and speculation cannot run."""
+
+
+class PluginError(PolydraftError):
+    """A plugin is broken: it cannot be imported, breaks the contract, or bears a name that is taken."""
+
+
+class BackendNotFoundError(PolydraftError, LookupError):
+    """No backend of that name is installed."""
+
+
+class BackendUnavailableError(PolydraftError):
+    """The backend is installed, but cannot run here (engine missing, version with a known fault, ...)."""
+
+
+class ModelNotFoundError(PolydraftError, LookupError):
+    """The target or drafter does not exist, or may not be read (gated, offline)."""
+
+
+class ModelFormatError(PolydraftError):
+    """A checkpoint exists, but cannot be read: no config, a missing shard, an unknown architecture or format."""
+
+
+class PairMismatchError(PolydraftError):
+    """Target and drafter do not belong together."""
+
+
+class DeviceError(PolydraftError):
+    """The device that was asked for is not there."""
+
+
+class OutOfMemoryError(PolydraftError, MemoryError):
+    """The weights or the context do not fit into memory."""
+
+
+class EngineError(PolydraftError):
+    """The engine failed while it worked. ``partial_text`` holds what had been generated until then."""
+
+    def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
+        super().__init__(message, hint)
+        self.partial_text = partial_text
+
+
+class SessionClosedError(PolydraftError, RuntimeError):
+    """The session was used after ``close()``."""
+
+
+class SessionBusyError(PolydraftError, RuntimeError):
+    """The session runs one call at a time, and this thread already holds an unfinished stream of it."""
+
+
+class ForkedSessionError(PolydraftError, RuntimeError):
+    """The session was used in a process forked from the one that loaded it."""

@@ -1,0 +1,111 @@
+"""The array operations that choosing a token needs, so that one rule serves numpy, torch and mlx.
+
+An implementation maps each name to its library's own function. All of them are elementwise, exact integer, or order
+independent, and none fuses a multiply with an add: so the same logits give the same token ids in every library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["ArrayOps"]
+
+A = TypeVar("A")
+
+
+class ArrayOps(Protocol[A]):
+    """Operations on the arrays of one library. ``A`` also has the operators + - * & | ^ << >> < <= > >= ==.
+
+    Shapes: ``rows`` is the number of positions chosen at once, ``n`` the number of candidates of a row.
+    """
+
+    def float32(self, array: Any) -> A:
+        """``array`` as float32 (a copy only where needed), shape kept."""
+        ...
+
+    def int64(self, array: A) -> A:
+        """``array`` (int32, or float32 holding whole numbers) as int64."""
+        ...
+
+    def bits(self, array: A) -> A:
+        """The IEEE bits of a float32 array, as int64 (sign-extended from int32)."""
+        ...
+
+    def from_bits(self, array: A) -> A:
+        """Float32 array of the IEEE bits in an int64 array whose values fit into int32."""
+        ...
+
+    def column(self, values: Sequence[int], like: A) -> A:
+        """Int64 array of shape (len(values), 1), on the device of ``like``."""
+        ...
+
+    def where(self, condition: A, yes: A | float, no: A | float) -> A:
+        """Elementwise choice; the result has the dtype of the array among ``yes`` and ``no``."""
+        ...
+
+    def floor(self, array: A) -> A:
+        """Elementwise floor, float32."""
+        ...
+
+    def row_max(self, array: A) -> A:
+        """Maximum over the last axis, kept: (rows, 1)."""
+        ...
+
+    def row_min(self, array: A) -> A:
+        """Minimum over the last axis, kept: (rows, 1)."""
+        ...
+
+    def row_sum(self, array: A) -> A:
+        """Int64 sum over the last axis, kept: (rows, 1)."""
+        ...
+
+    def row_cumsum(self, array: A) -> A:
+        """Int64 running sum over the last axis, the element itself included."""
+        ...
+
+    def argmax(self, array: A) -> A:
+        """Index of the first maximum over the last axis: int64, shape (rows,)."""
+        ...
+
+    def argsort_descending(self, keys: A) -> A:
+        """Indices that sort int64 ``keys`` (all different in a row, but for padding) from large to small."""
+        ...
+
+    def take(self, array: A, indices: A) -> A:
+        """``array[row, indices[row, i]]``, shape of ``indices``."""
+        ...
+
+    def candidates(self, values: A, floor: A) -> tuple[A, A]:
+        """The entries of each row that are at least ``floor`` (rows, 1), with their column indices.
+
+        Returns:
+            Float32 values of shape (rows, n), ``-inf`` where they are below the floor or padding, and int64 column
+            indices of shape (rows, n). A library may return all columns (n = vocab) where compacting costs more
+            than it saves, as on a GPU.
+        """
+        ...
+
+    def best(self, array: A, count: int) -> tuple[A, A]:
+        """The ``count`` largest values of each row, descending, and their column indices (int64)."""
+        ...
+
+    def first_column(self, array: A) -> A:
+        """``array[:, 0]``."""
+        ...
+
+    def column_mask(self, array: A, count: int) -> A:
+        """Boolean array, broadcastable to ``array``, True in the first ``count`` columns."""
+        ...
+
+    def tolist(self, array: A) -> list[Any]:
+        """The array's values on the host; the one place that waits for the device."""
+        ...
+
+    def numpy(self, array: Any) -> Any:
+        """Copy to the host as a float32 numpy array."""
+        ...
+
+    def from_numpy(self, array: Any, like: Any) -> A:
+        """A float32 numpy array as the library's own, on the device of ``like``."""
+        ...

@@ -1,0 +1,1 @@
+"""From token ids to text: incremental decoding, stop strings, thinking and tool calls."""
