@@ -1,0 +1,96 @@
+"""The KV cache: one buffer a layer, with rollback that is exact past a sliding window too."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from polydraft.errors import EngineError
+
+__all__ = ["KVCache", "LayerCache"]
+
+Array = npt.NDArray[Any]
+
+
+class LayerCache:
+    """Keys and values of one layer. Position p lies in slot ``p % capacity``.
+
+    A full-attention layer has a slot for every position. A sliding layer is a ring: a new row overwrites the oldest
+    one. If the ring were only ``window`` rows long, running k drafts would overwrite k rows that are seen again once
+    those drafts are rolled back. So it has ``slack`` more, and remembers how far it was ever written.
+
+    Args:
+        window: Rows that attention sees, the newest included; None: all.
+        slack: Rows that can be rolled back.
+        context_length: Positions there can be.
+        row_shape: Shape of a key, (heads, head_dim).
+        dtype: float32 or float64.
+    """
+
+    def __init__(
+        self, window: int | None, slack: int, context_length: int, row_shape: tuple[int, int], dtype: npt.DTypeLike
+    ) -> None:
+        self.window = window
+        self.capacity = context_length if window is None else min(window + slack, context_length)
+        self.keys: Array = np.zeros((self.capacity, *row_shape), dtype)
+        self.values: Array = np.zeros((self.capacity, *row_shape), dtype)
+        self.length = 0
+        self.written = 0
+
+    def append(self, key: Array, value: Array) -> None:
+        """Store the row of position ``length``; both of shape ``row_shape``."""
+        slot = self.length % self.capacity
+        self.keys[slot], self.values[slot] = key, value
+        self.length += 1
+        self.written = max(self.written, self.length)
+
+    def visible(self) -> tuple[Array, Array]:
+        """Keys and values that the newest stored row attends to, oldest first: (rows, heads, head_dim) each."""
+        slots = np.arange(self._first_visible(self.length - 1), self.length) % self.capacity
+        return self.keys[slots], self.values[slots]
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` rows.
+
+        Raises:
+            EngineError: A row that the next one must see has been overwritten.
+        """
+        first_stored = max(0, self.written - self.capacity)
+        if not 0 <= length <= self.length or self._first_visible(length) < first_stored:
+            raise EngineError(
+                f"A KV cache of {self.length} rows cannot be rolled back to {length}.",
+                "Roll back at most max_draft_tokens + 1 rows after a step.",
+            )
+        self.length = length
+
+    def copy(self) -> LayerCache:
+        """A cache with buffers of its own."""
+        twin = copy(self)
+        twin.keys, twin.values = self.keys.copy(), self.values.copy()
+        return twin
+
+    def _first_visible(self, position: int) -> int:
+        return 0 if self.window is None else max(0, position + 1 - self.window)
+
+
+class KVCache:
+    """The caches of all layers, which grow and shrink together."""
+
+    def __init__(self, layers: list[LayerCache]) -> None:
+        self.layers = layers
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+        return self.layers[-1].length
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens, in every layer."""
+        for layer in self.layers:
+            layer.truncate(length)
+
+    def copy(self) -> KVCache:
+        """A scratch copy: what is run on it leaves the original as it is."""
+        return KVCache([layer.copy() for layer in self.layers])

@@ -1,0 +1,142 @@
+"""The toy transformer: a decoder of a few small layers in numpy, one token a time.
+
+Every sum is a numpy reduction over one row, never a BLAS call, and a forward runs one row: so a row's bits depend on
+its token, its position and the rows before it, and on nothing else: not on how many rows are run together, on threads,
+or on where in a buffer they lie. (Python's floats leave a float32 array float32.) This is what ``exactness="bitwise"`` asks of an engine.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polydraft_reference.kv_cache import KVCache, LayerCache
+from polydraft_reference.text_habits import bigram_logits
+
+if TYPE_CHECKING:
+    from polydraft_reference.config import ModelConfig
+
+__all__ = ["LayerWeights", "ReferenceModel"]
+
+Array = npt.NDArray[Any]
+
+ATTENTION_SCALE = 4.0
+"""Attention is sharp, so that single rows of the KV cache matter."""
+
+EMBEDDING_SCALE = 0.3
+"""Embeddings are small beside what the layers add: with a tied head, a token would repeat itself otherwise."""
+
+LOGIT_SCALE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer; each matrix has shape (out, in)."""
+
+    query: Array
+    key: Array
+    value: Array
+    output: Array
+    up: Array
+    down: Array
+
+
+class ReferenceModel:
+    """Weights and forward of a toy. Read-only once made: sequences in several threads share it.
+
+    Args:
+        config: Sizes and seed. Each matrix is drawn from (seed, its name): models of one seed and width share what
+            they both have, so a shallower one drafts passably for a deeper one.
+        dtype: float32 or float64, of weights, KV cache and logits.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: npt.DTypeLike = np.float32) -> None:
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.embedding = self._weight("embedding", config.vocab_size, width, scale=EMBEDDING_SCALE)
+        self.positions = self._weight("positions", config.max_position_embeddings, width, scale=EMBEDDING_SCALE)
+        self.bigrams = bigram_logits(config.seed).astype(self.dtype)
+        self.layers = [
+            LayerWeights(
+                query=self._weight(f"{index}.query", width, width),
+                key=self._weight(f"{index}.key", width, width),
+                value=self._weight(f"{index}.value", width, width),
+                output=self._weight(f"{index}.output", width, width),
+                up=self._weight(f"{index}.up", inner, width),
+                down=self._weight(f"{index}.down", width, inner),
+            )
+            for index in range(len(config.layer_types))
+        ]
+
+    def new_cache(self, slack: int) -> KVCache:
+        """An empty KV cache from which ``slack`` rows can be rolled back."""
+        config = self.config
+        heads = config.num_attention_heads
+        return KVCache(
+            [
+                LayerCache(
+                    config.sliding_window if layer_type == "sliding_attention" else None,
+                    slack,
+                    config.max_position_embeddings,
+                    (heads, config.hidden_size // heads),
+                    self.dtype,
+                )
+                for layer_type in config.layer_types
+            ]
+        )
+
+    def run(self, token_id: int, cache: KVCache) -> Array:
+        """Run one token at position ``cache.length``, store its keys and values, and return its hidden state.
+
+        Returns:
+            Shape (hidden_size,), before the final norm.
+        """
+        hidden: Array = self.embedding[token_id] + self.positions[cache.length]
+        for weights, layer_cache in zip(self.layers, cache.layers, strict=True):
+            hidden = hidden + self._attention(weights, layer_cache, _rms_norm(hidden))
+            hidden = hidden + self._mlp(weights, _rms_norm(hidden))
+        return hidden
+
+    def logits(self, hidden: Array, token_id: int) -> Array:
+        """Logits of the token after ``token_id``, whose hidden state is given: shape (vocab,)."""
+        logits: Array = _matvec(self.embedding, _rms_norm(hidden)) * LOGIT_SCALE + self.bigrams[token_id]
+        return logits
+
+    def _attention(self, weights: LayerWeights, cache: LayerCache, hidden: Array) -> Array:
+        heads = (self.config.num_attention_heads, -1)
+        query = _matvec(weights.query, hidden).reshape(heads)
+        cache.append(_matvec(weights.key, hidden).reshape(heads), _matvec(weights.value, hidden).reshape(heads))
+        keys, values = cache.visible()
+        scores = (keys * query).sum(axis=-1) * (ATTENTION_SCALE * query.shape[-1] ** -0.5)
+        shares = np.exp(scores - scores.max(axis=0))
+        shares /= shares.sum(axis=0)
+        mixed = (values * shares[:, :, None]).sum(axis=0)
+        return _matvec(weights.output, mixed.reshape(-1))
+
+    def _mlp(self, weights: LayerWeights, hidden: Array) -> Array:
+        return _matvec(weights.down, np.maximum(_matvec(weights.up, hidden), 0))
+
+    def _weight(self, name: str, rows: int, columns: int, scale: float | None = None) -> Array:
+        """A matrix (rows, columns) that depends on the seed, its name and its columns; more rows extend it."""
+        # RandomState, not Generator: numpy promises its stream never changes, and the weights are the checkpoint.
+        random = np.random.RandomState([self.config.seed, zlib.crc32(name.encode())])
+        matrix = random.standard_normal((rows, columns)) * (columns**-0.5 if scale is None else scale)
+        weight = matrix.astype(self.dtype)
+        weight.flags.writeable = False
+        return weight
+
+
+def _matvec(matrix: Array, vector: Array) -> Array:
+    """``matrix @ vector`` as a row-wise sum: see the module's docstring."""
+    product: Array = (matrix * vector).sum(axis=-1)
+    return product
+
+
+def _rms_norm(vector: Array) -> Array:
+    normed: Array = vector / np.sqrt((vector * vector).mean() + 1e-6)
+    return normed

@@ -1,0 +1,53 @@
+"""The entry point: cheap records, no numpy. This is all that polydraft imports until the backend is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polydraft.contract import BackendRecord, LocalModelRecord, PairRecord, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["polydraft_backends", "polydraft_local_models", "polydraft_pairs"]
+
+_MODELS = Path(__file__).with_name("models")
+
+
+@hookimpl
+def polydraft_backends() -> Iterable[BackendRecord]:
+    """The backend ``reference``."""
+    yield BackendRecord(
+        name="reference",
+        factory="polydraft_reference.backend:ReferenceBackend",
+        summary="A tiny pure-numpy engine for tests and plugin authors; runs toy models only",
+        formats=frozenset({"reference"}),
+        drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
+        engine="polydraft-reference",
+        requires={"numpy": ">=2.0"},
+        install_hint="pip install polydraft-reference",
+    )
+
+
+@hookimpl
+def polydraft_local_models() -> Iterable[LocalModelRecord]:
+    """``builtin:toy`` and its drafters, ``builtin:toy-assistant`` and ``builtin:toy-draft``."""
+    for folder in sorted(_MODELS.iterdir()):
+        yield LocalModelRecord(name=folder.name, path=str(folder), format="reference")
+
+
+@hookimpl
+def polydraft_pairs() -> Iterable[PairRecord]:
+    """The pairs, the assistant first: it is what ``drafter="auto"`` takes."""
+    k = {"*": 4}
+    yield PairRecord(
+        target="builtin:toy", drafter="builtin:toy-assistant", kind="mtp", format="reference", num_speculative_tokens=k
+    )
+    yield PairRecord(
+        target="builtin:toy",
+        drafter="builtin:toy-draft",
+        kind="draft-model",
+        format="reference",
+        num_speculative_tokens=k,
+    )
