@@ -1,0 +1,56 @@
+"""The prompts that scores and tests use: texts and chats that no model was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypedDict, cast
+
+from ._data import ROOT
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: Literal["system", "user"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: either raw text or a chat.
+
+    `text` is to be taken raw, with `<bos>` once before it; `messages` go through the model's chat template together
+    with `tools` and `enable_thinking`. `source` is the standard library's module that the prompt comes from.
+    """
+
+    id: str
+    kind: Literal["text", "chat"]
+    source: str
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    enable_thinking: bool = False
+
+
+@cache
+def prompts() -> tuple[Prompt, ...]:
+    """All prompts, in a fixed order: first texts, then chats.
+
+    >>> prompts()[0].kind
+    'text'
+    """
+    loaded = cast("list[dict[str, Any]]", json.loads((ROOT / "prompts.json").read_text(encoding="utf-8")))
+    return tuple(
+        Prompt(
+            id=item["id"],
+            kind=item["kind"],
+            source=item["source"],
+            text=item.get("text"),
+            messages=tuple(item.get("messages", ())),
+            tools=tuple(item.get("tools", ())),
+            enable_thinking=item.get("enable_thinking", False),
+        )
+        for item in loaded
+    )

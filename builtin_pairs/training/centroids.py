@@ -1,0 +1,74 @@
+"""The centroid head: a balanced clustering of the head's rows, and centroids trained to pick the right clusters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Gemma4AssistantForCausalLM
+
+
+def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, seed: int = 0) -> torch.Tensor:
+    """The cluster of every row; each cluster gets exactly as many rows as the others.
+
+    Lloyd's algorithm with a capacity: the closest (row, cluster) pairs are matched first.
+    """
+    rows = nn.functional.normalize(rows.detach().float().cpu(), dim=1)
+    count, capacity = rows.shape[0], rows.shape[0] // clusters
+    if capacity * clusters != count:
+        raise ValueError(f"{count} rows do not divide into {clusters} clusters")
+    generator = torch.Generator().manual_seed(seed)
+    centres = rows[torch.randperm(count, generator=generator)[:clusters]]
+    assigned = torch.zeros(count, dtype=torch.long)
+    for _ in range(rounds):
+        order = (rows @ centres.T).flatten().argsort(descending=True).tolist()
+        assigned = torch.full((count,), -1, dtype=torch.long)
+        taken, room, left = [-1] * count, [capacity] * clusters, count
+        for pair in order:
+            row, cluster = divmod(pair, clusters)
+            if taken[row] < 0 and room[cluster]:
+                taken[row] = cluster
+                room[cluster] -= 1
+                left -= 1
+                if not left:
+                    break
+        assigned = torch.tensor(taken)
+        sums = torch.zeros_like(centres).index_add_(0, assigned, rows)
+        centres = nn.functional.normalize(sums, dim=1)
+    return assigned
+
+
+def install(model: Gemma4AssistantForCausalLM, *, seed: int = 0) -> torch.Tensor:
+    """Clusters the head, writes `token_ordering`, starts the centroids at the clusters' means.
+
+    Returns the cluster of every token, for the loss below.
+    """
+    head = model.masked_embedding
+    if head is None:
+        raise ValueError("this drafter has no centroid head")
+    weight = model.lm_head.weight
+    assigned = balanced_clusters(weight, head.num_centroids, seed=seed).to(weight.device)
+    with torch.no_grad():
+        head.token_ordering.copy_(assigned.argsort(stable=True))
+        sums = torch.zeros_like(head.centroids.weight).index_add_(0, assigned, weight)
+        head.centroids.weight.copy_(sums / head.vocab_size_per_centroid)
+    return assigned
+
+
+def cluster_loss(
+    model: Gemma4AssistantForCausalLM, hidden: torch.Tensor, wanted: torch.Tensor, assigned: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy per row of the centroids' choice against the wanted probability of each cluster."""
+    head = model.masked_embedding
+    scores = head.centroids(hidden).float().log_softmax(-1)
+    mass = torch.zeros(*wanted.shape[:-1], head.num_centroids, device=wanted.device, dtype=wanted.dtype)
+    mass = mass.index_add_(-1, assigned, wanted)
+    return -(mass * scores).sum(-1)
+
+
+def recall(model: Gemma4AssistantForCausalLM, hidden: torch.Tensor) -> float:
+    """How often the selected clusters hold the dense head's first choice."""
+    head = model.masked_embedding
+    clusters = head.token_ordering.argsort() // head.vocab_size_per_centroid
+    best = model.lm_head(hidden).argmax(-1)
+    selected = head.centroids(hidden).topk(head.centroid_intermediate_top_k, dim=-1).indices
+    return (selected == clusters[best][..., None]).any(-1).float().mean().item()
