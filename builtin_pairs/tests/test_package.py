@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 import polydraft_builtin_pairs as builtin
+import pytest
 from polydraft_builtin_pairs import _data
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GEMMA = ("tiny-e2b", "tiny-31b", "tiny-26b")
 FILES = {
@@ -132,10 +133,14 @@ def test_shapes_suit_every_engine(name: str) -> None:
 
 def test_each_gemma_pair_shows_its_own_features() -> None:
     e2b, dense, experts = (read(name) for name in GEMMA)
-    assert e2b["hidden_size_per_layer_input"] and e2b["num_kv_shared_layers"] and e2b["use_double_wide_mlp"]
+    assert e2b["hidden_size_per_layer_input"]
+    assert e2b["num_kv_shared_layers"]
+    assert e2b["use_double_wide_mlp"]
     assert read("tiny-e2b-assistant")["use_ordered_embeddings"] is True
-    assert dense["attention_k_eq_v"] and not dense["enable_moe_block"]
-    assert experts["enable_moe_block"] and experts["num_experts"] > experts["top_k_experts"] > 0
+    assert dense["attention_k_eq_v"]
+    assert not dense["enable_moe_block"]
+    assert experts["enable_moe_block"]
+    assert experts["num_experts"] > experts["top_k_experts"] > 0
     for name in ("tiny-31b-assistant", "tiny-26b-assistant"):
         assert read(name)["use_ordered_embeddings"] is False
 

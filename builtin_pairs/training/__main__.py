@@ -1,4 +1,4 @@
-"""`python -m training STEP`: corpus, train, collect, score, package (see README.md)."""
+"""`python -m training STEP`: corpus, train, package, score, card (see README.md)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     score.add_argument("--device", default="cpu")
     score.add_argument("--threads", type=int, default=1)
     steps.add_parser("prompts", help="write the package's prompts")
+    steps.add_parser("card", help="write the scores into MODEL_CARD.md and the samples into training/README.md")
     steps.add_parser("package", help="copy the checkpoints into the package and write the checksums")
     return parser.parse_args()
 
@@ -64,6 +65,10 @@ def main() -> int:
         from .package import write_prompts
 
         write_prompts(arguments.corpus)
+    elif arguments.step == "card":
+        from .card import write_card
+
+        write_card()
     elif arguments.step == "package":
         from .package import package
 

@@ -162,6 +162,7 @@ def gemma_assistant(shape: Shape) -> Gemma4AssistantForCausalLM:
         vocab_size_per_layer_input=0,
         attention_k_eq_v=dict(shape.extra).get("attention_k_eq_v", False),
     )
+    fields: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS}
     config = Gemma4AssistantConfig(
         text_config=text,
         backbone_hidden_size=shape.hidden_size,
@@ -169,9 +170,7 @@ def gemma_assistant(shape: Shape) -> Gemma4AssistantForCausalLM:
         num_centroids=NUM_CENTROIDS,
         centroid_intermediate_top_k=CENTROID_TOP_K,
         tie_word_embeddings=True,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=BOS,
+        **fields,
     )
     model = Gemma4AssistantForCausalLM(config)
     prepare_gemma(model)
@@ -181,8 +180,8 @@ def gemma_assistant(shape: Shape) -> Gemma4AssistantForCausalLM:
     return model
 
 
-def prepare_gemma(model: PreTrainedModel) -> None:
-    """Starts attention as softly as a scaled one (Gemma 4 has no scale but learned norms), and sets the layer scalars."""
+def prepare_gemma(model: Any) -> None:
+    """Starts attention as softly as a scaled one (Gemma 4's has learned norms instead), sets the layer scalars."""
     for module in model.modules():
         if type(module).__name__ == "Gemma4TextAttention":
             module.q_norm.weight.data.fill_(module.head_dim**-0.5)
@@ -202,14 +201,14 @@ def llama(*, draft: bool) -> LlamaForCausalLM:
         head_dim=32,
         rms_norm_eps=1e-6,
     )
-    model = LlamaForCausalLM(config)
+    model: LlamaForCausalLM = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.generation_config = drafter_generation_config() if draft else target_generation_config()
     return model
 
 
 def target_generation_config() -> GenerationConfig:
     """Gemma 4's published sampling settings and its list of stop tokens."""
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=BOS,
         eos_token_id=list(STOP_IDS),
         pad_token_id=PAD,
@@ -222,7 +221,7 @@ def target_generation_config() -> GenerationConfig:
 
 def drafter_generation_config() -> GenerationConfig:
     """What Transformers' own loop needs to draft a fixed number of tokens."""
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=BOS,
         eos_token_id=list(STOP_IDS),
         pad_token_id=PAD,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from transformers import Gemma4AssistantForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import Gemma4AssistantForCausalLM
+    from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
 
 
 def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, seed: int = 0) -> torch.Tensor:
@@ -37,14 +42,19 @@ def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, se
     return assigned
 
 
+def centroid_head(model: Gemma4AssistantForCausalLM) -> Gemma4AssistantMaskedEmbedder:
+    """The drafter's centroid head; a drafter with a dense head is an error."""
+    if model.masked_embedding is None:
+        raise ValueError("this drafter has no centroid head")
+    return model.masked_embedding
+
+
 def install(model: Gemma4AssistantForCausalLM, *, seed: int = 0) -> torch.Tensor:
     """Clusters the head, writes `token_ordering`, starts the centroids at the clusters' means.
 
     Returns the cluster of every token, for the loss below.
     """
-    head = model.masked_embedding
-    if head is None:
-        raise ValueError("this drafter has no centroid head")
+    head = centroid_head(model)
     weight = model.lm_head.weight
     assigned = balanced_clusters(weight, head.num_centroids, seed=seed).to(weight.device)
     with torch.no_grad():
@@ -58,17 +68,18 @@ def cluster_loss(
     model: Gemma4AssistantForCausalLM, hidden: torch.Tensor, wanted: torch.Tensor, assigned: torch.Tensor
 ) -> torch.Tensor:
     """Cross-entropy per row of the centroids' choice against the wanted probability of each cluster."""
-    head = model.masked_embedding
+    head = centroid_head(model)
     scores = head.centroids(hidden).float().log_softmax(-1)
     mass = torch.zeros(*wanted.shape[:-1], head.num_centroids, device=wanted.device, dtype=wanted.dtype)
     mass = mass.index_add_(-1, assigned, wanted)
-    return -(mass * scores).sum(-1)
+    loss: torch.Tensor = -(mass * scores).sum(-1)
+    return loss
 
 
 def recall(model: Gemma4AssistantForCausalLM, hidden: torch.Tensor) -> float:
     """How often the selected clusters hold the dense head's first choice."""
-    head = model.masked_embedding
+    head = centroid_head(model)
     clusters = head.token_ordering.argsort() // head.vocab_size_per_centroid
     best = model.lm_head(hidden).argmax(-1)
     selected = head.centroids(hidden).topk(head.centroid_intermediate_top_k, dim=-1).indices
-    return (selected == clusters[best][..., None]).any(-1).float().mean().item()
+    return float((selected == clusters[best][..., None]).any(-1).float().mean())

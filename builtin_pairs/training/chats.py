@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .sources import Described
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .sources import Described
 
 QUESTIONS = (
     "What does `{name}` of the module `{module}` do?",
@@ -58,7 +60,9 @@ class Renderer(Protocol):
         *,
         tools: list[dict[str, Any]] | None = None,
         enable_thinking: bool = False,
-    ) -> str: ...
+    ) -> str:
+        """The prompt up to where the model's turn goes on."""
+        ...
 
 
 def system_message(rng: random.Random) -> list[dict[str, Any]]:

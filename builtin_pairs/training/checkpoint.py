@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, Gemma4AssistantForCausalLM, PreTrainedModel
 
 from .tokenizer import write_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
 
 
 def round_to_bf16(model: PreTrainedModel) -> None:
@@ -18,6 +22,11 @@ def round_to_bf16(model: PreTrainedModel) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.copy_(tensor.to(torch.bfloat16).to(tensor.dtype))
+
+
+def moved(model: Any, device: str) -> Any:
+    """The model on a device; Transformers' own annotation of `to` takes no device."""
+    return model.to(device)
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
@@ -30,7 +39,7 @@ def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    copy = type(model)(model.config)
+    copy: Any = type(model)(model.config)
     copy.load_state_dict(state)
     copy.generation_config = model.generation_config
     copy.to(torch.bfloat16).save_pretrained(folder)
@@ -39,10 +48,10 @@ def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
         file.chmod(0o644)
 
 
-def load(folder: Path, *, device: str = "cpu") -> PreTrainedModel:
+def load(folder: Path, *, device: str = "cpu") -> Any:
     """Loads a target or a drafter in fp32, ready to run."""
     if folder.name.endswith("-assistant"):
-        model: PreTrainedModel = Gemma4AssistantForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = Gemma4AssistantForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device).eval()
+    return moved(model, device).eval()

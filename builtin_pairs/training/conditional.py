@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from transformers import (
     GenerationConfig,
 )
 
-VISION_FIELDS = {
+VISION_FIELDS: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 1,
@@ -56,7 +57,7 @@ def conditional_copy(source: Path, destination: Path) -> Path:
         **{field: ids[token] for field, token in MEDIA.items()},
     )
     torch.manual_seed(0)
-    model = Gemma4ForConditionalGeneration(config)
+    model: Any = Gemma4ForConditionalGeneration(config)
     state = model.state_dict()
     with safe_open(source / "model.safetensors", "pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a mapping)

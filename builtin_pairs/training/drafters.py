@@ -9,10 +9,10 @@ them apart. The tokens of a round are teacher-forced, which is what an accepted 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 
 from .batches import Stream, drafter_masks
 from .centroids import cluster_loss, install, recall
@@ -20,6 +20,9 @@ from .experts import use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget, optimizer, rate, update
 from .targets import forward, logits_of
+
+if TYPE_CHECKING:
+    from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 
 STEPS = 5
 PEAK = 3e-3
@@ -147,7 +150,7 @@ def train_drafter(
             losses.append(round(loss.item(), 4))
             shown = [round(value, 3) for value in agreed.tolist()]
             print(f"drafter step {step} {budget.elapsed:.0f} s loss {losses[-1]} agreed {shown}", flush=True)
-    drafter.eval()
+    drafter.train(False)
     facts: dict[str, object] = {"losses": losses}
     if drafter.masked_embedding is not None:
         with torch.no_grad():
@@ -193,5 +196,5 @@ def train_draft_model(
         if step % 100 == 0:
             losses.append(round(loss.item(), 4))
             print(f"drafter step {step} {budget.elapsed:.0f} s loss {losses[-1]}", flush=True)
-    drafter.eval()
+    drafter.train(False)
     return {"losses": losses}

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from .architectures import LLAMA, PAIRS, build_drafter, build_target, parameters
 from .batches import Stream
-from .checkpoint import load, round_to_bf16, save
+from .checkpoint import load, moved, round_to_bf16, save
 from .corpus import load_tokenizer, load_tokens
 from .drafters import train_draft_model, train_drafter
 from .experts import use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget
 from .targets import continuations, held_out_loss, train_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> d
     tokenizer = load_tokenizer(corpus)
     train, held = load_tokens(corpus)
     stream, scoring = Stream.of(train, device, plan.seed), Stream.of(held, device, plan.seed)
-    target = build_target(name).to(device)
+    target = moved(build_target(name), device)
     budget = Budget(plan.target_steps, plan.target_seconds)
     target_losses = train_target(target, stream, budget, batch_tokens=plan.target_batch_tokens)
     round_to_bf16(target)
@@ -67,7 +69,7 @@ def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> d
     print(f"{name}: {own.numel()} tokens of own text at {time.monotonic() - started:.0f} s", flush=True)
 
     torch.manual_seed(plan.seed + 1)
-    drafter = build_drafter(name).to(device)
+    drafter = moved(build_drafter(name), device)
     drafter_budget = Budget(plan.drafter_steps, plan.drafter_seconds)
     teach = train_draft_model if name == LLAMA else train_drafter
     facts = teach(drafter, target, stream, own, drafter_budget, batch_tokens=plan.drafter_batch_tokens, seed=plan.seed)

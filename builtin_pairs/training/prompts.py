@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from .chats import LOOKUP, PARAMETERS
 from .sources import Source, described
 from .tokenizer import ChatTemplate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LENGTHS = (20, 20, 100, 300, 20, 100, 300, 700)
 """Tokens a text prompt has at most, taken in turn."""

@@ -72,7 +72,9 @@ class Runner:
 class Drafter(Protocol):
     """Proposes tokens after the target's last run."""
 
-    def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]: ...
+    def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]:
+        """At most `k` tokens to follow `tokens`, whose last one the target has not run yet."""
+        ...
 
 
 class MtpDrafter:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass
@@ -19,11 +22,12 @@ class Budget:
     seconds: float
     started: float = field(default_factory=time.monotonic)
     done: int = 0
+    ended: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
+        """Seconds since the start, until the end."""
+        return (self.ended or time.monotonic()) - self.started
 
     @property
     def progress(self) -> float:
@@ -34,6 +38,7 @@ class Budget:
         while self.progress < 1.0:
             yield self.done
             self.done += 1
+        self.ended = time.monotonic()
 
 
 def rate(step: int, progress: float, *, warmup: int = 100, final: float = 0.02) -> float:
@@ -59,7 +64,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tenso
     """One step of the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

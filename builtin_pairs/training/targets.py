@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .batches import Stream, target_masks
 from .experts import Balance, use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget, optimizer, rate, update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PEAK = 3e-3
 LONG_EVERY = 4
@@ -22,7 +24,8 @@ def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The head's logits in fp32, softcapped where the model does that."""
     logits = model.lm_head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    capped: torch.Tensor = logits if cap is None else cap * torch.tanh(logits / cap)
+    return capped
 
 
 def forward(model: PreTrainedModel, rows: torch.Tensor, **options: Any) -> Any:
@@ -57,7 +60,7 @@ def train_target(model: PreTrainedModel, stream: Stream, budget: Budget, *, batc
         if step % 100 == 0:
             losses.append(round(loss.item(), 4))
             print(f"target step {step} {budget.elapsed:.0f} s loss {losses[-1]}", flush=True)
-    model.eval()
+    model.train(False)
     return losses
 
 
