@@ -2,7 +2,8 @@
 
 Every sum is a numpy reduction over one row, never a BLAS call, and a forward runs one row: so a row's bits depend on
 its token, its position and the rows before it, and on nothing else: not on how many rows are run together, on threads,
-or on where in a buffer they lie. (Python's floats leave a float32 array float32.) This is what ``exactness="bitwise"`` asks of an engine.
+or on where in a buffer they lie. This is what ``exactness="bitwise"`` asks of an engine. (No dtype is written in the
+arithmetic: under numpy 2 Python's floats leave a float32 array float32.)
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ ATTENTION_SCALE = 4.0
 EMBEDDING_SCALE = 0.3
 """Embeddings are small beside what the layers add: with a tied head, a token would repeat itself otherwise."""
 
-LOGIT_SCALE = 2.0
+POSITION_SCALE = 0.7
+"""Positions weigh more: the toy seldom falls into a loop, as small models do when greedy."""
+
+LOGIT_SCALE = 2.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,8 @@ class ReferenceModel:
         self.dtype = np.dtype(dtype)
         width, inner = config.hidden_size, config.intermediate_size
         self.embedding = self._weight("embedding", config.vocab_size, width, scale=EMBEDDING_SCALE)
-        self.positions = self._weight("positions", config.max_position_embeddings, width, scale=EMBEDDING_SCALE)
-        self.bigrams = bigram_logits(config.seed).astype(self.dtype)
+        self.positions = self._weight("positions", config.max_position_embeddings, width, scale=POSITION_SCALE)
+        self.bigrams = self._constant(bigram_logits(config.seed))
         self.layers = [
             LayerWeights(
                 query=self._weight(f"{index}.query", width, width),
@@ -126,9 +130,13 @@ class ReferenceModel:
         # RandomState, not Generator: numpy promises its stream never changes, and the weights are the checkpoint.
         random = np.random.RandomState([self.config.seed, zlib.crc32(name.encode())])
         matrix = random.standard_normal((rows, columns)) * (columns**-0.5 if scale is None else scale)
-        weight = matrix.astype(self.dtype)
-        weight.flags.writeable = False
-        return weight
+        return self._constant(matrix)
+
+    def _constant(self, array: Array) -> Array:
+        """``array`` in the model's dtype, read-only."""
+        constant = array.astype(self.dtype)
+        constant.flags.writeable = False
+        return constant
 
 
 def _matvec(matrix: Array, vector: Array) -> Array:

@@ -19,10 +19,10 @@ __all__ = ["bigram_logits"]
 FORBIDDEN = -40.0
 """Too low for any noise to win at a temperature up to 2: the sampling rule's noise spans less than 20."""
 
-LIKING = 2.0
+LIKING = 1.2
 """Standard deviation of an allowed successor's logit."""
 
-_END_LOGIT = 1.5
+_END_LOGIT = 2.0
 _VOWELS, _CONSONANTS, _DIGITS = "aeiouéö", "bdfklmnprst", "012345"
 _SYMBOLS = "€→🎉🚀"
 _FOLLOWERS = {

@@ -1,0 +1,52 @@
+"""The shipped toy checkpoints, and requests to load them without the core's registry: for tests of loop and suite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polydraft.contract import DrafterKind, LoadRequest, ModelSource, SpeculationPlan
+
+from polydraft_reference.backend import ReferenceOptions
+
+__all__ = ["MODELS", "toy_request", "toy_source"]
+
+MODELS = Path(__file__).with_name("models")
+"""Folder of the shipped checkpoints."""
+
+_DRAFTERS: dict[DrafterKind, str | None] = {"mtp": "toy-assistant", "draft-model": "toy-draft", "ngram": None}
+
+
+def toy_source(name: str, **changes: Any) -> ModelSource:
+    """A shipped checkpoint as the core would resolve it.
+
+    Args:
+        name: ``toy``, ``toy-assistant`` or ``toy-draft``.
+        changes: Fields of its config.json to be replaced.
+    """
+    path = MODELS / name
+    config = {**json.loads((path / "config.json").read_text("utf-8")), **changes}
+    return ModelSource(id=f"builtin:{name}", kind="builtin", path=path, format="reference", config=config)
+
+
+def toy_request(
+    kind: DrafterKind | None = "mtp", k: int = 4, *, agreement: float | None = None, **fields: Any
+) -> LoadRequest:
+    """A request for ``builtin:toy`` with its drafter of one kind.
+
+    Args:
+        kind: ``mtp``, ``draft-model``, ``ngram``, or None for plain decoding.
+        k: Tokens a round drafts; 0 where ``kind`` is None.
+        agreement: In place of the assistant's own.
+        fields: Further fields of the request, e.g. ``context_length``.
+    """
+    drafter = _DRAFTERS[kind] if kind else None
+    plan = SpeculationPlan(
+        kind=kind,
+        drafter=toy_source(drafter) if drafter else None,
+        num_speculative_tokens=k if kind else 0,
+        chosen_by="caller",
+    )
+    values = {"target": toy_source("toy"), "plan": plan, "engine_options": ReferenceOptions(agreement=agreement)}
+    return LoadRequest(**{**values, **fields})
