@@ -1,6 +1,8 @@
 """The engine's primitives: rows, rollback, drafters, errors."""
 
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +288,49 @@ def test_proposals_keep_within_k_and_context():
     assert sequence.propose(step.token_ids[0], 0, GREEDY).token_ids == []
     sequence.verify([1, 2, 3], GREEDY)
     assert sequence.propose(4, 4, GREEDY).token_ids == []
+
+
+# A whole round, as the contract's docstring writes it
+
+
+def speculative(toy, prompt, count, k, choose):
+    sequence = toy.open_sequence()
+    tokens = list(sequence.prefill(prompt, choose).token_ids)
+    while len(tokens) < count:
+        length = sequence.length
+        drafts = sequence.propose(tokens[-1], k, choose).token_ids
+        step = sequence.verify([tokens[-1], *drafts], choose)
+        accepted = 0
+        while accepted < len(drafts) and drafts[accepted] == step.token_ids[accepted]:
+            accepted += 1
+        sequence.rollback(length + 1 + accepted)
+        tokens += step.token_ids[: accepted + 1]
+    return tokens[:count]
+
+
+@pytest.mark.parametrize("kind", ["mtp", "draft-model"])
+@fast
+@given(
+    prompt=prompts,
+    k=st.integers(1, 8),
+    agreement=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    name=st.sampled_from(list(CHOOSERS)),
+)
+def test_rounds_give_what_plain_decoding_gives(kind, prompt, k, agreement, name):
+    toy = engine(kind, k, agreement=agreement)
+    assert speculative(toy, prompt, 40, k, CHOOSERS[name]) == plain(toy, prompt, 40, CHOOSERS[name])[0]
+
+
+def test_the_readmes_mutant_changes_the_output():
+    readme = Path(__file__).parents[1] / "README.md"
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL) if "class" in block)
+    namespace = {}
+    exec(code, namespace)
+    toy = engine("draft-model", 4)
+    prompt = list(b"Hello")
+    good = speculative(toy, prompt, 40, 4, GREEDY)
+    toy.sequence_class = namespace["Unverified"]
+    assert speculative(toy, prompt, 40, 4, GREEDY) != good
 
 
 # Life of a sequence
