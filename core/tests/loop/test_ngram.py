@@ -49,7 +49,7 @@ def test_pieces_make_no_difference(tokens, cuts, sizes):
         pieces.extend(iter(tokens[at : at + cut]))
         at += cut
         pieces.propose(3)
-    assert len(pieces) == len(whole) == len(tokens)
+    assert pieces.length == whole.length == len(tokens)
     assert pieces.propose(5) == whole.propose(5)
 
 
@@ -81,6 +81,7 @@ def test_a_longer_match_beats_a_more_recent_one():
 
 def test_nothing_to_propose():
     drafter = NgramDrafter()
+    assert drafter, "an empty drafter must not look like none"
     assert drafter.propose(4) == []
     drafter.extend([0])
     assert drafter.propose(4) == []
@@ -103,7 +104,7 @@ def test_bad_ids_leave_what_was_before_them(token_id):
     drafter = NgramDrafter()
     with pytest.raises(InvalidRequestError, match="token id"):
         drafter.extend([1, 2, 3, 1, 2, token_id])
-    assert len(drafter) == 5
+    assert drafter.length == 5
     assert drafter.propose(1) == [3]
 
 

@@ -49,7 +49,8 @@ class NgramDrafter:
             ((1 << _TOKEN_BITS * size) - 1, {}) for size in range(max_ngram, min_ngram - 1, -1)
         ]
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         """Number of tokens so far."""
         return len(self._tokens)
 
