@@ -1,0 +1,157 @@
+"""Do a target and a drafter belong together? Checked on their configs, before any weights are loaded.
+
+A drafter that does not belong to its target never makes the output wrong, but it wastes the time, and some engines
+crash on it. An assistant of equal width for another target loads silently in engines and is hardly ever accepted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polydraft.checkpoints.config import family, is_assistant, kv_shapes, layer_types, text_config
+from polydraft.checkpoints.hub import hub_errors
+from polydraft.checkpoints.names import repository
+from polydraft.checkpoints.tokens import TOKENIZER_FILE, check_tokens
+from polydraft.errors import PairMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from polydraft.contract.records import DrafterKind
+    from polydraft.contract.requests import HubOptions, ModelSource
+
+__all__ = ["check_pair", "check_target"]
+
+_FIND = "`polydraft pairs` lists the drafter of each known target."
+
+
+def check_target(target: ModelSource) -> None:
+    """Check that the model can be a target at all.
+
+    Raises:
+        PairMismatchError: It is an assistant, which cannot generate without its target.
+    """
+    if is_assistant(target.config):
+        raise PairMismatchError(
+            f"{target.id} is a drafter ({target.model_type}), not a target.",
+            "Load the target that it belongs to, and give this one as drafter=.",
+        )
+
+
+def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, hub: HubOptions | None = None) -> None:
+    """Check that a drafter fits its target.
+
+    For ``mtp``: the architectures belong together, ``backbone_hidden_size`` is the target's ``hidden_size``, both have
+    the same vocabulary size and sliding window, and for each attention type of the assistant the target has keys and
+    values of the same shape. For ``mtp`` and ``draft-model``: both have the same tokens, where both ``tokenizer.json``
+    are on this machine; for ``draft-model`` they are fetched from the Hub if need be, as there is no other sign. What a
+    config does not say (GGUF files, say) is left to the engine's plugin.
+
+    Args:
+        target: The resolved target.
+        drafter: The resolved drafter.
+        kind: How the drafter shall be used.
+        hub: How to reach the Hub for tokenizers; None: only local ones are compared.
+
+    Raises:
+        PairMismatchError: They do not fit; the sentence says what differs.
+        ModelFormatError: A tokenizer file cannot be read.
+        ModelNotFoundError: A tokenizer cannot be fetched.
+    """
+    if is_assistant(target.config) and not is_assistant(drafter.config) and drafter.config:
+        raise PairMismatchError(
+            f"Target and drafter are swapped: {target.id} is the drafter ({target.model_type}).",
+            f"Load {drafter.id} with drafter={target.id!r}.",
+        )
+    check_target(target)
+    if kind == "mtp":
+        _check_roles(target, drafter)
+        differences = _differences(target, drafter)
+        if differences:
+            raise PairMismatchError(
+                f"{drafter.id} is not a drafter for {target.id}: {'; '.join(differences)}.", f"{_FIND}"
+            )
+    elif kind == "draft-model" and is_assistant(drafter.config):
+        raise PairMismatchError(
+            f"{drafter.id} is an assistant ({drafter.model_type}); it cannot draft as a model of its own.",
+            "Use it with the target that it belongs to: its kind is mtp.",
+        )
+    if kind in {"mtp", "draft-model"}:
+        fetch_with = hub if kind == "draft-model" else None
+        folders = [_tokenizer_folder(source, fetch_with) for source in (target, drafter)]
+        if folders[0] is not None and folders[1] is not None:
+            check_tokens(folders[0], folders[1], names=(target.id, drafter.id))
+
+
+def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | None:
+    """The folder that holds the model's ``tokenizer.json``; None if it has none here or there."""
+    if source.kind != "hub":
+        return source.path if source.path is not None and source.path.is_dir() else None
+    if hub is None or source.format not in {"safetensors", "mlx"}:
+        return None
+    repo = repository(source.id)
+    with hub_errors(repo, hub):
+        from huggingface_hub import errors, hf_hub_download
+
+        try:
+            path = hf_hub_download(
+                repo,
+                TOKENIZER_FILE,
+                revision=source.revision,
+                cache_dir=hub.cache_dir,
+                token=hub.token,
+                local_files_only=hub.local_files_only,
+            )
+        except errors.LocalEntryNotFoundError:
+            raise
+        except errors.EntryNotFoundError:
+            return None
+    return Path(path).parent
+
+
+def _check_roles(target: ModelSource, drafter: ModelSource) -> None:
+    """Two targets, or an assistant of another architecture."""
+    if not drafter.config or not target.config:
+        return
+    if not is_assistant(drafter.config):
+        raise PairMismatchError(
+            f"{drafter.id} is a target ({drafter.model_type or 'of unknown type'}), not an assistant of kind mtp.",
+            f"Give the assistant that was made for {target.id}. {_FIND}",
+        )
+    if family(drafter.config) != family(target.config):
+        raise PairMismatchError(
+            f"{drafter.id} is a drafter for {family(drafter.config)} targets, but {target.id} is {target.model_type}.",
+            f"Give the assistant that was made for {target.id}. {_FIND}",
+        )
+
+
+def _differences(target: ModelSource, drafter: ModelSource) -> list[str]:
+    """Every way in which an assistant's config does not fit the target's."""
+    ours, theirs = text_config(target.config), text_config(drafter.config)
+    found: list[str] = []
+    backbone, hidden = drafter.config.get("backbone_hidden_size"), ours.get("hidden_size")
+    if backbone is not None and hidden is not None and backbone != hidden:
+        found.append(f"it was made for a target of hidden size {backbone}, this one has {hidden}")
+    found += _unequal("vocab_size", "vocabulary size", ours, theirs)
+    wanted, given = kv_shapes(drafter.config), kv_shapes(target.config)
+    if wanted and given:
+        for kind, shape in wanted.items():
+            if kind not in given:
+                found.append(f"it attends to {_words(kind)} layers, of which the target has none")
+            elif given[kind] != shape:
+                found.append(f"in {_words(kind)} layers it reads {shape}, the target has {given[kind]}")
+    if "sliding_attention" in layer_types(drafter.config):
+        found += _unequal("sliding_window", "sliding window", ours, theirs)
+    return found
+
+
+def _unequal(field: str, words: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    a, b = ours.get(field), theirs.get(field)
+    if a is None or b is None or a == b:
+        return []
+    return [f"its {words} is {b}, the target's {a}"]
+
+
+def _words(kind: str) -> str:
+    return kind.removesuffix("_attention").replace("_", " ") + "-attention"

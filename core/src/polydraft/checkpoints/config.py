@@ -1,0 +1,174 @@
+"""Reading ``config.json``: the text model's part, and what of it a drafter depends on. Pure dictionaries, no engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import ModelFormatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polydraft.contract.records import DrafterKind
+
+__all__ = [
+    "KVShape",
+    "drafter_kind",
+    "family",
+    "is_assistant",
+    "kv_shapes",
+    "layer_types",
+    "model_types",
+    "read_config",
+    "text_config",
+]
+
+_ASSISTANT = "_assistant"
+_SPECULATORS: dict[str, DrafterKind] = {"eagle3": "eagle3", "dflash": "dflash"}
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """Shape of one layer's keys and values: heads and the width of one head."""
+
+    heads: int
+    head_dim: int
+
+    def __str__(self) -> str:
+        return f"{self.heads} KV head{'s' if self.heads != 1 else ''} of {self.head_dim}"
+
+
+def read_config(path: Path, name: str) -> dict[str, Any]:
+    """Parse a ``config.json``.
+
+    Args:
+        path: The file.
+        name: The model's name, for the message.
+
+    Raises:
+        ModelFormatError: The file cannot be read, is not JSON, or is not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ModelFormatError(
+            f"config.json of {name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
+            "Download or save the model again.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFormatError(f"config.json of {name} cannot be read: {error}.", f"Check the file {path}.") from error
+    if not isinstance(data, dict):
+        raise ModelFormatError(
+            f"config.json of {name} holds a {type(data).__name__}, not an object.", "Download or save the model again."
+        )
+    return data
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text model's part of a config: ``text_config`` where a checkpoint nests it, else the config itself.
+
+    Conditional-generation checkpoints (text with vision or audio) and assistants nest it.
+    """
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else config
+
+
+def model_types(config: Mapping[str, Any]) -> frozenset[str]:
+    """The ``model_type`` of the checkpoint and of its text model, without empty ones."""
+    found = (str(part.get("model_type") or "") for part in (config, text_config(config)))
+    return frozenset(name for name in found if name)
+
+
+def is_assistant(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint is a drafter that attends to its target's KV cache (kind ``mtp``)."""
+    return str(config.get("model_type") or "").endswith(_ASSISTANT)
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """The architecture without the role: ``gemma4`` for ``gemma4``, ``gemma4_text`` and ``gemma4_assistant``."""
+    return str(config.get("model_type") or "").removesuffix(_ASSISTANT).removesuffix("_text")
+
+
+def drafter_kind(config: Mapping[str, Any]) -> DrafterKind:
+    """The kind of a drafter by its own config.
+
+    ``*_assistant`` is ``mtp``; a config of the speculators library says ``speculators_model_type``; older EAGLE-3 and
+    DFlash heads show it in the name of their architecture; everything else is a model that drafts on its own.
+    """
+    if is_assistant(config):
+        return "mtp"
+    named = _SPECULATORS.get(str(config.get("speculators_model_type") or "").lower())
+    if named is not None:
+        return named
+    architectures = " ".join(str(name) for name in config.get("architectures") or ()).lower()
+    return next((kind for word, kind in _SPECULATORS.items() if word in architectures), "draft-model")
+
+
+# The rules below are those of Gemma4TextConfig.__post_init__ (transformers 5.22, configuration_gemma4.py): the
+# defaults, the pattern of layer types, and which fields an old checkpoint (without per_layer_config) uses in
+# full-attention layers.
+_GEMMA4 = {"num_hidden_layers": 30, "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512}
+_SLIDING_PATTERN = 6
+
+
+def layer_types(config: Mapping[str, Any]) -> list[str]:
+    """The attention type of each layer of the text model; empty if the config does not tell them apart."""
+    text = text_config(config)
+    given = text.get("layer_types")
+    if given:
+        kinds = [str(kind) for kind in given]
+    elif family(text) in {"gemma4", "gemma4_unified"}:
+        count = int(text.get("num_hidden_layers") or _GEMMA4["num_hidden_layers"])
+        kinds = ["full_attention" if (i + 1) % _SLIDING_PATTERN == 0 else "sliding_attention" for i in range(count)]
+    else:
+        return []
+    if family(text).startswith("gemma4"):
+        kinds[-1] = "full_attention"
+    return kinds
+
+
+def kv_shapes(config: Mapping[str, Any]) -> dict[str, KVShape]:
+    """The shape of the keys and values that a drafter would share, by attention type.
+
+    A target hands out the last layer of each type that stores its own keys and values, so that is the one described; an
+    assistant stores none, and its last layer of each type is described. Both layouts of Gemma 4 configs are understood:
+    ``per_layer_config`` (transformers 5.17 and later) and ``global_head_dim`` with ``num_global_key_value_heads``.
+
+    Returns:
+        Attention type -> shape; empty if the config does not say enough.
+    """
+    text = text_config(config)
+    kinds = layer_types(config)
+    if not kinds:
+        return {}
+    shared = 0 if is_assistant(config) else int(text.get("num_kv_shared_layers") or 0)
+    shapes: dict[str, KVShape] = {}
+    for index, kind in enumerate(kinds[: len(kinds) - shared] or kinds):
+        shape = _layer_shape(text, index, kind)
+        if shape is None:
+            return {}
+        shapes[kind] = shape
+    return shapes
+
+
+def _layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | None:
+    gemma4 = family(text).startswith("gemma4")
+    defaults = _GEMMA4 if gemma4 else {}
+    values: dict[str, Any] = {
+        name: text.get(name) if text.get(name) is not None else defaults.get(name)
+        for name in ("num_key_value_heads", "head_dim")
+    }
+    if "per_layer_config" in text:
+        overrides = text["per_layer_config"] or {}
+        layer = overrides.get(str(index), overrides.get(index))
+        values.update({name: layer[name] for name in values if isinstance(layer, Mapping) and layer.get(name)})
+    elif gemma4 and kind == "full_attention":
+        values["head_dim"] = text.get("global_head_dim") or defaults["global_head_dim"]
+        if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads") is not None:
+            values["num_key_value_heads"] = text["num_global_key_value_heads"]
+    if values["num_key_value_heads"] is None or values["head_dim"] is None:
+        return None
+    return KVShape(int(values["num_key_value_heads"]), int(values["head_dim"]))

@@ -1,0 +1,114 @@
+"""The Hugging Face Hub's errors in polydraft's terms. ``huggingface_hub`` is imported when a call is made."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polydraft.contract.requests import HubOptions
+
+__all__ = ["hub_errors"]
+
+_LOGIN = "log in with `hf auth login` (or give token=)"
+_NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
+
+
+@contextmanager
+def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Callable[[], str] = str) -> Iterator[None]:
+    """Turn errors of ``huggingface_hub`` into typed ones that say what to do.
+
+    Args:
+        repo: The repository, ``org/name``.
+        hub: The options of the call.
+        role: ``target`` or ``drafter``, for the sentence.
+        similar: Gives a "Did you mean ...?" (or nothing) where the repository does not exist.
+
+    Raises:
+        ModelNotFoundError: It does not exist, may not be read, or cannot be reached.
+        InvalidRequestError: The id, the token or the cache folder is not valid.
+        PolydraftError: The disk is full.
+    """
+    try:
+        yield
+    except PolydraftError:
+        raise
+    except Exception as error:
+        typed = _typed(error, repo, hub, role, similar)
+        if typed is None:
+            raise
+        raise typed from error
+
+
+def _typed(
+    error: Exception, repo: str, hub: HubOptions, role: str, similar: Callable[[], str]
+) -> PolydraftError | None:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repo}"
+    revision = hub.revision or "main"
+    if isinstance(error, errors.GatedRepoError):
+        return ModelNotFoundError(
+            f"The {role} {repo} is gated, and this account has no access to it.",
+            f"Accept its licence at {page}, then {_LOGIN}.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelNotFoundError(
+            f"The {role} {repo} has no revision {revision!r}.", f"See the branches and tags at {page}/tree/main."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelNotFoundError(
+            f"There is no {role} {repo} on the Hub, or it is private.",
+            similar() or f"Check the spelling; if it is private, {_LOGIN}.",
+        )
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return InvalidRequestError("token=True was given, but no token is stored.", f"First {_LOGIN}.")
+    if isinstance(error, errors.HFValidationError):
+        return InvalidRequestError(f"{repo!r} is not a Hub id.", "Write it as org/name, or give the path of a folder.")
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return _offline(repo, hub, role, similar)
+    if isinstance(error, errors.HfHubHTTPError):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in {401, 403}:
+            return ModelNotFoundError(
+                f"The Hub refused access to the {role} {repo} (HTTP {status}): its token is not valid here.",
+                "Log in with `hf auth login` (or give token=) with a token that may read it, or unset HF_TOKEN.",
+            )
+        return ModelNotFoundError(
+            f"The Hub answered HTTP {status} for the {role} {repo}.",
+            "Try again later; a model that has been downloaded before loads with local_files_only=True.",
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return PolydraftError(
+            f"The disk is full: {repo} could not be stored.", "Free some space, or point cache_dir= to another disk."
+        )
+    if isinstance(error, PermissionError):
+        return InvalidRequestError(
+            f"The cache folder cannot be written: {error}.", "Give cache_dir= a folder of yours, or set HF_HOME."
+        )
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES:
+        return _offline(repo, hub, role, similar)
+    return None
+
+
+def _offline(repo: str, hub: HubOptions, role: str, similar: Callable[[], str]) -> PolydraftError:
+    """The model is not (completely) in the cache and the Hub cannot be asked: for one of three causes."""
+    from huggingface_hub import constants
+
+    if hub.local_files_only:
+        cause, remedy = "local_files_only=True was given", "call once without local_files_only"
+    elif constants.HF_HUB_OFFLINE:
+        cause, remedy = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once"
+    else:
+        cause, remedy = "the Hub cannot be reached", "check the network (and HTTPS_PROXY, HF_ENDPOINT) and try again"
+    where = f"the cache {hub.cache_dir}" if hub.cache_dir else "the local cache"
+    at = f" (revision {hub.revision})" if hub.revision else ""
+    return ModelNotFoundError(
+        f"The {role} {repo}{at} is not completely in {where}, and {cause}.",
+        f"To download it, {remedy}; or give the path of a folder that holds it. {similar()}".rstrip(),
+    )

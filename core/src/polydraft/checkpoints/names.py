@@ -1,0 +1,110 @@
+"""What a user may write for a model: ``builtin:<name>``, a path, or a Hub id; and what may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "sibling_folders"]
+
+BUILTIN_PREFIX = "builtin:"
+FILE_SUFFIXES = (".gguf", ".litertlm")
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+_HUB = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:/(?P<file>[^\s:]+\.(?:gguf|litertlm))|:(?P<quant>[\w.-]+))?")
+_URL = re.compile(r"^(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<rest>[^?#]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A parsed name. ``value`` is a built-in's name, a path, or a repository; ``file`` a file or pattern inside it."""
+
+    kind: Literal["builtin", "local", "hub"]
+    value: str
+    file: str | None = None
+
+
+def parse(target: str | Path) -> Name:
+    """Decide what a name stands for. A path that exists wins over a Hub id.
+
+    ``org/name`` is a Hub id; ``org/name:Q4_K_M`` and ``org/name/file.gguf`` name one file of a GGUF repository.
+
+    Raises:
+        InvalidRequestError: The name is empty, a URL, or can be neither a path nor a Hub id.
+    """
+    if isinstance(target, Path):
+        return Name("local", str(target.expanduser()))
+    name = target.strip()
+    if not name:
+        raise InvalidRequestError("The model's name is empty.", "Give a Hub id, a folder, or builtin:<name>.")
+    if name.startswith(BUILTIN_PREFIX):
+        return Name("builtin", name.removeprefix(BUILTIN_PREFIX))
+    if url := _URL.match(name):
+        repo = "/".join(url["rest"].strip("/").split("/")[:2])
+        raise InvalidRequestError(f"{name!r} is a URL.", f"Write the Hub id alone: {repo!r}.")
+    local = Path(name).expanduser()
+    if _looks_like_path(name) or _exists(local):
+        return Name("local", str(local))
+    if match := _HUB.fullmatch(name):
+        quant = match["quant"]
+        return Name("hub", match["repo"], f"*{quant}*.gguf" if quant else match["file"])
+    if "/" not in name:
+        # A bare word is nearly always a misspelt folder or built-in name; the Hub's old ids without a namespace have
+        # long been aliases.
+        return Name("local", str(local))
+    raise InvalidRequestError(
+        f"{name!r} is neither a folder that exists nor a Hub id.",
+        "A Hub id is org/name: letters, digits, '-', '_', '.'.",
+    )
+
+
+def repository(name: str) -> str:
+    """The repository of a Hub source's id, without a file or quantization."""
+    match = _HUB.fullmatch(name.strip())
+    return match["repo"] if match else name
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system is no path
+        return False
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~", ".\\", "..\\")) or name in {".", ".."} or name.endswith("/")
+
+
+def did_you_mean(wrong: str, known: Iterable[str], *, count: int = 3) -> str:
+    """``Did you mean 'a' or 'b'?``, or an empty string; letter case does not matter."""
+    by_folded: dict[str, str] = {}
+    for name in known:
+        by_folded.setdefault(name.casefold(), name)
+    close = difflib.get_close_matches(wrong.casefold(), by_folded, n=count, cutoff=0.6)
+    if not close:
+        # The part after the organization alone: `gemma-4-E4B-it` should find `google/gemma-4-E4B-it`.
+        tail = wrong.casefold().rpartition("/")[2]
+        tails: dict[str, str] = {}
+        for folded in by_folded:
+            tails.setdefault(folded.rpartition("/")[2].rpartition(":")[2], folded)
+        close = [tails[name] for name in difflib.get_close_matches(tail, tails, n=count, cutoff=0.7)]
+    if not close:
+        return ""
+    names = [repr(by_folded[name]) for name in close]
+    return f"Did you mean {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}?"
+
+
+def sibling_folders(path: Path) -> list[str]:
+    """Folders beside a path that does not exist and that hold a model, written as the user would."""
+    parent = path.parent
+    try:
+        return sorted(str(other) for other in parent.iterdir() if (other / "config.json").is_file())
+    except OSError:
+        return []

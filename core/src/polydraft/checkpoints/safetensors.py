@@ -1,0 +1,85 @@
+"""Are a folder's safetensors files all there and whole? Looks at headers and sizes only; reads no weights."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import ModelFormatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["check_folder", "header", "weight_files"]
+
+_LENGTH_BYTES = 8
+_INDEX = "model.safetensors.index.json"
+_AGAIN = "Delete the file and download the model again."
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, by name: those that the index lists, or all if there is no index.
+
+    Raises:
+        ModelFormatError: The index cannot be read, or a file that it lists is missing.
+    """
+    index = folder / _INDEX
+    if not index.is_file():
+        return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelFormatError(f"{index} is not an index of safetensors files: {error!r}.", _AGAIN) from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ModelFormatError(
+            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing ({listed}).",
+            "Download the model again; a download that was cut off goes on where it stopped.",
+        )
+    return [folder / name for name in names]
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor name -> dtype, shape, offsets; ``__metadata__`` -> strings.
+
+    The layout is that of https://huggingface.co/docs/safetensors: 8 bytes of length, little endian, then JSON, then the
+    tensors, whose offsets count from the end of the JSON.
+
+    Raises:
+        ModelFormatError: The file is cut short, or is no safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            raise ModelFormatError(
+                f"{path} is cut short or no safetensors file: its header wants {length} bytes, the file has {size}.",
+                _AGAIN,
+            )
+        raw = file.read(length)
+    try:
+        data = json.loads(raw)
+        end = max((int(entry["data_offsets"][1]) for name, entry in data.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ModelFormatError(f"{path} is no safetensors file: its header cannot be read.", _AGAIN) from error
+    wanted = _LENGTH_BYTES + length + end
+    if size < wanted:
+        raise ModelFormatError(f"{path} is cut short: it has {size} of {wanted} bytes.", _AGAIN)
+    return dict(data)
+
+
+def check_folder(folder: Path) -> None:
+    """Check every safetensors file that belongs to the model in ``folder``.
+
+    Raises:
+        ModelFormatError: There is none, one is missing, or one is cut short.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise ModelFormatError(
+            f"{folder} holds no safetensors weights.",
+            "Download the model again, or convert its weights to safetensors.",
+        )
+    for path in files:
+        header(path)

@@ -1,0 +1,171 @@
+"""Where a drafter may be found: the registry, a folder beside the target, and the checkpoint's own config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from polydraft.checkpoints.compatibility import check_pair
+from polydraft.checkpoints.config import drafter_kind, is_assistant
+from polydraft.checkpoints.names import repository
+from polydraft.errors import ModelFormatError, ModelNotFoundError, PolydraftError
+
+if TYPE_CHECKING:
+    from polydraft.contract.records import DrafterKind
+    from polydraft.contract.requests import ModelSource
+    from polydraft.registry.pairs import PairRegistry, RegisteredPair
+
+__all__ = ["Candidate", "Resolver", "candidates"]
+
+Resolver = Callable[[str | Path], "ModelSource"]
+"""Finds a drafter by what a user could have written, and reads its config."""
+
+_CACHE_FOLDER = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
+_GGUF_QUANT = re.compile(r"[-_.](?:bf16|f16|f32|i?q\d\w*|mxfp4\w*|ud)(?=$|[-_.])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A drafter that may belong to the target; nothing about it has been checked, except as ``chosen_by`` says."""
+
+    name: str
+    kind: DrafterKind
+    chosen_by: Literal["registry", "sibling", "config"]
+    source: Callable[[], ModelSource | None]
+    """Resolves it; None for drafters that are in the target's file or need no model."""
+    entry: RegisteredPair | None = None
+    note: str = ""
+
+
+def candidates(target: ModelSource, registry: PairRegistry, resolve: Resolver) -> Iterator[Candidate]:
+    """Drafters for ``drafter="auto"``, best first."""
+    for entry in registry.find(repository(target.id) if target.kind == "hub" else target.id):
+        if not entry.variant or (target.kind == "hub" and entry.pair.format == target.format):
+            note = f"{target.id} is taken for another packing of {entry.pair.target}." if entry.variant else ""
+            yield _registered(entry, "registry", resolve, note)
+    if target.path is None:
+        return
+    if target.kind == "builtin":
+        yield from _named(target, [f"{target.id}-assistant", f"{target.id}-draft"], resolve)
+        return
+    path = Path(os.path.abspath(target.path))  # noqa: PTH100 - resolve() would follow links to other names
+    yield from _named(target, [path.with_name(f"{path.name}-assistant"), path.with_name(f"{path.name}-draft")], resolve)
+    if target.format == "gguf":
+        yield from _gguf_beside(path, target.file)
+    else:
+        yield from _fitting_sibling(target, path, resolve)
+    yield from _by_own_name(target, path, registry, resolve)
+
+
+def _registered(
+    entry: RegisteredPair, chosen_by: Literal["registry", "config"], resolve: Resolver, note: str = ""
+) -> Candidate:
+    pair = entry.pair
+
+    def source() -> ModelSource | None:
+        if pair.drafter is None:
+            return None
+        found = resolve(pair.drafter)
+        return found.model_copy(update={"file": pair.drafter_file}) if pair.drafter_file else found
+
+    notes = " ".join(part for part in (note, pair.note) if part)
+    return Candidate(pair.drafter or f"the one inside {pair.target}", pair.kind, chosen_by, source, entry, notes)
+
+
+def _named(
+    target: ModelSource, names: list[str | Path] | list[str] | list[Path], resolve: Resolver
+) -> Iterator[Candidate]:
+    """Drafters whose names say that they belong to the target."""
+    for name in names:
+        if isinstance(name, Path) and not name.is_dir():
+            continue
+        try:
+            found = resolve(name)
+        except ModelNotFoundError:
+            continue
+        except ModelFormatError as error:
+            yield Candidate(str(name), "mtp", "sibling", _raiser(error))
+            continue
+        yield Candidate(str(name), drafter_kind(found.config), "sibling", _given(found))
+
+
+def _given(source: ModelSource) -> Callable[[], ModelSource]:
+    return lambda: source
+
+
+def _raiser(error: PolydraftError) -> Callable[[], ModelSource]:
+    def source() -> ModelSource:
+        raise error
+
+    return source
+
+
+def _fitting_sibling(target: ModelSource, path: Path, resolve: Resolver) -> Iterator[Candidate]:
+    """The one assistant beside the target whose config fits, if there is exactly one and no other target claims it."""
+    fitting: list[ModelSource] = []
+    for folder in _model_folders(path.parent):
+        owner = folder.name.removesuffix("-assistant")
+        if folder == path or (owner not in {folder.name, path.name} and (folder.parent / owner).is_dir()):
+            continue
+        try:
+            found = resolve(folder)
+            if is_assistant(found.config):
+                check_pair(target, found, "mtp")
+                fitting.append(found)
+        except PolydraftError:
+            continue  # not this target's: the folder next to it is nobody's mistake
+    if len(fitting) == 1:
+        found = fitting[0]
+        yield Candidate(
+            found.id, "mtp", "config", _given(found), note=f"{found.id} was found beside the target; it fits."
+        )
+
+
+def _model_folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in parent.iterdir() if (folder / "config.json").is_file())
+    except OSError:
+        return []
+
+
+def _gguf_beside(path: Path, file: str | None) -> Iterator[Candidate]:
+    """A file ``mtp-<model>*.gguf`` beside a GGUF target, or in a folder ``MTP`` there, as the published ones lie."""
+    from polydraft.contract.requests import ModelSource
+
+    folder, name = (path, file or "") if path.is_dir() else (path.parent, path.name)
+    model = _GGUF_QUANT.sub("", Path(name).stem).lower()
+    found = sorted(
+        (
+            other
+            for place in (folder, folder / "MTP")
+            for other in place.glob("*.gguf")
+            if other.name.lower().startswith("mtp-") and _GGUF_QUANT.sub("", other.stem[4:]).lower() == model
+        ),
+        key=lambda other: (not re.search("bf16", other.name, re.IGNORECASE), other.name),
+    )
+    if model and found:
+        best = found[0]
+        yield Candidate(
+            str(best), "mtp", "sibling", _given(ModelSource(id=str(best), kind="local", path=best, format="gguf"))
+        )
+
+
+def _by_own_name(target: ModelSource, path: Path, registry: PairRegistry, resolve: Resolver) -> Iterator[Candidate]:
+    """What the checkpoint is a copy of, by the Hub's cache folder, its config or its folder's name."""
+    hints: list[str] = []
+    if cached := _CACHE_FOLDER.search(path.as_posix()):
+        hints.append(f"{cached['org']}/{cached['name']}")
+    if isinstance(origin := target.config.get("_name_or_path"), str) and origin:
+        hints.append(origin)
+    hints.append(path.name if path.is_dir() else path.stem)
+    for hint in dict.fromkeys(hints):
+        entries = [entry for entry in registry.find(hint) if entry.pair.format == target.format]
+        for entry in entries:
+            note = f"{target.id} is taken for a copy of {entry.pair.target}, by its name."
+            yield _registered(entry, "config", resolve, note)
+        if entries:
+            return

@@ -1,0 +1,303 @@
+"""From ``load``'s arguments to a checked ``LoadRequest`` and the backend that takes it. Nothing is loaded here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from polydraft.checkpoints.compatibility import check_target
+from polydraft.checkpoints.config import model_types
+from polydraft.checkpoints.names import did_you_mean
+from polydraft.checkpoints.resolve import KnownNames, Role, resolve
+from polydraft.contract.backend import EngineOptions, SpeculativeBackend
+from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
+from polydraft.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    InvalidRequestError,
+    PluginError,
+    PolydraftError,
+    UnsupportedError,
+)
+from polydraft.registry import known_names
+from polydraft.registry.backends import known_backends
+from polydraft.registry.drafters import plan_speculation
+from polydraft.registry.faults import FaultRegistry
+from polydraft.registry.pairs import PairRegistry
+from polydraft.registry.states import BackendState, backend_state
+from polydraft.registry.versions import VersionLookup, installed_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from polydraft.contract.records import BackendRecord, Exactness
+    from polydraft.plugins import PluginHost
+
+__all__ = ["Opening", "Prepared"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A backend, and the request that it shall load."""
+
+    backend: SpeculativeBackend
+    state: BackendState
+    request: LoadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the caller asked of any backend."""
+
+    drafter: str | Path | None
+    k: int | None
+    exactness: Exactness
+    device: str
+
+
+class Opening:
+    """One opening of a target: what is known, asked once, and shared by all backends that are considered.
+
+    Args:
+        host: The plugins.
+        hub: How to reach the Hub. The revision is the target's; drafters are taken at their default branch.
+        lookup: Gives installed versions.
+
+    Raises:
+        InvalidRequestError: The user's file of pairs is broken.
+    """
+
+    def __init__(
+        self, host: PluginHost, hub: HubOptions | None = None, *, lookup: VersionLookup = installed_version
+    ) -> None:
+        self.host = host
+        self.hub = hub or HubOptions()
+        self.registry = PairRegistry.of(host)
+        self.faults = FaultRegistry.of(host, lookup)
+        self.known: KnownNames = known_names(host, self.registry)
+        self._resolved: dict[tuple[str | Path, Role], ModelSource | PolydraftError] = {}
+        self._states: dict[str, BackendState] = {}
+
+    def target(self, name: str | Path) -> ModelSource:
+        """Resolve the target. Errors as for ``polydraft.checkpoints.resolve``."""
+        return self._resolve(name, "target")
+
+    def drafter(self, name: str | Path) -> ModelSource:
+        """Resolve a drafter. Errors as for ``polydraft.checkpoints.resolve``."""
+        return self._resolve(name, "drafter")
+
+    def _resolve(self, name: str | Path, role: Role) -> ModelSource:
+        key = (name, role)
+        if key not in self._resolved:
+            hub = self.hub if role == "target" else self.hub.model_copy(update={"revision": None})
+            try:
+                self._resolved[key] = resolve(name, hub=hub, role=role, known=self.known)
+            except PolydraftError as error:  # kept: an unreachable Hub takes long to be unreachable
+                self._resolved[key] = error
+        found = self._resolved[key]
+        if isinstance(found, PolydraftError):
+            raise found
+        return found
+
+    def state(self, record: BackendRecord) -> BackendState:
+        """Whether a backend can run here; asked once."""
+        if record.name not in self._states:
+            self._states[record.name] = backend_state(self.host, record, self.faults)
+        return self._states[record.name]
+
+    def plan(
+        self,
+        target: ModelSource,
+        drafter: str | Path | None,
+        record: BackendRecord,
+        k: int | None = None,
+        k_max: int | None = None,
+    ) -> SpeculationPlan:
+        """How this backend would speculate on the target. Errors as for ``plan_speculation``."""
+        return plan_speculation(
+            target,
+            drafter,
+            backend=record,
+            registry=self.registry,
+            faults=self.faults,
+            resolve=self.drafter,
+            hub=self.hub,
+            num_speculative_tokens=k,
+            max_speculative_tokens=k_max,
+        )
+
+    def prepare(
+        self,
+        target: str | Path,
+        *,
+        backend: str = "auto",
+        drafter: str | Path | None = "auto",
+        num_speculative_tokens: int | None = None,
+        exactness: Exactness = "standard",
+        engine_options: Mapping[str, Any] | EngineOptions | None = None,
+        **request: Any,
+    ) -> Prepared:
+        """Resolve the target, choose the backend and plan speculation; everything is checked, nothing is loaded.
+
+        Args:
+            target: As for ``load``; the other arguments too.
+            backend: A name, or ``auto``: of the backends that can do it, the one of the highest rank.
+            drafter: See ``load``.
+            num_speculative_tokens: See ``load``.
+            exactness: See ``load``.
+            engine_options: See ``load``.
+            **request: Further fields of the ``LoadRequest``.
+
+        Raises:
+            PolydraftError: As for ``load``.
+        """
+        if backend != "auto":
+            # Before the target is looked for: these need no network.
+            instance = self.host.backend(backend)
+            options = check_options(instance, backend, engine_options)
+            record = self.host.backends()[backend]
+            self.state(record).check()
+        source = self.target(target)
+        if drafter in {None, "auto", "ngram"}:
+            check_target(source)  # before backends are considered: the clearest error comes first
+
+        wish = _Wish(drafter, num_speculative_tokens, exactness, str(request.get("device", "auto")))
+
+        def candidate(record: BackendRecord) -> Prepared:
+            return self._prepare(record, source, wish)
+
+        prepared = candidate(record) if backend != "auto" else self._choose(source, candidate)
+        if backend == "auto":
+            options = check_options(prepared.backend, prepared.state.record.name, engine_options)
+        fields = {**request, "exactness": exactness, "hub": self.hub, "engine_options": options}
+        return Prepared(prepared.backend, prepared.state, prepared.request.model_copy(update=fields))
+
+    def _prepare(self, record: BackendRecord, source: ModelSource, wish: _Wish) -> Prepared:
+        """Everything that can be said of one backend and one target, or the error that says why not."""
+        if source.format not in record.formats:
+            raise UnsupportedError(
+                f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
+                f"It loads: {', '.join(sorted(record.formats))}. {_format_hint(source.format, record.name)}".strip(),
+            )
+        state = self.state(record)
+        state.check()
+        _check_device(state, wish.device)
+        backend = self.host.backend(record.name)
+        capabilities = backend.capabilities()
+        if wish.exactness not in capabilities.exactness:
+            raise UnsupportedError(
+                f"The backend {record.name} has no exactness={wish.exactness!r} here.",
+                f"It has: {', '.join(sorted(capabilities.exactness))}.",
+            )
+        self._check_faults(state, source)
+        plan = self.plan(source, wish.drafter, record, wish.k, capabilities.max_speculative_tokens)
+        if reason := backend.refuse(source, plan):
+            raise UnsupportedError(f"The backend {record.name} cannot load this: {reason}", "Try another backend.")
+        return Prepared(backend, state, LoadRequest(target=source, plan=plan))
+
+    def _check_faults(self, state: BackendState, source: ModelSource) -> None:
+        """Faults that forbid the engine for targets of this architecture."""
+        types = model_types(source.config)
+        for fault, version in state.faults:
+            if (
+                fault.severity == "refuse"
+                and fault.affects in {"import", "all"}
+                and (not fault.architectures or types & set(fault.architectures))
+            ):
+                link = f" See {fault.link}." if fault.link else ""
+                raise BackendUnavailableError(
+                    f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
+                )
+
+    def _choose(self, source: ModelSource, candidate: Callable[[BackendRecord], Prepared]) -> Prepared:
+        """The usable backend of the highest rank that takes the target; by name where ranks are equal."""
+        records = [record for record in self.host.backends().values() if source.format in record.formats]
+        if not records:
+            raise BackendUnavailableError(
+                f"No installed backend loads {source.id}: its format is {source.format}.",
+                _format_hint(source.format) or _install_hint(),
+            )
+        errors: list[tuple[str, BackendUnavailableError | UnsupportedError | DeviceError | PluginError]] = []
+
+        def rank(record: BackendRecord) -> tuple[int, str]:
+            diagnosis = self.state(record).diagnosis
+            return (-diagnosis.rank if diagnosis else 0, record.name)
+
+        for record in sorted(records, key=rank):
+            try:
+                prepared = candidate(record)
+            except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
+                errors.append((record.name, error))
+                continue
+            return prepared
+        if len(errors) == 1:
+            raise errors[0][1]
+        # One class for all: what the caller asked for is at fault, not the backends.
+        classes = {type(error) for _, error in errors}
+        raised = classes.pop() if len(classes) == 1 else BackendUnavailableError
+        raise raised(
+            f"No installed backend can load {source.id} as asked. "
+            + " ".join(f"{name}: {error.message} {error.hint}".strip() for name, error in errors),
+            "`polydraft doctor` says more of each backend.",
+        )
+
+
+def check_options(
+    backend: SpeculativeBackend, name: str, given: Mapping[str, Any] | EngineOptions | None
+) -> EngineOptions:
+    """Check ``engine_options`` against the backend's own model.
+
+    Raises:
+        InvalidRequestError: An option is unknown or its value is wrong; the sentence names it and the known ones.
+    """
+    model = type(backend).options
+    if isinstance(given, EngineOptions):
+        if not isinstance(given, model):
+            raise InvalidRequestError(
+                f"engine_options is a {type(given).__name__}; the backend {name} takes {model.__name__}.",
+                "Give a dict, or an instance of that class.",
+            )
+        return given
+    known = sorted(model.model_fields)
+    listed = f"Known options of {name}: {', '.join(known)}." if known else f"The backend {name} has no options."
+    try:
+        return model.model_validate(dict(given or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InvalidRequestError(
+                f"The backend {name} has no option {option!r}.", f"{did_you_mean(option, known)} {listed}".strip()
+            ) from error
+        raise InvalidRequestError(f"The option {option!r} of {name} is wrong: {first['msg']}.", listed) from error
+
+
+def _check_device(state: BackendState, device: str) -> None:
+    """Check a device against those that the backend sees, where it says so."""
+    devices = [found.name for found in state.diagnosis.devices] if state.diagnosis else []
+    if device == "auto" or not devices or device in devices:
+        return
+    kinds = {name.partition(":")[0] for name in devices}
+    kind, _, index = device.partition(":")
+    if kind in kinds and (not index or (index == "0" and kind in devices)):
+        return
+    raise DeviceError(
+        f"The backend {state.record.name} sees no device {device!r} here.", f"It sees: {', '.join(devices)}."
+    )
+
+
+def _format_hint(form: str, but: str = "") -> str:
+    """Which known backends load a format, and how to get them."""
+    fitting = [known for known in known_backends() if form in known.formats and known.name != but]
+    if not fitting:
+        return ""
+    names = " or ".join(repr(known.name) for known in fitting)
+    installs = [known.install for known in fitting if known.install]
+    return f"The format {form} is for backend={names}" + (f": {installs[0]}" if installs else ".")
+
+
+def _install_hint() -> str:
+    return "Install one: " + next(known.install for known in known_backends() if known.install)

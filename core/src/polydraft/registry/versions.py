@@ -1,0 +1,49 @@
+"""Installed versions of distributions, and whether they lie in a range (PEP 440)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+__all__ = ["VersionLookup", "in_range", "installed_alternative", "installed_version", "older_than"]
+
+VersionLookup = Callable[[str], str | None]
+"""From the name of a distribution to its installed version; None if it is not installed."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """The installed version of a distribution, from its metadata; nothing is imported."""
+    try:
+        return _version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def installed_alternative(names: str, lookup: VersionLookup = installed_version) -> tuple[str, str] | None:
+    """The first installed one of ``a|b``: its name and version."""
+    for name in names.split("|"):
+        found = lookup(name.strip())
+        if found is not None:
+            return name.strip(), found
+    return None
+
+
+def in_range(version: str, specifier: str) -> bool:
+    """Whether a version lies in a PEP 440 range; pre-releases and local builds (``0.32.0+cpu``) count as what they are.
+
+    Raises:
+        ValueError: The specifier or the version is not of PEP 440.
+    """
+    try:
+        return SpecifierSet(specifier).contains(Version(version), prereleases=True)
+    except (InvalidSpecifier, InvalidVersion) as error:
+        raise ValueError(f"{specifier!r} or {version!r} is not of PEP 440: {error}") from error
+
+
+def older_than(version: str, first: str) -> bool:
+    """Whether a version is older than the first one that will do."""
+    return Version(version) < Version(first)
