@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, settings
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling.numpy_ops import NumpyOps
 
 settings.register_profile(
     "loop", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -63,6 +66,26 @@ class Kit:
         engine = self.backend.load_engine(request)
         engine.sequence_class = self.logging(sequence_class or self.sequence_class)
         return SteppingSession(engine, request, self.backend.capabilities())
+
+    def oracle(self, prompt, count, **settings):
+        """Plain decoding by hand, up to an end-of-sequence token: no session, no loop, one row a step."""
+        engine = self.backend.load_engine(self.request(None))
+        values = GenerationSettings(**settings)
+        request = TokenRequest(
+            prompt_token_ids=tuple(prompt),
+            settings=values,
+            seed=values.seed or 0,
+            speculate=False,
+            num_speculative_tokens=0,
+            eos_token_ids=engine.tokenizer.eos_token_ids,
+            max_total_tokens=engine.context_length,
+        )
+        chooser = RuleChooser(NumpyOps(), request)
+        sequence = engine.open_sequence()
+        tokens = list(sequence.prefill(prompt, chooser).token_ids)
+        while len(tokens) < count and tokens[-1] not in engine.tokenizer.eos_token_ids:
+            tokens += sequence.verify(tokens[-1:], chooser).token_ids
+        return tuple(tokens)
 
     def logging(self, base):
         logs = self.logs

@@ -74,8 +74,7 @@ def test_closing_the_session_ends_its_streams(kit, session):
     next(stream)
     session.close()
     with pytest.raises((SessionClosedError, StopIteration)):
-        for _ in range(300):
-            next(stream)
+        next(stream)
     assert kit.logs[0].closes == 1
     assert len(kit.logs[0].steps) < 50
 
@@ -265,24 +264,24 @@ class Silent:
 def test_a_silent_drafter_is_told_once(kit):
     silent = type("SilentSequence", (Silent, kit.sequence_class), {})
     with kit.session("mtp", 4, sequence_class=silent) as session:
-        with pytest.warns(UserWarning, match="draft"):
-            for _ in range(4):
-                first = session.generate(PROMPT, **LONG)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert session.generate(PROMPT, **LONG).token_ids == first.token_ids
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results = [session.generate(PROMPT, **LONG) for _ in range(5)]
+    assert [warning.category for warning in caught] == [UserWarning]
+    assert "draft" in str(caught[0].message)
+    first = results[0]
     assert first.stats.num_draft_tokens == 0
     assert first.stats.acceptance_rate is None
 
 
 def test_an_always_wrong_drafter_is_told_once(kit):
     with kit.session("mtp", 4, 0.0) as session:
-        with pytest.warns(UserWarning, match="accept"):
-            for _ in range(4):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(5):
                 session.generate(PROMPT, **LONG)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            session.generate(PROMPT, **LONG)
+    assert [warning.category for warning in caught] == [UserWarning]
+    assert "accept" in str(caught[0].message)
 
 
 def test_a_good_drafter_is_not_complained_of(session):

@@ -87,7 +87,9 @@ def check_stored(result, log):
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings, count=st.integers(1, 60))
 def test_output_is_that_of_plain_decoding(kit, drafter, k, prompt, sampling, count):
-    check(*both(kit, drafter, k, prompt, max_new_tokens=count, **sampling))
+    results = both(kit, drafter, k, prompt, max_new_tokens=count, **sampling)
+    check(*results)
+    assert results[0].token_ids == kit.oracle(prompt, count, **sampling)
 
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings)
