@@ -263,10 +263,9 @@ class Silent:
 
 def test_a_silent_drafter_is_told_once(kit):
     silent = type("SilentSequence", (Silent, kit.sequence_class), {})
-    with kit.session("mtp", 4, sequence_class=silent) as session:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            results = [session.generate(PROMPT, **LONG) for _ in range(5)]
+    with kit.session("mtp", 4, sequence_class=silent) as session, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [session.generate(PROMPT, **LONG) for _ in range(5)]
     assert [warning.category for warning in caught] == [UserWarning]
     assert "draft" in str(caught[0].message)
     first = results[0]
@@ -275,11 +274,10 @@ def test_a_silent_drafter_is_told_once(kit):
 
 
 def test_an_always_wrong_drafter_is_told_once(kit):
-    with kit.session("mtp", 4, 0.0) as session:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for _ in range(5):
-                session.generate(PROMPT, **LONG)
+    with kit.session("mtp", 4, 0.0) as session, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            session.generate(PROMPT, **LONG)
     assert [warning.category for warning in caught] == [UserWarning]
     assert "accept" in str(caught[0].message)
 
