@@ -70,6 +70,9 @@ def _typed(
         return InvalidRequestError("token=True was given, but no token is stored.", f"First {_LOGIN}.")
     if isinstance(error, errors.HFValidationError):
         return InvalidRequestError(f"{repo!r} is not a Hub id.", "Write it as org/name, or give the path of a folder.")
+    cause = error.__cause__
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(cause, errors.HfHubHTTPError):
+        error = cause  # the Hub did answer, but not with the file
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return _offline(repo, hub, role, similar)
     if isinstance(error, errors.HfHubHTTPError):
@@ -87,7 +90,7 @@ def _typed(
         return PolydraftError(
             f"The disk is full: {repo} could not be stored.", "Free some space, or point cache_dir= to another disk."
         )
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return InvalidRequestError(
             f"The cache folder cannot be written: {error}.", "Give cache_dir= a folder of yours, or set HF_HOME."
         )

@@ -1,0 +1,117 @@
+"""What is read from config.json: both layouts of Gemma 4, roles, families and kinds."""
+
+import pytest
+from polydraft.checkpoints.config import (
+    KVShape,
+    drafter_kind,
+    family,
+    is_assistant,
+    kv_shapes,
+    layer_types,
+    model_types,
+    read_config,
+    text_config,
+)
+from polydraft.errors import ModelFormatError
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def gemma4(**changes):
+    return {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "layer_types": [SLIDING] * 5 + [FULL],
+        **changes,
+    }
+
+
+def test_text_config_nested_or_not():
+    nested = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "hidden_size": 8}}
+    assert text_config(nested)["hidden_size"] == 8
+    assert text_config(nested["text_config"])["hidden_size"] == 8
+    assert text_config({"text_config": None, "hidden_size": 3})["hidden_size"] == 3
+    assert model_types(nested) == {"gemma4", "gemma4_text"}
+    assert model_types({}) == frozenset()
+
+
+def test_new_layout_per_layer_config():
+    config = gemma4(per_layer_config={"5": {"head_dim": 64, "num_key_value_heads": 1}})
+    assert kv_shapes(config) == {SLIDING: KVShape(2, 32), FULL: KVShape(1, 64)}
+
+
+def test_old_layout_needs_k_eq_v_for_the_head_count():
+    old = gemma4(global_head_dim=64, num_global_key_value_heads=1)
+    assert kv_shapes(old)[FULL] == KVShape(2, 64), "without attention_k_eq_v the global head count is ignored"
+    assert kv_shapes({**old, "attention_k_eq_v": True})[FULL] == KVShape(1, 64)
+
+
+def test_old_and_new_layout_agree():
+    old = gemma4(global_head_dim=64, num_global_key_value_heads=1, attention_k_eq_v=True)
+    new = gemma4(per_layer_config={"5": {"head_dim": 64, "num_key_value_heads": 1}}, attention_k_eq_v=True)
+    assert kv_shapes(old) == kv_shapes(new)
+
+
+def test_defaults_of_the_architecture():
+    assert kv_shapes({"model_type": "gemma4_text"}) == {SLIDING: KVShape(4, 256), FULL: KVShape(4, 512)}
+    assert layer_types({"model_type": "gemma4_text", "num_hidden_layers": 7}) == [SLIDING] * 5 + [FULL, FULL]
+
+
+def test_shared_layers_of_a_target_do_not_count():
+    # The last two layers have other shapes, but they reuse the keys and values of earlier ones.
+    config = gemma4(
+        layer_types=[SLIDING, FULL, SLIDING, FULL],
+        num_kv_shared_layers=2,
+        per_layer_config={"1": {"head_dim": 64}, "2": {"head_dim": 8}, "3": {"head_dim": 16}},
+    )
+    assert kv_shapes(config) == {SLIDING: KVShape(2, 32), FULL: KVShape(2, 64)}
+    assistant = {"model_type": "gemma4_assistant", "text_config": {**config, "num_kv_shared_layers": 4}}
+    assert kv_shapes(assistant)[FULL] == KVShape(2, 16), "an assistant shares all of its layers"
+
+
+def test_unknown_architectures_say_nothing():
+    assert kv_shapes({"model_type": "llama", "num_key_value_heads": 2, "head_dim": 8}) == {}
+    assert kv_shapes({}) == {}
+    assert kv_shapes({"model_type": "x", "layer_types": [FULL]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "gemma4_assistant"}, "mtp"),
+        ({"model_type": "gemma4_unified_assistant"}, "mtp"),
+        ({"model_type": "llama"}, "draft-model"),
+        ({"model_type": "eagle3", "speculators_model_type": "eagle3"}, "eagle3"),
+        ({"speculators_model_type": "dflash"}, "dflash"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLMEagle3"]}, "eagle3"),
+        ({"model_type": "qwen3", "architectures": ["DFlashDraftModel"]}, "dflash"),
+        ({"architectures": None}, "draft-model"),
+    ],
+)
+def test_drafter_kind(config, kind):
+    assert drafter_kind(config) == kind
+
+
+def test_family():
+    assert family({"model_type": "gemma4_unified_assistant"}) == family({"model_type": "gemma4_unified_text"})
+    assert family({"model_type": "gemma4_assistant"}) != family({"model_type": "gemma4_unified"})
+    assert is_assistant({"model_type": "gemma4_assistant"})
+    assert not is_assistant({})
+
+
+@pytest.mark.parametrize(("content", "said"), [("{", "line 1"), ("[]", "list"), ("null", "NoneType")])
+def test_broken_config_json(tmp_path, content, said):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ModelFormatError, match=said) as error:
+        read_config(path, "my-model")
+    assert "my-model" in error.value.message
+    assert error.value.hint
+
+
+def test_config_that_is_not_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelFormatError, match="cannot be read"):
+        read_config(tmp_path / "config.json", "m")
