@@ -155,3 +155,6 @@ class Exclusion(Record):
         default=None,
         description="For ``notyet``: ``module:function``, no arguments, True while the fault is there.",
     )
+    run: bool = Field(
+        default=True, description="False: not even tried, since it would crash the process or hang in native code."
+    )

@@ -1,0 +1,76 @@
+"""Acceptance floors: what the built-in pairs scored when they were made, less a margin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.counting import logged
+from polydraft_conformance.evidence import Speculation, speculation_of
+
+if TYPE_CHECKING:
+    from polydraft.contract import GenerationResult
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.counting import SequenceLog
+    from polydraft_conformance.pairs import Case
+
+__all__ = ["MARGIN", "Floor", "floor_of", "scored_speculation"]
+
+MARGIN = 0.1
+"""Share of a score by which a backend may stay below it: other dtypes, and drafts clipped at the end of the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a pair scored, and on what."""
+
+    score: float
+    """Mean acceptance length, over all rounds of all prompts."""
+    prompts: tuple[str, ...]
+    new_tokens: int
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """The least that passes."""
+        return 1 + (self.score - 1) * (1 - MARGIN)
+
+
+def floor_of(case: Case) -> Floor | None:
+    """The floor of a built-in pair; None where no score is recorded for this drafter and k.
+
+    Scores are the pairs' own (``scores.json`` of polydraft-builtin-pairs, copied by ``scripts/copy_scores.py``); their
+    prompts are that package's.
+    """
+    scores = _scores()
+    score = scores["pairs"].get(case.pair.name)
+    if score is None or case.k != scores["k"] or case.drafter.removeprefix("builtin:") != score["drafter"]:
+        return None
+    try:
+        from polydraft_builtin_pairs import prompts
+    except ImportError:
+        return None
+    texts = tuple(prompt.text for prompt in prompts() if prompt.text is not None)
+    if len(texts) != score["text"]["prompts"]:
+        return None
+    return Floor(score["text"]["pooled_acceptance_length"], texts, scores["new_tokens"])
+
+
+def scored_speculation(session: Session, floor: Floor) -> Speculation:
+    """Decode the floor's prompts greedily, and count."""
+    runs: list[tuple[GenerationResult, SequenceLog | None]] = []
+    for text in floor.prompts:
+        with logged(session) as logs:
+            result = session.generate(text, max_new_tokens=floor.new_tokens)
+        runs.append((result, logs[-1] if logs else None))
+    return speculation_of(runs)
+
+
+@cache
+def _scores() -> dict[str, Any]:
+    text = resources.files("polydraft_conformance").joinpath("data/scores.json").read_text(encoding="utf-8")
+    scores: dict[str, Any] = json.loads(text)
+    return scores

@@ -1,0 +1,104 @@
+"""The catalogue of checks: what a check varies over, which claim it needs, and which checks it builds upon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from polydraft.contract import Capabilities
+
+__all__ = ["CHECKS", "Check", "NotClaimed", "Scope", "check", "matching_checks", "not_claimed", "rank"]
+
+Scope = Literal["backend", "once", "target", "kind", "case"]
+"""What a check is repeated for. ``case``: every pair, drafter kind and k. ``kind``: every pair and drafter kind, at one
+k. ``target``: every pair, with its own drafter. ``once``: the first pair only. ``backend``: nothing is loaded."""
+
+Claim = Callable[["Capabilities"], str | None]
+"""Says why the capabilities do not claim what a check tests; None if they do."""
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check of the suite."""
+
+    name: str
+    group: str
+    scope: Scope
+    statement: str = field(compare=False)
+    after: tuple[str, ...] = ()
+    claims: Claim | None = None
+    order: int = 0
+
+
+CHECKS: dict[str, Check] = {}
+"""All checks whose modules were imported, by name, in the order of definition."""
+
+
+class NotClaimed(pytest.skip.Exception):
+    """The backend does not claim what a check tests. The only skip that needs no exclusion."""
+
+
+def not_claimed(reason: str) -> None:
+    """End a check because the backend does not claim what it tests.
+
+    Args:
+        reason: Names the capability, one sentence.
+    """
+    raise NotClaimed(reason)
+
+
+def check(*, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = None) -> Callable[[F], F]:
+    """Declare a test function as a check of the suite. Its docstring's first line says what holds if it passes.
+
+    Args:
+        scope: What it is repeated for.
+        after: Names of checks it builds upon. Where one of them failed for the same target and drafter kind, a
+            failure of this one is reported as its consequence, not as a fault of its own.
+        claims: Which capability it needs.
+    """
+
+    def declare(function: F) -> F:
+        name = function.__name__
+        if name in CHECKS and CHECKS[name].group != _group(function):
+            raise ValueError(f"Two checks are named {name}.")
+        if not function.__doc__:
+            raise ValueError(f"The check {name} has no docstring.")
+        CHECKS[name] = Check(
+            name=name,
+            group=_group(function),
+            scope=scope,
+            statement=function.__doc__.strip().splitlines()[0],
+            after=after,
+            claims=claims,
+            order=CHECKS[name].order if name in CHECKS else len(CHECKS),
+        )
+        marked: F = pytest.mark.polydraft_check(name)(function)
+        return marked
+
+    return declare
+
+
+def matching_checks(pattern: str) -> list[str]:
+    """Names of the known checks that a glob pattern matches."""
+    return [name for name in CHECKS if fnmatchcase(name, pattern)]
+
+
+def rank(check: Check) -> tuple[int, int]:
+    """Sort key that puts a check behind those it builds upon, and else keeps the order of definition."""
+    return _depth(check), check.order
+
+
+def _depth(check: Check) -> int:
+    return 1 + max((_depth(CHECKS[name]) for name in check.after if name in CHECKS), default=-1)
+
+
+def _group(function: Callable[..., None]) -> str:
+    """``greedy`` for a function of ``checks/test_greedy.py``."""
+    return function.__module__.rpartition(".")[2].removeprefix("test_")

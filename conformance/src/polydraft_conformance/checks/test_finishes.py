@@ -1,0 +1,231 @@
+"""Ends of the output inside drafts: length limits, stop ids, stop strings, EOS, and a full context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import ContextLengthError
+
+from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_model_drafter
+from polydraft_conformance.comparison import compare
+from polydraft_conformance.counting import wrapped_sequences
+from polydraft_conformance.evidence import greedy_settings, plain_result
+from polydraft_conformance.prompts import CHATS, TEXTS, prompt_of_length
+from polydraft_conformance.scripted import ScriptedSequence
+from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
+
+if TYPE_CHECKING:
+    from polydraft.contract import GenerationResult
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+_AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted")
+_NEW_TOKENS = 48
+
+
+@check(scope="kind", after=_AFTER)
+def test_length_limit_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """max_new_tokens ends the output at just that token, wherever it falls in a round."""
+    prompt, plain, _ = _outputs(polydraft_suite, polydraft_case, polydraft_session)
+    for limit in range(1, 2 * polydraft_case.k + 4):
+        result = polydraft_session.generate(prompt, **greedy_settings(limit))
+        where = f"With max_new_tokens={limit}, k={polydraft_case.k}"
+        expect(
+            result.token_ids == plain.token_ids[:limit],
+            f"{where}: the length limit was missed inside a draft: {len(result.token_ids)} tokens came out, "
+            f"{list(result.token_ids)}, not {list(plain.token_ids[:limit])}.",
+        )
+        expect(result.finish_reason == "length", f"{where}: finish_reason is {result.finish_reason!r}, not 'length'.")
+
+
+@check(scope="kind", after=_AFTER)
+def test_stop_id_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """A stop id ends the output with that token, wherever it falls in a round."""
+    prompt, plain, speculative = _outputs(polydraft_suite, polydraft_case, polydraft_session)
+    token_ids = plain.token_ids
+    indices = [index for index in range(len(token_ids)) if token_ids.index(token_ids[index]) == index]
+    for index in _places(indices, speculative):
+        settings = {**greedy_settings(_NEW_TOKENS), "stop_token_ids": [token_ids[index]]}
+        result = polydraft_session.generate(prompt, **settings)
+        where = f"Stop id {token_ids[index]} (output token {index})"
+        expect(
+            result.token_ids == token_ids[: index + 1],
+            f"{where} was missed inside a draft: {len(result.token_ids)} tokens came out, not {index + 1}.",
+        )
+        expect(
+            (result.finish_reason, result.stop_match) == ("stop", token_ids[index]),
+            f"{where}: finish_reason and stop_match are {result.finish_reason!r} and {result.stop_match!r}.",
+        )
+
+
+@check(scope="kind", after=(*_AFTER, "test_stop_id_inside_a_draft"))
+def test_stop_string_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """A stop string ends the text before its match, wherever it falls in a round and across two tokens."""
+    prompt, plain, speculative = _outputs(polydraft_suite, polydraft_case, polydraft_session)
+    stops = {index: found for index in range(len(plain.token_ids)) if (found := stop_strings(plain, index))}
+    for index in _places(list(stops), speculative):
+        for stop in stops[index]:
+            settings = {**greedy_settings(_NEW_TOKENS), "stop": [stop]}
+            result = polydraft_session.generate(prompt, **settings)
+            where = f"Stop string {stop!r} (completed by output token {index})"
+            text = plain.text[: plain.text.index(stop)]
+            expect(
+                result.text == text,
+                f"{where} was missed inside a draft: the text is {result.text!r}, not {text!r}.",
+            )
+            expect(
+                result.token_ids == plain.token_ids[: index + 1],
+                f"{where}: {len(result.token_ids)} tokens came out, not {index + 1}.",
+            )
+            expect(
+                (result.finish_reason, result.stop_match) == ("stop", stop),
+                f"{where}: finish_reason and stop_match are {result.finish_reason!r} and {result.stop_match!r}.",
+            )
+            pieces = streamed(polydraft_session, prompt, **settings)
+            expect(pieces.text == text, f"{where}: streamed, the text is {pieces.text!r}, not {text!r}.")
+
+
+@check(scope="kind", after=_AFTER)
+def test_eos_ends_the_output(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """Output ends with the EOS token, as in plain decoding."""
+    ended = _ended_by_eos(polydraft_suite, polydraft_case, polydraft_session)
+    polydraft_numbers["outputs_ended_by_eos"] = len(ended)
+    for plain in ended:
+        result = polydraft_session.generate(list(plain.prompt_token_ids), max_new_tokens=_EOS_LIMIT)
+        comparison = compare(polydraft_session, plain.prompt_token_ids, plain.token_ids, result.token_ids)
+        expect(comparison.verdict == "EXACT", f"EOS was missed inside a draft. {comparison.message}")
+        expect(result.finish_reason == "eos", f"finish_reason is {result.finish_reason!r}, not 'eos'.")
+        expect(result.text == plain.text, "The tokens are equal, but not the text.")
+
+
+@check(scope="kind", after=(*_AFTER, "test_eos_ends_the_output"), claims=has_model_drafter)
+def test_eos_at_every_place_of_a_draft(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session
+) -> None:
+    """EOS as the first, .. the last draft and as the bonus token of a round: nothing comes out behind it."""
+    if polydraft_case.kind not in MODEL_KINDS:
+        not_claimed("n-gram drafts are the core's own.")
+    engine = engine_of(polydraft_session)
+    plain = max(
+        _ended_by_eos(polydraft_suite, polydraft_case, polydraft_session), key=lambda result: len(result.token_ids)
+    )
+    after_eos = plain_result(
+        polydraft_suite,
+        polydraft_session,
+        polydraft_case,
+        plain.prompt_token_ids,
+        greedy_settings(len(plain.token_ids) + polydraft_case.k),
+    )
+    truth = [*plain.prompt_token_ids, *after_eos.token_ids]
+    for shift in range(polydraft_case.k + 1):
+
+        def wrap(inner: Any, shift: int = shift) -> ScriptedSequence:
+            k = polydraft_case.k
+            return ScriptedSequence(inner, truth, engine.tokenizer.vocab_size, lambda _round: k, first_length=shift)
+
+        with wrapped_sequences(engine, wrap):
+            result = polydraft_session.generate(list(plain.prompt_token_ids), max_new_tokens=_EOS_LIMIT)
+        expect(
+            result.token_ids == plain.token_ids,
+            f"EOS was missed inside a draft (drafts all right, shifted by {shift}): "
+            f"{len(result.token_ids)} tokens came out, not {len(plain.token_ids)}.",
+        )
+        expect(result.finish_reason == "eos", f"finish_reason is {result.finish_reason!r}, not 'eos' (shift {shift}).")
+
+
+@check(scope="target", after=_AFTER)
+def test_min_new_tokens(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """EOS is not chosen before min_new_tokens, in drafts neither, and the output stays that of plain decoding."""
+    capabilities = polydraft_suite.capabilities
+    if capabilities is None or "min_new_tokens" not in capabilities.sampling:
+        not_claimed("The backend does not claim the setting min_new_tokens.")
+    for first in _ended_by_eos(polydraft_suite, polydraft_case, polydraft_session)[:2]:
+        least = len(first.token_ids) + 3
+        settings = {"max_new_tokens": least + 8, "min_new_tokens": least}
+        prompt = list(first.prompt_token_ids)
+        plain = polydraft_session.generate(prompt, speculate="off", **settings)
+        result = polydraft_session.generate(prompt, **settings)
+        expect(len(plain.token_ids) >= least, f"Plain decoding ended after {len(plain.token_ids)} of {least} tokens.")
+        comparison = compare(polydraft_session, prompt, plain.token_ids, result.token_ids, with_logits=False)
+        expect(
+            comparison.verdict == "EXACT", f"min_new_tokens={least} counts otherwise in drafts. {comparison.message}"
+        )
+
+
+@check(scope="target", after=_AFTER)
+def test_full_context(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """Output ends when the context is full, at the same token as plainly; a longer prompt is refused."""
+    room = 2 * polydraft_case.k + 3
+    prompt = prompt_of_length(polydraft_suite, polydraft_session, polydraft_case, polydraft_case.pair.window + 8)
+    wanted = plain_result(polydraft_suite, polydraft_session, polydraft_case, prompt, greedy_settings(_NEW_TOKENS))
+    # Another session: the shared one is closed first, since not every engine can hold two large models.
+    with polydraft_suite.opened(polydraft_case, context_length=len(prompt) + room) as session:
+        length = session.running.context_length
+        expect(length == len(prompt) + room, f"context_length={len(prompt) + room} was asked for, it is {length}.")
+        for speculate in ("off", "auto"):
+            result = session.generate(list(prompt), speculate=speculate, **greedy_settings(500))
+            expect(
+                (total := len(prompt) + len(result.token_ids)) == length,
+                f"speculate={speculate!r}: prompt and output are {total} tokens, the context is {length}.",
+            )
+            expect(result.finish_reason == "context", f"finish_reason is {result.finish_reason!r}, not 'context'.")
+            comparison = compare(session, prompt, wanted.token_ids[: len(result.token_ids)], result.token_ids)
+            expect(comparison.verdict == "EXACT", f"The context's limit changed the output. {comparison.message}")
+        too_long = prompt_of_length(polydraft_suite, session, polydraft_case, length + 1)
+        try:
+            session.generate(list(too_long), max_new_tokens=1)
+        except ContextLengthError:
+            return
+        raise AssertionError(f"A prompt of {len(too_long)} tokens was taken, but the context is {length}.")
+
+
+_EOS_LIMIT = 96
+
+
+def _outputs(suite: Suite, case: Case, session: Session) -> tuple[list[int], Streamed, Streamed]:
+    """A prompt, its plain stream, and its speculative one."""
+    prompt = list(prompt_of_length(suite, session, case, max(4, case.pair.window // 2)))
+    key = ("plain stream", case.pair)
+    if key not in suite.cache:
+        suite.cache[key] = streamed(session, prompt, speculate="off", **greedy_settings(_NEW_TOKENS))
+    plain: Streamed = suite.cache[key]
+    key = ("speculative stream", case)
+    if key not in suite.cache:
+        suite.cache[key] = streamed(session, prompt, **greedy_settings(_NEW_TOKENS))
+    speculative: Streamed = suite.cache[key]
+    return prompt, plain, speculative
+
+
+def _places(indices: list[int], speculative: Streamed) -> list[int]:
+    """Output tokens to end at: some inside drafts, some at the ends of rounds.
+
+    Raises:
+        AssertionError: None lies inside a draft: the check would show nothing.
+    """
+    reported = any(chunk.num_accepted_tokens is not None for chunk in speculative.chunks)
+    if not reported:
+        return pick(indices, 8)
+    inside = [index for index in indices if index in set(speculative.inside_drafts())]
+    expect(bool(inside), "The check shows nothing: no place to stop lies inside an accepted draft.")
+    return sorted({*pick(inside, 5), *pick([index for index in indices if index not in inside], 3)})
+
+
+def _ended_by_eos(suite: Suite, case: Case, session: Session) -> list[GenerationResult]:
+    """Plain greedy outputs that EOS ended.
+
+    Raises:
+        AssertionError: There is none: the check would show nothing.
+    """
+    key = ("ended by EOS", case.pair)
+    if key not in suite.cache:
+        prompts = [*([{"role": "user", "content": chat}] for chat in CHATS), *TEXTS]
+        results = [session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off") for prompt in prompts]
+        suite.cache[key] = [result for result in results if result.finish_reason == "eos"]
+    ended: list[GenerationResult] = suite.cache[key]
+    expect(bool(ended), "The check shows nothing: no plain output is ended by EOS.")
+    return ended

@@ -1,0 +1,201 @@
+"""The primitives of a stepping engine, by their logits: steps, prefill and rollback agree at the window's edge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, exposes_logits, has_model_drafter
+from polydraft_conformance.evidence import greedy_settings, plain_result
+from polydraft_conformance.noise import EPSILON, Noise, difference, measure_noise
+from polydraft_conformance.primitives import greedy, logits_of, open_sequence, prefill_logits
+from polydraft_conformance.prompts import prompt_of_length
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import SteppingEngine
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.primitives import Logits
+    from polydraft_conformance.suite import Suite
+
+_TOLERANCE = 16
+"""A difference of so many times the measured noise is a fault. Noise grows with the context, from the short one that it
+is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
+
+
+@check(scope="target", after=("test_loads_what_was_asked",), claims=exposes_logits)
+def test_rows_equal_single_steps(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """A step of k+1 tokens gives the logits of k+1 steps of one token, up to the dtype's rounding."""
+    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    polydraft_numbers["noise"] = {"rows": noise.rows, "prefill": noise.prefill, "largest_logit": noise.largest_logit}
+    epsilon = EPSILON.get(polydraft_session.running.dtype.rpartition(".")[2], EPSILON["bfloat16"])
+    # Rounding of a sum of n terms grows like sqrt(n) * epsilon; 64 covers the widths and depths of any model, and is
+    # far below what a wrong position or mask does.
+    bound = 64 * epsilon * noise.largest_logit
+    for name, value in (("one step of several tokens", noise.rows), ("a prefill", noise.prefill)):
+        expect(
+            value <= bound,
+            f"Logits of single steps and of {name} differ by {value:.3g}, more than rounding in "
+            f"{polydraft_session.running.dtype} explains ({bound:.3g}): positions or masks within a step are wrong.",
+        )
+
+
+@check(scope="target", after=("test_rows_equal_single_steps",), claims=exposes_logits)
+def test_steps_equal_prefill(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """Plain steps across the window's edge give a fresh prefill's logits: the KV cache past the window is right."""
+    engine = engine_of(polydraft_session)
+    window = polydraft_case.pair.window
+    text = _context(polydraft_suite, polydraft_case, polydraft_session)
+    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    chooser = greedy(engine)
+    start = max(1, window - 3)
+    worst, at = 0.0, start
+    with open_sequence(engine) as sequence:
+        sequence.prefill(text[:start], chooser)
+        for length in range(start + 1, len(text) + 1):
+            row = logits_of(sequence.verify([text[length - 1]], chooser, keep_logits=True))[0]
+            if length <= window + 4 or length % 5 == 0 or abs(length - 2 * window) <= 2:
+                gap = difference(row, _fresh(polydraft_suite, polydraft_case, engine, text[:length]))
+                worst, at = max((worst, at), (gap, length))
+    polydraft_numbers["largest_difference"] = worst
+    _expect_within(worst, noise, f"after plain steps to a context of {at} tokens (sliding window {window})")
+
+
+@check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
+def test_rollback_is_exact(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """After a rollback at every position around the window's edge, the next step's logits are a fresh prefill's."""
+    engine = engine_of(polydraft_session)
+    k = min(polydraft_case.k, engine.max_draft_tokens)
+    window = polydraft_case.pair.window
+    text = _context(polydraft_suite, polydraft_case, polydraft_session)
+    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    vocab = engine.tokenizer.vocab_size
+    worst, where, stale = 0.0, "", 0.0
+    lengths = [*range(max(1, window - k - 2), window + 3), 2 * window - 1, 2 * window]
+    if polydraft_suite.options.quick:
+        lengths = lengths[::2]
+    for length in lengths:
+        for accepted in range(k + 1) if length in (window, 2 * window) else (0, k // 2, k):
+            right = text[length : length + 1 + accepted]
+            wrong = [(token + 1) % vocab for token in text[length + 1 + accepted : length + 1 + k]]
+            row, longer = _step_after_rollback(engine, text, length, right, wrong)
+            kept = length + len(right)
+            gap = difference(row, _fresh(polydraft_suite, polydraft_case, engine, text[: kept + 1]))
+            if gap >= worst:
+                worst, where = (
+                    gap,
+                    f"{length} tokens, then {len(right)} right and {len(wrong)} wrong, rolled back to {kept}",
+                )
+            if longer is not None:
+                stale = max(stale, difference(row, longer))
+    polydraft_numbers["largest_difference"] = worst
+    polydraft_numbers["difference_of_a_stale_row"] = stale
+    expect(
+        stale > _TOLERANCE * noise.most,
+        f"The check shows nothing: a wrong KV row changes logits by {stale:.3g} only, the noise is {noise.most:.3g}.",
+    )
+    _expect_within(
+        worst, noise, f"after a rollback ({where}; sliding window {window}): rows are left that were rolled back"
+    )
+
+
+@check(scope="kind", after=("test_rollback_is_exact",), claims=has_model_drafter)
+def test_drafter_rolls_back(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """After a rollback the drafter proposes what it proposes on a fresh sequence."""
+    if polydraft_case.kind not in MODEL_KINDS:
+        not_claimed("n-gram drafts are the core's own.")
+    engine = engine_of(polydraft_session)
+    k = min(polydraft_case.k, engine.max_draft_tokens)
+    window = polydraft_case.pair.window
+    text = _context(polydraft_suite, polydraft_case, polydraft_session)
+    vocab = engine.tokenizer.vocab_size
+    chooser = greedy(engine)
+    for length in (max(1, window // 2), window - 1, window, window + 1, 2 * window):
+        for accepted in (0, k // 2, k):
+            right = text[length : length + 1 + accepted]
+            wrong = [(token + 1) % vocab for token in text[length + 1 + accepted : length + 1 + k]]
+            newest = text[length + len(right)]
+            with open_sequence(engine) as sequence:
+                sequence.prefill(text[:length], chooser)
+                sequence.propose(text[length], k, chooser)
+                sequence.verify([*right, *wrong], chooser)
+                sequence.rollback(length + len(right))
+                found = sequence.propose(newest, k, chooser).token_ids
+            with open_sequence(engine) as sequence:
+                # Through a verify as well: a drafter may read the target's hidden state of the last row.
+                sequence.prefill(text[:length], chooser)
+                for token in right:
+                    sequence.verify([token], chooser)
+                wanted = sequence.propose(newest, k, chooser).token_ids
+            expect(
+                found == wanted,
+                f"After a rollback to {length + len(right)} tokens the drafter proposes {found}, on a fresh sequence "
+                f"{wanted} (sliding window {window}): it remembers what was rolled back.",
+            )
+
+
+def _step_after_rollback(
+    engine: SteppingEngine, text: Sequence[int], length: int, right: Sequence[int], wrong: Sequence[int]
+) -> tuple[Logits, Logits | None]:
+    """Logits of the next token's step after a rollback, and what they would be with the wrong rows still there."""
+    chooser = greedy(engine)
+    newest = text[length + len(right)]
+    with open_sequence(engine) as sequence:
+        sequence.prefill(list(text[:length]), chooser)
+        sequence.verify([*right, *wrong], chooser)
+        sequence.rollback(length + len(right))
+        row = logits_of(sequence.verify([newest], chooser, keep_logits=True))[0]
+    if not wrong or length % 4:
+        return row, None
+    return row, prefill_logits(engine, [*text[:length], *right, wrong[0], newest])[-1]
+
+
+def _expect_within(worst: float, noise: Noise, where: str) -> None:
+    limit = _TOLERANCE * noise.most
+    expect(
+        worst <= limit,
+        f"Logits differ from a fresh prefill's by {worst:.3g} {where}. The engine's own noise is {noise.most:.3g}, "
+        f"so at most {limit:.3g} was expected.",
+    )
+
+
+def _context(suite: Suite, case: Case, session: Session) -> list[int]:
+    """Prompt and greedy output, longer than twice the window: text that the model would write."""
+    key = ("context", case.pair)
+    if key not in suite.cache:
+        window = case.pair.window
+        prompt = prompt_of_length(suite, session, case, max(2, window // 2))
+        wanted = 2 * window + 24 - len(prompt)
+        plain = plain_result(suite, session, case, prompt, greedy_settings(wanted))
+        suite.cache[key] = [*plain.prompt_token_ids, *plain.token_ids]
+    context: list[int] = suite.cache[key]
+    return context
+
+
+def _noise(suite: Suite, case: Case, session: Session) -> Noise:
+    key = ("noise", case.pair)
+    if key not in suite.cache:
+        engine = engine_of(session)
+        rows = min(case.k, engine.max_draft_tokens) + 1
+        text = _context(suite, case, session)
+        suite.cache[key] = measure_noise(engine, text[: max(4, min(6 * rows, case.pair.window - rows))], rows)
+    noise: Noise = suite.cache[key]
+    return noise
+
+
+def _fresh(suite: Suite, case: Case, engine: SteppingEngine, token_ids: Sequence[int]) -> Logits:
+    """Logits after a fresh prefill, made once for each context."""
+    key = ("fresh", case.pair, tuple(token_ids))
+    if key not in suite.cache:
+        suite.cache[key] = prefill_logits(engine, token_ids)[-1]
+    row: Logits = suite.cache[key]
+    return row

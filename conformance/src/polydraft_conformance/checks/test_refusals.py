@@ -1,0 +1,189 @@
+"""Bad input is a typed error before any work, and what is not claimed is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import polydraft
+from polydraft.contract import GenerationSettings
+from polydraft.errors import (
+    DeviceError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PolydraftError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+
+from polydraft_conformance.catalog import check
+from polydraft_conformance.claims import expect
+from polydraft_conformance.counting import logged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+_BAD_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"max_new_tokens": 0},
+    {"max_new_tokens": -1},
+    {"max_new_tokens": 2.5},
+    {"min_new_tokens": -1},
+    {"temperature": -0.1},
+    {"temperature": math.nan},
+    {"temperature": math.inf},
+    {"temperature": "hot"},
+    {"top_p": 0.0},
+    {"top_p": 1.1},
+    {"top_k": -1},
+    {"min_p": 1.5},
+    {"seed": -1},
+    {"seed": 1.5},
+    {"seed": "x"},
+    {"stop": [""]},
+    {"stop": ""},
+    {"stop_token_ids": [-1]},
+    {"logprobs": -1},
+    {"speculate": "maybe"},
+)
+_BAD_PROMPTS: tuple[Any, ...] = ("", [], [-1], [10**9], [1.5], None, 7, [{"role": "user"}], [{"content": "no role"}])
+_SAMPLES: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 5,
+    "min_p": 0.1,
+    "seed": 3,
+    "min_new_tokens": 2,
+    "logprobs": 2,
+}
+"""A good value of each setting that a backend may claim."""
+
+
+@check(scope="once", after=("test_generates",))
+def test_bad_settings_are_refused(polydraft_session: Session) -> None:
+    """Settings out of range or of a wrong type raise InvalidRequestError, with a hint, before the engine is asked."""
+    for settings in _BAD_SETTINGS:
+        _expect_refused(polydraft_session, InvalidRequestError, f"{settings}", "Hello", **settings)
+    _expect_refused(polydraft_session, InvalidRequestError | TypeError, "an unknown setting", "Hello", tempratur=1.0)
+
+
+@check(scope="once", after=("test_generates",))
+def test_bad_prompts_are_refused(polydraft_session: Session) -> None:
+    """Prompts that are empty, of a wrong type, or with ids that are no tokens raise InvalidRequestError."""
+    for prompt in _BAD_PROMPTS:
+        _expect_refused(polydraft_session, InvalidRequestError, f"the prompt {prompt!r}", prompt)
+
+
+@check(scope="once", after=("test_generates",))
+def test_images_are_refused(polydraft_session: Session) -> None:
+    """Image and audio parts raise UnsupportedError: they are not silently left out."""
+    for kind in ("image", "audio"):
+        message = {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is this?"}, {"type": kind, kind: "x.bin"}],
+        }
+        _expect_refused(polydraft_session, UnsupportedError, f"a message part of type {kind}", [message])
+
+
+@check(scope="once", after=("test_generates",))
+def test_settings_not_claimed_are_refused(polydraft_suite: Suite, polydraft_session: Session) -> None:
+    """A sampling setting that the capabilities do not claim raises UnsupportedError: it is not silently ignored."""
+    capabilities = polydraft_suite.capabilities
+    assert capabilities is not None
+    known = set(GenerationSettings.model_fields)
+    for name in sorted((set(_SAMPLES) & known) - capabilities.sampling):
+        needs = {"temperature": 1.0} if name in {"top_p", "top_k", "min_p", "seed"} & capabilities.sampling else {}
+        _expect_refused(
+            polydraft_session,
+            UnsupportedError,
+            f"{name}, which is not claimed",
+            "Hello",
+            **{**needs, name: _SAMPLES[name]},
+        )
+
+
+@check(scope="once")
+def test_bad_loads_are_refused(polydraft_suite: Suite, polydraft_case: Case) -> None:
+    """Unknown models, devices and options, and a k that is out of range, are typed errors of load()."""
+    capabilities = polydraft_suite.capabilities
+    assert capabilities is not None
+    bad: list[tuple[dict[str, Any], type[PolydraftError]]] = [
+        ({"num_speculative_tokens": 0}, InvalidRequestError),
+        ({"num_speculative_tokens": -1}, InvalidRequestError),
+        ({"num_speculative_tokens": capabilities.max_speculative_tokens + 1000}, PolydraftError),
+        ({"drafter": "builtin:no-such-model"}, ModelNotFoundError),
+        ({"drafter": "./no/such/folder"}, ModelNotFoundError),
+        ({"dtype": "float7"}, PolydraftError),
+        ({"device": "no-such-device"}, DeviceError),
+        ({"engine_options": {"no_such_option": 1}}, InvalidRequestError),
+        ({"context_length": 0}, InvalidRequestError),
+        ({"context_length": 10**9}, PolydraftError),
+    ]
+    if "bitwise" not in capabilities.exactness:
+        bad.append(({"exactness": "bitwise"}, UnsupportedError))
+    for changes, error in bad:
+        _expect_load_refused(lambda changes=changes: polydraft_suite.load(polydraft_case, **changes), changes, error)  # type: ignore[misc]
+    _expect_load_refused(
+        lambda: polydraft.load("builtin:no-such-model", backend=polydraft_suite.options.backend),
+        {"target": "builtin:no-such-model"},
+        ModelNotFoundError,
+    )
+
+
+@check(scope="once", after=("test_generates",))
+def test_speculation_is_never_dropped_silently(polydraft_suite: Suite, polydraft_case: Case) -> None:
+    """Without a drafter, speculate="on" refuses, and "auto" decodes plainly and says why."""
+    with polydraft_suite.opened(polydraft_case, drafter=None, num_speculative_tokens=None) as session:
+        running = session.running
+        expect(running.method is None, f"Loaded without a drafter, session.running.method is {running.method!r}.")
+        expect(running.num_speculative_tokens == 0, f"Loaded without a drafter, k is {running.num_speculative_tokens}.")
+        result = session.generate("Hello", max_new_tokens=4, speculate="auto")
+        expect(result.speculation_off is not None, "Decoded plainly, the result does not say why.")
+        _expect_refused(
+            session, SpeculationUnavailableError, "speculate='on' without a drafter", "Hello", speculate="on"
+        )
+
+
+def _expect_refused(session: Session, error: Any, what: str, prompt: Any, **settings: Any) -> None:
+    """``generate`` and ``stream`` must raise ``error``, and the engine must not have been asked for anything."""
+    settings = {"max_new_tokens": 4, **settings}
+    calls: dict[str, Callable[[], Any]] = {
+        "generate": lambda: session.generate(prompt, **settings),
+        "stream": lambda: list(session.stream(prompt, **settings)),
+    }
+    for name, call in calls.items():
+        with logged(session) as logs:
+            try:
+                call()
+            except error as raised:
+                _expect_explained(raised, what)
+            except Exception as other:
+                raise AssertionError(f"{name}() with {what} raised {type(other).__name__} ({other}).") from other
+            else:
+                raise AssertionError(f"{name}() took {what}.")
+        expect(not any(log.prompt for log in logs or ()), f"{name}() with {what} was refused only after the prefill.")
+
+
+def _expect_load_refused(load: Callable[[], Session], what: dict[str, Any], error: type[PolydraftError]) -> None:
+    try:
+        session = load()
+    except error as raised:
+        _expect_explained(raised, str(what))
+        return
+    except Exception as other:
+        raise AssertionError(
+            f"load() with {what} raised {type(other).__name__} ({other}), not {error.__name__}."
+        ) from other
+    session.close()
+    raise AssertionError(f"load() took {what}.")
+
+
+def _expect_explained(error: BaseException, what: str) -> None:
+    """A polydraft error has one sentence that says what is wrong, and one that says what to do."""
+    if isinstance(error, PolydraftError):
+        expect(bool(error.message), f"The error for {what} has no message.")
+        expect(bool(error.hint), f"The error for {what} has no hint: {error.message}")

@@ -1,0 +1,164 @@
+"""Sampling: a seed means the same with and without speculation, and settings are honoured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.catalog import check
+from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
+from polydraft_conformance.comparison import compare
+from polydraft_conformance.counting import logged
+from polydraft_conformance.evidence import plain_result, speculation_of
+from polydraft_conformance.prompts import prompt_of_length
+
+if TYPE_CHECKING:
+    from polydraft.contract import GenerationResult
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+_NEW_TOKENS = 32
+_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.7},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 20},
+    {"temperature": 1.4, "min_p": 0.05},
+    {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.02},
+)
+_AFTER = ("test_generates", "test_greedy_equals_plain")
+
+
+@check(scope="target", after=_AFTER, claims=samples("temperature"))
+def test_temperature_changes_the_output(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session
+) -> None:
+    """Sampled outputs differ from the greedy one, plainly and with speculation."""
+    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    settings: dict[str, Any] = {"max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
+    for speculate in ("off", "auto"):
+        greedy = polydraft_session.generate(prompt, speculate=speculate, temperature=0.0, **settings).token_ids
+        outputs = [
+            polydraft_session.generate(
+                prompt, speculate=speculate, temperature=1.4, **_seed(polydraft_suite, seed), **settings
+            ).token_ids
+            for seed in range(4)
+        ]
+        expect(
+            any(output != greedy for output in outputs),
+            f"The temperature is ignored (speculate={speculate!r}): four outputs at temperature 1.4 are all greedy.",
+        )
+
+
+@check(scope="target", after=(*_AFTER, "test_temperature_changes_the_output"), claims=samples("temperature", "seed"))
+def test_seed_decides_the_output(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """One seed gives the same output again, other seeds give others, and a drawn seed is told."""
+    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    settings: dict[str, Any] = {"max_new_tokens": _NEW_TOKENS, "ignore_eos": True, "temperature": 1.4}
+    for speculate in ("off", "auto"):
+        where = f"speculate={speculate!r}"
+        outputs = [
+            polydraft_session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids
+            for seed in (1, 2, 3, 1)
+        ]
+        expect(outputs[0] == outputs[3], f"The seed is ignored ({where}): seed 1 gave two different outputs.")
+        expect(len(set(outputs)) > 1, f"The seed is ignored ({where}): three seeds gave the same output.")
+        drawn = polydraft_session.generate(prompt, speculate=speculate, **settings)
+        expect(drawn.settings.seed is not None, f"The result does not tell the seed that was drawn ({where}).")
+        again = polydraft_session.generate(prompt, speculate=speculate, seed=drawn.settings.seed, **settings)
+        expect(
+            again.token_ids == drawn.token_ids, f"The drawn seed that the result tells is not the one used ({where})."
+        )
+
+
+_SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_the_output")
+
+
+@check(scope="case", after=_SEEDED, claims=is_seed_identical)
+def test_sample_equals_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """A seed gives the same tokens with and without speculation, for every k and drafter."""
+    _sample(polydraft_suite, polydraft_case, polydraft_session, {"temperature": 1.0}, seed=11)
+
+
+@check(scope="kind", after=(*_SEEDED, "test_sample_equals_plain"), claims=is_seed_identical)
+def test_sample_equals_plain_for_all_settings(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """The same holds for temperatures, top_p, top_k and min_p, alone and together; some sampled drafts are accepted."""
+    capabilities = polydraft_suite.capabilities
+    assert capabilities is not None
+    runs = []
+    for seed, settings in enumerate(_SETTINGS):
+        if set(settings) <= capabilities.sampling:
+            runs.append(_sample(polydraft_suite, polydraft_case, polydraft_session, settings, seed=seed))
+    speculation = speculation_of(runs)
+    polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
+    if polydraft_case.kind in MODEL_KINDS and speculation.accepted is not None:
+        expect(speculation.accepted > 0, f"None of {speculation.drafted} drafts was accepted under sampling.")
+
+
+@check(scope="target", after=(*_SEEDED, "test_sample_equals_plain"), claims=is_seed_identical)
+def test_streamed_sample_equals_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """Streaming gives the tokens of the seed, too."""
+    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    settings: dict[str, Any] = {"temperature": 0.8, "seed": 21, "max_new_tokens": _NEW_TOKENS}
+    wanted = polydraft_session.generate(prompt, speculate="off", **settings)
+    found = tuple(token for chunk in polydraft_session.stream(prompt, **settings) for token in chunk.token_ids)
+    comparison = compare(polydraft_session, prompt, wanted.token_ids, found, with_logits=False)
+    expect(comparison.verdict == "EXACT", f"A streamed sample is another one. {comparison.message}")
+
+
+@check(scope="kind", after=_AFTER, claims=samples("logprobs"))
+def test_logprobs_equal_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """Log-probabilities are given for every token, drafts included, and are those of plain decoding."""
+    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    settings: dict[str, Any] = {"max_new_tokens": 16, "ignore_eos": True, "logprobs": 3}
+    plain = polydraft_session.generate(prompt, speculate="off", **settings)
+    found = polydraft_session.generate(prompt, **settings)
+    for name, result in (("plain", plain), ("speculative", found)):
+        logprobs = result.logprobs or ()
+        expect(
+            tuple(entry.token_id for entry in logprobs) == result.token_ids,
+            f"The {name} result has log-probabilities of other tokens than those that came out.",
+        )
+        expect(all(len(entry.top) == 3 for entry in logprobs), f"The {name} result has not 3 best tokens everywhere.")
+        expect(all(entry.logprob <= 1e-6 for entry in logprobs), f"The {name} result has log-probabilities above 0.")
+        expect(
+            all(entry.top[0][1] <= entry.logprob + 1e-6 for entry in logprobs),
+            f"The {name} result is greedy, but a best token's log-probability is above the chosen one's.",
+        )
+    noise = polydraft_suite.cache.get(("noise", polydraft_case.pair))
+    # Where logits cannot be read, an eighth of a nat tells tokens apart.
+    bound = 32 * noise.most if noise is not None else 0.125
+    gaps = [
+        abs(left.logprob - right.logprob)
+        for left, right in zip(plain.logprobs or (), found.logprobs or (), strict=True)
+        if left.token_id == right.token_id
+    ]
+    expect(max(gaps) <= bound, f"Log-probabilities differ by {max(gaps):.3g} with speculation, more than {bound:.3g}.")
+
+
+def _sample(
+    suite: Suite, case: Case, session: Session, settings: dict[str, Any], *, seed: int
+) -> tuple[GenerationResult, Any]:
+    """A speculative sample and its log; it must equal the plain one."""
+    prompt = _prompt(suite, case, session)
+    settings = {**settings, "seed": seed, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
+    plain = plain_result(suite, session, case, prompt, settings)
+    with logged(session) as logs:
+        result = session.generate(prompt, **settings)
+    comparison = compare(session, prompt, plain.token_ids, result.token_ids, with_logits=False)
+    expect(comparison.verdict == "EXACT", f"Speculation changed the sample of {settings}. {comparison.message}")
+    return result, logs[-1] if logs else None
+
+
+def _prompt(suite: Suite, case: Case, session: Session) -> list[int]:
+    """One whose output crosses the window's edge."""
+    return list(prompt_of_length(suite, session, case, max(2, case.pair.window - 4)))
+
+
+def _seed(suite: Suite, seed: int) -> dict[str, int]:
+    """``seed=`` where the backend claims it."""
+    capabilities = suite.capabilities
+    return {"seed": seed} if capabilities is not None and "seed" in capabilities.sampling else {}

@@ -1,0 +1,170 @@
+"""Speculation happens: drafts are made, of the right length, and some are accepted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.acceptance import floor_of, scored_speculation
+from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_model_drafter
+from polydraft_conformance.comparison import compare
+from polydraft_conformance.counting import count_log, logged, wrapped_sequences
+from polydraft_conformance.evidence import evidence, greedy_settings
+from polydraft_conformance.scripted import ScriptedSequence
+
+if TYPE_CHECKING:
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.evidence import Evidence
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+
+@check(scope="case", after=("test_generates",))
+def test_drafts_are_made(polydraft_evidence: Evidence) -> None:
+    """The drafter is not silently off: drafts were verified."""
+    speculation = polydraft_evidence.speculation
+    if speculation.drafted is None:
+        not_claimed("The engine reports no drafts.")
+    expect(bool(speculation.drafted), "The drafter is silent: no draft token was verified in any generation.")
+
+
+@check(scope="case", after=("test_generates", "test_drafts_are_made"))
+def test_rounds_draft_k_tokens(polydraft_case: Case, polydraft_evidence: Evidence) -> None:
+    """A round drafts k tokens, the bonus token excluded: never more, and where there is room, no fewer."""
+    k = polydraft_case.k
+    counts = [counts for generation in polydraft_evidence.generations if (counts := generation.counts)]
+    if counts:
+        longest = max(count.longest for count in counts)
+        source = "engine's steps"
+    else:
+        per_position = [
+            generation.speculative.stats.accepted_per_position for generation in polydraft_evidence.generations
+        ]
+        if any(positions is None for positions in per_position):
+            not_claimed("The engine does not report accepted drafts by position.")
+        longest = max(len(positions or ()) for positions in per_position)
+        source = "statistics"
+    expect(longest <= k, f"k is off: {longest} tokens were drafted in one round (by the {source}), but k={k}.")
+    expect(longest == k, f"k is off: at most {longest} tokens were drafted in a round (by the {source}), but k={k}.")
+
+
+@check(scope="case", after=("test_generates", "test_drafts_are_made", "test_greedy_equals_plain"))
+def test_drafts_are_accepted(polydraft_evidence: Evidence, polydraft_numbers: dict[str, Any]) -> None:
+    """Some drafts are accepted: speculation is of use, and comparisons with plain decoding show something."""
+    speculation = polydraft_evidence.speculation
+    polydraft_numbers["acceptance"] = speculation.as_numbers()
+    if speculation.accepted is None:
+        not_claimed("The engine does not report accepted drafts.")
+    expect(bool(speculation.accepted), f"Acceptance is 0: none of {speculation.drafted} draft tokens was accepted.")
+
+
+@check(scope="target", after=("test_generates", "test_drafts_are_made", "test_drafts_are_accepted"))
+def test_acceptance_reaches_its_floor(
+    polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """On the prompts that the built-in pair was scored with, the mean acceptance length is within 10% of its score."""
+    floor = floor_of(polydraft_case)
+    if floor is None:
+        not_claimed(
+            f"No score is recorded for {polydraft_case.pair.name} with {polydraft_case.drafter}, k={polydraft_case.k}."
+        )
+        return
+    speculation = scored_speculation(polydraft_session, floor)
+    found = speculation.mean_acceptance_length
+    polydraft_numbers["acceptance"] = speculation.as_numbers()
+    polydraft_numbers["floor"] = floor.mean_acceptance_length
+    if found is None:
+        not_claimed("The engine reports no acceptance.")
+        return
+    expect(
+        found >= floor.mean_acceptance_length,
+        f"Acceptance is below its floor: the mean acceptance length is {found:.3f}; the pair's score is "
+        f"{floor.score:.3f}, so at least {floor.mean_acceptance_length:.3f} was expected (k={polydraft_case.k}, "
+        f"{len(floor.prompts)} prompts, {floor.new_tokens} tokens each).",
+    )
+
+
+@check(
+    scope="target",
+    after=("test_generates", "test_greedy_equals_plain", "test_drafts_are_made"),
+    claims=has_model_drafter,
+)
+def test_target_drafts_for_itself(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_numbers: dict[str, Any]
+) -> None:
+    """The target as its own drafter is always right: acceptance 1 where rows do not depend on steps, else 0.99."""
+    capabilities = polydraft_suite.capabilities
+    if capabilities is None or "draft-model" not in capabilities.drafter_kinds:
+        not_claimed("The backend does not claim the drafter kind draft-model.")
+    case = polydraft_case.with_drafter(polydraft_case.pair.target, "draft-model")
+    found = evidence(polydraft_suite, case)
+    speculation = found.speculation
+    polydraft_numbers["acceptance"] = {**speculation.as_numbers(), "drafter": case.drafter, "kind": case.kind}
+    rate = speculation.acceptance_rate
+    if rate is None:
+        expect(speculation.accepted is None, "The target drafts nothing for itself.")
+        not_claimed("The engine does not report accepted drafts.")
+        return
+    least = 1.0 if _rows_are_exact(polydraft_suite, polydraft_case) else 0.99
+    expect(
+        rate >= least,
+        f"The target as its own drafter is not always right: the acceptance rate is {rate:.4f}, not at least {least} "
+        f"({speculation.accepted} of {speculation.drafted}). The drafter sees another context, position or KV cache.",
+    )
+
+
+@check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
+def test_wrong_drafts_change_nothing(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """With a drafter that is always wrong, nothing is accepted and the output is the plain one."""
+    _run_script(polydraft_suite, polydraft_case, polydraft_session, lambda _round: 0)
+
+
+@check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
+def test_any_number_of_drafts_is_accepted(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session
+) -> None:
+    """With 0, 1, .. k right drafts in turn, just these are accepted and the output is the plain one."""
+    k = polydraft_case.k
+    # 3 and k+1 have no common divisor for the usual k: every number is followed by every other in some order.
+    _run_script(polydraft_suite, polydraft_case, polydraft_session, lambda number: (3 * number) % (k + 1))
+
+
+def _run_script(suite: Suite, case: Case, session: Session, right: Any) -> None:
+    """Decode with scripted drafts; compare output and acceptance with the script."""
+    if case.kind not in MODEL_KINDS:
+        not_claimed("n-gram drafts are the core's own.")
+    engine = engine_of(session)
+    for generation in evidence(suite, case).generations:
+        plain = generation.plain
+        truth = [*plain.prompt_token_ids, *plain.token_ids]
+        scripts: list[ScriptedSequence] = []
+
+        def wrap(inner: Any, truth: list[int] = truth, scripts: list[ScriptedSequence] = scripts) -> ScriptedSequence:
+            scripts.append(ScriptedSequence(inner, truth, engine.tokenizer.vocab_size, right))
+            return scripts[-1]
+
+        with wrapped_sequences(engine, wrap), logged(session) as logs:
+            result = session.generate(list(plain.prompt_token_ids), **greedy_settings(len(plain.token_ids)))
+        comparison = compare(session, plain.prompt_token_ids, plain.token_ids, result.token_ids)
+        place = generation.prompt.place
+        expect(
+            comparison.verdict == "EXACT",
+            f"Drafts changed the output, prompt {place} (of the window). {comparison.message}",
+        )
+        assert logs
+        counts = count_log(logs[-1], len(result.token_ids))
+        wanted = scripts[-1].right
+        expect(
+            counts.drafted == scripts[-1].drafted, f"{scripts[-1].drafted} drafts were made, {counts.drafted} verified."
+        )
+        expect(
+            counts.accepted == wanted,
+            f"{wanted} drafts were right, but {counts.accepted} accepted (prompt {place} of the window).",
+        )
+
+
+def _rows_are_exact(suite: Suite, case: Case) -> bool:
+    """Whether the engine's rows were measured to be the same bits for every number of rows."""
+    noise = suite.cache.get(("noise", case.pair))
+    return noise is not None and noise.most == 0.0

@@ -1,0 +1,64 @@
+"""What a check needs a backend to claim, and ``expect``, by which checks say what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polydraft_conformance.catalog import not_claimed
+from polydraft_conformance.counting import stepping_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polydraft.contract import Capabilities, DrafterKind, SteppingEngine
+    from polydraft.session.base import Session
+
+__all__ = ["MODEL_KINDS", "engine_of", "expect", "exposes_logits", "has_model_drafter", "is_seed_identical", "samples"]
+
+MODEL_KINDS: frozenset[DrafterKind] = frozenset({"mtp", "draft-model", "eagle3", "dflash"})
+"""Drafter kinds whose drafts come from the engine's ``propose``; n-grams are the core's."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Fail a check unless ``condition`` holds.
+
+    Args:
+        condition: What must hold.
+        message: What is wrong if it does not; the first line names the cause.
+    """
+    if not condition:
+        raise AssertionError(message)
+
+
+def exposes_logits(capabilities: Capabilities) -> str | None:
+    """Needs the primitives and logits of a stepping engine."""
+    return None if capabilities.exposes_logits else "The backend does not claim exposes_logits."
+
+
+def is_seed_identical(capabilities: Capabilities) -> str | None:
+    """Needs samples that a seed repeats with and without speculation."""
+    return None if capabilities.seed_identical else "The backend does not claim seed_identical."
+
+
+def has_model_drafter(capabilities: Capabilities) -> str | None:
+    """Needs a drafter that is a model."""
+    return None if capabilities.drafter_kinds & MODEL_KINDS else "The backend claims no drafter kind with a model."
+
+
+def samples(*names: str) -> Callable[[Capabilities], str | None]:
+    """Needs all of these sampling settings."""
+
+    def claim(capabilities: Capabilities) -> str | None:
+        missing = sorted(set(names) - capabilities.sampling)
+        return f"The backend does not claim the sampling settings {', '.join(missing)}." if missing else None
+
+    return claim
+
+
+def engine_of(session: Session) -> SteppingEngine:
+    """The engine of a stepping session; ends the check for a whole engine, whose primitives cannot be called."""
+    engine = stepping_engine(session)
+    if engine is None:
+        not_claimed("A whole engine keeps its own loop: it has no primitives to call.")
+        raise AssertionError  # not reached
+    return engine

@@ -1,0 +1,53 @@
+"""A time limit for each check, so that a hang costs its own rows only.
+
+The soft limit interrupts Python code of the main thread through a signal: the row fails, the run goes on. Where that
+does not help (the engine hangs in native code) the hard limit ends the process; under pytest-xdist (``-n 1``) that
+costs this row only, as a new worker goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+__all__ = ["TimeLimitError", "time_limit"]
+
+_GRACE = 60.0
+"""Seconds from the soft to the hard limit."""
+
+
+class TimeLimitError(BaseException):
+    """A check took too long. No ``Exception``: a backend that catches everything must not swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeLimitError in the main thread after ``seconds``, and end the process a minute later.
+
+    Outside the main thread, and where the platform has no interval timer, only the hard limit works.
+    """
+    soft = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeLimitError(f"It took longer than the time limit of {seconds:g} s.")
+
+    # The process's own stderr: pytest captures sys.stderr, and its file may have no descriptor.
+    faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=sys.__stderr__ or sys.stderr)
+    previous = signal.signal(signal.SIGALRM, expire) if soft else None
+    if soft:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if soft:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        faulthandler.cancel_dump_traceback_later()

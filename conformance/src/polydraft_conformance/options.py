@@ -1,0 +1,105 @@
+"""Command line options and ini settings of the suite. All begin with ``polydraft``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SuiteOptions", "add_options", "read_options"]
+
+ALL_K = (1, 2, 3, 4, 5, 6, 7, 8)
+QUICK_K = (1, 4)
+USUAL_K = 4
+"""The k of checks that are not repeated for every k."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteOptions:
+    """What the user asked for."""
+
+    backend: str
+    pairs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    dtype: str = "float32"
+    device: str = "cpu"
+    report: Path | None = None
+    quick: bool = False
+    must_run: bool = False
+    time_limit: float = 120.0
+
+    @property
+    def k_values(self) -> tuple[int, ...]:
+        """The k that checks of scope ``case`` are repeated for; the usual one comes first."""
+        values = QUICK_K if self.quick else ALL_K
+        return (USUAL_K, *(k for k in values if k != USUAL_K))
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options to pytest's command line."""
+    group = parser.getgroup("polydraft", "polydraft conformance suite")
+    parser.addini(
+        "polydraft_backend", "Backend that the conformance suite runs on, where --polydraft-backend is absent."
+    )
+    group.addoption("--polydraft-backend", metavar="NAME", help="run the conformance suite on this installed backend")
+    group.addoption(
+        "--polydraft-pairs",
+        metavar="A,B",
+        default="",
+        help="only these targets: names of built-in ones (globs), or TARGET=DRAFTER of any models (default: all "
+        "built-in pairs whose format the backend takes)",
+    )
+    group.addoption("--polydraft-kinds", metavar="A,B", default="", help="only these drafter kinds")
+    group.addoption("--polydraft-dtype", metavar="DTYPE", default="float32", help="default: float32")
+    group.addoption("--polydraft-device", metavar="DEVICE", default="cpu", help="default: cpu")
+    group.addoption(
+        "--polydraft-report", metavar="DIR", type=Path, help="write conformance-report.json and .md into this folder"
+    )
+    group.addoption("--polydraft-quick", action="store_true", help="fewer prompts and k 1 and 4 only")
+    group.addoption(
+        "--polydraft-must-run",
+        action="store_true",
+        help="fail if the backend cannot run here (default: that is a result, and the exit code is 0)",
+    )
+    group.addoption(
+        "--polydraft-time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=120.0,
+        help="limit of one check (and of loading one pair); default: 120",
+    )
+
+
+def read_options(config: pytest.Config) -> SuiteOptions | None:
+    """The options, or None where no backend was named: then the suite does nothing.
+
+    Raises:
+        pytest.UsageError: The time limit is not positive.
+    """
+    backend = config.getoption("polydraft_backend") or config.getini("polydraft_backend")
+    if not backend:
+        return None
+    time_limit = config.getoption("polydraft_time_limit")
+    if time_limit <= 0:
+        raise pytest.UsageError(f"--polydraft-time-limit={time_limit} is not positive.")
+    return SuiteOptions(
+        backend=backend,
+        pairs=_names(config.getoption("polydraft_pairs")),
+        kinds=_names(config.getoption("polydraft_kinds")),
+        dtype=config.getoption("polydraft_dtype"),
+        device=config.getoption("polydraft_device"),
+        report=config.getoption("polydraft_report"),
+        quick=config.getoption("polydraft_quick"),
+        must_run=config.getoption("polydraft_must_run"),
+        time_limit=time_limit,
+    )
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())

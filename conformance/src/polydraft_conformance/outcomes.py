@@ -1,0 +1,158 @@
+"""From pytest's outcome of a check to a row: exclusions, claims and consequences are applied here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from polydraft_conformance.catalog import CHECKS, NotClaimed
+from polydraft_conformance.exclusions import describe
+from polydraft_conformance.limits import TimeLimitError
+from polydraft_conformance.rows import Row, Status
+
+if TYPE_CHECKING:
+    from polydraft.contract import Exclusion
+
+    from polydraft_conformance.catalog import Check
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+__all__ = ["CannotInstallError", "DeclarationError", "ExcludedWithoutRun", "Verdict", "before", "judge", "make_row"]
+
+
+class ExcludedWithoutRun(pytest.skip.Exception):
+    """The exclusion says that running the check would crash or hang the process."""
+
+
+class CannotInstallError(Exception):
+    """The backend cannot run on this machine: a result, not a failure."""
+
+
+class DeclarationError(Exception):
+    """What the backend declared is not true (any more): a failure that no exclusion covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a check."""
+
+    status: Status
+    reason: str = ""
+
+
+def before(suite: Suite, check: Check, case: Case | None) -> None:
+    """Decide whether a check is to be run.
+
+    Raises:
+        NotClaimed: The capabilities do not claim what it tests.
+        ExcludedWithoutRun: It is excluded, and must not be run.
+        DeclarationError: It is excluded for upstream's fault, which is gone, or the probe fails.
+    """
+    if check.claims is not None and suite.capabilities is not None:
+        reason = check.claims(suite.capabilities)
+        if reason:
+            raise NotClaimed(reason)
+    exclusion = suite.exclusions.find(check.name, case)
+    if exclusion is None:
+        return
+    try:
+        gone = suite.exclusions.is_gone(exclusion)
+    except Exception as error:
+        raise DeclarationError(f"The probe {exclusion.probe} fails: {type(error).__name__}: {error}") from error
+    if gone:
+        raise DeclarationError(
+            f"The probe {exclusion.probe} says that the fault is gone: remove the exclusion {exclusion.check!r} "
+            f"({exclusion.reason})"
+        )
+    if not exclusion.run:
+        raise ExcludedWithoutRun(describe(exclusion))
+
+
+def judge(
+    suite: Suite, check: Check, case: Case | None, error: BaseException | None, *, explanation: str = ""
+) -> Verdict:
+    """The verdict on a check that has been run.
+
+    Args:
+        suite: Its exclusions and earlier failures count.
+        check: The check.
+        case: What it ran on.
+        error: What it raised; None if it passed.
+        explanation: The failure in words, where the error itself says too little.
+    """
+    exclusion = suite.exclusions.find(check.name, case)
+    if error is None:
+        return _passed(exclusion)
+    if isinstance(error, CannotInstallError):
+        return Verdict("cannot-install", str(error))
+    if isinstance(error, NotClaimed):
+        return Verdict("not-claimed", str(error))
+    if isinstance(error, ExcludedWithoutRun):
+        return Verdict("excluded", str(error))
+    if isinstance(error, DeclarationError):
+        return Verdict("fail", str(error))
+    if isinstance(error, pytest.skip.Exception):
+        return Verdict("fail", f"Undeclared skip ({error}): what a backend leaves out, it declares as an Exclusion.")
+    reason = explanation or _describe(error)
+    if exclusion is not None:
+        return Verdict("excluded", f"{describe(exclusion)}\n{reason}")
+    if cause := suite.cause(check, case):
+        return Verdict("follows", f"Follows from {cause}.\n{reason}")
+    return Verdict("fail", reason)
+
+
+def make_row(
+    check: Check, case: Case | None, verdict: Verdict, *, seconds: float = 0.0, numbers: dict[str, Any] | None = None
+) -> Row:
+    """The row of a check on a case."""
+    return Row(
+        check=check.name,
+        group=check.group,
+        status=verdict.status,
+        target=case.pair.name if case else None,
+        drafter=case.drafter if case else None,
+        kind=case.kind if case else None,
+        k=case.k if case else None,
+        reason=verdict.reason,
+        seconds=round(seconds, 3),
+        numbers=numbers or {},
+    )
+
+
+def crashed_row(nodeid: str, reason: str) -> Row:
+    """The row of a check whose process died: only its node id is known."""
+    name, _, case_id = nodeid.rpartition("::")[2].partition("[")
+    check = CHECKS.get(name)
+    target, kind, k = _parse_case_id(case_id.rstrip("]"))
+    return Row(
+        check=name, group=check.group if check else "", status="fail", target=target, kind=kind, k=k, reason=reason
+    )
+
+
+def _passed(exclusion: Exclusion | None) -> Verdict:
+    if exclusion is None:
+        return Verdict("pass")
+    return Verdict(
+        "fail",
+        f"Unexpected pass: the backend excludes it by {exclusion.check!r} ({describe(exclusion)}), but it holds. "
+        "Remove or narrow the exclusion.",
+    )
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeLimitError):
+        return f"Time limit: {error}"
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _parse_case_id(case_id: str) -> tuple[str | None, str | None, int | None]:
+    """``tiny-e2b-draft-model-k4`` -> its parts."""
+    rest, _, k = case_id.rpartition("-k")
+    for kind in ("draft-model", "mtp", "ngram", "eagle3", "dflash"):
+        if rest.endswith("-" + kind) and k.isdigit():
+            return rest.removesuffix("-" + kind), kind, int(k)
+    return None, None, None

@@ -1,0 +1,191 @@
+"""What the suite runs on: targets with their drafters, and the cases made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from polydraft.checkpoints.resolve import resolve
+from polydraft.contract import DrafterKind
+from polydraft.errors import PolydraftError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import BackendRecord, Capabilities, LocalModelRecord
+    from polydraft.plugins import PluginHost
+
+    from polydraft_conformance.catalog import Scope
+    from polydraft_conformance.options import SuiteOptions
+
+__all__ = ["Case", "NoPairsError", "Pair", "cases", "find_pairs", "sliding_window"]
+
+_SIBLINGS: tuple[tuple[str, DrafterKind], ...] = (("-assistant", "mtp"), ("-draft", "draft-model"))
+_PREFIX = "builtin:"
+_NO_WINDOW = 64
+"""Stands for the window's edge where a target has full attention only: lengths around it are as good as others."""
+
+
+class NoPairsError(Exception):
+    """There is nothing to run on. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A target and, by kind, its drafters. The first kind is the one made for it."""
+
+    target: str
+    drafters: tuple[tuple[DrafterKind, str], ...]
+    window: int
+
+    @property
+    def name(self) -> str:
+        """The target's name without ``builtin:`` or folders."""
+        return self.target.removeprefix(_PREFIX).rstrip("/").rpartition("/")[2]
+
+    @property
+    def kinds(self) -> tuple[DrafterKind, ...]:
+        """The drafter kinds it can be run with."""
+        return tuple(kind for kind, _ in self.drafters)
+
+    def case(self, k: int, kind: DrafterKind | None = None) -> Case:
+        """The case of one k and drafter kind (default: the first)."""
+        kind = kind or self.drafters[0][0]
+        return Case(pair=self, kind=kind, drafter=dict(self.drafters)[kind], k=k)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A target, a drafter, and k."""
+
+    pair: Pair
+    kind: DrafterKind
+    drafter: str
+    k: int
+
+    @property
+    def id(self) -> str:
+        """What pytest shows: ``tiny-e2b-mtp-k4``."""
+        return f"{self.pair.name}-{self.kind}-k{self.k}"
+
+    def with_drafter(self, drafter: str, kind: DrafterKind) -> Case:
+        """The same with another drafter."""
+        return Case(pair=self.pair, kind=kind, drafter=drafter, k=self.k)
+
+
+def find_pairs(
+    host: PluginHost, record: BackendRecord, capabilities: Capabilities, options: SuiteOptions
+) -> tuple[Pair, ...]:
+    """The pairs to run: built-in ones whose format the backend takes, or those that the user named.
+
+    Raises:
+        NoPairsError: None is left, or a named one cannot be found.
+    """
+    kinds = capabilities.drafter_kinds
+    if unknown := set(options.kinds) - set(get_args(DrafterKind)):
+        raise NoPairsError(
+            f"There is no drafter kind {sorted(unknown)[0]!r}; there are {', '.join(get_args(DrafterKind))}."
+        )
+    if options.kinds:
+        kinds = kinds & cast("frozenset[DrafterKind]", frozenset(options.kinds))
+    given = [_given_pair(text) for text in options.pairs if "=" in text]
+    patterns = [text.removeprefix(_PREFIX) for text in options.pairs if "=" not in text]
+    builtin = [] if given and not patterns else _builtin_pairs(host, record)
+    for pattern in patterns:
+        if not any(fnmatchcase(pair.name, pattern) for pair in builtin):
+            names = ", ".join(pair.name for pair in builtin) or "none"
+            raise NoPairsError(
+                f"No built-in target that the backend {record.name!r} takes is named {pattern!r}; there are: {names}."
+            )
+    if patterns:
+        builtin = [pair for pair in builtin if any(fnmatchcase(pair.name, pattern) for pattern in patterns)]
+    found = []
+    for pair in [*given, *builtin]:
+        usable = tuple((kind, drafter) for kind, drafter in pair.drafters if kind in kinds)
+        if usable:
+            found.append(Pair(pair.target, usable, pair.window))
+    if not found:
+        raise NoPairsError(
+            f"There is no pair to run the backend {record.name!r} on: it takes the formats "
+            f"{', '.join(sorted(record.formats))} and the drafter kinds {', '.join(sorted(kinds)) or 'none'}. "
+            "Install polydraft-builtin-pairs, or name a pair: --polydraft-pairs TARGET=DRAFTER."
+        )
+    return tuple(found)
+
+
+def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int]) -> list[Case]:
+    """The cases that a check of one scope is repeated for; where not for every k, for the first one."""
+    usual = k_values[0]
+    if scope == "backend":
+        return []
+    if scope == "once":
+        return [pairs[0].case(usual)]
+    if scope == "target":
+        return [pair.case(usual) for pair in pairs]
+    if scope == "kind":
+        return [pair.case(usual, kind) for pair in pairs for kind in pair.kinds]
+    return [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values]
+
+
+def sliding_window(config: dict[str, Any]) -> int:
+    """The sliding window of a target's config, in tokens; 64 where it has none."""
+    text: Any = config.get("text_config", config)
+    window = text.get("sliding_window") if isinstance(text, dict) else None
+    return window if isinstance(window, int) and window > 0 else _NO_WINDOW
+
+
+def _given_pair(text: str) -> Pair:
+    """A pair that the user wrote as TARGET=DRAFTER."""
+    target, _, drafter = text.partition("=")
+    try:
+        config = resolve(target).config
+        kind: DrafterKind = "ngram" if drafter == "ngram" else _kind_of(resolve(drafter, role="drafter").config)
+    except PolydraftError as error:
+        raise NoPairsError(f"--polydraft-pairs {text}: {error}") from error
+    drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]
+    if kind != "ngram":
+        drafters.append(("ngram", "ngram"))
+    return Pair(target, tuple(drafters), sliding_window(config))
+
+
+def _kind_of(config: dict[str, Any]) -> Literal["mtp", "draft-model"]:
+    return "mtp" if "assistant" in str(config.get("model_type", "")) else "draft-model"
+
+
+def _builtin_pairs(host: PluginHost, record: BackendRecord) -> list[Pair]:
+    """Every shipped target of a format that the backend takes, with every drafter that fits it."""
+    models = {name: model for name, model in host.local_models().items() if model.format in record.formats}
+    recorded = [pair for _, pair in host.pairs()]
+    pairs = []
+    for name, model in models.items():
+        drafters: dict[DrafterKind, str] = {}
+        for pair in recorded:
+            if pair.target == _PREFIX + name and pair.drafter and pair.drafter.removeprefix(_PREFIX) in models:
+                drafters.setdefault(pair.kind, pair.drafter)
+        for suffix, kind in _SIBLINGS:
+            if name + suffix in models:
+                drafters.setdefault(kind, _PREFIX + name + suffix)
+        if not drafters:
+            continue
+        config = resolve(_PREFIX + name).config
+        if "draft-model" not in drafters and (other := _draft_model(model, config, models)):
+            drafters["draft-model"] = _PREFIX + other
+        drafters["ngram"] = "ngram"
+        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), sliding_window(config)))
+    return pairs
+
+
+def _draft_model(target: LocalModelRecord, config: dict[str, Any], models: dict[str, LocalModelRecord]) -> str | None:
+    """A shipped draft model with the target's tokens: of the same format, with as many tokens."""
+    for name, model in models.items():
+        if name.endswith("-draft") and model.format == target.format:
+            other = resolve(_PREFIX + name).config
+            if _vocab_size(other) == _vocab_size(config):
+                return name
+    return None
+
+
+def _vocab_size(config: dict[str, Any]) -> Any:
+    text: Any = config.get("text_config", config)
+    return text.get("vocab_size")

@@ -1,0 +1,240 @@
+"""The pytest plugin: hooks only. It does nothing unless a check of the suite is collected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from polydraft_conformance.options import add_options, read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from _pytest.terminal import TerminalReporter
+
+    from polydraft_conformance.catalog import Check
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.rows import Row
+    from polydraft_conformance.suite import Suite
+
+pytest_plugins = ["polydraft_conformance.fixtures"]
+
+MARK = "polydraft_check"
+SUITE: pytest.StashKey[Suite] = pytest.StashKey()
+ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+NUMBERS: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+SETUP_SECONDS: pytest.StashKey[float] = pytest.StashKey()
+_PROPERTY = "polydraft_row"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the suite's options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of checks."""
+    config.addinivalue_line("markers", f"{MARK}(name): a check of the polydraft conformance suite")
+    config.stash[ROWS] = []
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist leaves the rows to its controller
+        config.pluginmanager.register(RowCollector(config.stash[ROWS]), "polydraft-rows")
+
+
+def suite_of(config: pytest.Config) -> Suite:
+    """The suite of this run, opened on first use.
+
+    Raises:
+        pytest.UsageError: No backend is named, there is no such backend, or nothing to run it on.
+    """
+    from polydraft.errors import PolydraftError
+
+    from polydraft_conformance.pairs import NoPairsError
+    from polydraft_conformance.suite import open_suite
+
+    if SUITE not in config.stash:
+        options = read_options(config)
+        if options is None:
+            raise pytest.UsageError("Name the backend to check: --polydraft-backend NAME.")
+        try:
+            config.stash[SUITE] = open_suite(options)
+        except (PolydraftError, NoPairsError) as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[SUITE]
+
+
+def check_of(item: pytest.Item) -> Check | None:
+    """The check that an item runs; None for other people's tests."""
+    from polydraft_conformance.catalog import CHECKS
+
+    mark = item.get_closest_marker(MARK)
+    return CHECKS[mark.args[0]] if mark else None
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case that an item runs on; None for checks of scope ``backend``."""
+    callspec = getattr(item, "callspec", None)
+    case: Case | None = callspec.params.get("polydraft_case") if callspec else None
+    return case
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat a check for the cases of its scope."""
+    mark = next(metafunc.definition.iter_markers(MARK), None)
+    if mark is None or read_options(metafunc.config) is None:
+        return
+    from polydraft_conformance.catalog import CHECKS
+    from polydraft_conformance.pairs import cases
+
+    suite = suite_of(metafunc.config)
+    check = CHECKS[mark.args[0]]
+    if suite.diagnosis.usable and check.scope != "backend":
+        found = cases(suite.pairs, check.scope, suite.k_values)
+        metafunc.parametrize("polydraft_case", found, ids=[case.id for case in found])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order checks by case, so that each pair is loaded once; keep only availability if the backend cannot run."""
+    checks = {item: check for item in items if (check := check_of(item))}
+    if not checks:
+        return
+    from polydraft_conformance.catalog import rank
+
+    suite = suite_of(config)
+    if not suite.diagnosis.usable:
+        left_out = [item for item, check in checks.items() if check.group != "availability"]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+        return
+
+    def order(item: pytest.Item) -> tuple[Any, ...]:
+        case = case_of(item)
+        check = checks[item]
+        if case is None:
+            return (-1, -1, -1, *rank(check))
+        pair = suite.pairs.index(case.pair)
+        return (pair, case.pair.kinds.index(case.kind), suite.k_values.index(case.k), *rank(check))
+
+    others = [item for item in items if item not in checks]
+    items[:] = [*others, *sorted(checks, key=order)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Apply claims and exclusions, and limit the time that loading takes."""
+    check = check_of(item)
+    if check is None:
+        return (yield)
+    from polydraft_conformance.limits import time_limit
+    from polydraft_conformance.outcomes import before
+
+    suite = suite_of(item.config)
+    item.stash[NUMBERS] = {}
+    before(suite, check, case_of(item))
+    with time_limit(suite.options.time_limit):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Limit the time that a check takes."""
+    if check_of(item) is None:
+        return (yield)
+    from polydraft_conformance.limits import time_limit
+
+    with time_limit(suite_of(item.config).options.time_limit):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn pytest's outcome into the suite's verdict, and send the row along with the report."""
+    report = yield
+    check = check_of(item)
+    if check is None:
+        return report
+    from polydraft_conformance.limits import TimeLimitError
+    from polydraft_conformance.outcomes import judge, make_row
+
+    error = call.excinfo.value if call.excinfo else None
+    if call.when == "setup":
+        item.stash[SETUP_SECONDS] = call.duration
+    if (call.when == "setup" and error is None) or (call.when == "teardown" and error is None):
+        return report
+    suite, case = suite_of(item.config), case_of(item)
+    if isinstance(error, TimeLimitError):
+        suite.abandon()
+    verdict = judge(suite, check, case, error)
+    if verdict.status in {"fail", "follows"}:
+        suite.note_failure(check, case)
+    _set_outcome(report, verdict.status, verdict.reason)
+    seconds = call.duration + (item.stash.get(SETUP_SECONDS, 0.0) if call.when == "call" else 0.0)
+    row = make_row(check, case, verdict, seconds=seconds, numbers=item.stash.get(NUMBERS, {}))
+    report.user_properties.append((_PROPERTY, row.as_dict()))
+    return report
+
+
+def _set_outcome(report: pytest.TestReport, status: str, reason: str) -> None:
+    """What pytest shows: excluded checks and consequences as expected failures, claims not made as skips."""
+    if status in {"pass", "cannot-install"}:
+        report.outcome = "passed"
+        report.longrepr = None
+    elif status == "fail":
+        if report.outcome != "failed" or not report.longrepr:
+            report.longrepr = reason
+        report.outcome = "failed"
+    elif status == "not-claimed":
+        report.outcome = "skipped"
+    else:
+        report.outcome = "skipped"
+        report.wasxfail = reason.splitlines()[0]
+
+
+class RowCollector:
+    """Collects the rows of all reports, in the one process that sees them all."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the row that a report carries; the check of a process that died has none."""
+        from polydraft_conformance.outcomes import crashed_row
+        from polydraft_conformance.rows import Row
+
+        sent = [value for name, value in report.user_properties if name == _PROPERTY]
+        self.rows.extend(Row(**value) for value in sent if isinstance(value, dict))
+        if not sent and report.failed and report.when not in {"setup", "call", "teardown"}:
+            self.rows.append(crashed_row(report.nodeid, f"The process died: {report.longreprtext}"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Close what is open, and write the report."""
+    config = session.config
+    if SUITE in config.stash:
+        config.stash[SUITE].close()
+    if hasattr(config, "workerinput") or not config.stash.get(ROWS, []):
+        return
+    suite = suite_of(config)
+    if suite.options.report is not None:
+        from polydraft_conformance.report import write
+
+        write(suite.report(config.stash[ROWS]), suite.options.report)
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
+    """Say in a few lines what came out, and where the report is."""
+    rows = config.stash.get(ROWS, [])
+    if not rows:
+        return
+    suite = suite_of(config)
+    report = suite.report(rows)
+    counts = ", ".join(f"{count} {status}" for status, count in report.summary().items() if count)
+    terminalreporter.section(f"polydraft conformance of {suite.options.backend}: {report.status}")
+    terminalreporter.line(counts)
+    if not suite.diagnosis.usable:
+        terminalreporter.line(f"{suite.diagnosis.reason} {suite.diagnosis.remedy}".strip())
+    if suite.options.report is not None:
+        terminalreporter.line(f"report: {suite.options.report}")

@@ -1,0 +1,89 @@
+"""Streams taken apart: which output tokens were drafts, and which text each token completes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import Chunk
+    from polydraft.session.base import Session
+
+__all__ = ["Streamed", "stop_strings", "streamed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """The chunks of one generation."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens."""
+        return tuple(token for chunk in self.chunks for token in chunk.token_ids)
+
+    @property
+    def text(self) -> str:
+        """All text."""
+        return "".join(chunk.text for chunk in self.chunks)
+
+    def inside_drafts(self) -> list[int]:
+        """Indices of output tokens that were accepted drafts and not the last of their round: a stop there cuts it."""
+        indices, start = [], 0
+        for chunk in self.chunks:
+            # Accepted drafts come first in a chunk, the bonus token last.
+            last = len(chunk.token_ids) - 1
+            indices += [start + offset for offset in range(min(chunk.num_accepted_tokens or 0, last))]
+            start += len(chunk.token_ids)
+        return indices
+
+    def texts(self) -> dict[int, str]:
+        """Number of tokens -> the text so far, at the ends of chunks."""
+        texts, count, text = {0: ""}, 0, ""
+        for chunk in self.chunks:
+            count += len(chunk.token_ids)
+            text += chunk.text
+            texts[count] = text
+        return texts
+
+
+def streamed(session: Session, prompt: Any, **settings: Any) -> Streamed:
+    """Stream a generation to its end."""
+    return Streamed(tuple(session.stream(prompt, **settings)))
+
+
+def stop_strings(plain: Streamed, index: int) -> list[str]:
+    """Stop strings that output token ``index`` completes, and no earlier one.
+
+    Args:
+        plain: Plain decoding, one token a chunk.
+        index: Output token.
+
+    Returns:
+        One that lies within the token's text, and one that begins in the token before; none where the token adds no
+        text, or where the text has been there before.
+    """
+    texts = plain.texts()
+    if index not in texts or index + 1 not in texts:
+        return []
+    before, after = texts[index], texts[index + 1]
+    found = []
+    for start in (len(before), len(before) - 1, len(before) - 4):
+        stop = after[start:] if 0 <= start < len(after) else ""
+        if len(after) > len(before) and stop.strip() and stop not in found and _first(plain.text, stop, len(before)):
+            found.append(stop)
+    return found
+
+
+def _first(text: str, stop: str, end_of_previous: int) -> bool:
+    """Whether the first match of ``stop`` ends after the previous token's text."""
+    return text.find(stop) + len(stop) > end_of_previous
+
+
+def pick(indices: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the indices, spread over them."""
+    step = max(1, len(indices) // count)
+    return list(indices[::step])[:count]
