@@ -1,0 +1,158 @@
+"""``polydraft generate``: one prompt, one answer, and what speculation did."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli.comparison import compare_with_plain, warm_up
+from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
+from polydraft.cli.prompts import read_prompt
+from polydraft.cli.streams import claim_output, console_for, diagnostics, is_terminal
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polydraft.contract import Chunk, GenerationResult, Prompt
+    from polydraft.session.base import Session
+
+__all__ = ["generate", "stream_answer"]
+
+
+def generate(
+    *,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, taken raw.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="The prompt from a file; - is standard input.")
+    ] = None,
+    prompt_token_ids: Annotated[
+        str | None, typer.Option("--prompt-token-ids", metavar="1,2,3", help="The prompt in token ids, as they are.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message, with --chat.")] = None,
+    model: opt.Model = None,
+    drafter: opt.DrafterOption = None,
+    backend: opt.BackendOption = "auto",
+    k: opt.K = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs"),
+    ] = False,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    context_length: opt.ContextLength = None,
+    exactness: opt.ExactnessOption = "standard",
+    engine_option: opt.EngineOption = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    trust_remote_code: opt.TrustRemoteCode = False,
+    max_new_tokens: opt.MaxNewTokens = None,
+    min_new_tokens: opt.MinNewTokens = None,
+    temperature: opt.Temperature = None,
+    top_p: opt.TopP = None,
+    top_k: opt.TopK = None,
+    min_p: opt.MinP = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    ignore_eos: opt.IgnoreEos = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Decode the same prompt plainly too: identical or not, and both speeds, after short warm-up runs.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    show_drafts: Annotated[
+        bool,
+        typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
+    ] = False,
+    json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Generate text, and say what speculation did.
+
+    The answer goes to standard output. A small table follows; where standard output is no terminal, the table goes to
+    standard error, so that a pipe or a file gets the text only.
+    """
+    from polydraft.cli.render.answer import AnswerView
+    from polydraft.cli.render.generation import generation_json, summary
+
+    if plain and compare:
+        raise InvalidRequestError("--plain and --compare exclude one another.", "--compare decodes plainly too.")
+    if show_drafts and json:
+        raise InvalidRequestError("--show-drafts and --json exclude one another.", "Leave one out.")
+    what = read_prompt(prompt, prompt_file, prompt_token_ids, chat=chat, system=system)
+    settings = check_settings(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop) if stop else None,
+        ignore_eos=ignore_eos,
+    )
+    wish = LoadOptions(
+        model,
+        drafter,
+        plain,
+        {
+            "backend": backend,
+            "num_speculative_tokens": k,
+            "dtype": dtype,
+            "device": device,
+            "context_length": context_length,
+            "exactness": exactness,
+            "engine_options": parse_engine_options(engine_option) or None,
+            "revision": revision,
+            "local_files_only": offline,
+            "trust_remote_code": trust_remote_code,
+        },
+    )
+    output = claim_output()
+    with open_session(wish) as session:
+        if compare:
+            warm_up(session, what, settings)
+        view = None if json else AnswerView(output, show_drafts=show_drafts)
+        if view is not None:
+            view.legend()
+        how = {**settings, "speculate": "off"} if plain else settings
+        result = stream_answer(session, what, how, view.chunk if view else None)
+        if view is not None:
+            view.end()
+        comparison = compare_with_plain(session, what, settings, result) if compare else None
+
+    if json:
+        output.write(generation_json(result, comparison) + "\n")
+        output.flush()
+        return
+    console = console_for(output) if is_terminal(output) else diagnostics()
+    console.print(summary(result, comparison))
+
+
+def stream_answer(
+    session: Session, prompt: Prompt, settings: dict[str, Any], show: Callable[[Chunk], None] | None
+) -> GenerationResult:
+    """Generate, showing every chunk as it comes.
+
+    Args:
+        session: The session.
+        prompt: The prompt.
+        settings: Arguments of ``Session.stream``.
+        show: What to do with a chunk; None: nothing.
+    """
+    if show is None:
+        return session.generate(prompt, **settings)
+    stream = session.stream(prompt, **settings)
+    try:
+        for chunk in stream:
+            show(chunk)
+    finally:
+        stream.close()
+    return stream.result

@@ -1,0 +1,112 @@
+"""From the command line's options to ``polydraft.load`` and to the settings of a generation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from polydraft.session.base import Session
+
+__all__ = ["DEFAULT_MODEL", "LoadOptions", "check_settings", "open_session", "parse_engine_options"]
+
+DEFAULT_MODEL = "builtin:tiny-e2b"
+"""What runs where no model is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What the user asked to load; the names are ``polydraft.load``'s."""
+
+    model: str | None
+    drafter: str | None
+    plain: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of ``load``, as they are."""
+
+    @property
+    def load_drafter(self) -> str | None:
+        """``drafter`` as ``load`` takes it.
+
+        Plain decoding loads none, unless one was named: then the pair is loaded, and the generation does without.
+        """
+        if self.drafter is None:
+            return None if self.plain else "auto"
+        return None if self.drafter.lower() == "none" else self.drafter
+
+
+def open_session(wish: LoadOptions) -> Session:
+    """Load what was asked for.
+
+    Raises:
+        InvalidRequestError: No model is named and the built-in pair is not installed, or as ``load`` says.
+        PolydraftError: As ``load`` says.
+    """
+    import polydraft
+
+    return polydraft.load(wish.model or _builtin_model(), drafter=wish.load_drafter, **wish.options)
+
+
+def _builtin_model() -> str:
+    from polydraft.plugins import default_host
+
+    if DEFAULT_MODEL.removeprefix("builtin:") not in default_host().local_models():
+        raise InvalidRequestError(
+            "No --model is given, and the built-in pair is not installed.",
+            "Give --model, or pip install 'polydraft[transformers,builtin]'.",
+        )
+    return DEFAULT_MODEL
+
+
+def parse_engine_options(given: Iterable[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` to a dict; a value that is JSON is taken as such, another one as text.
+
+    Raises:
+        InvalidRequestError: There is no ``=``, or a name twice.
+    """
+    options: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InvalidRequestError(f"--engine-option {text!r} is not NAME=VALUE.", "For example name=4.")
+        if name in options:
+            raise InvalidRequestError(f"--engine-option {name} is given twice.", "Give it once.")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def check_settings(**settings: Any) -> dict[str, Any]:
+    """The settings that were given, checked before anything is loaded.
+
+    Raises:
+        InvalidRequestError: One is out of range.
+    """
+    from pydantic import ValidationError
+
+    from polydraft.contract import GenerationSettings
+
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    if any(not text for text in given.get("stop", ())):
+        raise InvalidRequestError("--stop is empty.", "Give the text to end before.")
+    try:
+        GenerationSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InvalidRequestError(
+            f"--{name.replace('_', '-')}={first['input']} is out of range: {_sentence(first['msg'])}",
+            "`polydraft generate --help` says what it means.",
+        ) from error
+    return given
+
+
+def _sentence(message: str) -> str:
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}."

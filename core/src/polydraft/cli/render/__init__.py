@@ -1,0 +1,1 @@
+"""What the commands show. Nothing here decides anything; nothing else writes."""

@@ -1,0 +1,81 @@
+"""Where output goes: the answer to standard output, everything else to standard error.
+
+Engines print to standard output as they like, C libraries straight to file descriptor 1. A command therefore takes
+descriptor 1 for itself before it loads anything, and everybody else's output goes to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, TextIO
+
+from polydraft.errors import PolydraftError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal"]
+
+_STDOUT, _STDERR = 1, 2
+
+
+@cache
+def claim_output() -> TextIO:
+    """The process's standard output, for the command alone; claimed once.
+
+    From now on file descriptor 1 and ``sys.stdout`` lead to standard error, until the process ends: libraries may
+    hold back what they print and write it at exit.
+
+    Raises:
+        PolydraftError: Standard output is closed.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        saved = os.dup(_STDOUT)
+    except OSError as error:
+        raise PolydraftError("Standard output is closed.", "Let it lead to a terminal, a file or a pipe.") from error
+    try:
+        os.dup2(_STDERR, _STDOUT)
+    except OSError:  # standard error is closed: then nobody wants to see it
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, _STDOUT)
+        os.close(null)
+    if sys.stderr is not None:
+        sys.stdout = sys.stderr
+    # Lone surrogates cannot be written as UTF-8; an escape is better than a crash at the end of a long answer.
+    return os.fdopen(saved, "w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def abandon_output() -> None:
+    """Nobody reads standard output any more: let what is still to be flushed go nowhere, silently."""
+    stream = claim_output()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person reads it."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def console_for(stream: TextIO) -> Console:
+    """A rich console; colours as the terminal, ``NO_COLOR`` and ``FORCE_COLOR`` say. Not a terminal: 120 columns."""
+    from rich.console import Console
+
+    class QuietConsole(Console):
+        """Rich would point ``sys.stdout`` elsewhere and exit; the command line has its own way."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    width = None if is_terminal(stream) or "COLUMNS" in os.environ else 120
+    return QuietConsole(file=stream, highlight=False, width=width)
+
+
+def diagnostics() -> Console:
+    """A console on standard error."""
+    return console_for(sys.stderr)
