@@ -1,0 +1,172 @@
+"""The project's tasks. Each makes its own environments: all that is needed is Python and nox.
+
+nox -s demo                          generate with speculation on the built-in pair, and compare with plain decoding
+nox -s tests                         every check that can run on this machine
+nox -s lint types unit wheels        single checks
+nox -s "conformance(transformers)"   the conformance suite on one backend
+
+What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --prompt "def main():" -n 100``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+from packaging.markers import Marker
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"  # pip, which reads the user's own settings; uv has others
+nox.options.sessions = ["tests"]
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+REPORTS = ROOT / "conformance-reports"
+
+CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that this repository holds."""
+
+    folder: str
+    """Its distribution."""
+    needs: str = ""
+    """PEP 508 marker of the platforms that its engine has packages for; empty: all."""
+
+    @property
+    def installs_here(self) -> bool:
+        """Whether the engine can be installed on this platform."""
+        return not self.needs or Marker(self.needs).evaluate()
+
+
+BACKENDS = {
+    "transformers": Backend("plugins/transformers"),
+    "reference": Backend("plugins/reference"),
+}
+DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
+
+DEMO_PROMPT = """class Stack:
+    \"\"\"A stack of items.\"\"\"
+
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+"""
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install with the pinned versions. Byte code is made on first import: most of torch is never imported."""
+    session.install("--quiet", "--no-compile", "-c", str(CONSTRAINTS), *what)
+
+
+def folders(*names: str) -> list[str]:
+    """Distributions of this repository, as pip takes them: ``./core``, with extras ``./core[builtin]``."""
+    return [f"./{name}" for name in names]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Generate with speculation on the built-in pair: drafts in colour, numbers, and the plain decoding beside."""
+    install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
+    arguments = session.posargs or ["--prompt", DEMO_PROMPT, "--max-new-tokens", "200"]
+    session.run("polydraft", "generate", "--show-drafts", "--compare", *arguments)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Every check that can run on this machine: queues the sessions below, each with an environment of its own."""
+    for name in ("lint", "types", "wheels", *(f"conformance({backend})" for backend in BACKENDS), "unit"):
+        session.notify(name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff's rules, and its formatting."""
+    install(session, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy --strict (set in pyproject.toml), one distribution after the other."""
+    here = [backend.folder for backend in BACKENDS.values() if backend.installs_here]
+    install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, *here))
+    for folder in (CORE, PAIRS, CONFORMANCE, *here):
+        session.run("mypy", f"{folder}/src")
+    session.run("mypy", "noxfile.py")
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Unit tests of all distributions."""
+    here = [backend.folder for backend in BACKENDS.values() if backend.installs_here]
+    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, *here))
+    paths = [f"{folder}/tests" for folder in (CORE, PAIRS, CONFORMANCE, *here)]
+    session.run("pytest", *(path for path in paths if (ROOT / path).is_dir()), *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
+def conformance(session: nox.Session, backend: str) -> None:
+    """The conformance suite on one backend; reports go to conformance-reports/<backend>."""
+    plugin = BACKENDS[backend]
+    install(session, "pytest", *folders(CORE, PAIRS, CONFORMANCE))
+    # Where there is no engine for this platform, the plugin itself still installs: the suite then records why the
+    # backend cannot run here. That is a result, not a skip.
+    install(session, *([] if plugin.installs_here else ["--no-deps"]), *folders(plugin.folder))
+    session.run(
+        "pytest",
+        "--pyargs",
+        "polydraft_conformance",
+        "--polydraft-backend",
+        backend,
+        "--polydraft-report",
+        str(REPORTS / backend),
+        *(["--polydraft-must-run"] if plugin.installs_here else []),
+        *session.posargs,
+    )
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build all wheels, install ``polydraft[transformers,builtin]`` from them into an empty environment, generate."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*DISTRIBUTIONS))
+    built = sorted(dist.glob("*.whl"))
+    if len(built) != len(DISTRIBUTIONS):
+        session.error(f"{len(DISTRIBUTIONS)} distributions gave {len(built)} wheels")
+    with tempfile.TemporaryDirectory(prefix="polydraft-wheels-") as folder:
+        elsewhere = Path(folder)
+        # Pinned by file, or an index might give another distribution of the same name.
+        pins = elsewhere / "wheels.txt"
+        lines = [f"{wheel.name.split('-')[0].replace('_', '-')} @ {wheel.resolve().as_uri()}" for wheel in built]
+        pins.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(elsewhere / "env"), external=True)
+        programs = elsewhere / "env" / ("Scripts" if sys.platform == "win32" else "bin")
+        with session.chdir(elsewhere):
+            session.run(
+                str(programs / "pip"),
+                "install",
+                "--quiet",
+                "--no-compile",
+                "--find-links",
+                str(dist.resolve()),
+                "-c",
+                str(pins),
+                "-c",
+                str(CONSTRAINTS),
+                "polydraft[transformers,builtin]",
+                external=True,
+            )
+            program = str(programs / "polydraft")
+            session.run(program, "doctor", external=True)
+            session.run(program, "generate", "--compare", "-p", DEMO_PROMPT, "-n", "40", external=True)
