@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -31,7 +32,7 @@ from polydraft.contract.records import (
     Record,
 )
 from polydraft.errors import BackendNotFoundError, PluginError
-from polydraft.registry.tables import expand
+from polydraft.registry.tables import check_pair_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -89,7 +90,7 @@ class _BrokenPlugin(Exception):  # noqa: N818 - caught in this module, never see
 
 
 class PluginHost:
-    """The plugins of this process. Discovery happens once, on first use.
+    """The plugins of this process. Discovery happens once, on first use; several threads may use one host.
 
     Args:
         plugins: Plugins by name (modules, objects or classes without arguments), in place of the entry points.
@@ -108,8 +109,7 @@ class PluginHost:
         names = [*disabled, *variable.split(",")]
         self._disabled = frozenset(_normalized(name) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
-        self._manager = pluggy.PluginManager(PROJECT_NAME)
-        self._manager.add_hookspecs(PolydraftSpec)
+        self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, _Loaded] | None = None
         self._statuses: list[PluginStatus] = []
         self._notes: list[str] = []
@@ -149,12 +149,13 @@ class PluginHost:
             BackendNotFoundError: No such backend is installed, or its plugin is disabled.
             PluginError: Its plugin is broken, or its class cannot be imported or is none.
         """
-        if name not in self._instances:
-            record = self.backends().get(name)
-            if record is None:
-                raise self._not_found(name)
-            self._instances[name] = _instantiate(record)
-        return self._instances[name]
+        record = self.backends().get(name)
+        if record is None:
+            raise self._not_found(name)
+        with self._lock:
+            if name not in self._instances:
+                self._instances[name] = _instantiate(record)
+            return self._instances[name]
 
     def _records(self, kind: type[R]) -> list[R]:
         return [record for loaded in self._discover().values() for record in loaded.of(kind)]
@@ -184,31 +185,32 @@ class PluginHost:
         )
 
     def _discover(self) -> dict[str, _Loaded]:
-        if self._loaded is None:
-            loaded: dict[str, _Loaded] = {}
-            self._statuses, self._notes = [], []
-            unused = set(self._disabled)
-            for candidate in self._candidates():
-                names = {_normalized(candidate.name), _normalized(candidate.distribution or candidate.name)}
-                unused -= names
-                if names & self._disabled:
-                    self._note(candidate, "disabled", f"Disabled by {DISABLE_VARIABLE} or by the caller.")
-                    continue
-                try:
-                    mine = self._load(candidate)
-                    _check_names(mine, loaded)
-                except _BrokenPlugin as reason:
-                    self._note(candidate, "broken", str(reason), [reason.backend] if reason.backend else [])
-                    if self._manager.has_plugin(candidate.name):
-                        self._manager.unregister(name=candidate.name)
-                    continue
-                loaded[candidate.name] = mine
-                self._note(candidate, "loaded", "", [record.name for record in mine.of(BackendRecord)])
-            self._notes = [
-                f"{DISABLE_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)
-            ]
-            self._loaded = loaded
-        return self._loaded
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load_all()
+            return self._loaded
+
+    def _load_all(self) -> dict[str, _Loaded]:
+        loaded: dict[str, _Loaded] = {}
+        unused = set(self._disabled)
+        for candidate in self._candidates():
+            names = {_normalized(candidate.name), _normalized(candidate.distribution or candidate.name)}
+            unused -= names
+            if names & self._disabled:
+                self._note(candidate, "disabled", f"Disabled by {DISABLE_VARIABLE} or by the caller.")
+                continue
+            try:
+                if candidate.name in loaded:
+                    raise _BrokenPlugin(f"Another plugin is already named {candidate.name!r}.")
+                mine = _load(candidate)
+                _check_names(mine, loaded)
+            except _BrokenPlugin as reason:
+                self._note(candidate, "broken", str(reason), [reason.backend] if reason.backend else [])
+                continue
+            loaded[candidate.name] = mine
+            self._note(candidate, "loaded", "", [record.name for record in mine.of(BackendRecord)])
+        self._notes = [f"{DISABLE_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
+        return loaded
 
     def _note(
         self,
@@ -243,27 +245,23 @@ class PluginHost:
         ]
         return sorted(found, key=lambda candidate: (candidate.name, candidate.distribution or ""))
 
-    def _load(self, candidate: _Candidate) -> _Loaded:
-        """Import, register and ask one plugin."""
-        if self._manager.has_plugin(candidate.name):
-            raise _BrokenPlugin(f"Another plugin is already named {candidate.name!r}.")
-        try:
-            plugin = candidate.load()
-            if inspect.isclass(plugin):
-                plugin = plugin()
-        except (Exception, SystemExit) as error:
-            raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
-        try:
-            self._manager.register(plugin, name=candidate.name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise _BrokenPlugin(f"It cannot be registered: {_first_line(error)}.") from error
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
-        loaded = _Loaded()
-        for hook, kind in _HOOKS.items():
-            caller = self._manager.subset_hook_caller(hook, others)
-            loaded.records[hook] = _ask(caller, hook, kind)
-        _check_unknown_hooks(self._manager, plugin)
-        return loaded
+
+def _load(candidate: _Candidate) -> _Loaded:
+    """Import, register and ask one plugin. Each has a manager of its own, so that none can disturb another."""
+    manager = pluggy.PluginManager(PROJECT_NAME)
+    manager.add_hookspecs(PolydraftSpec)
+    try:
+        plugin = candidate.load()
+        if inspect.isclass(plugin):
+            plugin = plugin()
+    except (Exception, SystemExit) as error:
+        raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
+    try:
+        manager.register(plugin, name=candidate.name)
+    except Exception as error:  # pluggy looks at every attribute, so a plugin may raise anything here
+        raise _BrokenPlugin(f"It cannot be registered: {_describe(error)}.") from error
+    _check_unknown_hooks(manager, plugin)
+    return _Loaded({hook: _ask(getattr(manager.hook, hook), hook, kind) for hook, kind in _HOOKS.items()})
 
 
 def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
@@ -301,14 +299,13 @@ def _check_contents(record: Record) -> None:
     elif isinstance(record, FaultRecord):
         SpecifierSet(record.versions)
     elif isinstance(record, PairRecord):
-        list(expand(record.target, record.drafter, record.drafter_file))
+        check_pair_record(record)
 
 
 def _check_unknown_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
     """A misspelt hook would never be called; ``hookimpl(optionalhook=True)`` marks one of another version."""
     for caller in manager.get_hookcallers(plugin) or ():
-        mine = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
-        if not caller.has_spec() and not all(impl.optionalhook for impl in mine):
+        if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
             raise _BrokenPlugin(f"It implements the hook {caller.name!r}, which there is not.")
 
 

@@ -64,7 +64,8 @@ def test_download_of_a_damaged_file(fake_hub, weights):
 def test_download_without_a_shard(fake_hub, weights):
     index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
     fake_hub.add(
-        "org/m", {"config.json": {}, "1.safetensors": weights, "model.safetensors.index.json": json.dumps(index).encode()}
+        "org/m",
+        {"config.json": {}, "1.safetensors": weights, "model.safetensors.index.json": json.dumps(index).encode()},
     )
     with pytest.raises(ModelFormatError, match=r"2\.safetensors"):
         fetch(source("org/m"))

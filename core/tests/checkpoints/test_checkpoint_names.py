@@ -63,9 +63,10 @@ def test_not_a_name(written, said):
 @given(st.text(max_size=400))
 def test_any_text_is_parsed_or_refused(text):
     try:
-        assert parse(text).kind in {"builtin", "local", "hub"}
-    except InvalidRequestError as error:
-        assert error.hint
+        kind = parse(text).kind
+    except InvalidRequestError:
+        return
+    assert kind in {"builtin", "local", "hub"}
 
 
 def test_repository():

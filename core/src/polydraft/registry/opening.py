@@ -19,6 +19,7 @@ from polydraft.errors import (
     InvalidRequestError,
     PluginError,
     PolydraftError,
+    SpeculationUnavailableError,
     UnsupportedError,
 )
 from polydraft.registry import known_names
@@ -30,7 +31,7 @@ from polydraft.registry.states import BackendState, backend_state
 from polydraft.registry.versions import VersionLookup, installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from polydraft.contract.records import BackendRecord, Exactness
@@ -166,10 +167,7 @@ class Opening:
 
         wish = _Wish(drafter, num_speculative_tokens, exactness, str(request.get("device", "auto")))
 
-        def candidate(record: BackendRecord) -> Prepared:
-            return self._prepare(record, source, wish)
-
-        prepared = candidate(record) if backend != "auto" else self._choose(source, candidate)
+        prepared = self._choose(source, wish) if backend == "auto" else self._prepare(record, source, wish)
         if backend == "auto":
             options = check_options(prepared.backend, prepared.state.record.name, engine_options)
         fields = {**request, "exactness": exactness, "hub": self.hub, "engine_options": options}
@@ -212,7 +210,7 @@ class Opening:
                     f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
                 )
 
-    def _choose(self, source: ModelSource, candidate: Callable[[BackendRecord], Prepared]) -> Prepared:
+    def _choose(self, source: ModelSource, wish: _Wish) -> Prepared:
         """The usable backend of the highest rank that takes the target; by name where ranks are equal."""
         records = [record for record in self.host.backends().values() if source.format in record.formats]
         if not records:
@@ -228,16 +226,20 @@ class Opening:
 
         for record in sorted(records, key=rank):
             try:
-                prepared = candidate(record)
+                prepared = self._prepare(record, source, wish)
             except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
                 errors.append((record.name, error))
                 continue
             return prepared
         if len(errors) == 1:
             raise errors[0][1]
-        # One class for all: what the caller asked for is at fault, not the backends.
-        classes = {type(error) for _, error in errors}
-        raised = classes.pop() if len(classes) == 1 else BackendUnavailableError
+        # One class for all that could run: what the caller asked for is at fault, not the backends.
+        usable = {record.name for record in records if self.state(record).usable}
+        classes = {type(error) for name, error in errors if name in usable}
+        askable = {DeviceError, SpeculationUnavailableError} | (
+            {UnsupportedError} if wish.exactness != "standard" else set()
+        )
+        raised = classes.pop() if len(classes) == 1 and classes <= askable else BackendUnavailableError
         raise raised(
             f"No installed backend can load {source.id} as asked. "
             + " ".join(f"{name}: {error.message} {error.hint}".strip() for name, error in errors),
@@ -255,7 +257,7 @@ def check_options(
     """
     model = type(backend).options
     if isinstance(given, EngineOptions):
-        if not isinstance(given, model):
+        if type(given) is not model:
             raise InvalidRequestError(
                 f"engine_options is a {type(given).__name__}; the backend {name} takes {model.__name__}.",
                 "Give a dict, or an instance of that class.",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from polydraft.contract.records import PairRecord, Record
 from polydraft.errors import InvalidRequestError
-from polydraft.registry.tables import core_table, expand, read_table, records
+from polydraft.registry.tables import check_pair_record, core_table, expand, read_table, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -163,6 +163,7 @@ def _user_pairs(path: Path) -> list[RegisteredPair]:
     entries: list[RegisteredPair] = []
     for number, pair in enumerate(records(PairRecord, tables, path, "pair"), 1):
         try:
+            check_pair_record(pair)
             entries += _registered(pair, "user", str(path))
         except ValueError as error:
             raise InvalidRequestError(

@@ -7,16 +7,17 @@ import tomllib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from packaging.version import Version
 from pydantic import ValidationError
 
-from polydraft.contract.records import Record
+from polydraft.contract.records import PairRecord, Record
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["core_table", "expand", "read_table", "records"]
+__all__ = ["check_pair_record", "core_table", "expand", "read_table", "records"]
 
 R = TypeVar("R", bound=Record)
 _GROUP = re.compile(r"\{([^{}]*)\}")
@@ -75,6 +76,20 @@ def _line(path: Path, name: str, number: int) -> int:
     pattern = re.compile(rf"\s*\[\[\s*{name}\s*\]\]")
     lines = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if pattern.match(line)]
     return lines[number] if number < len(lines) else 1
+
+
+def check_pair_record(pair: PairRecord) -> None:
+    """Check what the record's types cannot say.
+
+    Raises:
+        ValueError: A k is not positive, a version is not of PEP 440, or the groups of the ids do not go together.
+    """
+    for k in pair.num_speculative_tokens.values():
+        if k < 1:
+            raise ValueError(f"it recommends {k} tokens, but k is at least 1")
+    for version in pair.min_versions.values():
+        Version(version)
+    list(expand(pair.target, pair.drafter, pair.drafter_file))
 
 
 def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 __all__ = ["VersionLookup", "in_range", "installed_alternative", "installed_version", "older_than"]
@@ -35,15 +35,23 @@ def installed_alternative(names: str, lookup: VersionLookup = installed_version)
 def in_range(version: str, specifier: str) -> bool:
     """Whether a version lies in a PEP 440 range; pre-releases and local builds (``0.32.0+cpu``) count as what they are.
 
+    A version that is not of PEP 440 lies in no range.
+
     Raises:
-        ValueError: The specifier or the version is not of PEP 440.
+        ValueError: The specifier is not of PEP 440.
     """
-    try:
-        return SpecifierSet(specifier).contains(Version(version), prereleases=True)
-    except (InvalidSpecifier, InvalidVersion) as error:
-        raise ValueError(f"{specifier!r} or {version!r} is not of PEP 440: {error}") from error
+    parsed = _parsed(version)
+    return parsed is not None and SpecifierSet(specifier).contains(parsed, prereleases=True)
 
 
 def older_than(version: str, first: str) -> bool:
-    """Whether a version is older than the first one that will do."""
-    return Version(version) < Version(first)
+    """Whether a version is older than the first one that will do; False where that cannot be told."""
+    parsed, limit = _parsed(version), _parsed(first)
+    return parsed is not None and limit is not None and parsed < limit
+
+
+def _parsed(version: str) -> Version | None:
+    try:
+        return Version(version)
+    except InvalidVersion:
+        return None

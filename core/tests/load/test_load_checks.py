@@ -1,0 +1,451 @@
+"""``load``: everything wrong is a typed error with a hint, before any backend loads anything."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from polydraft import load
+from polydraft.contract import (
+    BackendRecord,
+    Capabilities,
+    DeviceRecord,
+    Diagnosis,
+    EngineOptions,
+    FaultRecord,
+    LocalModelRecord,
+    SpeculativeBackend,
+    hookimpl,
+)
+from polydraft.errors import (
+    BackendNotFoundError,
+    BackendUnavailableError,
+    DeviceError,
+    InvalidRequestError,
+    ModelFormatError,
+    ModelNotFoundError,
+    PairMismatchError,
+    PluginError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+from polydraft.plugins import PluginHost
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+class Options(EngineOptions):
+    compile: bool = False
+    blocks: int = 1
+
+
+class Loaded:
+    """What the fake backends return for a session."""
+
+    def __init__(self, backend, request):
+        self.backend, self.request = backend, request
+
+
+class Fast(SpeculativeBackend):
+    """Usable, of high rank."""
+
+    options = Options
+    rank = 80
+    calls = 0
+
+    def capabilities(self):
+        return Capabilities(drafter_kinds={"mtp", "draft-model", "ngram"}, max_speculative_tokens=8)
+
+    def diagnose(self):
+        return Diagnosis(usable=True, rank=self.rank, devices=(DeviceRecord(name="cpu"), DeviceRecord(name="cuda:0")))
+
+    def load(self, request):
+        return Loaded(type(self).__name__, request)
+
+
+class Exact(Fast):
+    """Usable, of low rank, with the exactness that the other has not; no option of its own."""
+
+    options = EngineOptions
+    rank = 10
+
+    def capabilities(self):
+        return Capabilities(drafter_kinds={"ngram"}, exactness={"standard", "bitwise"})
+
+    def diagnose(self):
+        return Diagnosis(usable=True, rank=self.rank, devices=(DeviceRecord(name="cpu"),))
+
+
+class Unusable(Fast):
+    def diagnose(self):
+        return Diagnosis(usable=False, reason="its engine is not installed.", remedy="pip install the-engine", rank=100)
+
+
+class Refusing(Fast):
+    rank = 90
+
+    def refuse(self, target, plan):
+        return f"It knows nothing of {target.model_type}."
+
+
+class Raising(Fast):
+    def diagnose(self):
+        raise RuntimeError("no driver")
+
+
+CLASSES = {"fast": Fast, "exact": Exact, "unusable": Unusable, "refusing": Refusing, "raising": Raising}
+KINDS = {"exact": {"ngram"}}
+
+
+@pytest.fixture
+def host_of(monkeypatch, builtin_data):
+    module = types.ModuleType("load_test_backends")
+    for name, kind in CLASSES.items():
+        setattr(module, name.title(), kind)
+    monkeypatch.setitem(sys.modules, "load_test_backends", module)
+
+    def make(*names, faults=(), **changes):
+        class Plugin:
+            @hookimpl
+            def polydraft_backends(self):
+                for name in names:
+                    yield BackendRecord(
+                        **{
+                            "name": name,
+                            "factory": f"load_test_backends:{name.title()}",
+                            "summary": "",
+                            "formats": {"safetensors"},
+                            "drafter_kinds": KINDS.get(name, {"mtp", "draft-model", "ngram"}),
+                            "engine": "numpy",
+                            "install_hint": f"pip install polydraft-{name}",
+                            **changes,
+                        }
+                    )
+
+            @hookimpl
+            def polydraft_local_models(self):
+                for path in sorted(builtin_data.iterdir()):
+                    yield LocalModelRecord(name=path.name, path=str(path))
+
+            @hookimpl
+            def polydraft_faults(self):
+                return faults
+
+        return PluginHost({"plugin": Plugin})
+
+    return make
+
+
+@pytest.fixture
+def host(host_of):
+    return host_of("fast", "exact", "unusable")
+
+
+TARGET = "builtin:tiny-e2b"
+
+
+# --- what works ------------------------------------------------------------------------------------------------------
+def test_request(host, tmp_path):
+    loaded = load(
+        TARGET,
+        backend="fast",
+        drafter="builtin:tiny-e2b-assistant",
+        num_speculative_tokens=5,
+        context_length=512,
+        dtype="float32",
+        device="cpu",
+        revision="main",
+        cache_dir=str(tmp_path),
+        token="secret",
+        local_files_only=True,
+        trust_remote_code=True,
+        engine_options={"compile": True},
+        host=host,
+    )
+    request = loaded.request
+    assert loaded.backend == "Fast"
+    assert (request.target.id, request.plan.kind, request.plan.num_speculative_tokens) == (TARGET, "mtp", 5)
+    assert (request.context_length, request.dtype, request.device) == (512, "float32", "cpu")
+    assert request.trust_remote_code is True
+    assert request.engine_options == Options(compile=True)
+    assert (request.hub.revision, request.hub.cache_dir, request.hub.token) == ("main", tmp_path, "secret")
+    assert "secret" not in repr(request)
+
+
+def test_defaults(host):
+    loaded = load(TARGET, host=host)
+    assert loaded.backend == "Fast"
+    assert (loaded.request.plan.kind, loaded.request.plan.num_speculative_tokens) == ("mtp", 4)
+    assert loaded.request.engine_options == Options()
+    assert (loaded.request.exactness, loaded.request.dtype, loaded.request.device) == ("standard", "auto", "auto")
+
+
+def test_plain(host):
+    plan = load(TARGET, drafter=None, host=host).request.plan
+    assert (plan.kind, plan.off.code) == (None, "caller")
+
+
+def test_folder_and_options_as_a_model(host, builtin_data):
+    loaded = load(Path(builtin_data / "tiny-31b"), engine_options=Options(blocks=3), backend="fast", host=host)
+    assert loaded.request.engine_options.blocks == 3
+    assert loaded.request.plan.drafter.path.name == "tiny-31b-assistant"
+
+
+def test_hub_target(host, fake_hub, builtin_data):
+    for name, folder in (("", "tiny-e2b"), ("-assistant", "tiny-e2b-assistant")):
+        fake_hub.add(
+            f"google/gemma-4-E2B-it{name}", {"config.json": (builtin_data / folder / "config.json").read_bytes()}
+        )
+    plan = load("google/gemma-4-E2B-it", host=host).request.plan
+    assert (plan.drafter.id, plan.num_speculative_tokens) == ("google/gemma-4-E2B-it-assistant", 2)
+
+
+# --- which backend ---------------------------------------------------------------------------------------------------
+def test_highest_rank_that_can_do_it(host_of):
+    assert load(TARGET, host=host_of("exact", "fast", "refusing", "unusable", "raising")).backend == "Fast"
+    assert load(TARGET, exactness="bitwise", host=host_of("exact", "fast")).backend == "Exact"
+    assert load(TARGET, backend="exact", host=host_of("exact", "fast")).backend == "Exact"
+
+
+def test_equal_ranks_go_by_name(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "rank", 80)
+    assert load(TARGET, host=host_of("fast", "exact")).backend == "Exact"
+
+
+def test_auto_takes_the_one_that_can_run_the_given_drafter(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "rank", 99)
+    assert load(TARGET, drafter="builtin:tiny-e2b-assistant", host=host_of("exact", "fast")).backend == "Fast"
+
+
+def test_auto_takes_the_one_that_has_the_device(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "rank", 99)
+    assert load(TARGET, device="cuda", host=host_of("exact", "fast")).backend == "Fast"
+
+
+def test_none_can(host_of):
+    with pytest.raises(BackendUnavailableError, match="No installed backend can load") as error:
+        load(TARGET, host=host_of("unusable", "refusing", "raising"))
+    for said in (
+        "unusable: The backend unusable cannot run here: its engine is not installed. pip install the-engine",
+        "refusing: The backend refusing cannot load this: It knows nothing of gemma4_text.",
+        "raising: The backend raising cannot run here: Its diagnosis fails: RuntimeError: no driver.",
+    ):
+        assert said in error.value.message
+    assert "doctor" in error.value.hint
+
+
+def test_the_only_one_cannot(host_of):
+    with pytest.raises(BackendUnavailableError, match="engine is not installed") as error:
+        load(TARGET, host=host_of("unusable"))
+    assert error.value.hint == "pip install the-engine"
+
+
+def test_none_is_installed():
+    with pytest.raises(ModelNotFoundError) as error:
+        load(TARGET, host=PluginHost({}))
+    assert "polydraft[builtin]" in error.value.hint
+
+
+def test_none_loads_the_format(host, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BackendUnavailableError, match="format is gguf") as error:
+        load(tmp_path / "m.gguf", host=host)
+    assert "llama_cpp" in error.value.hint
+
+
+def test_no_backend_for_safetensors_says_how_to_get_one(builtin_data):
+    with pytest.raises(BackendUnavailableError) as error:
+        load(builtin_data / "tiny-e2b", host=PluginHost({}))
+    assert "pip install 'polydraft[transformers]'" in error.value.hint
+
+
+def test_given_backend_and_another_format(host, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedError, match="format is gguf") as error:
+        load(tmp_path / "m.gguf", backend="fast", host=host)
+    assert "safetensors" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "said"),
+    [
+        ("unusable", BackendUnavailableError, "pip install the-engine"),
+        ("raising", BackendUnavailableError, "no driver"),
+        ("refusing", UnsupportedError, "knows nothing of gemma4_text"),
+    ],
+)
+def test_given_backend_that_cannot(host_of, backend, error, said):
+    with pytest.raises(error) as caught:
+        load(TARGET, backend=backend, host=host_of("fast", "unusable", "refusing", "raising"))
+    assert said in str(caught.value)
+
+
+def test_broken_factory(host_of):
+    broken = host_of("fast", factory="load_test_backends:Nothing")
+    with pytest.raises(PluginError, match="Nothing"):
+        load(TARGET, backend="fast", host=broken)
+    with pytest.raises(BackendUnavailableError, match="Nothing"):
+        load(TARGET, host=broken)
+
+
+@pytest.mark.parametrize(
+    ("requires", "said", "hint"),
+    [
+        ({"numpy": ">=99"}, "it needs numpy >=99; numpy", "pip install 'numpy>=99'"),
+        (
+            {"no-such-engine": ">=1"},
+            "it needs no-such-engine >=1, which is not installed",
+            "pip install polydraft-fast",
+        ),
+        ({"no-such|nor-such": ">=1"}, "it needs no-such or nor-such >=1", "pip install polydraft-fast"),
+    ],
+)
+def test_requirements(host_of, requires, said, hint):
+    with pytest.raises(BackendUnavailableError, match=said) as error:
+        load(TARGET, backend="fast", host=host_of("fast", requires=requires))
+    assert error.value.hint == hint
+    assert load(TARGET, backend="fast", host=host_of("fast", requires={"no-such|numpy": ">=1"})).backend == "Fast"
+
+
+def fault(**changes):
+    fields = {
+        "id": "f",
+        "distribution": "numpy",
+        "versions": ">=1",
+        "affects": "all",
+        "severity": "refuse",
+        "summary": "It breaks.",
+        "remedy": "Use another.",
+        "link": "https://github.com/x/y/issues/1",
+    }
+    return FaultRecord(**{**fields, **changes})
+
+
+def test_faults_of_the_engine(host_of):
+    for architectures in ((), ("gemma4_text",)):
+        with pytest.raises(BackendUnavailableError, match=r"numpy .* has a known fault: It breaks\.") as error:
+            load(TARGET, backend="fast", host=host_of("fast", faults=[fault(architectures=architectures)]))
+        assert error.value.hint == "Use another. See https://github.com/x/y/issues/1."
+    for harmless in (
+        fault(architectures=("llama",)),
+        fault(versions="<1"),
+        fault(severity="warn"),
+        fault(affects="draft-model"),
+    ):
+        assert load(TARGET, backend="fast", host=host_of("fast", faults=[harmless])).request.plan.kind == "mtp"
+
+
+def test_fault_of_the_drafters_kind(host_of):
+    host = host_of("fast", faults=[fault(affects="mtp", architectures=("gemma4_assistant",))])
+    plan = load(TARGET, host=host).request.plan
+    assert plan.kind == "ngram"
+    assert "It breaks" in plan.note
+    with pytest.raises(BackendUnavailableError, match="It breaks"):
+        load(TARGET, drafter="builtin:tiny-e2b-assistant", backend="fast", host=host)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"num_speculative_tokens": 0}, InvalidRequestError, "drafter=None"),
+        ({"num_speculative_tokens": -1}, InvalidRequestError, "out of range"),
+        ({"num_speculative_tokens": 1000}, InvalidRequestError, "1 to 128"),
+        ({"num_speculative_tokens": 9}, InvalidRequestError, "at most 8"),
+        ({"num_speculative_tokens": 9, "backend": "fast"}, InvalidRequestError, "=8 or less"),
+        ({"num_speculative_tokens": 2.0}, InvalidRequestError, "whole number"),
+        ({"num_speculative_tokens": True}, InvalidRequestError, "whole number"),
+        ({"num_speculative_tokens": "4"}, InvalidRequestError, "whole number"),
+        ({"exactness": "exact"}, InvalidRequestError, "'bitwise'"),
+        ({"exactness": "bitwise", "backend": "fast"}, UnsupportedError, "no exactness='bitwise'"),
+        ({"context_length": 0}, InvalidRequestError, "context_length=0"),
+        ({"context_length": "8k"}, InvalidRequestError, "context_length='8k'"),
+        ({"context_length": True}, InvalidRequestError, "context_length=True"),
+        ({"dtype": 32}, InvalidRequestError, "'float32'"),
+        ({"dtype": ""}, InvalidRequestError, "'float32'"),
+        ({"device": None}, InvalidRequestError, "'cpu'"),
+        ({"device": "mps"}, DeviceError, "sees no device 'mps'"),
+        ({"device": "cuda:7", "backend": "fast"}, DeviceError, "It sees: cpu, cuda:0."),
+        ({"revision": 3}, InvalidRequestError, "branch, tag or commit"),
+        ({"cache_dir": 3}, InvalidRequestError, "a folder"),
+        ({"token": 3}, InvalidRequestError, "token is of the wrong type"),
+        ({"local_files_only": "yes"}, InvalidRequestError, "True or False"),
+        ({"trust_remote_code": 1}, InvalidRequestError, "True or False"),
+        ({"engine_options": "fast"}, InvalidRequestError, "a dict"),
+        ({"engine_options": {"compil": True}, "backend": "fast"}, InvalidRequestError, "Did you mean 'compile'?"),
+        ({"engine_options": {"zzzz": True}}, InvalidRequestError, "Known options of fast: blocks, compile."),
+        ({"engine_options": {"blocks": "many"}}, InvalidRequestError, "The option 'blocks' of fast is wrong"),
+        ({"engine_options": {"x": 1}, "backend": "exact"}, InvalidRequestError, "The backend exact has no options."),
+        ({"engine_options": Options(), "backend": "exact"}, InvalidRequestError, "takes EngineOptions"),
+        ({"host": "plugins"}, InvalidRequestError, "PluginHost"),
+        ({"backend": ""}, InvalidRequestError, "backend=''"),
+        ({"backend": None}, InvalidRequestError, "backend=None"),
+        ({"backend": "fasst"}, BackendNotFoundError, "Did you mean 'fast'?"),
+        ({"drafter": ""}, InvalidRequestError, "drafter is empty"),
+        ({"drafter": 3}, InvalidRequestError, "'ngram'"),
+        ({"drafter": "builtin:tiny-e2b-asistant"}, ModelNotFoundError, "builtin:tiny-e2b-assistant"),
+        ({"drafter": "builtin:tiny-31b-assistant"}, PairMismatchError, "hidden size 192"),
+        ({"drafter": "builtin:tiny-e2b-assistant", "backend": "exact"}, SpeculationUnavailableError, "kind mtp"),
+        ({"target": ""}, InvalidRequestError, "name is empty"),
+        ({"target": 3}, InvalidRequestError, "target=3"),
+        ({"target": b"x"}, InvalidRequestError, "target="),
+        ({"target": "builtin:tiny-e3b"}, ModelNotFoundError, "Did you mean 'builtin:tiny-e2b'"),
+        ({"target": "builtin:tiny-e2b-assistant"}, PairMismatchError, "is a drafter"),
+        (
+            {"target": "builtin:tiny-e2b-assistant", "drafter": "builtin:tiny-e2b"},
+            PairMismatchError,
+            "drafter='builtin:tiny-e2b-assistant'",
+        ),
+        ({"target": "google/gemma-4-E4B-itt"}, ModelNotFoundError, "Did you mean 'google/gemma-4-E4B-it'"),
+        ({"target": "./no-such-folder"}, ModelNotFoundError, "no such folder"),
+        ({"target": Path(__file__)}, ModelFormatError, "unknown kind"),
+        ({"target": Path(__file__).parent}, ModelFormatError, "no config.json"),
+    ],
+)
+def test_bad_input(host, monkeypatch, arguments, error, said):
+    def loads(self, request):
+        raise AssertionError("nothing may be loaded")
+
+    monkeypatch.setattr(Fast, "load", loads)
+    given = {"target": TARGET, "host": host, **arguments}
+    with pytest.raises(error) as caught:
+        load(given.pop("target"), **given)
+    assert said in str(caught.value)
+    assert caught.value.message
+    assert caught.value.hint
+
+
+def test_wrong_options_are_found_before_the_target_is_looked_for(host):
+    with pytest.raises(InvalidRequestError, match="no option"):
+        load("no/such-model", backend="fast", engine_options={"x": 1}, host=host)
+
+
+def test_a_broken_user_file_of_pairs(host, monkeypatch, tmp_path):
+    (tmp_path / "p.toml").write_text("[[pair]]\n")
+    monkeypatch.setenv("POLYDRAFT_PAIRS", str(tmp_path / "p.toml"))
+    with pytest.raises(InvalidRequestError, match=r"p\.toml, line 1"):
+        load(TARGET, host=host)
+
+
+def test_all_backends_lack_the_kind_of_the_given_drafter(host_of):
+    host = host_of("fast", "exact", drafter_kinds={"ngram"})
+    with pytest.raises(SpeculationUnavailableError, match="kind mtp"):
+        load(TARGET, drafter="builtin:tiny-e2b-assistant", host=host)
+
+
+def test_all_backends_lack_the_exactness(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "capabilities", Fast.capabilities)
+    with pytest.raises(UnsupportedError, match="no exactness='bitwise'"):
+        load(TARGET, exactness="bitwise", host=host_of("fast", "exact", "unusable"))
+
+
+def test_an_unreachable_drafter_is_asked_for_once(host_of, fake_hub, builtin_data, monkeypatch):
+    """However many backends are considered."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    config = (builtin_data / "tiny-e2b/config.json").read_bytes()
+    fake_hub.add("google/gemma-4-E2B-it", {"config.json": config})
+    fake_hub.fail("google/gemma-4-E2B-it-assistant", 403, "GatedRepo")
+    loaded = load("google/gemma-4-E2B-it", host=host_of("fast", "refusing"))
+    assert loaded.request.plan.kind == "ngram"
+    asked = [path for _, path in fake_hub.requests if "assistant" in path]
+    assert len(asked) == 1
