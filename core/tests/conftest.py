@@ -129,6 +129,7 @@ def handler(hub):
 def fake_hub(clean_environment, monkeypatch):
     """A Hub of our own on this machine, reached through the real ``huggingface_hub``."""
     import huggingface_hub.constants
+    import huggingface_hub.file_download
     import huggingface_hub.hf_api
 
     hub = FakeHub()
@@ -139,7 +140,10 @@ def fake_hub(clean_environment, monkeypatch):
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    if hasattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # versions before 1.0 copy the constant
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
     yield hub
     server.shutdown()
