@@ -296,9 +296,11 @@ def _format_hint(form: str, but: str = "") -> str:
     fitting = [known for known in known_backends() if form in known.formats and known.name != but]
     if not fitting:
         return ""
-    names = " or ".join(repr(known.name) for known in fitting)
     installs = [known.install for known in fitting if known.install]
-    return f"The format {form} is for backend={names}" + (f": {installs[0]}" if installs else ".")
+    if installs:
+        return f"Install one that does: {installs[0]}"
+    names = " or ".join(known.name for known in fitting)
+    return f"That format is for {names}, of which this version of polydraft has no backend."
 
 
 def _install_hint() -> str:
