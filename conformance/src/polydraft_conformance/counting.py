@@ -119,11 +119,15 @@ def stepping_engine(session: Session) -> SteppingEngine | None:
 def wrapped_sequences(engine: SteppingEngine, wrap: Callable[[EngineSequence], EngineSequence]) -> Iterator[None]:
     """Inside the ``with`` block, every sequence that the engine opens is put into a wrapper."""
     original = engine.open_sequence
+    outer = vars(engine).get("open_sequence")  # of a wrapper around this one
     engine.open_sequence = lambda: wrap(original())  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del engine.open_sequence  # the instance's attribute: the class's method shows again
+        if outer is None:
+            del engine.open_sequence  # the instance's attribute: the class's method shows again
+        else:
+            engine.open_sequence = outer  # type: ignore[method-assign]
 
 
 @contextmanager

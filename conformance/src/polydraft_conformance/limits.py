@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+import pytest
+
 __all__ = ["TimeLimitError", "time_limit"]
 
 _GRACE = 60.0
 """Seconds from the soft to the hard limit."""
 
 
-class TimeLimitError(BaseException):
+class TimeLimitError(pytest.fail.Exception):
     """A check took too long. No ``Exception``: a backend that catches everything must not swallow it."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from polydraft.checkpoints.resolve import resolve
+from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError
 
@@ -89,9 +89,10 @@ def find_pairs(
         )
     if options.kinds:
         kinds = kinds & cast("frozenset[DrafterKind]", frozenset(options.kinds))
-    given = [_given_pair(text) for text in options.pairs if "=" in text]
+    known = KnownNames(local_models=host.local_models())
+    given = [_given_pair(text, known) for text in options.pairs if "=" in text]
     patterns = [text.removeprefix(_PREFIX) for text in options.pairs if "=" not in text]
-    builtin = [] if given and not patterns else _builtin_pairs(host, record)
+    builtin = [] if given and not patterns else _builtin_pairs(host, record, known)
     for pattern in patterns:
         if not any(fnmatchcase(pair.name, pattern) for pair in builtin):
             names = ", ".join(pair.name for pair in builtin) or "none"
@@ -135,12 +136,14 @@ def sliding_window(config: dict[str, Any]) -> int:
     return window if isinstance(window, int) and window > 0 else _NO_WINDOW
 
 
-def _given_pair(text: str) -> Pair:
+def _given_pair(text: str, known: KnownNames) -> Pair:
     """A pair that the user wrote as TARGET=DRAFTER."""
     target, _, drafter = text.partition("=")
     try:
-        config = resolve(target).config
-        kind: DrafterKind = "ngram" if drafter == "ngram" else _kind_of(resolve(drafter, role="drafter").config)
+        config = resolve(target, known=known).config
+        kind: DrafterKind = "ngram"
+        if drafter != "ngram":
+            kind = _kind_of(resolve(drafter, role="drafter", known=known).config)
     except PolydraftError as error:
         raise NoPairsError(f"--polydraft-pairs {text}: {error}") from error
     drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]
@@ -153,7 +156,7 @@ def _kind_of(config: dict[str, Any]) -> Literal["mtp", "draft-model"]:
     return "mtp" if "assistant" in str(config.get("model_type", "")) else "draft-model"
 
 
-def _builtin_pairs(host: PluginHost, record: BackendRecord) -> list[Pair]:
+def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -> list[Pair]:
     """Every shipped target of a format that the backend takes, with every drafter that fits it."""
     models = {name: model for name, model in host.local_models().items() if model.format in record.formats}
     recorded = [pair for _, pair in host.pairs()]
@@ -168,19 +171,21 @@ def _builtin_pairs(host: PluginHost, record: BackendRecord) -> list[Pair]:
                 drafters.setdefault(kind, _PREFIX + name + suffix)
         if not drafters:
             continue
-        config = resolve(_PREFIX + name).config
-        if "draft-model" not in drafters and (other := _draft_model(model, config, models)):
+        config = resolve(_PREFIX + name, known=known).config
+        if "draft-model" not in drafters and (other := _draft_model(model, config, models, known)):
             drafters["draft-model"] = _PREFIX + other
         drafters["ngram"] = "ngram"
         pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), sliding_window(config)))
     return pairs
 
 
-def _draft_model(target: LocalModelRecord, config: dict[str, Any], models: dict[str, LocalModelRecord]) -> str | None:
+def _draft_model(
+    target: LocalModelRecord, config: dict[str, Any], models: dict[str, LocalModelRecord], known: KnownNames
+) -> str | None:
     """A shipped draft model with the target's tokens: of the same format, with as many tokens."""
     for name, model in models.items():
         if name.endswith("-draft") and model.format == target.format:
-            other = resolve(_PREFIX + name).config
+            other = resolve(_PREFIX + name, known=known).config
             if _vocab_size(other) == _vocab_size(config):
                 return name
     return None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from _pytest.terminal import TerminalReporter
+    from polydraft.plugins import PluginHost
 
     from polydraft_conformance.catalog import Check
     from polydraft_conformance.pairs import Case
@@ -22,6 +23,8 @@ pytest_plugins = ["polydraft_conformance.fixtures"]
 
 MARK = "polydraft_check"
 SUITE: pytest.StashKey[Suite] = pytest.StashKey()
+HOST: pytest.StashKey[PluginHost] = pytest.StashKey()
+"""Plugins in place of the installed ones: for tests of the suite itself."""
 ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
 NUMBERS: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 SETUP_SECONDS: pytest.StashKey[float] = pytest.StashKey()
@@ -57,7 +60,7 @@ def suite_of(config: pytest.Config) -> Suite:
         if options is None:
             raise pytest.UsageError("Name the backend to check: --polydraft-backend NAME.")
         try:
-            config.stash[SUITE] = open_suite(options)
+            config.stash[SUITE] = open_suite(options, config.stash.get(HOST, None))
         except (PolydraftError, NoPairsError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[SUITE]
@@ -81,12 +84,15 @@ def case_of(item: pytest.Item) -> Case | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat a check for the cases of its scope."""
     mark = next(metafunc.definition.iter_markers(MARK), None)
-    if mark is None or read_options(metafunc.config) is None:
+    if mark is None:
         return
     from polydraft_conformance.catalog import CHECKS
     from polydraft_conformance.pairs import cases
 
-    suite = suite_of(metafunc.config)
+    try:
+        suite = suite_of(metafunc.config)
+    except pytest.UsageError:
+        return  # said once, when all items are collected
     check = CHECKS[mark.args[0]]
     if suite.diagnosis.usable and check.scope != "backend":
         found = cases(suite.pairs, check.scope, suite.k_values)

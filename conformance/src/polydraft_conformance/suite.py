@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from polydraft.contract import BackendRecord, Capabilities, Diagnosis
+    from polydraft.plugins import PluginHost
     from polydraft.session.base import Session
 
     from polydraft_conformance.catalog import Check
@@ -31,6 +32,7 @@ __all__ = ["Suite", "open_suite"]
 class Suite:
     """One run of the suite on one backend."""
 
+    host: PluginHost
     options: SuiteOptions
     record: BackendRecord
     diagnosis: Diagnosis
@@ -62,7 +64,7 @@ class Suite:
         return Report(
             backend=self.options.backend,
             options=options,
-            environment=environment(self.diagnosis, _distributions(self.record)),
+            environment=environment(self.diagnosis, _distributions(self.host, self.record)),
             usable=self.diagnosis.usable,
             engine=self.record.engine,
             engine_version=self.diagnosis.engine_version,
@@ -97,7 +99,7 @@ class Suite:
             "dtype": self.options.dtype,
             "device": self.options.device,
         }
-        return polydraft.load(case.pair.target, **{**arguments, **changes})
+        return polydraft.load(case.pair.target, host=self.host, **{**arguments, **changes})
 
     @contextmanager
     def opened(self, case: Case, **changes: Any) -> Iterator[Session]:
@@ -138,16 +140,20 @@ def _place(check: Check, case: Case | None) -> tuple[str | None, str | None]:
     return (case.pair.name, case.kind if check.scope in {"kind", "case"} else None)
 
 
-def open_suite(options: SuiteOptions) -> Suite:
+def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
     """Find the backend and what to run it on. No weights are loaded.
+
+    Args:
+        options: What the user asked for.
+        host: The plugins; default: the installed ones.
 
     Raises:
         PolydraftError: There is no such backend, or its plugin is broken.
         NoPairsError: There is nothing to run it on.
     """
-    host = default_host()
+    host = host or default_host()
     backend = host.backend(options.backend)
-    suite = Suite(options, host.backends()[options.backend], backend.diagnose())
+    suite = Suite(host, options, host.backends()[options.backend], backend.diagnose())
     if suite.diagnosis.usable:
         suite.capabilities = backend.capabilities()
         suite.exclusions = Exclusions.of(backend.conformance_exclusions())
@@ -155,12 +161,10 @@ def open_suite(options: SuiteOptions) -> Suite:
     return suite
 
 
-def _distributions(record: BackendRecord) -> list[str]:
+def _distributions(host: PluginHost, record: BackendRecord) -> list[str]:
     """What the backend's results depend on: its plugin, and the distributions it requires."""
     plugins = [
-        status.distribution
-        for status in default_host().statuses()
-        if record.name in status.backends and status.distribution
+        status.distribution for status in host.statuses() if record.name in status.backends and status.distribution
     ]
     return [*plugins, record.engine, *(name for key in record.requires for name in key.split("|"))]
 

@@ -1,21 +1,43 @@
 """For authors of backends: the whole suite in a few lines, inside their own tests.
 
-    from polydraft_conformance.testing import assert_conforms
+from polydraft_conformance.testing import assert_conforms
 
-    def test_conformance():
-        assert_conforms("my-engine")
+def test_conformance():
+    assert_conforms("my-engine")
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-__all__ = ["assert_conforms", "run_suite"]
+    from polydraft.plugins import PluginHost
+
+    from polydraft_conformance.report import Report
+
+__all__ = ["SuiteRun", "assert_conforms", "run_in_process", "run_suite"]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteRun:
+    """A finished run of the suite inside this process."""
+
+    exit_code: int
+    report: Report | None
+    """None where no check was run."""
+
+    def rows(self, status: str) -> set[str]:
+        """Names of the checks that have a row of this status."""
+        return {row.check for row in self.report.rows if row.status == status} if self.report else set()
 
 
 def run_suite(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +73,43 @@ def assert_conforms(backend: str, *arguments: str) -> None:
     finished = run_suite(backend, *arguments)
     if finished.returncode:
         raise AssertionError(_tail([finished.stdout, finished.stderr], 200))
+
+
+def run_in_process(backend: str, *arguments: str, host: PluginHost | None = None, rootdir: Path) -> SuiteRun:
+    """Run the suite inside this process: on plugins that are not installed, and with the report as an object.
+
+    Args:
+        backend: The backend's name.
+        arguments: Further options of pytest or the suite.
+        host: Plugins in place of the installed ones.
+        rootdir: A folder without pytest settings.
+    """
+    observer = _Observer(host)
+    command = ["-q", "-c", os.devnull, "--rootdir", str(rootdir), "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    command += ["--pyargs", "polydraft_conformance", "--polydraft-backend", backend, *arguments]
+    return SuiteRun(int(pytest.main(command, plugins=[observer])), observer.report)
+
+
+class _Observer:
+    """Gives the run its plugins, and keeps its report."""
+
+    def __init__(self, host: PluginHost | None) -> None:
+        self.host = host
+        self.report: Report | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        from polydraft_conformance.plugin import HOST
+
+        if self.host is not None:
+            config.stash[HOST] = self.host
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        from polydraft_conformance.plugin import ROWS, SUITE
+
+        if SUITE in session.config.stash:
+            self.report = session.config.stash[SUITE].report(session.config.stash[ROWS])
 
 
 def _tail(texts: Sequence[str], lines: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import ContextLengthError
@@ -16,6 +17,8 @@ from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
     from polydraft.contract import GenerationResult
     from polydraft.session.base import Session
 
@@ -24,19 +27,23 @@ if TYPE_CHECKING:
 
 _AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted")
 _NEW_TOKENS = 48
+_EOS_LIMIT = 96
 
 
 @check(scope="kind", after=_AFTER)
 def test_length_limit_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
     """max_new_tokens ends the output at just that token, wherever it falls in a round."""
-    prompt, plain, _ = _outputs(polydraft_suite, polydraft_case, polydraft_session)
+    first = next(
+        _cuts(polydraft_suite, polydraft_case, polydraft_session, lambda plain: list(range(len(plain.token_ids))))
+    )
     for limit in range(1, 2 * polydraft_case.k + 4):
-        result = polydraft_session.generate(prompt, **greedy_settings(limit))
+        wanted = first.plain.token_ids[:limit]
+        result = polydraft_session.generate(first.prompt, **greedy_settings(limit))
         where = f"With max_new_tokens={limit}, k={polydraft_case.k}"
         expect(
-            result.token_ids == plain.token_ids[:limit],
+            result.token_ids == wanted,
             f"{where}: the length limit was missed inside a draft: {len(result.token_ids)} tokens came out, "
-            f"{list(result.token_ids)}, not {list(plain.token_ids[:limit])}.",
+            f"{list(result.token_ids)}, not {list(wanted)}.",
         )
         expect(result.finish_reason == "length", f"{where}: finish_reason is {result.finish_reason!r}, not 'length'.")
 
@@ -44,19 +51,20 @@ def test_length_limit_inside_a_draft(polydraft_suite: Suite, polydraft_case: Cas
 @check(scope="kind", after=_AFTER)
 def test_stop_id_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
     """A stop id ends the output with that token, wherever it falls in a round."""
-    prompt, plain, speculative = _outputs(polydraft_suite, polydraft_case, polydraft_session)
-    token_ids = plain.token_ids
-    indices = [index for index in range(len(token_ids)) if token_ids.index(token_ids[index]) == index]
-    for index in _places(indices, speculative):
-        settings = {**greedy_settings(_NEW_TOKENS), "stop_token_ids": [token_ids[index]]}
-        result = polydraft_session.generate(prompt, **settings)
-        where = f"Stop id {token_ids[index]} (output token {index})"
+
+    def usable(plain: Streamed) -> list[int]:
+        return [index for index, token in enumerate(plain.token_ids) if plain.token_ids.index(token) == index]
+
+    for cut in _cuts(polydraft_suite, polydraft_case, polydraft_session, usable):
+        stop = cut.plain.token_ids[cut.index]
+        result = polydraft_session.generate(cut.prompt, stop_token_ids=[stop], **greedy_settings(_NEW_TOKENS))
+        where = f"Stop id {stop} (output token {cut.index})"
         expect(
-            result.token_ids == token_ids[: index + 1],
-            f"{where} was missed inside a draft: {len(result.token_ids)} tokens came out, not {index + 1}.",
+            result.token_ids == cut.plain.token_ids[: cut.index + 1],
+            f"{where} was missed inside a draft: {len(result.token_ids)} tokens came out, not {cut.index + 1}.",
         )
         expect(
-            (result.finish_reason, result.stop_match) == ("stop", token_ids[index]),
+            (result.finish_reason, result.stop_match) == ("stop", stop),
             f"{where}: finish_reason and stop_match are {result.finish_reason!r} and {result.stop_match!r}.",
         )
 
@@ -64,27 +72,29 @@ def test_stop_id_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, po
 @check(scope="kind", after=(*_AFTER, "test_stop_id_inside_a_draft"))
 def test_stop_string_inside_a_draft(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
     """A stop string ends the text before its match, wherever it falls in a round and across two tokens."""
-    prompt, plain, speculative = _outputs(polydraft_suite, polydraft_case, polydraft_session)
-    stops = {index: found for index in range(len(plain.token_ids)) if (found := stop_strings(plain, index))}
-    for index in _places(list(stops), speculative):
-        for stop in stops[index]:
+
+    def usable(plain: Streamed) -> list[int]:
+        return [index for index in range(len(plain.token_ids)) if stop_strings(plain, index)]
+
+    for cut in _cuts(polydraft_suite, polydraft_case, polydraft_session, usable):
+        for stop in stop_strings(cut.plain, cut.index):
             settings = {**greedy_settings(_NEW_TOKENS), "stop": [stop]}
-            result = polydraft_session.generate(prompt, **settings)
-            where = f"Stop string {stop!r} (completed by output token {index})"
-            text = plain.text[: plain.text.index(stop)]
+            result = polydraft_session.generate(cut.prompt, **settings)
+            where = f"Stop string {stop!r} (completed by output token {cut.index})"
+            text = cut.plain.text[: cut.plain.text.index(stop)]
             expect(
                 result.text == text,
                 f"{where} was missed inside a draft: the text is {result.text!r}, not {text!r}.",
             )
             expect(
-                result.token_ids == plain.token_ids[: index + 1],
-                f"{where}: {len(result.token_ids)} tokens came out, not {index + 1}.",
+                result.token_ids == cut.plain.token_ids[: cut.index + 1],
+                f"{where}: {len(result.token_ids)} tokens came out, not {cut.index + 1}.",
             )
             expect(
                 (result.finish_reason, result.stop_match) == ("stop", stop),
                 f"{where}: finish_reason and stop_match are {result.finish_reason!r} and {result.stop_match!r}.",
             )
-            pieces = streamed(polydraft_session, prompt, **settings)
+            pieces = streamed(polydraft_session, cut.prompt, **settings)
             expect(pieces.text == text, f"{where}: streamed, the text is {pieces.text!r}, not {text!r}.")
 
 
@@ -184,35 +194,54 @@ def test_full_context(polydraft_suite: Suite, polydraft_case: Case, polydraft_se
         raise AssertionError(f"A prompt of {len(too_long)} tokens was taken, but the context is {length}.")
 
 
-_EOS_LIMIT = 96
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A place to end an output at: output token ``index`` of a prompt's plain stream."""
+
+    prompt: list[int]
+    plain: Streamed
+    index: int
 
 
-def _outputs(suite: Suite, case: Case, session: Session) -> tuple[list[int], Streamed, Streamed]:
-    """A prompt, its plain stream, and its speculative one."""
-    prompt = list(prompt_of_length(suite, session, case, max(4, case.pair.window // 2)))
-    key = ("plain stream", case.pair)
-    if key not in suite.cache:
-        suite.cache[key] = streamed(session, prompt, speculate="off", **greedy_settings(_NEW_TOKENS))
-    plain: Streamed = suite.cache[key]
-    key = ("speculative stream", case)
-    if key not in suite.cache:
-        suite.cache[key] = streamed(session, prompt, **greedy_settings(_NEW_TOKENS))
-    speculative: Streamed = suite.cache[key]
-    return prompt, plain, speculative
+def _cuts(suite: Suite, case: Case, session: Session, usable: Callable[[Streamed], list[int]]) -> Iterator[_Cut]:
+    """Places to end an output at, some inside drafts and some at the ends of rounds.
 
-
-def _places(indices: list[int], speculative: Streamed) -> list[int]:
-    """Output tokens to end at: some inside drafts, some at the ends of rounds.
+    Args:
+        suite: Keeps the outputs.
+        case: Its drafts are looked at.
+        session: The case's session.
+        usable: Which output tokens of a plain stream can be ended at.
 
     Raises:
         AssertionError: None lies inside a draft: the check would show nothing.
     """
-    reported = any(chunk.num_accepted_tokens is not None for chunk in speculative.chunks)
-    if not reported:
-        return pick(indices, 8)
-    inside = [index for index in indices if index in set(speculative.inside_drafts())]
-    expect(bool(inside), "The check shows nothing: no place to stop lies inside an accepted draft.")
-    return sorted({*pick(inside, 5), *pick([index for index in indices if index not in inside], 3)})
+    inside_count = outside_count = 0
+    window = case.pair.window
+    # More than are needed at most: n-gram drafts hold tokens that were there before, and few are new in the output.
+    for length in (max(4, window // 2), *(window + 8 + 11 * number for number in range(16))):
+        prompt = list(prompt_of_length(suite, session, case, length))
+        plain = _stream(suite, ("plain stream", case.pair, length), session, prompt, speculate="off")
+        speculative = _stream(suite, ("speculative stream", case, length), session, prompt)
+        inside = speculative.inside_drafts()
+        if all(chunk.num_accepted_tokens is None for chunk in speculative.chunks):
+            inside = list(range(len(plain.token_ids)))  # not reported: any place may be inside a draft
+        indices = usable(plain)
+        mine = pick([index for index in indices if index in inside], 5)
+        others = pick([index for index in indices if index not in inside], 3)
+        inside_count += len(mine)
+        outside_count += len(others)
+        for index in sorted([*mine, *others]):
+            yield _Cut(prompt, plain, index)
+        if inside_count >= 4 and outside_count:
+            return
+    expect(inside_count > 0, "The check shows nothing: no place to end at lies inside an accepted draft.")
+
+
+def _stream(suite: Suite, key: Hashable, session: Session, prompt: list[int], **settings: Any) -> Streamed:
+    if key not in suite.cache:
+        suite.cache[key] = streamed(session, prompt, **settings, **greedy_settings(_NEW_TOKENS))
+    stream: Streamed = suite.cache[key]
+    return stream
 
 
 def _ended_by_eos(suite: Suite, case: Case, session: Session) -> list[GenerationResult]:

@@ -68,7 +68,7 @@ def test_bad_settings_are_refused(polydraft_session: Session) -> None:
     """Settings out of range or of a wrong type raise InvalidRequestError, with a hint, before the engine is asked."""
     for settings in _BAD_SETTINGS:
         _expect_refused(polydraft_session, InvalidRequestError, f"{settings}", "Hello", **settings)
-    _expect_refused(polydraft_session, InvalidRequestError | TypeError, "an unknown setting", "Hello", tempratur=1.0)
+    _expect_refused(polydraft_session, (InvalidRequestError, TypeError), "an unknown setting", "Hello", tempratur=1.0)
 
 
 @check(scope="once", after=("test_generates",))
@@ -148,7 +148,9 @@ def test_speculation_is_never_dropped_silently(polydraft_suite: Suite, polydraft
         )
 
 
-def _expect_refused(session: Session, error: Any, what: str, prompt: Any, **settings: Any) -> None:
+def _expect_refused(
+    session: Session, error: type[Exception] | tuple[type[Exception], ...], what: str, prompt: Any, **settings: Any
+) -> None:
     """``generate`` and ``stream`` must raise ``error``, and the engine must not have been asked for anything."""
     settings = {"max_new_tokens": 4, **settings}
     calls: dict[str, Callable[[], Any]] = {

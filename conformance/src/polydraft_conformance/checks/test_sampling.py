@@ -81,7 +81,11 @@ def test_sample_equals_plain(polydraft_suite: Suite, polydraft_case: Case, polyd
     _sample(polydraft_suite, polydraft_case, polydraft_session, {"temperature": 1.0}, seed=11)
 
 
-@check(scope="kind", after=(*_SEEDED, "test_sample_equals_plain"), claims=is_seed_identical)
+@check(
+    scope="kind",
+    after=(*_SEEDED, "test_sample_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted"),
+    claims=is_seed_identical,
+)
 def test_sample_equals_plain_for_all_settings(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
 ) -> None:
