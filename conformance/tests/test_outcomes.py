@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 from polydraft.contract import Exclusion
-from polydraft_conformance.catalog import CHECKS, Check, NotClaimed, check, matching_checks, rank
+from polydraft_conformance.catalog import CHECKS, Check, check, matching_checks, rank
 from polydraft_conformance.exclusions import Exclusions
-from polydraft_conformance.limits import TimeLimitError, time_limit
+from polydraft_conformance.limits import time_limit
 from polydraft_conformance.options import SuiteOptions
-from polydraft_conformance.outcomes import CannotInstallError, crashed_row, judge, make_row
+from polydraft_conformance.outcomes import crashed_row, judge, make_row
 from polydraft_conformance.pairs import Pair, cases, sliding_window
+from polydraft_conformance.signals import CannotInstallError, NotClaimed, TimeLimitError
 from polydraft_conformance.suite import Suite
 
 PAIR = Pair("builtin:small", (("mtp", "builtin:small-assistant"), ("ngram", "ngram")), 16)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import pytest
+
+from polydraft_conformance.signals import NotClaimed
 
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities
 
-__all__ = ["CHECKS", "Check", "NotClaimed", "Scope", "check", "matching_checks", "not_claimed", "rank"]
+__all__ = ["CHECKS", "Check", "Scope", "check", "matching_checks", "not_claimed", "rank"]
 
 Scope = Literal["backend", "once", "target", "kind", "case"]
 """What a check is repeated for. ``case``: every pair, drafter kind and k. ``kind``: every pair and drafter kind, at one
@@ -41,11 +43,7 @@ CHECKS: dict[str, Check] = {}
 """All checks whose modules were imported, by name, in the order of definition."""
 
 
-class NotClaimed(pytest.skip.Exception):
-    """The backend does not claim what a check tests. The only skip that needs no exclusion."""
-
-
-def not_claimed(reason: str) -> None:
+def not_claimed(reason: str) -> NoReturn:
     """End a check because the backend does not claim what it tests.
 
     Args:

@@ -18,16 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-import pytest
+from polydraft_conformance.signals import TimeLimitError
 
-__all__ = ["TimeLimitError", "time_limit"]
+__all__ = ["time_limit"]
 
 _GRACE = 60.0
 """Seconds from the soft to the hard limit."""
-
-
-class TimeLimitError(pytest.fail.Exception):
-    """A check took too long. No ``Exception``: a backend that catches everything must not swallow it."""
 
 
 @contextmanager

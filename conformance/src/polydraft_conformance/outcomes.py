@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from polydraft_conformance.catalog import CHECKS, NotClaimed
+from polydraft_conformance.catalog import CHECKS
 from polydraft_conformance.exclusions import describe
-from polydraft_conformance.limits import TimeLimitError
 from polydraft_conformance.rows import Row, Status
+from polydraft_conformance.signals import (
+    CannotInstallError,
+    DeclarationError,
+    ExcludedWithoutRun,
+    Failed,
+    NotClaimed,
+    Skipped,
+    TimeLimitError,
+)
 
 if TYPE_CHECKING:
     from polydraft.contract import Exclusion
@@ -19,19 +25,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["CannotInstallError", "DeclarationError", "ExcludedWithoutRun", "Verdict", "before", "judge", "make_row"]
-
-
-class ExcludedWithoutRun(pytest.skip.Exception):
-    """The exclusion says that running the check would crash or hang the process."""
-
-
-class CannotInstallError(Exception):
-    """The backend cannot run on this machine: a result, not a failure."""
-
-
-class DeclarationError(Exception):
-    """What the backend declared is not true (any more): a failure that no exclusion covers."""
+__all__ = ["Verdict", "before", "crashed_row", "judge", "make_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +87,7 @@ def judge(
         return Verdict("excluded", str(error))
     if isinstance(error, DeclarationError):
         return Verdict("fail", str(error))
-    if isinstance(error, pytest.skip.Exception):
+    if isinstance(error, Skipped):
         return Verdict("fail", f"Undeclared skip ({error}): what a backend leaves out, it declares as an Exclusion.")
     reason = explanation or _describe(error)
     if exclusion is not None:
@@ -144,7 +138,7 @@ def _passed(exclusion: Exclusion | None) -> Verdict:
 def _describe(error: BaseException) -> str:
     if isinstance(error, TimeLimitError):
         return f"Time limit: {error}"
-    if isinstance(error, AssertionError | pytest.fail.Exception):
+    if isinstance(error, AssertionError | Failed):
         return str(error)
     return f"{type(error).__name__}: {error}"
 

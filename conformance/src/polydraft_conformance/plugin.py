@@ -162,8 +162,8 @@ def pytest_runtest_makereport(
     check = check_of(item)
     if check is None:
         return report
-    from polydraft_conformance.limits import TimeLimitError
     from polydraft_conformance.outcomes import judge, make_row
+    from polydraft_conformance.signals import TimeLimitError
 
     error = call.excinfo.value if call.excinfo else None
     if call.when == "setup":

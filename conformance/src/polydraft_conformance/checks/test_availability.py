@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from polydraft_conformance.catalog import check
 from polydraft_conformance.claims import expect
-from polydraft_conformance.outcomes import CannotInstallError
+from polydraft_conformance.signals import CannotInstallError
 
 if TYPE_CHECKING:
     from polydraft_conformance.suite import Suite

@@ -1,0 +1,55 @@
+"""Records the logits of the built-in pairs with the Transformers backend, on the CPU, in float32.
+
+Run it where the Transformers backend is installed, after the pairs were trained again:
+``python conformance/scripts/record_logits.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polydraft_conformance.options import SuiteOptions
+from polydraft_conformance.prompts import prompt_of_length
+from polydraft_conformance.reference_logits import FILE, best, key_of, rows_of
+from polydraft_conformance.suite import open_suite
+
+OUTPUT = Path(__file__).resolve().parents[1] / "src" / "polydraft_conformance" / FILE
+BACKEND = "transformers"
+DRAFTS = 3
+
+
+def main() -> None:
+    """Write the file."""
+    suite = open_suite(SuiteOptions(backend=BACKEND))
+    pairs: dict[str, Any] = {}
+    for pair in suite.pairs:
+        for kind in pair.kinds:
+            if kind == "ngram":
+                continue
+            case = pair.case(DRAFTS, kind)
+            session = suite.session(case)
+            window = pair.window
+            records = pairs.setdefault(key_of(case), [])
+            for length in (window // 2, window - 1, window + 9, 2 * window + 21):
+                context = prompt_of_length(suite, session, case, length)
+                rows = rows_of(session.engine, context, DRAFTS)  # type: ignore[attr-defined]
+                assert rows.drafter is not None
+                records.append(
+                    {
+                        "context": list(context),
+                        "target": best(rows.target),
+                        "drafts": list(rows.drafts),
+                        "drafter": [best(row) for row in rows.drafter],
+                    }
+                )
+    suite.close()
+    made_with = {name: version(name) for name in ("polydraft-builtin-pairs", "torch", "transformers")}
+    data = json.dumps({"dtype": "float32", "device": "cpu", "made_with": made_with, "pairs": pairs})
+    OUTPUT.write_text(data.replace('{"context"', '\n{"context"') + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Logits of target and drafter equal those that the Transformers backend gives for the built-in pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, exposes_logits
+from polydraft_conformance.noise import EPSILON
+from polydraft_conformance.reference_logits import Rows, largest_gap, recorded, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+
+_TOLERANCE = 512 * EPSILON["float32"]
+"""Times the largest logit. Two implementations add up in different orders: more noise than within one of them."""
+
+
+@check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
+def test_target_logits_equal_reference(
+    polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """The target's logits are those of the Transformers backend: the weights and the architecture are right."""
+    worst = 0.0
+    for record, rows in _compared(polydraft_case, polydraft_session):
+        gap = largest_gap(rows.target, record["target"])
+        worst = max(worst, gap)
+        expect(
+            gap <= (bound := _bound(record["target"])),
+            f"The target's logits differ from the recorded ones by {gap:.3g} after {len(record['context'])} tokens; "
+            f"rounding explains {bound:.3g} (sliding window {polydraft_case.pair.window}).",
+        )
+    polydraft_numbers["largest_difference"] = worst
+
+
+@check(scope="kind", after=("test_target_logits_equal_reference", "test_drafts_are_made"), claims=exposes_logits)
+def test_drafter_logits_equal_reference(
+    polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """The drafter's logits are those of the Transformers backend: it is given the right position and context."""
+    if polydraft_case.kind not in MODEL_KINDS:
+        not_claimed("n-gram drafts have no logits.")
+    worst = 0.0
+    for record, rows in _compared(polydraft_case, polydraft_session):
+        if rows.drafter is None:
+            not_claimed("The engine's drafter gives no logits.")
+        for index, row in enumerate(record["drafter"]):
+            gap = largest_gap(rows.drafter[index], row)
+            worst = max(worst, gap)
+            expect(
+                gap <= (bound := _bound(row)),
+                f"The drafter's logits for draft {index + 1} differ from the recorded ones by {gap:.3g} after "
+                f"{len(record['context'])} tokens; rounding explains {bound:.3g}. Its position, its keys and "
+                f"values, or the hidden state it is given are wrong.",
+            )
+            if index >= len(rows.drafts) or rows.drafts[index] != record["drafts"][index]:
+                break  # a tie chosen otherwise: later rows follow another token
+    polydraft_numbers["largest_difference"] = worst
+
+
+def _compared(case: Case, session: Session) -> Iterator[tuple[dict[str, Any], Rows]]:
+    """Each record with what the engine says after the same context."""
+    engine = engine_of(session)
+    if session.running.dtype.rpartition(".")[2] != "float32":
+        not_claimed("Logits are recorded in float32, and the session runs in another dtype.")
+    records = recorded(case)
+    if not records:
+        not_claimed(f"No logits are recorded for {case.pair.name} with {case.drafter}.")
+    for record in records:
+        k = min(len(record["drafter"]), engine.max_draft_tokens)
+        yield record, rows_of(engine, record["context"], k)
+
+
+def _bound(record: dict[str, Any]) -> float:
+    return _TOLERANCE * float(np.abs(record["logits"]).max())
