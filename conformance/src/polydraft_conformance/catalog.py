@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import pytest
@@ -14,7 +16,7 @@ from polydraft_conformance.signals import NotClaimed
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities
 
-__all__ = ["CHECKS", "Check", "Scope", "check", "matching_checks", "not_claimed", "rank"]
+__all__ = ["CHECKS", "Check", "Scope", "check", "load_checks", "matching_checks", "not_claimed", "rank"]
 
 Scope = Literal["backend", "once", "target", "kind", "case"]
 """What a check is repeated for. ``case``: every pair, drafter kind and k. ``kind``: every pair and drafter kind, at one
@@ -83,8 +85,18 @@ def check(*, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = N
     return declare
 
 
+def load_checks() -> dict[str, Check]:
+    """All checks of the suite, those too whose modules pytest did not collect."""
+    from polydraft_conformance import checks
+
+    for module in iter_modules(checks.__path__):
+        import_module(f"{checks.__name__}.{module.name}")
+    return CHECKS
+
+
 def matching_checks(pattern: str) -> list[str]:
-    """Names of the known checks that a glob pattern matches."""
+    """Names of the suite's checks that a glob pattern matches."""
+    load_checks()
     return [name for name in CHECKS if fnmatchcase(name, pattern)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft_conformance.catalog import CHECKS
+from polydraft_conformance.catalog import load_checks
 from polydraft_conformance.exclusions import describe
 from polydraft_conformance.rows import Row, Status
 from polydraft_conformance.signals import (
@@ -118,7 +118,7 @@ def make_row(
 def crashed_row(nodeid: str, reason: str) -> Row:
     """The row of a check whose process died: only its node id is known."""
     name, _, case_id = nodeid.rpartition("::")[2].partition("[")
-    check = CHECKS.get(name)
+    check = load_checks().get(name)
     target, kind, k = _parse_case_id(case_id.rstrip("]"))
     return Row(
         check=name, group=check.group if check else "", status="fail", target=target, kind=kind, k=k, reason=reason

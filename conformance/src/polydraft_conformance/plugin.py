@@ -213,7 +213,9 @@ class RowCollector:
         sent = [value for name, value in report.user_properties if name == _PROPERTY]
         self.rows.extend(Row(**value) for value in sent if isinstance(value, dict))
         if not sent and report.failed and report.when not in {"setup", "call", "teardown"}:
-            self.rows.append(crashed_row(report.nodeid, f"The process died: {report.longreprtext}"))
+            self.rows.append(
+                crashed_row(report.nodeid, f"The process died: {report.longreprtext.strip().splitlines()[-1]}")
+            )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

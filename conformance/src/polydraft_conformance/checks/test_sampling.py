@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polydraft_conformance.catalog import check
+from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
 from polydraft_conformance.comparison import compare
 from polydraft_conformance.counting import logged
 from polydraft_conformance.evidence import plain_result, speculation_of
 from polydraft_conformance.prompts import prompt_of_length
+from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
-    from polydraft.contract import GenerationResult
     from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
@@ -75,41 +75,72 @@ def test_seed_decides_the_output(polydraft_suite: Suite, polydraft_case: Case, p
 _SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_the_output")
 
 
-@check(scope="case", after=_SEEDED, claims=is_seed_identical)
-def test_sample_equals_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
-    """A seed gives the same tokens with and without speculation, for every k and drafter."""
-    _sample(polydraft_suite, polydraft_case, polydraft_session, {"temperature": 1.0}, seed=11)
+@check(scope="case", after=(*_SEEDED, "test_drafts_are_made"), claims=is_seed_identical)
+def test_sample_equals_plain(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """A seed gives the same tokens with and without speculation, for every k, drafter and setting."""
+    suite, case = polydraft_suite, polydraft_case
+    assert suite.capabilities is not None
+    prompt = _prompt(suite, case, polydraft_session)
+    # All settings at the usual k; at the others one suffices.
+    settings_of_case = _SETTINGS if case.k == suite.k_values[0] else _SETTINGS[:1]
+    runs = []
+    for seed, settings in enumerate(settings_of_case):
+        if not set(settings) <= suite.capabilities.sampling:
+            continue
+        sampling = {**settings, "seed": seed, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
+        plain = plain_result(suite, polydraft_session, case, prompt, sampling)
+        with logged(polydraft_session) as logs:
+            result = polydraft_session.generate(prompt, **sampling)
+        runs.append((result, logs[-1] if logs else None))
+        comparison = compare(polydraft_session, prompt, plain.token_ids, result.token_ids, with_logits=False)
+        expect(
+            comparison.verdict == "EXACT",
+            f"Speculation changed the sample of {settings}, seed {seed}. {comparison.message}",
+        )
+    speculation = speculation_of(runs)
+    polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
+    expect(speculation.drafted != 0, "The check shows nothing: no draft was made while sampling.")
 
 
 @check(
     scope="kind",
-    after=(*_SEEDED, "test_sample_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted"),
-    claims=is_seed_identical,
+    after=(*_SEEDED, "test_sample_equals_plain", "test_drafts_are_accepted"),
+    claims=samples("temperature"),
 )
-def test_sample_equals_plain_for_all_settings(
+def test_sampled_drafts_are_accepted(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
 ) -> None:
-    """The same holds for temperatures, top_p, top_k and min_p, alone and together; some sampled drafts are accepted."""
-    capabilities = polydraft_suite.capabilities
-    assert capabilities is not None
+    """Some drafts are accepted under sampling, too."""
+    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
     runs = []
-    for seed, settings in enumerate(_SETTINGS):
-        if set(settings) <= capabilities.sampling:
-            runs.append(_sample(polydraft_suite, polydraft_case, polydraft_session, settings, seed=seed))
+    for seed in range(4):
+        with logged(polydraft_session) as logs:
+            settings = {"temperature": 0.7, "max_new_tokens": _NEW_TOKENS, **_seed(polydraft_suite, seed)}
+            result = polydraft_session.generate(prompt, ignore_eos=True, **settings)
+        runs.append((result, logs[-1] if logs else None))
     speculation = speculation_of(runs)
     polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
-    if polydraft_case.kind in MODEL_KINDS and speculation.accepted is not None:
-        expect(speculation.accepted > 0, f"None of {speculation.drafted} drafts was accepted under sampling.")
+    if speculation.accepted is None:
+        not_claimed("The engine does not report accepted drafts.")
+    if polydraft_case.kind in MODEL_KINDS:  # n-grams of sampled text may not come back
+        expect(
+            speculation.accepted > 0,
+            f"Acceptance is 0 under sampling: none of {speculation.drafted} draft tokens was accepted.",
+        )
 
 
-@check(scope="target", after=(*_SEEDED, "test_sample_equals_plain"), claims=is_seed_identical)
-def test_streamed_sample_equals_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
-    """Streaming gives the tokens of the seed, too."""
+@check(scope="target", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature", "seed"))
+def test_streamed_sample_is_the_same(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+    """Streaming gives the same sample of a seed as generate does."""
     prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
     settings: dict[str, Any] = {"temperature": 0.8, "seed": 21, "max_new_tokens": _NEW_TOKENS}
-    wanted = polydraft_session.generate(prompt, speculate="off", **settings)
-    found = tuple(token for chunk in polydraft_session.stream(prompt, **settings) for token in chunk.token_ids)
-    comparison = compare(polydraft_session, prompt, wanted.token_ids, found, with_logits=False)
+    wanted = polydraft_session.generate(prompt, **settings)
+    found = streamed(polydraft_session, prompt, **settings)
+    comparison = compare(
+        polydraft_session, prompt, wanted.token_ids, found.token_ids, names=("whole", "streamed"), with_logits=False
+    )
     expect(comparison.verdict == "EXACT", f"A streamed sample is another one. {comparison.message}")
 
 
@@ -141,20 +172,6 @@ def test_logprobs_equal_plain(polydraft_suite: Suite, polydraft_case: Case, poly
         if left.token_id == right.token_id
     ]
     expect(max(gaps) <= bound, f"Log-probabilities differ by {max(gaps):.3g} with speculation, more than {bound:.3g}.")
-
-
-def _sample(
-    suite: Suite, case: Case, session: Session, settings: dict[str, Any], *, seed: int
-) -> tuple[GenerationResult, Any]:
-    """A speculative sample and its log; it must equal the plain one."""
-    prompt = _prompt(suite, case, session)
-    settings = {**settings, "seed": seed, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
-    plain = plain_result(suite, session, case, prompt, settings)
-    with logged(session) as logs:
-        result = session.generate(prompt, **settings)
-    comparison = compare(session, prompt, plain.token_ids, result.token_ids, with_logits=False)
-    expect(comparison.verdict == "EXACT", f"Speculation changed the sample of {settings}. {comparison.message}")
-    return result, logs[-1] if logs else None
 
 
 def _prompt(suite: Suite, case: Case, session: Session) -> list[int]:

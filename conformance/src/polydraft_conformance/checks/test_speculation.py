@@ -85,7 +85,7 @@ def test_acceptance_reaches_its_floor(
 
 @check(
     scope="target",
-    after=("test_generates", "test_greedy_equals_plain", "test_drafts_are_made"),
+    after=("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted"),
     claims=has_model_drafter,
 )
 def test_target_drafts_for_itself(
