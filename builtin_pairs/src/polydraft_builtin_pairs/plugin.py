@@ -1,4 +1,4 @@
-"""The entry point of polydraft's plugins: makes the pairs known as ``builtin:<name>``. Nothing else here needs polydraft."""
+"""The plugin's entry point: makes the pairs known as ``builtin:<name>``. Nothing else here needs polydraft."""
 
 from __future__ import annotations
 

@@ -34,15 +34,17 @@ def claim_output() -> TextIO:
     if sys.stdout is not None:
         sys.stdout.flush()
     try:
+        os.fstat(_STDERR)
+    except OSError:  # closed: then nobody wants to see it, and its number must not go to the copy made below
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != _STDERR:
+            os.dup2(null, _STDERR)
+            os.close(null)
+    try:
         saved = os.dup(_STDOUT)
     except OSError as error:
         raise PolydraftError("Standard output is closed.", "Let it lead to a terminal, a file or a pipe.") from error
-    try:
-        os.dup2(_STDERR, _STDOUT)
-    except OSError:  # standard error is closed: then nobody wants to see it
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, _STDOUT)
-        os.close(null)
+    os.dup2(_STDERR, _STDOUT)
     if sys.stderr is not None:
         sys.stdout = sys.stderr
     # Lone surrogates cannot be written as UTF-8; an escape is better than a crash at the end of a long answer.
