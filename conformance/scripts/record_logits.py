@@ -12,20 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from polydraft_conformance.options import SuiteOptions
-from polydraft_conformance.prompts import prompt_of_length
+from polydraft_conformance.prompts import CHATS, TEXTS, prompt_of_length
 from polydraft_conformance.reference_logits import FILE, best, key_of, rows_of
 from polydraft_conformance.suite import open_suite
 
 OUTPUT = Path(__file__).resolve().parents[1] / "src" / "polydraft_conformance" / FILE
 BACKEND = "transformers"
 DRAFTS = 3
+PROMPTS: tuple[Any, ...] = (
+    *(text[:120] for text in TEXTS),
+    "<bos>Once is enough.",
+    "Größe: 5 € 🎉\t\r\n",
+    *([{"role": "user", "content": chat}] for chat in CHATS[:2]),
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}],
+)
 
 
 def main() -> None:
     """Write the file."""
     suite = open_suite(SuiteOptions(backend=BACKEND))
     pairs: dict[str, Any] = {}
+    prompts: dict[str, Any] = {}
     for pair in suite.pairs:
+        session = suite.session(pair.case(DRAFTS))
+        prompts[pair.target] = [
+            {"prompt": prompt, "token_ids": list(session.generate(prompt, max_new_tokens=1).prompt_token_ids)}
+            for prompt in PROMPTS
+        ]
         for kind in pair.kinds:
             if kind == "ngram":
                 continue
@@ -47,8 +60,10 @@ def main() -> None:
                 )
     suite.close()
     made_with = {name: version(name) for name in ("polydraft-builtin-pairs", "torch", "transformers")}
-    data = json.dumps({"dtype": "float32", "device": "cpu", "made_with": made_with, "pairs": pairs})
-    OUTPUT.write_text(data.replace('{"context"', '\n{"context"') + "\n", encoding="utf-8")
+    data = json.dumps({"dtype": "float32", "device": "cpu", "made_with": made_with, "prompts": prompts, "pairs": pairs})
+    OUTPUT.write_text(
+        data.replace('{"context"', '\n{"context"').replace('{"prompt":', '\n{"prompt":') + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

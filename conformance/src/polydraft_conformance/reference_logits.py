@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.primitives import Logits
 
-__all__ = ["BEST", "Rows", "largest_gap", "recorded", "rows_of"]
+__all__ = ["BEST", "Rows", "largest_gap", "recorded", "recorded_prompts", "rows_of"]
 
 BEST = 20
 """How many of a row's largest logits are recorded."""
@@ -69,6 +69,12 @@ def recorded(case: Case) -> list[dict[str, Any]]:
     """What is recorded for a target and drafter, by context; empty if nothing is."""
     records: list[dict[str, Any]] = _file()["pairs"].get(key_of(case), [])
     return records
+
+
+def recorded_prompts(case: Case) -> list[dict[str, Any]]:
+    """Prompts with their token ids; empty if none are recorded for the target."""
+    prompts: list[dict[str, Any]] = _file()["prompts"].get(case.pair.target, [])
+    return prompts
 
 
 def key_of(case: Case) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,22 @@ def test_several_threads(polydraft_session: Session, polydraft_evidence: Evidenc
     expect(not errors, f"A call of several threads at once raised {errors}.")
     for index, generation in enumerate(generations):
         expect(found[index] == generation.speculative.token_ids, "A call among several threads gave another output.")
+
+
+@check(scope="once", after=_AFTER)
+def test_async_twins(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+    """Agenerate and astream give what generate gives."""
+    wanted = polydraft_evidence.generations[1].speculative
+    prompt, settings = list(wanted.prompt_token_ids), greedy_settings(len(wanted.token_ids))
+
+    async def both() -> tuple[tuple[int, ...], list[int]]:
+        whole = await polydraft_session.agenerate(prompt, **settings)
+        pieces = [token async for chunk in polydraft_session.astream(prompt, **settings) for token in chunk.token_ids]
+        return whole.token_ids, pieces
+
+    whole, pieces = asyncio.run(both())
+    expect(whole == wanted.token_ids, "agenerate gives another output than generate.")
+    expect(tuple(pieces) == wanted.token_ids, "astream gives another output than generate.")
 
 
 @check(scope="once", after=_AFTER)

@@ -8,8 +8,9 @@ import numpy as np
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, exposes_logits
+from polydraft_conformance.comparison import first_difference
 from polydraft_conformance.noise import EPSILON
-from polydraft_conformance.reference_logits import Rows, largest_gap, recorded, rows_of
+from polydraft_conformance.reference_logits import Rows, largest_gap, recorded, recorded_prompts, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 512 * EPSILON["float32"]
 """Times the largest logit. Two implementations add up in different orders: more noise than within one of them."""
+
+
+@check(scope="target", after=("test_generates",))
+def test_prompt_tokens_equal_reference(polydraft_case: Case, polydraft_session: Session) -> None:
+    """Texts and chats become the token ids that the Transformers backend makes of them, BOS once."""
+    records = recorded_prompts(polydraft_case)
+    if not records:
+        not_claimed(f"No prompts are recorded for {polydraft_case.pair.name}.")
+    for record in records:
+        found = polydraft_session.generate(record["prompt"], max_new_tokens=1).prompt_token_ids
+        wanted = tuple(record["token_ids"])
+        position = first_difference(wanted, found)
+        expect(
+            position is None,
+            f"The prompt {str(record['prompt'])[:60]!r} becomes other tokens than recorded, from token {position} on: "
+            f"{list(found)[position or 0 :][:8]}, not {list(wanted)[position or 0 :][:8]}.",
+        )
 
 
 @check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
