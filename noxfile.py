@@ -10,6 +10,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,8 @@ nox.options.default_venv_backend = "virtualenv"  # pip, which reads the user's o
 nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
-CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
+"""The versions to install; CONTRIBUTING.md says when to name another file."""
 REPORTS = ROOT / "conformance-reports"
 
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
@@ -101,7 +103,7 @@ def types(session: nox.Session) -> None:
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, *here))
     for folder in (CORE, PAIRS, CONFORMANCE, *here):
         session.run("mypy", f"{folder}/src")
-    session.run("mypy", "noxfile.py")
+    session.run("mypy", "noxfile.py", "ci", "examples")
 
 
 @nox.session
@@ -118,21 +120,32 @@ def unit(session: nox.Session) -> None:
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on one backend; reports go to conformance-reports/<backend>."""
     plugin = BACKENDS[backend]
-    install(session, "pytest", *folders(CORE, PAIRS, CONFORMANCE))
-    # Where there is no engine for this platform, the plugin itself still installs: the suite then records why the
-    # backend cannot run here. That is a result, not a skip.
-    install(session, *([] if plugin.installs_here else ["--no-deps"]), *folders(plugin.folder))
+    report = REPORTS / backend
+    if not plugin.installs_here:
+        install(session, *folders(CORE, CONFORMANCE))
+        reason = f"{plugin.folder} needs a platform where {plugin.needs}."
+        session.run("polydraft-conformance", "unavailable", backend, "--reason", reason, "--report", str(report))
+        return
+    install(session, "pytest", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder))
     session.run(
         "pytest",
         "--pyargs",
         "polydraft_conformance",
         "--polydraft-backend",
         backend,
+        "--polydraft-must-run",
         "--polydraft-report",
-        str(REPORTS / backend),
-        *(["--polydraft-must-run"] if plugin.installs_here else []),
+        str(report),
         *session.posargs,
     )
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """Write the README's table of backends from what they declare."""
+    install(session, *folders(CORE))
+    install(session, "--no-deps", *folders(*(backend.folder for backend in BACKENDS.values())))
+    session.run("python", "ci/readme.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,64 @@
+"""Fills the README's table of backends from what the installed backends declare: ``python ci/readme.py [--check]``.
+
+Nothing in that table is typed by hand. With ``--check`` nothing is written; the exit code is 1 if the README differs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN = "<!-- backends: begin; written by `nox -s readme`, do not edit -->\n"
+END = "<!-- backends: end -->\n"
+KINDS = ("mtp", "draft-model", "ngram")
+
+
+def table() -> str:
+    """The Markdown table, one row a backend, in alphabetical order."""
+    from polydraft.plugins import default_host
+
+    head = ["backend", "engine", "weights", *KINDS, "what it is"]
+    rows = [head, ["---"] * len(head)]
+    for record in default_host().backends().values():
+        versions = " ".join(version for name, version in record.requires.items() if record.engine in name.split("|"))
+        rows.append(
+            [
+                f"`{record.name}`",
+                f"{record.engine} {versions}".strip(),
+                ", ".join(sorted(record.formats)),
+                *("yes" if kind in record.drafter_kinds else "-" for kind in KINDS),
+                record.summary,
+            ]
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def filled(text: str, inside: str) -> str:
+    """The README with ``inside`` between its marks.
+
+    Raises:
+        SystemExit: A mark is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README.name} lacks the marks of the table.")
+    return f"{before}{begin}{inside}{end}{after}"
+
+
+def main() -> int:
+    """Write the table, or compare it."""
+    text = README.read_text(encoding="utf-8")
+    new = filled(text, table())
+    if new == text:
+        return 0
+    if "--check" in sys.argv[1:]:
+        print("The README's table of backends is not what the backends declare: run `nox -s readme`.", file=sys.stderr)
+        return 1
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Generate once, and see what speculation did: ``python examples/generate.py [TARGET]``."""
+
+import sys
+
+import polydraft
+
+target = sys.argv[1] if len(sys.argv) > 1 else "builtin:tiny-e2b"
+
+with polydraft.load(target) as session:
+    running = session.running
+    print(f"{running.engine} {running.engine_version}, drafter {running.drafter}, k={running.num_speculative_tokens}")
+
+    result = session.generate("def read_lines(path):\n", max_new_tokens=60)
+    print(result.text)
+    print(f"finished by {result.finish_reason}, {result.stats.num_tokens} tokens in {result.stats.num_drafts} rounds")
+    print(f"acceptance rate {result.stats.acceptance_rate}, mean length {result.stats.mean_acceptance_length}")
+
+    # The same tokens without speculation: that is the promise.
+    plain = session.generate("def read_lines(path):\n", max_new_tokens=60, speculate="off")
+    print("identical:", plain.token_ids == result.token_ids)
