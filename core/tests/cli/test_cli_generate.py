@@ -369,6 +369,22 @@ def test_failure_is_one_line_and_a_hint(fake, command):
     assert ran.err == "Error: There is no model.\nHint: Did you mean it?\n"
 
 
+@pytest.mark.parametrize(
+    ("python", "options"),
+    [
+        ("num_speculative_tokens=0 drafts nothing.", "-k 0 drafts nothing."),
+        ("Use drafter='ngram'.", "Use --drafter ngram."),
+        ("local_files_only=True was given.", "--offline was given."),
+        ("Give one as drafter=.", "Give one as --drafter."),
+        ("Use temperature=0.5. Then", "Use --temperature 0.5. Then"),
+        ("Calls from undertop_p=1 stay.", "Calls from undertop_p=1 stay."),
+    ],
+)
+def test_arguments_of_python_are_told_as_options(fake, command, python, options):
+    fake.error = ModelNotFoundError("No.", python)
+    assert command("generate", *MODEL, "-p", "Hi").err == f"Error: No.\nHint: {options}\n"
+
+
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_debug_shows_the_traceback(fake, command, where):
     fake.error = ModelNotFoundError("There is no model.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 import warnings
@@ -10,7 +11,18 @@ from typing import TextIO
 
 from polydraft.errors import InvalidRequestError, PolydraftError
 
-__all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "Problem", "describe", "show_warnings", "tell"]
+__all__ = [
+    "BROKEN_PIPE",
+    "FAILURE",
+    "INTERRUPTED",
+    "SUCCESS",
+    "USAGE",
+    "Problem",
+    "describe",
+    "in_options",
+    "show_warnings",
+    "tell",
+]
 
 SUCCESS = 0
 FAILURE = 1
@@ -34,7 +46,7 @@ def describe(error: Exception) -> Problem:
     """The sentence, the hint and the exit code of an error: 2 for a wrong request, 1 for everything else."""
     if isinstance(error, PolydraftError):
         code = USAGE if isinstance(error, InvalidRequestError) else FAILURE
-        return Problem(_one_line(error.message), _one_line(error.hint), code)
+        return Problem(in_options(_one_line(error.message)), in_options(_one_line(error.hint)), code)
     # Usage errors of typer; their class lives in click or in typer itself, as the version has it.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
@@ -67,6 +79,45 @@ def tell(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
     if problem.hint:
         print(f"Hint: {problem.hint}", file=stream)
     return problem.exit_code
+
+
+_ARGUMENTS = {"num_speculative_tokens": "-k", "local_files_only": "--offline"} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "backend",
+        "context_length",
+        "device",
+        "drafter",
+        "dtype",
+        "exactness",
+        "ignore_eos",
+        "max_new_tokens",
+        "min_new_tokens",
+        "min_p",
+        "revision",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_p",
+        "trust_remote_code",
+    )
+}
+_ARGUMENT = re.compile(rf"\b({'|'.join(_ARGUMENTS)})=('[^']*'|[\w:/-]+(?:\.\w+)*)?")
+
+
+def in_options(text: str) -> str:
+    """Python arguments in a sentence of the library, written as options.
+
+    >>> in_options("Use drafter=None, or device='cpu'; context_length=64 is too long.")
+    'Use --drafter none, or --device cpu; --context-length 64 is too long.'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = _ARGUMENTS[match[1]], (match[2] or "").strip("'")
+        return name if value in {"", "True"} else f"{name} {'none' if value == 'None' else value}"
+
+    return _ARGUMENT.sub(option, text)
 
 
 def show_warnings() -> None:
