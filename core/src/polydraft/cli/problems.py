@@ -103,7 +103,7 @@ _ARGUMENTS = {"num_speculative_tokens": "-k", "local_files_only": "--offline"} |
         "trust_remote_code",
     )
 }
-_ARGUMENT = re.compile(rf"\b({'|'.join(_ARGUMENTS)})=('[^']*'|[\w:/-]+(?:\.\w+)*)?")
+_ARGUMENT = re.compile(rf"(?<![\w-])({'|'.join(_ARGUMENTS)})=('[^']*'|[\w:/-]+(?:\.\w+)*)?")
 
 
 def in_options(text: str) -> str:
