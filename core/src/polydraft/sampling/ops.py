@@ -98,14 +98,22 @@ class ArrayOps(Protocol[A]):
         """Boolean array, broadcastable to ``array``, True in the first ``count`` columns."""
         ...
 
+    def entries(self, array: A, rows: Sequence[int], columns: Sequence[int]) -> A:
+        """``array[rows[i], columns[i]]``: shape (len(rows),)."""
+        ...
+
+    def with_entries(self, array: A, rows: Sequence[int], columns: Sequence[int], values: A | float) -> A:
+        """A copy of ``array`` with ``[rows[i], columns[i]]`` replaced by ``values[i]`` (or the one number)."""
+        ...
+
     def tolist(self, array: A) -> list[Any]:
         """The array's values on the host; the one place that waits for the device."""
         ...
 
     def numpy(self, array: Any) -> Any:
-        """Copy to the host as a float32 numpy array."""
+        """Copy to the host as a numpy array: float32 for any float dtype, else int64."""
         ...
 
     def from_numpy(self, array: Any, like: Any) -> A:
-        """A float32 numpy array as the library's own, on the device of ``like``."""
+        """A numpy array (float32 or int64) as the library's own, on the device of ``like``."""
         ...

@@ -1,0 +1,132 @@
+"""Gumbel noise from an integer hash, and the logarithm and exponential it needs, equal in every array library.
+
+Noise at (seed, stream, position, token id) is a pure function of these four integers: framework generators depend on
+shape and device. The map from the hash to a float is fixed here, bit by bit: only integer operations and separately
+rounded IEEE float32 additions and multiplications are used, never a library's own ``log``.
+
+Sources: the finaliser is ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018); the keys are made by SplitMix64
+(Steele, Lea and Flood 2014); the polynomials of ``log`` and ``exp`` are those of Cephes (Moshier 1989), ``logf``/``expf``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polydraft.sampling.ops import ArrayOps
+
+__all__ = ["NOISE_MAX", "NOISE_MIN", "exp_nonpositive", "gumbel", "log_positive", "row_keys"]
+
+NOISE_MIN = -2.8115
+"""No noise lies below: -log(24 log 2), for the smallest u, 2**-24."""
+
+NOISE_MAX = 16.6356
+"""No noise lies above: 24 log 2, for the largest u, 1 - 2**-24."""
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15
+
+_LOG_POLYNOMIAL = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+_EXP_POLYNOMIAL = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+# log(2) in two parts; the first has few bits, so that its product with a small whole number is exact.
+_LOG2_HIGH = 0.693359375
+_LOG2_LOW = -2.12194440e-4
+_LOG2_E = 1.44269504088896341
+_SQRT_2 = 1.41421356237309505
+
+
+def _splitmix64(state: int) -> int:
+    z = (state + _GOLDEN) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+def row_keys(seed: int, stream: int, positions: range) -> tuple[list[int], list[int]]:
+    """Two 32-bit keys for each position.
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        stream: Number of the noise stream, from 0.
+        positions: Absolute positions of the tokens to be chosen.
+    """
+    base = _splitmix64(_splitmix64(seed) ^ stream)
+    keys = [_splitmix64(base ^ _splitmix64(position)) for position in positions]
+    return [key & _MASK32 for key in keys], [key >> 32 for key in keys]
+
+
+def _lowbias32(values: Any) -> Any:
+    values = values ^ (values >> 16)
+    values = (values * 0x7FEB352D) & _MASK32
+    values = values ^ (values >> 15)
+    # The product may pass 2**63; int64 wraps, and its low 32 bits are right all the same.
+    values = (values * 0x846CA68B) & _MASK32
+    return values ^ (values >> 16)
+
+
+def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
+    """Standard Gumbel noise for each token id.
+
+    ``u = (2 * (hash >> 9) + 1) / 2**24`` is never 0 nor 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
+    ``NOISE_MAX``.
+
+    Args:
+        ops: The library's operations.
+        token_ids: Int64 array of shape (rows, n).
+        keys: The two int64 arrays (rows, 1) of ``row_keys``.
+
+    Returns:
+        Float32 array of shape (rows, n).
+    """
+    hashed = _lowbias32((_lowbias32(token_ids ^ keys[0]) + keys[1]) & _MASK32)
+    uniform = ops.float32((hashed >> 9) * 2 + 1) * 2.0**-24
+    return log_positive(ops, log_positive(ops, uniform) * -1.0) * -1.0
+
+
+def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
+    """Natural logarithm of normal positive float32 numbers, to about 1 ulp, with equal bits in every library."""
+    bits = ops.bits(values)
+    exponent = (bits >> 23) - 127
+    mantissa = ops.from_bits((bits & 0x7FFFFF) | 0x3F800000)
+    large = mantissa > _SQRT_2
+    exponent = ops.float32(ops.where(large, exponent + 1, exponent))
+    x = ops.where(large, mantissa * 0.5, mantissa) - 1.0
+    square = x * x
+    y = x * _LOG_POLYNOMIAL[0] + _LOG_POLYNOMIAL[1]
+    for coefficient in _LOG_POLYNOMIAL[2:]:
+        y = y * x + coefficient
+    y = y * x * square
+    y = y + exponent * _LOG2_LOW
+    y = y + square * -0.5
+    return (x + y) + exponent * _LOG2_HIGH
+
+
+def exp_nonpositive(ops: ArrayOps[Any], values: Any) -> Any:
+    """Exponential of float32 numbers from -infinity to 0, to about 1 ulp; below -80 it is ``exp(-80)``."""
+    x = ops.where(values < -80.0, -80.0, values)
+    whole = ops.floor(x * _LOG2_E + 0.5)
+    x = x - whole * _LOG2_HIGH
+    x = x - whole * _LOG2_LOW
+    y = x * _EXP_POLYNOMIAL[0] + _EXP_POLYNOMIAL[1]
+    for coefficient in _EXP_POLYNOMIAL[2:]:
+        y = y * x + coefficient
+    y = y * (x * x) + x + 1.0
+    return y * ops.from_bits((ops.int64(whole) + 127) << 23)

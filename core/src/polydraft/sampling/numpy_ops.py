@@ -1,0 +1,104 @@
+"""The sampler's array operations on numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["NumpyOps"]
+
+Array = npt.NDArray[Any]
+
+
+class NumpyOps:
+    """See ``polydraft.sampling.ops.ArrayOps``."""
+
+    def float32(self, array: Any) -> Array:
+        return np.asarray(array, dtype=np.float32)
+
+    def int64(self, array: Array) -> Array:
+        return array.astype(np.int64)
+
+    def bits(self, array: Array) -> Array:
+        return np.ascontiguousarray(array, dtype=np.float32).view(np.int32).astype(np.int64)
+
+    def from_bits(self, array: Array) -> Array:
+        return array.astype(np.int32).view(np.float32)
+
+    def column(self, values: Sequence[int], like: Array) -> Array:
+        return np.array(values, dtype=np.int64)[:, None]
+
+    def where(self, condition: Array, yes: Array | float, no: Array | float) -> Array:
+        return np.where(condition, yes, no)
+
+    def floor(self, array: Array) -> Array:
+        return np.asarray(np.floor(array))
+
+    def row_max(self, array: Array) -> Array:
+        return np.asarray(array.max(axis=-1, keepdims=True))
+
+    def row_min(self, array: Array) -> Array:
+        return np.asarray(array.min(axis=-1, keepdims=True))
+
+    def row_sum(self, array: Array) -> Array:
+        return np.asarray(array.sum(axis=-1, keepdims=True))
+
+    def row_cumsum(self, array: Array) -> Array:
+        return np.cumsum(array, axis=-1)
+
+    def argmax(self, array: Array) -> Array:
+        return np.asarray(array.argmax(axis=-1))
+
+    def argsort_descending(self, keys: Array) -> Array:
+        return np.argsort(-keys, axis=-1)
+
+    def take(self, array: Array, indices: Array) -> Array:
+        return np.take_along_axis(array, indices, axis=-1)
+
+    def candidates(self, values: Array, floor: Array) -> tuple[Array, Array]:
+        mask = values >= floor
+        width = max(int(mask.sum(axis=-1).max()), 1)
+        kept = np.full((values.shape[0], width), -np.inf, dtype=np.float32)
+        columns = np.zeros((values.shape[0], width), dtype=np.int64)
+        for row in range(values.shape[0]):
+            found = np.flatnonzero(mask[row])
+            kept[row, : len(found)] = values[row, found]
+            columns[row, : len(found)] = found
+        return kept, columns
+
+    def best(self, array: Array, count: int) -> tuple[Array, Array]:
+        count = min(count, array.shape[-1])
+        chosen = np.argpartition(-array, count - 1, axis=-1)[:, :count]
+        order = np.argsort(-np.take_along_axis(array, chosen, axis=-1), axis=-1)
+        columns = np.take_along_axis(chosen, order, axis=-1)
+        return np.take_along_axis(array, columns, axis=-1), columns
+
+    def first_column(self, array: Array) -> Array:
+        return np.asarray(array[:, 0])
+
+    def column_mask(self, array: Array, count: int) -> Array:
+        return np.asarray(np.arange(array.shape[-1])[None, :] < count)
+
+    def entries(self, array: Array, rows: Sequence[int], columns: Sequence[int]) -> Array:
+        return np.asarray(array[np.asarray(rows), np.asarray(columns)])
+
+    def with_entries(
+        self, array: Array, rows: Sequence[int], columns: Sequence[int], values: Array | float
+    ) -> Array:
+        changed = array.copy()
+        changed[np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)] = values
+        return changed
+
+    def tolist(self, array: Array) -> list[Any]:
+        result: list[Any] = array.tolist()
+        return result
+
+    def numpy(self, array: Any) -> Array:
+        given = np.asarray(array)
+        return given.astype(np.float32 if np.issubdtype(given.dtype, np.floating) else np.int64)
+
+    def from_numpy(self, array: Any, like: Any) -> Array:
+        return np.asarray(array)

@@ -1,0 +1,90 @@
+"""The rule: which token is chosen at each position, from logits that processors have already changed.
+
+Greedy (temperature 0) takes the largest logit, and of equal ones the lowest id. Sampling takes the largest of
+``logit / temperature + Gumbel noise`` among the tokens that the filters leave, which is a draw from their softmax
+(Gumbel-max; Maddison et al. 2014). Filters come in the order temperature, top_k, top_p, min_p. Every comparison has a
+total order in float32, (logit, then lower token id), and probabilities for ``top_p`` are summed as integers, so that
+neither the order of a sum nor a library's sort can change a choice.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+from polydraft.sampling.noise import NOISE_MAX, NOISE_MIN, exp_nonpositive, gumbel, row_keys
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import GenerationSettings
+    from polydraft.sampling.ops import ArrayOps
+
+__all__ = ["choose_tokens"]
+
+# A token further below the largest one cannot win, whatever the noise; and its integer weight below is 0.
+_REACH = NOISE_MAX - NOISE_MIN + 0.01
+_WEIGHT_ONE = 1 << 24
+_SHARE_ONE = 1 << 20
+_ID_BITS = 21
+_ID_MAX = (1 << _ID_BITS) - 1
+
+
+def _as_float32(value: float) -> float:
+    """``value`` rounded to float32, so that libraries that compute scalars in float64 agree."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def choose_tokens(
+    ops: ArrayOps[Any], logits: Any, settings: GenerationSettings, seed: int, stream: int, first_position: int
+) -> Any:
+    """Choose one token a row.
+
+    Args:
+        ops: The operations of the library that ``logits`` belong to.
+        logits: Shape (rows, vocab), any float dtype; at most 2**21 columns.
+        settings: temperature, top_k, top_p and min_p are read.
+        seed: Seed of the noise, 0 to 2**63 - 1.
+        stream: Number of the noise stream.
+        first_position: Absolute position of the token that row 0 chooses; row i chooses for ``first_position + i``.
+
+    Returns:
+        Int64 array of shape (rows,), on the logits' device.
+    """
+    if settings.temperature == 0.0:
+        return ops.argmax(logits)
+    # Multiplied, not divided: some libraries divide by a scalar through its reciprocal, others do not. Adding 0.0
+    # turns -0.0 into 0.0, which the integer order below would tell apart.
+    scaled = ops.float32(logits) * _as_float32(1.0 / settings.temperature) + 0.0
+    largest = ops.row_max(scaled)
+    values, token_ids = ops.candidates(scaled, largest - _as_float32(_REACH))
+    if settings.top_k or settings.top_p < 1.0:
+        values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
+    if settings.min_p > 0.0:
+        values = ops.where(values >= largest + _as_float32(math.log(settings.min_p)), values, -math.inf)
+    low, high = row_keys(seed, stream, range(first_position, first_position + values.shape[0]))
+    noise = gumbel(ops, token_ids, (ops.column(low, token_ids), ops.column(high, token_ids)))
+    score = values + noise
+    winners = score == ops.row_max(score)
+    return ops.first_column(ops.row_min(ops.where(winners, token_ids, token_ids * 0 + _ID_MAX)))
+
+
+def _filter_sorted(
+    ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
+) -> tuple[Any, Any]:
+    """Sort by (value, lower id first) and keep what top_k and top_p leave; the rest becomes ``-inf``."""
+    bits = ops.bits(values)
+    ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
+    keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
+    if 0 < settings.top_k < values.shape[-1]:
+        _, order = ops.best(keys, settings.top_k)
+    else:
+        order = ops.argsort_descending(keys)
+    values, token_ids = ops.take(values, order), ops.take(token_ids, order)
+    if settings.top_p < 1.0:
+        weights = ops.int64(ops.floor(exp_nonpositive(ops, values - largest) * float(_WEIGHT_ONE)))
+        before = ops.row_cumsum(weights) - weights
+        # before / total < top_p, in integers: at most 2**21 tokens of weight 2**24 could pass 2**63, but no model's
+        # softmax comes near (2**43 is enough for 2**19 equally likely tokens).
+        kept = before * _SHARE_ONE < ops.row_sum(weights) * math.ceil(settings.top_p * _SHARE_ONE)
+        values = ops.where(kept, values, -math.inf)
+    return values, token_ids
