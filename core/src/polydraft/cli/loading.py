@@ -89,24 +89,13 @@ def check_settings(**settings: Any) -> dict[str, Any]:
     Raises:
         InvalidRequestError: One is out of range.
     """
-    from pydantic import ValidationError
-
-    from polydraft.contract import GenerationSettings
+    from polydraft.session.settings import effective_settings
 
     given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    if any(not text for text in given.get("stop", ())):
-        raise InvalidRequestError("--stop is empty.", "Give the text to end before.")
     try:
-        GenerationSettings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        raise InvalidRequestError(
-            f"--{name.replace('_', '-')}={first['input']} is out of range: {_sentence(first['msg'])}",
-            "`polydraft generate --help` says what it means.",
-        ) from error
+        effective_settings(given, vocab_size=0)  # no token ids are among these settings
+    except InvalidRequestError as error:
+        name = error.message.partition(" ")[0]
+        option = f"--{name.replace('_', '-')}" if name in given else name
+        raise InvalidRequestError(option + error.message.removeprefix(name), error.hint) from error
     return given
-
-
-def _sentence(message: str) -> str:
-    return f"{message[:1].lower()}{message[1:].rstrip('.')}."

@@ -12,7 +12,7 @@ from polydraft.cli.comparison import compare_with_plain, warm_up
 from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
 from polydraft.cli.prompts import read_prompt
 from polydraft.cli.streams import claim_output, console_for, diagnostics, is_terminal
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,4 +155,6 @@ def stream_answer(
             show(chunk)
     finally:
         stream.close()
+    if stream.result is None:
+        raise EngineError("The session ended a stream without a result.", "Tell the plugin's author.")
     return stream.result
