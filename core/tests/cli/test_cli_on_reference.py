@@ -1,0 +1,89 @@
+"""The whole way, from the command line to the reference engine, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("polydraft_reference", reason="needs an engine: polydraft-reference")
+
+TOY = ("--model", "builtin:toy", "--backend", "reference")
+
+
+def polydraft(*arguments, stdin=None):
+    environment = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "NO_COLOR"}}
+    return subprocess.run(
+        [sys.executable, "-m", "polydraft.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        input=stdin or "",
+        env=environment,
+    )
+
+
+def generate(*arguments):
+    done = polydraft("generate", *TOY, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", "0.9", "--seed", "3")])
+def test_speculation_changes_nothing(sampling):
+    usual = ("--prompt-token-ids", "1,40,41,42", "-n", "40", *sampling)
+    plain = generate(*usual, "--plain")
+    assert plain["drafter"] is None
+    assert plain["speculation_off"]["code"] == "caller"
+    for drafter in ("auto", "ngram", "builtin:toy-draft"):
+        found = generate(*usual, "--drafter", drafter, "-k", "3", "--compare")
+        assert found["token_ids"] == plain["token_ids"]
+        assert found["compare"]["identical"] is True
+        assert found["running"]["num_speculative_tokens"] == 3
+        assert found["prompt_token_ids"] == [1, 40, 41, 42]
+
+
+def test_statistics_are_there():
+    stats = generate("-p", "Once upon a time", "-n", "60", "--ignore-eos")["stats"]
+    assert stats["num_tokens"] == 60
+    assert 0 < stats["num_accepted_tokens"] <= stats["num_draft_tokens"]
+    assert stats["acceptance_rate"] == stats["num_accepted_tokens"] / stats["num_draft_tokens"]
+
+
+def test_chat():
+    done = polydraft("chat", *TOY, "-n", "10", stdin="Hi\nMore\n/exit\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tokens/s") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--model", "builtin:toi", "-p", "x"], 1, "builtin:toy"),
+        ([*TOY, "-p", "x", "--backend", "nonsense"], 1, "reference"),
+        ([*TOY, "-p", "x", "-k", "0"], 2, "-k 0"),
+        ([*TOY, "-p", "x", "-k", "1000"], 2, "-k 1000"),
+        ([*TOY, "-p", "x", "--device", "cuda"], 1, "cpu"),
+        ([*TOY, "-p", "x", "--engine-option", "nonsense=1"], 2, "agreement"),
+        ([*TOY, "--prompt-token-ids", "999999"], 2, "999999"),
+        ([*TOY, "-p", "word " * 2000], 2, "context"),
+        ([*TOY, "-p", "x", "--drafter", "/no/such/folder"], 1, "/no/such/folder"),
+    ],
+)
+def test_bad_requests(arguments, code, says):
+    done = polydraft("generate", *arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"]
+
+
+def test_tables():
+    assert "reference" in polydraft("backends").stdout
+    assert "builtin:toy-assistant" in polydraft("pairs", "toy").stdout
+    done = polydraft("doctor", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["usable"] is True
