@@ -7,6 +7,7 @@ Run it where the Transformers backend is installed, after the pairs were trained
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from polydraft_conformance.reference_logits import FILE, best, key_of, rows_of
 from polydraft_conformance.suite import open_suite
 
 OUTPUT = Path(__file__).resolve().parents[1] / "src" / "polydraft_conformance" / FILE
-BACKEND = "transformers"
 DRAFTS = 3
 PROMPTS: tuple[Any, ...] = (
     *(text[:120] for text in TEXTS),
@@ -28,9 +28,9 @@ PROMPTS: tuple[Any, ...] = (
 )
 
 
-def main() -> None:
+def main(backend: str) -> None:
     """Write the file."""
-    suite = open_suite(SuiteOptions(backend=BACKEND))
+    suite = open_suite(SuiteOptions(backend=backend))
     pairs: dict[str, Any] = {}
     prompts: dict[str, Any] = {}
     for pair in suite.pairs:
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*(sys.argv[1:] or ["transformers"]))

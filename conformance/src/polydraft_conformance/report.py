@@ -62,7 +62,7 @@ class Report:
         return {status: counts[status] for status in STATUSES}
 
     def acceptance(self) -> list[dict[str, Any]]:
-        """What speculation did, by case: counts, rates, and where they come from."""
+        """What speculation did, by case: counts and rates, on the window prompts or on those a pair was scored with."""
         return [
             {"target": row.target, "drafter": row.drafter, "kind": row.kind, "k": row.k, **row.numbers["acceptance"]}
             for row in self.rows
@@ -187,8 +187,8 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 
 def _acceptance_table(entries: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| target | drafter | kind | k | rounds | drafted | accepted | acceptance rate | mean acceptance length |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| target | drafter | kind | k | prompts | rounds | drafted | accepted | rate | mean acceptance length |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
         cells = (
@@ -196,6 +196,7 @@ def _acceptance_table(entries: list[dict[str, Any]]) -> list[str]:
             entry["drafter"],
             entry["kind"],
             entry["k"],
+            entry["prompts"],
             entry["rounds"],
             entry["drafted"],
             entry["accepted"],

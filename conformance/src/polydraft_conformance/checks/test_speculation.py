@@ -53,7 +53,7 @@ def test_rounds_draft_k_tokens(polydraft_case: Case, polydraft_evidence: Evidenc
 def test_drafts_are_accepted(polydraft_evidence: Evidence, polydraft_numbers: dict[str, Any]) -> None:
     """Some drafts are accepted: speculation is of use, and comparisons with plain decoding show something."""
     speculation = polydraft_evidence.speculation
-    polydraft_numbers["acceptance"] = speculation.as_numbers()
+    polydraft_numbers["acceptance"] = {"prompts": "window", **speculation.as_numbers()}
     if speculation.accepted is None:
         not_claimed("The engine does not report accepted drafts.")
     expect(bool(speculation.accepted), f"Acceptance is 0: none of {speculation.drafted} draft tokens was accepted.")
@@ -71,7 +71,7 @@ def test_acceptance_reaches_its_floor(
         )
     speculation = scored_speculation(polydraft_session, floor)
     found = speculation.mean_acceptance_length
-    polydraft_numbers["acceptance"] = speculation.as_numbers()
+    polydraft_numbers["acceptance"] = {"prompts": "scored", **speculation.as_numbers()}
     polydraft_numbers["floor"] = floor.mean_acceptance_length
     if found is None:
         not_claimed("The engine reports no acceptance.")
@@ -98,7 +98,12 @@ def test_target_drafts_for_itself(
     case = polydraft_case.with_drafter(polydraft_case.pair.target, "draft-model")
     found = evidence(polydraft_suite, case)
     speculation = found.speculation
-    polydraft_numbers["acceptance"] = {**speculation.as_numbers(), "drafter": case.drafter, "kind": case.kind}
+    polydraft_numbers["acceptance"] = {
+        "prompts": "window",
+        **speculation.as_numbers(),
+        "drafter": case.drafter,
+        "kind": case.kind,
+    }
     rate = speculation.acceptance_rate
     if rate is None:
         expect(speculation.accepted is None, "The target drafts nothing for itself.")
