@@ -19,8 +19,8 @@ __all__ = [
     "ModelSource",
     "OffReason",
     "Prompt",
-    "SpeculationPlan",
     "Speculate",
+    "SpeculationPlan",
     "TokenRequest",
 ]
 
@@ -44,11 +44,17 @@ class GenerationSettings(Record):
 
     max_new_tokens: int = Field(default=512, ge=1, description="Tokens to generate at most, EOS included.")
     min_new_tokens: int = Field(default=0, ge=0, description="Before so many tokens, EOS and stop ids are not chosen.")
-    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False, description="0 is greedy: the largest logit, lowest id on a tie.")
+    temperature: float = Field(
+        default=0.0, ge=0.0, allow_inf_nan=False, description="0 is greedy: the largest logit, lowest id on a tie."
+    )
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus sampling (Holtzman et al. 2020).")
     top_k: int = Field(default=0, ge=0, description="Keep the k largest logits; 0 keeps all.")
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability.")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given.")
+    min_p: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given."
+    )
     stop: tuple[str, ...] = Field(default=(), description="Stop strings; the text ends before the match.")
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -132,7 +138,9 @@ class TokenRequest(Record):
     settings: GenerationSettings
     seed: int = Field(ge=0, lt=2**63, description="The effective seed; the settings' own or a drawn one.")
     stream: int = Field(
-        default=0, ge=0, description="Number of the noise stream: prompts of one batch with one seed get different ones."
+        default=0,
+        ge=0,
+        description="Number of the noise stream: prompts of one batch with one seed get different ones.",
     )
     speculate: bool
     num_speculative_tokens: int = Field(ge=0)

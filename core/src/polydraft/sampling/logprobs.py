@@ -12,9 +12,7 @@ from polydraft.contract.results import TokenLogprobs
 __all__ = ["token_logprobs"]
 
 
-def token_logprobs(
-    logits: npt.NDArray[np.float32], token_ids: Sequence[int], top: int
-) -> tuple[TokenLogprobs, ...]:
+def token_logprobs(logits: npt.NDArray[np.float32], token_ids: Sequence[int], top: int) -> tuple[TokenLogprobs, ...]:
     """Natural-log probabilities, before temperature and filters.
 
     Args:

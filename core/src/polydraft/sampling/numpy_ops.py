@@ -85,9 +85,7 @@ class NumpyOps:
     def entries(self, array: Array, rows: Sequence[int], columns: Sequence[int]) -> Array:
         return np.asarray(array[np.asarray(rows), np.asarray(columns)])
 
-    def with_entries(
-        self, array: Array, rows: Sequence[int], columns: Sequence[int], values: Array | float
-    ) -> Array:
+    def with_entries(self, array: Array, rows: Sequence[int], columns: Sequence[int], values: Array | float) -> Array:
         changed = array.copy()
         changed[np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)] = values
         return changed

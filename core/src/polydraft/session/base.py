@@ -1,0 +1,334 @@
+"""``Session``: what an app holds. Whole engines subclass it and implement ``rounds`` and ``close_engine``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from polydraft import reasons
+from polydraft.contract.requests import TokenRequest
+from polydraft.contract.results import Chunk, GenerationResult, Round, RunningInfo
+from polydraft.errors import (
+    ContextLengthError,
+    ForkedSessionError,
+    InvalidRequestError,
+    SessionClosedError,
+    SpeculationUnavailableError,
+)
+from polydraft.session.settings import check_supported, effective_settings
+from polydraft.session.slots import CallSlot, current_thread_owner
+from polydraft.session.stream import Generation, TokenStream
+from polydraft.session.watch import AcceptanceWatch
+from polydraft.text.prompts import encode_prompt
+from polydraft.text.tracker import OutputTracker
+
+if TYPE_CHECKING:
+    from polydraft.contract.records import Capabilities
+    from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
+    from polydraft.contract.tokenizer import Tokenizer
+
+__all__ = ["Session"]
+
+
+class Session(ABC):
+    """A loaded target with its drafter. Made by ``polydraft.load``; a context manager.
+
+    Safe to use from several threads: ``running.concurrency`` says whether calls wait for one another (``serial``) or
+    make progress together (``concurrent``). A session cannot be used in a forked process.
+
+    Args:
+        tokenizer: The target's tokenizer.
+        running: What really runs.
+        capabilities: The backend's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, running: RunningInfo, capabilities: Capabilities) -> None:
+        self._tokenizer = tokenizer
+        self._running = running
+        self._capabilities = capabilities
+        self._slot = CallSlot(serial=running.concurrency == "serial")
+        self._process = os.getpid()
+        self._closed = False
+        self._close_lock = threading.Lock()
+        self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        self._watch = AcceptanceWatch(running)
+
+    # What a whole engine implements ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rounds(self, generation: Generation) -> Iterator[Round]:
+        """Generate. Yield what each round (or engine output) emitted.
+
+        Push every emitted token into ``generation.tracker`` in order; when a push returns a reason, that token is the
+        last one: yield the round cut there, and return. Look at ``generation.cancelled`` between engine calls. The
+        iterator is closed (``GeneratorExit``) when the caller closes the stream: free the request then.
+        """
+
+    @abstractmethod
+    def close_engine(self) -> None:
+        """Free the engine. Called once, when no call is under way."""
+
+    def speculation_conflict(self, settings: GenerationSettings) -> OffReason | None:
+        """Why these settings cannot be combined with speculation here; None if they can."""
+        return None
+
+    # What an app uses -----------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> RunningInfo:
+        """What really runs: engine and version, pair, effective k, dtype, device, method."""
+        return self._running
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer."""
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        ignore_eos: bool | None = None,
+        logprobs: int | None = None,
+        speculate: Speculate = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> GenerationResult:
+        """Generate to the end.
+
+        Args:
+            prompt: Text (raw, with BOS once), chat messages, or token ids.
+            max_new_tokens: And the other settings: see ``GenerationSettings``, which holds the defaults.
+            min_new_tokens: Tokens before which nothing ends the output.
+            temperature: 0 is greedy.
+            top_p: Nucleus.
+            top_k: 0 keeps all.
+            min_p: Relative to the largest probability.
+            seed: Drawn if None; the result tells it.
+            stop: Stop strings.
+            stop_token_ids: Ids that end the output.
+            ignore_eos: Go on after end-of-sequence ids.
+            logprobs: How many best tokens to report at each position.
+            speculate: ``auto`` never fails for want of speculation and says why it is off; ``on`` refuses instead.
+            tools: Tool schemas for the chat template.
+            chat_template_kwargs: For the chat template, such as ``{"enable_thinking": True}``.
+
+        Raises:
+            InvalidRequestError: A setting or the prompt is wrong.
+            ContextLengthError: The prompt does not fit.
+            SpeculationUnavailableError: ``speculate="on"``, and it cannot.
+            EngineError: The engine failed; ``partial_text`` holds what there was.
+        """
+        call = {key: value for key, value in locals().items() if key not in ("self", "prompt")}
+        stream = self._stream(prompt, **call)
+        for _ in stream:
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        ignore_eos: bool | None = None,
+        logprobs: int | None = None,
+        speculate: Speculate = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TokenStream:
+        """Generate as an iterator of chunks, one a round. Arguments and errors are those of ``generate``.
+
+        The arguments are checked now; the engine starts with the first chunk. Closing the iterator cancels at once.
+        """
+        call = {key: value for key, value in locals().items() if key not in ("self", "prompt")}
+        return self._stream(prompt, **call)
+
+    def generate_many(self, prompts: Sequence[Prompt], **settings: Any) -> list[GenerationResult]:
+        """Generate for each prompt; results in the prompts' order.
+
+        Prompt i draws from noise stream i of the one seed: equal prompts give different samples, and the first result
+        is that of ``generate``. Keyword arguments are those of ``generate``. All prompts are checked before any runs.
+        """
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+            raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
+        if settings.get("seed") is None:
+            settings["seed"] = _draw_seed()
+        streams = [self._stream(prompt, noise_stream=index, **settings) for index, prompt in enumerate(prompts)]
+        results = []
+        for stream in streams:
+            for _ in stream:
+                pass
+            assert stream.result is not None
+            results.append(stream.result)
+        return results
+
+    async def agenerate(self, prompt: Prompt, **settings: Any) -> GenerationResult:
+        """``generate`` for an event loop; cancelling the task cancels the generation."""
+        stream = self._stream(prompt, **settings)
+        async for _ in self._iterate(stream):
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    async def astream(self, prompt: Prompt, **settings: Any) -> AsyncIterator[Chunk]:
+        """``stream`` for an event loop; closing the async iterator cancels."""
+        async for chunk in self._iterate(self._stream(prompt, **settings)):
+            yield chunk
+
+    def cancel(self) -> None:
+        """Cancel all calls under way, from any thread. The session stays usable."""
+        for stream in list(self._streams):
+            stream.cancel()
+
+    def close(self) -> None:
+        """Cancel all calls and free the engine. May be called twice."""
+        if os.getpid() != self._process:
+            return  # the engine belongs to the parent process
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        for stream in list(self._streams):
+            stream.close()
+        self.close_engine()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # How a call runs ------------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedSessionError(
+                "This session was loaded in another process, before a fork.",
+                "Load the session in the process that uses it, or start processes with the spawn method.",
+            )
+        if self._closed:
+            raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
+
+    def _stream(
+        self,
+        prompt: Prompt,
+        *,
+        speculate: Speculate = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        noise_stream: int = 0,
+        **given: Any,
+    ) -> TokenStream:
+        self._check_usable()
+        vocab_size = self._tokenizer.vocab_size
+        settings = effective_settings(given, vocab_size)
+        check_supported(settings, self._capabilities, self._running.backend)
+        off = self._off_reason(speculate, settings)
+        encoded = encode_prompt(
+            prompt, self._tokenizer, tools=tools, chat_template_kwargs=chat_template_kwargs, vocab_size=vocab_size
+        )
+        context = self._running.context_length
+        if len(encoded.token_ids) >= context:
+            raise ContextLengthError(
+                f"The prompt has {len(encoded.token_ids)} tokens, and the context holds {context}, output included.",
+                "Shorten the prompt, or load the model with a larger context_length if it has one.",
+            )
+        request = TokenRequest(
+            prompt_token_ids=encoded.token_ids,
+            settings=settings,
+            seed=_draw_seed() if settings.seed is None else settings.seed,
+            stream=noise_stream,
+            speculate=off is None,
+            num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
+            eos_token_ids=frozenset() if settings.ignore_eos else self._tokenizer.eos_token_ids,
+            max_total_tokens=context,
+        )
+        tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
+        stream = TokenStream(
+            Generation(request, tracker, self._running, off), self.rounds, self._acquire_for_thread, self._finished
+        )
+        self._streams.add(stream)
+        return stream
+
+    def _off_reason(self, speculate: Speculate, settings: GenerationSettings) -> OffReason | None:
+        if speculate not in ("auto", "on", "off"):
+            raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
+        if speculate == "off":
+            return reasons.by_caller("speculate='off'")
+        off = None
+        if self._running.method is None or self._running.num_speculative_tokens == 0:
+            off = self._running.speculation_off or reasons.no_drafter(self._running.target)
+        elif settings.max_new_tokens <= 2:
+            off = reasons.too_few_tokens()
+        else:
+            off = self.speculation_conflict(settings)
+        if off is not None and speculate == "on":
+            raise SpeculationUnavailableError(
+                f"speculate='on', but speculation is off: {off.message}", "Use speculate='auto' to decode plainly."
+            )
+        return off
+
+    def _acquire_for_thread(self) -> None:
+        self._check_usable()
+        self._slot.acquire(current_thread_owner())
+
+    def _finished(self, generation: Generation) -> None:
+        self._slot.release()
+        self._watch.add(generation)
+
+    async def _iterate(self, stream: TokenStream) -> AsyncIterator[Chunk]:
+        """Drive a stream in worker threads; the event loop waits for the slot itself, so no worker is blocked by it."""
+        owner: Hashable = ("task", id(asyncio.current_task()))
+        held = False
+
+        def use_held_slot() -> None:
+            nonlocal held
+            held = False
+            self._check_usable()
+
+        stream.use_slot(use_held_slot)
+        try:
+            while not self._slot.try_acquire(owner):
+                await asyncio.sleep(0.002)
+            held = True
+            while True:
+                chunk = await asyncio.to_thread(next, stream, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            stream.cancel()
+            await asyncio.shield(asyncio.to_thread(stream.close))
+            if held:
+                self._slot.release()
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(2**32)

@@ -1,0 +1,202 @@
+"""One generation in progress: an iterator of chunks with a result at its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from polydraft.contract.results import Chunk, GenerationResult, Round
+from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
+from polydraft.loop.counts import RoundCounts
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import OffReason, TokenRequest
+    from polydraft.contract.results import RunningInfo, TokenLogprobs
+    from polydraft.text.tracker import OutputTracker, TextDelta
+
+__all__ = ["Generation", "TokenStream"]
+
+
+class Generation:
+    """The state of one call: what a backend's ``rounds`` reads and the stream reports.
+
+    Attributes:
+        request: The call in tokens.
+        tracker: To be told each emitted token in order (``push``); says when to end.
+        counts: Counts rounds by itself; an engine with statistics of its own sets ``counts.reported``.
+        cancelled: Set when the caller has closed or cancelled; look at it between engine calls.
+    """
+
+    def __init__(
+        self, request: TokenRequest, tracker: OutputTracker, running: RunningInfo, off: OffReason | None
+    ) -> None:
+        self.request = request
+        self.tracker = tracker
+        self.counts = RoundCounts()
+        self.cancelled = threading.Event()
+        self.running = running
+        self.off = off
+        self.logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def result(self) -> GenerationResult:
+        """The result of what was generated so far."""
+        tracker = self.tracker
+        return GenerationResult(
+            text=tracker.text,
+            raw_text=tracker.raw_text,
+            token_ids=tracker.token_ids,
+            prompt_token_ids=self.request.prompt_token_ids,
+            finish_reason=tracker.finish_reason or "cancelled",
+            stop_match=tracker.stop_match,
+            thinking=tracker.thinking,
+            tool_calls=tracker.tool_calls,
+            logprobs=self.logprobs,
+            settings=self.request.settings.model_copy(update={"seed": self.request.seed}),
+            stats=self.counts.stats(),
+            running=self.running,
+            speculation_off=self.off,
+        )
+
+
+class TokenStream(Iterator[Chunk]):
+    """Chunks of one generation, one a round. Also a context manager: leaving it cancels.
+
+    ``cancel()`` may be called from any thread; ``close()`` ends it at once, and is what leaving a ``for`` loop early
+    and dropping the stream comes to. ``result`` is there once the stream has ended, however it ended.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        rounds: Callable[[Generation], Iterator[Round]],
+        acquire: Callable[[], None],
+        finished: Callable[[Generation], None],
+    ) -> None:
+        self._generation = generation
+        self._acquire = acquire
+        self._finished = finished
+        self._make_rounds = rounds
+        self._rounds: Iterator[Round] | None = None
+        self._state = "new"
+        self._step_lock = threading.Lock()
+        self._result: GenerationResult | None = None
+
+    def use_slot(self, acquire: Callable[[], None]) -> None:
+        """Replace how the stream takes its session's slot; for a driver that has taken it already."""
+        self._acquire = acquire
+
+    @property
+    def result(self) -> GenerationResult | None:
+        """The result; None until the stream has ended."""
+        return self._result
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        with self._step_lock:
+            if self._state == "ended":
+                raise StopIteration
+            try:
+                return self._advance()
+            except StopIteration:
+                self._end()
+                raise
+            except BaseException:
+                self._end()
+                raise
+
+    def _advance(self) -> Chunk:
+        generation = self._generation
+        if self._state == "new":
+            self._acquire()
+            self._state = "running"
+            self._rounds = self._make_rounds(generation)
+        assert self._rounds is not None
+        started = time.perf_counter()
+        try:
+            emitted = next(self._rounds, None)
+        except PolydraftError as error:
+            if isinstance(error, EngineError) and not error.partial_text:
+                error.partial_text = generation.tracker.text
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                "Memory ran out while generating.", "Give a smaller context_length, or a smaller model."
+            ) from error
+        except Exception as error:
+            raise EngineError(
+                f"The engine {generation.running.engine} failed: {type(error).__name__}: {error}",
+                "The text so far is in the error's partial_text.",
+                partial_text=generation.tracker.text,
+            ) from error
+        if emitted is None:
+            if generation.tracker.finish_reason is not None:
+                raise StopIteration
+            delta = generation.tracker.finish("cancelled")
+            self._end()
+            return _chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), delta, "cancelled")
+        generation.counts.add(emitted, time.perf_counter() - started)
+        if emitted.logprobs is not None:
+            generation.logprobs = (generation.logprobs or ()) + emitted.logprobs
+        reason = generation.tracker.finish_reason
+        delta = generation.tracker.take() if reason is None else generation.tracker.finish()
+        if reason is not None:
+            self._end()
+        return _chunk(emitted, delta, reason)
+
+    def cancel(self) -> None:
+        """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``."""
+        self._generation.cancelled.set()
+
+    def close(self) -> None:
+        """Cancel and free what the call holds. Waits only for an engine call under way in another thread."""
+        self.cancel()
+        with self._step_lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._state == "ended":
+            return
+        began = self._state == "running"
+        self._state = "ended"
+        rounds, self._rounds = self._rounds, None
+        close = getattr(rounds, "close", None)
+        try:
+            if close is not None:
+                close()
+        finally:
+            if self._generation.tracker.finish_reason is None:
+                self._generation.tracker.finish("cancelled")
+            self._result = self._generation.result()
+            if began:
+                self._finished(self._generation)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "ended") == "running":
+            self.close()
+
+
+def _chunk(emitted: Round, delta: TextDelta, reason: str | None) -> Chunk:
+    return Chunk.model_construct(
+        token_ids=emitted.token_ids,
+        text=delta.text,
+        num_accepted_tokens=emitted.num_accepted_tokens,
+        num_draft_tokens=emitted.num_draft_tokens,
+        segments=delta.segments,
+        thinking=delta.thinking,
+        tool_calls=delta.tool_calls,
+        logprobs=emitted.logprobs,
+        finish_reason=reason,
+    )

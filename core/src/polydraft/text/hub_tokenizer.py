@@ -1,0 +1,161 @@
+"""A Transformers tokenizer as polydraft's ``Tokenizer``; several backends use it. Imports nothing of Transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+
+__all__ = ["HubTokenizer"]
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_table() -> dict[str, int]:
+    """GPT-2's map from printable characters to bytes (Radford et al. 2019, ``encoder.py``)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return table
+
+
+class HubTokenizer:
+    """Implements ``polydraft.contract.Tokenizer`` over a fast tokenizer object of Transformers.
+
+    Args:
+        tokenizer: A ``PreTrainedTokenizerFast``, with a ``backend_tokenizer``.
+        eos_token_ids: End-of-sequence ids of the generation config; united with the tokenizer's own.
+
+    Raises:
+        ModelFormatError: It is not a fast tokenizer, or its decoder is of an unknown kind.
+    """
+
+    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] = ()) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelFormatError(
+                f"The tokenizer {type(tokenizer).__name__} is not a fast one.",
+                "Convert the checkpoint so that it has a tokenizer.json.",
+            )
+        self._tokenizer = tokenizer
+        self._backend = backend
+        own = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+        self._eos = frozenset(int(token_id) for token_id in {*eos_token_ids, *own})
+        self._bytes: dict[int, bytes] = {}
+        decoder = json.dumps(json.loads(backend.to_str()).get("decoder"), ensure_ascii=False)
+        self._byte_level = '"ByteLevel"' in decoder
+        sentencepiece = any(mark in decoder for mark in ('"ByteFallback"', '"Metaspace"', "\u2581"))
+        if not self._byte_level and not sentencepiece:
+            raise ModelFormatError(
+                "The tokenizer's decoder is neither byte-level nor SentencePiece-like.",
+                "polydraft knows ByteLevel, ByteFallback and Metaspace decoders.",
+            )
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's BOS."""
+        bos = self._tokenizer.bos_token_id
+        return None if bos is None else int(bos)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Union of the generation config's ids and the tokenizer's own."""
+        return self._eos
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return dict(self._backend.get_added_tokens_decoder())
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids of added tokens that are marked special."""
+        return frozenset(token_id for token_id, token in self._added.items() if token.special)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; nothing is added."""
+        token_ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return token_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """UTF-8 bytes of the token where it is not the first one; a special token's own name."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._make_bytes(token_id)
+        return known
+
+    def _make_bytes(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            return str(self._added[token_id].content).encode()
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._byte_level:
+            table = _BYTE_LEVEL
+            if all(character in table for character in token):
+                return bytes(table[character] for character in token)
+            return str(token).encode()
+        match = _BYTE_TOKEN.fullmatch(token)
+        if match:
+            return bytes([int(match[1], 16)])
+        return str(token).replace("\u2581", " ").encode()
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name."""
+        found = self._backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of the messages through the checkpoint's chat template.
+
+        Raises:
+            UnsupportedError: The checkpoint has no chat template.
+            InvalidRequestError: The template refuses the messages.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise UnsupportedError(
+                "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=list(tools) if tools else None,
+                add_generation_prompt=True,
+                tokenize=False,
+                **dict(template_kwargs or {}),
+            )
+        except Exception as error:  # jinja2's errors, and what a template raises
+            raise InvalidRequestError(
+                f"The model's chat template refuses the messages: {error}", "Look at the roles and their order."
+            ) from error
+        token_ids = self.encode(text)
+        bos = self.bos_token_id
+        # Most templates write BOS themselves; where one does not, it is added, and it never stands twice.
+        if bos is not None and token_ids[:1] != [bos] and self._adds_bos:
+            token_ids = [bos, *token_ids]
+        while bos is not None and token_ids[:2] == [bos, bos]:
+            token_ids = token_ids[1:]
+        return token_ids
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        """Whether the tokenizer itself begins sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
+        return bool(self._backend.encode("a").ids[:1] == [self.bos_token_id])
+
+
+_BYTE_LEVEL = _byte_level_table()

@@ -1,0 +1,133 @@
+"""From a prompt of any kind to token ids."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import InvalidRequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import Prompt
+    from polydraft.contract.tokenizer import Tokenizer
+
+__all__ = ["EncodedPrompt", "encode_prompt"]
+
+_KINDS = "Give text, chat messages ({'role': ..., 'content': ...}) or token ids."
+_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """Token ids of a prompt, and whether it went through the chat template."""
+
+    token_ids: tuple[int, ...]
+    is_chat: bool
+
+
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    vocab_size: int,
+) -> EncodedPrompt:
+    """Token ids of a prompt.
+
+    Text is taken raw, with BOS exactly once if the model has one (also where the tokenizer's own ``add_bos_token`` is
+    false, as Gemma 4's is). Messages go through the model's chat template. Ids are taken as they are.
+
+    Args:
+        prompt: Text, messages, or ids from 0 to ``vocab_size - 1``.
+        tokenizer: The target's.
+        tools: Tool schemas; for messages only.
+        chat_template_kwargs: For the template; for messages only.
+        vocab_size: Number of ids that the model knows.
+
+    Raises:
+        InvalidRequestError: The prompt is empty, of another type, or holds what is no token.
+        UnsupportedError: It holds an image or audio, or the model has no chat template.
+    """
+    if isinstance(prompt, str):
+        _refuse_chat_arguments(tools, chat_template_kwargs)
+        return EncodedPrompt(_encode_text(prompt, tokenizer), is_chat=False)
+    if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
+        raise InvalidRequestError(f"The prompt is of type {type(prompt).__name__}.", _KINDS)
+    items = list(prompt)
+    if not items:
+        raise InvalidRequestError("The prompt is empty.", _KINDS)
+    if all(isinstance(item, Mapping) for item in items):
+        messages = [_check_message(item) for item in items if isinstance(item, Mapping)]
+        token_ids = tokenizer.chat(messages, tools=tools, template_kwargs=chat_template_kwargs)
+        return EncodedPrompt(tuple(token_ids), is_chat=True)
+    _refuse_chat_arguments(tools, chat_template_kwargs)
+    return EncodedPrompt(tuple(_check_id(item, vocab_size) for item in items), is_chat=False)
+
+
+def _encode_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if not text:
+        raise InvalidRequestError("The prompt is empty.", _KINDS)
+    token_ids = tokenizer.encode(text)
+    bos = tokenizer.bos_token_id
+    if bos is not None and token_ids[:1] != [bos]:
+        token_ids = [bos, *token_ids]
+    return tuple(token_ids)
+
+
+def _check_id(item: Any, vocab_size: int) -> int:
+    try:
+        if isinstance(item, bool):
+            raise TypeError
+        token_id = operator.index(item)
+    except TypeError:
+        raise InvalidRequestError(
+            f"The prompt holds {item!r}, which is neither message nor token id.", _KINDS
+        ) from None
+    if not 0 <= token_id < vocab_size:
+        raise InvalidRequestError(
+            f"The prompt holds {token_id}, which is no token of this model.",
+            f"Token ids go from 0 to {vocab_size - 1}.",
+        )
+    return token_id
+
+
+def _check_message(message: Mapping[Any, Any]) -> Mapping[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequestError("A chat message has no role.", "Give it a role such as 'user'.")
+    content = message.get("content")
+    if content is None:
+        if not message.get("tool_calls"):
+            raise InvalidRequestError(f"The {role} message has no content.", "Give it text as its content.")
+    elif not isinstance(content, str):
+        _check_parts(role, content)
+    return message
+
+
+def _check_parts(role: str, content: Any) -> None:
+    if not isinstance(content, (list, tuple)):
+        raise InvalidRequestError(
+            f"The content of the {role} message is of type {type(content).__name__}.", "Give text, or a list of parts."
+        )
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in _MEDIA:
+            raise UnsupportedError(
+                f"The {role} message holds a part of type {kind}; only text works with drafts so far.",
+                "Leave the part out, or describe it in words.",
+            )
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequestError(
+                f"A part of the {role} message is not text.", "Parts look like {'type': 'text', 'text': '...'}."
+            )
+
+
+def _refuse_chat_arguments(tools: Any, template_kwargs: Any) -> None:
+    if tools or template_kwargs:
+        name = "tools" if tools else "chat_template_kwargs"
+        raise InvalidRequestError(
+            f"{name} were given with a prompt that is not chat messages.", "Give messages, or leave them out."
+        )

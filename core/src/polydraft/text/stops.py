@@ -1,0 +1,50 @@
+"""Stop strings, found as text arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["StopMatcher"]
+
+
+class StopMatcher:
+    """Looks for the first of several stop strings to be completed.
+
+    Keeps only the tail that may still become a match: the cost of a character is bounded by the stop strings' lengths,
+    not by the text's.
+
+    Args:
+        stops: Stop strings, none of them empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max((len(stop) for stop in stops), default=0)
+        self._tail = ""
+
+    def feed(self, text: str) -> tuple[int, str] | None:
+        """Take further text.
+
+        Returns:
+            None, or (characters between the match's begin and the end of all text fed so far, the stop string) of the
+            match that ends first; of several that end there, the longest.
+        """
+        if not self._stops:
+            return None
+        for index, character in enumerate(text):
+            self._tail = (self._tail + character)[-self._longest :]
+            found = [stop for stop in self._stops if self._tail.endswith(stop)]
+            if found:
+                stop = max(found, key=len)
+                return len(stop) + len(text) - index - 1, stop
+        return None
+
+    def held(self) -> int:
+        """How many of the last characters may be the begin of a match."""
+        tail = self._tail
+        longest = min(len(tail), self._longest - 1) if self._stops else 0
+        for length in range(longest, 0, -1):
+            end = tail[len(tail) - length :]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
