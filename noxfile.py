@@ -112,7 +112,8 @@ def unit(session: nox.Session) -> None:
     here = [backend.folder for backend in BACKENDS.values() if backend.installs_here]
     install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, *here))
     paths = [f"{folder}/tests" for folder in (CORE, PAIRS, CONFORMANCE, *here)]
-    session.run("pytest", *(path for path in paths if (ROOT / path).is_dir()), *session.posargs)
+    # The suite's own tests run pytest inside pytest.
+    session.run("pytest", "-p", "pytester", *(path for path in paths if (ROOT / path).is_dir()), *session.posargs)
 
 
 @nox.session
@@ -151,7 +152,7 @@ def readme(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install ``polydraft[transformers,builtin]`` from them into an empty environment, generate."""
-    dist = Path(session.create_tmp()) / "dist"
+    dist = (Path(session.create_tmp()) / "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*DISTRIBUTIONS))
     built = sorted(dist.glob("*.whl"))
@@ -161,7 +162,7 @@ def wheels(session: nox.Session) -> None:
         elsewhere = Path(folder)
         # Pinned by file, or an index might give another distribution of the same name.
         pins = elsewhere / "wheels.txt"
-        lines = [f"{wheel.name.split('-')[0].replace('_', '-')} @ {wheel.resolve().as_uri()}" for wheel in built]
+        lines = [f"{wheel.name.split('-')[0].replace('_', '-')} @ {wheel.as_uri()}" for wheel in built]
         pins.write_text("\n".join(lines) + "\n", encoding="utf-8")
         session.run(sys.executable, "-m", "virtualenv", "--quiet", str(elsewhere / "env"), external=True)
         programs = elsewhere / "env" / ("Scripts" if sys.platform == "win32" else "bin")
@@ -172,7 +173,7 @@ def wheels(session: nox.Session) -> None:
                 "--quiet",
                 "--no-compile",
                 "--find-links",
-                str(dist.resolve()),
+                str(dist),
                 "-c",
                 str(pins),
                 "-c",
