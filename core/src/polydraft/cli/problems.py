@@ -123,7 +123,7 @@ def in_options(text: str) -> str:
 def show_warnings() -> None:
     """Let warnings be one line on standard error, without the source line that raised them."""
 
-    def show(  # noqa: PLR0917 - the signature of warnings.showwarning
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,

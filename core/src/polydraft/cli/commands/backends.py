@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli import options as opt
 from polydraft.cli.streams import claim_output, console_for
 
 __all__ = ["backends"]

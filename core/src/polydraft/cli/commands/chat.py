@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli import options as opt
 from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
 from polydraft.cli.problems import tell
 from polydraft.cli.streams import claim_output, diagnostics, is_terminal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli import options as opt
 from polydraft.cli.problems import FAILURE
 from polydraft.cli.streams import claim_output, console_for
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli import options as opt
 from polydraft.cli.comparison import compare_with_plain, warm_up
 from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
 from polydraft.cli.prompts import read_prompt

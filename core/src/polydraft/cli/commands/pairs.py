@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polydraft.cli import options as opt  # noqa: TC001 - typer reads annotations at run time
+from polydraft.cli import options as opt
 from polydraft.cli.streams import claim_output, console_for
 
 if TYPE_CHECKING:
