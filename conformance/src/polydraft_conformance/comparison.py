@@ -64,7 +64,7 @@ def compare(
     if position is None:
         return Comparison("EXACT")
     engine = stepping_engine(session)
-    tokenizer = engine.tokenizer if engine else None
+    tokenizer = session.tokenizer
     context = [*prompt_token_ids, *expected[:position]]
     tokens = [tokens[position] if position < len(tokens) else None for tokens in (expected, found)]
     lines = [
@@ -86,13 +86,11 @@ def compare(
     return Comparison("DIVERGED", position, "\n".join(lines))
 
 
-def _token(token: int | None, tokenizer: Tokenizer | None) -> str:
+def _token(token: int | None, tokenizer: Tokenizer) -> str:
     if token is None:
         return "ended"
-    return f"token {token}" + (f" {_text([token], tokenizer)}" if tokenizer else "")
+    return f"token {token} {_text([token], tokenizer)}"
 
 
-def _text(tokens: Sequence[int], tokenizer: Tokenizer | None) -> str:
-    if tokenizer is None:
-        return str(list(tokens))
+def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
     return repr(b"".join(tokenizer.token_bytes(token) for token in tokens).decode("utf-8", "replace"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import Chunk
+    from polydraft.contract import Chunk, GenerationResult
     from polydraft.session.base import Session
 
 __all__ = ["Streamed", "stop_strings", "streamed"]
@@ -19,6 +19,7 @@ class Streamed:
     """The chunks of one generation."""
 
     chunks: tuple[Chunk, ...]
+    result: GenerationResult
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -52,7 +53,10 @@ class Streamed:
 
 def streamed(session: Session, prompt: Any, **settings: Any) -> Streamed:
     """Stream a generation to its end."""
-    return Streamed(tuple(session.stream(prompt, **settings)))
+    stream = session.stream(prompt, **settings)
+    chunks = tuple(stream)
+    assert stream.result is not None, "A stream that has ended has no result."
+    return Streamed(chunks, stream.result)
 
 
 def stop_strings(plain: Streamed, index: int) -> list[str]:
@@ -73,14 +77,19 @@ def stop_strings(plain: Streamed, index: int) -> list[str]:
     found = []
     for start in (len(before), len(before) - 1, len(before) - 4):
         stop = after[start:] if 0 <= start < len(after) else ""
-        if len(after) > len(before) and stop.strip() and stop not in found and _first(plain.text, stop, len(before)):
+        if len(after) > len(before) and stop.strip() and stop not in found and _first(plain, stop, len(before)):
             found.append(stop)
     return found
 
 
-def _first(text: str, stop: str, end_of_previous: int) -> bool:
-    """Whether the first match of ``stop`` ends after the previous token's text."""
-    return text.find(stop) + len(stop) > end_of_previous
+def _first(plain: Streamed, stop: str, end_of_previous: int) -> bool:
+    """Whether the first match of ``stop`` ends after the previous token's text, and no special token is before it.
+
+    Stop strings are matched against special tokens' names as well, which are in ``raw_text`` only.
+    """
+    text, raw = plain.text, plain.result.raw_text
+    start = text.find(stop)
+    return start + len(stop) > end_of_previous and raw.find(stop) == start and raw.startswith(text[:start])
 
 
 def pick(indices: Sequence[int], count: int) -> list[int]:

@@ -160,7 +160,7 @@ def test_min_new_tokens(polydraft_suite: Suite, polydraft_case: Case, polydraft_
         not_claimed("The backend does not claim the setting min_new_tokens.")
     for first in _ended_by_eos(polydraft_suite, polydraft_case, polydraft_session)[:2]:
         least = len(first.token_ids) + 3
-        settings = {"max_new_tokens": least + 8, "min_new_tokens": least}
+        settings: dict[str, Any] = {"max_new_tokens": least + 8, "min_new_tokens": least}
         prompt = list(first.prompt_token_ids)
         plain = polydraft_session.generate(prompt, speculate="off", **settings)
         result = polydraft_session.generate(prompt, **settings)
@@ -256,7 +256,7 @@ def _ended_by_eos(suite: Suite, case: Case, session: Session) -> list[Generation
     """
     key = ("ended by EOS", case.pair)
     if key not in suite.cache:
-        prompts = [*([{"role": "user", "content": chat}] for chat in CHATS), *TEXTS]
+        prompts: list[Any] = [*([{"role": "user", "content": chat}] for chat in CHATS), *TEXTS]
         results = [session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off") for prompt in prompts]
         suite.cache[key] = [result for result in results if result.finish_reason == "eos"]
     ended: list[GenerationResult] = suite.cache[key]

@@ -69,8 +69,8 @@ def test_closing_a_stream_cancels(
     for chunks in (1, 3):
         stream = polydraft_session.stream(prompt, **_LONG)
         begun = [token for _ in range(chunks) for token in next(stream).token_ids]
-        _close(stream)
-        _close(stream)
+        stream.close()
+        stream.close()
         more = sum(len(chunk.token_ids) for chunk in stream)
         expect(more == 0, f"A closed stream gave {more} more tokens.")
         wanted = result.token_ids[: len(begun)]
@@ -82,17 +82,20 @@ def test_closing_a_stream_cancels(
 
 @check(scope="once", after=_AFTER)
 def test_cancelling_from_another_thread(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
-    """A stream that another thread closes ends soon, and the session goes on."""
+    """A stream that another thread closes or cancels ends soon, and the session goes on."""
     prompt = list(polydraft_evidence.generations[1].prompt.token_ids)
-    stream = polydraft_session.stream(prompt, **_LONG)
-    first = next(stream)
-    errors: list[BaseException] = []
-    canceller = _in_thread(lambda: _close(stream), errors)
-    count = len(first.token_ids) + sum(len(chunk.token_ids) for chunk in stream)
-    canceller.join(_PATIENCE)
-    expect(not canceller.is_alive(), "close() from another thread does not return.")
-    expect(not errors, f"close() from another thread raised {errors}.")
-    expect(count < _LONG["max_new_tokens"], "close() from another thread did not cancel the stream.")
+    for name in ("stream.close()", "session.cancel()"):
+        stream = polydraft_session.stream(prompt, **_LONG)
+        first = next(stream)
+        errors: list[BaseException] = []
+        canceller = _in_thread(stream.close if name == "stream.close()" else polydraft_session.cancel, errors)
+        count = len(first.token_ids) + sum(len(chunk.token_ids) for chunk in stream)
+        canceller.join(_PATIENCE)
+        expect(not canceller.is_alive(), f"{name} from another thread does not return.")
+        expect(not errors, f"{name} from another thread raised {errors}.")
+        expect(count < _LONG["max_new_tokens"], f"{name} from another thread did not cancel the stream.")
+        result = stream.result
+        expect(result is not None and result.finish_reason == "cancelled", f"After {name} the result is {result}.")
     _expect_usable(polydraft_session, polydraft_evidence)
 
 
@@ -233,10 +236,6 @@ def _expect_usable(session: Session, found: Evidence) -> None:
     result = found.generations[1].speculative
     again = session.generate(list(result.prompt_token_ids), **greedy_settings(len(result.token_ids)))
     expect(again.token_ids == result.token_ids, "Afterwards the session gives another output than before.")
-
-
-def _close(stream: Any) -> None:
-    stream.close()
 
 
 def _in_thread(work: Callable[[], None], errors: list[BaseException]) -> threading.Thread:

@@ -119,7 +119,11 @@ def test_sampled_drafts_are_accepted(
     runs = []
     for seed in range(4):
         with logged(polydraft_session) as logs:
-            settings = {"temperature": 0.7, "max_new_tokens": _NEW_TOKENS, **_seed(polydraft_suite, seed)}
+            settings: dict[str, Any] = {
+                "temperature": 0.7,
+                "max_new_tokens": _NEW_TOKENS,
+                **_seed(polydraft_suite, seed),
+            }
             result = polydraft_session.generate(prompt, ignore_eos=True, **settings)
         runs.append((result, logs[-1] if logs else None))
     speculation = speculation_of(runs)
@@ -181,7 +185,7 @@ def _prompt(suite: Suite, case: Case, session: Session) -> list[int]:
     return list(prompt_of_length(suite, session, case, max(2, case.pair.window - 4)))
 
 
-def _seed(suite: Suite, seed: int) -> dict[str, int]:
+def _seed(suite: Suite, seed: int) -> dict[str, Any]:
     """``seed=`` where the backend claims it."""
     capabilities = suite.capabilities
     return {"seed": seed} if capabilities is not None and "seed" in capabilities.sampling else {}

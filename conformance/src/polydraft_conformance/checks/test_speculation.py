@@ -61,10 +61,10 @@ def test_drafts_are_accepted(polydraft_evidence: Evidence, polydraft_numbers: di
 
 @check(scope="target", after=("test_generates", "test_drafts_are_made", "test_drafts_are_accepted"))
 def test_acceptance_reaches_its_floor(
-    polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
 ) -> None:
     """On the prompts that the built-in pair was scored with, the mean acceptance length is within 10% of its score."""
-    floor = floor_of(polydraft_case)
+    floor = floor_of(polydraft_case, quick=polydraft_suite.options.quick)
     if floor is None:
         not_claimed(
             f"No score is recorded for {polydraft_case.pair.name} with {polydraft_case.drafter}, k={polydraft_case.k}."
