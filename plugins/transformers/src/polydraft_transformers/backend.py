@@ -1,0 +1,110 @@
+"""The backend: diagnosis, capabilities, and from a load request to an engine."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+from polydraft.contract import (
+    Capabilities,
+    DeviceRecord,
+    Diagnosis,
+    LoadRequest,
+    ModelSource,
+    SpeculationPlan,
+    SteppingBackend,
+    SteppingEngine,
+)
+from polydraft.errors import UnsupportedError
+
+from polydraft_transformers.options import TransformersOptions
+
+__all__ = ["TransformersBackend"]
+
+_INSTALL = "pip install 'transformers>=5.17,!=5.23.0'"
+
+
+class TransformersBackend(SteppingBackend):
+    """Runs safetensors checkpoints on CPU and CUDA."""
+
+    options = TransformersOptions
+
+    def capabilities(self) -> Capabilities:
+        """What works with every supported version."""
+        return Capabilities(
+            drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
+            seed_identical=True,
+            exposes_logits=True,
+            concurrent_calls=True,
+            max_speculative_tokens=16,
+        )
+
+    def diagnose(self) -> Diagnosis:
+        """Look at the versions, then at the devices (imports torch)."""
+        try:
+            installed, torch_version = version("transformers"), version("torch")
+        except PackageNotFoundError as error:
+            return Diagnosis(usable=False, reason=f"{error.name} is not installed.", remedy=_INSTALL)
+        if Version(installed) < Version("5.17"):
+            return Diagnosis(
+                usable=False,
+                engine_version=installed,
+                reason=f"transformers {installed} does not know Gemma 4 assistants.",
+                remedy=_INSTALL,
+            )
+        if Version(installed) == Version("5.23.0"):
+            return Diagnosis(
+                usable=False,
+                engine_version=installed,
+                reason="transformers 5.23.0 cannot build any Gemma 4 assistant.",
+                remedy=_INSTALL,
+            )
+        try:
+            devices = _devices()
+        except (ImportError, OSError) as error:
+            return Diagnosis(
+                usable=False, engine_version=installed, reason=f"torch cannot be imported: {error}", remedy=_INSTALL
+            )
+        return Diagnosis(
+            usable=True,
+            engine_version=installed,
+            devices=devices,
+            notes=(f"torch {torch_version}",),
+            rank=60 if len(devices) > 1 else 50,
+        )
+
+    def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
+        """An assistant cannot be a target."""
+        if target.model_type.endswith("_assistant"):
+            return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
+        return None
+
+    def load_engine(self, request: LoadRequest) -> SteppingEngine:
+        """Load the pair; see ``loading``."""
+        if request.exactness != "standard":
+            raise UnsupportedError(
+                f"The transformers backend does not offer exactness={request.exactness!r} yet.",
+                "Use exactness='standard', in float32 where near ties matter.",
+            )
+        from polydraft_transformers.loading import load_pair
+
+        return load_pair(request)
+
+
+def _devices() -> tuple[DeviceRecord, ...]:
+    import torch
+
+    from polydraft_transformers.loading import available_memory
+
+    found = [DeviceRecord(name="cpu", description="CPU", free_memory_bytes=available_memory(torch.device("cpu")))]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(
+            DeviceRecord(
+                name=f"cuda:{index}",
+                description=torch.cuda.get_device_name(index),
+                total_memory_bytes=total,
+                free_memory_bytes=free,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,66 @@
+"""A second, smaller causal language model as the drafter, with a KV cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from polydraft.contract import Chooser
+
+from polydraft_transformers.decoder import Decoder
+
+__all__ = ["DraftModel"]
+
+
+class DraftModel:
+    """The drafter's side of one sequence. It catches up on tokens that it has not run yet.
+
+    Args:
+        decoder: The draft model.
+        chunk: Tokens run in one forward while catching up.
+    """
+
+    def __init__(self, decoder: Decoder, chunk: int) -> None:
+        self._decoder = decoder
+        self._chunk = chunk
+        self._cache = decoder.new_cache()
+        self._run: list[int] = []
+
+    def propose(
+        self, token_ids: Sequence[int], k: int, chooser: Chooser, *, keep_logits: bool
+    ) -> tuple[list[int], torch.Tensor | None]:
+        """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
+        self.rollback(self._agreed(token_ids))
+        pending = list(token_ids[len(self._run) :])
+        while len(pending) > self._chunk:
+            self._forward(pending[: self._chunk])
+            pending = pending[self._chunk :]
+        drafts: list[int] = []
+        kept: list[torch.Tensor] = []
+        for step in range(k):
+            logits = self._decoder.logits(self._forward(pending)[0, -1:])
+            run = [token_ids[-1], *drafts] if chooser.needs_prefix else None
+            token = int(chooser.choose_draft(logits, len(token_ids) + step, run))
+            drafts.append(token)
+            pending = [token]
+            if keep_logits:
+                kept.append(logits)
+        return drafts, torch.cat(kept) if kept else None
+
+    def rollback(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        if length < len(self._run):
+            del self._run[length:]
+            self._cache.rollback(length)
+
+    def _agreed(self, token_ids: Sequence[int]) -> int:
+        """How many of the tokens that were run stand in the sequence; at least one token is left to run."""
+        agreed = min(len(self._run), len(token_ids) - 1)
+        while agreed > 0 and self._run[agreed - 1] != token_ids[agreed - 1]:
+            agreed -= 1
+        return agreed
+
+    def _forward(self, token_ids: list[int]) -> torch.Tensor:
+        hidden = self._decoder.forward(self._cache, token_ids)
+        self._run.extend(token_ids)
+        return hidden

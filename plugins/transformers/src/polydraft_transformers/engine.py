@@ -1,0 +1,95 @@
+"""A loaded pair."""
+
+from __future__ import annotations
+
+import threading
+from importlib.metadata import version
+from typing import Any
+
+from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
+
+from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.draft_model import DraftModel
+from polydraft_transformers.mtp import MtpDrafter
+from polydraft_transformers.sequence import TransformersSequence
+from polydraft_transformers.torch_ops import TorchOps
+
+__all__ = ["TransformersEngine"]
+
+
+class TransformersEngine(SteppingEngine):
+    """See ``SteppingEngine``.
+
+    Args:
+        target: The target.
+        drafter: An MTP drafter, a draft model, or None.
+        tokenizer: The target's.
+        request: What was asked for.
+        context_length: Tokens a sequence may hold.
+    """
+
+    def __init__(
+        self,
+        target: Decoder,
+        drafter: MtpDrafter | Decoder | None,
+        tokenizer: Tokenizer,
+        request: LoadRequest,
+        context_length: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._target: Decoder | None = target
+        self._drafter = drafter
+        self._chunk: int = request.engine_options.prefill_chunk_size
+        self._k = request.plan.num_speculative_tokens
+        self._context_length = context_length
+        self._dtype = str(target.dtype).removeprefix("torch.")
+        self._device = str(target.device)
+        self._lock = threading.Lock()
+
+    @property
+    def array_ops(self) -> Any:
+        """Torch's."""
+        return TorchOps()
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """The session's k."""
+        return self._k
+
+    @property
+    def target(self) -> Decoder:
+        """The target; not after ``close``."""
+        assert self._target is not None
+        return self._target
+
+    def running(self, request: LoadRequest) -> RunningInfo:
+        """What really runs."""
+        plan = request.plan
+        return RunningInfo(
+            backend="transformers",
+            engine="transformers",
+            engine_version=version("transformers"),
+            target=request.target.id,
+            drafter=plan.drafter.id if plan.drafter else None,
+            method=plan.kind,
+            num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
+            dtype=self._dtype,
+            device=self._device,
+            context_length=self._context_length,
+            exactness=request.exactness,
+            concurrency="concurrent",
+            speculation_off=plan.off,
+            notes=(plan.note,) if plan.note else (),
+        )
+
+    def open_sequence(self) -> TransformersSequence:
+        """A sequence with buffers of its own."""
+        drafter = self._drafter
+        if isinstance(drafter, Decoder):
+            return TransformersSequence(self.target, DraftModel(drafter, self._chunk), self._chunk, self._lock)
+        return TransformersSequence(self.target, drafter, self._chunk, self._lock)
+
+    def close(self) -> None:
+        """Drop the models."""
+        self._target = None
+        self._drafter = None

@@ -1,0 +1,172 @@
+"""From a load request to a loaded pair: files, device, dtype, memory, models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from polydraft.checkpoints.fetch import fetch
+from polydraft.checkpoints.safetensors import weight_files
+from polydraft.contract import LoadRequest, ModelSource
+from polydraft.errors import (
+    ContextLengthError,
+    DeviceError,
+    InvalidRequestError,
+    ModelFormatError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from polydraft.text.hub_tokenizer import HubTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.engine import TransformersEngine
+from polydraft_transformers.mtp import MtpDrafter
+
+__all__ = ["available_memory", "load_pair"]
+
+_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def load_pair(request: LoadRequest) -> TransformersEngine:
+    """Load target and drafter.
+
+    Raises:
+        DeviceError: The device is not there.
+        OutOfMemoryError: The weights do not fit into the free memory.
+        ModelFormatError: A file is missing or damaged, or the architecture unknown.
+        InvalidRequestError: Unknown dtype or device, or a context longer than the model's.
+    """
+    device = _device(request.device)
+    dtype = _dtype(request)
+    options = request.engine_options
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
+    plan = request.plan
+    drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
+    _check_memory([path for path in (target_path, drafter_path) if path is not None], dtype, device)
+    slack = plan.num_speculative_tokens + 2
+    experts = options.experts_implementation
+    target = Decoder(_model(request.target, target_path, request, dtype, device, experts), slack)
+    drafter: MtpDrafter | Decoder | None = None
+    if plan.drafter is not None and drafter_path is not None:
+        loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
+        drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, slack)
+    context = _context_length(request, target.config)
+    return TransformersEngine(target, drafter, _tokenizer(target_path, request), request, context)
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes of a device."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidRequestError(f"{name!r} is no device.", "Give auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"The device {name} was asked for, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
+            "Use device='cpu', or install a CUDA build of torch (`polydraft doctor` shows the devices).",
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"The transformers backend has not been tried on {device.type}.", "Use device='cpu' or 'cuda'."
+        )
+    return device
+
+
+def _dtype(request: LoadRequest) -> torch.dtype:
+    if request.dtype == "auto":
+        text = request.target.config.get("text_config") or {}
+        config = request.target.config
+        named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+        return _DTYPES.get(str(named).removeprefix("torch."), torch.float32)
+    if request.dtype not in _DTYPES:
+        raise InvalidRequestError(f"dtype is {request.dtype!r}.", f"Give auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[request.dtype]
+
+
+def _check_memory(folders: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
+    # Checkpoints are stored in 2-byte floats as a rule; loading in float32 doubles them.
+    factor = 2 if dtype == torch.float32 else 1
+    needed = factor * sum(file.stat().st_size for folder in folders for file in weight_files(folder))
+    free = available_memory(device)
+    if needed > free:
+        raise OutOfMemoryError(
+            f"The weights need about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free.",
+            "Choose a smaller model, or dtype='bfloat16'.",
+        )
+
+
+def _model(
+    source: ModelSource, path: Path, request: LoadRequest, dtype: torch.dtype, device: torch.device, experts: str | None
+) -> Any:
+    names = source.config.get("architectures") or []
+    conditional = any(name.endswith("ForConditionalGeneration") for name in names)
+    loader = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
+    extra = {"experts_implementation": experts} if experts else {}
+    try:
+        if source.model_type.endswith("_assistant"):
+            loader = AutoModelForCausalLM
+        model = loader.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=request.trust_remote_code,
+            local_files_only=True,
+            **extra,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelFormatError(
+            f"Transformers cannot load {source.id}: {str(error).splitlines()[0] if str(error) else error!r}",
+            "Check that the checkpoint is complete and its architecture known to the installed version.",
+        ) from error
+    return model.to(device).eval()
+
+
+def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=request.trust_remote_code)
+    ends: set[int] = set()
+    listed: Any = request.target.config.get("eos_token_id")
+    if (path / "generation_config.json").exists():
+        listed = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or listed
+    if listed is not None:
+        ends.update(listed if isinstance(listed, list) else [listed])
+    return HubTokenizer(tokenizer, eos_token_ids=ends)
+
+
+def _context_length(request: LoadRequest, config: Any) -> int:
+    own = int(getattr(config, "max_position_embeddings", 0) or 4096)
+    if request.context_length is None:
+        return own
+    if request.context_length > own:
+        raise ContextLengthError(
+            f"context_length is {request.context_length}, and {request.target.id} was made for {own} tokens.",
+            f"Give at most {own}.",
+        )
+    return request.context_length

@@ -1,0 +1,20 @@
+"""The backend's own options."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from polydraft.contract import EngineOptions
+from pydantic import Field
+
+__all__ = ["TransformersOptions"]
+
+
+class TransformersOptions(EngineOptions):
+    """``load(..., engine_options={"num_threads": 2})``."""
+
+    num_threads: int | None = Field(default=None, ge=1, description="torch.set_num_threads, for the whole process.")
+    prefill_chunk_size: int = Field(default=512, ge=1, description="Prompt tokens run in one forward.")
+    experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
+        default=None, description="How Transformers runs mixtures of experts; None: its own choice."
+    )

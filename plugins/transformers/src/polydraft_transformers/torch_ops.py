@@ -1,0 +1,105 @@
+"""The sampler's array operations on torch, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["TorchOps"]
+
+# Where more candidates than this are left, compacting costs more than it saves.
+_COMPACT_LIMIT = 4096
+
+
+class TorchOps:
+    """See ``polydraft.sampling.ops.ArrayOps``."""
+
+    def float32(self, array: Any) -> torch.Tensor:
+        return torch.as_tensor(array).to(torch.float32)
+
+    def int64(self, array: torch.Tensor) -> torch.Tensor:
+        return array.to(torch.int64)
+
+    def bits(self, array: torch.Tensor) -> torch.Tensor:
+        return array.contiguous().view(torch.int32).to(torch.int64)
+
+    def from_bits(self, array: torch.Tensor) -> torch.Tensor:
+        return array.to(torch.int32).view(torch.float32)
+
+    def column(self, values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=like.device)[:, None]
+
+    def where(self, condition: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
+        return torch.where(condition, yes, no)
+
+    def floor(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.floor(array)
+
+    def row_max(self, array: torch.Tensor) -> torch.Tensor:
+        return array.amax(dim=-1, keepdim=True)
+
+    def row_min(self, array: torch.Tensor) -> torch.Tensor:
+        return array.amin(dim=-1, keepdim=True)
+
+    def row_sum(self, array: torch.Tensor) -> torch.Tensor:
+        return array.sum(dim=-1, keepdim=True)
+
+    def row_cumsum(self, array: torch.Tensor) -> torch.Tensor:
+        return array.cumsum(dim=-1)
+
+    def argmax(self, array: torch.Tensor) -> torch.Tensor:
+        # The documentation promises the first of several maximal values.
+        return array.argmax(dim=-1)
+
+    def argsort_descending(self, keys: torch.Tensor) -> torch.Tensor:
+        return keys.argsort(dim=-1, descending=True)
+
+    def take(self, array: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return array.gather(-1, indices)
+
+    def candidates(self, values: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = values >= floor
+        if values.device.type == "cpu":
+            width = max(int(mask.sum(dim=-1).max()), 1)
+            if width <= _COMPACT_LIMIT:
+                kept, columns = values.topk(width, dim=-1)
+                return torch.where(kept >= floor, kept, -torch.inf), columns
+        columns = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+        return torch.where(mask, values, -torch.inf), columns
+
+    def best(self, array: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = array.topk(min(count, array.shape[-1]), dim=-1)
+        return found.values, found.indices
+
+    def first_column(self, array: torch.Tensor) -> torch.Tensor:
+        return array[:, 0]
+
+    def column_mask(self, array: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.arange(array.shape[-1], device=array.device)[None, :] < count
+
+    def entries(self, array: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+        return array[self._index(rows, array), self._index(columns, array)]
+
+    def with_entries(
+        self, array: torch.Tensor, rows: Sequence[int], columns: Sequence[int], values: torch.Tensor | float
+    ) -> torch.Tensor:
+        changed = array.clone()
+        changed[self._index(rows, array), self._index(columns, array)] = values
+        return changed
+
+    def tolist(self, array: torch.Tensor) -> list[Any]:
+        result: list[Any] = array.tolist()
+        return result
+
+    def numpy(self, array: torch.Tensor) -> Any:
+        wanted = torch.float32 if array.is_floating_point() else torch.int64
+        return array.detach().to(device="cpu", dtype=wanted).numpy().copy()
+
+    def from_numpy(self, array: Any, like: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(array).to(like.device)
+
+    @staticmethod
+    def _index(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=like.device)
