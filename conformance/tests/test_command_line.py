@@ -1,6 +1,8 @@
 """Options, usage errors, availability, and the files that are written."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from polydraft.contract import Diagnosis
@@ -52,16 +54,27 @@ def test_a_failure_in_the_report(conformance, mutant):
     assert "- `test_drafts_are_made` (toy, mtp, k=4): The drafter is silent" in markdown
 
 
-def test_no_backend_is_named(pytester):
-    result = pytester.runpytest_subprocess("--pyargs", "polydraft_conformance")
-    assert result.ret == USAGE
-    result.stderr.fnmatch_lines(["*--polydraft-backend NAME*"])
+@pytest.fixture
+def pytest_here(tmp_path):
+    """Runs pytest in a process and folder of its own, where the suite is nothing but an installed plugin."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
 
 
-def test_a_backend_that_is_not_installed(pytester):
-    result = pytester.runpytest_subprocess("--pyargs", "polydraft_conformance", "--polydraft-backend", "no-such")
-    assert result.ret == USAGE
-    result.stderr.fnmatch_lines(["*no backend 'no-such'*"])
+def test_no_backend_is_named(pytest_here):
+    finished = pytest_here("--pyargs", "polydraft_conformance")
+    assert finished.returncode == USAGE
+    assert "--polydraft-backend NAME" in finished.stderr
+
+
+def test_a_backend_that_is_not_installed(pytest_here):
+    finished = pytest_here("--pyargs", "polydraft_conformance", "--polydraft-backend", "no-such")
+    assert finished.returncode == USAGE
+    assert "no backend 'no-such'" in finished.stderr
 
 
 @pytest.mark.parametrize(
@@ -126,10 +139,12 @@ def test_an_unusable_backend_gives_reason_and_remedy(conformance, unusable):
     assert conformance(backend=silent).rows("fail") == {"test_backend_can_run_here"}
 
 
-def test_other_people_s_tests_are_left_alone(pytester):
-    pytester.makepyfile("def test_one(): assert 1\ndef test_two(): import sys; assert 'polydraft' not in sys.modules")
-    result = pytester.runpytest_subprocess()
-    result.assert_outcomes(passed=2)
+def test_other_people_s_tests_are_left_alone(pytest_here, tmp_path):
+    test = "def test_one(): assert 1\ndef test_two():\n    import sys\n    assert 'polydraft' not in sys.modules\n"
+    (tmp_path / "test_others.py").write_text(test)
+    finished = pytest_here()
+    assert finished.returncode == 0, finished.stdout
+    assert "2 passed" in finished.stdout
 
 
 def test_unavailable_is_recorded_without_a_run(tmp_path, capsys):
