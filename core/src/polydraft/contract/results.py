@@ -171,7 +171,7 @@ class GenerationResult(Record):
     text: str = Field(description="The answer: no special tokens, thinking and tool calls parsed apart.")
     raw_text: str = Field(description="All emitted tokens as text, special tokens included.")
     token_ids: tuple[int, ...] = Field(
-        description="Emitted tokens, with the EOS or stop token, or the token that completed a stop string, as the last."
+        description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string."
     )
     prompt_token_ids: tuple[int, ...]
     finish_reason: FinishReason

@@ -51,9 +51,10 @@ class RoundCounts:
         """The finished statistics."""
         if self.reported is not None:
             return self.reported
-        times = {"prefill_seconds": self.prefill_seconds, "decode_seconds": self.decode_seconds}
         if not self._known:
-            return GenerationStats(num_tokens=self.num_tokens, **times)
+            return GenerationStats(
+                num_tokens=self.num_tokens, prefill_seconds=self.prefill_seconds, decode_seconds=self.decode_seconds
+            )
         return GenerationStats(
             num_tokens=self.num_tokens,
             num_target_steps=max(self.num_rounds - 1, 0),
@@ -61,5 +62,6 @@ class RoundCounts:
             num_draft_tokens=self.num_draft_tokens,
             num_accepted_tokens=self.num_accepted_tokens,
             accepted_per_position=tuple(self.accepted_per_position),
-            **times,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
         )

@@ -4,8 +4,8 @@ Noise at (seed, stream, position, token id) is a pure function of these four int
 shape and device. The map from the hash to a float is fixed here, bit by bit: only integer operations and separately
 rounded IEEE float32 additions and multiplications are used, never a library's own ``log``.
 
-Sources: the finaliser is ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018); the keys are made by SplitMix64
-(Steele, Lea and Flood 2014); the polynomials of ``log`` and ``exp`` are those of Cephes (Moshier 1989), ``logf``/``expf``.
+Sources: the finaliser is ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018); the keys are made by
+SplitMix64 (Steele, Lea and Flood 2014); the polynomials of ``log`` and ``exp`` are those of Cephes (Moshier 1989).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sessions: a loaded pair that generates. ``base`` is the public API, ``stepping`` runs the core's loop over an engine."""
+"""Sessions: a loaded pair that generates. ``base`` is the public API, ``stepping`` runs the core's loop."""

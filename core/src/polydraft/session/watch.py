@@ -33,16 +33,14 @@ class AcceptanceWatch:
     def add(self, generation: Generation) -> None:
         """Count a finished generation, and warn if it is time to."""
         stats = generation.counts.stats()
-        if not self._active or generation.off is not None or stats.num_draft_tokens is None:
+        if generation.off is not None or stats.num_draft_tokens is None:
             return
         with self._lock:
-            if not self._active:
-                return
             self._steps += stats.num_target_steps or 0
             self._drafted += stats.num_draft_tokens
             self._accepted += stats.num_accepted_tokens or 0
-            message = self._message()
-            self._active = message is None
+            message = self._message() if self._active else None
+            self._active = self._active and message is None
         if message is not None:
             warnings.warn(message, SpeculationWarning, stacklevel=2)
 

@@ -1,7 +1,7 @@
-"""Thinking and tool calls of chat models, told apart by token ids.
+r"""Thinking and tool calls of chat models, told apart by token ids.
 
-Ids, not text: a chunk may hold any number of tokens, and text can be cut anywhere (vllm#42781, #41967, #45588). Gemma 4:
-``<|channel>thought\\n...<channel|>`` and ``<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>``
+Ids, not text: a chunk may hold any number of tokens, and text can be cut anywhere (vllm#42781, #41967, #45588).
+Gemma 4: ``<|channel>thought\n...<channel|>`` and ``<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>``
 (ai.google.dev, "Gemma 4 prompt formatting"). Families that wrap thoughts in ``<think>`` tokens are known too.
 """
 
@@ -48,9 +48,13 @@ class ChatParser:
         self._closing: int | None = None
         for token_id in prompt_token_ids:
             self.step(token_id)
+        self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        """A call left open in the prompt is not the answer's; neither is a channel's name."""
+        self.names_channel = False
         if self.part == "tool_call":
             self.part, self._closing = "answer", None
-        self.names_channel = False
 
     def step(self, token_id: int) -> bool:
         """Follow one token. True if it is a bracket and belongs to no part; ``part`` is then the part after it."""

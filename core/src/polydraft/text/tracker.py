@@ -216,7 +216,7 @@ class OutputTracker:
 
     def _route_thinking(self, text: str) -> None:
         if self._channel_line:  # "thought\n" names the channel
-            head, newline, text = text.partition("\n")
+            _, newline, text = text.partition("\n")
             if not newline:
                 return
             self._channel_line = False

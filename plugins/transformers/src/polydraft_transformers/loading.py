@@ -133,7 +133,7 @@ def _model(
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
-        model = loader.from_pretrained(
+        model: Any = loader.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -146,7 +146,8 @@ def _model(
             f"Transformers cannot load {source.id}: {str(error).splitlines()[0] if str(error) else error!r}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
-    return model.to(device).eval()
+    model.to(device=device)
+    return model.eval()
 
 
 def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
