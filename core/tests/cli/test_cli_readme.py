@@ -65,7 +65,8 @@ def test_the_example_of_the_readme():
     assert code.count("google/gemma-4-E4B-it") == 1
     small = code.replace("google/gemma-4-E4B-it", "builtin:tiny-e2b").replace("max_new_tokens=256", "max_new_tokens=20")
     out = run(["-c", small.replace("seed=1", "seed=1, max_new_tokens=20")])
-    assert re.search(r"0\.\d+ \d\.\d+", out), "acceptance rate and mean acceptance length"
+    # Acceptance rate and mean acceptance length; None where the small model ends before a draft was made.
+    assert re.search(r"(None|[01]\.\d+) (None|\d\.\d+)", out)
 
 
 @needs_builtin_pair
