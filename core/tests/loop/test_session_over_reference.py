@@ -14,6 +14,7 @@ from polydraft.errors import (
     SessionClosedError,
     SpeculationUnavailableError,
 )
+from polydraft.session.watch import SpeculationWarning
 
 pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
 
@@ -238,13 +239,14 @@ def test_speculate_off_says_so(kit, session):
 
 
 def test_a_session_without_drafter_says_so(kit):
+    made = len(kit.logs)
     with kit.session(None) as session:
         assert session.running.method is None
         result = session.generate(PROMPT, max_new_tokens=20)
         assert result.speculation_off is not None
         with pytest.raises(SpeculationUnavailableError):
             session.generate(PROMPT, max_new_tokens=20, speculate="on")
-    assert len(kit.logs) == 1
+    assert len(kit.logs) == made + 1
 
 
 def test_too_few_tokens_to_draft_any(session):
@@ -266,7 +268,7 @@ def test_a_silent_drafter_is_told_once(kit):
     with kit.session("mtp", 4, sequence_class=silent) as session, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = [session.generate(PROMPT, **LONG) for _ in range(5)]
-    assert [warning.category for warning in caught] == [UserWarning]
+    assert [warning.category for warning in caught] == [SpeculationWarning]
     assert "draft" in str(caught[0].message)
     first = results[0]
     assert first.stats.num_draft_tokens == 0
@@ -278,7 +280,7 @@ def test_an_always_wrong_drafter_is_told_once(kit):
         warnings.simplefilter("always")
         for _ in range(5):
             session.generate(PROMPT, **LONG)
-    assert [warning.category for warning in caught] == [UserWarning]
+    assert [warning.category for warning in caught] == [SpeculationWarning]
     assert "accept" in str(caught[0].message)
 
 

@@ -40,7 +40,7 @@ def parse(target: str | Path) -> Name:
         InvalidRequestError: The name is empty, a URL, or can be neither a path nor a Hub id.
     """
     if isinstance(target, Path):
-        return Name("local", str(target.expanduser()))
+        return Name("local", str(_expanded(target)))
     name = target.strip()
     if not name:
         raise InvalidRequestError("The model's name is empty.", "Give a Hub id, a folder, or builtin:<name>.")
@@ -49,7 +49,7 @@ def parse(target: str | Path) -> Name:
     if url := _URL.match(name):
         repo = "/".join(url["rest"].strip("/").split("/")[:2])
         raise InvalidRequestError(f"{name!r} is a URL.", f"Write the Hub id alone: {repo!r}.")
-    local = Path(name).expanduser()
+    local = _expanded(Path(name))
     if _looks_like_path(name) or _exists(local):
         return Name("local", str(local))
     if match := _HUB.fullmatch(name):
@@ -76,6 +76,13 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name too long for the file system is no path
         return False
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~name of nobody: a name like any other
+        return path
 
 
 def _looks_like_path(name: str) -> bool:
