@@ -1,0 +1,96 @@
+"""The engine on the built-in pairs, against Transformers' own forwards and generate()."""
+
+import polydraft
+import pytest
+from polydraft.errors import ContextLengthError, DeviceError, InvalidRequestError
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+
+PROMPT = [2, *range(300, 340)]
+LONG = [2, *(300 + (7 * i) % 600 for i in range(200))]  # past the window of 64
+
+
+@pytest.fixture(scope="module", params=["tiny-e2b", "tiny-31b", "tiny-26b", "tiny-llama"])
+def session(request):
+    with polydraft.load(f"builtin:{request.param}", backend="transformers", dtype="float32", device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, LONG], ids=["short", "long"])
+def test_greedy_equals_generate(session, prompt):
+    model = session.engine.target.model
+    with torch.inference_mode():
+        wanted = model.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None, use_cache=True
+        )
+    result = session.generate(prompt, max_new_tokens=24, ignore_eos=True)
+    assert list(result.token_ids) == wanted[0, len(prompt) :].tolist()
+    assert result.stats.num_draft_tokens > 0
+
+
+class Greedy:
+    needs_prefix = False
+
+    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
+        return logits.argmax(dim=-1).tolist(), None
+
+    def choose_draft(self, logits, position, run_token_ids=None):
+        return logits.argmax(dim=-1)
+
+
+@pytest.mark.parametrize("length", [60, 63, 64, 65, 66, 70, 130, 330])
+def test_after_a_rollback_the_logits_are_those_of_a_fresh_prefill(session, length):
+    tokens = (LONG + LONG)[: length + 1]
+    used, fresh = session.engine.open_sequence(), session.engine.open_sequence()
+    used.prefill(tokens[:length], Greedy())
+    used.verify([5, 6, 7, 8, 9], Greedy())
+    used.rollback(length)
+    got = used.verify(tokens[length:], Greedy(), keep_logits=True).logits.numpy()
+    want = fresh.prefill(tokens, Greedy(), keep_logits=True).logits.numpy()
+    assert abs(got - want).max() < 1e-3
+
+
+def test_drafter_logits_are_upstreams():
+    with polydraft.load("builtin:tiny-e2b", backend="transformers", dtype="float32", device="cpu") as loaded:
+        sequence = loaded.engine.open_sequence()
+        newest = sequence.prefill(PROMPT, Greedy()).token_ids[0]
+        ours = sequence.propose(newest, 1, Greedy(), keep_logits=True).logits.numpy()
+        model, assistant = loaded.engine.target.model, loaded.engine._drafter._assistant
+        with torch.inference_mode():
+            out = model(torch.tensor([PROMPT]), output_hidden_states=True, return_shared_kv_states=True)
+            embedded = model.get_input_embeddings()(torch.tensor([[newest]]))
+            upstream = (
+                assistant(
+                    inputs_embeds=torch.cat([embedded, out.hidden_states[-1][:, -1:]], dim=-1),
+                    position_ids=torch.tensor([[len(PROMPT)]]),
+                    shared_kv_states=dict(out.shared_kv_states),
+                    use_cache=False,
+                )
+                .logits[0]
+                .numpy()
+            )
+        assert abs(ours - upstream).max() < 1e-3
+
+
+def test_cuda_where_there_is_none():
+    if torch.cuda.is_available():
+        with polydraft.load("builtin:tiny-e2b", backend="transformers", device="cuda") as loaded:
+            assert loaded.running.device.startswith("cuda")
+        return
+    with pytest.raises(DeviceError, match="cuda"):
+        polydraft.load("builtin:tiny-e2b", backend="transformers", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("dtype", "float99", InvalidRequestError),
+        ("device", "no-such", DeviceError),
+        ("context_length", 10**9, ContextLengthError),
+        ("engine_options", {"num_thread": 1}, InvalidRequestError),
+    ],
+)
+def test_bad_arguments(argument, value, error):
+    with pytest.raises(error):
+        polydraft.load("builtin:tiny-e2b", backend="transformers", **{argument: value})
