@@ -40,6 +40,10 @@ class Backend:
     """Its distribution."""
     needs: str = ""
     """PEP 508 marker of the platforms that its engine has packages for; empty: all."""
+    constraints: str = ""
+    """File of versions that only this engine's environment takes, in its folder; empty: the shared ones."""
+    requires: tuple[str, ...] = ()
+    """What its environment gets first, where the engine's own package would bring another build of it."""
 
     @property
     def installs_here(self) -> bool:
@@ -63,9 +67,9 @@ DEMO_PROMPT = """class Stack:
 """
 
 
-def install(session: nox.Session, *what: str) -> None:
+def install(session: nox.Session, *what: str, constraints: Path = CONSTRAINTS) -> None:
     """Install with the pinned versions. Byte code is made on first import: most of torch is never imported."""
-    session.install("--quiet", "--no-compile", "-c", str(CONSTRAINTS), *what)
+    session.install("--quiet", "--no-compile", "-c", str(constraints), *what)
 
 
 def folders(*names: str) -> list[str]:
@@ -99,28 +103,34 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: mypy --strict (set in pyproject.toml), one distribution after the other."""
-    here = [backend.folder for backend in BACKENDS.values() if backend.installs_here]
-    install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, *here))
-    for folder in (CORE, PAIRS, CONFORMANCE, *here):
+    """Types: mypy --strict (set in pyproject.toml), one distribution after the other.
+
+    Engines that conflict cannot share this environment: of all but Transformers the calls are unchecked.
+    """
+    install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, BACKENDS["transformers"].folder))
+    plugins = [backend.folder for backend in BACKENDS.values()]
+    install(session, "--no-deps", *folders(*plugins))
+    for folder in (CORE, PAIRS, CONFORMANCE, *plugins):
         session.run("mypy", f"{folder}/src")
     session.run("mypy", "noxfile.py", "ci", "examples")
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit tests of all distributions."""
-    here = [backend.folder for backend in BACKENDS.values() if backend.installs_here]
-    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, *here))
-    paths = [f"{folder}/tests" for folder in (CORE, PAIRS, CONFORMANCE, *here)]
+    """Unit tests of the core, the built-in pairs, the suite, and the plugins of the two engines that these need."""
+    needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
+    install(session, "pytest", "hypothesis", *folders(*needed))
     # The suite's own tests run pytest inside pytest.
-    session.run("pytest", "-p", "pytester", *(path for path in paths if (ROOT / path).is_dir()), *session.posargs)
+    session.run("pytest", "-p", "pytester", *(f"{folder}/tests" for folder in needed), *session.posargs)
 
 
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def conformance(session: nox.Session, backend: str) -> None:
-    """The conformance suite on one backend; reports go to conformance-reports/<backend>."""
+    """One backend: its plugin's own tests, then the suite; reports go to conformance-reports/<backend>.
+
+    What follows ``--`` goes to the suite.
+    """
     plugin = BACKENDS[backend]
     report = REPORTS / backend
     if not plugin.installs_here:
@@ -128,7 +138,12 @@ def conformance(session: nox.Session, backend: str) -> None:
         reason = f"{plugin.folder} needs a platform where {plugin.needs}."
         session.run("polydraft-conformance", "unavailable", backend, "--reason", reason, "--report", str(report))
         return
-    install(session, "pytest", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder))
+    versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
+    if plugin.requires:
+        install(session, *plugin.requires, constraints=versions)
+    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+    if backend not in ("transformers", "reference"):  # `unit` runs these
+        session.run("pytest", f"{plugin.folder}/tests")
     session.run(
         "pytest",
         "--pyargs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft.contract import Prompt
 from polydraft.errors import ContextLengthError
 
 from polydraft_conformance.catalog import check, not_claimed
@@ -257,7 +258,8 @@ def _ended_by_eos(suite: Suite, case: Case, session: Session) -> list[tuple[Any,
     key = ("ended by EOS", case.pair)
     if key not in suite.cache:
         found: list[tuple[Any, GenerationResult]] = []
-        for prompt in (*([{"role": "user", "content": chat}] for chat in CHATS), *TEXTS):
+        chats: list[Prompt] = [[{"role": "user", "content": chat}] for chat in CHATS]
+        for prompt in [*chats, *TEXTS]:
             result = session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
             if result.finish_reason == "eos":
                 found.append((prompt, result))
