@@ -1,0 +1,123 @@
+"""Measuring on a stepping engine, with its logits and without any drafter."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from polydraft.errors import EngineError
+from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling.noise import gumbel, row_keys
+from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft.verification.verdict import Tie
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from polydraft.contract.requests import TokenRequest
+    from polydraft.contract.stepping import Step, SteppingEngine
+
+__all__ = ["measure_tie"]
+
+_BEFORE, _AFTER = 48, 16
+"""Positions before and after the difference that the noise is measured at: rows of a large vocabulary are megabytes."""
+
+Logits = npt.NDArray[np.float32]
+
+
+def measure_tie(
+    engine: SteppingEngine, request: TokenRequest, expected: Sequence[int], found: Sequence[int], position: int, k: int
+) -> Tie:
+    """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
+
+    The blocks are the control. They hold what plain decoding chose, so neither a drafter nor a rollback takes part; the
+    output is run once for each place that the position can have in its block.
+
+    Args:
+        engine: The engine; sequences of its own are opened, one at a time.
+        request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p) are applied in the control's
+            choices, but are not part of the margin.
+        expected: Plain output.
+        found: The other output.
+        position: Index of the first token that differs; both have one there.
+        k: The other output's number of speculative tokens, at most ``engine.max_draft_tokens``.
+    """
+    output = list(expected[: position + _AFTER])
+    shown = range(max(0, position - _BEFORE), len(output))
+    plain = {index: row for index, row, _ in _run(engine, request, output, 1, 0, shown)}
+    noise: list[float] = []
+    control: list[int] = []
+    for offset in range(k + 1):
+        for index, row, choice in _run(engine, request, output, k + 1, offset, shown):
+            if index == position:
+                control.append(choice)
+            elif index > 0:  # index 0 is the prefill's in both
+                noise.append(_difference(plain[index], row))
+    tokens = (expected[position], found[position])
+    logits = [float(plain[position][token]) for token in tokens]
+    terms = _noise_terms(request, len(request.prompt_token_ids) + position, tokens)
+    return Tie(
+        source="logits",
+        values=(logits[0], logits[1]),
+        margin=logits[0] - logits[1] + terms[0] - terms[1],
+        noise=max(noise, default=None),
+        control=tuple(control),
+    )
+
+
+def _run(
+    engine: SteppingEngine, request: TokenRequest, output: Sequence[int], block: int, offset: int, shown: range
+) -> Iterator[tuple[int, Logits, int]]:
+    """Run prompt and output in blocks (the first of ``offset`` tokens, if any).
+
+    Yields:
+        For each index of the output in ``shown``: the index, the logits that it is chosen from, of shape (vocab,), and
+        the token that the rule chooses from them.
+    """
+    chooser = RuleChooser(engine.array_ops, request)
+    run = output[:-1]  # nothing is chosen after the last token
+    cuts = sorted({0, *range(offset, len(run), block), len(run)})
+    with closing(engine.open_sequence()) as sequence:
+        step = sequence.prefill(request.prompt_token_ids, chooser, keep_logits=True)
+        yield from _shown(step, 0, shown)
+        for start, end in pairwise(cuts):
+            step = sequence.verify(run[start:end], chooser, keep_logits=end >= shown.start)
+            yield from _shown(step, start + 1, shown)
+
+
+def _shown(step: Step, first: int, shown: range) -> Iterator[tuple[int, Logits, int]]:
+    """The rows of a step that are in ``shown``; row 0 chooses output token ``first``."""
+    indices = [index for index in range(first, first + len(step.token_ids)) if index in shown]
+    if not indices:
+        return
+    if step.logits is None:
+        raise EngineError(
+            "The engine gave no logits, though they were asked for.",
+            "This is a defect of the backend; report it to its authors.",
+        )
+    rows = step.logits.numpy()
+    for index in indices:
+        yield index, rows[index - first], step.token_ids[index - first]
+
+
+def _difference(left: Logits, right: Logits) -> float:
+    """Largest absolute difference of one logit; entries that are the same infinity do not differ."""
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    gaps[left == right] = 0.0
+    return float(gaps.max())
+
+
+def _noise_terms(request: TokenRequest, position: int, token_ids: tuple[int, int]) -> tuple[float, float]:
+    """What sampling adds to the two tokens' logits: Gumbel noise times the temperature."""
+    if request.settings.temperature == 0.0:
+        return 0.0, 0.0
+    ops = NumpyOps()
+    ids = np.array([token_ids], dtype=np.int64)
+    low, high = row_keys(request.seed, request.stream, range(position, position + 1))
+    noise = gumbel(ops, ids, (ops.column(low, ids), ops.column(high, ids)))[0] * request.settings.temperature
+    return float(noise[0]), float(noise[1])

@@ -1,0 +1,125 @@
+"""Verdicts on two outputs that should be the same: EXACT, NEAR_TIE or DIVERGED.
+
+A verdict is said of a pair on a backend with its engine's version, dtype and hardware, never of a backend as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from polydraft.contract.records import Record
+
+__all__ = ["MARGIN_LIMIT", "Judgement", "Tie", "Verdict", "first_difference", "judge"]
+
+Verdict = Literal["EXACT", "NEAR_TIE", "DIVERGED"]
+"""``EXACT``: the same tokens. ``NEAR_TIE``: they differ first where two tokens lie within the numeric noise, and a
+control without any drafter chooses the other one too. ``DIVERGED``: any other difference, a defect."""
+
+MARGIN_LIMIT = 2.0
+"""Largest margin of a near tie, in units of the noise: each of the two logits may have moved by the noise."""
+
+
+class Tie(Record):
+    """What was measured at the first token that differs. Nothing in it comes from a run with a drafter."""
+
+    source: Literal["logits", "logprobs"]
+    values: tuple[float, float | None] = Field(
+        description="Logits (or natural-log probabilities) of the plain output's token and of the other one, in plain "
+        "decoding; None: not among those that the engine reports."
+    )
+    margin: float | None = Field(
+        description="By how much the plain output's token was ahead, in logits. Under sampling the difference of the "
+        "noise terms times the temperature is in it. None: not known."
+    )
+    noise: float | None = Field(
+        description="Largest difference of one logit between plain decoding and the control, at other positions; "
+        "None: there was no other position."
+    )
+    control: tuple[int, ...] = Field(
+        description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
+        "tokens, once for each place of the position in its block (whole engines: in one prefill)."
+    )
+
+
+class Judgement(Record):
+    """A verdict with its evidence."""
+
+    verdict: Verdict
+    position: int | None = Field(default=None, description="Index of the first output token that differs.")
+    tokens: tuple[int | None, int | None] | None = Field(
+        default=None, description="The plain output's token there and the other one; None: that output had ended."
+    )
+    tie: Tie | None = None
+    reason: str = Field(default="", description="Why it is not EXACT: sentences.")
+
+    @property
+    def margin_in_noise(self) -> float | None:
+        """The margin in units of the noise."""
+        if self.tie is None or self.tie.margin is None or not self.tie.noise:
+            return None
+        return self.tie.margin / self.tie.noise
+
+
+def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+    """Index of the first token that differs, the shorter one's end included; None if they are equal."""
+    for index, (left, right) in enumerate(zip(expected, found, strict=False)):
+        if left != right:
+            return index
+    return None if len(expected) == len(found) else min(len(expected), len(found))
+
+
+def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int], Tie | None] | None) -> Judgement:
+    """Judge two outputs of one prompt.
+
+    Args:
+        expected: Plain output.
+        found: The output that must equal it.
+        measure: Measures at the first token that differs (an index of ``expected``); not called where the outputs are
+            equal or one has ended. None, or a result of None: the engine shows nothing to measure.
+    """
+    position = first_difference(expected, found)
+    if position is None:
+        return Judgement(verdict="EXACT")
+    own, other = (output[position] if position < len(output) else None for output in (expected, found))
+    tokens = (own, other)
+    if own is None or other is None:
+        return Judgement(
+            verdict="DIVERGED",
+            position=position,
+            tokens=tokens,
+            reason=f"One output ended after {position} tokens, the other went on.",
+        )
+    tie = measure(position) if measure is not None else None
+    fault = "The engine shows no numbers to measure a near tie with." if tie is None else _fault(tie, other)
+    if tie is None or fault:
+        return Judgement(verdict="DIVERGED", position=position, tokens=tokens, tie=tie, reason=fault)
+    return Judgement(
+        verdict="NEAR_TIE",
+        position=position,
+        tokens=tokens,
+        tie=tie,
+        reason=f"The two tokens are {tie.margin:.3g} apart in {tie.source}, the numeric noise measured here is "
+        f"{tie.noise:.3g}, and the control without a drafter chooses the other token too.",
+    )
+
+
+def _fault(tie: Tie, other: int) -> str:
+    """Why it is no near tie; empty if it is one."""
+    if tie.margin is None:
+        return f"The other token is not among those whose {tie.source} the engine reports, so it was far behind."
+    if tie.noise is None:
+        return "There is no other position to measure the numeric noise at."
+    if abs(tie.margin) > MARGIN_LIMIT * tie.noise:
+        return (
+            f"The two tokens are {tie.margin:.3g} apart in {tie.source}, but the numeric noise measured here is "
+            f"{tie.noise:.3g}."
+        )
+    if other not in tie.control:
+        return (
+            f"The two tokens are nearly tied ({tie.margin:.3g} apart, noise {tie.noise:.3g}), but the control without "
+            "a drafter never chooses the other one."
+        )
+    return ""

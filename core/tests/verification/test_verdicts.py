@@ -1,0 +1,117 @@
+"""Verdicts on made-up measurements, and on real ones of the reference engine."""
+
+import pytest
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.verification import Tie, first_difference, judge, measure_tie
+from polydraft_reference.engine import NumpyLogits, ReferenceSequence
+from polydraft_reference.toys import toy_request
+
+PROMPT = tuple(b"the quick brown fox jumps over the lazy dog")
+
+
+def tie(**changes):
+    values = {"source": "logits", "values": (2.0, 1.9), "margin": 0.1, "noise": 0.06, "control": (7, 8)}
+    return Tie(**{**values, **changes})
+
+
+def test_equal_outputs_are_exact_and_not_measured():
+    judgement = judge([1, 2], [1, 2], lambda _: pytest.fail("nothing to measure"))
+    assert (judgement.verdict, judgement.position, judgement.reason) == ("EXACT", None, "")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "position"),
+    [([], [], None), ([1, 2], [1, 3], 1), ([1, 2], [1], 1), ([], [4], 0), ([1, 2], [1, 2], None)],
+)
+def test_first_difference(expected, found, position):
+    assert first_difference(expected, found) == position
+
+
+def test_a_reproduced_tie_within_the_noise_passes():
+    judgement = judge([5, 7], [5, 8], lambda position: tie() if position == 1 else None)
+    assert (judgement.verdict, judgement.position, judgement.tokens) == ("NEAR_TIE", 1, (7, 8))
+    assert judgement.margin_in_noise == pytest.approx(0.1 / 0.06)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"margin": 0.13}, "apart in logits, but the numeric noise"),
+        ({"margin": -0.13}, "apart in logits, but the numeric noise"),
+        ({"control": (7, 7, 9)}, "never chooses the other one"),
+        ({"margin": None, "values": (2.0, None)}, "far behind"),
+        ({"noise": None}, "no other position"),
+        ({"noise": 0.0, "margin": 1e-6}, "numeric noise measured here is 0"),
+    ],
+)
+def test_every_other_difference_is_a_defect(changes, why):
+    judgement = judge([5, 7], [5, 8], lambda _: tie(**changes))
+    assert judgement.verdict == "DIVERGED"
+    assert why in judgement.reason
+
+
+def test_without_numbers_or_with_an_early_end_nothing_is_a_near_tie():
+    assert judge([5, 7], [5, 8], None).verdict == "DIVERGED"
+    assert judge([5, 7], [5, 8], lambda _: None).verdict == "DIVERGED"
+    ended = judge([5, 7], [5], lambda _: pytest.fail("nothing to measure"))
+    assert (ended.verdict, ended.tokens) == ("DIVERGED", (7, None))
+
+
+class NoisySequence(ReferenceSequence):
+    """Rows of one step are off by a little that depends on the number of rows, as in low precision."""
+
+    scale = 1e-3
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        noisy = logits.copy()
+        noisy[:, 1::2] += self.scale * (len(token_ids) % 3)
+        step = super().choose(noisy, token_ids, chooser, keep_logits)
+        assert not keep_logits or isinstance(step.logits, NumpyLogits)
+        return step
+
+
+def request(**settings):
+    return TokenRequest(
+        prompt_token_ids=PROMPT,
+        settings=GenerationSettings(max_new_tokens=40, ignore_eos=True, **settings),
+        seed=3,
+        speculate=False,
+        num_speculative_tokens=0,
+        eos_token_ids=frozenset(),
+        max_total_tokens=256,
+    )
+
+
+@pytest.fixture
+def session():
+    import polydraft
+
+    with polydraft.load("builtin:toy", backend="reference", num_speculative_tokens=4) as session:
+        yield session
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_noise_is_measured_and_the_plain_choice_found_again(session, temperature):
+    settings = {"max_new_tokens": 40, "ignore_eos": True, "temperature": temperature, "seed": 3}
+    plain = session.generate(list(PROMPT), speculate="off", **settings).token_ids
+    session.engine.sequence_class = NoisySequence
+    try:
+        found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+        measured = measure_tie(session.engine, request(temperature=temperature), plain, found, 9, 4)
+    finally:
+        del session.engine.sequence_class
+    assert measured.noise == pytest.approx(NoisySequence.scale, rel=0.01)
+    assert set(measured.control) == {plain[9]}
+    assert len(measured.control) == 5
+    assert measured.margin > 0
+    assert judge(plain, found, lambda _: measured).verdict == "DIVERGED"
+
+
+def test_rows_without_noise_measure_none():
+    from polydraft_reference.backend import ReferenceBackend
+
+    engine = ReferenceBackend().load_engine(toy_request("mtp", 4))
+    plain = [ord(c) for c in "abcdefghij"]
+    measured = measure_tie(engine, request(), plain, [*plain[:3], 5], 3, 4)
+    assert measured.noise == 0.0
+    assert measured.values[1] is not None
