@@ -1,19 +1,59 @@
-"""A causal language model run over a ``KvCache``: hidden rows and logits."""
+"""A causal language model run over a ``KvCache``: prompts in chunks, then steps of a few rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from polydraft.errors import UnsupportedError
 
+from polydraft_transformers.blocks import Block, prefill_block, ring_slots, step_block
+from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
+from polydraft_transformers.graphs import Captured
 from polydraft_transformers.kv_cache import KvCache
-from polydraft_transformers.masks import block_mask
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "fixed_rows"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_FIRST_CAPACITY = 256
+
+
+def fixed_rows(k: int) -> int:
+    """Rows of a fixed step: a multiple of 8, so that sessions with k up to 7, or none, give the same bits."""
+    return -(-(k + 1) // 8) * 8
+
+
+class Network(Protocol):
+    """Runs the layers."""
+
+    def run(self, token_ids: torch.Tensor, block: Block, cache: KvCache) -> torch.Tensor:
+        """Tokens, shape (rows,), to final-normed hidden rows (rows, hidden_size); stores their KV."""
+        ...
+
+
+class _ModuleNetwork:
+    """Any other architecture, through Transformers' own module."""
+
+    def __init__(self, text_model: Any, *, mixed: bool) -> None:
+        self._model = text_model
+        self._mixed = mixed
+
+    def run(self, token_ids: torch.Tensor, block: Block, cache: KvCache) -> torch.Tensor:
+        full = None if block.full_mask is None else block.full_mask[None, None]
+        masks: Any = full
+        if self._mixed:
+            assert block.sliding_mask is not None
+            masks = {"full_attention": full, "sliding_attention": block.sliding_mask[None, None]}
+        output = self._model(
+            input_ids=token_ids[None],
+            position_ids=block.positions[None],
+            attention_mask=masks,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
 
 
 class Decoder:
@@ -21,25 +61,36 @@ class Decoder:
 
     Args:
         model: ``...ForCausalLM``, or ``...ForConditionalGeneration`` whose text part is used.
-        slack: Tokens that a rollback may take back.
+        step_rows: Rows of a step at most.
+        fixed: Whether every step of a session shall run ``step_rows`` rows, over full-layer buffers whose length
+            depends on the position alone, so that a row's bits depend on its prefix only.
 
     Raises:
         UnsupportedError: Layers of a kind whose state this cache does not keep.
     """
 
-    def __init__(self, model: Any, slack: int) -> None:
+    def __init__(self, model: Any, step_rows: int, *, fixed: bool = False) -> None:
         self.model = model
-        self.text_model = getattr(model.model, "language_model", model.model)
+        text_model = getattr(model.model, "language_model", model.model)
         self.config = model.config.get_text_config()
         self.lm_head = model.lm_head
-        self.slack = slack
+        self.step_rows = step_rows
+        self.fixed = fixed
         self.device: torch.device = self.lm_head.weight.device
         self.dtype: torch.dtype = self.lm_head.weight.dtype
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.layer_types = self._layer_types()
         self.window: int | None = int(self.config.sliding_window) if "sliding_attention" in self.layer_types else None
         self.windows = [self.window if kind == "sliding_attention" else None for kind in self.layer_types]
-        self._mixed = self.window is not None
+        self.ring = ring_slots(self.window or 0, step_rows)
+        self.captures = self.device.type == "cuda"
+        self._embedding = text_model.embed_tokens
+        self.network: Network = (
+            Gemma4Network(text_model)
+            if is_gemma4(text_model)
+            else _ModuleNetwork(text_model, mixed=self.window is not None)
+        )
+        self._free: list[KvCache] = []
 
     def _layer_types(self) -> list[str]:
         kinds = getattr(self.config, "layer_types", None)
@@ -58,32 +109,85 @@ class Decoder:
             )
         return list(kinds)
 
-    def new_cache(self) -> KvCache:
-        """An empty cache."""
-        return KvCache(self.windows, self.slack)
+    def open_cache(self) -> KvCache:
+        """An empty cache; one that was given back is used again, with what was captured over its buffers."""
+        return self._free.pop() if self._free else KvCache(self.windows, self.ring)
 
-    def forward(self, cache: KvCache, token_ids: Sequence[int]) -> torch.Tensor:
-        """Run tokens after the stored ones; stores their KV.
+    def give_back(self, cache: KvCache) -> None:
+        """Take back a cache that is no longer used."""
+        cache.rollback(0)
+        self._free.append(cache)
+
+    @staticmethod
+    def bucket(position: int) -> int:
+        """Slots of a full layer that a captured or fixed step attends to at a position: the next power of two."""
+        return max(_FIRST_CAPACITY, 1 << position.bit_length())
+
+    def rows_for(self, count: int) -> int:
+        """Rows that a step over ``count`` tokens runs: as few as fit, where shapes may vary."""
+        if self.fixed or (self.captures and count > 1):
+            return self.step_rows
+        return count
+
+    def parts(self, first: int, token_ids: Sequence[int]) -> list[Sequence[int]]:
+        """Split a step's tokens where the bucket changes, if a row's bits shall depend on its prefix only."""
+        border = self.bucket(first)
+        if not self.fixed or first + len(token_ids) <= border:
+            return [token_ids]
+        return [token_ids[: border - first], token_ids[border - first :]]
+
+    def prefill(self, cache: KvCache, token_ids: Sequence[int]) -> torch.Tensor:
+        """Run a chunk of the prompt after the stored tokens: final-normed hidden rows (tokens, hidden_size)."""
+        count, stored = len(token_ids), cache.length
+        block = prefill_block(stored, count, self.ring, self.window, self.dtype, self.device)
+        cache.begin(block, self.bucket(stored + count + self.step_rows))
+        hidden = self.network.run(torch.tensor(token_ids, device=self.device), block, cache)
+        cache.advance(count)
+        return hidden
+
+    def step(
+        self, cache: KvCache, token_ids: Sequence[int], rows: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a few tokens after the stored ones and store their KV.
+
+        Args:
+            cache: The sequence's.
+            token_ids: At most ``step_rows``.
+            rows: Pad to so many rows, with copies of the last one: nothing else is read or written for them.
 
         Returns:
-            Final-normed hidden rows, shape (1, len(token_ids), hidden_size).
+            Final-normed hidden rows (tokens, hidden_size) and logits (tokens, vocab). A captured step overwrites them
+            when it runs again.
         """
         count, stored = len(token_ids), cache.length
-        inputs = torch.tensor([list(token_ids)], device=self.device)
-        positions = torch.arange(stored, stored + count, device=self.device)[None]
-        full = block_mask(stored, count, None, self.device)
-        masks: Any = full
-        if self._mixed:
-            masks = {"full_attention": full, "sliding_attention": block_mask(stored, count, self.window, self.device)}
-        elif full is None:
-            # None would make other architectures build a mask of their own from a cache of Transformers' kind.
-            masks = torch.ones((1, 1, 1, stored + 1), dtype=torch.bool, device=self.device)
-        output = self.text_model(
-            input_ids=inputs, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
-        )
+        rows = max(rows or count, count)
+        padding = rows - count
+        positions = [*range(stored, stored + count)] + [stored + count - 1] * padding
+        inputs = torch.tensor([[*token_ids] + [token_ids[-1]] * padding, positions], device=self.device)
+        # A cache keeps room for one step more, so that buffers seldom move.
+        bucket = self.bucket(stored + count - 1)
+        span = bucket if self.fixed or self.captures else stored + count
+        if self.captures:
+            hidden, logits = self._captured(cache, inputs, span)
+        else:
+            hidden, logits = self._step(cache, inputs, span)
         cache.advance(count)
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return hidden[:count], logits[:count]
+
+    def _step(self, cache: KvCache, inputs: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
+        block = step_block(inputs[1], span, self.ring, self.window, self.dtype)
+        cache.begin(block, self.bucket(span - 1))
+        hidden = self.network.run(inputs[0], block, cache)
+        return hidden, self.logits(hidden)
+
+    def _captured(self, cache: KvCache, inputs: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cache.reserve(span)
+        key = ("step", inputs.shape[1], span)
+        captured = cache.graphs.get(key)
+        if captured is None:
+            captured = cache.graphs[key] = Captured(lambda given: self._step(cache, given, span), inputs)
+        hidden, logits = captured(inputs)
+        return hidden, logits
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
@@ -94,5 +198,5 @@ class Decoder:
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings, scaled as the model scales them; shape (*token_ids.shape, hidden_size)."""
-        embedded: torch.Tensor = self.text_model.embed_tokens(token_ids)
+        embedded: torch.Tensor = self._embedding(token_ids)
         return embedded

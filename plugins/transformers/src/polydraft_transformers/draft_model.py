@@ -23,7 +23,7 @@ class DraftModel:
     def __init__(self, decoder: Decoder, chunk: int) -> None:
         self._decoder = decoder
         self._chunk = chunk
-        self._cache = decoder.new_cache()
+        self._cache = decoder.open_cache()
         self._run: list[int] = []
 
     def propose(
@@ -32,19 +32,24 @@ class DraftModel:
         """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
         self.rollback(self._agreed(token_ids))
         pending = list(token_ids[len(self._run) :])
-        while len(pending) > self._chunk:
-            self._forward(pending[: self._chunk])
-            pending = pending[self._chunk :]
+        rows = self._decoder.step_rows
+        while len(pending) > rows:
+            chunk = min(self._chunk, len(pending) - 1)
+            self._decoder.prefill(self._cache, pending[:chunk])
+            self._run.extend(pending[:chunk])
+            pending = pending[chunk:]
         drafts: list[int] = []
         kept: list[torch.Tensor] = []
         for step in range(k):
-            logits = self._decoder.logits(self._forward(pending)[0, -1:])
+            _, logits = self._decoder.step(self._cache, pending)
+            self._run.extend(pending)
+            logits = logits[-1:]
             run = [token_ids[-1], *drafts] if chooser.needs_prefix else None
             token = int(chooser.choose_draft(logits, len(token_ids) + step, run))
             drafts.append(token)
             pending = [token]
             if keep_logits:
-                kept.append(logits)
+                kept.append(logits.clone())
         return drafts, torch.cat(kept) if kept else None
 
     def rollback(self, length: int) -> None:
@@ -60,7 +65,6 @@ class DraftModel:
             agreed -= 1
         return agreed
 
-    def _forward(self, token_ids: list[int]) -> torch.Tensor:
-        hidden = self._decoder.forward(self._cache, token_ids)
-        self._run.extend(token_ids)
-        return hidden
+    def close(self) -> None:
+        """Give the cache back."""
+        self._decoder.give_back(self._cache)

@@ -62,6 +62,13 @@ class TransformersEngine(SteppingEngine):
         assert self._target is not None
         return self._target
 
+    @property
+    def drafter_model(self) -> Any:
+        """Transformers' module of the drafter; None where no model drafts."""
+        if isinstance(self._drafter, MtpDrafter):
+            return self._drafter.assistant
+        return None if self._drafter is None else self._drafter.model
+
     def running(self, request: LoadRequest) -> RunningInfo:
         """What really runs."""
         plan = request.plan

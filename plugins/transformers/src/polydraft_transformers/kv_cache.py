@@ -1,45 +1,19 @@
-"""The target's KV in preallocated buffers that can be rolled back, past a sliding window too.
+"""The target's KV, in buffers where a token's position decides its slot (``blocks``).
 
-Stands where Transformers expects a ``Cache``: attention layers call ``update`` and attend to what it returns. A full
-layer's buffer grows by doubling. A sliding layer's buffer is linear and bounded: when it is full, the rows that may
-still be needed move to its front. Nothing is overwritten that a rollback of ``slack`` tokens could need, which is what
-``DynamicSlidingWindowLayer`` of Transformers lacks without recording its past.
+Stands where Transformers expects a ``Cache``: attention layers call ``update`` and attend to what it returns. Rolling
+back, past a sliding window too, is forgetting a length: what rejected drafts wrote is never seen again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
+from polydraft_transformers.blocks import Block
+
 __all__ = ["KvCache"]
-
-_FIRST_CAPACITY = 256
-
-
-class _Buffer:
-    """Keys and values of one layer, shape (1, heads, slots, head_dim); slot 0 holds position ``base``."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
-        self.keys = self._empty(keys, capacity)
-        self.values = self._empty(values, capacity)
-        self.base = 0
-
-    @staticmethod
-    def _empty(like: torch.Tensor, capacity: int) -> torch.Tensor:
-        return like.new_empty((*like.shape[:2], capacity, like.shape[3]))
-
-    @property
-    def capacity(self) -> int:
-        return int(self.keys.shape[2])
-
-    def move(self, first: int, end: int, capacity: int) -> None:
-        """Keep the positions ``first`` to ``end`` in a buffer of ``capacity`` slots."""
-        kept = slice(first - self.base, end - self.base)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = self._empty(old, capacity)
-            new[:, :, : end - first] = old[:, :, kept]
-            setattr(self, name, new)
-        self.base = first
 
 
 class KvCache:
@@ -47,16 +21,44 @@ class KvCache:
 
     Args:
         windows: Sliding window of each layer in tokens; None for a layer with full attention.
-        slack: Tokens that a rollback may take back at any time.
+        ring: Slots of a sliding layer.
     """
 
     is_compileable = False
 
-    def __init__(self, windows: list[int | None], slack: int) -> None:
+    def __init__(self, windows: Sequence[int | None], ring: int) -> None:
         self._windows = windows
-        self._slack = slack
-        self._buffers: dict[int, _Buffer] = {}
+        self._ring = ring
+        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._block: Block | None = None
+        self._capacity = 0
+        self._seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.length = 0
+        self.graphs: dict[Any, Any] = {}
+        """What was captured over these buffers; dropped when they move."""
+
+    def begin(self, block: Block, capacity: int) -> None:
+        """The forward that follows runs ``block``; full layers get room for ``capacity`` tokens."""
+        self._block = block
+        self.reserve(capacity)
+
+    def reserve(self, capacity: int) -> None:
+        """Give the full layers room for ``capacity`` tokens; what was captured over smaller buffers is dropped."""
+        if capacity <= self._capacity:
+            return
+        self.graphs.clear()
+        self._capacity = capacity
+        for layer, old in self._buffers.items():
+            if self._windows[layer] is None:
+                grown = (self._empty(old[0], capacity), self._empty(old[1], capacity))
+                for new, kept in zip(grown, old, strict=True):
+                    new[:, :, : kept.shape[2]] = kept
+                self._buffers[layer] = grown
+
+    @staticmethod
+    def _empty(like: torch.Tensor, slots: int) -> torch.Tensor:
+        # Zeros: what is masked still takes part, with weight 0, and 0 times a NaN would be one.
+        return like.new_zeros((*like.shape[:2], slots, like.shape[3]))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens stored; part of Transformers' interface."""
@@ -65,37 +67,69 @@ class KvCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new rows after ``length`` and return what the new queries attend to.
+        """Store the block's rows and return what its queries attend to.
 
-        Full layers: all rows. Sliding layers: the new rows and the ``window - 1`` before them.
+        Args:
+            keys: Shape (1, kv_heads, rows, head_dim).
+            values: Likewise.
+            layer_idx: The layer.
+
+        Returns:
+            Keys and values, shape (1, kv_heads, keys of the block's mask, head_dim).
         """
-        count = int(keys.shape[2])
+        block = self._block
+        assert block is not None
         window = self._windows[layer_idx]
-        buffer = self._buffers.get(layer_idx)
-        if buffer is None:
-            buffer = self._buffers[layer_idx] = _Buffer(keys, values, max(_FIRST_CAPACITY, count))
-        end = self.length + count
-        if end - buffer.base > buffer.capacity:
-            first = 0 if window is None else max(self.length - window - self._slack, buffer.base)
-            needed = end - first
-            wanted = max(2 * buffer.capacity, 2 * needed) if window is None else needed + window + _FIRST_CAPACITY
-            buffer.move(first, self.length, wanted)
-        start = self.length - buffer.base
-        buffer.keys[:, :, start : start + count] = keys
-        buffer.values[:, :, start : start + count] = values
-        first = 0 if window is None else max(self.length - window + 1, 0)
-        return self.view(layer_idx, first, end)
+        stored = self._buffers.get(layer_idx)
+        if stored is None:
+            slots = self._capacity if window is None else self._ring
+            stored = self._buffers[layer_idx] = (self._empty(keys, slots), self._empty(values, slots))
+        if window is None:
+            for buffer, rows in zip(stored, (keys, values), strict=True):
+                if block.first is None:
+                    buffer.index_copy_(2, block.positions, rows)
+                else:
+                    buffer[:, :, block.first : block.first + block.rows] = rows
+            return self.view(layer_idx, block.span)
+        assert block.ring is not None
+        if block.prefix is None:
+            for buffer, rows in zip(stored, (keys, values), strict=True):
+                buffer.index_copy_(2, block.ring, rows)
+            return stored
+        seen = [
+            torch.cat([buffer.index_select(2, block.prefix), rows], dim=2)
+            for buffer, rows in zip(stored, (keys, values), strict=True)
+        ]
+        kept = block.ring.shape[0]
+        for buffer, rows in zip(stored, (keys, values), strict=True):
+            buffer.index_copy_(2, block.ring, rows[:, :, -kept:])
+        self._seen[layer_idx] = (seen[0], seen[1])
+        return self._seen[layer_idx]
+
+    def attended(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the block attends to in a layer that has stored its rows, for layers that share its KV."""
+        block = self._block
+        assert block is not None
+        if layer_idx in self._seen:
+            return self._seen[layer_idx]
+        return self.view(layer_idx, block.span)
+
+    def view(self, layer_idx: int, span: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first ``span`` slots of a full layer, all of a sliding one; no copy."""
+        keys, values = self._buffers[layer_idx]
+        if self._windows[layer_idx] is not None or span == keys.shape[2]:
+            return keys, values
+        return keys[:, :, :span], values[:, :, :span]
+
+    def kv_heads(self, layer_idx: int) -> int:
+        """KV heads of a layer that has stored rows."""
+        return int(self._buffers[layer_idx][0].shape[1])
 
     def advance(self, count: int) -> None:
-        """The forward that stored ``count`` rows in every layer is done."""
+        """The forward that stored ``count`` tokens in every layer is done."""
+        self._seen.clear()
         self.length += count
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
         self.length = length
-
-    def view(self, layer_idx: int, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the positions ``first`` to ``end``, without a copy."""
-        buffer = self._buffers[layer_idx]
-        slots = slice(first - buffer.base, end - buffer.base)
-        return buffer.keys[:, :, slots], buffer.values[:, :, slots]

@@ -22,7 +22,7 @@ from polydraft.errors import (
 from polydraft.text.hub_tokenizer import HubTokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
-from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.decoder import Decoder, fixed_rows
 from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.mtp import MtpDrafter
 
@@ -57,13 +57,18 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     plan = request.plan
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     _check_memory([path for path in (target_path, drafter_path) if path is not None], dtype, device)
-    slack = plan.num_speculative_tokens + 2
+    k = plan.num_speculative_tokens
+    fixed = request.exactness == "bitwise"
     experts = options.experts_implementation
-    target = Decoder(_model(request.target, target_path, request, dtype, device, experts), slack)
+    target = Decoder(
+        _model(request.target, target_path, request, dtype, device, experts),
+        fixed_rows(k) if fixed else k + 1,
+        fixed=fixed,
+    )
     drafter: MtpDrafter | Decoder | None = None
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
-        drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, slack)
+        drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1)
     context = _context_length(request, target.config)
     return TransformersEngine(target, drafter, _tokenizer(target_path, request), request, context)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from polydraft.errors import OutOfMemoryError
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.draft_model import DraftModel
+from polydraft_transformers.kv_cache import KvCache
 from polydraft_transformers.mtp import MtpDrafter
 
 __all__ = ["TorchLogits", "TransformersSequence"]
@@ -48,15 +48,21 @@ class TransformersSequence(EngineSequence):
         self._drafter = drafter
         self._chunk = chunk
         self._lock = lock
-        self._cache = target.new_cache()
+        self._cache: KvCache | None = target.open_cache()
         self._tokens: list[int] = []
         self._hidden: torch.Tensor | None = None
         self._hidden_from = 0
 
     @property
+    def cache(self) -> KvCache:
+        """The target's KV; not after ``close``."""
+        assert self._cache is not None
+        return self._cache
+
+    @property
     def length(self) -> int:
         """Tokens whose KV is stored."""
-        return self._cache.length
+        return self.cache.length
 
     def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks."""
@@ -64,9 +70,12 @@ class TransformersSequence(EngineSequence):
         try:
             with self._lock, torch.inference_mode():
                 for start in range(0, len(tokens), self._chunk):
-                    self._forward(tokens[start : start + self._chunk])
+                    self._hidden_from = self.length
+                    self._hidden = self._target.prefill(self.cache, tokens[start : start + self._chunk])
+                self._tokens.extend(tokens)
                 assert self._hidden is not None
-                return self._choose(self._hidden[0, -1:], tokens[-1:], chooser, keep_logits=keep_logits)
+                logits = self._target.logits(self._hidden[-1:])
+                return self._choose([logits], len(tokens), tokens[-1:], chooser, keep_logits=keep_logits)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"Memory ran out while a prompt of {len(tokens)} tokens was run.",
@@ -74,16 +83,25 @@ class TransformersSequence(EngineSequence):
             ) from error
 
     def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
-        """Run the newest token and the drafts in one forward."""
+        """Run the newest token and the drafts in one forward (two where a fixed step may not cross a border)."""
         tokens = list(token_ids)
         with self._lock, torch.inference_mode():
-            self._forward(tokens)
-            assert self._hidden is not None
-            return self._choose(self._hidden[0], tokens, chooser, keep_logits=keep_logits)
+            first = self._hidden_from = self.length
+            hidden: list[torch.Tensor] = []
+            logits: list[torch.Tensor] = []
+            for part in self._target.parts(first, tokens):
+                rows, scores = self._target.step(self.cache, part, self._target.rows_for(len(tokens)))
+                hidden.append(rows)
+                logits.append(scores)
+                if len(part) < len(tokens):  # the next part may overwrite them
+                    hidden[-1], logits[-1] = rows.clone(), scores.clone()
+            self._hidden = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+            self._tokens.extend(tokens)
+            return self._choose(logits, first + 1, tokens, chooser, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
-        self._cache.rollback(length)
+        self.cache.rollback(length)
         del self._tokens[length:]
 
     def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
@@ -95,26 +113,28 @@ class TransformersSequence(EngineSequence):
                 drafts, logits = self._drafter.propose([*self._tokens, newest], k, chooser, keep_logits=keep_logits)
             else:
                 row = self.length - 1 - self._hidden_from
-                if self._hidden is None or not 0 <= row < self._hidden.shape[1]:
+                if self._hidden is None or not 0 <= row < self._hidden.shape[0]:
                     return Proposal([])
                 drafts, logits = self._drafter.propose(
-                    self._cache, self._hidden[:, row : row + 1], newest, k, chooser, keep_logits=keep_logits
+                    self.cache, self._hidden[row : row + 1], newest, k, chooser, keep_logits=keep_logits
                 )
         return Proposal(drafts, None if logits is None else TorchLogits(logits))
 
     def close(self) -> None:
-        """Free the buffers."""
-        self._cache = self._target.new_cache()
+        """Give the buffers back."""
+        if self._cache is None:
+            return
+        with self._lock:
+            self._target.give_back(self._cache)
+            self._cache = None
+            if isinstance(self._drafter, DraftModel):
+                self._drafter.close()
         self._tokens = []
         self._hidden = None
         self._drafter = None
 
-    def _forward(self, token_ids: list[int]) -> None:
-        self._hidden_from = self._cache.length
-        self._hidden = self._target.forward(self._cache, token_ids)
-        self._tokens.extend(token_ids)
-
-    def _choose(self, hidden: torch.Tensor, run: list[int], chooser: Chooser, *, keep_logits: bool) -> Step:
-        logits: Any = self._target.logits(hidden)
-        chosen, logprobs = chooser.choose(logits, self._cache.length - len(run) + 1, run)
-        return Step(chosen, TorchLogits(logits) if keep_logits else None, logprobs)
+    @staticmethod
+    def _choose(logits: list[torch.Tensor], first: int, run: list[int], chooser: Chooser, *, keep_logits: bool) -> Step:
+        joined = torch.cat(logits) if len(logits) > 1 else logits[0]
+        chosen, logprobs = chooser.choose(joined, first, run)
+        return Step(chosen, TorchLogits(joined.clone()) if keep_logits else None, logprobs)

@@ -1,0 +1,260 @@
+"""Gemma 4's text layers in as few operations as torch allows, over the weights of Transformers' modules.
+
+Transformers spends most of a small step in Python: decorators, masks, norms of five operations. Here projections that
+share an input run as one, all heads are normed and rotated together, and the query heads of a KV head are folded into
+rows, so that keys are neither repeated nor copied. Transformers' parameters become views of the joined ones: each
+weight is stored once, and the module stays whole. Architecture: modeling_gemma4.py of Transformers (5.17 to 5.22).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from polydraft_transformers.blocks import Block
+from polydraft_transformers.kv_cache import KvCache
+
+__all__ = ["Gemma4Network", "is_gemma4"]
+
+_MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
+
+
+def is_gemma4(text_model: Any) -> bool:
+    """Whether ``Gemma4Network`` can run a text model: its class is known, its projections plain and without bias."""
+    if type(text_model).__name__ not in _MODELS:
+        return False
+    linears = (module for module in text_model.modules() if hasattr(module, "in_features"))
+    return all(type(module) is torch.nn.Linear and module.bias is None for module in linears)
+
+
+def _joined(*modules: Any) -> torch.Tensor:
+    """One weight for projections of the same input; theirs become views of it."""
+    if len(modules) == 1:
+        alone: torch.Tensor = modules[0].weight
+        return alone
+    weight = torch.cat([module.weight.detach() for module in modules])
+    start = 0
+    for module in modules:
+        end = start + module.weight.shape[0]
+        module.weight = torch.nn.Parameter(weight[start:end], requires_grad=False)
+        start = end
+    return weight
+
+
+class _Attention:
+    """Self-attention of one layer.
+
+    Args:
+        module: ``Gemma4TextAttention``.
+        source: The layer whose keys and values it reads: its own, or the one it shares.
+    """
+
+    def __init__(self, module: Any, source: int) -> None:
+        self.kind: str = module.layer_type
+        self.source = source
+        self.owner = not module.is_kv_shared_layer
+        self.head_dim: int = module.head_dim
+        self.eps: float = module.q_norm.eps
+        self.heads = module.q_proj.out_features // self.head_dim
+        self.out: torch.Tensor = module.o_proj.weight
+        gains = [module.q_norm.weight.detach().expand(self.heads, -1)]
+        self.kv_heads = 0
+        self.shares_value = False
+        projections = [module.q_proj]
+        if self.owner:
+            self.kv_heads = module.k_proj.out_features // self.head_dim
+            self.shares_value = module.v_proj is None
+            projections += [module.k_proj] if self.shares_value else [module.k_proj, module.v_proj]
+            gains.append(module.k_norm.weight.detach().expand(self.kv_heads, -1))
+        self.projection = _joined(*projections)
+        self.gain = torch.cat(gains)
+        self.rotated = self.heads + self.kv_heads
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        block: Block,
+        cache: KvCache,
+    ) -> torch.Tensor:
+        """Attend; shapes (rows, hidden_size) in and out."""
+        rows = hidden.shape[0]
+        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
+        normed = functional.rms_norm(projected, (self.head_dim,), None, self.eps)
+        turned = normed[:, : self.rotated] * self.gain
+        turned = torch.addcmul(turned * rope[0], turned.roll(self.head_dim // 2, -1), rope[1])
+        if self.owner:
+            keys = turned[:, self.heads :].transpose(0, 1)[None]
+            raw = normed[:, self.heads :] if self.shares_value else normed[:, self.rotated :]
+            keys, values = cache.update(keys, raw.transpose(0, 1)[None], self.source)
+        else:
+            keys, values = cache.attended(self.source)
+        groups = self.heads // keys.shape[1]
+        queries = turned[:, : self.heads]
+        if block.folds:
+            # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim)
+            folded = queries.reshape(rows, -1, groups, self.head_dim).transpose(0, 1)
+            folded = folded.reshape(1, -1, rows * groups, self.head_dim)
+            seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
+            seen = seen.view(-1, rows, groups, self.head_dim).transpose(0, 1)
+        else:
+            if groups > 1:
+                keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+            by_head = queries.transpose(0, 1)[None]
+            seen = functional.scaled_dot_product_attention(by_head, keys, values, attn_mask=mask, scale=1.0)
+            seen = seen[0].transpose(0, 1)
+        return functional.linear(seen.reshape(rows, -1), self.out)
+
+    def groups(self, cache: KvCache) -> int:
+        """Query heads for each KV head."""
+        return int(self.heads // (self.kv_heads or cache.kv_heads(self.source)))
+
+
+class _Layer:
+    """One decoder layer.
+
+    Args:
+        module: ``Gemma4TextDecoderLayer``.
+        source: The layer whose KV its attention reads.
+    """
+
+    def __init__(self, module: Any, source: int) -> None:
+        self.module = module
+        self.attention = _Attention(module.self_attn, source)
+        self.gate_up = _joined(module.mlp.gate_proj, module.mlp.up_proj)
+        self.down: torch.Tensor = module.mlp.down_proj.weight
+        self.scalar: torch.Tensor = module.layer_scalar
+        self.experts = bool(getattr(module, "enable_moe_block", False))
+        self.per_layer = bool(getattr(module, "hidden_size_per_layer_input", 0))
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        per_layer: torch.Tensor | None,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        block: Block,
+        cache: KvCache,
+    ) -> torch.Tensor:
+        """Shapes (rows, hidden_size) in and out; ``per_layer`` is (rows, hidden_size_per_layer_input)."""
+        module = self.module
+        attended = self.attention.run(_normed(hidden, module.input_layernorm), rope, mask, block, cache)
+        hidden = hidden + _normed(attended, module.post_attention_layernorm)
+        gate, up = functional.linear(_normed(hidden, module.pre_feedforward_layernorm), self.gate_up).chunk(2, -1)
+        dense = functional.linear(functional.gelu(gate, approximate="tanh") * up, self.down)
+        if self.experts:
+            _, weights, chosen = module.router(hidden)
+            mixed = module.experts(_normed(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
+            dense = _normed(dense, module.post_feedforward_layernorm_1) + _normed(
+                mixed, module.post_feedforward_layernorm_2
+            )
+        hidden = hidden + _normed(dense, module.post_feedforward_layernorm)
+        if self.per_layer:
+            gated = functional.gelu(functional.linear(hidden, module.per_layer_input_gate.weight), approximate="tanh")
+            assert per_layer is not None
+            projected = functional.linear(gated * per_layer, module.per_layer_projection.weight)
+            hidden = hidden + _normed(projected, module.post_per_layer_input_norm)
+        return hidden * self.scalar
+
+
+def _normed(hidden: torch.Tensor, norm: Any) -> torch.Tensor:
+    return functional.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.eps)
+
+
+class Gemma4Network:
+    """The layers of a target, or of an assistant that reads a target's KV.
+
+    Args:
+        text_model: ``Gemma4TextModel`` or its unified twin; see ``is_gemma4``.
+        target_sources: For an assistant: the target's layer that each kind of attention reads.
+    """
+
+    def __init__(self, text_model: Any, target_sources: Mapping[str, int] | None = None) -> None:
+        self._model = text_model
+        self._layers: list[_Layer] = []
+        latest: dict[str, int] = {}
+        for index, module in enumerate(text_model.layers):
+            attention = module.self_attn
+            if not attention.is_kv_shared_layer:
+                latest[attention.layer_type] = index
+            sources = latest if target_sources is None else target_sources
+            self._layers.append(_Layer(module, sources[attention.layer_type]))
+        self._kinds = sorted({layer.attention.kind for layer in self._layers})
+        self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._kinds}
+        self._per_layer_width = int(getattr(text_model, "hidden_size_per_layer_input", 0) or 0)
+
+    def _signed_frequencies(self, kind: str) -> torch.Tensor:
+        # cos is even and sin odd: with the first half negative, one product serves x * cos + roll(x) * sin.
+        frequencies = getattr(self._model.rotary_emb, f"{kind}_inv_freq").float()
+        return torch.cat([-frequencies, frequencies])
+
+    def _rope(self, kind: str, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines, shape (rows, 1, head_dim)."""
+        angles = (positions[:, None].float() * self._frequencies[kind])[:, None]
+        scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
+        cos, sin = angles.cos(), angles.sin()
+        if scale != 1.0:
+            cos, sin = cos * scale, sin * scale
+        return cos.to(dtype), sin.to(dtype)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Scaled input embeddings, shape (rows, hidden_size)."""
+        return _embedded(token_ids, self._model.embed_tokens)
+
+    def ropes(self, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Rotations of ``positions`` for each kind of attention."""
+        return {kind: self._rope(kind, positions, dtype) for kind in self._kinds}
+
+    def masks(self, block: Block, cache: KvCache) -> dict[str, torch.Tensor | None]:
+        """The block's masks, a row for each folded query."""
+        by_kind = {"full_attention": block.full_mask, "sliding_attention": block.sliding_mask}
+        masks: dict[str, torch.Tensor | None] = {}
+        for kind in self._kinds:
+            mask = by_kind[kind]
+            if mask is not None and block.folds:
+                attention = next(layer.attention for layer in self._layers if layer.attention.kind == kind)
+                mask = mask.repeat_interleave(attention.groups(cache), 0)
+            masks[kind] = mask
+        return masks
+
+    def run(self, token_ids: torch.Tensor, block: Block, cache: KvCache) -> torch.Tensor:
+        """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size)."""
+        embedded = self.embed(token_ids)
+        per_layer = self._per_layer_inputs(token_ids, embedded) if self._per_layer_width else None
+        masks = self.masks(block, cache)
+        return self.layers(embedded, per_layer, self.ropes(block.positions, embedded.dtype), masks, block, cache)
+
+    def layers(
+        self,
+        hidden: torch.Tensor,
+        per_layer: torch.Tensor | None,
+        ropes: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        masks: Mapping[str, torch.Tensor | None],
+        block: Block,
+        cache: KvCache,
+    ) -> torch.Tensor:
+        """From input embeddings (rows, hidden_size) to final-normed hidden rows of the same shape."""
+        for index, layer in enumerate(self._layers):
+            kind = layer.attention.kind
+            own = per_layer[:, index] if per_layer is not None else None
+            hidden = layer.run(hidden, own, ropes[kind], masks[kind], block, cache)
+        return _normed(hidden, self._model.norm)
+
+    def _per_layer_inputs(self, token_ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""
+        model = self._model
+        shape = (token_ids.shape[0], len(self._layers), self._per_layer_width)
+        looked_up = _embedded(token_ids, model.embed_tokens_per_layer).view(shape)
+        projected = functional.linear(embedded, model.per_layer_model_projection.weight)
+        projected = (projected * model.per_layer_model_projection_scale).view(shape)
+        scale: float = model.per_layer_input_scale
+        return (_normed(projected, model.per_layer_projection_norm) + looked_up) * scale
+
+
+def _embedded(token_ids: torch.Tensor, table: Any) -> torch.Tensor:
+    scale: torch.Tensor = table.embed_scale.to(table.weight.dtype)
+    return functional.embedding(token_ids, table.weight) * scale
