@@ -1,0 +1,99 @@
+"""The network of a Gemma 4 assistant, built on mlx-lm's own Gemma 4 layers.
+
+Source of the architecture: ``modeling_gemma4_assistant.py`` in Transformers 5.22. ``gemma4_unified_assistant`` is the
+same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models import gemma4_text
+
+from polydraft_mlx.config import text_overrides
+
+__all__ = ["Assistant"]
+
+
+class _Layers(nn.Module):  # type: ignore[misc]
+    def __init__(self, args: gemma4_text.ModelArgs) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [gemma4_text.DecoderLayer(args, index) for index in range(args.num_hidden_layers)]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+
+class _Centroids(nn.Module):  # type: ignore[misc]
+    """Chooses the clusters of tokens that get logits of their own (Gemma4AssistantMaskedEmbedder)."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, clusters: int, best: int) -> None:
+        super().__init__()
+        self.centroids = nn.Linear(hidden_size, clusters, bias=False)
+        self.token_ordering = mx.zeros((vocab_size,), dtype=mx.int32)
+        self._clusters = clusters
+        self._best = best
+
+    def __call__(self, row: mx.array) -> mx.array:
+        """Ids of the tokens of the best clusters for a hidden row (1, hidden_size): (1, tokens)."""
+        scores = self.centroids(row)
+        best = mx.argpartition(-scores, self._best - 1, axis=-1)[..., : self._best]
+        return self.token_ordering.reshape(self._clusters, -1)[best[0]].reshape(1, -1)
+
+
+class Assistant(nn.Module):  # type: ignore[misc]
+    """See the module. It stores no keys and values: its layers attend to the target's.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+        name: The checkpoint's name, for messages.
+    """
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        super().__init__()
+        fields = {**config["text_config"], **text_overrides(config, name)}
+        # mlx-lm builds layers without k_proj and v_proj where all of them share keys and values.
+        fields.update(num_kv_shared_layers=fields["num_hidden_layers"], hidden_size_per_layer_input=0)
+        args = gemma4_text.ModelArgs.from_dict(fields)
+        width = int(config["backbone_hidden_size"])
+        self.model = _Layers(args)
+        self.pre_projection = nn.Linear(2 * width, args.hidden_size, bias=False)
+        self.post_projection = nn.Linear(args.hidden_size, width, bias=False)
+        if not config.get("tie_word_embeddings", True):
+            self.lm_head = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.masked_embedding: Any = None
+        if config.get("use_ordered_embeddings"):
+            self.masked_embedding = _Centroids(
+                args.hidden_size, args.vocab_size, config["num_centroids"], config["centroid_intermediate_top_k"]
+            )
+
+    def __call__(self, inputs: mx.array, shared: Mapping[str, Any], position: mx.array) -> tuple[mx.array, mx.array]:
+        """One draft step.
+
+        Args:
+            inputs: The token's embedding and h side by side, (1, 1, 2 * width of the target).
+            shared: Attention type -> the target's keys and values, (1, heads, slots, head_dim), and a mask (1, slots)
+                or None.
+            position: The newest token's position, an int array without axes.
+
+        Returns:
+            Logits (1, vocab), and the next h (1, 1, width of the target).
+        """
+        hidden = self.pre_projection(inputs)
+        for layer in self.model.layers:
+            keys, values, mask = shared[layer.layer_type]
+            hidden, _, _ = layer(hidden, mask, None, shared_kv=(keys, values), offset=position)
+        hidden = self.model.norm(hidden)
+        return self._head(hidden[0]), self.post_projection(hidden)
+
+    def _head(self, row: mx.array) -> mx.array:
+        table = self.lm_head if "lm_head" in self else self.model.embed_tokens
+        if self.masked_embedding is None:
+            return table.as_linear(row)
+        ids = self.masked_embedding(row)
+        chosen = row @ table(ids[0]).T
+        # The other tokens get one less than the smallest of these.
+        lowest = mx.broadcast_to(chosen.min(axis=-1, keepdims=True) - 1.0, (1, table.weight.shape[0]))
+        return mx.put_along_axis(lowest, ids, chosen, axis=-1)

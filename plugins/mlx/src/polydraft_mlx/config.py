@@ -1,0 +1,131 @@
+"""Configs in the layout of Transformers, as the classes of mlx-lm read them. In memory: nothing on disk is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polydraft.checkpoints.config import layer_types, text_config
+from polydraft.errors import ModelFormatError, UnsupportedError
+
+__all__ = ["is_gemma4", "overrides", "text_overrides"]
+
+# Defaults of Gemma4TextConfig (transformers 5.22, configuration_gemma4.py) where those of mlx-lm differ: a field that a
+# config.json leaves out has the first, not the second.
+_GEMMA4_DEFAULTS: dict[str, Any] = {
+    "attention_k_eq_v": False,
+    "final_logit_softcapping": None,
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "hidden_size": 2304,
+    "hidden_size_per_layer_input": 256,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 4,
+    "num_kv_shared_layers": 0,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+    "use_double_wide_mlp": False,
+    "vocab_size": 262144,
+}
+
+
+def is_gemma4(config: Mapping[str, Any]) -> bool:
+    """Whether the text model is a Gemma 4."""
+    return str(text_config(config).get("model_type") or config.get("model_type") or "").startswith("gemma4")
+
+
+def overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What ``mlx_lm.utils.load_model`` gets as ``model_config`` for a target or draft model.
+
+    Args:
+        config: The parsed ``config.json``.
+        name: The model's name, for messages.
+
+    Raises:
+        ModelFormatError: Layers differ in a way that mlx-lm cannot express.
+        UnsupportedError: Attention is not causal.
+    """
+    if not is_gemma4(config):
+        return _rope(config)
+    text = text_overrides(config, name)
+    if "text_config" not in config:
+        return text
+    # mlx-lm's wrapper reads the vocabulary's size from the outer config, whose default is that of the real models.
+    merged = {**config["text_config"], **text}
+    return {"text_config": merged, "vocab_size": merged["vocab_size"]}
+
+
+def text_overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fields of a Gemma 4 text model in the names that mlx-lm reads.
+
+    Transformers writes since 5.17 what differs between layers as ``per_layer_config``; before, and in mlx-lm, full
+    attention layers have ``global_head_dim`` and ``num_global_key_value_heads``. Errors as for ``overrides``.
+    """
+    text = text_config(config)
+    if text.get("use_bidirectional_attention") == "all":
+        raise UnsupportedError(
+            f"The attention of {name} is bidirectional.", "Choose a model that generates from left to right."
+        )
+    changed = {key: default for key, default in _GEMMA4_DEFAULTS.items() if key not in text}
+    changed["layer_types"] = layer_types({"model_type": "gemma4_text", **text})
+    if text.get("per_layer_config"):
+        changed.update(_global_heads(text, changed, name))
+    return changed
+
+
+def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``global_head_dim`` and ``num_global_key_value_heads`` from ``per_layer_config``."""
+    listed = {int(index): layer for index, layer in text["per_layer_config"].items()}
+    found: dict[str, dict[str, set[int]]] = {}
+    for index, kind in enumerate(changed["layer_types"]):
+        layer = listed.get(index) or {}
+        if unknown := set(layer) - {"head_dim", "num_key_value_heads"}:
+            raise ModelFormatError(
+                f"per_layer_config of {name} sets {', '.join(sorted(unknown))}, which mlx-lm cannot set by layer.",
+                "Use a backend of Transformers or vLLM for this model.",
+            )
+        for key in ("head_dim", "num_key_value_heads"):
+            value = layer.get(key) or text.get(key) or changed.get(key)
+            found.setdefault(kind, {}).setdefault(key, set()).add(int(value))  # type: ignore[arg-type]
+    if any(len(values) > 1 for kinds in found.values() for values in kinds.values()):
+        raise ModelFormatError(
+            f"Layers of one attention type differ in {name}, which mlx-lm cannot express.",
+            "Use a backend of Transformers or vLLM for this model.",
+        )
+    translated: dict[str, Any] = {}
+    if sliding := found.get("sliding_attention"):
+        translated["head_dim"] = next(iter(sliding["head_dim"]))
+        translated["num_key_value_heads"] = next(iter(sliding["num_key_value_heads"]))
+    if full := found.get("full_attention"):
+        translated["global_head_dim"] = next(iter(full["head_dim"]))
+        translated["num_global_key_value_heads"] = next(iter(full["num_key_value_heads"]))
+        apart = translated["num_global_key_value_heads"] != translated.get("num_key_value_heads")
+        if apart and not (text.get("attention_k_eq_v") or changed.get("attention_k_eq_v")):
+            # mlx-lm reads num_global_key_value_heads only where keys and values are one (gemma4_text.Attention).
+            raise ModelFormatError(
+                f"Full-attention layers of {name} have heads of their own but attention_k_eq_v is false, which mlx-lm "
+                "cannot express.",
+                "Use a backend of Transformers or vLLM for this model.",
+            )
+    return translated
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling``, which Transformers writes since version 5 as ``rope_parameters``.
+
+    mlx-lm's older classes take 10000 where they find no ``rope_theta``, silently.
+    """
+    text = text_config(config)
+    given = text.get("rope_parameters")
+    if not isinstance(given, Mapping) or "rope_theta" not in given:
+        return {}
+    found: dict[str, Any] = {}
+    if "rope_theta" not in text:
+        found["rope_theta"] = given["rope_theta"]
+    if "rope_scaling" not in text and given.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in given.items() if key != "rope_theta"}
+    if not found or "text_config" not in config:
+        return found
+    return {"text_config": {**text, **found}}

@@ -1,0 +1,148 @@
+"""A model of mlx-lm run over a ``KvCache``: hidden rows and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import gemma4_text
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from polydraft.errors import UnsupportedError
+
+from polydraft_mlx.kv_cache import FullCache, KvCache, LayerCache, SlidingCache, block_end
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """A causal language model without mlx-lm's ``generate``.
+
+    Args:
+        model: What ``mlx_lm.utils.load_model`` returns.
+        name: The model's name, for messages.
+        rows: Tokens that one step runs at most: k_max + 1.
+        fixed: Every step runs exactly ``rows`` tokens over buffers whose length depends on the position alone; steps
+            are padded with copies of their last token, and cut where the length changes. A token's logits are then
+            the same bits however the text was cut into steps.
+
+    Raises:
+        UnsupportedError: Layers keep a state that cannot be rolled back.
+    """
+
+    def __init__(self, model: Any, name: str, rows: int, *, fixed: bool = False) -> None:
+        self.model = model
+        self.language_model = getattr(model, "language_model", model)
+        self.rows = rows
+        self.fixed = fixed
+        self.gemma4: Any = self.language_model if isinstance(self.language_model, gemma4_text.Model) else None
+        self._windows = [_window(cache, name) for cache in make_prompt_cache(model)]
+        if not self._windows:
+            raise UnsupportedError(f"{name} keeps no KV cache.", "Choose a model with attention layers.")
+        self.dtype, self.kv_bytes_per_token, self.kv_bytes_fixed = self._probe()
+
+    def new_cache(self) -> KvCache:
+        """An empty cache."""
+        layers: list[LayerCache] = []
+        for window in self._windows:
+            if window is None:
+                layers.append(FullCache(self.rows, whole=self.fixed))
+            else:
+                layers.append(SlidingCache(window, self.rows))
+        return KvCache(layers)
+
+    def prefill(self, cache: KvCache, token_ids: Sequence[int], chunk: int) -> tuple[mx.array | None, mx.array]:
+        """Run a prompt in chunks, evaluated one after the other, so that one chunk's activations are held at a time.
+
+        Returns:
+            Of the last token: its hidden row (see ``step``), and its logits (1, vocab).
+        """
+        tokens = mx.array([list(token_ids)])
+        # Gemma 4's head is applied to one row. Other models' heads come with their forward: the last token goes alone.
+        before = len(token_ids) - (1 if self.gemma4 is None else (len(token_ids) - 1) % chunk + 1)
+        for start in range(0, before, chunk):
+            self._forward(cache, tokens[:, start : min(start + chunk, before)])
+            mx.eval(cache.state)
+            mx.clear_cache()
+        hidden, logits = self._rows(self._forward(cache, tokens[:, before:]), 1)
+        if hidden is not None:
+            hidden = mx.contiguous(hidden)  # not a view that keeps the whole chunk
+        return hidden, logits
+
+    def step(self, cache: KvCache, tokens: mx.array) -> tuple[mx.array | None, mx.array]:
+        """Run at most ``rows`` tokens, (1, count), after the stored ones; stores their KV. Nothing is evaluated.
+
+        Returns:
+            Final-normed hidden rows, shape (1, count, hidden_size), of a Gemma 4, else None; and logits, soft-cap
+            applied, shape (count, vocab).
+        """
+        if not self.fixed:
+            return self._rows(self._forward(cache, tokens), tokens.shape[1])
+        hidden: list[mx.array] = []
+        logits: list[mx.array] = []
+        while tokens.shape[1]:
+            base, left = cache.length, tokens.shape[1]
+            end = block_end(base, self.rows)
+            count = next((i for i in range(1, left) if block_end(base + i, self.rows) != end), left)
+            padding = mx.repeat(tokens[:, count - 1 : count], self.rows - count, axis=1)
+            padded = mx.concatenate([tokens[:, :count], padding], axis=1)
+            some_hidden, some_logits = self._rows(self._forward(cache, padded), self.rows)
+            cache.rollback(base + count)
+            logits.append(some_logits[:count])
+            if some_hidden is not None:
+                hidden.append(some_hidden[:, :count])
+            tokens = tokens[:, count:]
+        return mx.concatenate(hidden, axis=1) if hidden else None, mx.concatenate(logits)
+
+    def embed(self, token_ids: mx.array) -> mx.array:
+        """Input embeddings of a Gemma 4, scaled as it scales them; shape (*token_ids.shape, hidden_size)."""
+        text = self.gemma4.model
+        embedded: mx.array = text.embed_tokens(token_ids) * text.embed_scale
+        return embedded
+
+    def _forward(self, cache: KvCache, tokens: mx.array) -> mx.array:
+        """Hidden rows of a Gemma 4, else logits; (1, count, width)."""
+        run = self.model if self.gemma4 is None else self.gemma4.model
+        output: mx.array = run(tokens, cache=cache.layers)
+        return output
+
+    def _rows(self, output: mx.array, count: int) -> tuple[mx.array | None, mx.array]:
+        """Hidden rows and logits of the last ``count`` tokens of a forward."""
+        output = output[:, output.shape[1] - count :]
+        if self.gemma4 is None:
+            return None, output[0]
+        return output, self._head(output[0])
+
+    def _head(self, hidden: mx.array) -> mx.array:
+        lm = self.gemma4
+        logits: mx.array = lm.model.embed_tokens.as_linear(hidden) if lm.tie_word_embeddings else lm.lm_head(hidden)
+        if lm.final_logit_softcapping is not None:
+            logits = gemma4_text.logit_softcap(lm.final_logit_softcapping, logits)
+        return logits
+
+    def _probe(self) -> tuple[str, int, int]:
+        """Dtype of the logits, KV bytes of one more token, KV bytes of the sliding layers.
+
+        The forward is only built, never evaluated: shapes and dtypes are known without reading a weight.
+        """
+        cache = self.new_cache()
+        _, logits = self._rows(self._forward(cache, mx.array([[0]])), 1)
+        growing = fixed = 0
+        for layer in cache.layers:
+            if isinstance(layer, SlidingCache):
+                fixed += layer.nbytes
+            else:
+                growing += sum(buffer.nbytes // buffer.shape[2] for buffer in layer.state)
+        return str(logits.dtype).rpartition(".")[2], growing, fixed
+
+
+def _window(cache: Any, name: str) -> int | None:
+    """The sliding window of a layer, by the cache that mlx-lm would give it."""
+    if type(cache) is KVCache:
+        return None
+    if type(cache) is RotatingKVCache and cache.keep == 0:
+        return int(cache.max_size)
+    raise UnsupportedError(
+        f"A layer of {name} keeps its state in a {type(cache).__name__}, which cannot be rolled back here.",
+        "Choose a model with full and sliding attention only.",
+    )

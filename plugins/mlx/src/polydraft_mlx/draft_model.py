@@ -1,0 +1,66 @@
+"""A second, smaller causal language model as the drafter, with a KV cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+from polydraft.contract import Chooser
+
+from polydraft_mlx.decoder import Decoder
+
+__all__ = ["DraftModel"]
+
+
+class DraftModel:
+    """The drafter's side of one sequence. It catches up on tokens that it has not run yet.
+
+    Args:
+        decoder: The draft model.
+        chunk: Tokens run in one forward while catching up.
+    """
+
+    def __init__(self, decoder: Decoder, chunk: int) -> None:
+        self._decoder = decoder
+        self._chunk = chunk
+        self._cache = decoder.new_cache()
+        self._run: list[int] = []
+
+    def propose(
+        self, token_ids: Sequence[int], k: int, chooser: Chooser, *, keep_logits: bool
+    ) -> tuple[list[int], mx.array | None]:
+        """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
+        agreed = self._agreed(token_ids)
+        del self._run[agreed:]
+        if agreed < self._cache.length:
+            self._cache.rollback(agreed)
+        pending = list(token_ids[agreed:])
+        if len(pending) <= self._decoder.rows:
+            _, logits = self._decoder.step(self._cache, mx.array([pending]))
+        else:
+            _, logits = self._decoder.prefill(self._cache, pending, self._chunk)
+        self._run.extend(pending)
+        drafts: list[mx.array] = []
+        kept: list[mx.array] = []
+        known = [token_ids[-1]]
+        for step in range(k):
+            if step:
+                # The drafted token stays on the device: k steps are one graph, with one wait at its end.
+                _, logits = self._decoder.step(self._cache, drafts[-1][None])
+            row = logits[-1:]
+            prefix = known if chooser.needs_prefix else None
+            drafts.append(chooser.choose_draft(row, len(token_ids) + step, prefix))
+            if chooser.needs_prefix:
+                known.append(int(drafts[-1].item()))
+            if keep_logits:
+                kept.append(row)
+        found: list[int] = mx.concatenate(drafts).tolist()
+        self._run.extend(found[:-1])
+        return found, mx.concatenate(kept) if kept else None
+
+    def _agreed(self, token_ids: Sequence[int]) -> int:
+        """How many of the tokens that were run stand in the sequence; at least one token is left to run."""
+        agreed = min(len(self._run), len(token_ids) - 1)
+        while agreed > 0 and self._run[agreed - 1] != token_ids[agreed - 1]:
+            agreed -= 1
+        return agreed

@@ -1,0 +1,183 @@
+"""From a load request to a loaded pair: files, device, dtype, memory, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+from polydraft.checkpoints.config import text_config
+from polydraft.checkpoints.fetch import fetch
+from polydraft.contract import LoadRequest, ModelSource
+from polydraft.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    ModelFormatError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from polydraft.text.hub_tokenizer import HubTokenizer
+from transformers import AutoTokenizer, GenerationConfig
+
+from polydraft_mlx.config import is_gemma4, overrides
+from polydraft_mlx.decoder import Decoder
+from polydraft_mlx.drafter_loading import load_assistant
+from polydraft_mlx.engine import MlxEngine
+from polydraft_mlx.mtp import MtpDrafter
+from polydraft_mlx.runtime import Runtime, find_device, free_memory
+
+__all__ = ["load_pair"]
+
+_PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
+_DTYPES = {
+    "float32": mx.float32,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+    "fp32": mx.float32,
+    "fp16": mx.float16,
+    "bf16": mx.bfloat16,
+}
+_LEAST_CONTEXT = 256
+"""Where the model's own context does not fit into memory, so many tokens at least must."""
+
+
+def load_pair(request: LoadRequest) -> MlxEngine:
+    """Load target and drafter. Weights are read only after it is known that they, and the context, fit.
+
+    Raises:
+        DeviceError: The device is not there.
+        OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
+        ModelFormatError: A file is missing or damaged, or the architecture unknown to mlx-lm.
+        InvalidRequestError: Unknown dtype, or a context longer than the model's.
+        UnsupportedError: The model's layers keep a state that cannot be rolled back.
+    """
+    runtime = Runtime(find_device(request.device))
+    dtype = _dtype(request.dtype)
+    plan = request.plan
+    own_context = _own_context(request)
+    target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
+    drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
+    rows = plan.num_speculative_tokens + 1
+    with runtime.use(f"{request.target.id} was loaded"):
+        models = [_model(request.target, target_path, request, dtype)]
+        target = Decoder(models[0], request.target.id, rows, fixed=request.exactness == "bitwise")
+        drafter: MtpDrafter | Decoder | None = None
+        if plan.drafter is not None and drafter_path is not None:
+            if plan.kind == "mtp":
+                if target.gemma4 is None:
+                    raise UnsupportedError(
+                        f"{request.target.id} is no Gemma 4, and assistants are made for these.",
+                        "Use a draft model, or drafter='ngram'.",
+                    )
+                models.append(load_assistant(plan.drafter, drafter_path, dtype))
+                drafter = MtpDrafter(models[1], target)
+            else:
+                models.append(_model(plan.drafter, drafter_path, request, dtype))
+                drafter = Decoder(models[1], plan.drafter.id, rows)
+        context, notes = _fit(request, own_context, models, target, drafter, runtime)
+        for model in models:
+            mx.eval(model.parameters())
+        mx.clear_cache()
+    quantized = models[0].__dict__.get("quantization") or _quantization(request.target)
+    if quantized:
+        notes = [quantized, *notes]
+    return MlxEngine(runtime, target, drafter, _tokenizer(target_path, request), request, context, notes)
+
+
+def _dtype(name: str) -> mx.Dtype | None:
+    if name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise InvalidRequestError(f"dtype is {name!r}.", f"Give auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:
+    """A model of mlx-lm, its weights not read yet."""
+    try:
+        model, _ = load_model(
+            path,
+            lazy=True,
+            model_config=overrides(source.config, source.id),
+            trust_remote_code=request.trust_remote_code,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, RuntimeError) as error:
+        raise ModelFormatError(
+            f"mlx-lm cannot load {source.id}: {str(error).splitlines()[0] if str(error) else error!r}",
+            "Check that the checkpoint is complete, and its architecture and quantization known to mlx-lm.",
+        ) from error
+    if dtype is not None:
+        model.set_dtype(dtype)
+    return model
+
+
+def _quantization(source: ModelSource) -> str:
+    """One sentence on a quantized checkpoint, or an empty string."""
+    found = source.config.get("quantization") or text_config(source.config).get("quantization")
+    if not isinstance(found, dict) or "bits" not in found:
+        return ""
+    mode = found.get("mode", "affine")
+    return f"The target is quantized: {found['bits']} bits ({mode}, groups of {found.get('group_size', 64)})."
+
+
+def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=request.trust_remote_code)
+    ends: set[int] = set()
+    listed: Any = request.target.config.get("eos_token_id") or text_config(request.target.config).get("eos_token_id")
+    if (path / "generation_config.json").exists():
+        listed = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or listed
+    if listed is not None:
+        ends.update(listed if isinstance(listed, list) else [listed])
+    return HubTokenizer(tokenizer, eos_token_ids=ends)
+
+
+def _own_context(request: LoadRequest) -> int:
+    default = 131_072 if is_gemma4(request.target.config) else 4096
+    own = int(text_config(request.target.config).get("max_position_embeddings") or default)
+    if request.context_length is not None and request.context_length > own:
+        raise ContextLengthError(
+            f"context_length is {request.context_length}, and {request.target.id} was made for {own} tokens.",
+            f"Give at most {own}.",
+        )
+    return own
+
+
+def _fit(
+    request: LoadRequest,
+    own_context: int,
+    models: list[Any],
+    target: Decoder,
+    drafter: MtpDrafter | Decoder | None,
+    runtime: Runtime,
+) -> tuple[int, list[str]]:
+    """The context that fits beside the weights, and notes."""
+    weights = sum(int(array.nbytes) for model in models for _, array in tree_flatten(model.parameters()))
+    free = free_memory(runtime.device)
+    decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
+    growing = sum(decoder.kv_bytes_per_token for decoder in decoders)
+    fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
+    wanted = request.context_length or own_context
+    left = free - weights - fixed
+    fits = wanted if growing * wanted <= left else left // growing
+    if fits < min(wanted, _LEAST_CONTEXT):
+        raise OutOfMemoryError(
+            f"The weights need {_gib(weights)} and the sliding layers {_gib(fixed)}, and {runtime.name} has "
+            f"{_gib(free)} free.",
+            "Choose a smaller or a quantized model.",
+        )
+    notes = [f"Weights take {_gib(weights)}; the KV cache {growing} bytes a token, and {fixed} for sliding layers."]
+    if fits < wanted:
+        if request.context_length is not None:
+            raise OutOfMemoryError(
+                f"A context of {wanted} tokens needs {_gib(growing * wanted)} beside {_gib(weights)} of weights, and "
+                f"{runtime.name} has {_gib(free)} free.",
+                f"Give context_length={fits // 2} or less.",
+            )
+        notes.append(f"The context is shortened from {wanted} to {fits} tokens, which is what fits into memory.")
+    return int(fits), notes
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,107 @@
+"""The sampler's array operations on MLX, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+__all__ = ["MlxOps"]
+
+# Where more candidates than this are left, compacting costs more than it saves.
+_COMPACT_LIMIT = 4096
+
+
+class MlxOps:
+    """See ``polydraft.sampling.ops.ArrayOps``. No operation is compiled, so none is fused with another."""
+
+    def float32(self, array: Any) -> mx.array:
+        return mx.array(array) if not isinstance(array, mx.array) else array.astype(mx.float32)
+
+    def int64(self, array: mx.array) -> mx.array:
+        return array.astype(mx.int64)
+
+    def bits(self, array: mx.array) -> mx.array:
+        return array.view(mx.int32).astype(mx.int64)
+
+    def from_bits(self, array: mx.array) -> mx.array:
+        return array.astype(mx.int32).view(mx.float32)
+
+    def column(self, values: Sequence[int], like: mx.array) -> mx.array:
+        return mx.array(np.asarray(values, dtype=np.int64)[:, None])
+
+    def where(self, condition: mx.array, yes: Any, no: Any) -> mx.array:
+        return mx.where(condition, yes, no)
+
+    def floor(self, array: mx.array) -> mx.array:
+        return mx.floor(array)
+
+    def row_max(self, array: mx.array) -> mx.array:
+        return array.max(axis=-1, keepdims=True)
+
+    def row_min(self, array: mx.array) -> mx.array:
+        return array.min(axis=-1, keepdims=True)
+
+    def row_sum(self, array: mx.array) -> mx.array:
+        return array.sum(axis=-1, keepdims=True)
+
+    def row_cumsum(self, array: mx.array) -> mx.array:
+        return mx.cumsum(array, axis=-1)
+
+    def argmax(self, array: mx.array) -> mx.array:
+        return mx.argmax(array, axis=-1).astype(mx.int64)
+
+    def argsort_descending(self, keys: mx.array) -> mx.array:
+        return mx.argsort(-keys, axis=-1).astype(mx.int64)
+
+    def take(self, array: mx.array, indices: mx.array) -> mx.array:
+        return mx.take_along_axis(array, indices, axis=-1)
+
+    def candidates(self, values: mx.array, floor: mx.array) -> tuple[mx.array, mx.array]:
+        mask = values >= floor
+        if mx.default_device().type == mx.cpu:
+            width = max(int(mask.sum(axis=-1).max().item()), 1)
+            if width <= min(_COMPACT_LIMIT, values.shape[-1] - 1):
+                columns = mx.argpartition(-values, width - 1, axis=-1)[..., :width].astype(mx.int64)
+                kept = mx.take_along_axis(values, columns, axis=-1)
+                return mx.where(kept >= floor, kept, -mx.inf), columns
+        columns = mx.broadcast_to(mx.arange(values.shape[-1], dtype=mx.int64), values.shape)
+        return mx.where(mask, values, -mx.inf), columns
+
+    def best(self, array: mx.array, count: int) -> tuple[mx.array, mx.array]:
+        count = min(count, array.shape[-1])
+        columns = mx.argpartition(-array, count - 1, axis=-1)[..., :count] if count < array.shape[-1] else None
+        chosen = array if columns is None else mx.take_along_axis(array, columns, axis=-1)
+        order = mx.argsort(-chosen, axis=-1)
+        found = order if columns is None else mx.take_along_axis(columns, order, axis=-1)
+        return mx.take_along_axis(array, found, axis=-1), found.astype(mx.int64)
+
+    def first_column(self, array: mx.array) -> mx.array:
+        return array[:, 0]
+
+    def column_mask(self, array: mx.array, count: int) -> mx.array:
+        return mx.arange(array.shape[-1])[None, :] < count
+
+    def entries(self, array: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
+        return array[mx.array(list(rows)), mx.array(list(columns))]
+
+    def with_entries(
+        self, array: mx.array, rows: Sequence[int], columns: Sequence[int], values: mx.array | float
+    ) -> mx.array:
+        changed = mx.array(array)
+        changed[mx.array(list(rows)), mx.array(list(columns))] = values
+        return changed
+
+    def tolist(self, array: mx.array) -> list[Any]:
+        result: list[Any] = array.tolist()
+        return result
+
+    def numpy(self, array: Any) -> Any:
+        if mx.issubdtype(array.dtype, mx.floating):
+            return np.array(array.astype(mx.float32))
+        return np.array(array.astype(mx.int64))
+
+    def from_numpy(self, array: Any, like: mx.array) -> mx.array:
+        return mx.array(array)

@@ -1,0 +1,75 @@
+"""Drafting with a Gemma 4 assistant: the protocol between it and the target.
+
+As in Transformers 5.22 (``SinglePositionMultiTokenCandidateGenerator`` in generation/candidate_generator.py): the
+newest token has position p. All steps of a round give p as the position and attend to the target's keys and values of
+the positions before p, of the last layer of each attention type that stores its own. The first step's input is the
+newest token's embedding (the target's, scaled) beside the target's final-normed hidden row of position p-1; each further
+step takes the drafted token and the assistant's own output, projected back to the target's width.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from polydraft.contract import Chooser
+
+from polydraft_mlx.assistant import Assistant
+from polydraft_mlx.decoder import Decoder
+from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
+
+__all__ = ["MtpDrafter"]
+
+
+class MtpDrafter:
+    """A loaded assistant for one target.
+
+    Args:
+        assistant: Its network.
+        target: The target it drafts for, a Gemma 4.
+    """
+
+    def __init__(self, assistant: Assistant, target: Decoder) -> None:
+        self._assistant = assistant
+        self._target = target
+        owners = target.gemma4.layers[: len(target.new_cache().layers)]
+        self._sources = {layer.layer_type: index for index, layer in enumerate(owners)}
+
+    def propose(
+        self, cache: KvCache, hidden: mx.array, newest: int, k: int, chooser: Chooser, *, keep_logits: bool
+    ) -> tuple[list[int], mx.array | None]:
+        """Draft k tokens after ``newest``.
+
+        Args:
+            cache: The target's; its ``length`` is the position of ``newest``.
+            hidden: The target's hidden row before it, shape (1, 1, hidden_size).
+            newest: The newest token.
+            k: At least 1.
+            chooser: Chooses the drafts.
+            keep_logits: Whether to return the logits, shape (k, vocab).
+        """
+        position = mx.array(cache.length)
+        shared = {kind: self._shared(cache.layers[index]) for kind, index in self._sources.items()}
+        token = mx.array([newest])
+        drafts: list[mx.array] = []
+        kept: list[mx.array] = []
+        known = [newest]
+        for step in range(k):
+            inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
+            logits, hidden = self._assistant(inputs, shared, position)
+            prefix = known if chooser.needs_prefix else None
+            token = chooser.choose_draft(logits, cache.length + 1 + step, prefix)
+            drafts.append(token)
+            if chooser.needs_prefix:
+                known.append(int(token.item()))
+            if keep_logits:
+                kept.append(logits)
+        found: list[int] = mx.concatenate(drafts).tolist()
+        return found, mx.concatenate(kept) if kept else None
+
+    @staticmethod
+    def _shared(layer: LayerCache) -> tuple[mx.array, mx.array, mx.array | None]:
+        first = 0
+        if isinstance(layer, SlidingCache):
+            # Upstream's mask lets the drafter see distances up to the window, inclusive: one row more than the
+            # target's own layers (create_bidirectional_sliding_window_mask in masking_utils.py).
+            first = max(layer.offset - layer.window - 1, 0)
+        return layer.visible(first)

@@ -1,0 +1,129 @@
+"""Where MLX works: the device, one stream that any thread may use, and errors in polydraft's words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from polydraft.errors import DeviceError, EngineError, OutOfMemoryError
+
+__all__ = ["Runtime", "devices", "find_device", "free_memory"]
+
+_LOCK = threading.Lock()
+"""One for all sessions: streams that may be used in any thread must not be used in two at a time."""
+
+_GPU_NAMES = {"gpu", "metal", "mps", "cuda"}
+
+
+class Runtime:
+    """The device and stream of one engine.
+
+    MLX's ordinary streams belong to the thread that made them (since 0.31.2), and lazy arrays to their stream. An
+    engine is used by several threads, one at a time, so it has a stream of the other kind.
+
+    Args:
+        device: As ``find_device`` gives it.
+    """
+
+    def __init__(self, device: mx.Device) -> None:
+        self.device = device
+        self.name = device_name(device)
+        self._stream: Any = mx.new_thread_unsafe_stream(device)
+
+    @contextmanager
+    def use(self, what: str) -> Iterator[None]:
+        """Do MLX's work in here, and evaluate what is needed before leaving.
+
+        Args:
+            what: What is being done, for messages: "A prompt was run".
+
+        Raises:
+            OutOfMemoryError: MLX could not allocate memory.
+            EngineError: MLX failed otherwise.
+        """
+        with _LOCK, mx.stream(self._stream):
+            try:
+                yield
+            except MemoryError as error:
+                if isinstance(error, OutOfMemoryError):
+                    raise
+                raise _no_memory(what, error) from error
+            except RuntimeError as error:
+                text = str(error).lower()
+                if "alloc" in text or "memory" in text:
+                    raise _no_memory(what, error) from error
+                raise EngineError(f"{what}, and MLX failed: {error}", "Report it with this message.") from error
+
+
+def _no_memory(what: str, error: BaseException) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"{what}, and memory ran out: {str(error).splitlines()[0] if str(error) else error!r}",
+        "Give a smaller context_length, a shorter prompt, or a quantized model.",
+    )
+
+
+def find_device(name: str) -> mx.Device:
+    """The device of a name: ``auto``, ``cpu``, ``gpu`` (Metal or CUDA), ``gpu:1``.
+
+    Raises:
+        DeviceError: It is not there, or the name is none.
+    """
+    if name == "auto":
+        return mx.default_device()
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and index in {"", "0"}:
+        return mx.Device(mx.cpu, 0)
+    here = ", ".join(devices())
+    if kind not in _GPU_NAMES or not (index or "0").isdigit():
+        raise DeviceError(f"MLX has no device {name!r}; there are: {here}.", "Give auto, cpu or gpu.")
+    count = gpu_count()
+    wrong_kind = (kind in {"metal", "mps"} and not mx.metal.is_available()) or (
+        kind == "cuda" and not mx.cuda.is_available()
+    )
+    if wrong_kind or int(index or 0) >= count:
+        raise DeviceError(
+            f"The device {name} was asked for, and MLX {mx.__version__} has: {here}.",
+            "Use device='cpu', or a Mac with Apple silicon, or on Linux with an NVIDIA GPU: pip install 'mlx[cuda13]'.",
+        )
+    return mx.Device(mx.gpu, int(index or 0))
+
+
+def gpu_count() -> int:
+    """GPUs that the installed build of MLX can use."""
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        return 0
+    return int(mx.device_count(mx.gpu))
+
+
+def devices() -> list[str]:
+    """Names of the devices, the best first."""
+    return [*(f"gpu:{index}" if index else "gpu" for index in range(gpu_count())), "cpu"]
+
+
+def device_name(device: mx.Device) -> str:
+    """As ``find_device`` takes it."""
+    if device.type == mx.cpu:
+        return "cpu"
+    index = int(str(device).rpartition(",")[2].strip(" )"))
+    return f"gpu:{index}" if index else "gpu"
+
+
+def free_memory(device: mx.Device) -> int:
+    """Bytes that can still be allocated; on Apple silicon CPU and GPU share them."""
+    info: dict[str, Any] = mx.device_info(device)
+    if device.type == mx.gpu:
+        if "free_memory" in info:  # CUDA
+            return int(info["free_memory"])
+        limit = int(info.get("max_recommended_working_set_size") or info["memory_size"])
+        return limit - int(mx.get_active_memory())
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
