@@ -149,3 +149,33 @@ def fake_hub(clean_environment, monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def gguf_value(value):
+    """A metadata value with its type, as GGUF writes it."""
+    if isinstance(value, str):
+        return struct.pack("<IQ", 8, len(value.encode())) + value.encode()
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    items = [gguf_value(item) for item in value]
+    return struct.pack("<I4sQ", 9, items[0][:4], len(items)) + b"".join(item[4:] for item in items)
+
+
+@pytest.fixture
+def gguf_bytes():
+    """A function that makes a GGUF file of metadata and one tensor of four floats."""
+
+    def make(metadata=None):
+        pairs = {"general.architecture": "gemma4"} if metadata is None else metadata
+        parts = [b"GGUF", struct.pack("<IQQ", 3, 1, len(pairs))]
+        for key, value in pairs.items():
+            parts += [struct.pack("<Q", len(key)), key.encode(), gguf_value(value)]
+        parts.append(struct.pack("<Q8sIQIQ", 8, b"x.weight", 1, 4, 0, 0))
+        head = b"".join(parts)
+        return head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4)
+
+    return make

@@ -34,9 +34,9 @@ def test_local_folder_that_went_away(tmp_path):
         fetch(ModelSource(id="x", kind="local", path=tmp_path / "x", format="safetensors"))
 
 
-def test_local_file(tmp_path):
+def test_local_file(tmp_path, gguf_bytes):
     file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
+    file.write_bytes(gguf_bytes())
     assert fetch(resolve(file, known=KnownNames())) == file
 
 

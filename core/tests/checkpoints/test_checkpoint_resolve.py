@@ -40,9 +40,9 @@ def test_mlx_is_told_apart(make_model, config, metadata, form):
     assert local(make_model("m", config, metadata=metadata)).format == form
 
 
-def test_gguf_file_and_folder(tmp_path):
+def test_gguf_file_and_folder(tmp_path, gguf_bytes):
     file = tmp_path / "model-Q4_K_M.gguf"
-    file.write_bytes(b"GGUF\x03")
+    file.write_bytes(gguf_bytes())
     for extra in ("mmproj-model.gguf", "mtp-model.gguf"):
         (tmp_path / extra).write_bytes(b"GGUF")
     assert local(file).format == "gguf"
@@ -54,9 +54,9 @@ def test_gguf_file_and_folder(tmp_path):
     assert "model-Q4_K_M.gguf" in error.value.hint
 
 
-def test_gguf_shards_are_one_model(tmp_path):
+def test_gguf_shards_are_one_model(tmp_path, gguf_bytes):
     for i in (1, 2):
-        (tmp_path / f"m-0000{i}-of-00002.gguf").write_bytes(b"GGUF")
+        (tmp_path / f"m-0000{i}-of-00002.gguf").write_bytes(gguf_bytes())
     assert local(tmp_path).file == "m-00001-of-00002.gguf"
 
 

@@ -246,8 +246,8 @@ def test_none_is_installed():
     assert "polydraft[builtin]" in error.value.hint
 
 
-def test_none_loads_the_format(host, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+def test_none_loads_the_format(host, tmp_path, gguf_bytes):
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes())
     with pytest.raises(BackendUnavailableError, match="format is gguf") as error:
         load(tmp_path / "m.gguf", host=host)
     assert "llama_cpp" in error.value.hint
@@ -259,8 +259,8 @@ def test_no_backend_for_safetensors_says_how_to_get_one(builtin_data):
     assert "pip install 'polydraft[transformers]'" in error.value.hint
 
 
-def test_given_backend_and_another_format(host, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+def test_given_backend_and_another_format(host, tmp_path, gguf_bytes):
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes())
     with pytest.raises(UnsupportedError, match="format is gguf") as error:
         load(tmp_path / "m.gguf", backend="fast", host=host)
     assert "safetensors" in error.value.hint

@@ -124,8 +124,8 @@ def test_given_drafter_of_a_kind_the_backend_has_not(plan):
         plan("builtin:tiny-e2b", "builtin:tiny-e2b-assistant", record=backend(drafter_kinds=["ngram"]))
 
 
-def test_given_drafter_of_another_format(plan, tmp_path):
-    (tmp_path / "mtp-x.gguf").write_bytes(b"GGUF")
+def test_given_drafter_of_another_format(plan, tmp_path, gguf_bytes):
+    (tmp_path / "mtp-x.gguf").write_bytes(gguf_bytes({"general.architecture": "llama"}))
     with pytest.raises(SpeculationUnavailableError, match="format is gguf"):
         plan("builtin:tiny-e2b", str(tmp_path / "mtp-x.gguf"))
 
@@ -393,7 +393,7 @@ def test_gguf(plan, fake_hub, tmp_path):
     assert (found.drafter.id, found.drafter.file) == ("unsloth/gemma-4-E4B-it-GGUF", "MTP/mtp-gemma-4-E4B-it-BF16.gguf")
 
 
-def test_gguf_files_beside_one_another(plan, tmp_path):
+def test_gguf_files_beside_one_another(plan, tmp_path, gguf_bytes):
     (tmp_path / "MTP").mkdir()
     for name in (
         "gemma-4-E4B-it-Q4_K_M.gguf",
@@ -401,7 +401,8 @@ def test_gguf_files_beside_one_another(plan, tmp_path):
         "MTP/mtp-gemma-4-E4B-it-BF16.gguf",
         "MTP/mtp-gemma-4-31B-it-BF16.gguf",
     ):
-        (tmp_path / name).write_bytes(b"GGUF")
+        architecture = "gemma4-assistant" if "mtp-" in name else "gemma4"
+        (tmp_path / name).write_bytes(gguf_bytes({"general.architecture": architecture}))
     found = plan(tmp_path / "gemma-4-E4B-it-Q4_K_M.gguf", record=backend(formats=["gguf"]))
     assert found.drafter.path == tmp_path / "MTP/mtp-gemma-4-E4B-it-BF16.gguf"
     assert (found.kind, found.chosen_by) == ("mtp", "sibling")

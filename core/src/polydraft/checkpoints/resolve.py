@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polydraft.checkpoints import safetensors
 from polydraft.checkpoints.config import read_config
+from polydraft.checkpoints.gguf import read_header
+from polydraft.checkpoints.gguf_config import config_of
 from polydraft.checkpoints.hub import hub_errors
 from polydraft.checkpoints.names import BUILTIN_PREFIX, Name, did_you_mean, parse, sibling_folders
 from polydraft.contract.requests import HubOptions, ModelSource
@@ -113,7 +115,8 @@ def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSour
         return ModelSource(id=written, kind="local", path=path, format=form, config=data, file=file)
     for suffix, form in ((".gguf", "gguf"), (".litertlm", "litertlm")):
         if file := _one_file(path, suffix, written):
-            return ModelSource(id=written, kind="local", path=path, format=form, file=file)
+            data = _gguf_config(path / file, written) if form == "gguf" else {}
+            return ModelSource(id=written, kind="local", path=path, format=form, config=data, file=file)
     if (path / "adapter_config.json").is_file():
         raise ModelFormatError(
             f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",
@@ -140,12 +143,13 @@ def _single_file(path: Path, written: str) -> ModelSource:
             f"{written} is a file of an unknown kind.",
             "Give the folder that holds config.json, or a .gguf or .litertlm file.",
         )
-    if form == "gguf":
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelFormatError(f"{written} is no GGUF file: it begins with {magic!r}.", "Download it again.")
-    return ModelSource(id=written, kind="local", path=path, format=form)
+    config = _gguf_config(path, written) if form == "gguf" else {}
+    return ModelSource(id=written, kind="local", path=path, format=form, config=config)
+
+
+def _gguf_config(path: Path, written: str) -> dict[str, Any]:
+    """What the file's own header says, in the words of a config."""
+    return config_of(read_header(path, written))
 
 
 def _folder_format(path: Path, config: Mapping[str, Any], written: str) -> tuple[str, str | None]:

@@ -55,7 +55,7 @@ def candidates(target: ModelSource, registry: PairRegistry, resolve: Resolver) -
     path = Path(os.path.abspath(target.path))  # noqa: PTH100 - resolve() would follow links to other names
     yield from _named(target, [path.with_name(f"{path.name}-assistant"), path.with_name(f"{path.name}-draft")], resolve)
     if target.format == "gguf":
-        yield from _gguf_beside(path, target.file)
+        yield from _gguf_beside(path, target.file, resolve)
     else:
         yield from _fitting_sibling(target, path, resolve)
     yield from _by_own_name(target, path, registry, resolve)
@@ -132,10 +132,8 @@ def _model_folders(parent: Path) -> list[Path]:
         return []
 
 
-def _gguf_beside(path: Path, file: str | None) -> Iterator[Candidate]:
+def _gguf_beside(path: Path, file: str | None, resolve: Resolver) -> Iterator[Candidate]:
     """A file ``mtp-<model>*.gguf`` beside a GGUF target, or in a folder ``MTP`` there, as the published ones lie."""
-    from polydraft.contract.requests import ModelSource
-
     folder, name = (path, file or "") if path.is_dir() else (path.parent, path.name)
     model = _GGUF_QUANT.sub("", Path(name).stem).lower()
     found = sorted(
@@ -149,9 +147,7 @@ def _gguf_beside(path: Path, file: str | None) -> Iterator[Candidate]:
     )
     if model and found:
         best = found[0]
-        yield Candidate(
-            str(best), "mtp", "sibling", _given(ModelSource(id=str(best), kind="local", path=best, format="gguf"))
-        )
+        yield Candidate(str(best), "mtp", "sibling", lambda: resolve(best))
 
 
 def _by_own_name(target: ModelSource, path: Path, registry: PairRegistry, resolve: Resolver) -> Iterator[Candidate]:

@@ -1,0 +1,62 @@
+"""A GGUF header in the words of ``config.json``, so that one set of checks does for every format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polydraft.checkpoints.gguf import GgufHeader
+
+__all__ = ["config_of", "tokens_of"]
+
+
+def config_of(header: GgufHeader) -> dict[str, Any]:
+    """What target and drafter are compared by; fields that the header lacks are left out.
+
+    The keys are those of llama.cpp (``src/llama-arch.cpp``), the names those of Transformers: ``embedding_length`` is
+    ``hidden_size``, ``embedding_length_out`` of an assistant its ``backbone_hidden_size``, and so on. Head sizes of
+    sliding-window layers have keys of their own; heads may be one number or one a layer.
+    """
+    get = header.of_architecture
+    config: dict[str, Any] = {
+        "model_type": header.architecture.replace("-", "_"),
+        "hidden_size": get("embedding_length"),
+        "backbone_hidden_size": get("embedding_length_out"),
+        "num_hidden_layers": get("block_count"),
+        "max_position_embeddings": get("context_length"),
+        "sliding_window": get("attention.sliding_window"),
+        "num_kv_shared_layers": get("attention.shared_kv_layers"),
+        "vocab_size": _vocab_size(header),
+        **_attention(header),
+    }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def tokens_of(header: GgufHeader) -> tuple[Any, ...]:
+    """What decides which ids a text becomes: two models with equal values have the same tokens."""
+    return tuple(header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens", "merges", "scores"))
+
+
+def _vocab_size(header: GgufHeader) -> int | None:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if tokens is not None else header.of_architecture("vocab_size")
+
+
+def _attention(header: GgufHeader) -> dict[str, Any]:
+    """Layer types and the shape of each layer's keys and values."""
+    get = header.of_architecture
+    layers, pattern = get("block_count"), get("attention.sliding_window_pattern")
+    heads, dim = get("attention.head_count_kv"), get("attention.key_length")
+    if dim is None and get("embedding_length") and isinstance(get("attention.head_count"), int):
+        dim = get("embedding_length") // get("attention.head_count")
+    found: dict[str, Any] = {"num_key_value_heads": heads if isinstance(heads, int) else None, "head_dim": dim}
+    if not isinstance(layers, int) or not isinstance(pattern, tuple) or len(pattern) < layers:
+        return found
+    window_dim = get("attention.key_length_swa", dim)
+    own = heads if isinstance(heads, tuple) and len(heads) >= layers else (heads,) * layers
+    found["layer_types"] = ["sliding_attention" if pattern[i] else "full_attention" for i in range(layers)]
+    found["per_layer_config"] = {
+        str(i): {"num_key_value_heads": own[i], "head_dim": window_dim if pattern[i] else dim} for i in range(layers)
+    }
+    found["num_key_value_heads"] = own[0]
+    return found

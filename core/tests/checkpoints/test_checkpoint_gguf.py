@@ -1,0 +1,169 @@
+"""GGUF headers: read without their weights, damaged ones refused; which file of a repository is meant."""
+
+import pytest
+from polydraft.checkpoints.compatibility import check_pair
+from polydraft.checkpoints.gguf import read_header
+from polydraft.checkpoints.gguf_config import config_of, tokens_of
+from polydraft.checkpoints.gguf_files import choose_files, fetch_gguf
+from polydraft.checkpoints.resolve import KnownNames, resolve
+from polydraft.errors import ModelFormatError, PairMismatchError
+
+TARGET = {
+    "general.architecture": "gemma4",
+    "gemma4.embedding_length": 160,
+    "gemma4.block_count": 2,
+    "gemma4.attention.head_count_kv": [2, 1],
+    "gemma4.attention.key_length": 64,
+    "gemma4.attention.key_length_swa": 32,
+    "gemma4.attention.sliding_window": 64,
+    "gemma4.attention.sliding_window_pattern": [True, False],
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.tokens": ["a", "é", "c"],
+}
+DRAFTER = {
+    **{key.replace("gemma4.", "gemma4-assistant."): value for key, value in TARGET.items()},
+    "general.architecture": "gemma4-assistant",
+    "gemma4-assistant.embedding_length": 96,
+    "gemma4-assistant.embedding_length_out": 160,
+}
+
+
+@pytest.fixture
+def write(tmp_path, gguf_bytes):
+    def make(name, metadata):
+        path = tmp_path / name
+        path.write_bytes(gguf_bytes(metadata))
+        return path
+
+    return make
+
+
+def test_header(write):
+    header = read_header(write("m.gguf", TARGET))
+    assert header.architecture == "gemma4"
+    assert header.of_architecture("attention.head_count_kv") == (2, 1)
+    assert header.metadata["tokenizer.ggml.tokens"].strings() == ["a", "é", "c"]
+    assert header.tensors == {"x.weight": (4,)}
+    config = config_of(header)
+    assert (config["model_type"], config["hidden_size"], config["vocab_size"]) == ("gemma4", 160, 3)
+    assert config["per_layer_config"]["1"] == {"num_key_value_heads": 1, "head_dim": 64}
+    assert tokens_of(header)[0] == "gpt2"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.8, 0.95])
+def test_cut_short(write, share):
+    path = write("m.gguf", TARGET)
+    data = path.read_bytes()
+    path.write_bytes(data[: int((len(data) - 64) * share) + 4])
+    with pytest.raises(ModelFormatError, match="cut short"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"GG", b"version https://git-lfs", b"\x89PNG\r\n"])
+def test_no_gguf(tmp_path, data):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelFormatError, match="no GGUF file"):
+        read_header(path)
+
+
+def test_random_damage_is_typed(write):
+    path = write("m.gguf", TARGET)
+    data = path.read_bytes()
+    for at in range(4, len(data) - 48, 3):
+        path.write_bytes(data[:at] + b"\xff" * 8 + data[at + 8 :])
+        try:
+            config_of(read_header(path))
+        except ModelFormatError:
+            continue
+
+
+def pair(write, target=TARGET, drafter=DRAFTER):
+    known = KnownNames()
+    return (
+        resolve(write("target.gguf", target), known=known),
+        resolve(write("mtp-drafter.gguf", drafter), role="drafter", known=known),
+    )
+
+
+def test_a_pair_that_fits(write):
+    check_pair(*pair(write), "mtp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gemma4-assistant.embedding_length_out": 128}, "hidden size 128"),
+        ({"gemma4-assistant.attention.key_length": 32}, "full-attention layers it reads 1 KV head of 32"),
+        ({"gemma4-assistant.attention.key_length_swa": 64}, "sliding-attention layers it reads 2 KV heads of 64"),
+        ({"gemma4-assistant.attention.head_count_kv": [1, 1]}, "sliding-attention layers it reads 1 KV head of 32"),
+        ({"gemma4-assistant.attention.sliding_window": 128}, "sliding window is 128"),
+        ({"tokenizer.ggml.tokens": ["a", "b"]}, "vocabulary size is 2"),
+        ({"general.architecture": "gemma4"}, "is a target"),
+    ],
+)
+def test_a_drafter_of_another_target(write, changes, said):
+    with pytest.raises(PairMismatchError, match=said):
+        check_pair(*pair(write, drafter={**DRAFTER, **changes}), "mtp")
+
+
+def test_swapped(write):
+    with pytest.raises(PairMismatchError, match="swapped"):
+        check_pair(*reversed(pair(write)), "mtp")
+
+
+REPO = [
+    "README.md",
+    "gemma-Q4_K_M.gguf",
+    "gemma-Q8_0.gguf",
+    "gemma-UD-Q4_K_XL.gguf",
+    "BF16/gemma-BF16-00001-of-00002.gguf",
+    "BF16/gemma-BF16-00002-of-00002.gguf",
+    "mmproj-BF16.gguf",
+    "MTP/mtp-gemma-BF16.gguf",
+    "MTP/mtp-gemma-Q8_0.gguf",
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (None, ["gemma-Q4_K_M.gguf"]),
+        ("*Q8_0*.gguf", ["gemma-Q8_0.gguf"]),
+        ("*q8_0*.gguf", ["gemma-Q8_0.gguf"]),
+        ("*BF16*.gguf", REPO[4:6]),
+        ("gemma-BF16-00001-of-00002.gguf", REPO[4:6]),
+        ("BF16/gemma-BF16-00002-of-00002.gguf", REPO[4:6]),
+        ("MTP/mtp-gemma-BF16.gguf", ["MTP/mtp-gemma-BF16.gguf"]),
+        ("mtp-gemma-Q8_0.gguf", ["MTP/mtp-gemma-Q8_0.gguf"]),
+        ("MTP/mtp-*Q8*.gguf", ["MTP/mtp-gemma-Q8_0.gguf"]),
+    ],
+)
+def test_choice_of_files(wanted, chosen):
+    assert choose_files(REPO, wanted, "m") == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "said"),
+    [
+        (REPO, "*Q5*.gguf", "no GGUF file"),
+        (REPO, "*Q*.gguf", "3 models that fit"),
+        (["a-Q8_0.gguf", "a-F16.gguf"], None, "2 models that fit"),
+        (REPO[:5], "*BF16*.gguf", "2 files, of which 1"),
+        (["mtp-a.gguf"], None, "no GGUF file of a target"),
+    ],
+)
+def test_no_choice_of_files(names, wanted, said):
+    with pytest.raises(ModelFormatError, match=said):
+        choose_files(names, wanted, "m")
+
+
+def test_fetched_from_the_hub(fake_hub, gguf_bytes):
+    data = gguf_bytes(TARGET)
+    fake_hub.add("org/some-GGUF", {name: data for name in REPO if name.endswith("gguf")})
+    known = KnownNames()
+    assert fetch_gguf(resolve("org/some-GGUF:Q8_0", known=known)).name == "gemma-Q8_0.gguf"
+    first = fetch_gguf(resolve("org/some-GGUF:BF16", known=known))
+    assert first.name == "gemma-BF16-00001-of-00002.gguf"
+    assert first.with_name("gemma-BF16-00002-of-00002.gguf").is_file()
+    assert not any("Q4_K_M" in path for _, path in fake_hub.requests if "resolve" in path)
