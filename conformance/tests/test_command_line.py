@@ -32,7 +32,8 @@ def test_report_files(conformance, tmp_path):
     assert {"polydraft", "polydraft-conformance"} <= set(data["environment"]["versions"])
     assert data["summary"]["pass"] == len(data["checks"]) == len(run.report.rows) == 6
     row = data["checks"][0]
-    assert row["numbers"]["verdict"] == "EXACT"
+    assert row["numbers"]["verdicts"] == {"EXACT": 3, "NEAR_TIE": 0, "DIVERGED": 0}
+    assert data["verdicts"] == {"EXACT": 18, "NEAR_TIE": 0, "DIVERGED": 0}
     assert row["numbers"]["tokens_compared"] > 40
     markdown = (tmp_path / "report" / MARKDOWN_NAME).read_text("utf-8")
     assert markdown == to_markdown(data)

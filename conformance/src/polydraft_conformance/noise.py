@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polydraft_conformance.evidence import greedy_settings, plain_result
 from polydraft_conformance.primitives import greedy, logits_of, open_sequence, prefill_logits
+from polydraft_conformance.prompts import prompt_of_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from polydraft.contract import SteppingEngine
+    from polydraft.session.base import Session
 
+    from polydraft_conformance.pairs import Case
     from polydraft_conformance.primitives import Logits
+    from polydraft_conformance.suite import Suite
 
-__all__ = ["EPSILON", "Noise", "difference", "measure_noise"]
+__all__ = ["EPSILON", "Noise", "context_of", "difference", "epsilon_of", "measure_noise", "noise_of"]
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Spacing of floating-point numbers just above 1, by dtype."""
+
+
+def epsilon_of(dtype: str) -> float:
+    """Spacing just above 1 of ``session.running.dtype``; of names that are none (quantised weights), bfloat16's."""
+    return EPSILON.get(dtype.rpartition(".")[2], EPSILON["bfloat16"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +81,27 @@ def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -
         prefill=max(map(difference, single, fresh)),
         largest_logit=float(max(np.abs(row[np.isfinite(row)]).max() for row in single)),
     )
+
+
+def context_of(suite: Suite, case: Case, session: Session) -> list[int]:
+    """Prompt and greedy output, longer than twice the window: text that the model would write. Made once."""
+    key = ("context", case.pair)
+    if key not in suite.cache:
+        window = case.pair.window
+        prompt = prompt_of_length(suite, session, case, max(2, window // 2))
+        wanted = 2 * window + 24 - len(prompt)
+        plain = plain_result(suite, session, case, prompt, greedy_settings(wanted))
+        suite.cache[key] = [*plain.prompt_token_ids, *plain.token_ids]
+    context: list[int] = suite.cache[key]
+    return context
+
+
+def noise_of(suite: Suite, case: Case, session: Session, engine: SteppingEngine) -> Noise:
+    """The engine's noise on the case's target, measured once."""
+    key = ("noise", case.pair)
+    if key not in suite.cache:
+        rows = min(case.k, engine.max_draft_tokens) + 1
+        text = context_of(suite, case, session)
+        suite.cache[key] = measure_noise(engine, text[: max(4, min(6 * rows, case.pair.window - rows))], rows)
+    noise: Noise = suite.cache[key]
+    return noise

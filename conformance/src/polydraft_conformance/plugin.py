@@ -178,7 +178,8 @@ def pytest_runtest_makereport(
         suite.note_failure(check, case)
     _set_outcome(report, verdict.status, verdict.reason)
     seconds = call.duration + (item.stash.get(SETUP_SECONDS, 0.0) if call.when == "call" else 0.0)
-    row = make_row(check, case, verdict, seconds=seconds, numbers=item.stash.get(NUMBERS, {}))
+    measured: dict[str, Any] = item.stash.get(NUMBERS, {})
+    row = make_row(check, case, verdict, seconds=seconds, numbers={**measured, **suite.take_verdicts()})
     report.user_properties.append((_PROPERTY, row.as_dict()))
     return report
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.rows import STATUSES, Row
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Diagnosis
 
-__all__ = ["FORMAT_VERSION", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "to_markdown", "write"]
+__all__ = ["FORMAT_VERSION", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "processor", "to_markdown", "write"]
 
 FORMAT_VERSION = 1
 JSON_NAME = "conformance-report.json"
@@ -61,6 +62,13 @@ class Report:
         counts = Counter(row.status for row in self.rows)
         return {status: counts[status] for status in STATUSES}
 
+    def verdicts(self) -> dict[str, int]:
+        """How many outputs were compared with what verdict; near ties are counted apart."""
+        counts: Counter[str] = Counter()
+        for row in self.rows:
+            counts.update(row.numbers.get("verdicts", {}))
+        return {verdict: counts[verdict] for verdict in VERDICTS}
+
     def acceptance(self) -> list[dict[str, Any]]:
         """What speculation did, by case: counts and rates, on the window prompts or on those a pair was scored with."""
         return [
@@ -84,6 +92,7 @@ class Report:
             "environment": dict(self.environment),
             "options": dict(self.options),
             "summary": self.summary(),
+            "verdicts": self.verdicts(),
             "acceptance": self.acceptance(),
             "checks": [row.as_dict() for row in self.rows],
         }
@@ -107,7 +116,7 @@ def environment(diagnosis: Diagnosis | None, distributions: Iterable[str]) -> di
         "implementation": sys.implementation.name,
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "devices": [device.model_dump(mode="json") for device in diagnosis.devices] if diagnosis else [],
         "versions": versions,
     }
@@ -143,6 +152,7 @@ def _head(data: Mapping[str, Any]) -> list[str]:
     backend, found, options = data["backend"], data["environment"], data["options"]
     engine = " ".join(part for part in (backend["engine"], backend["engine_version"]) if part)
     counts = ", ".join(f"{count} {status}" for status, count in data["summary"].items() if count)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in data["verdicts"].items())
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return [
         f"# Conformance of `{backend['name']}`: {_SIGNS[data['status']]}",
@@ -151,6 +161,7 @@ def _head(data: Mapping[str, Any]) -> list[str]:
         f"- {found['implementation']} {found['python']}, {found['platform']}, {found['processor'] or found['machine']}",
         f"- {versions}",
         f"- {counts or 'no checks were run'}{'; quick run' if options.get('quick') else ''}",
+        f"- outputs compared: {verdicts}",
     ]
 
 
@@ -179,10 +190,11 @@ def _cell(rows: list[dict[str, Any]]) -> str:
     parts = []
     for status in ("fail", "follows", "excluded", "not-claimed", "cannot-install", "pass"):
         if counts[status] == len(rows):
-            return _SIGNS[status] if len(rows) == 1 else f"{_SIGNS[status]} {len(rows)}"
-        if counts[status]:
+            parts.append(_SIGNS[status] if len(rows) == 1 else f"{_SIGNS[status]} {len(rows)}")
+        elif counts[status]:
             parts.append(f"{_SIGNS[status]} {counts[status]}")
-    return ", ".join(parts)
+    near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in rows)
+    return ", ".join(parts) + (f" ({near_ties} near ties)" if near_ties else "")
 
 
 def _acceptance_table(entries: list[dict[str, Any]]) -> list[str]:
@@ -234,7 +246,7 @@ def _join(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the platform tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import polydraft
 from polydraft.plugins import default_host
 
+from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.pairs import find_pairs
-from polydraft_conformance.report import Report, environment
+from polydraft_conformance.report import Report, environment, processor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from polydraft.session.base import Session
 
     from polydraft_conformance.catalog import Check
+    from polydraft_conformance.comparison import Comparison
     from polydraft_conformance.options import SuiteOptions
     from polydraft_conformance.pairs import Case, Pair
     from polydraft_conformance.rows import Row
@@ -42,6 +46,8 @@ class Suite:
     exclusions: Exclusions = field(default_factory=lambda: Exclusions(()))
     cache: dict[Any, Any] = field(default_factory=dict)
     """What checks share: results by key; see ``evidence``."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Verdicts of the check under way; its row takes them."""
     _session: tuple[Case, Session] | None = None
     _failed: dict[str, set[tuple[str | None, str | None]]] = field(default_factory=dict)
 
@@ -50,6 +56,25 @@ class Suite:
         """The k to run, the usual one first; none is larger than what the backend claims."""
         most = self.capabilities.max_speculative_tokens if self.capabilities else 1
         return tuple(dict.fromkeys(min(k, most) for k in self.options.k_values))
+
+    @property
+    def hardware(self) -> str:
+        """The device's description, or the processor's name."""
+        device = self.options.device
+        found = [known.description for known in self.diagnosis.devices if known.name == device]
+        described = "" if device.partition(":")[0] == "cpu" else "".join(found)
+        return described or processor() or platform.machine()
+
+    def take_verdicts(self) -> dict[str, Any]:
+        """The verdicts since the last call, for a row's numbers: counts, and the evidence of all but EXACT."""
+        taken, self.comparisons = self.comparisons, []
+        if not taken:
+            return {}
+        counts = Counter(comparison.verdict for comparison in taken)
+        return {
+            "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
+            "differences": [dict(comparison.evidence) for comparison in taken if comparison.verdict != "EXACT"],
+        }
 
     def report(self, rows: list[Row]) -> Report:
         """The report of this run."""

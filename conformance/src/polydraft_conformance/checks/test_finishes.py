@@ -10,7 +10,7 @@ from polydraft.errors import ContextLengthError
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_model_drafter
-from polydraft_conformance.comparison import compare
+from polydraft_conformance.comparison import expect_same, first_difference
 from polydraft_conformance.counting import wrapped_sequences
 from polydraft_conformance.evidence import greedy_settings, plain_result
 from polydraft_conformance.prompts import CHATS, TEXTS, prompt_of_length
@@ -42,9 +42,20 @@ def test_length_limit_inside_a_draft(polydraft_suite: Suite, polydraft_case: Cas
         result = polydraft_session.generate(first.prompt, **greedy_settings(limit))
         where = f"With max_new_tokens={limit}, k={polydraft_case.k}"
         expect(
-            result.token_ids == wanted,
+            len(result.token_ids) == limit,
             f"{where}: the length limit was missed inside a draft: {len(result.token_ids)} tokens came out, "
             f"{list(result.token_ids)}, not {list(wanted)}.",
+        )
+        # Drafts are cut short before the limit: other steps than without it, where near ties may turn.
+        expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            first.prompt,
+            wanted,
+            result.token_ids,
+            wrong=f"{where}: the limit changed the output.",
+            names=("plain", "limited"),
         )
         expect(result.finish_reason == "length", f"{where}: finish_reason is {result.finish_reason!r}, not 'length'.")
 
@@ -109,14 +120,26 @@ def test_eos_ends_the_output(
 ) -> None:
     """Output ends with the EOS token, as in plain decoding."""
     ended = _ended_by_eos(polydraft_suite, polydraft_case, polydraft_session)
-    polydraft_numbers["outputs_ended_by_eos"] = len(ended)
+    compared = 0
     for prompt, plain in ended:
         result = polydraft_session.generate(prompt, max_new_tokens=_EOS_LIMIT)
-        comparison = compare(polydraft_session, plain.prompt_token_ids, plain.token_ids, result.token_ids)
-        expect(comparison.verdict == "EXACT", f"EOS was missed inside a draft. {comparison.message}")
+        if not expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            plain.prompt_token_ids,
+            plain.token_ids,
+            result.token_ids,
+            wrong="EOS was missed inside a draft.",
+            settings={"max_new_tokens": _EOS_LIMIT},
+        ):
+            continue
+        compared += 1
         expect(result.finish_reason == "eos", f"finish_reason is {result.finish_reason!r}, not 'eos'.")
         for name in ("text", "raw_text", "thinking", "tool_calls"):
             expect(getattr(result, name) == getattr(plain, name), f"The tokens are equal, but not the {name}.")
+    polydraft_numbers["outputs_ended_by_eos"] = compared
+    expect(compared > 0, "The check shows nothing: near ties changed every output that EOS ends.")
 
 
 @check(scope="kind", after=(*_AFTER, "test_eos_ends_the_output"), claims=has_model_drafter)
@@ -145,11 +168,18 @@ def test_eos_at_every_place_of_a_draft(
 
         with wrapped_sequences(engine, wrap):
             result = polydraft_session.generate(list(plain.prompt_token_ids), max_new_tokens=_EOS_LIMIT)
-        expect(
-            result.token_ids == plain.token_ids,
-            f"EOS was missed inside a draft (drafts all right, shifted by {shift}): "
+        if not expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            plain.prompt_token_ids,
+            plain.token_ids,
+            result.token_ids,
+            wrong=f"EOS was missed inside a draft (drafts all right, shifted by {shift}): "
             f"{len(result.token_ids)} tokens came out, not {len(plain.token_ids)}.",
-        )
+            settings={"max_new_tokens": _EOS_LIMIT},
+        ):
+            continue
         expect(result.finish_reason == "eos", f"finish_reason is {result.finish_reason!r}, not 'eos' (shift {shift}).")
 
 
@@ -166,9 +196,15 @@ def test_min_new_tokens(polydraft_suite: Suite, polydraft_case: Case, polydraft_
         plain = polydraft_session.generate(prompt, speculate="off", **settings)
         result = polydraft_session.generate(prompt, **settings)
         expect(len(plain.token_ids) >= least, f"Plain decoding ended after {len(plain.token_ids)} of {least} tokens.")
-        comparison = compare(polydraft_session, prompt, plain.token_ids, result.token_ids, with_logits=False)
-        expect(
-            comparison.verdict == "EXACT", f"min_new_tokens={least} counts otherwise in drafts. {comparison.message}"
+        expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            prompt,
+            plain.token_ids,
+            result.token_ids,
+            wrong=f"min_new_tokens={least} counts otherwise in drafts.",
+            settings=settings,
         )
 
 
@@ -189,8 +225,16 @@ def test_full_context(polydraft_suite: Suite, polydraft_case: Case, polydraft_se
                 f"speculate={speculate!r}: prompt and output are {total} tokens, the context is {length}.",
             )
             expect(result.finish_reason == "context", f"finish_reason is {result.finish_reason!r}, not 'context'.")
-            comparison = compare(session, prompt, wanted.token_ids[: len(result.token_ids)], result.token_ids)
-            expect(comparison.verdict == "EXACT", f"The context's limit changed the output. {comparison.message}")
+            expect_same(
+                polydraft_suite,
+                polydraft_case,
+                session,
+                prompt,
+                wanted.token_ids[: len(result.token_ids)],
+                result.token_ids,
+                wrong="The context's limit changed the output.",
+                names=("plain", "limited"),
+            )
         too_long = prompt_of_length(polydraft_suite, session, polydraft_case, length + 1)
         try:
             session.generate(list(too_long), max_new_tokens=1)
@@ -227,10 +271,21 @@ def _cuts(suite: Suite, case: Case, session: Session, usable: Callable[[Streamed
         prompt = list(prompt_of_length(suite, session, case, length))
         plain = _stream(suite, ("plain stream", case.pair, length), session, prompt, speculate="off")
         speculative = _stream(suite, ("speculative stream", case, length), session, prompt)
+        expect_same(
+            suite,
+            case,
+            session,
+            prompt,
+            plain.token_ids,
+            speculative.token_ids,
+            wrong="Speculation changed the streamed output.",
+        )
+        # Up to a near tie the two are the same; and a stop changes no round before it.
+        same = first_difference(plain.token_ids, speculative.token_ids)
         inside = speculative.inside_drafts()
         if all(chunk.num_accepted_tokens is None for chunk in speculative.chunks):
             inside = list(range(len(plain.token_ids)))  # not reported: any place may be inside a draft
-        indices = usable(plain)
+        indices = [index for index in usable(plain) if same is None or index < same]
         mine = pick([index for index in indices if index in inside], 2 if suite.options.quick else 5)
         others = pick([index for index in indices if index not in inside], 1 if suite.options.quick else 3)
         inside_count += len(mine)

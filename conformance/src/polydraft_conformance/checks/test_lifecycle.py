@@ -11,6 +11,7 @@ from polydraft.errors import SessionBusyError, SessionClosedError
 
 from polydraft_conformance.catalog import check
 from polydraft_conformance.claims import expect
+from polydraft_conformance.comparison import expect_same
 from polydraft_conformance.evidence import evidence, greedy_settings
 from polydraft_conformance.streams import streamed
 
@@ -74,8 +75,15 @@ def test_closing_a_stream_cancels(
         more = sum(len(chunk.token_ids) for chunk in stream)
         expect(more == 0, f"A closed stream gave {more} more tokens.")
         wanted = result.token_ids[: len(begun)]
-        expect(
-            tuple(begun[: len(wanted)]) == wanted, "A stream that is closed early gave other tokens than the result."
+        expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            prompt,
+            wanted,
+            begun[: len(wanted)],
+            wrong="A stream that is closed early gave other tokens than the result.",
+            names=("whole", "closed early"),
         )
     _expect_usable(polydraft_session, polydraft_evidence)
 
@@ -184,7 +192,17 @@ def test_two_sessions_at_once(
         second = other.generate(prompt, **settings)
         begun += [token for chunk in one for token in chunk.token_ids]
     expect(tuple(begun) == first.token_ids, "A second session changed the first one's output.")
-    expect(second.token_ids == first.token_ids, "The second session's output is another one.")
+    # Another k: near ties may turn.
+    expect_same(
+        polydraft_suite,
+        polydraft_case,
+        polydraft_session,
+        prompt,
+        first.token_ids,
+        second.token_ids,
+        wrong="The second session's output is another one.",
+        names=("first session", "second session"),
+    )
     _expect_usable(polydraft_session, polydraft_evidence)
 
 
@@ -219,15 +237,24 @@ def test_close_and_load_again(polydraft_suite: Suite, polydraft_case: Case) -> N
 
 
 @check(scope="once", after=_AFTER)
-def test_many_prompts(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_many_prompts(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_evidence: Evidence
+) -> None:
     """generate_many gives the results of single calls, in order."""
     prompts = [generation.prompt for generation in polydraft_evidence.generations]
     count = min(prompt.max_new_tokens for prompt in prompts)
     results = polydraft_session.generate_many([list(prompt.token_ids) for prompt in prompts], **greedy_settings(count))
     for generation, result in zip(polydraft_evidence.generations, results, strict=True):
-        expect(
-            result.token_ids == generation.speculative.token_ids[:count],
-            f"generate_many gives another output than generate, prompt {generation.prompt.place} (of the window).",
+        expect_same(
+            polydraft_suite,
+            polydraft_case,
+            polydraft_session,
+            generation.prompt.token_ids,
+            generation.speculative.token_ids[:count],
+            result.token_ids,
+            wrong="generate_many gives another output than generate, "
+            f"prompt {generation.prompt.place} (of the window).",
+            names=("single", "among many"),
         )
 
 

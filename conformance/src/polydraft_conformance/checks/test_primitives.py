@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, exposes_logits, has_model_drafter
-from polydraft_conformance.evidence import greedy_settings, plain_result
-from polydraft_conformance.noise import EPSILON, Noise, difference, measure_noise
+from polydraft_conformance.noise import Noise, context_of, difference, epsilon_of, noise_of
 from polydraft_conformance.primitives import greedy, logits_of, open_sequence, prefill_logits
-from polydraft_conformance.prompts import prompt_of_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +29,9 @@ def test_rows_equal_single_steps(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
 ) -> None:
     """A step of k+1 tokens gives the logits of k+1 steps of one token, up to the dtype's rounding."""
-    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine_of(polydraft_session))
     polydraft_numbers["noise"] = {"rows": noise.rows, "prefill": noise.prefill, "largest_logit": noise.largest_logit}
-    epsilon = EPSILON.get(polydraft_session.running.dtype.rpartition(".")[2], EPSILON["bfloat16"])
+    epsilon = epsilon_of(polydraft_session.running.dtype)
     # Rounding of a sum of n terms grows like sqrt(n) * epsilon; 64 covers the widths and depths of any model, and is
     # far below what a wrong position or mask does.
     bound = 64 * epsilon * noise.largest_logit
@@ -52,8 +50,8 @@ def test_steps_equal_prefill(
     """Plain steps across the window's edge give a fresh prefill's logits: the KV cache past the window is right."""
     engine = engine_of(polydraft_session)
     window = polydraft_case.pair.window
-    text = _context(polydraft_suite, polydraft_case, polydraft_session)
-    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
+    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine)
     chooser = greedy(engine)
     start = max(1, window - 3)
     worst, at = 0.0, start
@@ -76,8 +74,8 @@ def test_rollback_is_exact(
     engine = engine_of(polydraft_session)
     k = min(polydraft_case.k, engine.max_draft_tokens)
     window = polydraft_case.pair.window
-    text = _context(polydraft_suite, polydraft_case, polydraft_session)
-    noise = _noise(polydraft_suite, polydraft_case, polydraft_session)
+    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
+    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine)
     vocab = engine.tokenizer.vocab_size
     worst, where, stale = 0.0, "", 0.0
     lengths = [*range(max(1, window - k - 2), window + 3), 2 * window - 1, 2 * window]
@@ -116,7 +114,7 @@ def test_drafter_rolls_back(polydraft_suite: Suite, polydraft_case: Case, polydr
     engine = engine_of(polydraft_session)
     k = min(polydraft_case.k, engine.max_draft_tokens)
     window = polydraft_case.pair.window
-    text = _context(polydraft_suite, polydraft_case, polydraft_session)
+    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
     vocab = engine.tokenizer.vocab_size
     chooser = greedy(engine)
     for length in (max(1, window // 2), window - 1, window, window + 1, 2 * window):
@@ -166,30 +164,6 @@ def _expect_within(worst: float, noise: Noise, where: str) -> None:
         f"Logits differ from a fresh prefill's by {worst:.3g} {where}. The engine's own noise is {noise.most:.3g}, "
         f"so at most {limit:.3g} was expected.",
     )
-
-
-def _context(suite: Suite, case: Case, session: Session) -> list[int]:
-    """Prompt and greedy output, longer than twice the window: text that the model would write."""
-    key = ("context", case.pair)
-    if key not in suite.cache:
-        window = case.pair.window
-        prompt = prompt_of_length(suite, session, case, max(2, window // 2))
-        wanted = 2 * window + 24 - len(prompt)
-        plain = plain_result(suite, session, case, prompt, greedy_settings(wanted))
-        suite.cache[key] = [*plain.prompt_token_ids, *plain.token_ids]
-    context: list[int] = suite.cache[key]
-    return context
-
-
-def _noise(suite: Suite, case: Case, session: Session) -> Noise:
-    key = ("noise", case.pair)
-    if key not in suite.cache:
-        engine = engine_of(session)
-        rows = min(case.k, engine.max_draft_tokens) + 1
-        text = _context(suite, case, session)
-        suite.cache[key] = measure_noise(engine, text[: max(4, min(6 * rows, case.pair.window - rows))], rows)
-    noise: Noise = suite.cache[key]
-    return noise
 
 
 def _fresh(suite: Suite, case: Case, engine: SteppingEngine, token_ids: Sequence[int]) -> Logits:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
-from polydraft_conformance.comparison import compare
+from polydraft_conformance.comparison import expect_same
 from polydraft_conformance.counting import logged
 from polydraft_conformance.evidence import plain_result, speculation_of
 from polydraft_conformance.prompts import prompt_of_length
@@ -96,10 +96,15 @@ def test_sample_equals_plain(
         with logged(polydraft_session) as logs:
             result = polydraft_session.generate(prompt, **sampling)
         runs.append((result, logs[-1] if logs else None))
-        comparison = compare(polydraft_session, prompt, plain.token_ids, result.token_ids, with_logits=False)
-        expect(
-            comparison.verdict == "EXACT",
-            f"Speculation changed the sample of {settings}, seed {seed}. {comparison.message}",
+        expect_same(
+            suite,
+            case,
+            polydraft_session,
+            prompt,
+            plain.token_ids,
+            result.token_ids,
+            wrong=f"Speculation changed the sample of {settings}, seed {seed}.",
+            settings=sampling,
         )
     speculation = speculation_of(runs)
     polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
@@ -144,10 +149,10 @@ def test_streamed_sample_is_the_same(polydraft_suite: Suite, polydraft_case: Cas
     settings: dict[str, Any] = {"temperature": 0.8, "seed": 21, "max_new_tokens": _NEW_TOKENS}
     wanted = polydraft_session.generate(prompt, **settings)
     found = streamed(polydraft_session, prompt, **settings)
-    comparison = compare(
-        polydraft_session, prompt, wanted.token_ids, found.token_ids, names=("whole", "streamed"), with_logits=False
+    expect(
+        found.token_ids == wanted.token_ids,
+        f"A streamed sample is another one: {list(found.token_ids)}, not {list(wanted.token_ids)}.",
     )
-    expect(comparison.verdict == "EXACT", f"A streamed sample is another one. {comparison.message}")
 
 
 @check(scope="kind", after=_AFTER, claims=samples("logprobs"))

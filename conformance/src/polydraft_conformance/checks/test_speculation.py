@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft_conformance.acceptance import floor_of, scored_speculation
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_model_drafter
-from polydraft_conformance.comparison import compare
+from polydraft_conformance.comparison import expect_same
 from polydraft_conformance.counting import count_log, logged, wrapped_sequences
 from polydraft_conformance.evidence import evidence, greedy_settings
 from polydraft_conformance.scripted import ScriptedSequence
@@ -148,12 +148,17 @@ def _run_script(suite: Suite, case: Case, session: Session, right: Any) -> None:
 
         with wrapped_sequences(engine, wrap), logged(session) as logs:
             result = session.generate(list(plain.prompt_token_ids), **greedy_settings(len(plain.token_ids)))
-        comparison = compare(session, plain.prompt_token_ids, plain.token_ids, result.token_ids)
         place = generation.prompt.place
-        expect(
-            comparison.verdict == "EXACT",
-            f"Drafts changed the output, prompt {place} (of the window). {comparison.message}",
-        )
+        if not expect_same(
+            suite,
+            case,
+            session,
+            plain.prompt_token_ids,
+            plain.token_ids,
+            result.token_ids,
+            wrong=f"Drafts changed the output, prompt {place} (of the window).",
+        ):
+            continue  # behind a near tie the script's drafts are of another text
         assert logs
         counts = count_log(logs[-1], len(result.token_ids))
         wanted = scripts[-1].right

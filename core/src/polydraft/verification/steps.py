@@ -40,7 +40,7 @@ def measure_tie(
     Args:
         engine: The engine; sequences of its own are opened, one at a time.
         request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p) are applied in the control's
-            choices, but are not part of the margin.
+            choices, but are not part of the margin; ``Tie.cut`` says where they decide.
         expected: Plain output.
         found: The other output.
         position: Index of the first token that differs; both have one there.
@@ -49,22 +49,32 @@ def measure_tie(
     output = list(expected[: position + _AFTER])
     shown = range(max(0, position - _BEFORE), len(output))
     plain = {index: row for index, row, _ in _run(engine, request, output, 1, 0, shown)}
+    tokens = (expected[position], found[position])
+    terms = _noise_terms(request, len(request.prompt_token_ids) + position, tokens)
+
+    def ahead(row: Logits) -> float:
+        """By how much the expected token is ahead."""
+        return float(row[tokens[0]]) - float(row[tokens[1]]) + terms[0] - terms[1]
+
     noise: list[float] = []
     control: list[int] = []
+    margin = ahead(plain[position])
+    settings = request.settings
+    filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p)
+    cut = filtered and margin < 0
     for offset in range(k + 1):
         for index, row, choice in _run(engine, request, output, k + 1, offset, shown):
             if index == position:
                 control.append(choice)
+                cut = cut or (filtered and choice == tokens[1] and ahead(row) > 0)
             elif index > 0:  # index 0 is the prefill's in both
                 noise.append(_difference(plain[index], row))
-    tokens = (expected[position], found[position])
-    logits = [float(plain[position][token]) for token in tokens]
-    terms = _noise_terms(request, len(request.prompt_token_ids) + position, tokens)
     return Tie(
         source="logits",
-        values=(logits[0], logits[1]),
-        margin=logits[0] - logits[1] + terms[0] - terms[1],
+        values=(float(plain[position][tokens[0]]), float(plain[position][tokens[1]])),
+        margin=margin,
         noise=max(noise, default=None),
+        cut=cut,
         control=tuple(control),
     )
 

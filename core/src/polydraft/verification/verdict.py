@@ -38,6 +38,11 @@ class Tie(Record):
         description="Largest difference of one logit between plain decoding and the control, at other positions; "
         "None: there was no other position."
     )
+    cut: bool = Field(
+        default=False,
+        description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
+        "control: its edge lies between them, and the margin says nothing.",
+    )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
         "tokens, once for each place of the position in its block (whole engines: in one prefill)."
@@ -96,13 +101,16 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
     fault = "The engine shows no numbers to measure a near tie with." if tie is None else _fault(tie, other)
     if tie is None or fault:
         return Judgement(verdict="DIVERGED", position=position, tokens=tokens, tie=tie, reason=fault)
+    apart = "A filter's edge lies between the two tokens"
+    if not tie.cut:
+        apart = f"The two tokens are {tie.margin:.3g} apart in {tie.source}"
     return Judgement(
         verdict="NEAR_TIE",
         position=position,
         tokens=tokens,
         tie=tie,
-        reason=f"The two tokens are {tie.margin:.3g} apart in {tie.source}, the numeric noise measured here is "
-        f"{tie.noise:.3g}, and the control without a drafter chooses the other token too.",
+        reason=f"{apart}, the numeric noise measured here is {tie.noise:.3g}, and the control without a drafter "
+        "chooses the other token too.",
     )
 
 
@@ -112,7 +120,7 @@ def _fault(tie: Tie, other: int) -> str:
         return f"The other token is not among those whose {tie.source} the engine reports, so it was far behind."
     if tie.noise is None:
         return "There is no other position to measure the numeric noise at."
-    if abs(tie.margin) > MARGIN_LIMIT * tie.noise:
+    if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
         return (
             f"The two tokens are {tie.margin:.3g} apart in {tie.source}, but the numeric noise measured here is "
             f"{tie.noise:.3g}."
