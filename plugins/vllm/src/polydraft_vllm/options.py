@@ -1,0 +1,46 @@
+"""The backend's options: vLLM's engine arguments, by their own names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from polydraft.contract import EngineOptions
+from pydantic import ConfigDict, Field
+
+__all__ = ["VllmOptions"]
+
+
+class VllmOptions(EngineOptions):
+    """``engine_options`` of ``load(..., backend="vllm")``.
+
+    The fields below are those that polydraft gives a default or a check of its own; **every other engine argument of
+    the installed vLLM is taken under its own name** and checked at load (``EngineArgs``). None leaves the choice to
+    vLLM.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kv_cache_memory_bytes: int | None = Field(
+        default=None, ge=1, description="KV cache in bytes. Default on CPU: see ``loading.default_kv_bytes``."
+    )
+    enforce_eager: bool | None = Field(
+        default=None, description="No compilation. Default: True on CPU (compiling takes over a minute), vLLM's on GPUs."
+    )
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests in one batch. Default on CPU: 16.")
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    data_parallel_size: int = Field(default=1, ge=1, description="1 in process; a server takes more.")
+    distributed_executor_backend: Literal["uni", "mp", "ray", "external_launcher"] | None = None
+    async_scheduling: bool = Field(
+        default=False, description="Off: only then can one session decode plainly and with speculation (tested so)."
+    )
+    speculative_config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further keys for vLLM's speculative_config, such as draft_tensor_parallel_size; method, model and "
+        "k are polydraft's.",
+    )
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The engine arguments that are not fields above."""
+        return dict(self.model_extra or {})

@@ -1,0 +1,63 @@
+"""vLLM's scheduler with two additions: single requests without drafts, and what each round drafted.
+
+Loaded by vLLM through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+__all__ = ["ASYNC_SCHEDULER", "PLAIN_FLAG", "SCHEDULER", "PolydraftAsyncScheduler", "PolydraftScheduler"]
+
+PLAIN_FLAG = "polydraft_plain"
+"""Key of ``SamplingParams.extra_args``: true for a request that shall be decoded plainly."""
+SCHEDULER = f"{__name__}.PolydraftScheduler"
+ASYNC_SCHEDULER = f"{__name__}.PolydraftAsyncScheduler"
+
+
+def _is_plain(request: Any) -> bool:
+    params = request.sampling_params
+    return bool(params is not None and (params.extra_args or {}).get(PLAIN_FLAG))
+
+
+class _Additions(Scheduler):
+    """The additions. They use methods of ``SchedulerInterface`` and fields of its arguments only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drafted: dict[str, tuple[int, int]] = {}
+        """Of the latest step, by request: (tokens drafted, tokens that came out before any stop)."""
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        sampled = model_runner_output.sampled_token_ids
+        self.drafted = {
+            request_id: (len(drafts.get(request_id, ())), len(sampled[index]) if sampled else 0)
+            for request_id, index in model_runner_output.req_id_to_index.items()
+        }
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        super().update_draft_token_ids(draft_token_ids)
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)
+            if request is not None and request.spec_token_ids and _is_plain(request):
+                request.spec_token_ids = []
+
+
+class PolydraftScheduler(_Additions):
+    """The synchronous scheduler."""
+
+
+class PolydraftAsyncScheduler(_Additions, AsyncScheduler):
+    """The asynchronous one: there drafts are placeholders that are scheduled before they are known."""
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        super()._update_after_schedule(scheduler_output)
+        for request_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            if request.spec_token_ids and _is_plain(request):
+                request.spec_token_ids = []

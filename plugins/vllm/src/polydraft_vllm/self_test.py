@@ -1,0 +1,73 @@
+"""Does the installed verifier sample rightly? Run at load on CPU, on made-up logits: no model is needed.
+
+The verifier is given many requests with the same drafts: sampled ones beside greedy ones. Sampled tokens must come in
+the target's proportions, greedy ones be the largest logits. vLLM's own CPU fallback of 0.32 fails this.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["sampling_fault", "sampling_fault_of_worker"]
+
+_LOGITS = (1.0, 0.2, -0.5, 2.0, 0.0, -1.0)
+_TEMPERATURE = 0.7
+_REQUESTS = 6000
+_TOLERANCE = 5.0
+"""Standard deviations. By chance one load in a million would fail; the generator is seeded, so none does."""
+
+
+def sampling_fault_of_worker(worker: Any) -> str | None:
+    """``sampling_fault`` as vLLM's ``collective_rpc`` calls it, in the worker's own process."""
+    return sampling_fault()
+
+
+def sampling_fault() -> str | None:
+    """What is wrong with sampling under speculation; None if nothing is.
+
+    Takes milliseconds. Needs a process in which a vLLM worker was made: that is when kernels get their CPU versions.
+    """
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    generator = torch.Generator().manual_seed(1)
+    vocab = len(_LOGITS)
+    drafts_each = 2
+    tokens = _REQUESTS * drafts_each
+    temperature = torch.full((_REQUESTS,), _TEMPERATURE)
+    temperature[::3] = 0.0  # every third request is greedy
+    metadata = SimpleNamespace(
+        all_greedy=False,
+        all_random=False,
+        temperature=temperature,
+        top_k=torch.full((_REQUESTS,), vocab - 1, dtype=torch.int32),
+        top_p=None,
+        generators=dict.fromkeys(range(_REQUESTS), generator),
+    )
+    cumulative = torch.arange(1, _REQUESTS + 1, dtype=torch.int32) * drafts_each
+    logits = torch.tensor(_LOGITS).repeat(tokens, 1)
+    best = int(torch.tensor(_LOGITS).argmax())
+    constrained = rejection_sampler.apply_sampling_constraints(logits, cumulative, metadata)
+    emitted = rejection_sampler.rejection_sample(
+        torch.full((tokens,), 1, dtype=torch.int32),  # a draft that is sometimes right
+        [drafts_each] * _REQUESTS,
+        drafts_each,
+        cumulative,
+        None,
+        constrained,
+        torch.full((_REQUESTS, 1), best, dtype=torch.int32),
+        metadata,
+    )
+    greedy = emitted[::3, 0]
+    if bool((greedy != best).any()):
+        return "greedy requests beside sampled ones get other tokens than the best"
+    kept = torch.tensor(_LOGITS).topk(vocab - 1)
+    wanted = torch.zeros(vocab)
+    wanted[kept.indices] = torch.softmax(kept.values / _TEMPERATURE, dim=0)
+    first = emitted[torch.arange(_REQUESTS) % 3 != 0, 0].long()
+    found = torch.bincount(first, minlength=vocab).float() / len(first)
+    spread = (wanted * (1 - wanted) / len(first)).sqrt() + 1e-9
+    if bool(((found - wanted).abs() > _TOLERANCE * spread).any()):
+        return f"sampled tokens come in the proportions {found.tolist()}, not {wanted.tolist()}"
+    return None

@@ -1,0 +1,105 @@
+"""From polydraft's drafter kinds to vLLM's ``speculative_config``, for each supported version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+
+if TYPE_CHECKING:
+    from packaging.version import Version
+    from polydraft.contract import DrafterKind
+
+__all__ = ["METHODS", "Method", "ngram_sizes", "speculative_config"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a range of vLLM versions is told of one drafter kind."""
+
+    kind: DrafterKind
+    versions: str
+    method: str
+    takes_model: bool
+    source: str
+    """Where it stands in vLLM's source, or what was run."""
+
+
+METHODS: tuple[Method, ...] = (
+    Method("mtp", ">=0.32", "mtp", True, "config/speculative.py: gemma4_mtp is one of MTPModelTypes; run with 0.32.0"),
+    Method("draft-model", ">=0.32", "draft_model", True, "spec_decode/draft_model.py; run with 0.32.0"),
+    Method("ngram", ">=0.32", "ngram", False, "spec_decode/ngram_proposer.py; run with 0.32.0"),
+    Method("eagle3", ">=0.32", "eagle3", True, "spec_decode/eagle.py; read, not run"),
+    Method("dflash", ">=0.32", "dflash", True, "spec_decode/dflash.py; read, not run"),
+)
+"""One row a kind and range of versions. A version that names a method otherwise gets a row of its own."""
+
+_OURS = frozenset({"method", "model", "num_speculative_tokens"})
+_MISREAD = ("eagle-", "eagle3", "dflash", "dspark")
+"""vLLM takes a drafter whose path holds one of these for that kind, whatever ``method`` says (config/speculative.py)."""
+
+
+def ngram_sizes() -> dict[str, int]:
+    """The n-gram lengths of polydraft's own drafter: the same kind drafts alike on every engine."""
+    return {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+
+
+def speculative_config(
+    kind: DrafterKind,
+    drafter: Path | str | None,
+    k: int,
+    version: Version,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    tensor_parallel_size: int = 1,
+) -> dict[str, Any]:
+    """What vLLM is given as ``speculative_config``.
+
+    Args:
+        kind: The drafter's kind.
+        drafter: Its folder or Hub id; None for ``ngram``.
+        k: ``num_speculative_tokens``, the bonus token excluded, as vLLM counts too.
+        version: vLLM's release.
+        extra: Further keys from the user, such as ``draft_tensor_parallel_size``.
+        tensor_parallel_size: The target's.
+
+    Raises:
+        SpeculationUnavailableError: This version has no such method.
+        InvalidRequestError: ``extra`` holds a key that is polydraft's to set, or vLLM would misread the drafter.
+    """
+    row = next((row for row in METHODS if row.kind == kind and version in SpecifierSet(row.versions)), None)
+    if row is None:
+        raise SpeculationUnavailableError(
+            f"vLLM {version} has no speculation of kind {kind}.", "Use another version, or another drafter."
+        )
+    extra = dict(extra or {})
+    if taken := sorted(_OURS & extra.keys()):
+        raise InvalidRequestError(
+            f"The engine option speculative_config holds {', '.join(taken)}.",
+            "Give drafter= and num_speculative_tokens= to load instead.",
+        )
+    draft_size = extra.get("draft_tensor_parallel_size")
+    if draft_size not in (None, 1, tensor_parallel_size):
+        raise InvalidRequestError(
+            f"draft_tensor_parallel_size is {draft_size}, the target's is {tensor_parallel_size}.",
+            f"vLLM runs a drafter on one GPU or on all of the target's: give 1 or {tensor_parallel_size}.",
+        )
+    config: dict[str, Any] = {"method": row.method, "num_speculative_tokens": k}
+    if row.takes_model:
+        if drafter is None:
+            raise InvalidRequestError(f"Speculation of kind {kind} needs a drafter.", "Name one as drafter=.")
+        name = str(drafter)
+        marks = [mark for mark in _MISREAD if mark in name.lower()]
+        if marks and kind in ("mtp", "draft-model"):
+            raise InvalidRequestError(
+                f"vLLM takes the drafter {name} for another kind than {kind}, as its path holds {marks[0]!r}.",
+                "Move or rename the folder.",
+            )
+        config["model"] = name
+    if kind == "ngram":
+        config.update(ngram_sizes())
+    return {**config, **extra}

