@@ -89,7 +89,7 @@ def prompt_of_length(suite: Suite, session: Session, case: Case, length: int) ->
         start = whole[:1] if whole[0] == bare[0] else ()
         suite.cache[key] = (start, whole[len(start) :])
     start, body = suite.cache[key]
-    return tuple(islice((*start, *cycle(body)), length)) if not start else (*start, *islice(cycle(body), length - 1))
+    return (*start, *islice(cycle(body), length - len(start)))
 
 
 def window_prompts(suite: Suite, session: Session, case: Case) -> tuple[WindowPrompt, ...]:
