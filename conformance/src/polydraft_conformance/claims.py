@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from polydraft.contract import Capabilities, DrafterKind, SteppingEngine
     from polydraft.session.base import Session
 
-__all__ = ["MODEL_KINDS", "engine_of", "expect", "exposes_logits", "has_model_drafter", "is_seed_identical", "samples"]
+__all__ = [
+    "MODEL_KINDS",
+    "engine_of",
+    "expect",
+    "exposes_logits",
+    "has_model_drafter",
+    "is_bitwise",
+    "is_seed_identical",
+    "samples",
+]
 
 MODEL_KINDS: frozenset[DrafterKind] = frozenset({"mtp", "draft-model", "eagle3", "dflash"})
 """Drafter kinds whose drafts come from the engine's ``propose``; n-grams are the core's."""
@@ -33,6 +42,11 @@ def expect(condition: bool, message: str) -> None:
 def exposes_logits(capabilities: Capabilities) -> str | None:
     """Needs the primitives and logits of a stepping engine."""
     return None if capabilities.exposes_logits else "The backend does not claim exposes_logits."
+
+
+def is_bitwise(capabilities: Capabilities) -> str | None:
+    """Needs steps of fixed shape."""
+    return None if "bitwise" in capabilities.exactness else "The backend does not claim exactness='bitwise'."
 
 
 def is_seed_identical(capabilities: Capabilities) -> str | None:

@@ -1,0 +1,132 @@
+"""The bits of logits, by the position they choose for: what ``exactness="bitwise"`` promises to be equal."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from polydraft.contract import Chooser, EngineSequence, Step
+from polydraft.errors import InvalidRequestError, UnsupportedError
+
+from polydraft_conformance.counting import WrappedSequence, wrapped_sequences
+from polydraft_conformance.prompts import window_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from polydraft.contract import GenerationResult, SteppingEngine
+    from polydraft.session.base import Session
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.primitives import Logits
+    from polydraft_conformance.prompts import WindowPrompt
+    from polydraft_conformance.suite import Suite
+
+__all__ = ["BitwiseRun", "bits_of", "bitwise_sessions", "recorded_bits", "run_bitwise"]
+
+_DTYPES = ("bfloat16",)
+"""What is run beside the suite's own dtype: where the last bits matter most."""
+
+
+@dataclass(slots=True)
+class BitwiseRun:
+    """One prompt under one set of settings, plainly and with speculation."""
+
+    prompt: WindowPrompt
+    settings: dict[str, Any]
+    plain: GenerationResult
+    speculative: GenerationResult
+    plain_bits: dict[int, bytes] = field(default_factory=dict)
+    """Absolute position -> digest of the logits that the token there was chosen from; empty for a whole engine."""
+    speculative_bits: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> range:
+        """Absolute positions of the output."""
+        start = len(self.plain.prompt_token_ids)
+        return range(start, start + len(self.plain.token_ids))
+
+
+def bits_of(row: Logits) -> bytes:
+    """A digest of one row of logits. Float32 holds every bit of the narrower floats."""
+    return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
+
+
+def bitwise_sessions(suite: Suite, case: Case, refused: dict[str, str]) -> Iterator[Session]:
+    """Sessions with ``exactness="bitwise"``: in the suite's dtype, and in bfloat16 where the backend takes it.
+
+    Args:
+        suite: Loads them; each is closed before the next one.
+        case: What to load.
+        refused: Gets the dtypes that the backend refuses, with its reason.
+    """
+    for dtype in dict.fromkeys((suite.options.dtype, *_DTYPES)):
+        try:
+            session = suite.load(case, exactness="bitwise", dtype=dtype)
+        except (UnsupportedError, InvalidRequestError) as error:
+            if dtype == suite.options.dtype:
+                raise
+            refused[dtype] = str(error)
+            continue
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def run_bitwise(
+    suite: Suite, case: Case, session: Session, engine: SteppingEngine | None, settings: Sequence[dict[str, Any]]
+) -> list[BitwiseRun]:
+    """Decode the window prompts under each settings, plainly and with speculation, with every row's bits."""
+    runs = []
+    for prompt in window_prompts(suite, session, case):
+        for some in settings:
+            call = {**some, "max_new_tokens": prompt.max_new_tokens, "ignore_eos": True}
+            token_ids = list(prompt.token_ids)
+            with recorded_bits(engine) as plain_bits:
+                plain = session.generate(token_ids, speculate="off", **call)
+            with recorded_bits(engine) as speculative_bits:
+                speculative = session.generate(token_ids, speculate="on", **call)
+            runs.append(BitwiseRun(prompt, call, plain, speculative, plain_bits, speculative_bits))
+    return runs
+
+
+@contextmanager
+def recorded_bits(engine: SteppingEngine | None) -> Iterator[dict[int, bytes]]:
+    """Inside the ``with`` block, digests of the logits by the absolute position that they choose for.
+
+    A later forward replaces what an earlier one gave: rows of rejected drafts are of another text.
+    """
+    bits: dict[int, bytes] = {}
+    if engine is None:
+        yield bits
+        return
+    with wrapped_sequences(engine, lambda inner: _Recording(inner, bits)):
+        yield bits
+
+
+class _Recording(WrappedSequence):
+    """Asks for the logits of every step, and keeps their digests."""
+
+    def __init__(self, inner: EngineSequence, bits: dict[int, bytes]) -> None:
+        super().__init__(inner)
+        self.bits = bits
+
+    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+        step = super().prefill(token_ids, chooser, keep_logits=True)
+        self._keep(step, len(token_ids))
+        return step
+
+    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+        first = self.length + 1
+        step = super().verify(token_ids, chooser, keep_logits=True)
+        self._keep(step, first)
+        return step
+
+    def _keep(self, step: Step, first: int) -> None:
+        assert step.logits is not None, "The step has no logits, though keep_logits=True was given."
+        for index, row in enumerate(step.logits.numpy()):
+            self.bits[first + index] = bits_of(row)
