@@ -1,0 +1,1 @@
+"""An example of a third-party plugin for polydraft. ``docs/plugin-guide.md`` of polydraft walks through it."""
