@@ -1,7 +1,8 @@
-"""``polydraft-conformance``: reports without a run.
+"""``polydraft-conformance``: what needs no run of the suite.
 
 ``polydraft-conformance unavailable NAME --reason TEXT --report DIR`` records that a backend cannot be installed here: a
 result beside those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
+``polydraft-conformance imports PACKAGE`` fails if a plugin imports what polydraft does not offer to plugins.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from polydraft_conformance.imports import private_imports, source_of
 from polydraft_conformance.report import Report, environment, to_markdown, write
 from polydraft_conformance.rows import Row
 
@@ -28,7 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     unavailable.add_argument("--report", type=Path, required=True, metavar="DIR")
     markdown = commands.add_parser("markdown", help="print the Markdown form of a JSON report")
     markdown.add_argument("file", type=Path)
+    imports = commands.add_parser("imports", help="fail if a plugin imports what is private in polydraft")
+    imports.add_argument("package", nargs="+", help="import name or folder")
     options = parser.parse_args(arguments)
+    if options.command == "imports":
+        return _check_imports(options.package)
     if options.command == "markdown":
         try:
             print(to_markdown(json.loads(options.file.read_text(encoding="utf-8"))))
@@ -39,6 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
     for path in write(_unavailable(options.backend, options.reason, options.remedy), options.report):
         print(path)
     return 0
+
+
+def _check_imports(names: list[str]) -> int:
+    found = []
+    for name in names:
+        try:
+            found += private_imports(source_of(name))
+        except (LookupError, OSError, SyntaxError) as error:
+            print(f"polydraft-conformance: {error}", file=sys.stderr)
+            return 2
+    for problem in found:
+        print(problem)
+    print(f"{', '.join(names)}: {len(found) or 'no'} private imports", file=sys.stderr)
+    return 1 if found else 0
 
 
 def _unavailable(backend: str, reason: str, remedy: str) -> Report:

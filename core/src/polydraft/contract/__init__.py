@@ -1,11 +1,11 @@
 """The contract between the core and its plugins: hooks, records, and the interfaces of engines.
 
-Its version is ``CONTRACT_VERSION``. A plugin needs nothing of polydraft beyond this package, ``polydraft.errors``,
-``polydraft.session`` (whole engines) and ``polydraft.text`` (tokenizer adapters).
+Its version is ``CONTRACT_VERSION``. A plugin needs nothing of polydraft beyond the ``PUBLIC_MODULES``.
 """
 
 from polydraft.contract.backend import EngineOptions, SpeculativeBackend, SteppingBackend
 from polydraft.contract.hookspecs import PolydraftSpec, hookimpl
+from polydraft.contract.public import PUBLIC_MODULES
 from polydraft.contract.records import (
     CONTRACT_VERSION,
     BackendRecord,
@@ -49,6 +49,7 @@ from polydraft.contract.tokenizer import Tokenizer
 __all__ = [
     "CONTRACT_VERSION",
     "DEFAULT_SETTINGS",
+    "PUBLIC_MODULES",
     "BackendRecord",
     "Capabilities",
     "Chooser",
