@@ -38,6 +38,7 @@ class Check:
     statement: str = field(compare=False)
     after: tuple[str, ...] = ()
     claims: Claim | None = None
+    time_factor: float = 1.0
     order: int = 0
 
 
@@ -54,7 +55,9 @@ def not_claimed(reason: str) -> NoReturn:
     raise NotClaimed(reason)
 
 
-def check(*, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = None) -> Callable[[F], F]:
+def check(
+    *, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = None, time_factor: float = 1.0
+) -> Callable[[F], F]:
     """Declare a test function as a check of the suite. Its docstring's first line says what holds if it passes.
 
     Args:
@@ -62,6 +65,7 @@ def check(*, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = N
         after: Names of checks it builds upon. Where one of them failed for the same target and drafter kind, a
             failure of this one is reported as its consequence, not as a fault of its own.
         claims: Which capability it needs.
+        time_factor: It may take so many times the time limit of a check.
     """
 
     def declare(function: F) -> F:
@@ -77,6 +81,7 @@ def check(*, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = N
             statement=function.__doc__.strip().splitlines()[0],
             after=after,
             claims=claims,
+            time_factor=time_factor,
             order=CHECKS[name].order if name in CHECKS else len(CHECKS),
         )
         marked: F = pytest.mark.polydraft_check(name)(function)

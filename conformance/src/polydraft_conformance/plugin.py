@@ -145,11 +145,12 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Limit the time that a check takes."""
-    if check_of(item) is None:
+    check = check_of(item)
+    if check is None:
         return (yield)
     from polydraft_conformance.limits import time_limit
 
-    with time_limit(suite_of(item.config).options.time_limit):
+    with time_limit(suite_of(item.config).options.time_limit * check.time_factor):
         return (yield)
 
 

@@ -8,11 +8,15 @@ from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
 from polydraft_conformance.comparison import expect_same
 from polydraft_conformance.counting import logged
+from polydraft_conformance.distribution import BEST, DRAWS, QUICK_DRAWS, judge_draws
 from polydraft_conformance.evidence import plain_result, speculation_of
 from polydraft_conformance.prompts import prompt_of_length
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import TokenLogprobs
     from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
@@ -29,6 +33,10 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.4, "min_p": 0.05},
     {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.02},
 )
+_BATCH = 40
+"""Generations that are asked for together."""
+_CERTAIN = 0.95
+"""Where the best token has more, there is nothing to be biased about."""
 _AFTER = ("test_generates", "test_greedy_equals_plain")
 
 
@@ -108,7 +116,9 @@ def test_sample_equals_plain(
         )
     speculation = speculation_of(runs)
     polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
-    expect(speculation.drafted != 0, "The check shows nothing: no draft was made while sampling.")
+    polydraft_numbers["sampled_drafts"] = speculation.drafted
+    if case.kind in MODEL_KINDS:  # n-grams of sampled text may not come back
+        expect(speculation.drafted != 0, "The check shows nothing: no draft was made while sampling.")
 
 
 @check(
@@ -183,6 +193,57 @@ def test_logprobs_equal_plain(polydraft_suite: Suite, polydraft_case: Case, poly
         if left.token_id == right.token_id
     ]
     expect(max(gaps) <= bound, f"Log-probabilities differ by {max(gaps):.3g} with speculation, more than {bound:.3g}.")
+
+
+@check(
+    scope="kind",
+    after=(*_SEEDED, "test_logprobs_equal_plain"),
+    claims=samples("temperature", "logprobs"),
+    time_factor=10,
+)
+def test_samples_follow_the_distribution(
+    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
+) -> None:
+    """While speculating, the output tokens 2 to k+2 are drawn from the target's exact probabilities: G-tests."""
+    suite, case = polydraft_suite, polydraft_case
+    assert suite.capabilities is not None
+    first = suite.pairs[0].case(case.k)
+    if suite.capabilities.seed_identical and case != first:
+        not_claimed(f"Samples equal plain ones seed by seed; the rule that draws them is tested once, on {first.id}.")
+    draws: list[Sequence[TokenLogprobs]] = []
+    wanted = QUICK_DRAWS if suite.options.quick else DRAWS
+    window = case.pair.window
+    prompts = [
+        list(prompt_of_length(suite, polydraft_session, case, length))
+        for length in (max(2, window // 4), max(3, window // 2), max(4, window - 4), window + 9)
+    ]
+    settings: dict[str, Any] = {
+        "temperature": 1.0,
+        "max_new_tokens": case.k + 2,
+        "ignore_eos": True,
+        "logprobs": BEST,
+        "speculate": "on",
+    }
+    drafted: list[int | None] = []
+    while len(draws) < wanted:
+        batch = prompts * (_BATCH // len(prompts))
+        results = polydraft_session.generate_many(batch, **settings, **_seed(suite, len(draws)))
+        for result in results:
+            expect(
+                result.logprobs is not None and len(result.logprobs) == case.k + 2,
+                f"{len(result.logprobs or ())} log-probabilities came out for {case.k + 2} tokens.",
+            )
+            draws.append(result.logprobs or ())
+            drafted.append(result.stats.num_draft_tokens)
+    if case.kind in MODEL_KINDS:
+        expect(None in drafted or any(drafted), "The check shows nothing: no draft was made while sampling.")
+    proof = judge_draws(draws[:wanted])
+    polydraft_numbers["distribution"] = proof.as_dict()
+    expect(
+        proof.best_token[1] <= _CERTAIN,
+        f"The check shows nothing: the target gives its best token {proof.best_token[1]:.1%} on average.",
+    )
+    expect(not proof.biased, f"Sampling is biased while speculating: {proof.in_words()}")
 
 
 def _prompt(suite: Suite, case: Case, session: Session) -> list[int]:

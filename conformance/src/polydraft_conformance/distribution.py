@@ -1,0 +1,178 @@
+"""Statistical proof that samples follow the target's exact probabilities, for engines that no seed compares.
+
+For every sampled token the target's probabilities at its place are known (the engine's own log-probabilities, which
+``test_logprobs_equal_plain`` checks). They turn the token into a number that is uniform on [0, 1) if and only if it was
+drawn from them, whatever was drawn before (Rosenblatt 1952): tokens in the order of falling probability each own an
+interval as long as their probability, and a fixed pseudo-random number says where in its interval a token lands. So
+fixed cells have known probabilities without enumerating texts, and those of several positions are independent.
+
+The cells, fixed beforehand: three equal parts of [0, 1) at each of the output tokens 2 to k+2 (the first comes from
+prefill), crossed for each two neighbouring tokens: k tables of nine cells of probability 1/9. Each is compared by a
+G-test (Sokal and Rohlf); with eight degrees of freedom the chi-square tail has a closed form. Sizes and levels come
+from ``scripts/sampling_power.py``, whose output is beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import TokenLogprobs
+
+__all__ = [
+    "ALPHA",
+    "BEST",
+    "DRAWS",
+    "QUICK_DRAWS",
+    "SUITE_FALSE_ALARM",
+    "TESTS",
+    "Proof",
+    "Table",
+    "g_statistic",
+    "judge_draws",
+    "p_value",
+    "uniform_place",
+]
+
+PARTS = 3
+"""Cells of one token."""
+SUITE_FALSE_ALARM = 1e-4
+"""Chance that a run of the whole suite fails an engine that samples rightly."""
+TESTS = 100
+"""Tables that a run may hold: 25 targets with drafters at k=4."""
+ALPHA = SUITE_FALSE_ALARM / TESTS
+"""Level of one table (Bonferroni)."""
+DRAWS = 2000
+"""Generations of a full run. A bias of 0.1 (total variation) is caught in 99 of 100 runs: in the cells of one single
+token, or in the tokens' own probabilities if all drafted ones have it."""
+QUICK_DRAWS = 360
+"""Of a quick run: still catches a bias such as Transformers 5.22's (a token of probability 0.652 comes out always)."""
+BEST = 20
+"""Best tokens asked for at each place, what engines give at least; all others share the interval behind them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Two neighbouring output tokens, crossed."""
+
+    first: int
+    """Number of the first of the two output tokens, from 1."""
+    counts: tuple[int, ...]
+    """Nine cells, the first token's part slowest."""
+    statistic: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a number of draws says."""
+
+    draws: int
+    tables: tuple[Table, ...]
+    best_token: tuple[float, float]
+    """Share of tokens that were the most probable one: as found, and as the target's probabilities say."""
+
+    @property
+    def worst(self) -> Table:
+        """The table that fits least."""
+        return min(self.tables, key=lambda table: table.p_value)
+
+    @property
+    def biased(self) -> bool:
+        """Whether one table is rejected."""
+        return self.worst.p_value < ALPHA
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "draws": self.draws,
+            "alpha": ALPHA,
+            "smallest_p_value": self.worst.p_value,
+            "best_token_found": round(self.best_token[0], 4),
+            "best_token_expected": round(self.best_token[1], 4),
+            "tables": [
+                {"tokens": [table.first, table.first + 1], "counts": list(table.counts), "p_value": table.p_value}
+                for table in self.tables
+            ],
+        }
+
+    def in_words(self) -> str:
+        """What was found, for a message: the first line names it."""
+        worst = self.worst
+        found, expected = self.best_token
+        return (
+            f"the most probable token came out in {found:.1%} of the places, the target gives it {expected:.1%}.\n"
+            f"Output tokens {worst.first} and {worst.first + 1} in nine cells that are equally probable "
+            f"({self.draws / len(worst.counts):.1f} expected in each): {list(worst.counts)}; "
+            f"G = {worst.statistic:.1f}, p = {worst.p_value:.2g}, level {ALPHA:.0e} ({self.draws} draws)."
+        )
+
+
+def uniform_place(entry: TokenLogprobs, inside: float) -> float:
+    """Where a sampled token lies on [0, 1): uniform if it was drawn from the probabilities given.
+
+    Args:
+        entry: The sampled token with its log-probability and the best ones.
+        inside: A number in [0, 1) that has nothing to do with the token.
+    """
+    before = 0.0
+    for token, logprob in sorted(entry.top, key=lambda pair: (-pair[1], pair[0])):
+        probability = math.exp(logprob)
+        if token == entry.token_id:
+            return min(before + inside * probability, 1.0 - 1e-12)
+        before += probability
+    return min(before + inside * max(0.0, 1.0 - before), 1.0 - 1e-12)
+
+
+def judge_draws(draws: Sequence[Sequence[TokenLogprobs]]) -> Proof:
+    """Compare draws with the probabilities they should follow.
+
+    Args:
+        draws: For each generation the entries of its output tokens 1 to k+2, in order; all of one length, at least 3.
+    """
+    length = len(draws[0])
+    parts: list[list[int]] = []
+    found = expected = 0.0
+    for number, draw in enumerate(draws):
+        places = []
+        for index, entry in enumerate(draw[1:], start=1):
+            # Python promises that a string seeds the same numbers everywhere.
+            inside = random.Random(f"polydraft {number} {index}").random()
+            places.append(int(uniform_place(entry, inside) * PARTS))
+            best = max(entry.top, key=lambda pair: (pair[1], -pair[0]))
+            found += entry.token_id == best[0]
+            expected += math.exp(best[1])
+        parts.append(places)
+    tables = []
+    for index in range(length - 2):
+        counts = [0] * PARTS**2
+        for places in parts:
+            counts[PARTS * places[index] + places[index + 1]] += 1
+        statistic = g_statistic(counts)
+        tables.append(Table(index + 2, tuple(counts), statistic, p_value(statistic)))
+    total = len(draws) * (length - 1)
+    return Proof(len(draws), tuple(tables), (found / total, expected / total))
+
+
+def g_statistic(counts: Sequence[int]) -> float:
+    """``2 * sum(O * ln(O / E))`` for cells of equal probability."""
+    expected = sum(counts) / len(counts)
+    return 2.0 * sum(count * math.log(count / expected) for count in counts if count)
+
+
+def p_value(statistic: float, degrees: int = PARTS**2 - 1) -> float:
+    """Upper tail of the chi-square distribution, for an even number of degrees of freedom.
+
+    ``exp(-x/2) * sum((x/2)**j / j!, j < degrees/2)`` (Abramowitz and Stegun 26.4.5).
+    """
+    half = statistic / 2.0
+    term = total = 1.0
+    for j in range(1, degrees // 2):
+        term *= half / j
+        total += term
+    return math.exp(-half) * total
