@@ -6,6 +6,7 @@ Only that thread touches vLLM. Callers hand it commands and read the outputs of 
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import queue
 import threading
@@ -18,7 +19,9 @@ from typing import Any
 
 from polydraft.errors import EngineError, SessionClosedError
 
-__all__ = ["StepOutput", "Ticket", "VllmEngine", "open_engines"]
+from polydraft_vllm.process_lock import VLLM_LOCK
+
+__all__ = ["StepOutput", "Ticket", "VllmEngine", "open_engines", "shut_down"]
 
 _engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
@@ -135,8 +138,8 @@ class VllmEngine:
             self._wake.notify()
         self._thread.join()
         engine, self._engine, self._scheduler = self._engine, None, None
-        engine.engine_core.shutdown()
-        del engine
+        with VLLM_LOCK:
+            shut_down(engine, alone=not open_engines())
 
     # The thread -------------------------------------------------------------------------------------------------------
 
@@ -159,7 +162,8 @@ class VllmEngine:
             if name == "add":
                 self._add(ticket, *what)
             elif self._tickets.pop(ticket.id, None) is not None:
-                self._engine.abort_request([ticket.id])
+                with VLLM_LOCK:
+                    self._engine.abort_request([ticket.id])
         # Also with no request of ours left: the scheduler tells the workers of aborted requests in its next step.
         if self._engine.has_unfinished_requests() or commands:
             self._step()
@@ -177,7 +181,8 @@ class VllmEngine:
         self._tickets[ticket.id] = ticket
 
     def _step(self) -> None:
-        outputs = self._engine.step()
+        with VLLM_LOCK:
+            outputs = self._engine.step()
         now = time.perf_counter()
         drafted = self._scheduler.drafted
         for output in outputs:
@@ -214,6 +219,24 @@ class VllmEngine:
         )
         dead.__cause__ = error
         return dead
+
+
+def shut_down(engine: Any, *, alone: bool) -> None:
+    """Free an engine. vLLM's own shutdown also destroys the process groups, which other engines here may use.
+
+    Args:
+        engine: The ``LLMEngine``.
+        alone: Whether no other engine of this process is open.
+    """
+    if alone:
+        engine.engine_core.shutdown()
+        return
+    client = engine.engine_core
+    client._finalizer.detach()  # else its collection would make up for what is left out here
+    client.engine_core.structured_output_manager.clear_backend()
+    client.engine_core.model_executor.shutdown()
+    client.engine_core.scheduler.shutdown()
+    gc.unfreeze()
 
 
 def open_engines() -> list[VllmEngine]:

@@ -19,6 +19,7 @@ from polydraft.errors import (
 
 from polydraft_vllm.engine_args import check_arguments
 from polydraft_vllm.environment import prepare_environment
+from polydraft_vllm.process_lock import VLLM_LOCK
 from polydraft_vllm.speculation import speculative_config
 from polydraft_vllm.start_errors import start_error
 from polydraft_vllm.tokenizer import load_tokenizer
@@ -67,13 +68,14 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
     from polydraft_vllm.session import VllmSession
 
     try:
-        with _random_state_kept():
+        with VLLM_LOCK, _random_state_kept():
             config = vllm.EngineArgs(**arguments).create_engine_config()
             engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
     except Exception as error:
         raise start_error(error, request.target.id) from error
     if cpu and request.plan.kind is not None:
-        _test_sampling(engine, installed)
+        with VLLM_LOCK:
+            _test_sampling(engine, installed)
     running = _running(request, installed, config, cpu=cpu)
     sampling = capabilities.sampling | ({"min_p"} if running.method is None else set())
     capabilities = capabilities.model_copy(update={"sampling": sampling})
@@ -205,11 +207,12 @@ def _dtype(name: str) -> str:
 
 def _test_sampling(engine: Any, installed: InstalledVllm) -> None:
     """Try the verifier where it runs: in each worker, with what ``mends`` did there."""
+    from polydraft_vllm.engine import open_engines, shut_down
     from polydraft_vllm.self_test import sampling_fault_of_worker
 
     faults = [fault for fault in engine.collective_rpc(sampling_fault_of_worker) if fault is not None]
     if faults:
-        engine.engine_core.shutdown()
+        shut_down(engine, alone=not open_engines())
         raise BackendUnavailableError(
             f"{installed.distribution} {installed.version} samples wrongly with speculation on CPU: {faults[0]}.",
             "Load with drafter=None, or use another backend; if VLLM_PLUGINS is set, add polydraft to it.",

@@ -54,19 +54,9 @@ class VllmSession(Session):
         super().check_settings(settings)
 
     def close_engine(self) -> None:
-        """Free the engine and what vLLM keeps for the process."""
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        last = not self._others_open()
+        """Free the engine."""
         self.engine.close()
-        if last:
-            cleanup_dist_env_and_memory()
         gc.collect()
-
-    def _others_open(self) -> bool:
-        from polydraft_vllm.engine import open_engines
-
-        return any(engine is not self.engine for engine in open_engines())
 
 
 class _Rounds(Iterator[Round]):

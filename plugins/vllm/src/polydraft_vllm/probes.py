@@ -1,0 +1,37 @@
+"""Probes: whether a fault of the installed vLLM is still there. They run the engine itself, on a built-in pair."""
+
+from __future__ import annotations
+
+from polydraft.checkpoints.resolve import resolve
+from polydraft.contract import LoadRequest, SpeculationPlan
+from polydraft.errors import PolydraftError
+
+__all__ = ["draft_model_reads_one_kv_group"]
+
+_TARGET = "builtin:tiny-31b"
+
+
+def draft_model_reads_one_kv_group() -> bool:
+    """Whether ``draft_model`` still goes wrong with sliding and full attention.
+
+    The target drafts for itself: rightly run, nearly all its drafts are accepted and the output is the plain one.
+    """
+    from polydraft_vllm.backend import VllmBackend
+    from polydraft_vllm.options import VllmOptions
+
+    target = resolve(_TARGET)
+    request = LoadRequest(
+        target=target,
+        plan=SpeculationPlan(kind="draft-model", drafter=target, num_speculative_tokens=4, chosen_by="caller"),
+        dtype="float32",
+        context_length=1024,
+        engine_options=VllmOptions(),
+    )
+    try:
+        with VllmBackend().load(request) as session:  # not through the core, which refuses the pair
+            prompt = "def add(a, b):\n    return a + b\n\n\n" * 12
+            plain = session.generate(prompt, max_new_tokens=64, ignore_eos=True, speculate="off")
+            found = session.generate(prompt, max_new_tokens=64, ignore_eos=True)
+    except PolydraftError:
+        return True
+    return found.token_ids != plain.token_ids or (found.stats.acceptance_rate or 0.0) < 0.9

@@ -1,0 +1,43 @@
+"""One lock for all of vLLM in this process.
+
+vLLM keeps the forward context and the current configuration in module variables: two engines must not work at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from types import TracebackType
+
+__all__ = ["VLLM_LOCK", "FairLock"]
+
+
+class FairLock:
+    """A lock that goes to the thread that has waited longest: engines that step in loops would else starve others."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held = False
+        self._waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        turn.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().set()  # still held: handed over
+            else:
+                self._held = False
+
+
+VLLM_LOCK = FairLock()
+"""Held while an engine starts, steps or is freed."""
