@@ -1,0 +1,211 @@
+"""A llama.cpp context: a KV cache and the buffers of a forward, for one sequence."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from polydraft.errors import EngineError, OutOfMemoryError
+
+from polydraft_llama_cpp.bindings import extension, library, recent_errors
+from polydraft_llama_cpp.model import Model
+
+__all__ = ["CACHE_TYPES", "Context", "ContextSettings"]
+
+Rows = npt.NDArray[np.float32]
+
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+"""ggml's numbers (``ggml/include/ggml.h``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """What target and drafter share. Flash attention must be the same in both: drafts are hardly accepted otherwise."""
+
+    length: int
+    """Tokens that the cache holds."""
+    n_batch: int
+    outputs: int
+    """Rows of logits that one forward gives at most."""
+    threads: int
+    threads_batch: int
+    type_k: str
+    type_v: str
+    flash_attn: bool
+    swa_full: bool
+    on_gpu: bool
+
+
+class Context:
+    """One sequence's context. Positions go up one by one from 0; sequence 0 is the only one.
+
+    Args:
+        model: Its weights.
+        settings: Sizes and types.
+        shared: For an MTP drafter the target's context, whose memory it attends to.
+        keeps_hidden: Whether the hidden rows of outputs are kept, for an MTP drafter.
+
+    Raises:
+        OutOfMemoryError: The context cannot be made; llama.cpp's own words are in the message.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: ContextSettings,
+        *,
+        shared: Context | None = None,
+        keeps_hidden: bool = False,
+    ) -> None:
+        lib = library()
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = settings.length, settings.n_batch, settings.n_batch
+        params.n_seq_max = 1
+        params.n_outputs_max = settings.outputs
+        params.n_threads, params.n_threads_batch = settings.threads, settings.threads_batch
+        params.type_k, params.type_v = CACHE_TYPES[settings.type_k], CACHE_TYPES[settings.type_v]
+        params.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if settings.flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.swa_full, params.no_perf = settings.swa_full, True
+        params.offload_kqv = params.op_offload = settings.on_gpu
+        if shared is not None:
+            params.ctx_type, params.ctx_other = lib.LLAMA_CONTEXT_TYPE_MTP, shared.pointer
+        recent_errors(forget=True)
+        self.pointer: Any = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise OutOfMemoryError(
+                f"llama.cpp cannot make a context of {settings.length} tokens for {model.name}: "
+                f"{recent_errors() or 'it gives no reason'}.",
+                "Give a smaller context_length.",
+            )
+        self._model = model
+        self._settings = settings
+        self._keeps_hidden = keeps_hidden
+        self._memory: Any = lib.llama_get_memory(self.pointer)
+        self._views: dict[tuple[int, int], Rows] = {}
+        # A batch with a width holds hidden rows; its tokens are then ours to allocate.
+        width = model.hidden_size if shared is not None else 0
+        self._batch: Any = lib.llama_batch_init(settings.n_batch if width == 0 else 1, width, 1)
+        self._tokens = (lib.llama_token * settings.n_batch)() if width else None
+        if self._tokens is not None:
+            self._batch.token = ctypes.cast(self._tokens, type(self._batch.token))
+            self.input_row: Rows = np.ctypeslib.as_array(self._batch.embd, shape=(width,))
+        for index in range(settings.n_batch if width == 0 else 1):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+        if keeps_hidden:
+            extension().llama_set_embeddings_nextn(self.pointer, True, True)
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens that one forward takes at most; a larger batch would abort the process."""
+        return self._settings.n_batch
+
+    def decode(self, token_ids: Sequence[int], position: int, *, all_rows: bool) -> None:
+        """Run tokens at ``position`` onwards.
+
+        Args:
+            token_ids: At most ``n_batch``; one for a context with ``input_row``, which is to be filled before.
+            position: Absolute position of the first.
+            all_rows: Whether every token gives logits, or the last one only.
+
+        Raises:
+            EngineError: llama.cpp failed.
+            OutOfMemoryError: It could not allocate memory.
+        """
+        if not 0 < len(token_ids) <= (self.n_batch if self._tokens is None else 1):
+            raise EngineError(f"A forward of {len(token_ids)} tokens was asked for; 1 to {self.n_batch} are possible.")
+        batch, last = self._batch, len(token_ids) - 1
+        tokens, positions, flags = batch.token, batch.pos, batch.logits
+        batch.n_tokens = last + 1
+        for index, token_id in enumerate(token_ids):
+            tokens[index] = token_id
+            positions[index] = position + index
+            flags[index] = all_rows or index == last
+        code = library().llama_decode(self.pointer, batch)
+        if code:
+            raise _failure(code, len(token_ids), position, self._settings.length)
+
+    def logits(self, rows: int) -> Rows:
+        """Logits of the last forward's outputs, shape (rows, vocab): a view, valid until the next one."""
+        return self._view(library().llama_get_logits(self.pointer), rows, self._model.vocab_size)
+
+    def hidden(self, rows: int) -> Rows:
+        """Final-normed hidden rows of the last forward's outputs, (rows, hidden_size): a view, as ``logits``."""
+        return self._view(extension().llama_get_embeddings_nextn(self.pointer), rows, self._model.hidden_size)
+
+    def _view(self, pointer: Any, rows: int, width: int) -> Rows:
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        if not address:
+            raise EngineError("llama.cpp gave no output for a forward.", "Report it as a defect of polydraft.")
+        found = self._views.get((address, rows))
+        if found is None:
+            if len(self._views) > 64:
+                self._views.clear()
+            found = self._views[address, rows] = np.ctypeslib.as_array(pointer, shape=(rows, width))
+        return found
+
+    def forget(self, length: int) -> None:
+        """Drop all but the first ``length`` tokens from the cache.
+
+        Raises:
+            EngineError: llama.cpp cannot, or a sliding-window layer has dropped what it would need again.
+        """
+        lib = library()
+        if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use drafter=None.")
+        if self._model.window and length:
+            first = lib.llama_memory_seq_pos_min(self._memory, 0)
+            if first > max(0, length - self._model.window + 1):
+                raise EngineError(
+                    f"The sliding window's cache begins at token {first}, too late to go back to {length} tokens.",
+                    "Give engine_options={'swa_full': True}.",
+                )
+
+    def clear(self) -> None:
+        """Forget everything."""
+        library().llama_memory_clear(self._memory, False)
+
+    def free(self) -> None:
+        """Free it; a drafter's that shares memory before its target's. May be called twice."""
+        if self.pointer:
+            lib = library()
+            if self._tokens is not None:
+                self._batch.token = type(self._batch.token)()  # not llama.cpp's to free
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self.pointer)
+            self.pointer = None
+            self._views.clear()
+
+
+def _failure(code: int, count: int, position: int, length: int) -> EngineError | OutOfMemoryError:
+    said = recent_errors()
+    if code == 1:
+        return EngineError(
+            f"The cache of {length} tokens has no room for {count} more at position {position}.",
+            "Load the model with a larger context_length.",
+        )
+    if code == -2:
+        return OutOfMemoryError(
+            f"llama.cpp could not allocate memory for {count} tokens at position {position}. {said}".rstrip(),
+            "Give a smaller context_length or n_batch.",
+        )
+    return EngineError(
+        f"llama_decode failed with code {code} for {count} tokens at position {position}. {said}".rstrip(),
+        "Report it with the model's name; a larger log is in the logger polydraft.llama_cpp.",
+    )

@@ -1,0 +1,63 @@
+"""Converted checkpoints, each made once and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from platformdirs import user_cache_path
+from polydraft.errors import InvalidRequestError, PolydraftError
+
+from polydraft_llama_cpp.conversion.write import WeightType, convert
+
+__all__ = ["converted"]
+
+_VERSION = 1
+"""Raised when the converter writes other files than before."""
+_VARIABLE = "POLYDRAFT_LLAMA_CPP_CACHE"
+
+
+def converted(folder: Path, weights: WeightType) -> Path:
+    """The GGUF file of a checkpoint; written on first use, and again when a file of the checkpoint changes.
+
+    The cache is ``llama_cpp`` in polydraft's cache folder, or the folder that POLYDRAFT_LLAMA_CPP_CACHE names.
+
+    Raises:
+        UnsupportedError: See ``convert``.
+        ModelFormatError: See ``convert``.
+        PolydraftError: The disk is full, or the cache folder cannot be written.
+    """
+    given = os.environ.get(_VARIABLE)
+    cache = Path(given) if given else user_cache_path("polydraft") / "llama_cpp"
+    file = cache / f"{folder.name}-{_fingerprint(folder)}-{weights}.gguf"
+    if file.is_file():
+        return file
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Beside the file, so that it appears whole or not at all, also to another process that converts the same.
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            written = Path(scratch) / file.name
+            convert(folder, written, weights)
+            written.replace(file)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise PolydraftError(
+                f"The disk is full: {folder.name} could not be written as GGUF into {cache}.",
+                f"Free some space, or set {_VARIABLE} to a folder on another disk.",
+            ) from error
+        raise InvalidRequestError(
+            f"The cache folder {cache} cannot be written: {error}.", f"Set {_VARIABLE} to a folder of yours."
+        ) from error
+    return file
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256(f"{_VERSION}".encode())
+    for path in sorted(folder.resolve().iterdir()):
+        if path.suffix in {".safetensors", ".json", ".jinja"}:
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""Gemma 4 targets and assistants: metadata and tensor names.
+
+Keys and shapes are those that llama.cpp reads (``src/models/gemma4.cpp``, ``gemma4-assistant.cpp``); names of tensors
+come from the ``gguf`` package, which does not know the assistant's two projections yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
+
+__all__ = ["add_metadata", "architecture", "extra_tensors", "tensor_name"]
+
+_UNROTATED = 1e30
+"""A wavelength that turns nothing: how llama.cpp leaves part of a head unrotated."""
+_OWN_NAMES = {
+    "pre_projection.weight": "nextn.pre_projection.weight",
+    "post_projection.weight": "nextn.post_projection.weight",
+}
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """The name by which llama.cpp knows it."""
+    return "gemma4-assistant" if "backbone_hidden_size" in checkpoint.config else "gemma4"
+
+
+def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    """Add the architecture's numbers."""
+    text, layers, arch = checkpoint.text, checkpoint.layers, writer.arch
+    window = [kind == "sliding_attention" for kind in text["layer_types"]]
+    head_dim, full_dim = int(text["head_dim"]), int(_full(text, "head_dim", "global_head_dim"))
+    kv_heads, full_heads = text["num_key_value_heads"], _full(text, "num_key_value_heads", "num_global_key_value_heads")
+    shared, width = int(text.get("num_kv_shared_layers") or 0), int(text["intermediate_size"])
+    wide = bool(text.get("use_double_wide_mlp"))
+    writer.add_context_length(text["max_position_embeddings"])
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_head_count(text["num_attention_heads"])
+    writer.add_head_count_kv([kv_heads if sliding else full_heads for sliding in window])
+    # Layers that use the keys and values of others have a feed-forward part of twice the width.
+    widths = [2 * width if wide and layer >= layers - shared else width for layer in range(layers)]
+    writer.add_feed_forward_length(widths if wide else width)
+    writer.add_key_length(full_dim)
+    writer.add_value_length(full_dim)
+    writer.add_uint32(f"{arch}.attention.key_length_swa", head_dim)
+    writer.add_uint32(f"{arch}.attention.value_length_swa", head_dim)
+    writer.add_rope_dimension_count(full_dim)
+    writer.add_uint32(f"{arch}.rope.dimension_count_swa", head_dim)
+    writer.add_rope_freq_base(text["rope_parameters"]["full_attention"]["rope_theta"])
+    writer.add_float32(f"{arch}.rope.freq_base_swa", text["rope_parameters"]["sliding_attention"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
+    writer.add_sliding_window(text["sliding_window"])
+    writer.add_array(f"{arch}.attention.sliding_window_pattern", window)
+    writer.add_uint32(f"{arch}.attention.shared_kv_layers", shared)
+    writer.add_uint32(f"{arch}.embedding_length_per_layer_input", int(text.get("hidden_size_per_layer_input") or 0))
+    # Where the key is missing llama.cpp caps at 30, so that "none" must be said.
+    writer.add_final_logit_softcapping(text.get("final_logit_softcapping") or 0.0)
+    if text.get("enable_moe_block"):
+        writer.add_expert_count(text["num_experts"])
+        writer.add_expert_used_count(text["top_k_experts"])
+        writer.add_expert_feed_forward_length(text["moe_intermediate_size"])
+    if arch == "gemma4-assistant":
+        writer.add_uint32(f"{arch}.embedding_length_out", checkpoint.config["backbone_hidden_size"])
+        writer.add_uint32(f"{arch}.nextn_predict_layers", layers)
+
+
+def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
+    """Tensors that a checkpoint computes: the wavelength factors of full-attention layers."""
+    text = checkpoint.text
+    half = int(_full(text, "head_dim", "global_head_dim")) // 2
+    rotated = int(2 * half * text["rope_parameters"]["full_attention"]["partial_rotary_factor"]) // 2
+    return {"rope_freqs.weight": np.array([1.0] * rotated + [_UNROTATED] * (half - rotated), np.float32)}
+
+
+def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
+    """The GGUF name of a checkpoint's tensor; None for those that llama.cpp does not use.
+
+    Raises:
+        KeyError: The tensor is unknown.
+    """
+    if name.startswith("masked_embedding.") or name == "lm_head.weight":
+        return None  # the assistant's centroid head: llama.cpp drafts with the full head; a tied head is the embedding
+    if name in _OWN_NAMES:
+        return _OWN_NAMES[name]
+    name = name.replace("model.language_model.", "model.")
+    stem, _, last = name.rpartition(".")
+    if stem.endswith(".router") and last in {"scale", "per_expert_scale"}:
+        layer = stem.split(".")[2]
+        part = "ffn_gate_inp" if last == "scale" else "ffn_down_exps"
+        return f"blk.{layer}.{part}.scale"
+    found: str | None = names.get_name(name, try_suffixes=(".weight",))
+    if found is None:
+        raise KeyError(name)
+    return found if found.endswith(".weight") else f"{found}.weight"
+
+
+def _full(text: dict[str, Any], name: str, older: str) -> Any:
+    """A number of full-attention layers: newer configs have it by layer, older ones in a field of its own."""
+    layer = str(text["layer_types"].index("full_attention"))
+    of_layer = (text.get("per_layer_config") or {}).get(layer) or {}
+    return of_layer.get(name) or text.get(older) or text[name]

@@ -1,0 +1,62 @@
+"""A byte-level BPE ``tokenizer.json`` as GGUF metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+
+from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
+
+__all__ = ["add_vocabulary", "unknown_tokenizer"]
+
+
+def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
+    """Why a tokenizer cannot be written, part of a sentence; empty if it can.
+
+    llama.cpp splits text before BPE by rules that it knows by name (``src/llama-vocab.cpp``). Only GPT-2's is written
+    here: another one under its name would give other tokens, silently.
+    """
+    splitter, model = tokenizer.get("pre_tokenizer") or {}, tokenizer.get("model") or {}
+    if model.get("type") != "BPE":
+        return f"its tokenizer is of type {model.get('type')}, not BPE"
+    if tokenizer.get("normalizer") is not None:
+        return "its tokenizer normalizes text"
+    if splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True) or splitter.get("add_prefix_space"):
+        return "its tokenizer does not split text as GPT-2's does"
+    if any(model.get(name) for name in ("byte_fallback", "ignore_merges", "continuing_subword_prefix")):
+        return "its BPE has options that GPT-2's has not"
+    return ""
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    """Add tokens, merges, special ids and the chat template."""
+    tokenizer, size = checkpoint.tokenizer, int(checkpoint.text["vocab_size"])
+    texts = {index: text for text, index in tokenizer["model"]["vocab"].items()}
+    texts.update({token["id"]: token["content"] for token in tokenizer["added_tokens"]})
+    kinds = {
+        token["id"]: gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        for token in tokenizer["added_tokens"]
+    }
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(size)])
+    usual = {True: gguf.TokenType.NORMAL, False: gguf.TokenType.UNUSED}
+    writer.add_token_types([int(kinds.get(index, usual[index in texts])) for index in range(size)])
+    merges = tokenizer["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    for name, add in (
+        ("bos_token_id", writer.add_bos_token_id),
+        ("eos_token_id", writer.add_eos_token_id),
+        ("pad_token_id", writer.add_pad_token_id),
+    ):
+        value = checkpoint.config.get(name, checkpoint.text.get(name))
+        if isinstance(value, list):
+            value = value[0]
+        if value is not None:
+            add(int(value))
+    writer.add_add_bos_token(checkpoint.config.get("bos_token_id") is not None)
+    writer.add_add_space_prefix(False)
+    template = checkpoint.folder / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))

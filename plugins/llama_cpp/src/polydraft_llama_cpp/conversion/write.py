@@ -1,0 +1,114 @@
+"""Writing the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from polydraft.errors import ModelFormatError, UnsupportedError
+
+from polydraft_llama_cpp.conversion import gemma4, llama
+from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
+from polydraft_llama_cpp.conversion.vocabulary import add_vocabulary, unknown_tokenizer
+
+__all__ = ["TYPES", "WeightType", "convert", "why_not"]
+
+WeightType = Literal["f32", "f16", "bf16", "q8_0"]
+TYPES: tuple[WeightType, ...] = get_args(WeightType)
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+_QUANTIZATIONS = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+_Q8_BLOCK = 32
+_KNOWN = ("Gemma4ForCausalLM", "Gemma4AssistantForCausalLM", "LlamaForCausalLM")
+_ELSEWHERE = (
+    "Load a GGUF file of it (`polydraft pairs` lists published ones), or convert it with llama.cpp's own script."
+)
+
+
+def why_not(checkpoint: Checkpoint) -> str:
+    """Why a checkpoint cannot be converted here, one sentence; empty if it can."""
+    name = (checkpoint.config.get("architectures") or [""])[0]
+    if name not in _KNOWN:
+        return (
+            f"{checkpoint.folder.name} is a {name or 'model of unknown architecture'}; {', '.join(_KNOWN)} are known."
+        )
+    scaled = checkpoint.text.get("rope_scaling") or (checkpoint.text.get("rope_parameters") or {}).get("rope_type")
+    if name == "LlamaForCausalLM" and scaled not in {None, "default"}:
+        return f"{checkpoint.folder.name} scales its rotary embedding, which is not written here."
+    reason = unknown_tokenizer(checkpoint.tokenizer)
+    return f"{checkpoint.folder.name} cannot be written as GGUF here: {reason}." if reason else ""
+
+
+def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
+    """Write a checkpoint as one GGUF file.
+
+    Norms, scales and routers stay in float32, as llama.cpp's own converter leaves them; in ``q8_0`` rows that are no
+    multiple of 32 long are written in float16.
+
+    Args:
+        folder: Checkpoint with config.json, tokenizer.json and safetensors.
+        out: The file to write; an existing one is replaced.
+        weights: Type of the weight matrices.
+
+    Raises:
+        UnsupportedError: The architecture or tokenizer is of a kind that is not written here.
+        ModelFormatError: A file is missing or damaged.
+    """
+    checkpoint = Checkpoint(folder)
+    if reason := why_not(checkpoint):
+        raise UnsupportedError(reason, _ELSEWHERE)
+    is_llama = checkpoint.config["architectures"][0] == "LlamaForCausalLM"
+    family = llama if is_llama else gemma4
+    name = "llama" if is_llama else gemma4.architecture(checkpoint)
+    writer = gguf.GGUFWriter(str(out), name)
+    try:
+        writer.add_name(folder.name)
+        family.add_metadata(writer, checkpoint)
+        writer.add_file_type(int(_FILE_TYPES[weights]))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        add_vocabulary(writer, checkpoint)
+        for tensor, values in ({} if is_llama else gemma4.extra_tensors(checkpoint)).items():
+            writer.add_tensor(tensor, values)
+        names = gguf.get_tensor_name_map(
+            gguf.MODEL_ARCH.LLAMA if is_llama else gguf.MODEL_ARCH.GEMMA4, checkpoint.layers
+        )
+        for given, values in checkpoint.tensors():
+            found = family.tensor_name(given, names)
+            if found is not None:
+                shaped = llama.arranged(found, values, checkpoint) if is_llama else values
+                _add(writer, found, shaped, weights)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except KeyError as error:
+        raise ModelFormatError(
+            f"{folder} has no field or an unknown tensor {error.args[0]!r}, where {name} is expected.", _ELSEWHERE
+        ) from error
+    finally:
+        writer.close()
+
+
+def _add(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float32], weights: WeightType) -> None:
+    kind = _QUANTIZATIONS[weights]
+    if values.ndim < 2 or not name.endswith(".weight") or name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
+        kind = gguf.GGMLQuantizationType.F32
+    elif weights == "q8_0" and values.shape[-1] % _Q8_BLOCK:
+        kind = gguf.GGMLQuantizationType.F16
+    if kind == gguf.GGMLQuantizationType.F32:
+        writer.add_tensor(name, values)
+    elif kind == gguf.GGMLQuantizationType.F16:
+        writer.add_tensor(name, values.astype(np.float16))
+    else:
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

@@ -1,0 +1,33 @@
+"""Which device, as the request names it."""
+
+from __future__ import annotations
+
+from polydraft.errors import DeviceError
+
+from polydraft_llama_cpp.bindings import Device, devices
+
+__all__ = ["find_device"]
+
+_ALIASES = {"mps": "metal", "gpu": "cuda"}
+
+
+def find_device(name: str) -> Device | None:
+    """The device of a name such as ``cpu``, ``cuda``, ``cuda:1``, ``metal`` or ``mps``; None for ``auto`` with a GPU.
+
+    Raises:
+        DeviceError: This build of llama.cpp sees no such device.
+    """
+    found = devices()
+    if name == "auto":
+        return found[0] if len(found) == 1 else None
+    kind, _, index = name.partition(":")
+    wanted = _ALIASES.get(kind, kind)
+    wanted = wanted if wanted == "cpu" else f"{wanted}:{index or 0}"
+    for device in found:
+        if device.name == wanted:
+            return device
+    raise DeviceError(
+        f"The device {name} was asked for, and this build of llama-cpp-python sees: "
+        f"{', '.join(device.name for device in found)}.",
+        "For a GPU build it with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: -DGGML_VULKAN=on).",
+    )

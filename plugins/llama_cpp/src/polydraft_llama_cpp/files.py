@@ -1,0 +1,136 @@
+"""The GGUF files of a request: fetched or converted, their headers read, and checked against one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from polydraft.checkpoints.compatibility import check_pair, check_target
+from polydraft.checkpoints.gguf import GgufHeader, read_header
+from polydraft.checkpoints.gguf_config import config_of, tokens_of
+from polydraft.checkpoints.gguf_files import fetch_gguf
+from polydraft.contract import LoadRequest, ModelSource
+from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatchError
+
+from polydraft_llama_cpp.conversion.cache import converted
+from polydraft_llama_cpp.conversion.write import WeightType
+
+__all__ = ["GgufFile", "fetch_pair"]
+
+_WEIGHTS: dict[str, WeightType] = {
+    "float32": "f32",
+    "fp32": "f32",
+    "f32": "f32",
+    "float16": "f16",
+    "fp16": "f16",
+    "f16": "f16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "q8_0": "q8_0",
+}
+_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_FILE_TYPES = {
+    0: "f32",
+    1: "f16",
+    2: "q4_0",
+    3: "q4_1",
+    7: "q8_0",
+    8: "q5_0",
+    9: "q5_1",
+    10: "q2_k",
+    11: "q3_k_s",
+    12: "q3_k_m",
+    13: "q3_k_l",
+    14: "q4_k_s",
+    15: "q4_k_m",
+    16: "q5_k_s",
+    17: "q5_k_m",
+    18: "q6_k",
+    25: "iq4_nl",
+    30: "iq4_xs",
+    32: "bf16",
+    38: "mxfp4_moe",
+}
+"""``llama_ftype`` (``include/llama.h``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A file on this machine with its header."""
+
+    path: Path
+    header: GgufHeader
+    source: ModelSource
+
+    @property
+    def weights(self) -> str:
+        """Type of most weights, by the file's own word: ``f32``, ``q4_k_m``; ``gguf`` if it does not say."""
+        return _FILE_TYPES.get(int(self.header.metadata.get("general.file_type", -1)), "gguf")
+
+    @property
+    def dtype(self) -> str:
+        """``weights`` by the names of numpy and torch where there is one."""
+        return _NAMES.get(self.weights, self.weights)
+
+
+def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
+    """Target and drafter, present and checked: a pair that does not fit would abort the process in llama.cpp.
+
+    Raises:
+        PairMismatchError: They do not belong together.
+        ModelFormatError: A file is missing, damaged, or of an architecture that cannot be what it is used as.
+        InvalidRequestError: The dtype is not the file's.
+    """
+    plan = request.plan
+    target = _fetch(request.target, request)
+    check_target(target.source)
+    if "tokenizer.ggml.tokens" not in target.header.metadata:
+        raise ModelFormatError(f"{request.target.id} holds no vocabulary.", "Give the GGUF file of a language model.")
+    if plan.drafter is None:
+        return target, None
+    drafter = _fetch(plan.drafter, request)
+    assert plan.kind is not None
+    check_pair(target.source, drafter.source, plan.kind)
+    if plan.kind == "mtp" and drafter.header.architecture != "gemma4-assistant":
+        raise PairMismatchError(
+            f"{plan.drafter.id} is of architecture {drafter.header.architecture!r}; llama.cpp runs gemma4-assistant as "
+            "an MTP drafter.",
+            "Give the target's assistant, or drafter='ngram'.",
+        )
+    if tokens_of(target.header) != tokens_of(drafter.header):
+        raise PairMismatchError(
+            f"{request.target.id} and {plan.drafter.id} do not have the same tokens.",
+            "Choose a drafter made for this target (`polydraft pairs` lists them), or drafter='ngram'.",
+        )
+    return target, drafter
+
+
+def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
+    if source.format == "gguf":
+        path = fetch_gguf(source, request.hub)
+    else:
+        if source.path is None:
+            raise ModelFormatError(
+                f"{source.id} is no GGUF model.", "Load a GGUF file of it: `polydraft pairs` lists published ones."
+            )
+        path = converted(source.path, _wanted(source, request.dtype))
+    header = read_header(path, source.id)
+    file = GgufFile(path, header, source.model_copy(update={"config": config_of(header), "path": path}))
+    if source is request.target and request.dtype != "auto" and source.format == "gguf":
+        wanted = _WEIGHTS.get(request.dtype, request.dtype)
+        if wanted != file.weights:
+            raise InvalidRequestError(
+                f"dtype is {request.dtype!r}, and the weights of {source.id} are {file.dtype}.",
+                "Give dtype='auto', or a GGUF file of the dtype that is wanted.",
+            )
+    return file
+
+
+def _wanted(source: ModelSource, dtype: str) -> WeightType:
+    if dtype == "auto":
+        text = source.config.get("text_config") or {}
+        named = source.config.get("dtype") or text.get("dtype") or "float32"
+        return _WEIGHTS.get(str(named).removeprefix("torch."), "f32")
+    if dtype not in _WEIGHTS:
+        raise InvalidRequestError(f"dtype is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
+    return _WEIGHTS[dtype]

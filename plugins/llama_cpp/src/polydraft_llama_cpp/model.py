@@ -1,0 +1,64 @@
+"""A loaded GGUF file."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from polydraft.errors import ModelFormatError
+
+from polydraft_llama_cpp.bindings import Device, library, recent_errors
+
+__all__ = ["Model"]
+
+
+class Model:
+    """Weights and vocabulary. ``free`` after every context made of it.
+
+    Args:
+        path: The file; of a split model its first part.
+        name: What to call it in messages.
+        device: Where to put it: one device only. None: where llama.cpp puts it, which is all GPUs.
+        n_gpu_layers: Layers on the GPU; -1: all.
+        mmap: Map the file.
+        mlock: Keep it in memory.
+
+    Raises:
+        ModelFormatError: llama.cpp does not take the file; its own words are in the message.
+    """
+
+    def __init__(
+        self, path: Path, name: str, *, device: Device | None, n_gpu_layers: int, mmap: bool, mlock: bool
+    ) -> None:
+        lib = library()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.use_mmap, params.use_mlock = mmap, mlock
+        # An empty list keeps GPUs out altogether; without one they would still be given the large products.
+        chosen = [] if device is None or device.is_cpu else [device.handle]
+        handles = (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
+        if device is not None:
+            field = dict(type(params)._fields_)["devices"]
+            params.devices = ctypes.cast(handles, field)
+            if chosen:
+                params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+        recent_errors(forget=True)
+        self.pointer: Any = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.pointer:
+            raise ModelFormatError(
+                f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
+                "Check that the file is complete, and its architecture known to the installed llama-cpp-python.",
+            )
+        self.name = name
+        self.vocab: Any = lib.llama_model_get_vocab(self.pointer)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.hidden_size = int(lib.llama_model_n_embd_out(self.pointer))
+        self.window = int(lib.llama_model_n_swa(self.pointer))
+        self.trained_context = int(lib.llama_model_n_ctx_train(self.pointer))
+
+    def free(self) -> None:
+        """Free it. May be called twice."""
+        if self.pointer:
+            library().llama_model_free(self.pointer)
+            self.pointer = None

@@ -1,0 +1,79 @@
+"""Gemma 4's MTP drafter ("assistant"): a context of its own that attends to the target's memory and stores nothing.
+
+Protocol: llama.cpp's ``common/speculative.cpp`` (draft-mtp). To draft after the newest token x at position p: a batch
+of one token that carries both x and h, the target's final-normed hidden row of position p-1; position p for all steps
+of the round. Each step gives logits and the h of the next step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from polydraft.contract import Chooser
+from polydraft.errors import EngineError
+
+from polydraft_llama_cpp.bindings import extension
+from polydraft_llama_cpp.context import Context, ContextSettings
+from polydraft_llama_cpp.model import Model
+
+__all__ = ["MtpDrafter"]
+
+
+class MtpDrafter:
+    """A loaded assistant on one target's context.
+
+    Args:
+        model: The assistant.
+        target: The target's context, which keeps its hidden rows.
+        settings: The target's, but for the threads and device.
+
+    Raises:
+        EngineError: The contexts do not share their memory.
+    """
+
+    def __init__(self, model: Model, target: Context, settings: ContextSettings) -> None:
+        self._context = Context(model, settings, shared=target, keeps_hidden=True)
+        if extension().llama_get_ctx_other(self._context.pointer) != target.pointer:
+            self._context.free()
+            raise EngineError(
+                "llama.cpp made a drafter that does not share the target's memory.", "Use drafter='ngram'."
+            )
+
+    def propose(
+        self,
+        hidden: npt.NDArray[np.float32],
+        newest: int,
+        position: int,
+        k: int,
+        chooser: Chooser,
+        *,
+        keep_logits: bool,
+    ) -> tuple[list[int], list[npt.NDArray[np.float32]]]:
+        """Draft k tokens after ``newest``, which has ``position``.
+
+        Args:
+            hidden: The target's hidden row before it, shape (hidden_size,).
+            newest: The newest token.
+            position: Its absolute position.
+            k: At least 1.
+            chooser: Chooses the drafts.
+            keep_logits: Whether to return the logits, k rows of shape (vocab,).
+        """
+        context, drafts, kept = self._context, [newest], []
+        row: Any = hidden
+        for step in range(k):
+            context.input_row[:] = row
+            context.decode(drafts[-1:], position, all_rows=True)
+            logits = context.logits(1)
+            if keep_logits:
+                kept.append(logits[0].copy())
+            known = drafts if chooser.needs_prefix else None
+            drafts.append(int(chooser.choose_draft(logits, position + 1 + step, known)[0]))
+            row = context.hidden(1)[0]
+        return drafts[1:], kept
+
+    def free(self) -> None:
+        """Free the context; before the target's."""
+        self._context.free()

@@ -1,0 +1,152 @@
+"""The tokenizer inside a GGUF file, as polydraft's ``Tokenizer``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from polydraft.errors import InvalidRequestError, UnsupportedError
+
+from polydraft_llama_cpp.bindings import library
+from polydraft_llama_cpp.chat_template import ChatTemplate
+from polydraft_llama_cpp.model import Model
+
+__all__ = ["GgufTokenizer"]
+
+_SHOWN_BY_CONVERTER = frozenset(
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
+"""Gemma 4's special tokens that llama.cpp's converter marks as text (``conversion/gemma.py``, visible_tokens)."""
+
+
+class GgufTokenizer:
+    """Implements ``polydraft.contract.Tokenizer`` over a loaded model's vocabulary."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._vocab: Any = model.vocab
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, padding included."""
+        return self._model.vocab_size
+
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a sequence; None if the file says that none is added."""
+        lib = library()
+        bos = int(lib.llama_vocab_bos(self._vocab))
+        return bos if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab) else None
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """What llama.cpp itself ends at: the file's EOS, end-of-turn and end-of-message, and tokens known by name."""
+        lib = library()
+        return frozenset(index for index in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, index))
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids of control tokens."""
+        lib = library()
+        control = lib.LLAMA_TOKEN_ATTR_CONTROL
+        found = {index for index in range(self.vocab_size) if lib.llama_vocab_get_attr(self._vocab, index) & control}
+        return frozenset(found | {index for name in _SHOWN_BY_CONVERTER if (index := self._ids.get(name)) is not None})
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        lib = library()
+        texts = (lib.llama_vocab_get_text(self._vocab, index) for index in range(self.vocab_size))
+        return {text.decode("utf-8", "replace"): index for index, text in enumerate(texts) if text}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; nothing is added.
+
+        Raises:
+            InvalidRequestError: The text cannot be written as UTF-8.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"The text holds a lone surrogate at character {error.start}.", "Give text that is valid Unicode."
+            ) from error
+        lib = library()
+        size = len(data) + 8
+        for _ in range(2):
+            buffer = (lib.llama_token * size)()
+            count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, False, True)
+            if count >= 0:
+                return list(buffer[:count])
+            size = -count
+        raise InvalidRequestError("llama.cpp cannot split the text into tokens.", "Give the prompt as token ids.")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of a token where it is not the first one; a special token's own name."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._piece(token_id)
+        return known
+
+    def _piece(self, token_id: int) -> bytes:
+        lib = library()
+        size = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(size)
+            count = lib.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+        return b""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name."""
+        return self._ids.get(token)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of the messages through the file's chat template, BOS once.
+
+        Raises:
+            UnsupportedError: The file has no chat template.
+            InvalidRequestError: The template refuses the messages.
+        """
+        template = (self._template("tool_use") if tools else None) or self._template(None)
+        if template is None:
+            raise UnsupportedError(
+                "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
+            )
+        token_ids = self.encode(template.render(messages, tools, template_kwargs))
+        bos = self.bos_token_id
+        while bos is not None and token_ids[:2] == [bos, bos]:
+            token_ids = token_ids[1:]
+        return token_ids if bos is None or token_ids[:1] == [bos] else [bos, *token_ids]
+
+    def _template(self, name: str | None) -> ChatTemplate | None:
+        if name not in self._templates:
+            found = library().llama_model_chat_template(self._model.pointer, name.encode() if name else None)
+            source = found.decode("utf-8", "replace") if found else None
+            self._templates[name] = ChatTemplate(source, self._names) if source else None
+        return self._templates[name]
+
+    @cached_property
+    def _templates(self) -> dict[str | None, ChatTemplate | None]:
+        return {}
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Texts of the special tokens that templates name."""
+        lib = library()
+        ids = {
+            "bos_token": lib.llama_vocab_bos(self._vocab),
+            "eos_token": lib.llama_vocab_eos(self._vocab),
+            "pad_token": lib.llama_vocab_pad(self._vocab),
+        }
+        return {name: self.token_bytes(index).decode("utf-8", "replace") for name, index in ids.items() if index >= 0}
