@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KVShape",
     "drafter_kind",
+    "eos_token_ids",
     "family",
     "is_assistant",
     "kv_shapes",
@@ -41,8 +42,28 @@ class KVShape:
         return f"{self.heads} KV head{'s' if self.heads != 1 else ''} of {self.head_dim}"
 
 
+def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> frozenset[int]:
+    """The model's end-of-sequence ids: the list of its ``generation_config.json``, else that of its config.
+
+    Args:
+        config: The parsed ``config.json``.
+        folder: Where ``generation_config.json`` may lie.
+
+    Raises:
+        ModelFormatError: ``generation_config.json`` cannot be read.
+    """
+    listed: Any = None
+    if folder is not None and (file := folder / "generation_config.json").is_file():
+        listed = read_config(file, str(folder)).get("eos_token_id")
+    for part in (config, text_config(config)):
+        listed = part.get("eos_token_id") if listed is None else listed
+    if listed is None:
+        return frozenset()
+    return frozenset(int(token_id) for token_id in (listed if isinstance(listed, list) else [listed]))
+
+
 def read_config(path: Path, name: str) -> dict[str, Any]:
-    """Parse a ``config.json``.
+    """Parse a ``config.json``, or a file like it.
 
     Args:
         path: The file.
@@ -55,14 +76,14 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ModelFormatError(
-            f"config.json of {name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
+            f"{path.name} of {name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
             "Download or save the model again.",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFormatError(f"config.json of {name} cannot be read: {error}.", f"Check the file {path}.") from error
+        raise ModelFormatError(f"{path.name} of {name} cannot be read: {error}.", f"Check the file {path}.") from error
     if not isinstance(data, dict):
         raise ModelFormatError(
-            f"config.json of {name} holds a {type(data).__name__}, not an object.", "Download or save the model again."
+            f"{path.name} of {name} holds a {type(data).__name__}, not an object.", "Download or save the model again."
         )
     return data
 

@@ -21,11 +21,13 @@ from polydraft.errors import (
     InvalidRequestError,
     SessionClosedError,
     SpeculationUnavailableError,
+    UnsupportedError,
 )
 from polydraft.session.settings import check_supported, effective_settings
 from polydraft.session.slots import CallSlot, current_thread_owner
 from polydraft.session.stream import Generation, TokenStream
 from polydraft.session.watch import AcceptanceWatch
+from polydraft.text.ids_only import IdsOnlyTokenizer
 from polydraft.text.prompts import encode_prompt
 from polydraft.text.tracker import OutputTracker
 
@@ -51,6 +53,8 @@ class Session(ABC):
 
     def __init__(self, tokenizer: Tokenizer, running: RunningInfo, capabilities: Capabilities) -> None:
         self._tokenizer = tokenizer
+        if isinstance(tokenizer, IdsOnlyTokenizer):
+            running = running.model_copy(update={"notes": (*running.notes, tokenizer.note)})
         self._running = running
         self._capabilities = capabilities
         self._slot = CallSlot(serial=running.concurrency == "serial")
@@ -270,6 +274,10 @@ class Session(ABC):
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
         self.check_settings(settings)
+        if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
+            raise UnsupportedError(
+                "Stop strings were given, and this model has no tokenizer to find them.", "Give stop_token_ids."
+            )
         off = self._off_reason(speculate, settings)
         encoded = encode_prompt(
             prompt, self._tokenizer, tools=tools, chat_template_kwargs=chat_template_kwargs, vocab_size=vocab_size

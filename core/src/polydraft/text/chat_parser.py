@@ -34,7 +34,8 @@ class ChatParser:
 
     Args:
         tokenizer: Families whose tokens it lacks are not looked for.
-        prompt_token_ids: A prompt that ends inside open thinking makes the answer begin there.
+        prompt_token_ids: A prompt that ends inside open thinking makes the answer begin there. An opening token that
+            a message merely mentions opens nothing: other special tokens follow it, those that end the message.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
@@ -46,15 +47,17 @@ class ChatParser:
         self.part: Part = "answer"
         self.names_channel = False
         self._closing: int | None = None
+        special = tokenizer.special_token_ids
         for token_id in prompt_token_ids:
-            self.step(token_id)
+            if not self.step(token_id) and token_id in special:
+                self._close()
         self._begin_answer()
 
     def _begin_answer(self) -> None:
         """A call left open in the prompt is not the answer's; neither is a channel's name."""
         self.names_channel = False
         if self.part == "tool_call":
-            self.part, self._closing = "answer", None
+            self._close()
 
     def step(self, token_id: int) -> bool:
         """Follow one token. True if it is a bracket and belongs to no part; ``part`` is then the part after it."""
@@ -66,8 +69,11 @@ class ChatParser:
             return True
         if token_id != self._closing:
             return False
-        self._closing, self.part, self.names_channel = None, "answer", False
+        self._close()
         return True
+
+    def _close(self) -> None:
+        self._closing, self.part, self.names_channel = None, "answer", False
 
 
 def parse_tool_call(raw: str) -> ToolCall | None:

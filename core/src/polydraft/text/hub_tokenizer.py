@@ -30,12 +30,14 @@ class HubTokenizer:
     Args:
         tokenizer: A ``PreTrainedTokenizerFast``, with a ``backend_tokenizer``.
         eos_token_ids: End-of-sequence ids of the generation config; united with the tokenizer's own.
+        vocab_size: Rows of the model's embedding. A model may have more ids than its tokenizer knows (they have no
+            text), or fewer (those cannot be run). None: the tokenizer's ids.
 
     Raises:
         ModelFormatError: It is not a fast tokenizer, or its decoder is of an unknown kind.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] = (), vocab_size: int | None = None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelFormatError(
@@ -46,6 +48,7 @@ class HubTokenizer:
         self._backend = backend
         own = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
         self._eos = frozenset(int(token_id) for token_id in {*eos_token_ids, *own})
+        self._vocab_size = vocab_size
         self._bytes: dict[int, bytes] = {}
         decoder = json.dumps(json.loads(backend.to_str()).get("decoder"), ensure_ascii=False)
         self._byte_level = '"ByteLevel"' in decoder
@@ -58,8 +61,11 @@ class HubTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        """Number of ids: the model's, if given, else the tokenizer's, added tokens included."""
+        if self._vocab_size is not None:
+            return self._vocab_size
+        # Not their count: the ids of a vocabulary may have gaps.
+        return int(max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)) + 1
 
     @property
     def bos_token_id(self) -> int | None:

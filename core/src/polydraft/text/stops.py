@@ -27,17 +27,18 @@ class StopMatcher:
 
         Returns:
             None, or (characters between the match's begin and the end of all text fed so far, the stop string) of the
-            match that ends first; of several that end there, the longest.
+            match in this text that ends first; of several that end there, the longest.
         """
         if not self._stops:
             return None
+        match: tuple[int, str] | None = None
         for index, character in enumerate(text):
             self._tail = (self._tail + character)[-self._longest :]
-            found = [stop for stop in self._stops if self._tail.endswith(stop)]
+            found = [] if match else [stop for stop in self._stops if self._tail.endswith(stop)]
             if found:
                 stop = max(found, key=len)
-                return len(stop) + len(text) - index - 1, stop
-        return None
+                match = len(stop) + len(text) - index - 1, stop
+        return match
 
     def held(self) -> int:
         """How many of the last characters may be the begin of a match."""

@@ -37,6 +37,7 @@ class _Piece:
     is_draft: bool
     visible: bool
     ends_call: bool = False
+    opens_channel: bool = False
 
 
 class OutputTracker:
@@ -148,20 +149,22 @@ class OutputTracker:
     def _add_text(self, token_id: int, is_draft: bool) -> tuple[int, str] | None:
         special = token_id in self._special
         before: Part = self._parser.part if self._parser else "answer"
+        bracket = self._parser is not None and self._parser.step(token_id)
         data = self._tokenizer.token_bytes(token_id)
         text = ""
-        if special:
+        if special or bracket:
             # A special token's name never joins an unfinished character before it.
             text = self._decoder.flush()
             if text:
                 self._append(_Piece(text, before, is_draft=is_draft, visible=True))
             self._decoder = Utf8Decoder()
         decoded = self._decoder.feed(data)
-        if self._parser is not None and self._parser.step(token_id):
-            piece = _Piece(decoded, before, is_draft, visible=False, ends_call=before == "tool_call")
+        if bracket:
+            assert self._parser is not None
+            piece = _Piece(decoded, before, is_draft, visible=False)
+            piece.ends_call = before == "tool_call"
+            piece.opens_channel = self._parser.names_channel
             self._append(piece)
-            if self._parser.names_channel:
-                self._channel_line = True
         else:
             # Inside a call the quote token is a part of the call's text.
             self._append(_Piece(decoded, before, is_draft, visible=not special or before == "tool_call"))
@@ -179,7 +182,7 @@ class OutputTracker:
             self._pending_length -= len(piece.text)
             if len(piece.text) > behind:
                 piece.text = piece.text[: len(piece.text) - behind]
-                piece.ends_call = False
+                piece.ends_call = piece.opens_channel = False
                 self._append(piece)
                 return
             behind -= len(piece.text)
@@ -202,6 +205,8 @@ class OutputTracker:
             self._route(piece)
 
     def _route(self, piece: _Piece) -> None:
+        if piece.opens_channel:
+            self._channel_line = True
         if piece.part == "tool_call":
             if piece.ends_call:
                 self._end_call()

@@ -1,0 +1,62 @@
+"""What stands for a tokenizer where a checkpoint has none: token ids in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from polydraft.errors import UnsupportedError
+
+__all__ = ["IdsOnlyTokenizer"]
+
+_HINT = "Give the prompt as token ids, or save the model's tokenizer beside its weights."
+
+
+class IdsOnlyTokenizer:
+    """Implements ``polydraft.contract.Tokenizer`` without any text: every token's text is empty.
+
+    Args:
+        vocab_size: Rows of the model's embedding.
+        eos_token_ids: End-of-sequence ids of the model's configuration.
+        bos_token_id: The configuration's, if it has one.
+    """
+
+    note = "The checkpoint has no tokenizer: prompts are token ids, and results have no text."
+    """For ``RunningInfo.notes``."""
+
+    special_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, vocab_size: int, *, eos_token_ids: Iterable[int] = (), bos_token_id: int | None = None) -> None:
+        self.vocab_size = vocab_size
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.bos_token_id = bos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Refuses.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("This model has no tokenizer, so text cannot become tokens.", _HINT)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Nothing."""
+        return b""
+
+    def token_id(self, token: str) -> int | None:
+        """None: no token has a name."""
+        return None
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Refuses.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("This model has no tokenizer, so messages cannot become tokens.", _HINT)

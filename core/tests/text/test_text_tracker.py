@@ -1,0 +1,310 @@
+"""The tracker against a slow and plain account of the same tokens, for every way of cutting the stream."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.text.chat_parser import parse_tool_call
+from polydraft.text.tracker import OutputTracker
+
+BRACKETS = {"<|channel>": ("<channel|>", "thinking"), "<|tool_call>": ("<tool_call|>", "tool_call")}
+PIECES = [
+    *("a", "b", "ab", "aba", "\n", " ", "thought\n", "call:f{", "x:1", "}", "é", "日本", "🙂", "<", "<turn"),
+    *(b"\xc3", b"\xa9", b"\xf0\x9f", b"\x99\x82", b"\xff"),
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>", "<eos>", "<|think|>", "<bos>"),
+]
+STOPS = [
+    "a",
+    "ab",
+    "aba",
+    "b\n",
+    "é",
+    "日本",
+    "本🙂",
+    "<turn",
+    "<turn|>",
+    "b<turn|>",
+    "<channel|>a",
+    "}<tool_call|>",
+    "\n",
+]
+RELAXED = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def ids_of(tokenizer, pieces):
+    found = []
+    for piece in pieces:
+        found += list(piece) if isinstance(piece, bytes) else tokenizer.encode(piece)
+    return found
+
+
+def track(tokenizer, ids, *, takes=(), chat=True, eos=frozenset(), prompt=(65,), drafts=frozenset(), **given_settings):
+    """Push the tokens; take text after those whose index is in ``takes``. Returns tracker, deltas, tokens pushed."""
+    values = GenerationSettings(**{"max_new_tokens": 10**6, **given_settings})
+    request = TokenRequest(
+        prompt_token_ids=prompt,
+        settings=values,
+        seed=0,
+        speculate=False,
+        num_speculative_tokens=0,
+        eos_token_ids=eos,
+        max_total_tokens=10**7,
+    )
+    tracker = OutputTracker(tokenizer, request, parse_chat=chat)
+    deltas = []
+    for index, token_id in enumerate(ids):
+        reason = tracker.push(token_id, is_draft=index in drafts)
+        if reason is not None:
+            break
+        if index in takes:
+            deltas.append(tracker.take())
+    deltas.append(tracker.finish("cancelled"))
+    return tracker, deltas
+
+
+# The account
+
+
+@dataclass
+class Cell:
+    """One character of the raw text."""
+
+    character: str
+    part: str
+    visible: bool
+    event: str = ""  # on the last character of a bracket's name: "open" or "close"
+
+
+def unfinished(data):
+    """How many bytes at the end begin a character that may still be finished."""
+    for length in (3, 2, 1):
+        try:
+            data[-length:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.start == 0 and error.reason == "unexpected end of data":
+                return length
+    return 0
+
+
+def cells_of(tokenizer, ids, *, chat, whole):
+    found, run, part, closing = [], b"", "answer", None
+    opening = {tokenizer.token_id(name): (tokenizer.token_id(end), kind) for name, (end, kind) in BRACKETS.items()}
+
+    def flush(data):
+        found.extend(Cell(character, part, True) for character in data.decode("utf-8", "replace"))
+
+    for token_id in ids:
+        if token_id not in tokenizer.special_token_ids:
+            run += tokenizer.token_bytes(token_id)
+            continue
+        flush(run)
+        run = b""
+        name = tokenizer.token_bytes(token_id).decode()
+        if chat and closing is None and token_id in opening:
+            closing, part = opening[token_id]
+            found += [Cell(character, part, False) for character in name]
+            found[-1].event = "open"
+        elif chat and token_id == closing:
+            found += [Cell(character, part, False) for character in name]
+            found[-1].event = "close"
+            closing, part = None, "answer"
+        else:
+            found += [Cell(character, part, part == "tool_call") for character in name]
+    flush(run if whole else run[: len(run) - unfinished(run)])
+    return found
+
+
+def account(cells):
+    """(text, thinking, calls) of the characters that were kept."""
+    text, thinking, calls, call, in_name = "", "", [], "", False
+    for cell in cells:
+        if cell.event:
+            in_name = cell.event == "open" and cell.part == "thinking"
+            if cell.part == "tool_call" and cell.event == "close":
+                parsed = parse_tool_call(call)
+                calls += [parsed] if parsed else []
+                text += "" if parsed else call
+                call = ""
+        elif not cell.visible:
+            continue
+        elif cell.part == "tool_call":
+            call += cell.character
+        elif cell.part == "thinking" and in_name:
+            in_name = cell.character != "\n"
+        elif cell.part == "thinking":
+            thinking += cell.character
+        else:
+            text += cell.character
+    return text + call, thinking, tuple(calls)
+
+
+def expected(tokenizer, ids, *, stop=(), chat=True, eos=frozenset(), min_new_tokens=0):
+    """(tokens, reason, what matched, text, thinking, calls, raw text)."""
+    reason, match, cut, seen, count = "cancelled", None, None, 0, 0
+    for count in range(1, len(ids) + 1):
+        raw = "".join(cell.character for cell in cells_of(tokenizer, ids[:count], chat=chat, whole=False))
+        ends = sorted(
+            (end, -len(text), text)
+            for text in stop
+            for end in range(seen + 1, len(raw) + 1)
+            if raw[:end].endswith(text)
+        )
+        seen = len(raw)
+        if count <= min_new_tokens:
+            continue
+        if ids[count - 1] in eos:
+            reason, match = "eos", ids[count - 1]
+            break
+        if ends:
+            reason, match, cut = "stop", ends[0][2], ends[0][0] + ends[0][1]
+            break
+    cells = cells_of(tokenizer, ids[:count], chat=chat, whole=True)
+    text, thinking, calls = account(cells[:cut])
+    return tuple(ids[:count]), reason, match, text, thinking, calls, "".join(cell.character for cell in cells)
+
+
+def outcome(tracker):
+    return (
+        tracker.token_ids,
+        tracker.finish_reason,
+        tracker.stop_match,
+        tracker.text,
+        tracker.thinking,
+        tracker.tool_calls,
+        tracker.raw_text,
+    )
+
+
+# Properties
+
+pieces = st.lists(st.sampled_from(PIECES), min_size=1, max_size=14)
+stops = st.lists(st.sampled_from(STOPS), max_size=3, unique=True)
+cuts = st.sets(st.integers(0, 60))
+
+
+@RELAXED
+@given(pieces=pieces, stop=stops, takes=cuts, min_new_tokens=st.integers(0, 6), chat=st.booleans(), ends=st.booleans())
+@example(  # an ignored match early in a token's text once left the matcher behind
+    pieces=["aba", "b\n"], stop=["a", "ab"], takes={0}, min_new_tokens=2, chat=False, ends=False
+)
+@example(  # text held back for a stop string once lost its first line to the next channel
+    pieces=["<|channel>", "thought\n", "ab", "<channel|>", "<|channel>", "thought\n", "b", "<channel|>"],
+    stop=["b<channel|>x", "<channel|>a"],
+    takes=set(),
+    min_new_tokens=0,
+    chat=True,
+    ends=False,
+)
+def test_every_cut_gives_the_plain_account(byte_tokenizer, pieces, stop, takes, min_new_tokens, chat, ends):
+    ids = ids_of(byte_tokenizer, pieces)
+    eos = byte_tokenizer.eos_token_ids if ends else frozenset()
+    values = {"stop": tuple(stop), "min_new_tokens": min_new_tokens}
+    tracker, deltas = track(byte_tokenizer, ids, takes=takes, chat=chat, eos=eos, **values)
+    assert outcome(tracker) == expected(
+        byte_tokenizer, ids, stop=stop, chat=chat, eos=eos, min_new_tokens=min_new_tokens
+    )
+    assert "".join(delta.text for delta in deltas) == tracker.text
+    assert "".join(delta.thinking for delta in deltas) == tracker.thinking
+    assert tuple(call for delta in deltas for call in delta.tool_calls) == tracker.tool_calls
+
+
+@RELAXED
+@given(pieces=pieces, stop=stops, takes=cuts, drafts=cuts)
+def test_segments_are_the_text(byte_tokenizer, pieces, stop, takes, drafts):
+    ids = ids_of(byte_tokenizer, pieces)
+    _, deltas = track(byte_tokenizer, ids, takes=takes, drafts=drafts, stop=tuple(stop))
+    for delta in deltas:
+        assert "".join(segment.text for segment in delta.segments) == delta.text
+        origins = [segment.is_draft for segment in delta.segments]
+        assert all(one != other for one, other in pairwise(origins))
+
+
+@RELAXED
+@given(data=st.data(), text=st.text(min_size=1, max_size=20))
+def test_real_tokens_whole_text_and_any_cut(hub_tokenizer, data, text):
+    """A byte-level vocabulary: tokens hold parts of characters, words, and whole names of special tokens."""
+    ids = hub_tokenizer.encode(text)
+    noise = st.lists(st.integers(0, hub_tokenizer.vocab_size - 1), max_size=8)
+    ids = [*ids, *data.draw(noise)]
+    takes, stop = data.draw(cuts), data.draw(stops)
+    tracker, deltas = track(hub_tokenizer, ids, takes=takes, stop=tuple(stop))
+    assert outcome(tracker) == expected(hub_tokenizer, ids, stop=stop)
+    assert "".join(delta.text for delta in deltas) == tracker.text
+
+
+# Cases
+
+
+def test_a_character_in_pieces_comes_whole(byte_tokenizer):
+    ids = list("a🙂é".encode())
+    _, deltas = track(byte_tokenizer, ids, takes=range(len(ids)))
+    assert [delta.text for delta in deltas] == ["a", "", "", "", "🙂", "", "é", ""]
+
+
+def test_a_partial_stop_is_held_back_and_released(byte_tokenizer):
+    ids = byte_tokenizer.encode("xENy ENE")
+    _, deltas = track(byte_tokenizer, ids, takes=range(len(ids)), stop=("END",))
+    assert [delta.text for delta in deltas] == ["x", "", "", "ENy", " ", "", "", "EN", "E"]
+
+
+def test_a_stop_across_tokens_and_beside_a_special_token(byte_tokenizer):
+    ids = byte_tokenizer.encode("ab<turn|>cd")
+    tracker, _ = track(byte_tokenizer, ids, takes=range(9), stop=("b<turn|>c",))
+    assert (tracker.text, tracker.finish_reason, tracker.stop_match) == ("a", "stop", "b<turn|>c")
+    assert tracker.token_ids == tuple(ids[:4])
+    assert tracker.raw_text == "ab<turn|>c"
+
+
+def test_a_limit_inside_a_character_shows_the_replacement(byte_tokenizer):
+    tracker, _ = track(byte_tokenizer, list("é".encode()), max_new_tokens=1)
+    assert (tracker.finish_reason, tracker.text) == ("length", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_the_context_ends_it(byte_tokenizer):
+    request = TokenRequest(
+        prompt_token_ids=(1, 2),
+        settings=GenerationSettings(max_new_tokens=9),
+        seed=0,
+        speculate=False,
+        num_speculative_tokens=0,
+        eos_token_ids=frozenset(),
+        max_total_tokens=4,
+    )
+    tracker = OutputTracker(byte_tokenizer, request, parse_chat=False)
+    assert [tracker.push(token_id, is_draft=False) for token_id in (65, 66)] == [None, "context"]
+
+
+def test_stop_token_ids(byte_tokenizer):
+    tracker, _ = track(byte_tokenizer, list(b"abcd"), stop_token_ids=(ord("c"),))
+    assert (tracker.finish_reason, tracker.stop_match, tracker.text) == ("stop", ord("c"), "abc")
+
+
+@pytest.mark.parametrize("text", ["<|tool_call>call:f{x:1", "<|tool_call>nonsense<tool_call|>"])
+def test_a_call_that_is_none_is_text(byte_tokenizer, text):
+    tracker, _ = track(byte_tokenizer, byte_tokenizer.encode(text))
+    assert tracker.tool_calls == ()
+    assert tracker.text == text.replace("<|tool_call>", "").replace("<tool_call|>", "")
+
+
+def test_brackets_that_are_not_special(byte_tokenizer):
+    """Qwen's ``<think>`` is an added token, but not marked special: an unfinished character before it is not lost."""
+
+    class Named:
+        special_token_ids = frozenset()
+
+        def token_id(self, token):
+            return {"<think>": 300, "</think>": 301}.get(token)
+
+        def token_bytes(self, token_id):
+            return {300: b"<think>", 301: b"</think>"}.get(token_id) or bytes([token_id])
+
+    tracker, _ = track(Named(), [0x61, 0xC3, 300, *b"why", 301, 0x62])
+    assert (tracker.text, tracker.thinking) == ("a\N{REPLACEMENT CHARACTER}b", "why")
