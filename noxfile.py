@@ -3,6 +3,7 @@
 nox -s demo                          generate with speculation on the built-in pair, and compare with plain decoding
 nox -s tests                         every check that can run on this machine
 nox -s lint types unit wheels        single checks
+nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s "conformance(transformers)"   the conformance suite on one backend
 
 What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --prompt "def main():" -n 100``.
@@ -14,6 +15,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,7 @@ CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.t
 REPORTS = ROOT / "conformance-reports"
 
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
+EXAMPLE_PLUGIN = "examples/third_party_plugin"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,14 @@ def demo(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Every check that can run on this machine: queues the sessions below, each with an environment of its own."""
-    for name in ("lint", "types", "wheels", *(f"conformance({backend})" for backend in BACKENDS), "unit"):
+    for name in (
+        "lint",
+        "types",
+        "wheels",
+        "third_party",
+        *(f"conformance({backend})" for backend in BACKENDS),
+        "unit",
+    ):
         session.notify(name)
 
 
@@ -168,12 +179,41 @@ def readme(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install ``polydraft[transformers,builtin]`` from them into an empty environment, generate."""
+    with installed_elsewhere(session, DISTRIBUTIONS, "polydraft[transformers,builtin]") as programs:
+        program = str(programs / "polydraft")
+        session.run(program, "doctor", external=True)
+        session.run(program, "generate", "--compare", "-p", DEMO_PROMPT, "-n", "40", external=True)
+
+
+@nox.session
+def third_party(session: nox.Session) -> None:
+    """Check the example of a third-party plugin as its author would: from wheels, outside the repository.
+
+    Nothing but the core, the suite and the plugin is there. Reports go to conformance-reports/<backend>.
+    """
+    with installed_elsewhere(session, (CORE, CONFORMANCE, EXAMPLE_PLUGIN), "polydraft-markov[test]") as programs:
+        session.run(str(programs / "polydraft-conformance"), "imports", "polydraft_markov", external=True)
+        pytest = str(programs / "pytest")
+        for backend in ("markov", "markov-whole"):
+            options = ("--polydraft-backend", backend, "--polydraft-must-run", "--polydraft-report")
+            report = str(REPORTS / backend)
+            session.run(pytest, "-q", "--pyargs", "polydraft_conformance", *options, report, external=True)
+        tests = shutil.copytree(ROOT / EXAMPLE_PLUGIN / "tests", "tests")
+        session.run(pytest, "-q", str(tests), external=True)
+
+
+@contextmanager
+def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement: str) -> Iterator[Path]:
+    """Build the wheels of ``names``, and install a requirement from them into an empty environment.
+
+    The ``with`` block runs in a folder outside the repository; it gets the folder of the environment's programs.
+    """
     dist = (Path(session.create_tmp()) / "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
-    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*DISTRIBUTIONS))
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*names))
     built = sorted(dist.glob("*.whl"))
-    if len(built) != len(DISTRIBUTIONS):
-        session.error(f"{len(DISTRIBUTIONS)} distributions gave {len(built)} wheels")
+    if len(built) != len(names):
+        session.error(f"{len(names)} distributions gave {len(built)} wheels")
     with tempfile.TemporaryDirectory(prefix="polydraft-wheels-") as folder:
         elsewhere = Path(folder)
         # Pinned by file, or an index might give another distribution of the same name.
@@ -194,9 +234,7 @@ def wheels(session: nox.Session) -> None:
                 str(pins),
                 "-c",
                 str(CONSTRAINTS),
-                "polydraft[transformers,builtin]",
+                requirement,
                 external=True,
             )
-            program = str(programs / "polydraft")
-            session.run(program, "doctor", external=True)
-            session.run(program, "generate", "--compare", "-p", DEMO_PROMPT, "-n", "40", external=True)
+            yield programs
