@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+from polydraft.checkpoints.config import drafter_kind
 from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError
@@ -90,7 +91,7 @@ def find_pairs(
     if options.kinds:
         kinds = kinds & cast("frozenset[DrafterKind]", frozenset(options.kinds))
     known = KnownNames(local_models=host.local_models())
-    given = [_given_pair(text, known) for text in options.pairs if "=" in text]
+    given = [_given_pair(text, host, known) for text in options.pairs if "=" in text]
     patterns = [text.removeprefix(_PREFIX) for text in options.pairs if "=" not in text]
     builtin = [] if given and not patterns else _builtin_pairs(host, record, known)
     for pattern in patterns:
@@ -136,24 +137,21 @@ def sliding_window(config: dict[str, Any]) -> int:
     return window if isinstance(window, int) and window > 0 else _NO_WINDOW
 
 
-def _given_pair(text: str, known: KnownNames) -> Pair:
-    """A pair that the user wrote as TARGET=DRAFTER."""
+def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
+    """A pair that the user wrote as TARGET=DRAFTER. Its kind is what a plugin says of it, else what its config says."""
     target, _, drafter = text.partition("=")
     try:
         config = resolve(target, known=known).config
         kind: DrafterKind = "ngram"
         if drafter != "ngram":
-            kind = _kind_of(resolve(drafter, role="drafter", known=known).config)
+            said = [pair.kind for _, pair in host.pairs() if (pair.target, pair.drafter) == (target, drafter)]
+            kind = said[0] if said else drafter_kind(resolve(drafter, role="drafter", known=known).config)
     except PolydraftError as error:
         raise NoPairsError(f"--polydraft-pairs {text}: {error}") from error
     drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]
     if kind != "ngram":
         drafters.append(("ngram", "ngram"))
     return Pair(target, tuple(drafters), sliding_window(config))
-
-
-def _kind_of(config: dict[str, Any]) -> Literal["mtp", "draft-model"]:
-    return "mtp" if "assistant" in str(config.get("model_type", "")) else "draft-model"
 
 
 def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -> list[Pair]:
