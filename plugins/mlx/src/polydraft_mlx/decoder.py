@@ -44,11 +44,13 @@ class Decoder:
     def new_cache(self) -> KvCache:
         """An empty cache."""
         layers: list[LayerCache] = []
+        # A step that is cut in two, both padded, stores up to twice as many rows.
+        spare = 2 * self.rows if self.fixed else self.rows
         for window in self._windows:
             if window is None:
                 layers.append(FullCache(self.rows, whole=self.fixed))
             else:
-                layers.append(SlidingCache(window, self.rows))
+                layers.append(SlidingCache(window, self.rows, spare))
         return KvCache(layers)
 
     def prefill(self, cache: KvCache, token_ids: Sequence[int], chunk: int) -> tuple[mx.array | None, mx.array]:

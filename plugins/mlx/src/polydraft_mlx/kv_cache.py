@@ -1,7 +1,7 @@
 """KV caches that can be rolled back: one buffer a layer, in place of mlx-lm's own.
 
 mlx-lm's ``RotatingKVCache`` overwrites what a rollback past the window needs. Here the token at position p always lies
-in slot ``p % capacity``, with ``capacity = window + rows``: the window's memory plus what one step may take back.
+in slot ``p % capacity``, with ``capacity = window + spare``: the window's memory plus what may be taken back.
 A step of at most ``rows`` tokens attends to the whole buffer, with a mask made of positions, so its shape is constant
 and a token's place in it does not depend on how the tokens were cut into steps.
 """
@@ -24,7 +24,7 @@ class LayerCache:
     """Keys and values of one layer, (1, heads, slots, head_dim), with the interface that mlx-lm's models expect.
 
     Args:
-        rows: Tokens that one step runs at most; so many can be rolled back.
+        rows: Tokens that one step runs at most.
     """
 
     def __init__(self, rows: int) -> None:
@@ -133,12 +133,14 @@ class SlidingCache(LayerCache):
     Args:
         window: Tokens.
         rows: See ``LayerCache``.
+        spare: Tokens that may be stored and rolled back; at least ``rows``.
     """
 
-    def __init__(self, window: int, rows: int) -> None:
+    def __init__(self, window: int, rows: int, spare: int) -> None:
         super().__init__(rows)
         self.window = window
-        self.capacity = window + rows
+        self.spare = spare
+        self.capacity = window + spare
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """By positions; a slot's stale row is always outside the window."""
@@ -232,10 +234,10 @@ class KvCache:
         """
         self._written = max(self._written, self.length)
         for layer in self.layers:
-            if isinstance(layer, SlidingCache) and self._written > max(layer.capacity, length + layer.rows):
+            if isinstance(layer, SlidingCache) and self._written > max(layer.capacity, length + layer.spare):
                 raise EngineError(
                     f"{self._written - length} tokens were to be rolled back past a sliding window, and at most "
-                    f"{layer.rows} can be.",
+                    f"{layer.spare} can be.",
                     "This is a defect of the caller; report it.",
                 )
         for layer in self.layers:

@@ -25,6 +25,7 @@ from polydraft_mlx.config import is_gemma4, overrides
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafter_loading import load_assistant
 from polydraft_mlx.engine import MlxEngine
+from polydraft_mlx.experts import widen_experts
 from polydraft_mlx.mtp import MtpDrafter
 from polydraft_mlx.runtime import Runtime, find_device, free_memory
 
@@ -76,13 +77,15 @@ def load_pair(request: LoadRequest) -> MlxEngine:
             else:
                 models.append(_model(plan.drafter, drafter_path, request, dtype))
                 drafter = Decoder(models[1], plan.drafter.id, rows)
+        widened = runtime.name == "cpu" and any([widen_experts(model) for model in models])
         context, notes = _fit(request, own_context, models, target, drafter, runtime)
         for model in models:
             mx.eval(model.parameters())
         mx.clear_cache()
-    quantized = models[0].__dict__.get("quantization") or _quantization(request.target)
-    if quantized:
-        notes = [quantized, *notes]
+    if quantized := _quantization(request.target):
+        notes.append(quantized)
+    if widened:
+        notes.append("The experts run in float32: on the CPU, MLX has no other product of chosen experts.")
     return MlxEngine(runtime, target, drafter, _tokenizer(target_path, request), request, context, notes)
 
 
