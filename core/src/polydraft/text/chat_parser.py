@@ -26,6 +26,8 @@ _BRACKETS: tuple[tuple[str, str, Part, bool], ...] = (
     ("<think>", "</think>", "thinking", False),
     ("<|tool_call>", "<tool_call|>", "tool_call", False),
 )
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
+_FRACTION = re.compile(r"[.eE]")
 _QUOTE = '<|"|>'
 
 
@@ -115,12 +117,12 @@ def _scalar(word: str) -> Any:
     constants = {"true": True, "false": False, "null": None}
     if word in constants:
         return constants[word]
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    raise ValueError(word)
+    if not _NUMBER.fullmatch(word):  # Python would take nan, infinity and 1_000 too
+        raise ValueError(word)
+    number = float(word)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(word)
+    return number if _FRACTION.search(word) else int(word)
 
 
 def _object(text: str, at: int) -> tuple[dict[str, Any], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["EncodedPrompt", "encode_prompt"]
 
 _KINDS = "Give text, chat messages ({'role': ..., 'content': ...}) or token ids."
+_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "conversation",
+        "messages",
+        "tools",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_tensors",
+    }
+)
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 
 
@@ -53,7 +65,7 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         _refuse_chat_arguments(tools, chat_template_kwargs)
-        return EncodedPrompt(_encode_text(prompt, tokenizer), is_chat=False)
+        return EncodedPrompt(_known(_encode_text(prompt, tokenizer), vocab_size), is_chat=False)
     if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
         raise InvalidRequestError(f"The prompt is of type {type(prompt).__name__}.", _KINDS)
     items = list(prompt)
@@ -61,19 +73,26 @@ def encode_prompt(
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
         messages = [_check_message(item) for item in items if isinstance(item, Mapping)]
+        _check_chat_arguments(tools, chat_template_kwargs)
         token_ids = tokenizer.chat(messages, tools=tools, template_kwargs=chat_template_kwargs)
-        return EncodedPrompt(tuple(token_ids), is_chat=True)
+        return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True)
     _refuse_chat_arguments(tools, chat_template_kwargs)
     return EncodedPrompt(tuple(_check_id(item, vocab_size) for item in items), is_chat=False)
 
 
-def _encode_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
     if not text:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     token_ids = tokenizer.encode(text)
     bos = tokenizer.bos_token_id
     if bos is not None and token_ids[:1] != [bos]:
         token_ids = [bos, *token_ids]
+    return token_ids
+
+
+def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """The ids of encoded text; a tokenizer may know more tokens than the model."""
+    _check_id(max(token_ids, default=0), vocab_size)
     return tuple(token_ids)
 
 
@@ -84,7 +103,7 @@ def _check_id(item: Any, vocab_size: int) -> int:
         token_id = operator.index(item)
     except TypeError:
         raise InvalidRequestError(
-            f"The prompt holds {item!r}, which is neither message nor token id.", _KINDS
+            f"The prompt holds {reprlib.repr(item)}, which is neither message nor token id.", _KINDS
         ) from None
     if not 0 <= token_id < vocab_size:
         raise InvalidRequestError(
@@ -123,6 +142,26 @@ def _check_parts(role: str, content: Any) -> None:
             raise InvalidRequestError(
                 f"A part of the {role} message is not text.", "Parts look like {'type': 'text', 'text': '...'}."
             )
+
+
+def _check_chat_arguments(tools: Any, template_kwargs: Any) -> None:
+    if tools is not None and (
+        not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools)
+    ):
+        raise InvalidRequestError(
+            "tools is not a list of tool schemas.", "Give a list of dicts with 'type' and 'function', as JSON schemas."
+        )
+    if template_kwargs is None:
+        return
+    if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
+        raise InvalidRequestError(
+            "chat_template_kwargs is not a dict of names and values.", "For example {'enable_thinking': True}."
+        )
+    taken = sorted(_TEMPLATE_ARGUMENTS & set(template_kwargs))
+    if taken:
+        raise InvalidRequestError(
+            f"chat_template_kwargs holds {taken[0]!r}, which polydraft sets itself.", "Leave it out."
+        )
 
 
 def _refuse_chat_arguments(tools: Any, template_kwargs: Any) -> None:

@@ -1,0 +1,27 @@
+"""UTF-8 in pieces."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polydraft.text.decoder import Utf8Decoder
+
+data = st.binary(max_size=24) | st.text(max_size=12).map(str.encode)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=data, cuts=st.lists(st.integers(0, 24), max_size=6))
+def test_any_pieces_give_the_whole(data, cuts):
+    borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    decoder = Utf8Decoder()
+    pieces = [decoder.feed(data[begin:end]) for begin, end in pairwise(borders)]
+    assert "".join(pieces) + decoder.flush() == data.decode("utf-8", "replace")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=12))
+def test_whole_characters_only(text):
+    decoder = Utf8Decoder()
+    pieces = [decoder.feed(bytes([byte])) for byte in text.encode()]
+    assert [piece for piece in pieces if piece] == list(text)
+    assert decoder.flush() == ""
