@@ -229,8 +229,8 @@ def _distributions(backend: BackendRecord) -> set[str]:
 
 
 def _kind_of(source: ModelSource) -> DrafterKind:
-    """The kind of a drafter that the caller named; a GGUF file without a config tells it by its name only."""
-    if not source.config:
-        name = (source.file or source.id).rpartition("/")[2].lower()
-        return "mtp" if name.startswith("mtp-") else "draft-model"
-    return drafter_kind(source.config)
+    """The kind of a drafter that the caller named: published GGUF drafters say ``mtp-`` in their names."""
+    name = (source.file or source.id).rpartition("/")[2].lower()
+    if source.format == "gguf" and name.startswith("mtp-"):
+        return "mtp"
+    return drafter_kind(source.config) if source.config else "draft-model"

@@ -43,7 +43,7 @@ class Device:
     """A device that llama.cpp was built for and sees."""
 
     name: str
-    """As polydraft writes it: ``cpu``, ``cuda:0``, ``metal:0``, ``vulkan:0``."""
+    """As polydraft writes it: ``cpu``, ``cuda:0``, ``mps`` (Metal), ``vulkan:0``."""
     description: str
     handle: int
     free_bytes: int
@@ -156,7 +156,8 @@ def devices() -> tuple[Device, ...]:
 
 
 def _device_name(name: str) -> str:
-    """``CUDA0`` becomes ``cuda:0``; Metal's ``MTL0`` and ``Metal`` become ``metal:0``."""
+    """``CUDA0`` becomes ``cuda:0``; Metal's ``MTL0`` and ``Metal`` become ``mps``."""
     kind = name.rstrip("0123456789")
-    index = name[len(kind) :] or "0"
-    return f"{'metal' if kind.lower() in {'mtl', 'metal'} else kind.lower()}:{index}"
+    if kind.lower() in {"mtl", "metal"}:
+        return "mps"
+    return f"{kind.lower()}:{name[len(kind) :] or '0'}"

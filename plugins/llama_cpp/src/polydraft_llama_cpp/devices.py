@@ -8,11 +8,9 @@ from polydraft_llama_cpp.bindings import Device, devices
 
 __all__ = ["find_device"]
 
-_ALIASES = {"mps": "metal", "gpu": "cuda"}
-
 
 def find_device(name: str) -> Device | None:
-    """The device of a name such as ``cpu``, ``cuda``, ``cuda:1``, ``metal`` or ``mps``; None for ``auto`` with a GPU.
+    """The device of a name such as ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for ``auto`` with a GPU.
 
     Raises:
         DeviceError: This build of llama.cpp sees no such device.
@@ -20,11 +18,8 @@ def find_device(name: str) -> Device | None:
     found = devices()
     if name == "auto":
         return found[0] if len(found) == 1 else None
-    kind, _, index = name.partition(":")
-    wanted = _ALIASES.get(kind, kind)
-    wanted = wanted if wanted == "cpu" else f"{wanted}:{index or 0}"
     for device in found:
-        if device.name == wanted:
+        if name in {device.name, device.name.removesuffix(":0")}:
             return device
     raise DeviceError(
         f"The device {name} was asked for, and this build of llama-cpp-python sees: "

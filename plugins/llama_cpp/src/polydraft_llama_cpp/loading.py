@@ -58,6 +58,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             reason, "Install a tested version, give engine_options={'allow_untested': True}, or use drafter='ngram'."
         )
     device = find_device(request.device)
+    draft_device = find_device(options.device_draft) if options.device_draft else device
     on_gpu = device is None or not device.is_cpu
     if request.exactness == "bitwise" and on_gpu:
         raise UnsupportedError(
@@ -74,7 +75,6 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
         side: MtpDrafter | DraftModel | None = None
         weights: Model | None = None
         if drafter is not None:
-            draft_device = find_device(options.device_draft) if options.device_draft else device
             layers = options.n_gpu_layers if options.n_gpu_layers_draft is None else options.n_gpu_layers_draft
             weights = _model(drafter, draft_device, layers, options)
             undo.callback(weights.free)

@@ -1,0 +1,66 @@
+"""The built-in pairs as GGUF files, made once."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+DATA = Path(pairs.__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def data():
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory):
+    """A function: the GGUF file of a built-in model, by name and type of weights."""
+    from polydraft_llama_cpp.conversion.write import convert
+
+    folder = tmp_path_factory.mktemp("gguf")
+
+    def make(name, weights="f32"):
+        file = folder / f"{name}-{weights}.gguf"
+        if not file.is_file():
+            convert(DATA / name, file, weights)
+        return file
+
+    return make
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function: a copy of a built-in model whose config.json or tokenizer.json is changed, as a GGUF file."""
+    from polydraft_llama_cpp.conversion.write import convert
+
+    def make(name, change=None, *, tokens=None, file="changed.gguf"):
+        folder = tmp_path / f"copy-of-{name}"
+        shutil.copytree(DATA / name, folder)
+        config = json.loads((folder / "config.json").read_text())
+        if change:
+            change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        if tokens:
+            tokenizer = json.loads((folder / "tokenizer.json").read_text())
+            tokens(tokenizer)
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        convert(folder, tmp_path / file, "f32")
+        return tmp_path / file
+
+    return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Conversions of this run only."""
+    before = os.environ.get("POLYDRAFT_LLAMA_CPP_CACHE")
+    os.environ["POLYDRAFT_LLAMA_CPP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["POLYDRAFT_LLAMA_CPP_CACHE"]
+    else:
+        os.environ["POLYDRAFT_LLAMA_CPP_CACHE"] = before

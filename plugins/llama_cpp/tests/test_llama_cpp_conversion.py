@@ -1,0 +1,84 @@
+"""Writing GGUF: the command, the cache, and what is refused."""
+
+import json
+import shutil
+
+import polydraft
+import pytest
+from polydraft.checkpoints.gguf import read_header
+from polydraft.errors import ModelFormatError, UnsupportedError
+from polydraft_llama_cpp.conversion.cache import converted
+from polydraft_llama_cpp.conversion.command import main
+from polydraft_llama_cpp.conversion.write import convert
+
+
+@pytest.mark.parametrize("weights", ["f32", "f16", "bf16", "q8_0"])
+def test_command(data, tmp_path, weights):
+    file = tmp_path / "m.gguf"
+    assert main(["convert", str(data / "tiny-26b"), str(file), "--type", weights]) == 0
+    header = read_header(file)
+    assert header.architecture == "gemma4"
+    assert header.of_architecture("expert_count") == 8
+    with polydraft.load(file, backend="llama_cpp", drafter="ngram") as session:
+        assert session.running.dtype == {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}.get(weights, weights)
+        assert session.generate([2, 300, 301], max_new_tokens=4).token_ids
+
+
+def test_a_missing_softcap_is_written_as_none(gguf):
+    assert read_header(gguf("tiny-e2b")).of_architecture("final_logit_softcapping") == 30.0
+    assert read_header(gguf("tiny-e2b-assistant")).of_architecture("final_logit_softcapping") == 0.0
+
+
+def test_command_says_what_is_wrong(tmp_path, capsys, data):
+    assert main(["convert", str(tmp_path), str(tmp_path / "m.gguf")]) == 1
+    assert "config.json" in capsys.readouterr().err
+    assert main(["convert", str(data / "tiny-llama"), str(tmp_path / "no/such/m.gguf")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def copy(data, tmp_path, name="tiny-llama"):
+    return shutil.copytree(data / name, tmp_path / "copy")
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text())
+    content.update(changes)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("config.json", {"architectures": ["BertModel"]}, "BertModel"),
+        ("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "scales its rotary"),
+        ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "normalizes"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Split"}}, "does not split text"),
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
+    ],
+)
+def test_what_is_not_written(data, tmp_path, file, changes, said):
+    folder = copy(data, tmp_path)
+    edit(folder / file, **changes)
+    with pytest.raises(UnsupportedError, match=said):
+        convert(folder, tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedError, match=said):
+        polydraft.load(folder, backend="llama_cpp", drafter="ngram")
+
+
+def test_a_damaged_checkpoint(data, tmp_path):
+    folder = copy(data, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelFormatError, match="cut short"):
+        convert(folder, tmp_path / "m.gguf")
+
+
+def test_converted_once_and_again_after_a_change(data, tmp_path):
+    folder = copy(data, tmp_path)
+    first = converted(folder, "f32")
+    made = first.stat().st_mtime_ns
+    assert converted(folder, "f32") == first
+    assert first.stat().st_mtime_ns == made
+    assert converted(folder, "f16") != first
+    edit(folder / "config.json", bos_token_id=3)
+    assert converted(folder, "f32") != first

@@ -1,0 +1,156 @@
+"""The engine on real files: pairs found, chunks, views, versions, flash attention."""
+
+import numpy as np
+import polydraft
+import pytest
+from polydraft.errors import DeviceError, InvalidRequestError, SessionBusyError, SpeculationUnavailableError
+from polydraft_llama_cpp import bindings
+
+LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64, and past one batch
+
+
+class Greedy:
+    needs_prefix = False
+
+    def __init__(self):
+        self.seen = []
+
+    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
+        self.seen.append(logits)
+        return logits.argmax(axis=-1).tolist(), None
+
+    def choose_draft(self, logits, position, run_token_ids=None):
+        return logits.argmax(axis=-1)
+
+
+def load(target, drafter, **arguments):
+    return polydraft.load(target, backend="llama_cpp", drafter=drafter, device="cpu", **arguments)
+
+
+def test_the_drafter_beside_the_target_is_found(gguf, tmp_path):
+    (tmp_path / "MTP").mkdir()
+    (tmp_path / "tiny-Q8_0.gguf").write_bytes(gguf("tiny-e2b", "q8_0").read_bytes())
+    (tmp_path / "MTP/mtp-tiny-BF16.gguf").write_bytes(gguf("tiny-e2b-assistant", "bf16").read_bytes())
+    for name in (tmp_path, tmp_path / "tiny-Q8_0.gguf"):
+        with polydraft.load(name, backend="llama_cpp") as session:
+            assert session.running.method == "mtp"
+            assert session.running.dtype == "q8_0"
+            result = session.generate("def main():", max_new_tokens=40, ignore_eos=True)
+            assert result.stats.num_accepted_tokens > 0
+
+
+def test_a_split_model(gguf, tmp_path):
+    import gguf as library
+
+    whole = gguf("tiny-llama")
+    reader = library.GGUFReader(whole)
+    writer = library.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=20)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert len(list(tmp_path.glob("*.gguf"))) > 1
+    with load(whole, "ngram") as one, load(tmp_path, "ngram") as other:
+        expected = one.generate([2, 300, 301], max_new_tokens=20, ignore_eos=True)
+        assert other.generate([2, 300, 301], max_new_tokens=20, ignore_eos=True).token_ids == expected.token_ids
+    next(tmp_path.glob("*-00002-of-*.gguf")).unlink()
+    with pytest.raises(polydraft.errors.ModelFormatError, match="is split into"):
+        load(tmp_path, "ngram")
+
+
+@pytest.mark.parametrize("n_batch", [5, 64, 512])
+def test_prompts_longer_than_a_batch(gguf, n_batch):
+    with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"n_batch": n_batch}) as session:
+        sequence = session.engine.open_sequence()
+        found = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
+        sequence.close()
+    with load(gguf("tiny-e2b"), None, engine_options={"n_batch": 1024}) as session:
+        sequence = session.engine.open_sequence()
+        wanted = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
+    assert np.abs(found - wanted).max() < 1e-3
+
+
+def test_logits_are_views(gguf):
+    with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant")) as session:
+        chooser = Greedy()
+        sequence = session.engine.open_sequence()
+        newest = sequence.prefill(LONG[:50], chooser).token_ids[0]
+        for _ in range(3):
+            sequence.verify([newest], chooser)
+        addresses = {row.__array_interface__["data"][0] for row in chooser.seen}
+        assert len(addresses) == 1
+        assert not any(row.flags.owndata for row in chooser.seen)
+
+
+def test_one_sequence_at_a_time(gguf):
+    with load(gguf("tiny-e2b"), None) as session:
+        sequence = session.engine.open_sequence()
+        with pytest.raises(SessionBusyError):
+            session.engine.open_sequence()
+        sequence.close()
+        session.engine.open_sequence().close()
+
+
+@pytest.mark.parametrize("flash_attn", ["on", "off"])
+@pytest.mark.parametrize("types", [{}, {"type_k": "f16", "type_v": "f16"}])
+def test_flash_attention_is_the_same_in_both_contexts(gguf, flash_attn, types):
+    options = {"flash_attn": flash_attn, **types}
+    with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options=options) as session:
+        result = session.generate("def main():\n    ", max_new_tokens=120, ignore_eos=True)
+    assert result.stats.acceptance_rate > 0.4  # 0.03 where they differ
+
+
+def test_quantized_values_need_flash_attention(gguf):
+    with pytest.raises(InvalidRequestError, match="flash"):
+        load(gguf("tiny-e2b"), None, engine_options={"type_v": "q8_0", "flash_attn": "off"})
+    with load(gguf("tiny-e2b"), None, engine_options={"type_k": "q8_0", "type_v": "q8_0"}) as session:
+        assert session.generate([2, 300], max_new_tokens=3).token_ids
+
+
+@pytest.mark.parametrize("options", [{"mmap": False}, {"swa_full": True}, {"threads": 1, "threads_batch": 2}])
+def test_options_change_nothing(gguf, options):
+    prompt, settings = LONG[:90], {"max_new_tokens": 30, "ignore_eos": True}
+    with load(gguf("tiny-31b"), gguf("tiny-31b-assistant")) as session:
+        wanted = session.generate(prompt, **settings).token_ids
+    with load(gguf("tiny-31b"), gguf("tiny-31b-assistant"), engine_options=options) as session:
+        assert session.generate(prompt, **settings).token_ids == wanted
+
+
+def test_n_ctx_is_context_length(gguf):
+    with load(gguf("tiny-e2b"), None, engine_options={"n_ctx": 100}) as session:
+        assert session.running.context_length == 100
+        assert session.generate([2, 300], max_new_tokens=200, ignore_eos=True).finish_reason == "context"
+    with pytest.raises(InvalidRequestError, match="n_ctx"):
+        load(gguf("tiny-e2b"), None, context_length=200, engine_options={"n_ctx": 100})
+
+
+def test_a_device_that_is_not_there(gguf):
+    with pytest.raises(DeviceError, match="cuda"):
+        polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None, device="cuda:7")
+    with pytest.raises(DeviceError, match="vulkan"):
+        load(gguf("tiny-e2b"), "ngram", engine_options={"device_draft": "vulkan:9"}, num_speculative_tokens=2)
+
+
+def test_an_untested_version(gguf, monkeypatch):
+    monkeypatch.setattr(bindings, "TESTED_FOR_MTP", ("0.0.1",))
+    with pytest.raises(SpeculationUnavailableError, match=r"tested with llama-cpp-python 0\.0\.1") as error:
+        load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"))
+    assert "allow_untested" in error.value.hint
+    assert "allow_untested" in str(polydraft.plugins.default_host().backend("llama_cpp").diagnose().notes)
+    with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"allow_untested": True}) as session:
+        assert session.running.method == "mtp"
+    with load(gguf("tiny-llama"), gguf("tiny-llama-draft")) as session:
+        assert session.running.method == "draft-model"
+
+
+def test_a_version_without_mtp(gguf, monkeypatch):
+    monkeypatch.setattr(bindings, "extension", lambda: None)
+    with pytest.raises(SpeculationUnavailableError, match="does not export"):
+        load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"allow_untested": True})
+    with load(gguf("tiny-e2b"), "ngram") as session:
+        assert session.running.method == "ngram"
