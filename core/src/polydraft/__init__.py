@@ -17,6 +17,7 @@ from polydraft.load import load
 if TYPE_CHECKING:
     from polydraft.contract.backend import EngineOptions, SpeculativeBackend, SteppingBackend
     from polydraft.contract.hookspecs import hookimpl
+    from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
     from polydraft.contract.records import (
         CONTRACT_VERSION,
         BackendRecord,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from polydraft.contract.requests import (
         DEFAULT_SETTINGS,
+        Acceptance,
         GenerationSettings,
         Message,
         OffReason,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         EngineError,
         ForkedSessionError,
         InvalidRequestError,
+        LogitsProcessorError,
         ModelFormatError,
         ModelNotFoundError,
         OutOfMemoryError,
@@ -75,6 +78,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "polydraft.contract.backend": ("EngineOptions", "SpeculativeBackend", "SteppingBackend"),
     "polydraft.contract.hookspecs": ("hookimpl",),
+    "polydraft.contract.processors": ("LogitsProcessor", "StatefulLogitsProcessor"),
     "polydraft.contract.records": (
         "CONTRACT_VERSION",
         "BackendRecord",
@@ -90,6 +94,7 @@ _MODULES = {
     ),
     "polydraft.contract.requests": (
         "DEFAULT_SETTINGS",
+        "Acceptance",
         "GenerationSettings",
         "Message",
         "OffReason",
@@ -114,6 +119,7 @@ _MODULES = {
         "EngineError",
         "ForkedSessionError",
         "InvalidRequestError",
+        "LogitsProcessorError",
         "ModelFormatError",
         "ModelNotFoundError",
         "OutOfMemoryError",
@@ -133,6 +139,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "CONTRACT_VERSION",
     "DEFAULT_SETTINGS",
+    "Acceptance",
     "BackendNotFoundError",
     "BackendRecord",
     "BackendUnavailableError",
@@ -155,6 +162,8 @@ __all__ = [
     "GenerationStats",
     "InvalidRequestError",
     "LocalModelRecord",
+    "LogitsProcessor",
+    "LogitsProcessorError",
     "Message",
     "ModelFormatError",
     "ModelNotFoundError",
@@ -175,6 +184,7 @@ __all__ = [
     "Speculate",
     "SpeculationUnavailableError",
     "SpeculativeBackend",
+    "StatefulLogitsProcessor",
     "SteppingBackend",
     "TokenLogprobs",
     "ToolCall",

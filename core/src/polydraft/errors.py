@@ -15,6 +15,7 @@ __all__ = [
     "EngineError",
     "ForkedSessionError",
     "InvalidRequestError",
+    "LogitsProcessorError",
     "ModelFormatError",
     "ModelNotFoundError",
     "OutOfMemoryError",
@@ -99,6 +100,10 @@ class EngineError(PolydraftError):
     def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
         super().__init__(message, hint)
         self.partial_text = partial_text
+
+
+class LogitsProcessorError(EngineError):
+    """The caller's logits processor failed while generating, or gave logits that cannot be used."""
 
 
 class SessionClosedError(PolydraftError, RuntimeError):

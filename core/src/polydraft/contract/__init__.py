@@ -5,9 +5,11 @@ Its version is ``CONTRACT_VERSION``. A plugin needs nothing of polydraft beyond 
 
 from polydraft.contract.backend import EngineOptions, SpeculativeBackend, SteppingBackend
 from polydraft.contract.hookspecs import PolydraftSpec, hookimpl
+from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
 from polydraft.contract.public import PUBLIC_MODULES
 from polydraft.contract.records import (
     CONTRACT_VERSION,
+    SAMPLER_SETTINGS,
     BackendRecord,
     Capabilities,
     DeviceRecord,
@@ -21,6 +23,7 @@ from polydraft.contract.records import (
 )
 from polydraft.contract.requests import (
     DEFAULT_SETTINGS,
+    Acceptance,
     GenerationSettings,
     HubOptions,
     LoadRequest,
@@ -50,6 +53,8 @@ __all__ = [
     "CONTRACT_VERSION",
     "DEFAULT_SETTINGS",
     "PUBLIC_MODULES",
+    "SAMPLER_SETTINGS",
+    "Acceptance",
     "BackendRecord",
     "Capabilities",
     "Chooser",
@@ -70,6 +75,7 @@ __all__ = [
     "LoadRequest",
     "LocalModelRecord",
     "LogitsHandle",
+    "LogitsProcessor",
     "Message",
     "ModelSource",
     "OffReason",
@@ -83,6 +89,7 @@ __all__ = [
     "Speculate",
     "SpeculationPlan",
     "SpeculativeBackend",
+    "StatefulLogitsProcessor",
     "Step",
     "SteppingBackend",
     "SteppingEngine",

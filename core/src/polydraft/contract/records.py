@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "CONTRACT_VERSION",
+    "SAMPLER_SETTINGS",
     "BackendRecord",
     "Capabilities",
     "DeviceRecord",
@@ -30,6 +31,28 @@ assistants). ``draft-model``: any small model with the same tokens. ``ngram``: l
 
 Exactness = Literal["standard", "bitwise"]
 """``standard``: the engine's ordinary kernels, equal up to near ties. ``bitwise``: fixed-shape steps, equal bits."""
+
+
+SAMPLER_SETTINGS: frozenset[str] = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "min_new_tokens",
+        "logprobs",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "banned_token_ids",
+        "forced_token_ids",
+        "logits_processor",
+        "acceptance",
+    }
+)
+"""What the core's own sampler honours, and so every stepping engine."""
 
 
 class Record(BaseModel):
@@ -86,9 +109,10 @@ class Capabilities(Record):
 
     drafter_kinds: frozenset[DrafterKind]
     sampling: frozenset[str] = Field(
-        default=frozenset({"temperature", "top_p", "top_k", "min_p", "seed", "min_new_tokens", "logprobs"}),
+        default=SAMPLER_SETTINGS,
         description="Names of the GenerationSettings fields it honours beyond the obligatory "
-        "``max_new_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``. The others are refused.",
+        "``max_new_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``. The others are refused. The default is "
+        "what the core's sampler does for stepping engines; a whole engine names its own.",
     )
     exactness: frozenset[Exactness] = frozenset({"standard"})
     seed_identical: bool = Field(

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from polydraft.contract.records import DrafterKind, Exactness, Record
 
 __all__ = [
     "DEFAULT_SETTINGS",
+    "Acceptance",
     "GenerationSettings",
     "HubOptions",
     "LoadRequest",
@@ -35,11 +36,23 @@ Prompt = str | Sequence[Message] | Sequence[int]
 """Text (taken raw, with BOS once), chat messages (through the model's chat template), or token ids (as they are)."""
 
 
+Acceptance = Literal["exact-match", "rejection"]
+"""When a drafted token is accepted under sampling. ``exact-match``: it equals the target's own choice, made with the
+noise of seed and position; a seed gives the same tokens with and without speculation. ``rejection``: with probability
+min(1, p/q), else a token of the rest is drawn (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1); the distribution
+is the same, **the tokens of a seed are not**: they depend on k and on the drafter."""
+
+
 class GenerationSettings(Record):
     """The effective settings of one generation. The defaults below are polydraft's own, for every engine.
 
     They are the one place where defaults are kept: a checkpoint's ``generation_config`` does not change sampling
     silently. Only its end-of-sequence ids are honoured (the whole list).
+
+    What changes logits comes in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
+    ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and what ``min_new_tokens`` forbids); then
+    temperature, ``top_k``, ``top_p``, ``min_p``; ``forced_token_ids`` has the last word. Each position sees the tokens
+    before it, drafts too, as in plain decoding.
     """
 
     max_new_tokens: int = Field(default=512, ge=1, description="Tokens to generate at most, EOS included.")
@@ -52,6 +65,47 @@ class GenerationSettings(Record):
     min_p: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
     )
+    repetition_penalty: float = Field(
+        default=1.0,
+        ge=0.001,
+        le=1000.0,
+        allow_inf_nan=False,
+        description="Tokens of prompt and output so far: positive logits are divided by it, negative ones multiplied "
+        "(Keskar et al. 2019, arXiv:1909.05858; as in Transformers and vLLM). Above 1 discourages.",
+    )
+    presence_penalty: float = Field(
+        default=0.0,
+        ge=-2.0,
+        le=2.0,
+        description="Subtracted from the logits of tokens that the output, not the prompt, has so far (as in OpenAI's "
+        "API and vLLM).",
+    )
+    frequency_penalty: float = Field(
+        default=0.0,
+        ge=-2.0,
+        le=2.0,
+        description="Subtracted times the number of occurrences in the output so far, the prompt not counted (as in "
+        "OpenAI's API and vLLM).",
+    )
+    logit_bias: dict[int, float] = Field(
+        default_factory=dict, description="Token id -> what is added to its logit, -100 to 100 (as in OpenAI's API)."
+    )
+    banned_token_ids: tuple[int, ...] = Field(
+        default=(), description="Tokens that are never chosen (Transformers' suppress_tokens)."
+    )
+    forced_token_ids: dict[int, int] = Field(
+        default_factory=dict,
+        description="Index in the output (0: the first new token) -> the token that stands there, whatever the logits "
+        "and all other settings say.",
+    )
+    logits_processor: Any = Field(
+        default=None,
+        description="A pure function (prefix ids, logits) -> logits, or an object that has accept and rollback as "
+        "well: see ``polydraft.contract.processors``.",
+    )
+    acceptance: Acceptance = Field(
+        default="exact-match", description="``rejection`` is not seed-identical: see ``Acceptance``."
+    )
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given."
     )
@@ -59,8 +113,17 @@ class GenerationSettings(Record):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = Field(
-        default=None, ge=0, le=64, description="Log-probabilities of the chosen token and of so many best ones."
+        default=None,
+        ge=0,
+        le=64,
+        description="Log-probabilities of the chosen token and of so many best ones, from the target's raw logits.",
     )
+
+    @field_serializer("logits_processor", when_used="json-unless-none")
+    def _name_of_processor(self, processor: Any) -> str:
+        """JSON can only name it."""
+        kind = processor if hasattr(processor, "__qualname__") else type(processor)
+        return f"{kind.__module__}.{kind.__qualname__}"
 
 
 DEFAULT_SETTINGS = GenerationSettings()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import TokenLogprobs
+from polydraft.errors import EngineError
+from polydraft.sampling.adjustments import Bans, Penalties, wants_penalties
+from polydraft.sampling.history import TokenHistory
 from polydraft.sampling.logprobs import token_logprobs
+from polydraft.sampling.processors import ProcessorRun
 from polydraft.sampling.rule import choose_tokens
 
 if TYPE_CHECKING:
@@ -16,48 +19,157 @@ if TYPE_CHECKING:
 
 __all__ = ["RuleChooser"]
 
+_NOT_CHOSEN = 0
+"""Stands where nothing was chosen: after a draft that cannot be accepted, where nobody looks."""
+
 
 class RuleChooser:
     """Implements ``polydraft.contract.Chooser`` for one generation.
 
+    Row i's history is what was accepted before the step, then the run tokens up to its own; drafts see theirs alike.
+    What is accepted is learnt from the next step's position, so that rejected drafts leave no trace.
+
     Args:
         ops: The engine's array operations.
-        request: Settings, seed and stream are read, and the prompt's length for ``min_new_tokens``.
+        request: Settings, seed and stream are read, the prompt, and what ends the output.
+
+    Raises:
+        InvalidRequestError: The settings' logits processor is refused: see ``processor_kind``.
     """
 
     def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
+        settings = request.settings
         self._ops = ops
-        self._settings = request.settings
+        self._settings = settings
         self._seed = request.seed
         self._stream = request.stream
-        self._free_from = len(request.prompt_token_ids) + request.settings.min_new_tokens
-        self._ends = sorted(request.eos_token_ids | set(request.settings.stop_token_ids))
+        prompt = request.prompt_token_ids
+        self._forced = {len(prompt) + index: token_id for index, token_id in settings.forced_token_ids.items()}
+        self._bans = Bans(
+            settings.banned_token_ids,
+            request.eos_token_ids | set(settings.stop_token_ids),
+            len(prompt) + settings.min_new_tokens,
+        )
+        penalised = wants_penalties(settings)
+        self._penalties = Penalties(settings, len(prompt)) if penalised or settings.logit_bias else None
+        self._processor: ProcessorRun | None = None
+        if settings.logits_processor is not None:
+            self._processor = ProcessorRun(ops, settings.logits_processor, len(prompt), self._forced)
+        self._history: TokenHistory | None = None
+        if penalised or self._processor is not None:
+            self._history = TokenHistory(prompt, self._penalties.changed if self._penalties and penalised else None)
 
     @property
     def needs_prefix(self) -> bool:
-        """False: no processor that looks at earlier tokens is in use."""
-        return False
+        """Whether a penalty or a processor looks at earlier tokens."""
+        return self._history is not None
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
         """See ``polydraft.contract.Chooser.choose``."""
-        allowed = self._allowed(logits, first_position, len(run_token_ids))
-        chosen = choose_tokens(self._ops, allowed, self._settings, self._seed, self._stream, first_position)
-        token_ids: list[int] = self._ops.tolist(chosen)
+        if self._processor is None:
+            block = self._adjusted(logits, first_position, self._begin(first_position, run_token_ids))
+            token_ids: list[int] = self._ops.tolist(self._choose(block, first_position))
+            for position in self._forced.keys() & range(first_position, first_position + len(token_ids)):
+                token_ids[position - first_position] = self._forced[position]
+        else:
+            token_ids = self._choose_rows(self._processor, logits, first_position, run_token_ids)
         if self._settings.logprobs is None or not keep_logprobs:
             return token_ids, None
         return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
         """See ``polydraft.contract.Chooser.choose_draft``."""
-        allowed = self._allowed(logits, position, 1)
-        return choose_tokens(self._ops, allowed, self._settings, self._seed, self._stream, position)
+        forced = self._forced.get(position)
+        draft = None if forced is not None else self._draft(logits, position, run_token_ids)
+        if draft is None:
+            return self._ops.first_column(self._ops.column([forced or 0], logits))
+        return self._choose(draft, position)
 
-    def _allowed(self, logits: Any, first_position: int, rows: int) -> Any:
-        """Forbid tokens that would end the output where ``min_new_tokens`` is not reached."""
-        early = min(self._free_from - first_position, rows)
-        if early <= 0 or not self._ends:
+    def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
+        """The logits as the rule sees them, before temperature and filters.
+
+        A step like ``choose``: arguments are the same, and the same history follows from them. All of the run tokens
+        must be part of the output.
+
+        Returns:
+            A list with an array (1, vocab) for each row.
+        """
+        seen = self._begin(first_position, run_token_ids)
+        rows = []
+        for row in range(len(run_token_ids)):
+            one = logits[row : row + 1]
+            if self._processor is not None:
+                one = self._process(self._processor, one, first_position + row, seen[: row + 1], certain=True)
+            else:
+                one = self._adjusted(one, first_position + row, seen[: row + 1])
+            rows.append(one)
+        return rows
+
+    def close(self, output: Sequence[int] = ()) -> None:
+        """End the generation; ``output``: what was emitted. A stateful processor is free again. May be called twice."""
+        if self._processor is not None:
+            self._processor.close(output)
+
+    def _choose(self, logits: Any, position: int) -> Any:
+        return choose_tokens(self._ops, logits, self._settings, self._seed, self._stream, position)
+
+    def _choose_rows(
+        self, processor: ProcessorRun, logits: Any, first_position: int, run_token_ids: Sequence[int]
+    ) -> list[int]:
+        """One row after the other; after a draft that the processor forbids there is nothing to choose."""
+        seen = self._begin(first_position, run_token_ids)
+        token_ids: list[int] = []
+        for row in range(len(run_token_ids)):
+            position = first_position + row
+            if position in self._forced:
+                token_ids.append(self._forced[position])
+                continue
+            certain = list(run_token_ids[1 : row + 1]) == token_ids
+            one = self._process(processor, logits[row : row + 1], position, seen[: row + 1], certain=certain)
+            if one is None:
+                return token_ids + [_NOT_CHOSEN] * (len(run_token_ids) - row)
+            token_ids += self._ops.tolist(self._choose(one, position))
+        return token_ids
+
+    def _begin(self, first_position: int, run_token_ids: Sequence[int]) -> Sequence[int]:
+        """Begin a step of the target: settle what it builds upon. Returns the run tokens, if rows depend on them."""
+        if self._history is None:
+            return ()
+        self._history.settle(first_position - 1)
+        self._history.ran(run_token_ids)
+        return run_token_ids
+
+    def _draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None) -> Any | None:
+        """A drafter's changed logits; None after tokens that the processor forbids."""
+        if self._history is None:
+            return self._adjusted(logits, position, ())
+        if not run_token_ids:
+            raise EngineError(
+                "The engine drafts without saying after which tokens, though the settings depend on them.",
+                "This is a defect of the backend; report it to its authors: see Chooser.needs_prefix.",
+            )
+        self._history.settle(position - len(run_token_ids))
+        if self._processor is not None:
+            return self._process(self._processor, logits, position, run_token_ids, certain=False)
+        return self._adjusted(logits, position, run_token_ids)
+
+    def _adjusted(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
+        """With biases, penalties and bans."""
+        return self._bans.apply(self._ops, self._penalised(logits, run_token_ids), first_position)
+
+    def _process(
+        self, processor: ProcessorRun, logits: Any, position: int, run_token_ids: Sequence[int], *, certain: bool
+    ) -> Any | None:
+        """One row with biases, penalties, the processor and bans."""
+        assert self._history is not None
+        penalised = self._ops.float32(self._penalised(logits, run_token_ids))
+        processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
+        return None if processed is None else self._bans.apply(self._ops, processed, position)
+
+    def _penalised(self, logits: Any, run_token_ids: Sequence[int]) -> Any:
+        if self._penalties is None:
             return logits
-        row_indices = [row for row in range(early) for _ in self._ends]
-        return self._ops.with_entries(self._ops.float32(logits), row_indices, self._ends * early, -math.inf)
+        settled = len(self._history.tokens) if self._history is not None else 0
+        return self._penalties.apply(self._ops, self._ops.float32(logits), settled, run_token_ids)

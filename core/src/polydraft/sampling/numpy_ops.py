@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from polydraft.sampling.ops import Indices
 
 __all__ = ["NumpyOps"]
 
@@ -82,10 +85,10 @@ class NumpyOps:
     def column_mask(self, array: Array, count: int) -> Array:
         return np.asarray(np.arange(array.shape[-1])[None, :] < count)
 
-    def entries(self, array: Array, rows: Sequence[int], columns: Sequence[int]) -> Array:
+    def entries(self, array: Array, rows: Indices, columns: Indices) -> Array:
         return np.asarray(array[np.asarray(rows), np.asarray(columns)])
 
-    def with_entries(self, array: Array, rows: Sequence[int], columns: Sequence[int], values: Array | float) -> Array:
+    def with_entries(self, array: Array, rows: Indices, columns: Indices, values: Array | float) -> Array:
         changed = array.copy()
         changed[np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)] = values
         return changed

@@ -7,7 +7,13 @@ independent, and none fuses a multiply with an add: so the same logits give the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Indices = Sequence[int] | npt.NDArray[np.int64]
 
 __all__ = ["ArrayOps"]
 
@@ -98,11 +104,11 @@ class ArrayOps(Protocol[A]):
         """Boolean array, broadcastable to ``array``, True in the first ``count`` columns."""
         ...
 
-    def entries(self, array: A, rows: Sequence[int], columns: Sequence[int]) -> A:
-        """``array[rows[i], columns[i]]``: shape (len(rows),)."""
+    def entries(self, array: A, rows: Indices, columns: Indices) -> A:
+        """``array[rows[i], columns[i]]``: shape (len(rows),). Many indices come as numpy arrays."""
         ...
 
-    def with_entries(self, array: A, rows: Sequence[int], columns: Sequence[int], values: A | float) -> A:
+    def with_entries(self, array: A, rows: Indices, columns: Indices, values: A | float) -> A:
         """A copy of ``array`` with ``[rows[i], columns[i]]`` replaced by ``values[i]`` (or the one number)."""
         ...
 

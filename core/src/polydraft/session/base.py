@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,14 +17,14 @@ from polydraft.contract.requests import TokenRequest
 from polydraft.contract.results import Chunk, GenerationResult, Round, RunningInfo
 from polydraft.errors import (
     ContextLengthError,
-    ForkedSessionError,
     InvalidRequestError,
     SessionClosedError,
     SpeculationUnavailableError,
     UnsupportedError,
 )
-from polydraft.session.settings import check_supported, effective_settings
-from polydraft.session.slots import CallSlot, current_thread_owner
+from polydraft.session.forks import HomeProcess
+from polydraft.session.settings import check_some_token_left, check_supported, effective_settings
+from polydraft.session.slots import CallSlot, busy_error, current_thread_owner
 from polydraft.session.stream import Generation, TokenStream
 from polydraft.session.watch import AcceptanceWatch
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -32,11 +32,14 @@ from polydraft.text.prompts import encode_prompt
 from polydraft.text.tracker import OutputTracker
 
 if TYPE_CHECKING:
+    from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
     from polydraft.contract.records import Capabilities
-    from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
+    from polydraft.contract.requests import Acceptance, GenerationSettings, OffReason, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = ["Session"]
+
+_TURNS = 20  # of the event loop
 
 
 class Session(ABC):
@@ -58,10 +61,11 @@ class Session(ABC):
         self._running = running
         self._capabilities = capabilities
         self._slot = CallSlot(serial=running.concurrency == "serial")
-        self._process = os.getpid()
+        self._home = HomeProcess()
         self._closed = False
         self._close_lock = threading.Lock()
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        self._streams_lock = threading.Lock()
         self._watch = AcceptanceWatch(running)
 
     # What a whole engine implements ---------------------------------------------------------------------------------
@@ -117,6 +121,14 @@ class Session(ABC):
         top_p: float | None = None,
         top_k: int | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        banned_token_ids: Sequence[int] | None = None,
+        forced_token_ids: Mapping[int, int] | None = None,
+        logits_processor: LogitsProcessor | StatefulLogitsProcessor | None = None,
+        acceptance: Acceptance | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         stop_token_ids: Sequence[int] | None = None,
@@ -136,6 +148,15 @@ class Session(ABC):
             top_p: Nucleus.
             top_k: 0 keeps all.
             min_p: Relative to the largest probability.
+            repetition_penalty: Of tokens that prompt or output have; above 1 discourages (Transformers, vLLM).
+            presence_penalty: Of tokens that the output has, -2 to 2 (OpenAI, vLLM).
+            frequency_penalty: The same, times their number in the output.
+            logit_bias: Token id -> number from -100 to 100, added to its logit.
+            banned_token_ids: Tokens that are never chosen.
+            forced_token_ids: Index in the output, from 0 -> the token there.
+            logits_processor: ``(prefix_ids, logits) -> logits``, a pure function, or an object that has ``accept`` and
+                ``rollback`` as well: see ``polydraft.contract.processors``.
+            acceptance: ``exact-match``, or ``rejection``, which is **not seed-identical**: see ``Acceptance``.
             seed: Drawn if None; the result tells it.
             stop: Stop strings.
             stop_token_ids: Ids that end the output.
@@ -147,9 +168,11 @@ class Session(ABC):
 
         Raises:
             InvalidRequestError: A setting or the prompt is wrong.
+            UnsupportedError: A setting is none that the backend honours.
             ContextLengthError: The prompt does not fit.
             SpeculationUnavailableError: ``speculate="on"``, and it cannot.
             EngineError: The engine failed; ``partial_text`` holds what there was.
+            LogitsProcessorError: The logits processor failed, or gave logits that cannot be used.
         """
         call = {key: value for key, value in locals().items() if key not in ("self", "prompt")}
         stream = self._stream(prompt, **call)
@@ -168,6 +191,14 @@ class Session(ABC):
         top_p: float | None = None,
         top_k: int | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        banned_token_ids: Sequence[int] | None = None,
+        forced_token_ids: Mapping[int, int] | None = None,
+        logits_processor: LogitsProcessor | StatefulLogitsProcessor | None = None,
+        acceptance: Acceptance | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         stop_token_ids: Sequence[int] | None = None,
@@ -214,30 +245,35 @@ class Session(ABC):
     async def agenerate(self, prompt: Prompt, **settings: Any) -> GenerationResult:
         """``generate`` for an event loop; cancelling the task cancels the generation."""
         stream = self._stream(prompt, **settings)
-        async for _ in self._iterate(stream):
-            pass
+        async with aclosing(self._iterate(stream)) as chunks:
+            async for _ in chunks:
+                pass
         assert stream.result is not None
         return stream.result
 
-    async def astream(self, prompt: Prompt, **settings: Any) -> AsyncIterator[Chunk]:
+    async def astream(self, prompt: Prompt, **settings: Any) -> AsyncGenerator[Chunk]:
         """``stream`` for an event loop; closing the async iterator cancels."""
-        async for chunk in self._iterate(self._stream(prompt, **settings)):
-            yield chunk
+        async with aclosing(self._iterate(self._stream(prompt, **settings))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def cancel(self) -> None:
         """Cancel all calls under way, from any thread. The session stays usable."""
-        for stream in list(self._streams):
+        for stream in self._open_streams():
             stream.cancel()
 
     def close(self) -> None:
         """Cancel all calls and free the engine. May be called twice."""
-        if os.getpid() != self._process:
+        if not self._home.is_here:
             return  # the engine belongs to the parent process
         with self._close_lock:
             if self._closed:
                 return
             self._closed = True
-        for stream in list(self._streams):
+        streams = self._open_streams()
+        for stream in streams:
+            stream.cancel()  # all first: one may wait for another to end
+        for stream in streams:
             stream.close()
         self.close_engine()
 
@@ -252,11 +288,7 @@ class Session(ABC):
     # How a call runs ------------------------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
-        if os.getpid() != self._process:
-            raise ForkedSessionError(
-                "This session was loaded in another process, before a fork.",
-                "Load the session in the process that uses it, or start processes with the spawn method.",
-            )
+        self._home.check()
         if self._closed:
             raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
 
@@ -298,12 +330,18 @@ class Session(ABC):
             eos_token_ids=frozenset() if settings.ignore_eos else self._tokenizer.eos_token_ids,
             max_total_tokens=context,
         )
+        check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
         tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
         stream = TokenStream(
             Generation(request, tracker, self._running, off), self.rounds, self._acquire_for_thread, self._finished
         )
-        self._streams.add(stream)
+        with self._streams_lock:
+            self._streams.add(stream)
         return stream
+
+    def _open_streams(self) -> list[TokenStream]:
+        with self._streams_lock:
+            return list(self._streams)
 
     def _off_reason(self, speculate: Speculate, settings: GenerationSettings) -> OffReason | None:
         if speculate not in ("auto", "on", "off"):
@@ -323,39 +361,73 @@ class Session(ABC):
             )
         return off
 
-    def _acquire_for_thread(self) -> None:
+    def _acquire_for_thread(self, given_up: Callable[[], bool]) -> bool:
         self._check_usable()
-        self._slot.acquire(current_thread_owner())
+        if not self._slot.acquire(current_thread_owner(), given_up):
+            return False
+        try:
+            self._check_usable()  # it may have been closed meanwhile
+        except BaseException:
+            self._slot.release()
+            raise
+        return True
 
     def _finished(self, generation: Generation) -> None:
         self._slot.release()
         self._watch.add(generation)
 
-    async def _iterate(self, stream: TokenStream) -> AsyncIterator[Chunk]:
+    async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
         """Drive a stream in worker threads; the event loop waits for the slot itself, so no worker is blocked by it."""
-        owner: Hashable = ("task", id(asyncio.current_task()))
+        owner: Hashable = ("task", asyncio.current_task())
         held = False
 
-        def use_held_slot() -> None:
+        def use_held_slot(given_up: Callable[[], bool]) -> bool:
             nonlocal held
-            held = False
             self._check_usable()
+            held = False
+            return True
 
         stream.use_slot(use_held_slot)
         try:
-            while not self._slot.try_acquire(owner):
-                await asyncio.sleep(0.002)
-            held = True
+            held = await self._wait_for_slot(owner, stream)
             while True:
                 chunk = await asyncio.to_thread(next, stream, None)
                 if chunk is None:
                     return
                 yield chunk
         finally:
+            if self._slot.held_by(owner):
+                self._slot.leave()
             stream.cancel()
-            await asyncio.shield(asyncio.to_thread(stream.close))
+            await _to_the_end(asyncio.to_thread(stream.close))
             if held:
                 self._slot.release()
+
+    async def _wait_for_slot(self, owner: Hashable, stream: TokenStream) -> bool:
+        """Take the slot; False if the call is cancelled while it waits."""
+        tries = 0
+        while not self._slot.try_acquire(owner):
+            if stream.cancelled:
+                return False
+            # A stream that this task dropped gives the slot back within a few turns of the event loop.
+            if tries > _TURNS and self._slot.held_by(owner):
+                raise busy_error("task")
+            tries += 1
+            await asyncio.sleep(0.002)
+        return True
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for ``work`` however often the waiting task is cancelled, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _draw_seed() -> int:

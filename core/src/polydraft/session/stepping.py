@@ -37,9 +37,16 @@ class SteppingSession(Session):
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Run the loop on a new sequence."""
         request = generation.request
+        chooser = RuleChooser(self.engine.array_ops, request)
+        try:
+            yield from self._rounds(generation, chooser)
+        finally:
+            chooser.close(generation.tracker.token_ids)
+
+    def _rounds(self, generation: Generation, chooser: RuleChooser) -> Iterator[Round]:
+        request = generation.request
         sequence = self.engine.open_sequence()
         try:
-            chooser = RuleChooser(self.engine.array_ops, request)
             drafts: DraftSource | None = None
             if request.speculate:
                 drafts = NgramDrafts() if self.running.method == "ngram" else EngineDrafts(sequence, chooser)

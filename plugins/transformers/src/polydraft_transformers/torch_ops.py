@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from polydraft.sampling.ops import Indices
 
 __all__ = ["TorchOps"]
 
@@ -79,11 +82,11 @@ class TorchOps:
     def column_mask(self, array: torch.Tensor, count: int) -> torch.Tensor:
         return torch.arange(array.shape[-1], device=array.device)[None, :] < count
 
-    def entries(self, array: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    def entries(self, array: torch.Tensor, rows: Indices, columns: Indices) -> torch.Tensor:
         return array[self._index(rows, array), self._index(columns, array)]
 
     def with_entries(
-        self, array: torch.Tensor, rows: Sequence[int], columns: Sequence[int], values: torch.Tensor | float
+        self, array: torch.Tensor, rows: Indices, columns: Indices, values: torch.Tensor | float
     ) -> torch.Tensor:
         changed = array.clone()
         changed[self._index(rows, array), self._index(columns, array)] = values
@@ -101,5 +104,5 @@ class TorchOps:
         return torch.from_numpy(array).to(like.device)
 
     @staticmethod
-    def _index(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=like.device)
+    def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.int64).to(like.device, non_blocking=True)
