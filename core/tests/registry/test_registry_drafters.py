@@ -125,9 +125,9 @@ def test_given_drafter_of_a_kind_the_backend_has_not(plan):
 
 
 def test_given_drafter_of_another_format(plan, tmp_path, gguf_bytes):
-    (tmp_path / "mtp-x.gguf").write_bytes(gguf_bytes({"general.architecture": "llama"}))
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes({"general.architecture": "llama"}))
     with pytest.raises(SpeculationUnavailableError, match="format is gguf"):
-        plan("builtin:tiny-e2b", str(tmp_path / "mtp-x.gguf"))
+        plan("builtin:tiny-e2b", str(tmp_path / "x.gguf"))
 
 
 def test_given_drafter_and_a_fault(plan):
