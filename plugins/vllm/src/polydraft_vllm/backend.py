@@ -25,7 +25,7 @@ from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.versions import installed_vllm
 
 if TYPE_CHECKING:
-    from polydraft.session.base import Session
+    from polydraft.session import Session
 
     from polydraft_vllm.versions import InstalledVllm
 

@@ -6,8 +6,10 @@ several times. ``self_test`` and the probes say whether a mend works and whether
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
@@ -17,7 +19,7 @@ from polydraft_vllm.versions import installed_vllm
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MENDS", "Mend", "apply_mends", "expand_batch_to_tokens"]
+__all__ = ["MENDS", "Mend", "apply_mends", "expand_batch_to_tokens", "rebind_kernels_without_llvmlite", "upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def expand_batch_to_tokens(
 def _mend_sampling() -> None:
     from vllm.v1.sample import rejection_sampler
 
-    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+    _replace(rejection_sampler, "expand_batch_to_tokens", expand_batch_to_tokens)
 
 
 def _no_graphs(self: Any) -> None:
@@ -68,7 +70,49 @@ def _no_graphs(self: Any) -> None:
 def _mend_centroid_head() -> None:
     from vllm.v1.spec_decode.gemma4 import Gemma4Proposer
 
-    Gemma4Proposer._setup_centroids_cuda_graphs = _no_graphs
+    _replace(Gemma4Proposer, "_setup_centroids_cuda_graphs", _no_graphs)
+
+
+def rebind_kernels_without_llvmlite(overrides: Any) -> None:
+    """vLLM's own scan of all modules for kernels to replace, but for llvmlite's: it dies of their functions' wrappers.
+
+    They exist once numba was imported, by the app or by vLLM's n-gram proposer; no further engine starts then.
+    """
+    from vllm.triton_utils import dispatcher
+
+    shown = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
+    dispatcher.sys = SimpleNamespace(modules=shown)
+    try:
+        upstream("vllm.triton_utils.dispatcher", "_rebind_kernels")(overrides)
+    finally:
+        dispatcher.sys = sys
+
+
+def _mend_second_engine() -> None:
+    from vllm.triton_utils import dispatcher
+
+    _replace(dispatcher, "_rebind_kernels", rebind_kernels_without_llvmlite)
+
+
+_upstream: dict[tuple[str, str], Any] = {}
+
+
+def upstream(owner: str, name: str) -> Any:
+    """vLLM's own version of what a mend replaced.
+
+    Args:
+        owner: Name of the module or class.
+        name: Of the function.
+    """
+    return _upstream[owner, name]
+
+
+def _replace(owner: Any, name: str, mended: Any) -> None:
+    """Put ``mended`` in its place, once, and keep what was there."""
+    key = (owner.__name__, name)
+    if key not in _upstream:
+        _upstream[key] = getattr(owner, name)
+        setattr(owner, name, mended)
 
 
 MENDS: tuple[Mend, ...] = (
@@ -83,6 +127,12 @@ MENDS: tuple[Mend, ...] = (
         ">=0.32,<0.34",
         "A drafter with a centroid head (E2B, E4B) dies on CPU, as it captures CUDA graphs.",
         _mend_centroid_head,
+    ),
+    Mend(
+        "cpu-kernels-beside-numba",
+        ">=0.32,<0.34",
+        "Once numba was imported, no engine starts any more in this process ('_lib_fn_wrapper' has no 'get').",
+        _mend_second_engine,
     ),
 )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from polydraft.checkpoints.resolve import resolve
-from polydraft.contract import LoadRequest, SpeculationPlan
+from pathlib import Path
+
+from polydraft import default_host
+from polydraft.checkpoints.config import read_config
+from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.errors import PolydraftError
 
 __all__ = ["draft_model_reads_one_kv_group"]
 
-_TARGET = "builtin:tiny-31b"
+_TARGET = "tiny-31b"
 
 
 def draft_model_reads_one_kv_group() -> bool:
@@ -19,7 +22,10 @@ def draft_model_reads_one_kv_group() -> bool:
     from polydraft_vllm.backend import VllmBackend
     from polydraft_vllm.options import VllmOptions
 
-    target = resolve(_TARGET)
+    path = Path(default_host().local_models()[_TARGET].path)
+    target = ModelSource(
+        id=f"builtin:{_TARGET}", kind="builtin", path=path, format="safetensors", config=read_config(path / "config.json", _TARGET)
+    )
     request = LoadRequest(
         target=target,
         plan=SpeculationPlan(kind="draft-model", drafter=target, num_speculative_tokens=4, chosen_by="caller"),

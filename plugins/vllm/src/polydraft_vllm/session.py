@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import Round, TokenLogprobs
 from polydraft.errors import EngineError, UnsupportedError
-from polydraft.session.base import Session
+from polydraft.session import Session
 
 from polydraft_vllm.scheduler import PLAIN_FLAG
 
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities, GenerationSettings, RunningInfo, TokenRequest, Tokenizer
-    from polydraft.session.stream import Generation
+    from polydraft.session import Generation
 
     from polydraft_vllm.engine import StepOutput, Ticket, VllmEngine
 
