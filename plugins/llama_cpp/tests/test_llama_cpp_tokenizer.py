@@ -14,7 +14,8 @@ RECORD = Path(__file__).parent / "data/token_digests.json"
 _WORDS = """def class return self import from for in range if else while with as lambda yield try except finally raise
 the a of to and is that it on was He she They can't won't I'm you're we've she'd O'Neill 's 'S don\u2019t print(x) x+=1
 == != <= >= -> := ** // {} [] () "quoted" 'single' `tick` # TODO: /* */ <!-- --> https://example.org/a?b=c&d=e
-user@host.tld 0 1 42 3.14159 1e-10 0xFF 1_000_000 2026-11-24 12:30:59 $9.99 50% ½ Ⅷ ① Straße naïve café ÅNGSTRÖM ﬁligree ǅ""".split()  # noqa: SIM905 - one a line would be long
+user@host.tld 0 1 42 3.14159 1e-10 0xFF 1_000_000 2026-11-24 12:30:59 $9.99 50% ½ Ⅷ ① Straße naïve café
+ÅNGSTRÖM ﬁligree ǅ""".split()  # noqa: SIM905 - one a line would be long
 _RANGES = [
     (0x20, 0x7E),
     (0xA0, 0x17F),
