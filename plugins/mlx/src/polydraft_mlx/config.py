@@ -115,17 +115,25 @@ def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling``, which Transformers writes since version 5 as ``rope_parameters``.
 
-    mlx-lm's older classes take 10000 where they find no ``rope_theta``, silently.
+    mlx-lm's older classes take their own defaults where they find no ``rope_theta``, silently. Models with two kinds of
+    attention (Gemma 3) have parameters for each.
     """
     text = text_config(config)
     given = text.get("rope_parameters")
-    if not isinstance(given, Mapping) or "rope_theta" not in given:
+    if not isinstance(given, Mapping):
         return {}
+    full, sliding = given, given.get("sliding_attention")
     found: dict[str, Any] = {}
-    if "rope_theta" not in text:
-        found["rope_theta"] = given["rope_theta"]
-    if "rope_scaling" not in text and given.get("rope_type", "default") != "default":
-        found["rope_scaling"] = {key: value for key, value in given.items() if key != "rope_theta"}
+    if isinstance(given.get("full_attention"), Mapping):
+        full = given["full_attention"]
+        if isinstance(sliding, Mapping) and "rope_theta" in sliding:
+            found["rope_local_base_freq"] = sliding["rope_theta"]
+    if "rope_theta" not in full:
+        return {}
+    found["rope_theta"] = full["rope_theta"]
+    if full.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in full.items() if key != "rope_theta"}
+    found = {key: value for key, value in found.items() if key not in text}
     if not found or "text_config" not in config:
         return found
     return {"text_config": {**text, **found}}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
+
+if TYPE_CHECKING:
+    from polydraft.sampling.ops import Indices
 
 __all__ = ["MlxOps"]
 
@@ -84,14 +87,12 @@ class MlxOps:
     def column_mask(self, array: mx.array, count: int) -> mx.array:
         return mx.arange(array.shape[-1])[None, :] < count
 
-    def entries(self, array: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
-        return array[mx.array(list(rows)), mx.array(list(columns))]
+    def entries(self, array: mx.array, rows: Indices, columns: Indices) -> mx.array:
+        return array[_index(rows), _index(columns)]
 
-    def with_entries(
-        self, array: mx.array, rows: Sequence[int], columns: Sequence[int], values: mx.array | float
-    ) -> mx.array:
+    def with_entries(self, array: mx.array, rows: Indices, columns: Indices, values: mx.array | float) -> mx.array:
         changed = mx.array(array)
-        changed[mx.array(list(rows)), mx.array(list(columns))] = values
+        changed[_index(rows), _index(columns)] = values
         return changed
 
     def tolist(self, array: mx.array) -> list[Any]:
@@ -105,3 +106,7 @@ class MlxOps:
 
     def from_numpy(self, array: Any, like: mx.array) -> mx.array:
         return mx.array(array)
+
+
+def _index(values: Indices) -> mx.array:
+    return mx.array(np.asarray(values, dtype=np.int64))

@@ -1,0 +1,79 @@
+"""numpy and MLX choose the same ids from the same logits."""
+
+import numpy as np
+import pytest
+from polydraft.contract import GenerationSettings
+from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft.sampling.rule import choose_tokens
+
+mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 20},
+    {"temperature": 1.3, "top_p": 0.9},
+    {"temperature": 0.8, "top_k": 64, "top_p": 0.95, "min_p": 0.02},
+]
+
+
+@pytest.mark.parametrize("given", SETTINGS, ids=str)
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+def test_the_same_ids_from_mlx(given, spread):
+    from polydraft_mlx.mlx_ops import MlxOps
+
+    settings = GenerationSettings(**given)
+    for seed in range(20):
+        logits = (np.random.default_rng(seed).normal(size=(5, 5000)) * spread).astype(np.float32)
+        first = choose_tokens(NumpyOps(), logits, settings, seed, 0, 17)
+        second = choose_tokens(MlxOps(), mx.array(logits), settings, seed, 0, 17)
+        assert first.tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("given", SETTINGS, ids=str)
+def test_ties_and_bfloat16(given):
+    from polydraft_mlx.mlx_ops import MlxOps
+
+    settings = GenerationSettings(**given)
+    narrow = mx.array(np.random.default_rng(3).normal(size=(5, 5000)).astype(np.float32)).astype(mx.bfloat16)
+    wide = np.array(narrow.astype(mx.float32))  # a few hundred values for 5000 columns: ties everywhere
+    first = choose_tokens(NumpyOps(), wide, settings, 11, 2, 400)
+    assert first.tolist() == choose_tokens(MlxOps(), narrow, settings, 11, 2, 400).tolist()
+
+
+def test_noise_and_its_functions_have_the_same_bits():
+    from polydraft.sampling.noise import exp_nonpositive, gumbel, log_positive, row_keys
+    from polydraft_mlx.mlx_ops import MlxOps
+
+    ids = np.arange(20_000, dtype=np.int64)[None].repeat(2, axis=0)
+    keys = row_keys(2**63 - 1, 5, range(7, 9))
+    noise = []
+    for ops, array in ((NumpyOps(), ids), (MlxOps(), mx.array(ids))):
+        columns = tuple(ops.column(key, array) for key in keys)
+        noise.append(np.array(gumbel(ops, array, columns)))
+    assert noise[0].tobytes() == noise[1].tobytes()
+    values = np.geomspace(1e-30, 1e30, 20_000, dtype=np.float32)
+    assert log_positive(NumpyOps(), values).tobytes() == np.array(log_positive(MlxOps(), mx.array(values))).tobytes()
+    values = -np.geomspace(1e-7, 90, 20_000, dtype=np.float32)
+    found = np.array(exp_nonpositive(MlxOps(), mx.array(values)))
+    assert exp_nonpositive(NumpyOps(), values).tobytes() == found.tobytes()
+
+
+def test_the_wide_path_of_a_gpu_finds_the_same(monkeypatch):
+    from polydraft_mlx import mlx_ops
+
+    settings = GenerationSettings(temperature=0.9, top_k=30, top_p=0.9)
+    logits = np.random.default_rng(1).normal(size=(3, 4000)).astype(np.float32) * 4
+    wanted = choose_tokens(NumpyOps(), logits, settings, 5, 0, 3).tolist()
+    monkeypatch.setattr(mlx_ops, "_COMPACT_LIMIT", 0)  # all columns stay candidates
+    assert choose_tokens(mlx_ops.MlxOps(), mx.array(logits), settings, 5, 0, 3).tolist() == wanted
+
+
+def test_entries_leave_the_original():
+    from polydraft_mlx.mlx_ops import MlxOps
+
+    array = mx.zeros((2, 4))
+    changed = MlxOps().with_entries(array, [0, 1], np.array([3, 0]), -np.inf)
+    assert array.tolist() == [[0.0] * 4] * 2
+    assert np.isneginf(np.array(changed)).sum() == 2
+    assert np.isneginf(np.array(MlxOps().entries(changed, [0, 1], [3, 0]))).all()
