@@ -15,7 +15,6 @@ from polydraft.contract import (
     SteppingBackend,
     SteppingEngine,
 )
-from polydraft.errors import UnsupportedError
 
 from polydraft_transformers.options import TransformersOptions
 
@@ -33,6 +32,7 @@ class TransformersBackend(SteppingBackend):
         """What works with every supported version."""
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
+            exactness=frozenset({"standard", "bitwise"}),
             seed_identical=True,
             exposes_logits=True,
             concurrent_calls=True,
@@ -81,11 +81,6 @@ class TransformersBackend(SteppingBackend):
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
         """Load the pair; see ``loading``."""
-        if request.exactness != "standard":
-            raise UnsupportedError(
-                f"The transformers backend does not offer exactness={request.exactness!r} yet.",
-                "Use exactness='standard', in float32 where near ties matter.",
-            )
         from polydraft_transformers.loading import load_pair
 
         return load_pair(request)

@@ -10,18 +10,12 @@ from polydraft.errors import UnsupportedError
 
 from polydraft_transformers.blocks import Block, prefill_block, ring_slots, step_block
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
-from polydraft_transformers.graphs import Captured
 from polydraft_transformers.kv_cache import KvCache
 
-__all__ = ["Decoder", "fixed_rows"]
+__all__ = ["Decoder"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _FIRST_CAPACITY = 256
-
-
-def fixed_rows(k: int) -> int:
-    """Rows of a fixed step: a multiple of 8, so that sessions with k up to 7, or none, give the same bits."""
-    return -(-(k + 1) // 8) * 8
 
 
 class Network(Protocol):
@@ -183,9 +177,7 @@ class Decoder:
     def _captured(self, cache: KvCache, inputs: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
         cache.reserve(span)
         key = ("step", inputs.shape[1], span)
-        captured = cache.graphs.get(key)
-        if captured is None:
-            captured = cache.graphs[key] = Captured(lambda given: self._step(cache, given, span), inputs)
+        captured = cache.captured(key, lambda given: self._step(cache, given, span), inputs)
         hidden, logits = captured(inputs)
         return hidden, logits
 

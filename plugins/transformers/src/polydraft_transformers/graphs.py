@@ -6,7 +6,7 @@ compiled decoding for the size of the effect, and ``benchmarks/`` for ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,15 @@ class Captured:
     Args:
         function: Takes the tensors of ``inputs`` and returns tensors. It must give the same when run again.
         inputs: The first call's; later ones have the same shapes and dtypes.
+        neighbour: A capture whose memory this one shares: the two never run side by side.
     """
 
-    _pools: dict[int, Any] = {}  # noqa: RUF012  # one memory pool a device: graphs never run side by side
-
-    def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor) -> None:
+    def __init__(
+        self,
+        function: Callable[..., tuple[torch.Tensor, ...]],
+        inputs: Sequence[torch.Tensor],
+        neighbour: Captured | None = None,
+    ) -> None:
         self._inputs = [given.clone() for given in inputs]
         device = inputs[0].device.index or 0
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -35,7 +39,7 @@ class Captured:
             for _ in range(_WARM_UPS):
                 function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
-        pool = self._pools.setdefault(device, torch.cuda.graph_pool_handle())
+        pool: Any = None if neighbour is None else neighbour._graph.pool()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = function(*self._inputs)

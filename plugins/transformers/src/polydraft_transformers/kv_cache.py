@@ -6,12 +6,12 @@ back, past a sliding window too, is forgetting a length: what rejected drafts wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
 from polydraft_transformers.blocks import Block
+from polydraft_transformers.graphs import Captured
 
 __all__ = ["KvCache"]
 
@@ -34,8 +34,7 @@ class KvCache:
         self._capacity = 0
         self._seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.length = 0
-        self.graphs: dict[Any, Any] = {}
-        """What was captured over these buffers; dropped when they move."""
+        self._captured: dict[Hashable, Captured] = {}
 
     def begin(self, block: Block, capacity: int) -> None:
         """The forward that follows runs ``block``; full layers get room for ``capacity`` tokens."""
@@ -46,7 +45,7 @@ class KvCache:
         """Give the full layers room for ``capacity`` tokens; what was captured over smaller buffers is dropped."""
         if capacity <= self._capacity:
             return
-        self.graphs.clear()
+        self._captured.clear()
         self._capacity = capacity
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
@@ -54,6 +53,16 @@ class KvCache:
                 for new, kept in zip(grown, old, strict=True):
                     new[:, :, : kept.shape[2]] = kept
                 self._buffers[layer] = grown
+
+    def captured(
+        self, key: Hashable, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor
+    ) -> Captured:
+        """What was captured over these buffers under ``key``; captured now if nothing was, or the buffers moved."""
+        found = self._captured.get(key)
+        if found is None:
+            neighbour = next(iter(self._captured.values()), None)
+            found = self._captured[key] = Captured(function, inputs, neighbour)
+        return found
 
     @staticmethod
     def _empty(like: torch.Tensor, slots: int) -> torch.Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from polydraft.checkpoints.config import eos_token_ids
 from polydraft.checkpoints.fetch import fetch
 from polydraft.checkpoints.safetensors import weight_files
-from polydraft.contract import LoadRequest, ModelSource
+from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.errors import (
     ContextLengthError,
     DeviceError,
@@ -20,15 +22,20 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.text.hub_tokenizer import HubTokenizer
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from polydraft.text.ids_only import IdsOnlyTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from polydraft_transformers.decoder import Decoder, fixed_rows
+from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.engine import TransformersEngine
+from polydraft_transformers.fixed_rows import check_rows, fixed_rows
 from polydraft_transformers.mtp import MtpDrafter
 
 __all__ = ["available_memory", "load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
+_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
+"""Files of tokenizers whose names do not say so."""
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -59,7 +66,7 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     _check_memory([path for path in (target_path, drafter_path) if path is not None], dtype, device)
     k = plan.num_speculative_tokens
     fixed = request.exactness == "bitwise"
-    experts = options.experts_implementation
+    experts = _experts(request, dtype, device)
     target = Decoder(
         _model(request.target, target_path, request, dtype, device, experts),
         fixed_rows(k) if fixed else k + 1,
@@ -69,8 +76,24 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
         drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1)
+    if fixed:
+        check_rows(target)
     context = _context_length(request, target.config)
-    return TransformersEngine(target, drafter, _tokenizer(target_path, request), request, context)
+    return TransformersEngine(
+        target, drafter, _tokenizer(target_path, request, int(target.config.vocab_size)), request, context
+    )
+
+
+def _experts(request: LoadRequest, dtype: torch.dtype, device: torch.device) -> str | None:
+    """How mixtures of experts run.
+
+    Of the ways in float32, only ``batched_mm`` keeps a row apart from its neighbours on CPUs, and only it can be
+    captured on GPUs (torch's grouped_mm asks the host for the groups' ends).
+    """
+    named: str | None = request.engine_options.experts_implementation
+    if dtype == torch.float32 and (request.exactness == "bitwise" or device.type == "cuda"):
+        return named or "batched_mm"
+    return named
 
 
 def available_memory(device: torch.device) -> int:
@@ -138,32 +161,55 @@ def _model(
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
-        model: Any = loader.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=request.trust_remote_code,
-            local_files_only=True,
-            **extra,
-        )
+        with _quietly():
+            model: Any = loader.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                trust_remote_code=request.trust_remote_code,
+                local_files_only=True,
+                **extra,
+            )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelFormatError(
-            f"Transformers cannot load {source.id}: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"Transformers cannot load {source.id}: {_first_line(error)}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
     model.to(device=device)
     return model.eval()
 
 
-def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    ends: set[int] = set()
-    listed: Any = request.target.config.get("eos_token_id")
-    if (path / "generation_config.json").exists():
-        listed = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or listed
-    if listed is not None:
-        ends.update(listed if isinstance(listed, list) else [listed])
-    return HubTokenizer(tokenizer, eos_token_ids=ends)
+def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
+    ends = eos_token_ids(request.target.config, path)
+    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+        return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=request.trust_remote_code
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelFormatError(
+            f"Transformers cannot load the tokenizer of {request.target.id}: {_first_line(error)}",
+            "Check that tokenizer.json is there and complete.",
+        ) from error
+    return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars that Transformers draws for weights already on this machine."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _context_length(request: LoadRequest, config: Any) -> int:

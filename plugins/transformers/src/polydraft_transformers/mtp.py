@@ -105,15 +105,11 @@ class MtpDrafter:
     def _captured(self, cache: KvCache, token: torch.Tensor, hidden: torch.Tensor, at: torch.Tensor) -> Captured:
         span = self._target.bucket(cache.length)
         cache.reserve(span)
-        key = ("draft", span)
-        captured = cache.graphs.get(key)
-        if captured is None:
 
-            def draft(token: torch.Tensor, hidden: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                return self._step(cache, token, hidden, self._context(cache, at, span, all_seen=False))
+        def draft(token: torch.Tensor, hidden: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self._step(cache, token, hidden, self._context(cache, at, span, all_seen=False))
 
-            captured = cache.graphs[key] = Captured(draft, token, hidden, at)
-        return captured
+        return cache.captured(("draft", span), draft, token, hidden, at)
 
     def _head(self, row: torch.Tensor) -> torch.Tensor:
         """Logits of a hidden row (1, hidden_size of the drafter)."""

@@ -1,0 +1,341 @@
+"""Are plain and speculative decoding equal bit by bit at Gemma 4's real shapes? And what does that cost?
+
+Weights are random: no checkpoint is needed, and numerics depend on shapes and kernels, not on what was learned. Drafts
+are the plain output with some tokens made wrong, so that acceptance is neither 0 nor 1. For each model and mode
+(``bitwise``, ``standard``) the same prompts are decoded plainly and speculatively, greedily and sampled at temperature
+1 (random weights loop when greedy). Every row of logits is hashed on the device; tokens and hashes are compared position
+by position up to the first differing token, and over all of the output. ``bitwise`` also runs chosen positions through
+every row of a step.
+
+    python plugins/transformers/benchmarks/bitwise_at_real_shapes.py --device cuda --json results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.loop.rounds import run_rounds
+from polydraft.sampling.chooser import RuleChooser
+from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.fixed_rows import check_rows, fixed_rows
+from polydraft_transformers.sequence import TransformersSequence
+from polydraft_transformers.torch_ops import TorchOps
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "E2B": {
+        "hidden_size": 1536,
+        "num_hidden_layers": 35,
+        "intermediate_size": 6144,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "use_double_wide_mlp": True,
+        "sliding_window": 512,
+        "full_every": 5,
+    },
+    "E4B": {
+        "hidden_size": 2560,
+        "num_hidden_layers": 42,
+        "intermediate_size": 10240,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 18,
+        "sliding_window": 512,
+        "full_every": 6,
+    },
+    "26B-A4B": {
+        "hidden_size": 2816,
+        "num_hidden_layers": 30,
+        "intermediate_size": 2112,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "moe_intermediate_size": 704,
+        "sliding_window": 1024,
+        "full_every": 6,
+    },
+}
+PROMPT_LENGTHS = (48, 500, 1000, 2040)
+WRONG_DRAFTS = 0.2
+
+
+def build(name: str, device: str, dtype: torch.dtype, scale: int) -> Any:
+    """A model of random weights; ``scale`` above 1 shrinks vocabulary and depth, for trials without a GPU."""
+    shape = dict(SHAPES[name])
+    every = shape.pop("full_every")
+    layers = shape["num_hidden_layers"]
+    if scale > 1:
+        layers = shape["num_hidden_layers"] = max(layers // scale // every, 1) * every * 2
+        shape["num_kv_shared_layers"] = every if "num_kv_shared_layers" in shape else 0
+        shape |= {"hidden_size": 256, "intermediate_size": 256, "sliding_window": 64}
+        shape |= {"num_experts": 16, "moe_intermediate_size": 64} if "num_experts" in shape else {}
+    kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
+    vocabulary = 262_144 if scale == 1 else 2048
+    config = Gemma4TextConfig(
+        layer_types=kinds,
+        final_logit_softcapping=30.0,
+        vocab_size=vocabulary,
+        vocab_size_per_layer_input=vocabulary,
+        **shape,
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = Gemma4ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.tie_weights()
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+class Recorder:
+    """The core's chooser, which also hashes every row of logits where it lies."""
+
+    needs_prefix = False
+
+    def __init__(self, request: TokenRequest, vocabulary: int, device: torch.device) -> None:
+        self._chooser = RuleChooser(TorchOps(), request)
+        generator = torch.Generator().manual_seed(1)
+        self._factors = torch.randint(-(2**62), 2**62, (vocabulary,), generator=generator).to(device)
+        self.rows: list[tuple[int, torch.Tensor]] = []
+
+    def choose(
+        self, logits: torch.Tensor, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
+    ) -> Any:
+        """See ``polydraft.contract.Chooser``."""
+        self.rows.append((first_position, self.hashes(logits)))
+        return self._chooser.choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
+
+    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
+        """See ``polydraft.contract.Chooser``."""
+        return self._chooser.choose_draft(logits, position, run_token_ids)
+
+    def hashes(self, logits: torch.Tensor) -> torch.Tensor:
+        """Int64, shape (rows,): the bits of each row, weighted by random numbers, summed modulo 2**64."""
+        width = torch.int16 if logits.dtype.itemsize == 2 else torch.int32
+        return (logits.contiguous().view(width).to(torch.int64) * self._factors).sum(dim=-1)
+
+    def by_position(self) -> dict[int, int]:
+        """Hash of the row that chose each position: the last one that ran, which is the accepted one."""
+        found: dict[int, int] = {}
+        for first, rows in self.rows:
+            for index, value in enumerate(rows.tolist()):
+                found[first + index] = value
+        return found
+
+
+class Length:
+    """Ends a generation after a number of tokens; stands where sessions follow the text."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def push(self, token_id: int, *, is_draft: bool) -> str | None:
+        """Count one token."""
+        self._left -= 1
+        return None if self._left else "length"
+
+
+class PreparedDrafts:
+    """Drafts the plain output, with some tokens wrong."""
+
+    def __init__(self, prompt: int, tokens: Sequence[int], vocabulary: int) -> None:
+        self._tokens = tokens
+        self._next = -prompt
+        self._random = random.Random(0)
+        self._vocabulary = vocabulary
+
+    def settled(self, token_ids: Sequence[int]) -> None:
+        """Advance."""
+        self._next += len(token_ids)
+
+    def propose(self, newest: int, k: int) -> list[int]:
+        """The next tokens of the plain output."""
+        found = list(self._tokens[self._next : self._next + k])
+        for index in range(len(found)):
+            if self._random.random() < WRONG_DRAFTS:
+                found[index] = self._random.randrange(self._vocabulary)
+        return found
+
+
+def decode(target: Decoder, request: TokenRequest, drafts: PreparedDrafts | None) -> dict[str, Any]:
+    """One generation: tokens, hashes by position, rounds, and seconds after the first token."""
+    sequence = TransformersSequence(target, None, 512, threading.Lock())
+    recorder = Recorder(request, int(target.lm_head.weight.shape[0]), target.device)
+    tokens: list[int] = []
+    accepted = drafted = rounds = 0
+    started = 0.0
+    length: Any = Length(request.settings.max_new_tokens)
+    for emitted in run_rounds(sequence, request, recorder, length, drafts, lambda: False):
+        started = started or time.perf_counter()
+        tokens += emitted.token_ids
+        rounds += 1
+        accepted += emitted.num_accepted_tokens
+        drafted += emitted.num_draft_tokens
+    seconds = time.perf_counter() - started
+    sequence.close()
+    return {
+        "tokens": tokens,
+        "hashes": recorder.by_position(),
+        "rounds": rounds - 1,
+        "accepted": accepted,
+        "drafted": drafted,
+        "seconds": seconds,
+    }
+
+
+def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[int], rows: int) -> tuple[int, int]:
+    """Run positions through every row index of a step: (rows compared, rows that differ from the first)."""
+    known = [*request.prompt_token_ids, *tokens]
+    sequence = TransformersSequence(target, None, 512, threading.Lock())
+    recorder = Recorder(request, int(target.lm_head.weight.shape[0]), target.device)
+    sequence.prefill(request.prompt_token_ids, recorder)
+    base = len(request.prompt_token_ids)
+    compared = different = 0
+    for position in range(base + rows, len(known) - rows, max((len(known) - base) // 24, 1)):
+        found: list[int] = []
+        for row in range(rows):
+            first = position - row
+            while sequence.length < first:  # tokens are run one a step, as plain decoding does
+                sequence.verify(known[sequence.length : sequence.length + 1], recorder)
+            sequence.rollback(first)
+            recorder.rows.clear()
+            sequence.verify(known[first : first + rows], recorder)
+            found.append(recorder.by_position()[position + 1])
+        compared += len(found)
+        different += sum(value != found[0] for value in found)
+    sequence.close()
+    return compared, different
+
+
+def compare(plain: dict[str, Any], speculative: dict[str, Any]) -> dict[str, int]:
+    """Differing tokens and rows, over the output and up to the first differing token."""
+    pairs = list(zip(plain["tokens"], speculative["tokens"], strict=True))
+    first = next((index for index, (one, other) in enumerate(pairs) if one != other), len(pairs))
+    base = min(plain["hashes"])
+    rows = [plain["hashes"][base + i] != speculative["hashes"][base + i] for i in range(len(pairs))]
+    return {
+        "tokens": len(pairs),
+        "tokens_different": sum(one != other for one, other in pairs),
+        "flips": int(first < len(pairs)),
+        "rows_same_prefix": min(first + 1, len(pairs)),
+        "rows_same_prefix_different": sum(rows[: first + 1]),
+    }
+
+
+def examine(name: str, arguments: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    """Both modes of one model."""
+    dtype = getattr(torch, arguments.dtype)
+    model = build(name, arguments.device, dtype, arguments.scale)
+    if arguments.experts and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation(arguments.experts)
+    vocabulary = model.config.vocab_size
+    report: dict[str, Any] = {"model": name, "parameters": sum(weight.numel() for weight in model.parameters())}
+    k = arguments.k
+    for mode in ("bitwise", "standard"):
+        fixed = mode == "bitwise"
+        target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
+        if fixed:
+            check_rows(target)
+        totals: dict[str, int] = {}
+        times: dict[str, list[float]] = {"plain_ms_per_token": [], "speculative_ms_per_round": []}
+        accepted = drafted = 0
+        for length in PROMPT_LENGTHS:
+            for temperature in (0.0, 1.0):
+                if time.perf_counter() > deadline:
+                    report["stopped_early"] = True
+                    continue
+                prompt = random.Random(length).choices(range(vocabulary), k=length)
+                request = TokenRequest(
+                    prompt_token_ids=tuple(prompt),
+                    settings=GenerationSettings(max_new_tokens=arguments.new_tokens, temperature=temperature),
+                    seed=length,
+                    speculate=True,
+                    num_speculative_tokens=k,
+                    eos_token_ids=frozenset(),
+                    max_total_tokens=10**6,
+                )
+                plain = decode(target, request, None)
+                speculative = decode(target, request, PreparedDrafts(length, plain["tokens"], vocabulary))
+                for key, value in compare(plain, speculative).items():
+                    totals[key] = totals.get(key, 0) + value
+                accepted += speculative["accepted"]
+                drafted += speculative["drafted"]
+                times["plain_ms_per_token"].append(plain["seconds"] / plain["rounds"] * 1e3)
+                times["speculative_ms_per_round"].append(speculative["seconds"] / speculative["rounds"] * 1e3)
+                if fixed and temperature == 1.0:
+                    rows = through_every_row(target, request, plain["tokens"], target.step_rows)
+                    for key, value in zip(("every_row_compared", "every_row_different"), rows, strict=True):
+                        totals[key] = totals.get(key, 0) + value
+        report[mode] = {
+            "rows": target.step_rows,
+            **totals,
+            "acceptance_rate": round(accepted / max(drafted, 1), 3),
+            **{key: round(statistics.median(found), 2) for key, found in times.items() if found},
+        }
+        print(name, mode, json.dumps(report[mode]), flush=True)
+        del target
+    return report
+
+
+def main() -> None:
+    """Examine the models one after the other, and write the JSON after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("-k", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=896)
+    parser.add_argument("--experts", help="experts_implementation of Transformers")
+    parser.add_argument("--scale", type=int, default=1, help="above 1: shrunken models, for a trial")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="start no generation after so long")
+    parser.add_argument("--commit", default="", help="noted in the JSON")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    deadline = time.perf_counter() + arguments.seconds
+    on_gpu = arguments.device.startswith("cuda")
+    about = {
+        "commit": arguments.commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": version("transformers"),
+        "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "dtype": arguments.dtype,
+        "k": arguments.k,
+        "new_tokens": arguments.new_tokens,
+        "prompt_lengths": PROMPT_LENGTHS,
+        "wrong_drafts": WRONG_DRAFTS,
+        "scale": arguments.scale,
+    }
+    models: list[dict[str, Any]] = []
+    for name in arguments.models:
+        with torch.inference_mode():
+            models.append(examine(name, arguments, deadline))
+        if arguments.json:
+            text = json.dumps({"about": about, "models": models}, indent=2)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
