@@ -379,7 +379,7 @@ class Session(ABC):
     async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
         """Drive a stream in worker threads; the event loop waits for the slot itself, so no worker is blocked by it."""
         owner: Hashable = ("task", asyncio.current_task())
-        held = False
+        took = held = False
 
         def use_held_slot(given_up: Callable[[], bool]) -> bool:
             nonlocal held
@@ -389,14 +389,14 @@ class Session(ABC):
 
         stream.use_slot(use_held_slot)
         try:
-            held = await self._wait_for_slot(owner, stream)
+            took = held = await self._wait_for_slot(owner, stream)
             while True:
                 chunk = await asyncio.to_thread(next, stream, None)
                 if chunk is None:
                     return
                 yield chunk
         finally:
-            if self._slot.held_by(owner):
+            if took and self._slot.held_by(owner):
                 self._slot.leave()
             stream.cancel()
             await _to_the_end(asyncio.to_thread(stream.close))

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from polydraft.errors import SessionBusyError
 
-__all__ = ["CallSlot", "current_thread_owner"]
+__all__ = ["CallSlot", "busy_error", "current_thread_owner"]
+
+_LOOK_EVERY = 0.02  # seconds between two looks at whether a waiting call was cancelled
 
 
 def current_thread_owner() -> Hashable:
     """The owner of a call that this thread makes."""
     return ("thread", threading.get_ident())
+
+
+def busy_error(owner: str) -> SessionBusyError:
+    """The error for an owner (``thread`` or ``task``) that would wait for itself."""
+    return SessionBusyError(
+        f"This session runs one call at a time, and an unfinished stream of this {owner} holds it.",
+        "Finish or close that stream first, or load a second session.",
+    )
 
 
 class CallSlot:
@@ -32,21 +42,36 @@ class CallSlot:
             return True
         return False
 
-    def acquire(self, owner: Hashable) -> None:
+    def acquire(self, owner: Hashable, given_up: Callable[[], bool]) -> bool:
         """Take the slot, waiting for other owners' calls.
+
+        Args:
+            owner: Who takes it.
+            given_up: Looked at while waiting.
+
+        Returns:
+            Whether the slot was taken; False: given up.
 
         Raises:
             SessionBusyError: The same owner holds it, so that waiting would never end.
         """
         if self.try_acquire(owner):
-            return
-        if self._owner == owner:
-            raise SessionBusyError(
-                "This session runs one call at a time, and an unfinished stream of this thread holds it.",
-                "Finish or close that stream first, or load a second session.",
-            )
-        self._lock.acquire()
+            return True
+        if self.held_by(owner):
+            raise busy_error("thread")
+        while not self._lock.acquire(timeout=_LOOK_EVERY):
+            if given_up():
+                return False
         self._owner = owner
+        return True
+
+    def held_by(self, owner: Hashable) -> bool:
+        """Whether this owner has the slot, and has not begun to give it back."""
+        return self._serial and self._owner == owner
+
+    def leave(self) -> None:
+        """The holder is about to give the slot back: nobody waits for himself any more."""
+        self._owner = None
 
     def release(self) -> None:
         """Give the slot back."""

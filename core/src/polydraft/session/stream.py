@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from polydraft.contract.results import Chunk, GenerationResult, Round
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
 from polydraft.loop.counts import RoundCounts
+from polydraft.session.forks import HomeProcess
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
@@ -72,7 +74,7 @@ class TokenStream(Iterator[Chunk]):
         self,
         generation: Generation,
         rounds: Callable[[Generation], Iterator[Round]],
-        acquire: Callable[[], None],
+        acquire: Callable[[Callable[[], bool]], bool],
         finished: Callable[[Generation], None],
     ) -> None:
         self._generation = generation
@@ -81,11 +83,16 @@ class TokenStream(Iterator[Chunk]):
         self._make_rounds = rounds
         self._rounds: Iterator[Round] | None = None
         self._state = "new"
+        self._home = HomeProcess()
         self._step_lock = threading.Lock()
         self._result: GenerationResult | None = None
 
-    def use_slot(self, acquire: Callable[[], None]) -> None:
-        """Replace how the stream takes its session's slot; for a driver that has taken it already."""
+    def use_slot(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
+        """Replace how the stream takes its session's slot; for a driver that has taken it already.
+
+        Args:
+            acquire: Told how to learn that the call was cancelled while it waited; False: it was.
+        """
         self._acquire = acquire
 
     @property
@@ -93,8 +100,14 @@ class TokenStream(Iterator[Chunk]):
         """The result; None until the stream has ended."""
         return self._result
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled or closed."""
+        return self._generation.cancelled.is_set()
+
     def start(self) -> None:
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
+        self._home.check()
         with self._step_lock:
             if self._state == "new":
                 self._start()
@@ -103,45 +116,33 @@ class TokenStream(Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
+        self._home.check()  # before the lock: another thread of the parent may hold it for ever
         with self._step_lock:
             if self._state == "ended":
                 raise StopIteration
             try:
                 return self._advance()
-            except StopIteration:
-                self._end()
-                raise
             except BaseException:
                 self._end()
                 raise
 
-    def _start(self) -> None:
-        self._acquire()
+    def _start(self) -> bool:
+        """Begin; False if the call was cancelled before."""
+        if self.cancelled or not self._acquire(self._generation.cancelled.is_set):
+            return False
         self._state = "running"
-        self._rounds = self._make_rounds(self._generation)
+        with self._typed_errors():
+            self._rounds = self._make_rounds(self._generation)
+        return True
 
     def _advance(self) -> Chunk:
         generation = self._generation
-        if self._state == "new":
-            self._start()
-        assert self._rounds is not None
+        emitted: Round | None = None
         started = time.perf_counter()
-        try:
-            emitted = next(self._rounds, None)
-        except PolydraftError as error:
-            if isinstance(error, EngineError) and not error.partial_text:
-                error.partial_text = generation.tracker.text
-            raise
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                "Memory ran out while generating.", "Give a smaller context_length, or a smaller model."
-            ) from error
-        except Exception as error:
-            raise EngineError(
-                f"The engine {generation.running.engine} failed: {type(error).__name__}: {error}",
-                "The text so far is in the error's partial_text.",
-                partial_text=generation.tracker.text,
-            ) from error
+        if self._state == "running" or self._start():
+            assert self._rounds is not None
+            with self._typed_errors():
+                emitted = next(self._rounds, None)
         if emitted is None:
             if generation.tracker.finish_reason is not None:
                 raise StopIteration
@@ -158,12 +159,35 @@ class TokenStream(Iterator[Chunk]):
             self._end()
         return _chunk(emitted, delta, reason)
 
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """What an engine raises, as polydraft's errors with the text so far."""
+        generation = self._generation
+        try:
+            yield
+        except PolydraftError as error:
+            if isinstance(error, EngineError) and not error.partial_text:
+                error.partial_text = generation.tracker.text
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                "Memory ran out while generating.", "Give a smaller context_length, or a smaller model."
+            ) from error
+        except Exception as error:
+            raise EngineError(
+                f"The engine {generation.running.engine} failed: {type(error).__name__}: {error}",
+                "The text so far is in the error's partial_text.",
+                partial_text=generation.tracker.text,
+            ) from error
+
     def cancel(self) -> None:
         """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``."""
         self._generation.cancelled.set()
 
     def close(self) -> None:
         """Cancel and free what the call holds. Waits only for an engine call under way in another thread."""
+        if not self._home.is_here:
+            return  # what it holds is the parent's
         self.cancel()
         with self._step_lock:
             self._end()

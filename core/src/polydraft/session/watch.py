@@ -27,7 +27,7 @@ class AcceptanceWatch:
     def __init__(self, running: RunningInfo) -> None:
         self._running = running
         self._active = running.method not in (None, "ngram")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # collecting a forgotten stream may count it at any moment
         self._steps = self._drafted = self._accepted = 0
 
     def add(self, generation: Generation) -> None:
