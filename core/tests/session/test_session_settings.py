@@ -1,0 +1,64 @@
+"""Settings of a call: types, ranges, the one place of defaults."""
+
+import math
+
+import pytest
+from polydraft.contract import DEFAULT_SETTINGS, GenerationSettings
+from polydraft.errors import InvalidRequestError
+from polydraft.session.settings import effective_settings
+
+WRONG = {
+    "max_new_tokens": [0, -1, 2.0, "5", True, math.nan, [5]],
+    "min_new_tokens": [-1, 1.5, "1", True, 10**9],
+    "temperature": [-0.1, math.nan, math.inf, "0.7", True, 1e-9],
+    "top_p": [0, 0.0, -0.5, 1.01, math.nan, "1", True],
+    "top_k": [-1, 1.5, "3", True],
+    "min_p": [-0.1, 1.1, math.nan, "0", True],
+    "seed": [-1, 2**63, 1.0, "1", True, math.nan],
+    "stop": ["", [""], ["a", ""], 5, [5], b"a", [b"a"], True, [None]],
+    "stop_token_ids": [5, "5", [-1], [1000], [1.5], ["1"], [None], True],
+    "ignore_eos": [1, "yes", 0.0],
+    "logprobs": [-1, 65, 1.0, "3", True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(InvalidRequestError) as caught:
+        effective_settings({name: value}, 1000)
+    said = str(caught.value)
+    assert name.replace("_", " ") in said.replace("_", " ") or "stop string" in said
+    assert caught.value.hint
+    assert len(said) < 400
+
+
+def test_a_setting_that_does_not_exist():
+    with pytest.raises(InvalidRequestError, match="no setting named tempreature"):
+        effective_settings({"tempreature": 1.0}, 1000)
+
+
+def test_what_is_not_given_is_the_documented_default():
+    assert effective_settings({}, 1000) == DEFAULT_SETTINGS == GenerationSettings()
+    assert effective_settings(dict.fromkeys(WRONG), 1000) == DEFAULT_SETTINGS
+
+
+def test_right_settings_are_kept():
+    given = {
+        "max_new_tokens": 9,
+        "min_new_tokens": 9,
+        "temperature": 1,
+        "top_p": 1,
+        "top_k": 0,
+        "min_p": 1.0,
+        "seed": 2**63 - 1,
+        "stop": ["a", "b"],
+        "stop_token_ids": range(3),
+        "ignore_eos": True,
+        "logprobs": 0,
+    }
+    found = effective_settings(given, 1000)
+    assert (found.stop, found.stop_token_ids) == (("a", "b"), (0, 1, 2))
+    assert {name: getattr(found, name) for name in given if "stop" not in name} == {
+        name: value for name, value in given.items() if "stop" not in name
+    }
+    assert effective_settings({"stop": "ab"}, 1000).stop == ("ab",)
