@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
     from polydraft.session.base import Session
 
-__all__ = ["DEFAULT_MODEL", "LoadOptions", "check_settings", "open_session", "parse_engine_options"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "LoadOptions",
+    "check_settings",
+    "model_or_builtin",
+    "open_session",
+    "parse_engine_options",
+    "parse_numbers",
+]
 
+_OPTIONS = {"banned_token_ids": "--ban-token", "forced_token_ids": "--force-token"}
 DEFAULT_MODEL = "builtin:tiny-e2b"
 """What runs where no model is named."""
 
@@ -49,10 +58,17 @@ def open_session(wish: LoadOptions) -> Session:
     """
     import polydraft
 
-    return polydraft.load(wish.model or _builtin_model(), drafter=wish.load_drafter, **wish.options)
+    return polydraft.load(model_or_builtin(wish.model), drafter=wish.load_drafter, **wish.options)
 
 
-def _builtin_model() -> str:
+def model_or_builtin(model: str | None) -> str:
+    """The model that is named, else the built-in target.
+
+    Raises:
+        InvalidRequestError: None is named, and the built-in pair is not installed.
+    """
+    if model:
+        return model
     from polydraft.plugins import default_host
 
     if DEFAULT_MODEL.removeprefix("builtin:") not in default_host().local_models():
@@ -83,6 +99,28 @@ def parse_engine_options(given: Iterable[str] | None) -> dict[str, Any]:
     return options
 
 
+def parse_numbers(option: str, given: Iterable[str] | None, kind: type[int] | type[float]) -> dict[int, Any] | None:
+    """``ID=NUMBER`` to a dict; None where nothing is given.
+
+    Raises:
+        InvalidRequestError: It is not of this form, or an id is given twice.
+    """
+    numbers: dict[int, Any] = {}
+    for text in given or ():
+        key, _, value = text.partition("=")
+        try:
+            entry, number = int(key), kind(value)
+        except ValueError as error:
+            wanted = "a whole number" if kind is int else "a number"
+            raise InvalidRequestError(
+                f"{option} {text!r} is not understood.", f"Give a whole number, = and {wanted}."
+            ) from error
+        if entry in numbers:
+            raise InvalidRequestError(f"{option} {entry} is given twice.", "Give it once.")
+        numbers[entry] = number
+    return numbers or None
+
+
 def check_settings(**settings: Any) -> dict[str, Any]:
     """The settings that were given, checked before anything is loaded.
 
@@ -93,9 +131,9 @@ def check_settings(**settings: Any) -> dict[str, Any]:
 
     given = {name: value for name, value in settings.items() if value is not None and value is not False}
     try:
-        effective_settings(given, vocab_size=0)  # no token ids are among these settings
+        effective_settings(given, vocab_size=None)
     except InvalidRequestError as error:
         name = error.message.partition(" ")[0]
-        option = f"--{name.replace('_', '-')}" if name in given else name
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name in given else name
         raise InvalidRequestError(option + error.message.removeprefix(name), error.hint) from error
     return given

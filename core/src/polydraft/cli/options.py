@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AcceptanceOption",
     "BackendOption",
+    "BanToken",
     "CommandState",
     "ContextLength",
     "Debug",
@@ -17,14 +19,19 @@ __all__ = [
     "Dtype",
     "EngineOption",
     "ExactnessOption",
+    "ForceToken",
+    "FrequencyPenalty",
     "IgnoreEos",
     "Json",
     "K",
+    "LogitBias",
     "MaxNewTokens",
     "MinNewTokens",
     "MinP",
     "Model",
     "Offline",
+    "PresencePenalty",
+    "RepetitionPenalty",
     "Revision",
     "Seed",
     "Stop",
@@ -150,6 +157,63 @@ MinP = Annotated[
     float | None,
     typer.Option(
         "--min-p", metavar="P", help="Drop tokens below P times the best one's probability.", rich_help_panel=_SAMPLING
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="P",
+        help="Of tokens that prompt or output have; above 1 discourages.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--presence-penalty", metavar="P", help="Of tokens that the output has, -2 to 2.", rich_help_panel=_SAMPLING
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--frequency-penalty",
+        metavar="P",
+        help="The same, times their number in the output, -2 to 2.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logit-bias",
+        metavar="ID=BIAS",
+        help="Added to the logit of a token id, -100 to 100. May be repeated.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+BanToken = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--ban-token", metavar="ID", help="Never choose this token id. May be repeated.", rich_help_panel=_SAMPLING
+    ),
+]
+ForceToken = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--force-token",
+        metavar="INDEX=ID",
+        help="The token id at an index of the output, from 0. May be repeated.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+AcceptanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--acceptance",
+        metavar="RULE",
+        help="exact-match, or rejection: then the tokens of a seed depend on k and drafter.  [default: exact-match]",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 Seed = Annotated[

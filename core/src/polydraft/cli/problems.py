@@ -81,23 +81,34 @@ def tell(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
     return problem.exit_code
 
 
-_ARGUMENTS = {"num_speculative_tokens": "-k", "local_files_only": "--offline"} | {
+_ARGUMENTS = {
+    "num_speculative_tokens": "-k",
+    "local_files_only": "--offline",
+    "banned_token_ids": "--ban-token",
+    "forced_token_ids": "--force-token",
+} | {
     name: f"--{name.replace('_', '-')}"
     for name in (
+        "acceptance",
         "backend",
         "context_length",
         "device",
         "drafter",
         "dtype",
         "exactness",
+        "frequency_penalty",
         "ignore_eos",
+        "logit_bias",
         "max_new_tokens",
         "min_new_tokens",
         "min_p",
+        "presence_penalty",
+        "repetition_penalty",
         "revision",
         "seed",
         "stop",
         "temperature",
+        "time_limit",
         "top_k",
         "top_p",
         "trust_remote_code",

@@ -9,7 +9,7 @@ import typer
 
 from polydraft.cli import options as opt
 from polydraft.cli.comparison import compare_with_plain, warm_up
-from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
+from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options, parse_numbers
 from polydraft.cli.prompts import read_prompt
 from polydraft.cli.streams import claim_output, console_for, diagnostics, is_terminal
 from polydraft.errors import EngineError, InvalidRequestError
@@ -56,6 +56,13 @@ def generate(
     top_p: opt.TopP = None,
     top_k: opt.TopK = None,
     min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    presence_penalty: opt.PresencePenalty = None,
+    frequency_penalty: opt.FrequencyPenalty = None,
+    logit_bias: opt.LogitBias = None,
+    ban_token: opt.BanToken = None,
+    force_token: opt.ForceToken = None,
+    acceptance: opt.AcceptanceOption = None,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     ignore_eos: opt.IgnoreEos = False,
@@ -94,6 +101,13 @@ def generate(
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=parse_numbers("--logit-bias", logit_bias, float),
+        banned_token_ids=tuple(ban_token) if ban_token else None,
+        forced_token_ids=parse_numbers("--force-token", force_token, int),
+        acceptance=acceptance,
         seed=seed,
         stop=tuple(stop) if stop else None,
         ignore_eos=ignore_eos,
