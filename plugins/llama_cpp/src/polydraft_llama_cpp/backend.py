@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 
 from polydraft.contract import (
     Capabilities,
     DeviceRecord,
     Diagnosis,
+    Exclusion,
     LoadRequest,
     ModelSource,
     SpeculationPlan,
@@ -98,6 +100,28 @@ class LlamaCppBackend(SteppingBackend):
             if reason := why_not(Checkpoint(source.path)):
                 return reason
         return None
+
+    def conformance_exclusions(self) -> Iterable[Exclusion]:
+        """The drafter's window, and the CPU's GELU; a build with a GPU is checked there, where GELU is exact."""
+        from polydraft_llama_cpp.bindings import devices
+
+        yield Exclusion(
+            check="test_drafter_logits_equal_reference",
+            drafter_kind="mtp",
+            status="notyet",
+            reason="In sliding-window layers llama.cpp lets an MTP drafter see two tokens fewer than Transformers; "
+            "up to the window's length the logits are the same.",
+            probe="polydraft_llama_cpp.probes:drafter_window_is_narrow",
+        )
+        if all(device.is_cpu for device in devices()):
+            yield Exclusion(
+                check="test_rows_equal_single_steps",
+                pair="tiny-[e23]*",
+                status="notyet",
+                reason="llama.cpp's CPU looks GELU up in a table of float16, so that logits in float32 carry float16's "
+                "noise (0.002); tiny-llama has no GELU, and passes.",
+                probe="polydraft_llama_cpp.probes:gelu_is_rounded",
+            )
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
         """Load the pair; see ``loading``."""
