@@ -3,9 +3,9 @@
     pip install mlx-vlm==0.7.10          # beside polydraft-mlx and polydraft-builtin-pairs
     python plugins/mlx/benchmarks/peers.py --out plugins/mlx/benchmarks/results.json
 
-Runs alternate (ours, theirs, ours, ...), each in this process and greedy; medians are reported. A round is one draft of k
-tokens and the target forward that verifies it. Times run from the first emitted tokens to the last: prefill is not in
-them. All must emit the same tokens, or the comparison is refused. mlx-vlm's text-only class cannot be used with
+Runs alternate (ours, theirs, ours, ...), each in this process and greedy; medians are reported. A round is one draft
+of k tokens and the target forward that verifies it. Times run from the first emitted tokens to the last: prefill is not
+in them. All must emit the same tokens, or the comparison is refused. mlx-vlm's text-only class cannot be used with
 assistants, so its target is the same weights in its multimodal class, beside a vision tower that is never run; and its
 habit of changing k by itself is switched off (``prefer_requested_block_size``).
 """
@@ -33,7 +33,14 @@ from polydraft_builtin_pairs import path as builtin_path
 from polydraft_mlx.config import overrides
 
 K = 4
-PROMPT = 'class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n'
+PROMPT = """class Stack:
+    '''A stack of items.'''
+
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+"""
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,7 @@ def theirs_mlx_lm(target: str, drafter: str, dtype: str, prompt: list[int], coun
         models.append(model)
 
     def generate() -> tuple[list[int], int, float, float]:
-        steps = speculative_generate_step(
-            mx.array(prompt), models[0], models[1], num_draft_tokens=K, max_tokens=count
-        )
+        steps = speculative_generate_step(mx.array(prompt), models[0], models[1], num_draft_tokens=K, max_tokens=count)
         return timed((token, is_draft) for token, _, is_draft in steps)
 
     return generate
@@ -192,7 +197,10 @@ def main() -> None:
         given = (dtype, prompt, arguments.tokens)
         results[f"tiny-llama + tiny-llama-draft, {dtype}"] = compare(
             f"draft model, {dtype}",
-            {"polydraft": ours("tiny-llama", *given), "mlx-lm": theirs_mlx_lm("tiny-llama", "tiny-llama-draft", *given)},
+            {
+                "polydraft": ours("tiny-llama", *given),
+                "mlx-lm": theirs_mlx_lm("tiny-llama", "tiny-llama-draft", *given),
+            },
             arguments.repeats,
         )
         for target in ("tiny-e2b", "tiny-31b"):

@@ -91,7 +91,8 @@ class Assistant(nn.Module):  # type: ignore[misc]
     def _head(self, row: mx.array) -> mx.array:
         table = self.lm_head if "lm_head" in self else self.model.embed_tokens
         if self.masked_embedding is None:
-            return table.as_linear(row)
+            dense: mx.array = table.as_linear(row)
+            return dense
         ids = self.masked_embedding(row)
         chosen = row @ table(ids[0]).T
         # The other tokens get one less than the smallest of these.

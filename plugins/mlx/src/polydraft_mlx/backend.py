@@ -26,7 +26,7 @@ __all__ = ["FIRST", "NEXT", "MlxBackend"]
 FIRST, NEXT = Version("0.32.2"), Version("0.33")
 """The versions of mlx-lm that this backend was tried with: from the first, before the second."""
 
-_PINS = "mlx-lm>=0.32.2,<0.33"
+_RANGE = ">=0.32.2,<0.33"
 
 
 class MlxBackend(SteppingBackend):
@@ -57,21 +57,19 @@ class MlxBackend(SteppingBackend):
             return Diagnosis(
                 usable=False,
                 engine_version=installed,
-                reason=f"mlx-lm {installed} is outside the range that this backend was tried with, {_PINS}.",
+                reason=f"mlx-lm {installed} is outside the range that this backend was tried with, {_RANGE}.",
                 remedy=_install(),
             )
         try:
-            import mlx.core as mx
+            import mlx.core  # noqa: F401
         except (ImportError, OSError) as error:
-            return Diagnosis(
-                usable=False, engine_version=installed, reason=_import_problem(error), remedy=_install()
-            )
+            return Diagnosis(usable=False, engine_version=installed, reason=_import_problem(error), remedy=_install())
         devices = _devices()
         return Diagnosis(
             usable=True,
             engine_version=installed,
             devices=devices,
-            notes=(f"mlx {mx.__version__}",),
+            notes=(f"mlx {version('mlx')}",),
             rank=70 if len(devices) > 1 else 40,
         )
 
@@ -89,7 +87,8 @@ class MlxBackend(SteppingBackend):
 
 
 def _install() -> str:
-    return f"pip install 'mlx-lm[cpu]{_PINS.removeprefix('mlx-lm')}'" if sys.platform == "linux" else f"pip install '{_PINS}'"
+    extra = "[cpu]" if sys.platform == "linux" else ""
+    return f"pip install 'mlx-lm{extra}{_RANGE}'"
 
 
 def _platform_problem() -> tuple[str, str] | None:
@@ -114,7 +113,9 @@ _OTHER = "Use a newer system (Ubuntu 22.04, Debian 12 or later) or a container o
 
 def _import_problem(error: Exception) -> str:
     if "libmlx" in str(error):
-        return "mlx is installed without a library to run with: on Linux it needs an extra, [cpu], [cuda12] or [cuda13]."
+        return (
+            "mlx is installed without a library to run with: on Linux it needs an extra, [cpu], [cuda12] or [cuda13]."
+        )
     return f"mlx cannot be imported: {error}"
 
 

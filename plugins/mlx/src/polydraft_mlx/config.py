@@ -1,4 +1,4 @@
-"""Configs in the layout of Transformers, as the classes of mlx-lm read them. In memory: nothing on disk is rewritten."""
+"""Configs in the layout of Transformers, as the classes of mlx-lm read them. Nothing on disk is rewritten."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import Chooser
@@ -51,10 +52,10 @@ class DraftModel:
             prefix = known if chooser.needs_prefix else None
             drafts.append(chooser.choose_draft(row, len(token_ids) + step, prefix))
             if chooser.needs_prefix:
-                known.append(int(drafts[-1].item()))
+                known.append(int(drafts[-1]))
             if keep_logits:
                 kept.append(row)
-        found: list[int] = mx.concatenate(drafts).tolist()
+        found: Any = mx.concatenate(drafts).tolist()
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
 

@@ -15,7 +15,7 @@ from polydraft.errors import ModelFormatError
 
 from polydraft_mlx.assistant import Assistant
 
-__all__ = ["load_assistant"]
+__all__ = ["in_one_line", "load_assistant"]
 
 
 def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> Assistant:
@@ -28,7 +28,8 @@ def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> A
     _check_quantization(config, source.id)
     weights: dict[str, Any] = {}
     for file in weight_files(path):
-        weights.update(mx.load(str(file)))
+        stored: Any = mx.load(str(file))
+        weights.update(stored)
     if config.get("tie_word_embeddings", True):
         weights.pop("lm_head.weight", None)
     if (ordering := weights.get("masked_embedding.token_ordering")) is not None:
@@ -41,7 +42,7 @@ def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> A
         assistant.load_weights(list(weights.items()), strict=True)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFormatError(
-            f"{source.id} is not an assistant as its config says: {str(error).splitlines()[0]}",
+            f"{source.id} is not an assistant as its config says: {in_one_line(error)}",
             "Download it again, or convert it again from the original.",
         ) from error
     if dtype is not None:
@@ -55,6 +56,12 @@ def _packed(name: str, module: Any, weights: Mapping[str, Any]) -> bool | dict[s
         return False
     found: dict[str, Any] = infer_quant_config(name, module, weights)
     return found
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error of a loader says, which may list hundreds of names, in a line that can be read."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{text[:300]}{' ...' if len(text) > 300 else '.'}" if text else f"{error!r}."
 
 
 def _check_quantization(config: Mapping[str, Any], name: str) -> None:

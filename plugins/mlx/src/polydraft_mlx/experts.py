@@ -15,7 +15,8 @@ class _WideLinear(SwitchLinear):  # type: ignore[misc]
     """A ``SwitchLinear`` in float32 between activations of another dtype."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        return super().__call__(x.astype(mx.float32), indices, sorted_indices=sorted_indices).astype(x.dtype)
+        product: mx.array = super().__call__(x.astype(mx.float32), indices, sorted_indices=sorted_indices)
+        return product.astype(x.dtype)
 
 
 def widen_experts(model: Any) -> bool:

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from polydraft_mlx.config import is_gemma4, overrides
 from polydraft_mlx.decoder import Decoder
-from polydraft_mlx.drafter_loading import load_assistant
+from polydraft_mlx.drafter_loading import in_one_line, load_assistant
 from polydraft_mlx.engine import MlxEngine
 from polydraft_mlx.experts import widen_experts
 from polydraft_mlx.mtp import MtpDrafter
@@ -77,7 +77,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
             else:
                 models.append(_model(plan.drafter, drafter_path, request, dtype))
                 drafter = Decoder(models[1], plan.drafter.id, rows)
-        widened = runtime.name == "cpu" and any([widen_experts(model) for model in models])
+        widened = runtime.name == "cpu" and sum(widen_experts(model) for model in models) > 0
         context, notes = _fit(request, own_context, models, target, drafter, runtime)
         for model in models:
             mx.eval(model.parameters())
@@ -108,7 +108,7 @@ def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtyp
         )
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, RuntimeError) as error:
         raise ModelFormatError(
-            f"mlx-lm cannot load {source.id}: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"mlx-lm cannot load {source.id}: {in_one_line(error)}",
             "Check that the checkpoint is complete, and its architecture and quantization known to mlx-lm.",
         ) from error
     if dtype is not None:

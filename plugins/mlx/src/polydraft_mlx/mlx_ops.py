@@ -65,7 +65,8 @@ class MlxOps:
     def candidates(self, values: mx.array, floor: mx.array) -> tuple[mx.array, mx.array]:
         mask = values >= floor
         if mx.default_device().type == mx.cpu:
-            width = max(int(mask.sum(axis=-1).max().item()), 1)
+            widest: Any = mask.sum(axis=-1).max().item()
+            width = max(int(widest), 1)
             if width <= min(_COMPACT_LIMIT, values.shape[-1] - 1):
                 columns = mx.argpartition(-values, width - 1, axis=-1)[..., :width].astype(mx.int64)
                 kept = mx.take_along_axis(values, columns, axis=-1)
@@ -96,8 +97,8 @@ class MlxOps:
         return changed
 
     def tolist(self, array: mx.array) -> list[Any]:
-        result: list[Any] = array.tolist()
-        return result
+        values: Any = array.tolist()
+        return list(values)
 
     def numpy(self, array: Any) -> Any:
         if mx.issubdtype(array.dtype, mx.floating):

@@ -3,11 +3,13 @@
 As in Transformers 5.22 (``SinglePositionMultiTokenCandidateGenerator`` in generation/candidate_generator.py): the
 newest token has position p. All steps of a round give p as the position and attend to the target's keys and values of
 the positions before p, of the last layer of each attention type that stores its own. The first step's input is the
-newest token's embedding (the target's, scaled) beside the target's final-normed hidden row of position p-1; each further
-step takes the drafted token and the assistant's own output, projected back to the target's width.
+newest token's embedding (the target's, scaled) beside the target's final-normed hidden row of position p-1; each
+further step takes the drafted token and the assistant's own output, projected back to the target's width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import Chooser
@@ -59,10 +61,10 @@ class MtpDrafter:
             token = chooser.choose_draft(logits, cache.length + 1 + step, prefix)
             drafts.append(token)
             if chooser.needs_prefix:
-                known.append(int(token.item()))
+                known.append(int(token))
             if keep_logits:
                 kept.append(logits)
-        found: list[int] = mx.concatenate(drafts).tolist()
+        found: Any = mx.concatenate(drafts).tolist()
         return found, mx.concatenate(kept) if kept else None
 
     @staticmethod

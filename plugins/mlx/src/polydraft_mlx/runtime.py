@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from polydraft.errors import DeviceError, EngineError, OutOfMemoryError
+from polydraft.errors import DeviceError, EngineError, OutOfMemoryError, PolydraftError
 
 __all__ = ["Runtime", "devices", "find_device", "free_memory"]
 
 _LOCK = threading.Lock()
 """One for all sessions: streams that may be used in any thread must not be used in two at a time."""
+
+_NO_MEMORY = re.compile(
+    r"^\[[^\]]*malloc\]|^\[METAL\].*Insufficient Memory|^cuda.*out of memory", re.IGNORECASE | re.DOTALL
+)
 
 _GPU_NAMES = {"gpu", "metal", "mps", "cuda"}
 
@@ -49,22 +55,19 @@ class Runtime:
         with _LOCK, mx.stream(self._stream):
             try:
                 yield
-            except MemoryError as error:
-                if isinstance(error, OutOfMemoryError):
-                    raise
-                raise _no_memory(what, error) from error
-            except RuntimeError as error:
-                text = str(error).lower()
-                if "alloc" in text or "memory" in text:
-                    raise _no_memory(what, error) from error
-                raise EngineError(f"{what}, and MLX failed: {error}", "Report it with this message.") from error
-
-
-def _no_memory(what: str, error: BaseException) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"{what}, and memory ran out: {str(error).splitlines()[0] if str(error) else error!r}",
-        "Give a smaller context_length, a shorter prompt, or a quantized model.",
-    )
+            except PolydraftError:
+                raise
+            except (RuntimeError, MemoryError) as error:
+                # Others' errors, a logits processor's say, are theirs; MLX's begin with "[operation]".
+                text = str(error)
+                if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+                    raise OutOfMemoryError(
+                        f"{what}, and memory ran out: {text or error!r}",
+                        "Give a smaller context_length, a shorter prompt, or a quantized model.",
+                    ) from error
+                if text.startswith("["):
+                    raise EngineError(f"{what}, and MLX failed: {text}", "Report it with this message.") from error
+                raise
 
 
 def find_device(name: str) -> mx.Device:
@@ -87,7 +90,7 @@ def find_device(name: str) -> mx.Device:
     )
     if wrong_kind or int(index or 0) >= count:
         raise DeviceError(
-            f"The device {name} was asked for, and MLX {mx.__version__} has: {here}.",
+            f"The device {name} was asked for, and MLX {version('mlx')} has: {here}.",
             "Use device='cpu', or a Mac with Apple silicon, or on Linux with an NVIDIA GPU: pip install 'mlx[cuda13]'.",
         )
     return mx.Device(mx.gpu, int(index or 0))

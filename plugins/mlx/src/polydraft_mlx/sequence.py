@@ -43,9 +43,7 @@ class MlxSequence(EngineSequence):
         chunk: Prompt tokens run in one forward.
     """
 
-    def __init__(
-        self, runtime: Runtime, target: Decoder, drafter: MtpDrafter | DraftModel | None, chunk: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, target: Decoder, drafter: MtpDrafter | DraftModel | None, chunk: int) -> None:
         self._runtime = runtime
         self._target = target
         self._drafter = drafter

@@ -1,0 +1,41 @@
+"""``exactness="bitwise"``: a token's logits have the same bits however the text was cut into steps."""
+
+import random
+
+import numpy as np
+import polydraft
+import pytest
+
+pytest.importorskip("mlx.core", reason="mlx is not installed")
+pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+
+K = 4
+
+
+def bits(engine, tokens, start, sizes, greedy):
+    """The bits of all rows from ``start`` on; steps of ``sizes``, each with wrong tokens behind it, rolled back."""
+    rng = random.Random(len(tokens))
+    sequence, rows, position = engine.open_sequence(), [], start
+    sequence.prefill(tokens[:start], greedy)
+    while position < len(tokens):
+        count = min(sizes(), len(tokens) - position)
+        wrong = [rng.randrange(3, 2000) for _ in range(rng.randrange(K + 2 - count))]
+        step = sequence.verify([*tokens[position : position + count], *wrong], greedy, keep_logits=True)
+        sequence.rollback(position + count)
+        rows.append(step.logits.numpy()[:count])
+        position += count
+    return np.concatenate(rows).view(np.uint32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["tiny-e2b", "tiny-26b"])
+def test_rows_have_the_same_bits_in_every_step(target, dtype, greedy):
+    rng = random.Random(7)
+    tokens = [2, *(rng.randrange(3, 2000) for _ in range(270))]  # past the window, and past a block of slots
+    with polydraft.load(
+        f"builtin:{target}", backend="mlx", dtype=dtype, device="cpu", exactness="bitwise", num_speculative_tokens=K
+    ) as session:
+        assert session.running.exactness == "bitwise"
+        single = bits(session.engine, tokens, 235, lambda: 1, greedy)
+        for sizes in (lambda: K + 1, lambda: rng.randrange(1, K + 2)):
+            assert np.array_equal(bits(session.engine, tokens, 235, sizes, greedy), single)
