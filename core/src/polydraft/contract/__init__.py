@@ -20,6 +20,7 @@ from polydraft.contract.records import (
     FaultRecord,
     LocalModelRecord,
     PairRecord,
+    ServerCommand,
 )
 from polydraft.contract.requests import (
     DEFAULT_SETTINGS,
@@ -45,6 +46,7 @@ from polydraft.contract.results import (
     Segment,
     TokenLogprobs,
     ToolCall,
+    Verified,
 )
 from polydraft.contract.stepping import Chooser, EngineSequence, LogitsHandle, Proposal, Step, SteppingEngine
 from polydraft.contract.tokenizer import Tokenizer
@@ -86,6 +88,7 @@ __all__ = [
     "Round",
     "RunningInfo",
     "Segment",
+    "ServerCommand",
     "Speculate",
     "SpeculationPlan",
     "SpeculativeBackend",
@@ -97,5 +100,6 @@ __all__ = [
     "TokenRequest",
     "Tokenizer",
     "ToolCall",
+    "Verified",
     "hookimpl",
 ]

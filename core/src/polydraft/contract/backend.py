@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from polydraft.contract.records import Capabilities, Diagnosis, Exclusion
+from polydraft.contract.records import Capabilities, Diagnosis, Exclusion, ServerCommand
+from polydraft.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import LoadRequest, ModelSource, SpeculationPlan
@@ -56,6 +57,16 @@ class SpeculativeBackend(ABC):
             OutOfMemoryError: Weights or context do not fit.
             UnsupportedError: The request asks for what the capabilities do not claim.
         """
+
+    def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
+        """The command that serves this pair over HTTP, for ``polydraft serve``. Starts nothing.
+
+        Raises:
+            UnsupportedError: By default: the engine has no server of its own.
+        """
+        raise UnsupportedError(
+            "This backend has no server.", "Use one that has, such as vllm (`polydraft backends` lists them)."
+        )
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """Conformance checks that this backend does not pass, each with its reason."""

@@ -20,6 +20,7 @@ __all__ = [
     "LocalModelRecord",
     "PairRecord",
     "Record",
+    "ServerCommand",
 ]
 
 CONTRACT_VERSION = 1
@@ -181,4 +182,13 @@ class Exclusion(Record):
     )
     run: bool = Field(
         default=True, description="False: not even tried, since it would crash the process or hang in native code."
+    )
+
+
+class ServerCommand(Record):
+    """The command that serves a pair over HTTP."""
+
+    arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments, as for ``subprocess``.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables that it needs beyond the environment it is started in. No secrets."
     )

@@ -19,6 +19,7 @@ __all__ = [
     "Segment",
     "TokenLogprobs",
     "ToolCall",
+    "Verified",
 ]
 
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
@@ -150,6 +151,14 @@ class GenerationStats(Record):
         return (self.num_tokens - 1) / self.num_target_steps
 
 
+class Verified(Record):
+    """What ``polydraft verify`` found of just this: these models, versions, dtype, device, k and exactness."""
+
+    verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
+    created: str = Field(description="When, in UTC (ISO 8601).")
+    num_tokens: int = Field(description="Tokens that were compared.")
+
+
 class RunningInfo(Record):
     """What really runs in a session."""
 
@@ -169,6 +178,7 @@ class RunningInfo(Record):
     )
     speculation_off: OffReason | None = None
     notes: tuple[str, ...] = ()
+    verified: Verified | None = Field(default=None, description="None: never, or ``load(verified=...)`` did not ask.")
 
 
 class GenerationResult(Record):

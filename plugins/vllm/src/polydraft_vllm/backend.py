@@ -14,6 +14,7 @@ from polydraft.contract import (
     Exclusion,
     LoadRequest,
     ModelSource,
+    ServerCommand,
     SpeculationPlan,
     SpeculativeBackend,
 )
@@ -62,6 +63,12 @@ class VllmBackend(SpeculativeBackend):
         from polydraft_vllm.loading import load_session
 
         return load_session(request, self.capabilities())
+
+    def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
+        """The command of vLLM's own server."""
+        from polydraft_vllm.server.command import server_command
+
+        return server_command(request, request.engine_options, host=host, port=port)
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """See ``exclusions``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["prepare_environment"]
+__all__ = ["prepare_environment", "server_environment"]
 
 _DEFAULTS = {
     # Its log goes to standard output by default, where programs put their results.
@@ -30,3 +30,15 @@ def prepare_environment(*, cpu: bool) -> None:
     # The scheduler must live in this process: it tells what each round drafted. On CPU vLLM would otherwise also put
     # a single worker into a process of its own.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+def server_environment(*, cpu: bool) -> dict[str, str]:
+    """What a server process of ours gets beyond this process's environment.
+
+    Args:
+        cpu: Whether vLLM's CPU build is installed.
+    """
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if cpu:
+        settings |= _CPU_DEFAULTS
+    return {name: value if name.endswith("MULTIPROCESSING") else os.environ.get(name, value) for name, value in settings.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from polydraft.contract import Exclusion
 
-__all__ = ["in_process_exclusions"]
+__all__ = ["in_process_exclusions", "server_exclusions"]
 
 _MIXED = "tiny-[!l]*"
 """The built-in targets with sliding and full attention: all but tiny-llama."""
@@ -25,3 +25,8 @@ def in_process_exclusions() -> Iterable[Exclusion]:
     yield Exclusion(
         check="test_target_drafts_for_itself", pair=_MIXED, status="notyet", reason=_DRAFT_MODEL, probe=_PROBE
     )
+
+
+def server_exclusions() -> Iterable[Exclusion]:
+    """Those of the backend ``vllm-server``."""
+    return in_process_exclusions()

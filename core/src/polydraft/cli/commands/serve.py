@@ -1,0 +1,78 @@
+"""``polydraft serve``: print and run an engine's own server for a pair."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polydraft.cli import options as opt
+from polydraft.cli.loading import LoadOptions, model_or_builtin, parse_engine_options
+from polydraft.cli.streams import claim_output
+
+if TYPE_CHECKING:
+    from polydraft.contract import ServerCommand
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    model: opt.Model = None,
+    drafter: opt.DrafterOption = None,
+    backend: opt.BackendOption = "auto",
+    k: opt.K = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Serve without speculation.")] = False,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    context_length: opt.ContextLength = None,
+    engine_option: opt.EngineOption = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    trust_remote_code: opt.TrustRemoteCode = False,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. Others than the loopback's are open to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the command, and do not run it.")] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Serve a pair over HTTP with the engine's own server: the command is printed, then run.
+
+    Pair and versions are checked as for ``generate``. With --print, standard output is the command alone. The exit code
+    is the server's.
+    """
+    from polydraft.contract import HubOptions
+    from polydraft.plugins import default_host
+    from polydraft.registry.opening import Opening
+
+    wish = LoadOptions(model, drafter, plain)
+    prepared = Opening(default_host(), HubOptions(revision=revision, local_files_only=offline)).prepare(
+        model_or_builtin(model),
+        backend=backend,
+        drafter=wish.load_drafter,
+        num_speculative_tokens=k,
+        engine_options=parse_engine_options(engine_option) or None,
+        context_length=context_length,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    command = prepared.backend.server_command(prepared.request, host=host, port=port)
+    if print_only:
+        output = claim_output()
+        output.write(shown(command) + "\n")
+        output.flush()
+        return
+    typer.echo(shown(command), err=True)
+    done = subprocess.run(command.arguments, env={**os.environ, **command.environment}, check=False)
+    raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
+
+
+def shown(command: ServerCommand) -> str:
+    """The command as one types it into a shell."""
+    settings = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " ".join([*settings, shlex.join(command.arguments)])

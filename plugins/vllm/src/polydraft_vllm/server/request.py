@@ -1,0 +1,120 @@
+"""One request to a server: a thread reads its answer, so that callers can wait, time out and cancel."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft.contract import TokenLogprobs
+from polydraft.errors import EngineError
+
+if TYPE_CHECKING:
+    from polydraft_vllm.server.client import ServerClient
+
+__all__ = ["Piece", "ServerRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one event of the stream brought. A server may put several rounds into one."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    seconds: float
+    """Since the piece before; for the first one, since the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The stream ended."""
+
+    finish_reason: str | None
+    speculation: Mapping[str, Any] | None
+    """``metrics.speculative_decoding`` of the response."""
+
+
+class ServerRequest:
+    """A streamed completion.
+
+    Args:
+        client: The server's.
+        logprobs: How many best tokens are wanted at each position; None: none.
+        arguments: Of the completion.
+
+    Raises:
+        PolydraftError: The server refuses it.
+    """
+
+    def __init__(self, client: ServerClient, logprobs: int | None, arguments: Mapping[str, Any]) -> None:
+        self._client = client
+        self._logprobs = logprobs
+        self._submitted = time.perf_counter()
+        self._pieces: queue.SimpleQueue[Piece | End | BaseException] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._answer = client.complete(**arguments)
+        self._thread = threading.Thread(target=self._read, name="polydraft-vllm-request", daemon=True)
+        self._thread.start()
+
+    def next(self, timeout: float) -> Piece | End | None:
+        """The next piece; None if there is none yet.
+
+        Raises:
+            PolydraftError: What went wrong in mid-stream.
+        """
+        try:
+            piece = self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+    def cancel(self) -> None:
+        """Hang up: the server aborts the request. Returns at once."""
+        self._cancelled.set()
+
+    def _read(self) -> None:
+        latest = self._submitted
+        reason, speculation = None, None
+        try:
+            with self._client.errors_while_reading(), self._answer as events:
+                for event in events:
+                    if self._cancelled.is_set():
+                        return
+                    if (metrics := (event.model_extra or {}).get("metrics")) is not None:
+                        speculation = metrics.get("speculative_decoding")
+                    for choice in event.choices:
+                        token_ids = tuple((choice.model_extra or {}).get("token_ids") or ())
+                        reason = choice.finish_reason or reason
+                        if token_ids:
+                            now = time.perf_counter()
+                            logprobs = None if self._logprobs is None else _logprobs(choice, token_ids, self._logprobs)
+                            self._pieces.put(Piece(token_ids, logprobs, now - latest))
+                            latest = now
+            if reason is None:
+                raise EngineError(
+                    f"The vLLM server at {self._client.url} ended the answer before its end.",
+                    "The server may have died: look at its log.",
+                )
+            self._pieces.put(End(reason, speculation))
+        except Exception as error:
+            self._pieces.put(error)
+
+
+def _logprobs(choice: Any, token_ids: tuple[int, ...], count: int) -> tuple[TokenLogprobs, ...]:
+    """From OpenAI's lists; tokens are written ``token_id:7`` there, as was asked for."""
+    found = choice.logprobs
+    entries = []
+    for index, token_id in enumerate(token_ids):
+        best = sorted(
+            ((int(name.rpartition(":")[2]), value) for name, value in (found.top_logprobs[index] or {}).items()),
+            key=lambda pair: (-pair[1], pair[0]),
+        )
+        entries.append(
+            TokenLogprobs(token_id=token_id, logprob=found.token_logprobs[index], top=tuple(best[:count]))
+        )
+    return tuple(entries)
