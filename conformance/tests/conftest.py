@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,8 @@ from polydraft.contract import hookimpl
 from polydraft.plugins import PluginHost
 
 pytest.importorskip("polydraft_reference", reason="the suite is tested on the reference engine: polydraft-reference")
+
+sys.path.insert(0, str(Path(__file__).parent))  # for conformance_liars: tests are imported by their files
 
 
 class PluginOf:

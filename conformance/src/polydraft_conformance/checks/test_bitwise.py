@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-_AFTER = ("test_generates", "test_greedy_equals_plain", "test_rollback_is_exact")
+_AFTER = ("test_generates", "test_drafts_are_made", "test_greedy_equals_plain", "test_rollback_is_exact")
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 17}
 
 
-@check(scope="kind", after=_AFTER, claims=is_bitwise)
+@check(scope="kind", after=(*_AFTER, "test_seed_decides_the_output", "test_sample_equals_plain"), claims=is_bitwise)
 def test_bitwise_output_equals_plain(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_numbers: dict[str, Any]
 ) -> None:

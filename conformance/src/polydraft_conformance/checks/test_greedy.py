@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 _FALSE_ALARM = 1e-5
 """Chance that a backend whose near ties are as frequent as the control's fails for having more."""
-_PRIMITIVES = ("test_generates", "test_steps_equal_prefill", "test_rows_equal_single_steps", "test_rollback_is_exact")
+_PRIMITIVES = (
+    "test_generates",
+    "test_steps_equal_prefill",
+    "test_rows_equal_single_steps",
+    "test_rollback_is_exact",
+    "test_rounds_end_with_a_bonus_token",
+)
 
 
 @check(scope="case", after=_PRIMITIVES)

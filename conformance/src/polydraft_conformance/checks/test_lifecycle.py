@@ -30,7 +30,7 @@ _PATIENCE = 20.0
 """Seconds that another thread is waited for."""
 
 
-@check(scope="kind", after=_AFTER)
+@check(scope="kind", after=(*_AFTER, "test_statistics_equal_counts"))
 def test_stream_is_the_result_in_pieces(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
     """Chunks joined are the result: tokens, text, accepted drafts; the last one says why it ended."""
     result = polydraft_evidence.generations[1].speculative

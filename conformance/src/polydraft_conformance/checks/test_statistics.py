@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.evidence import Evidence
 
 
-@check(scope="case", after=("test_generates",))
+@check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token"))
 def test_statistics_equal_counts(polydraft_case: object, polydraft_evidence: Evidence) -> None:
     """Steps, rounds, drafted and accepted tokens equal the counts that the suite took at the engine."""
     for generation in polydraft_evidence.generations:
@@ -32,7 +32,7 @@ def test_statistics_equal_counts(polydraft_case: object, polydraft_evidence: Evi
             )
 
 
-@check(scope="case", after=("test_generates", "test_statistics_equal_counts"))
+@check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token", "test_statistics_equal_counts"))
 def test_statistics_add_up(polydraft_evidence: Evidence) -> None:
     """Counts agree with one another and with the output; plain decoding drafts nothing."""
     for generation in polydraft_evidence.generations:

@@ -1,0 +1,1 @@
+"""Backends that lie: the reference engine with one defect each, which the suite must find and name."""

@@ -1,0 +1,194 @@
+"""Stepping engines with a defect in a primitive or in the drafter."""
+
+from __future__ import annotations
+
+import time
+import zlib
+
+import numpy as np
+from polydraft.contract import Proposal, Step
+from polydraft_reference.engine import ReferenceEngine, ReferenceSequence
+from polydraft_reference.model import ReferenceModel
+
+
+class Unverified(ReferenceSequence):
+    """Whatever was drafted is taken for the target's choice."""
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        step = super().choose(logits, token_ids, chooser, keep_logits)
+        return Step([*token_ids[1:], step.token_ids[-1]], step.logits, step.logprobs)
+
+
+class OneDraftTooFew(ReferenceSequence):
+    """k counts the bonus token."""
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        return super().propose(newest, max(1, k - 1), chooser, keep_logits=keep_logits)
+
+
+class Silent(ReferenceSequence):
+    """The drafter is off."""
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        return Proposal([])
+
+
+class AlwaysWrong(ReferenceSequence):
+    """The output is right, but no draft is."""
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        proposal = super().propose(newest, k, chooser, keep_logits=keep_logits)
+        return Proposal([(token + 1) % self.engine.target.config.vocab_size for token in proposal.token_ids])
+
+
+class StaleRow(ReferenceSequence):
+    """Keys and values of the first row that was rolled back stay in place of the last kept one's."""
+
+    def rollback(self, length):
+        kept = self.cache.copy() if self.length > length else None
+        super().rollback(length)
+        if kept is not None:
+            kept.truncate(length + 1)
+            for layer, other in zip(self.cache.layers, kept.layers, strict=True):
+                keys, values = other.visible()
+                slot = (layer.length - 1) % layer.capacity
+                layer.keys[slot], layer.values[slot] = keys[-1], values[-1]
+
+
+class WindowCorrupted(ReferenceSequence):
+    """Steps past the sliding window damage the oldest row that is still seen."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+        for layer in self.cache.layers:
+            if layer.window is not None and layer.length > layer.window:
+                layer.keys[(layer.length - layer.window + 1) % layer.capacity] *= -1.0
+        return step
+
+
+class Raising(ReferenceSequence):
+    """Fails after some tokens."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        if self.length > 30:
+            raise ValueError("no more")
+        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+
+
+class Hanging(ReferenceSequence):
+    """Never ends a step of two rows."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        if len(token_ids) == 2:
+            time.sleep(1000)
+        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+
+
+class Crashing(ReferenceSequence):
+    """Ends the process in steps of two rows."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        if len(token_ids) == 2:
+            import os
+
+            os._exit(3)
+        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+
+
+def perturbed(model, share):
+    """A model whose weights are off by about ``share`` of themselves."""
+    other = ReferenceModel(model.config, model.dtype)
+    random = np.random.default_rng(5)
+    for layer in other.layers:
+        for name in ("query", "key", "value", "output", "up", "down"):
+            weight = getattr(layer, name)
+            changed = (weight * (1 + share * random.standard_normal(weight.shape))).astype(weight.dtype)
+            object.__setattr__(layer, name, changed)
+    return other
+
+
+class PerturbedWhileSpeculating(ReferenceSequence):
+    """Once it has drafted, the target's weights are slightly other ones."""
+
+    share = 0.02
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.drafted = False
+        if not hasattr(engine, "perturbed"):
+            engine.perturbed = perturbed(engine.target, self.share)
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        self.drafted = True
+        return super().propose(newest, k, chooser, keep_logits=keep_logits)
+
+    def run_row(self, token_id):
+        model = self.engine.perturbed if self.drafted else self.engine.target
+        return model.logits(model.run(token_id, self.cache), token_id)
+
+
+class LowPrecisionEngine(ReferenceEngine):
+    """Says what its sequences do."""
+
+    def running(self, request):
+        return super().running(request).model_copy(update={"dtype": "bfloat16"})
+
+
+class LowPrecision(ReferenceSequence):
+    """Logits are rounded to eighths, and rows of larger steps are off by up to one of them: near ties turn.
+
+    No defect: this is what bfloat16 does. How a row is off depends on its position and its place in the step.
+    """
+
+    grid = 0.125
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        return super().choose(self.rounded(logits), token_ids, chooser, keep_logits)
+
+    def rounded(self, logits):
+        rounded = np.round(logits / self.grid)
+        if len(logits) > 1:
+            first = self.length - len(logits)
+            rounded = np.stack([self.off(line, first + row, row) for row, line in enumerate(rounded)])
+        return (rounded * self.grid).astype(np.float32)
+
+    def off(self, line, position, row):
+        """A rounded row as it comes out in row ``row`` of a larger step."""
+        key = zlib.crc32(f"{position} {row}".encode())
+        return line + np.random.default_rng(key).integers(-1, 2, size=len(line))
+
+
+class LowPrecisionPerturbed(LowPrecision, PerturbedWhileSpeculating):
+    """Low precision, and slightly other weights while speculating."""
+
+    share = 0.1
+
+
+class TieSeeker(LowPrecision):
+    """Once it has drafted, of all the ways that a row can be off it takes one that turns the choice, if any does."""
+
+    grid = 0.25
+    drafted = False
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        self.drafted = True
+        return super().propose(newest, k, chooser, keep_logits=keep_logits)
+
+    def prefill(self, token_ids, chooser, *, keep_logits=False):
+        self.prompt_length = len(token_ids)
+        return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+
+    def off(self, line, position, row):
+        reachable = min(self.engine.max_draft_tokens, position - self.prompt_length)
+        places = [row, *range(reachable + 1)] if self.drafted else [row]
+        lines = [super(TieSeeker, self).off(line, position, place) for place in places]
+        return next((other for other in lines if other.argmax() != line.argmax()), lines[0])
+
+
+class OtherBits(ReferenceSequence):
+    """Rows of larger steps are off in the last bits: no token changes."""
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        if len(logits) > 1:
+            logits = logits * np.float32(1 + 2.0**-22)
+        return super().choose(logits, token_ids, chooser, keep_logits)
