@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Segment,
         TokenLogprobs,
         ToolCall,
+        Verified,
     )
     from polydraft.errors import (
         BackendNotFoundError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         LogitsProcessorError,
         ModelFormatError,
         ModelNotFoundError,
+        NotVerifiedError,
         OutOfMemoryError,
         PairMismatchError,
         PluginError,
@@ -110,6 +112,7 @@ _MODULES = {
         "Segment",
         "TokenLogprobs",
         "ToolCall",
+        "Verified",
     ),
     "polydraft.errors": (
         "BackendNotFoundError",
@@ -122,6 +125,7 @@ _MODULES = {
         "LogitsProcessorError",
         "ModelFormatError",
         "ModelNotFoundError",
+        "NotVerifiedError",
         "OutOfMemoryError",
         "PairMismatchError",
         "PluginError",
@@ -167,6 +171,7 @@ __all__ = [
     "Message",
     "ModelFormatError",
     "ModelNotFoundError",
+    "NotVerifiedError",
     "OffReason",
     "OutOfMemoryError",
     "PairMismatchError",
@@ -189,6 +194,7 @@ __all__ = [
     "TokenLogprobs",
     "ToolCall",
     "UnsupportedError",
+    "Verified",
     "__version__",
     "default_host",
     "hookimpl",

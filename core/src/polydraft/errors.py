@@ -18,6 +18,7 @@ __all__ = [
     "LogitsProcessorError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "NotVerifiedError",
     "OutOfMemoryError",
     "PairMismatchError",
     "PluginError",
@@ -84,6 +85,10 @@ class ModelFormatError(PolydraftError):
 
 class PairMismatchError(PolydraftError):
     """Target and drafter do not belong together."""
+
+
+class NotVerifiedError(PolydraftError):
+    """``load(verified="require")``: this has not been verified here, or was found wrong. The hint names the command."""
 
 
 class DeviceError(PolydraftError):

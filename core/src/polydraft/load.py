@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polydraft.errors import InvalidRequestError
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from polydraft.contract.backend import EngineOptions
     from polydraft.contract.records import Exactness
     from polydraft.plugins import PluginHost
+    from polydraft.registry.opening import Prepared
     from polydraft.session.base import Session
 
-__all__ = ["MAX_SPECULATIVE_TOKENS", "load"]
+__all__ = ["MAX_SPECULATIVE_TOKENS", "load", "prepare"]
 
 MAX_SPECULATIVE_TOKENS = 128
 """A larger k is an error before anything is looked for; each backend has a smaller limit of its own."""
@@ -36,6 +37,7 @@ def load(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
     engine_options: Mapping[str, Any] | EngineOptions | None = None,
+    verified: Literal["require", "warn", "off"] = "off",
     host: PluginHost | None = None,
 ) -> Session:
     """Load a target with its drafter, and return the session that generates.
@@ -61,6 +63,9 @@ def load(
         local_files_only: Use the Hub's cache only, never the network.
         trust_remote_code: Allow engines to run code that a checkpoint brings.
         engine_options: The backend's own options, checked against its ``options`` model.
+        verified: ``require``: refuse what ``polydraft verify`` has not found to be exact on this machine, with just
+            these models, versions, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not ask. What is
+            known is in ``session.running.verified``. Plain decoding needs no verification.
         host: The plugins; None: the installed ones.
 
     Raises:
@@ -75,6 +80,51 @@ def load(
         UnsupportedError: The backend cannot load this target, or not with this exactness.
         DeviceError: The device is not there.
         OutOfMemoryError: Weights or context do not fit.
+        NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
+    """
+    arguments = dict(locals())
+    if verified not in {"require", "warn", "off"}:
+        raise InvalidRequestError(f"verified={verified!r} is unknown.", "Give 'require', 'warn' or 'off'.")
+    del arguments["verified"]
+    prepared = prepare(**arguments)
+    if verified == "off":
+        return prepared.backend.load(prepared.request)
+
+    from polydraft.plugins import default_host
+    from polydraft.verification.gate import Gate
+
+    gate = Gate(prepared, host or default_host(), verified, arguments)
+    gate.before()
+    session = prepared.backend.load(prepared.request)
+    try:
+        session._running = gate.after(session.running)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def prepare(
+    target: str | Path,
+    *,
+    drafter: str | Path | None = "auto",
+    backend: str = "auto",
+    num_speculative_tokens: int | None = None,
+    exactness: Exactness = "standard",
+    context_length: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
+    engine_options: Mapping[str, Any] | EngineOptions | None = None,
+    host: PluginHost | None = None,
+) -> Prepared:
+    """What ``load`` does before it loads: arguments checked, backend and drafter chosen. Errors are ``load``'s.
+
+    Args are those of ``load``.
     """
     _check_names(target, drafter, backend)
     _check_k(num_speculative_tokens)
@@ -111,7 +161,7 @@ def load(
         token=token,
         local_files_only=local_files_only,
     )
-    prepared = Opening(host or default_host(), hub).prepare(
+    return Opening(host or default_host(), hub).prepare(
         target,
         backend=backend,
         drafter=drafter,
@@ -123,7 +173,6 @@ def load(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    return prepared.backend.load(prepared.request)
 
 
 def _check_names(target: object, drafter: object, backend: object) -> None:

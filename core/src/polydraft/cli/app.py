@@ -12,6 +12,7 @@ from polydraft.cli.commands.chat import chat
 from polydraft.cli.commands.doctor import doctor
 from polydraft.cli.commands.generate import generate
 from polydraft.cli.commands.pairs import pairs
+from polydraft.cli.commands.verify import verify
 from polydraft.cli.options import CommandState, Debug
 from polydraft.cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, show_warnings, tell
 from polydraft.cli.streams import abandon_output
@@ -49,7 +50,7 @@ def _root(
     """Options before the command; both act by their callbacks."""
 
 
-for _command in (generate, chat, backends, pairs, doctor):
+for _command in (generate, chat, verify, backends, pairs, doctor):
     app.command()(_command)
 
 

@@ -1,0 +1,130 @@
+"""What a verification decodes: prompts in the target's own tokens, in the order of what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import PolydraftError
+
+if TYPE_CHECKING:
+    from polydraft.contract.tokenizer import Tokenizer
+
+__all__ = ["PlannedCase", "planned_cases", "sliding_window"]
+
+_CHAT = "Write a short function that counts how often each word occurs in a text, and explain it."
+_TEXTS = {
+    "code": '''def count_words(text):
+    """Return how often each word occurs in the text."""
+    counts = {}
+    for word in text.lower().split():
+        word = word.strip(".,;:!?")
+        if word:
+            counts[word] = counts.get(word, 0) + 1
+    return counts
+
+
+def most_common(counts, number):
+    """Return the words that occur most often, with their counts."""
+    pairs = sorted(counts.items(), key=lambda pair: pair[1], reverse=True)
+    return pairs[:number]
+
+
+def total(counts):
+    """Return the number of all words."""
+    return sum(counts.values())
+''',
+    "prose": "A language model writes one word after another. Each time it reads everything that was written before, "
+    "and asks which word is likely to come next. A second, smaller model can guess several words at once, and the "
+    "larger one then looks at all of the guesses together. It keeps those that it would have written itself, and goes "
+    "on from the first that it would not. So the text is the same, and only the time is shorter. ",
+    "a list": "1. one apple\n2. two pears\n3. three plums\n4. four cherries\n5. five apples\n6. six pears\n7. seven ",
+}
+_TEMPERATURES = (0.8, 1.0, 0.6)
+_FIRST_LENGTHS = {"code": 48, "prose": 24, "a list": 40}
+_NO_WINDOW = 256
+"""A long prompt's length, in tokens, where the target has no sliding window (or its config does not say)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCase:
+    """One prompt, and how it shall be decoded."""
+
+    prompt: str
+    token_ids: tuple[int, ...]
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+def sliding_window(config: dict[str, Any]) -> int | None:
+    """The sliding window of a target's config, in tokens; None where there is none."""
+    text = config.get("text_config", config)
+    window = text.get("sliding_window") if isinstance(text, dict) else None
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def planned_cases(
+    tokenizer: Tokenizer, window: int | None, context_length: int, *, seeds: bool
+) -> Iterator[tuple[int, PlannedCase]]:
+    """Prompts without end, each with the number of the pass over them.
+
+    Args:
+        tokenizer: The target's.
+        window: The target's sliding window.
+        context_length: Prompts leave half of it to the output.
+        seeds: Whether sampled outputs of a seed can be compared.
+
+    Yields:
+        In the first pass: a chat and short texts, greedy and sampled, then prompts longer than the sliding window and
+        ones whose output crosses its edge. In later passes: other seeds, or other pieces of the texts.
+    """
+    most = context_length // 2
+    texts = {name: _tokens(tokenizer, text, index) for index, (name, text) in enumerate(_TEXTS.items())}
+    long = (window or _NO_WINDOW) * 2 + 3
+    lengths = [("past the sliding window" if window else "long", long)]
+    if window:
+        lengths.append(("across the sliding window's edge", max(2, window - 8)))
+    for number in range(1 << 30):
+        short: list[PlannedCase] = []
+        if number == 0 and (chat := _chat(tokenizer)):
+            short.append(PlannedCase("a chat", chat[:most]))
+        short += [
+            PlannedCase(name, _piece(text, min(_FIRST_LENGTHS[name], most), number)) for name, text in texts.items()
+        ]
+        longer = [PlannedCase(name, _piece(texts["code"], min(length, most), number)) for name, length in lengths]
+        sampled = [
+            PlannedCase(case.prompt, case.token_ids, {"temperature": temperature, "seed": 17 * number + index})
+            for index, (case, temperature) in enumerate(zip([*short, *longer], cycle(_TEMPERATURES), strict=False))
+            if seeds
+        ]
+        greedy = [*short, *longer]
+        # Greedy and sampled in turn, the short prompts first: what is cheap comes before what is not.
+        order = [case for pair in zip(greedy, sampled, strict=True) for case in pair] if sampled else greedy
+        for case in order:
+            yield number, case
+
+
+def _tokens(tokenizer: Tokenizer, text: str, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(what begins every prompt, the text's tokens); any tokens at all where the model has no tokenizer."""
+    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    try:
+        return start, tuple(tokenizer.encode(text))
+    except PolydraftError:
+        count = tokenizer.vocab_size
+        return start, tuple((7919 * position + 104729 * index) % count for position in range(97))
+
+
+def _piece(text: tuple[tuple[int, ...], tuple[int, ...]], length: int, number: int) -> tuple[int, ...]:
+    """``length`` tokens of a text, repeated if need be; another place in it for each ``number``."""
+    start, body = text
+    first = 11 * number % len(body)
+    return (*start, *islice(cycle(body), first, first + max(1, length - len(start))))
+
+
+def _chat(tokenizer: Tokenizer) -> tuple[int, ...]:
+    messages: Sequence[dict[str, str]] = [{"role": "user", "content": _CHAT}]
+    try:
+        return tuple(tokenizer.chat(messages))
+    except PolydraftError:  # no chat template
+        return ()

@@ -1,0 +1,79 @@
+"""What is verified: models, versions and hardware, as far as they are known before anything is loaded."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polydraft.contract.backend import EngineOptions
+from polydraft.registry.versions import installed_version
+from polydraft.verification.fingerprint import fingerprint
+from polydraft.verification.records import Subject
+
+if TYPE_CHECKING:
+    from polydraft.contract.results import RunningInfo
+    from polydraft.plugins import PluginHost
+    from polydraft.registry.opening import Prepared
+
+__all__ = ["subject_of", "with_running"]
+
+
+def subject_of(prepared: Prepared, host: PluginHost) -> Subject | None:
+    """The subject of a load that has been prepared; dtype and device are known only once it is loaded.
+
+    Returns:
+        None where nothing can be said: speculation is off, or a model's fingerprint cannot be told.
+    """
+    request, record = prepared.request, prepared.state.record
+    plan = request.plan
+    if plan.kind is None:
+        return None
+    target = fingerprint(request.target, request.hub)
+    # The revision in ``hub`` is the target's; a drafter has its own.
+    drafter = None if plan.drafter is None else fingerprint(plan.drafter, request.hub)
+    if target is None or (plan.drafter is not None and drafter is None):
+        return None
+    plugins = [status.distribution for status in host.statuses() if record.name in status.backends]
+    names = {"polydraft", record.engine, *(name.strip() for key in record.requires for name in key.split("|"))}
+    names |= {name for name in plugins if name}
+    options = request.engine_options
+    return Subject(
+        target=request.target.id,
+        target_fingerprint=target,
+        drafter=None if plan.drafter is None else plan.drafter.id,
+        drafter_fingerprint=drafter,
+        method=plan.kind,
+        num_speculative_tokens=plan.num_speculative_tokens,
+        exactness=request.exactness,
+        backend=record.name,
+        versions={name: version for name in sorted(names) if (version := installed_version(name))},
+        engine_options=options.model_dump(mode="json") if isinstance(options, EngineOptions) else {},
+        hardware=_hardware(prepared),
+    )
+
+
+def with_running(subject: Subject, running: RunningInfo) -> Subject:
+    """The subject with what a loaded session really runs."""
+    return subject.model_copy(
+        update={
+            "dtype": running.dtype,
+            "device": running.device,
+            "num_speculative_tokens": running.num_speculative_tokens,
+        }
+    )
+
+
+def _hardware(prepared: Prepared) -> str:
+    """Processor and the devices that the backend sees: rounding depends on them."""
+    devices = prepared.state.diagnosis.devices if prepared.state.diagnosis else ()
+    seen = [f"{device.name} {device.description}".strip() for device in devices if device.name != "cpu"]
+    return "; ".join([f"{platform.machine()} {_processor()}".strip(), *seen])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

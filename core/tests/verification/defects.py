@@ -1,0 +1,45 @@
+"""Sequences of the reference engine with a defect each."""
+
+import time
+
+from polydraft.contract import Proposal, Step
+from polydraft_reference.engine import ReferenceSequence
+
+
+class Unverified(ReferenceSequence):
+    """Accepts every draft."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return Step([*token_ids[1:], step.token_ids[-1]], step.logits, step.logprobs)
+
+
+class Silent(ReferenceSequence):
+    """Drafts nothing."""
+
+    def propose(self, newest, k, chooser, *, keep_logits=False):
+        return Proposal([])
+
+
+class NearlyTied(ReferenceSequence):
+    """In steps of several rows the two best logits, where they are close, come out the other way round.
+
+    The logit of a token that is never chosen moves more than that: the noise.
+    """
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        logits = logits.copy()
+        logits[:, 0] += 0.3 * (len(token_ids) > 1)
+        for row in logits:
+            second, first = row.argsort()[-2:]
+            if row[first] - row[second] < 0.2:
+                row[first] = row[second] + (1e-3 if len(token_ids) == 1 else -1e-3)
+        return super().choose(logits, token_ids, chooser, keep_logits)
+
+
+class Slow(ReferenceSequence):
+    """A tenth of a second for each step."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        time.sleep(0.1)
+        return super().verify(token_ids, chooser, keep_logits=keep_logits)

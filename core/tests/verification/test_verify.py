@@ -1,0 +1,140 @@
+"""The check on real sessions of the reference engine, sound and broken, and on a whole engine."""
+
+import importlib
+import sys
+import time
+from pathlib import Path
+
+import polydraft
+import pytest
+from defects import NearlyTied, Silent, Slow, Unverified
+from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+from polydraft.verification import run
+from polydraft.verification.command import verify
+
+EXAMPLE = Path(__file__).parents[3] / "examples/third_party_plugin/src"
+TOY = {"backend": "reference"}
+
+
+def test_a_sound_engine_is_exact_greedy_and_sampled_and_past_the_window():
+    told = []
+    found = verify("builtin:toy", progress=told.append, **TOY)
+    assert found.verdict == "EXACT"
+    assert found.passes
+    assert found.cases == tuple(told)
+    assert found.num_tokens == sum(case.num_tokens for case in found.cases) > 400
+    prompts = {case.prompt for case in found.cases}
+    assert {"a chat", "code", "past the sliding window", "across the sliding window's edge"} <= prompts
+    assert {bool(case.sampling) for case in found.cases} == {True, False}
+    # The window of the toy is 16 tokens.
+    assert max(case.num_prompt_tokens for case in found.cases) > 32
+    assert 0 < found.stats.num_accepted_tokens < found.stats.num_draft_tokens
+    assert found.stats.num_accepted_tokens == sum(found.stats.accepted_per_position)
+    assert found.speed_up > 0
+
+
+@pytest.mark.parametrize("drafter", ["builtin:toy-draft", "ngram"])
+def test_every_drafter_kind(drafter):
+    assert (
+        verify("builtin:toy", drafter=drafter, num_speculative_tokens=2, keep=False, time_limit=2, **TOY).verdict
+        == "EXACT"
+    )
+
+
+def test_a_defect_is_found_and_its_evidence_kept(broken):
+    broken(Unverified)
+    found = verify("builtin:toy", **TOY)
+    assert found.verdict == "DIVERGED"
+    assert not found.passes
+    judgement = next(case.judgement for case in found.cases if case.judgement.verdict == "DIVERGED")
+    assert judgement.tokens[0] != judgement.tokens[1]
+    assert judgement.reason
+    assert found.count("DIVERGED") == 3  # enough
+
+
+def test_a_tie_that_flips_without_a_drafter_too_is_a_near_tie(broken):
+    broken(NearlyTied)
+    found = verify("builtin:toy", keep=False, **TOY)
+    assert found.verdict == "NEAR_TIE"
+    assert found.passes
+    tie = next(case.judgement.tie for case in found.cases if case.judgement.verdict == "NEAR_TIE")
+    assert abs(tie.margin) <= 2 * tie.noise
+
+
+def test_bitwise_sessions_have_no_near_ties(broken):
+    assert verify("builtin:toy", exactness="bitwise", time_limit=2, keep=False, **TOY).verdict == "EXACT"
+    broken(NearlyTied)
+    found = verify("builtin:toy", exactness="bitwise", keep=False, **TOY)
+    assert (found.verdict, found.passes) == ("NEAR_TIE", False)
+
+
+@pytest.mark.filterwarnings("ignore:.*has drafted nothing")
+def test_without_drafts_nothing_is_verified(broken, data_home):
+    broken(Silent)
+    with pytest.raises(SpeculationUnavailableError, match="No draft was made"):
+        verify("builtin:toy", time_limit=1, **TOY)
+    with pytest.raises(SpeculationUnavailableError, match="nothing to verify"):
+        verify("builtin:toy", drafter=None, **TOY)
+    assert not data_home.exists()
+
+
+def test_the_time_limit_holds(broken):
+    broken(Slow)
+    begin = time.monotonic()
+    found = verify("builtin:toy", time_limit=4, keep=False, **TOY)
+    assert time.monotonic() - begin < 9
+    assert found.seconds < 6
+    assert found.cases
+    assert all(case.num_tokens < 64 for case in found.cases)
+
+
+def test_more_time_means_more_prompts(monkeypatch):
+    monkeypatch.setattr(run, "_NEW_TOKENS", 12)
+    found = verify("builtin:toy", time_limit=4, keep=False, **TOY)
+    assert len(found.cases) > 12
+    assert len({(case.prompt, *case.sampling.values()) for case in found.cases}) > 12
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_time_that_is_none(seconds):
+    with pytest.raises(InvalidRequestError, match="time_limit"):
+        verify("builtin:toy", time_limit=seconds, **TOY)
+
+
+def test_too_short_a_time_is_an_error(broken):
+    broken(Slow)
+    with pytest.raises(InvalidRequestError, match="too few"):
+        verify("builtin:toy", time_limit=0.05, **TOY)
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The plugins of this environment's toys and of the example, which is a whole engine too."""
+    if not EXAMPLE.is_dir():
+        pytest.skip("the example is in the repository, not in the distribution")
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for name in [name for name in sys.modules if name.startswith("polydraft_markov")]:
+        monkeypatch.delitem(sys.modules, name)
+    return polydraft.PluginHost({"markov": importlib.import_module("polydraft_markov.plugin")})
+
+
+def test_a_whole_engine(example):
+    found = verify("builtin:markov", backend="markov-whole", host=example, keep=False)
+    assert found.verdict == "EXACT"
+    assert any(case.sampling for case in found.cases)
+
+
+def test_a_whole_engine_without_log_probabilities_has_no_near_ties(example, monkeypatch):
+    whole = importlib.import_module("polydraft_markov.whole")
+    sound = whole.generate
+
+    def broken(target, drafter, prompt, k, limit, choose):
+        for output in sound(target, drafter, prompt, k, limit, choose):
+            if output.drafted:
+                output.tokens[-1] = 65
+            yield output
+
+    monkeypatch.setattr(whole, "generate", broken)
+    found = verify("builtin:markov", backend="markov-whole", host=example, keep=False)
+    assert found.verdict == "DIVERGED"
+    assert "no numbers" in next(case.judgement.reason for case in found.cases if case.judgement.reason)
