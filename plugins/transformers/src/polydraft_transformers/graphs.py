@@ -40,7 +40,7 @@ class Captured:
                 function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         pool: Any = None if neighbour is None else neighbour._graph.pool()
-        self._graph = torch.cuda.CUDAGraph()
+        self._graph: Any = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = function(*self._inputs)
 
