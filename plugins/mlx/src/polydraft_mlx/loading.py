@@ -159,7 +159,7 @@ def _fit(
     weights = sum(int(array.nbytes) for model in models for _, array in tree_flatten(model.parameters()))
     free = free_memory(runtime.device)
     decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
-    growing = sum(decoder.kv_bytes_per_token for decoder in decoders)
+    growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + _scores(request, runtime)
     fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
     wanted = request.context_length or own_context
     left = free - weights - fixed
@@ -170,7 +170,7 @@ def _fit(
             f"{_gib(free)} free.",
             "Choose a smaller or a quantized model.",
         )
-    notes = [f"Weights take {_gib(weights)}; the KV cache {growing} bytes a token, and {fixed} for sliding layers."]
+    notes = [f"Weights take {_gib(weights)}, each token of context {growing} bytes, and the sliding layers {fixed}."]
     if fits < wanted:
         if request.context_length is not None:
             raise OutOfMemoryError(
@@ -180,6 +180,18 @@ def _fit(
             )
         notes.append(f"The context is shortened from {wanted} to {fits} tokens, which is what fits into memory.")
     return int(fits), notes
+
+
+def _scores(request: LoadRequest, runtime: Runtime) -> int:
+    """Bytes a token of context that attention takes in a chunk of a prompt.
+
+    On the CPU MLX writes the scores of all heads down, and their softmax; on GPUs its kernel does not.
+    """
+    if runtime.name != "cpu":
+        return 0
+    heads = int(text_config(request.target.config).get("num_attention_heads") or 32)
+    chunk: int = request.engine_options.prefill_chunk_size
+    return 2 * 4 * heads * chunk
 
 
 def _gib(count: int) -> str:
