@@ -1,4 +1,4 @@
-"""vLLM's scheduler with two additions: single requests without drafts, and what each round drafted.
+"""vLLM's scheduler with additions: single requests without drafts, what each round drafted, no drafts past a limit.
 
 Loaded by vLLM through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
 """
@@ -38,16 +38,19 @@ class _Additions(Scheduler):
         }
         return super().update_from_output(scheduler_output, model_runner_output)
 
+
+class PolydraftScheduler(_Additions):
+    """The synchronous scheduler."""
+
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         super().update_draft_token_ids(draft_token_ids)
         for request_id in draft_token_ids.req_ids:
             request = self.requests.get(request_id)
-            if request is not None and request.spec_token_ids and _is_plain(request):
-                request.spec_token_ids = []
-
-
-class PolydraftScheduler(_Additions):
-    """The synchronous scheduler."""
+            if request is None or not request.spec_token_ids:
+                continue
+            # As in polydraft's own loop, the bonus token fits: a draft never reaches past the last token that counts.
+            room = 0 if _is_plain(request) else request.max_tokens - request.num_output_tokens - 1
+            request.spec_token_ids = request.spec_token_ids[: max(room, 0)]
 
 
 class PolydraftAsyncScheduler(_Additions, AsyncScheduler):
