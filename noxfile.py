@@ -48,6 +48,8 @@ class Backend:
     """File of versions that only this engine's environment takes, in its folder; empty: the shared ones."""
     requires: tuple[str, ...] = ()
     """What its environment gets first, where the engine's own package would bring another build of it."""
+    options: tuple[str, ...] = ()
+    """Of the suite: quick runs for engines whose full run takes longer than CI has; give others after ``--``."""
 
     @property
     def installs_here(self) -> bool:
@@ -58,6 +60,8 @@ class Backend:
 BACKENDS = {
     "transformers": Backend("plugins/transformers"),
     "reference": Backend("plugins/reference"),
+    # llama-cpp-python comes as source only: pip compiles it once (some minutes) and keeps the wheel in its cache.
+    "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",)),
 }
 DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
 
@@ -164,7 +168,7 @@ def conformance(session: nox.Session, backend: str) -> None:
         "--polydraft-must-run",
         "--polydraft-report",
         str(report),
-        *session.posargs,
+        *(session.posargs or plugin.options),
     )
 
 

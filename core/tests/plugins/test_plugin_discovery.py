@@ -251,7 +251,8 @@ def test_factories_that_do_not_work(factory, said):
         ("transformers", "pip install 'polydraft[transformers]'"),
         ("hf", "pip install 'polydraft[transformers]'"),
         ("transformer", "Did you mean 'transformers'?"),
-        ("llama.cpp", "no backend for llama_cpp; installed are: good."),
+        ("llama.cpp", "pip install 'polydraft[llama_cpp]'"),
+        ("ollama", "no backend for ollama; installed are: good."),
         ("zzzz", "Installed are: good."),
     ],
 )

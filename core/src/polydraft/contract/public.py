@@ -16,6 +16,10 @@ PUBLIC_MODULES = {
     "polydraft.checkpoints.config": "reading a checkpoint's config.json",
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",
     "polydraft.checkpoints.safetensors": "headers and shards of safetensors files",
+    "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
+    "polydraft.checkpoints.gguf_config": "a GGUF header in the words of config.json",
+    "polydraft.checkpoints.gguf_files": "a resolved GGUF model's files, downloaded if need be",
+    "polydraft.checkpoints.compatibility": "whether target and drafter fit, for files that are there after a download",
     "polydraft_conformance.testing": "the conformance suite in one's own tests",
 }
 """Module -> what it is for. The names in its ``__all__`` are public; CONTRIBUTING says when they may change."""

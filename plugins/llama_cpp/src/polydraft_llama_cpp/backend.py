@@ -35,7 +35,12 @@ class LlamaCppBackend(SteppingBackend):
         """What works with the installed version. Bitwise steps are refused on GPUs: they were measured on the CPU."""
         from polydraft_llama_cpp.bindings import extension
 
-        kinds = {"draft-model", "ngram", *(("mtp",) if extension() is not None else ())}
+        kinds = {"draft-model", "ngram", "mtp"}
+        try:
+            if extension() is None:
+                kinds.remove("mtp")
+        except ImportError:
+            pass  # not installed: `diagnose` says so
         return Capabilities.model_validate(
             {
                 "drafter_kinds": kinds,
