@@ -47,7 +47,7 @@ INTERFACES = {
     Chooser: (),
     Tokenizer: (),
     # What an app calls is not the plugin author's to write.
-    Session: ("rounds", "close_engine", "speculation_conflict"),
+    Session: ("rounds", "close_engine", "check_settings", "speculation_conflict"),
 }
 BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```\n", re.DOTALL)
 

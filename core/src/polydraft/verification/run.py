@@ -30,6 +30,8 @@ DEFAULT_SECONDS = 60.0
 _NEW_TOKENS, _FEWEST, _WARM_UP = 64, 12, 8
 _SHARE = 0.1
 """Share of the time that one case may take: outputs are shorter on a slow machine."""
+_FEW = 200
+"""Fewer tokens than that say little."""
 _DEFECTS = 3
 """So many differences that are no near ties are enough."""
 
@@ -139,6 +141,8 @@ def check_session(
         f"There was no time for a prompt of this kind: {name}. A longer --time-limit includes it."
         for name in sorted(skipped - {case.prompt for case in check.cases})
     ]
+    if (compared := sum(case.num_tokens for case in check.cases)) < _FEW:
+        notes.append(f"Only {compared} tokens were compared: a longer --time-limit says more.")
     if running.exactness == "bitwise":
         notes.append("Plain decoding ran in steps of the same fixed shape; ordinary plain decoding may be faster.")
     return Verification(
