@@ -3,8 +3,9 @@
 Weights are random: no checkpoint is needed, and numerics depend on shapes and kernels, not on what was learned. Drafts
 are the plain output with some tokens made wrong, so that acceptance is neither 0 nor 1. For each model and mode
 (``bitwise``, ``standard``) the same prompts are decoded plainly and speculatively, greedily and sampled (random weights
-loop when greedy). Every row of logits is hashed on the device; tokens and hashes are compared position by position up to the first differing token, and over all of the output. ``bitwise`` also runs chosen positions through
-every row of a step.
+loop when greedy). Every row of logits is hashed on the device. Tokens and hashes are compared position by position, up
+to the first differing token and over all of the output. ``bitwise`` also runs chosen positions through every row of a
+step.
 
     python plugins/transformers/benchmarks/bitwise_at_real_shapes.py --device cuda --json results.json
 """

@@ -157,7 +157,10 @@ def _model(
     names = source.config.get("architectures") or []
     conditional = any(name.endswith("ForConditionalGeneration") for name in names)
     loader = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
-    extra = {"experts_implementation": experts} if experts else {}
+    text_config = source.config.get("text_config") or source.config
+    # Transformers refuses the setting where there are no experts, assistants of mixtures among them.
+    mixture = any(text_config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    extra = {"experts_implementation": experts} if experts and mixture else {}
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM

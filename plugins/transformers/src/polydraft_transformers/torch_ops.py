@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchOps"]
 
-# Where more candidates than this are left, compacting costs more than it saves.
-_COMPACT_LIMIT = 4096
-
 
 class TorchOps:
     """See ``polydraft.sampling.ops.ArrayOps``."""
@@ -40,6 +37,17 @@ class TorchOps:
     def floor(self, array: torch.Tensor) -> torch.Tensor:
         return torch.floor(array)
 
+    def exp(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.exp(array)
+
+    def on_host(self, array: torch.Tensor) -> bool:
+        return array.device.type == "cpu"
+
+    def noise_bits(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        # Int32 wraps as uint32 does; only its right shifts must lose the sign.
+        values = _lowbias32(token_ids.to(torch.int32) ^ low.to(torch.int32))
+        return (_lowbias32(values + high.to(torch.int32)) >> 9) & 0x7FFFFF
+
     def row_max(self, array: torch.Tensor) -> torch.Tensor:
         return array.amax(dim=-1, keepdim=True)
 
@@ -64,13 +72,18 @@ class TorchOps:
 
     def candidates(self, values: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mask = values >= floor
-        if values.device.type == "cpu":
-            width = max(int(mask.sum(dim=-1).max()), 1)
-            if width <= _COMPACT_LIMIT:
-                kept, columns = values.topk(width, dim=-1)
-                return torch.where(kept >= floor, kept, -torch.inf), columns
-        columns = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
-        return torch.where(mask, values, -torch.inf), columns
+        if values.device.type != "cpu":
+            columns = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+            return torch.where(mask, values, -torch.inf), columns
+        counts = mask.sum(dim=-1)
+        width = max(int(counts.max()), 1)
+        kept = values.new_full((values.shape[0], width), -torch.inf)
+        columns = torch.zeros((values.shape[0], width), dtype=torch.int64)
+        for row, count in enumerate(counts.tolist()):
+            found = mask[row].nonzero()[:, 0]
+            kept[row, :count] = values[row, found]
+            columns[row, :count] = found
+        return kept, columns
 
     def best(self, array: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         found = array.topk(min(count, array.shape[-1]), dim=-1)
@@ -106,3 +119,12 @@ class TorchOps:
     @staticmethod
     def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(like.device, non_blocking=True)
+
+
+def _lowbias32(values: torch.Tensor) -> torch.Tensor:
+    """On int32: see ``polydraft.sampling.noise``."""
+    values = values ^ ((values >> 16) & 0xFFFF)
+    values = values * 0x7FEB352D
+    values = values ^ ((values >> 15) & 0x1FFFF)
+    values = values * (0x846CA68B - (1 << 32))
+    return values ^ ((values >> 16) & 0xFFFF)
