@@ -188,7 +188,7 @@ class Exclusion(Record):
 class ServerCommand(Record):
     """The command that serves a pair over HTTP."""
 
-    arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments, as for ``subprocess``.")
+    arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments.")
     environment: dict[str, str] = Field(
         default_factory=dict, description="Variables that it needs beyond the environment it is started in. No secrets."
     )

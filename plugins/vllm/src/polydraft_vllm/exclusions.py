@@ -20,7 +20,13 @@ _PROBE = "polydraft_vllm.probes:draft_model_reads_one_kv_group"
 def in_process_exclusions() -> Iterable[Exclusion]:
     """Those of the backend ``vllm``."""
     yield Exclusion(
-        check="*", pair=_MIXED, drafter_kind="draft-model", status="notyet", reason=_DRAFT_MODEL, probe=_PROBE, run=False
+        check="*",
+        pair=_MIXED,
+        drafter_kind="draft-model",
+        status="notyet",
+        reason=_DRAFT_MODEL,
+        probe=_PROBE,
+        run=False,
     )
     yield Exclusion(
         check="test_target_drafts_for_itself", pair=_MIXED, status="notyet", reason=_DRAFT_MODEL, probe=_PROBE

@@ -89,7 +89,7 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """vLLM seeds the generators of the whole process at start; the app's own shall go on as they were."""
+    """VLLM seeds the generators of the whole process at start; the app's own shall go on as they were."""
     import random
 
     import numpy
@@ -167,7 +167,9 @@ def default_kv_bytes(config: Mapping[str, Any], context_length: int | None) -> i
     text: Any = config.get("text_config", config)
     heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or 1
     hidden = text.get("hidden_size") or 0
-    size = max(text.get("head_dim") or hidden // (text.get("num_attention_heads") or 1), text.get("global_head_dim") or 0)
+    size = max(
+        text.get("head_dim") or hidden // (text.get("num_attention_heads") or 1), text.get("global_head_dim") or 0
+    )
     token = 2 * 4 * (text.get("num_hidden_layers") or 1) * heads * size  # keys and values, four bytes each at most
     wanted = _CONTEXTS * token * (context_length or _max_positions(dict(config)) or 4096)
     return int(max(_LEAST_KV_BYTES, min(wanted, _MOST_KV_BYTES, psutil.virtual_memory().available // 4)))
@@ -178,7 +180,8 @@ def check_request(request: LoadRequest) -> None:
     _dtype(request.dtype)
     if request.exactness != "standard":
         raise UnsupportedError(
-            f"vLLM offers no exactness={request.exactness!r}.", "Use exactness='standard', in float32 near ties are rare."
+            f"vLLM offers no exactness={request.exactness!r}.",
+            "Use exactness='standard', in float32 near ties are rare.",
         )
     if ":" in request.device and not request.device.endswith(":0"):
         raise DeviceError(

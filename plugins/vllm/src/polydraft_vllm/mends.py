@@ -74,7 +74,7 @@ def _mend_centroid_head() -> None:
 
 
 def rebind_kernels_without_llvmlite(overrides: Any) -> None:
-    """vLLM's own scan of all modules for kernels to replace, but for llvmlite's: it dies of their functions' wrappers.
+    """VLLM's own scan of all modules for kernels to replace, but for llvmlite's: it dies of their functions' wrappers.
 
     They exist once numba was imported, by the app or by vLLM's n-gram proposer; no further engine starts then.
     """
@@ -98,7 +98,7 @@ _upstream: dict[tuple[str, str], Any] = {}
 
 
 def upstream(owner: str, name: str) -> Any:
-    """vLLM's own version of what a mend replaced.
+    """VLLM's own version of what a mend replaced.
 
     Args:
         owner: Name of the module or class.

@@ -24,7 +24,8 @@ class VllmOptions(EngineOptions):
         default=None, ge=1, description="KV cache in bytes. Default on CPU: see ``loading.default_kv_bytes``."
     )
     enforce_eager: bool | None = Field(
-        default=None, description="No compilation. Default: True on CPU (compiling takes over a minute), vLLM's on GPUs."
+        default=None,
+        description="No compilation. Default: True on CPU (compiling takes over a minute), vLLM's on GPUs.",
     )
     max_num_seqs: int | None = Field(default=None, ge=1, description="Requests in one batch. Default on CPU: 16.")
     tensor_parallel_size: int = Field(default=1, ge=1)

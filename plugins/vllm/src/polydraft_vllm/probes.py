@@ -24,7 +24,11 @@ def draft_model_reads_one_kv_group() -> bool:
 
     path = Path(default_host().local_models()[_TARGET].path)
     target = ModelSource(
-        id=f"builtin:{_TARGET}", kind="builtin", path=path, format="safetensors", config=read_config(path / "config.json", _TARGET)
+        id=f"builtin:{_TARGET}",
+        kind="builtin",
+        path=path,
+        format="safetensors",
+        config=read_config(path / "config.json", _TARGET),
     )
     request = LoadRequest(
         target=target,

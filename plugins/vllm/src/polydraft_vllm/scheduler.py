@@ -15,13 +15,12 @@ from polydraft_vllm.settings import PLAIN_FLAG
 __all__ = ["PolydraftAsyncScheduler", "PolydraftScheduler"]
 
 
-
 def _is_plain(request: Any) -> bool:
     params = request.sampling_params
     return bool(params is not None and (params.extra_args or {}).get(PLAIN_FLAG))
 
 
-class _Additions(Scheduler):
+class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not in every environment of mypy
     """The additions. They use methods of ``SchedulerInterface`` and fields of its arguments only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,6 +42,7 @@ class PolydraftScheduler(_Additions):
     """The synchronous scheduler."""
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Take the drafts of the next step, cut to what is of use."""
         super().update_draft_token_ids(draft_token_ids)
         for request_id in draft_token_ids.req_ids:
             request = self.requests.get(request_id)
@@ -53,7 +53,7 @@ class PolydraftScheduler(_Additions):
             request.spec_token_ids = request.spec_token_ids[: max(room, 0)]
 
 
-class PolydraftAsyncScheduler(_Additions, AsyncScheduler):
+class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,unused-ignore]
     """The asynchronous one: there drafts are placeholders that are scheduled before they are known."""
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:

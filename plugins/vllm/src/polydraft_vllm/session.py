@@ -13,7 +13,7 @@ from polydraft.session import Session
 from polydraft_vllm.settings import PLAIN_FLAG, check_temperature, seed_of
 
 if TYPE_CHECKING:
-    from polydraft.contract import Capabilities, GenerationSettings, RunningInfo, TokenRequest, Tokenizer
+    from polydraft.contract import Capabilities, GenerationSettings, RunningInfo, Tokenizer, TokenRequest
     from polydraft.session import Generation
 
     from polydraft_vllm.engine import StepOutput, Ticket, VllmEngine
@@ -88,9 +88,7 @@ class _Rounds(Iterator[Round]):
         if reason is not None or output.finish_reason is not None:
             self.close()
             if reason is None:
-                raise EngineError(
-                    f"vLLM ended the request by itself ({output.finish_reason}).", "Its log may say why."
-                )
+                raise EngineError(f"vLLM ended the request by itself ({output.finish_reason}).", "Its log may say why.")
         return Round(
             token_ids=output.token_ids[:kept],
             num_draft_tokens=output.num_draft_tokens,
@@ -106,7 +104,7 @@ class _Rounds(Iterator[Round]):
 
 
 def _sampling_params(request: TokenRequest) -> Any:
-    """vLLM's parameters. Stops strings are the core's: vLLM is told of ids only."""
+    """The parameters. Stop strings are the core's: vLLM is told of ids only."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

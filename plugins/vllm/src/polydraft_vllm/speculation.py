@@ -40,7 +40,7 @@ METHODS: tuple[Method, ...] = (
 
 _OURS = frozenset({"method", "model", "num_speculative_tokens"})
 _MISREAD = ("eagle-", "eagle3", "dflash", "dspark")
-"""vLLM takes a drafter whose path holds one of these for that kind, whatever ``method`` says (config/speculative.py)."""
+"""A drafter whose path holds one of these vLLM takes for that kind, whatever ``method`` is (config/speculative.py)."""
 
 
 def ngram_sizes() -> dict[str, int]:

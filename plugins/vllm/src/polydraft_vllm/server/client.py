@@ -91,7 +91,7 @@ class ServerClient:
         self._openai.close()
 
     def version(self) -> str:
-        """vLLM's version.
+        """VLLM's version.
 
         Raises:
             BackendUnavailableError: Nobody answers, or it is no vLLM server.

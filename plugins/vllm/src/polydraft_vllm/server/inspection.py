@@ -68,7 +68,9 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         speculates=speculates,
         num_speculative_tokens=None if speculation is None else int(speculation["num_spec_tokens"]),
         reports_requests=speculation is not None,
-        plain_requests=plain is not None and speculation is not None and plain["num_draft_tokens"] == 0
+        plain_requests=plain is not None
+        and speculation is not None
+        and plain["num_draft_tokens"] == 0
         and speculation["num_draft_tokens"] > 0,
     )
 

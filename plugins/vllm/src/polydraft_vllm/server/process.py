@@ -94,9 +94,11 @@ class ServerProcess:
         while time.monotonic() < deadline:
             if not self.running:
                 raise start_error(RuntimeError(self._why()), self._target)
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return
+            with (
+                contextlib.suppress(urllib.error.URLError, OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5),
+            ):
+                return
             time.sleep(_POLL)
         self.stop()
         raise EngineError(

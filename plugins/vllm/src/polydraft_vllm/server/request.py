@@ -114,7 +114,5 @@ def _logprobs(choice: Any, token_ids: tuple[int, ...], count: int) -> tuple[Toke
             ((int(name.rpartition(":")[2]), value) for name, value in (found.top_logprobs[index] or {}).items()),
             key=lambda pair: (-pair[1], pair[0]),
         )
-        entries.append(
-            TokenLogprobs(token_id=token_id, logprob=found.token_logprobs[index], top=tuple(best[:count]))
-        )
+        entries.append(TokenLogprobs(token_id=token_id, logprob=found.token_logprobs[index], top=tuple(best[:count])))
     return tuple(entries)

@@ -119,10 +119,10 @@ class _Rounds(Iterator[Round]):
             self._report(None if found.speculation is None else from_response(found.speculation))
             break
         self.close()
-        emitted, self._waiting = self._waiting, None
-        if emitted is None:
+        last, self._waiting = self._waiting, None
+        if last is None:
             raise StopIteration
-        return emitted
+        return last
 
     def _round(self, piece: Piece) -> Round:
         tracker = self._generation.tracker
