@@ -54,14 +54,8 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject | None:
 
 
 def with_running(subject: Subject, running: RunningInfo) -> Subject:
-    """The subject with what a loaded session really runs."""
-    return subject.model_copy(
-        update={
-            "dtype": running.dtype,
-            "device": running.device,
-            "num_speculative_tokens": running.num_speculative_tokens,
-        }
-    )
+    """The subject with what is known only of a loaded session."""
+    return subject.model_copy(update={"dtype": running.dtype, "device": running.device})
 
 
 def _hardware(prepared: Prepared) -> str:
