@@ -1,0 +1,85 @@
+"""exactness="bitwise": a step's rows have the same bits however many of them are real, and whatever was rolled back."""
+
+import random
+
+import numpy as np
+import polydraft
+import pytest
+from polydraft.errors import UnsupportedError
+from polydraft_llama_cpp import bindings
+
+PROMPT = [2, *(300 + (7 * i) % 600 for i in range(200))]
+LENGTH = 130  # across position 256, where llama.cpp's attention takes a longer cache, and far past the window of 64
+
+
+class Greedy:
+    needs_prefix = False
+
+    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
+        return logits.argmax(axis=-1).tolist(), None
+
+    def choose_draft(self, logits, position, run_token_ids=None):
+        return logits.argmax(axis=-1)
+
+
+def one_by_one(engine, tokens):
+    sequence = engine.open_sequence()
+    sequence.prefill(PROMPT, Greedy())
+    rows = [sequence.verify([token], Greedy(), keep_logits=True).logits.numpy()[0] for token in tokens]
+    sequence.close()
+    return np.stack(rows)
+
+
+def in_blocks(engine, tokens, k):
+    """Blocks of 1 to k+1 tokens, of which a random number is right; the rest is rolled back."""
+    choose, rows, at = random.Random(k), [], 0
+    sequence = engine.open_sequence()
+    sequence.prefill(PROMPT, Greedy())
+    while at < len(tokens):
+        right = choose.randint(1, min(k + 1, len(tokens) - at))
+        wrong = [choose.randrange(2, 2000) for _ in range(choose.randint(0, k + 1 - right))]
+        sequence.propose(tokens[at], k, Greedy())
+        step = sequence.verify([*tokens[at : at + right], *wrong], Greedy(), keep_logits=True)
+        rows.extend(step.logits.numpy()[:right])
+        at += right
+        sequence.rollback(len(PROMPT) + at)
+    sequence.close()
+    return np.stack(rows)
+
+
+CASES = [
+    *(
+        (name, weights, 4)
+        for name in ("tiny-e2b", "tiny-26b", "tiny-llama")
+        for weights in ("f32", "f16", "bf16", "q8_0")
+    ),
+    *(case for k in (1, 7, 12) for case in (("tiny-e2b", "f32", k), ("tiny-26b", "bf16", k))),
+]
+
+
+@pytest.mark.parametrize(("name", "weights", "k"), CASES)
+def test_bits(gguf, name, weights, k):
+    drafter = "tiny-llama-draft" if name == "tiny-llama" else f"{name}-assistant"
+    tokens = [300 + (11 * i) % 500 for i in range(LENGTH)]
+    arguments = {"drafter": gguf(drafter, weights), "num_speculative_tokens": k, "device": "cpu"}
+    with polydraft.load(gguf(name, weights), backend="llama_cpp", exactness="bitwise", **arguments) as session:
+        assert session.running.exactness == "bitwise"
+        plain = one_by_one(session.engine, tokens)
+        blocks = in_blocks(session.engine, tokens, k)
+    assert plain.tobytes() == blocks.tobytes(), f"{np.flatnonzero((plain != blocks).any(axis=1))[:5]}"
+
+
+def test_ordinary_steps_differ(gguf):
+    """What the mode is for: without it the bits depend on the number of rows."""
+    tokens = [300 + (11 * i) % 500 for i in range(40)]
+    with polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter="ngram", num_speculative_tokens=4) as session:
+        plain = one_by_one(session.engine, tokens)
+        blocks = in_blocks(session.engine, tokens, 4)
+    assert plain.tobytes() != blocks.tobytes()
+
+
+def test_refused_where_it_was_not_measured(gguf, monkeypatch):
+    gpu = bindings.Device("cuda:0", "a GPU", 1, 0, 0, False)
+    monkeypatch.setattr("polydraft_llama_cpp.loading.find_device", lambda name: gpu)
+    with pytest.raises(UnsupportedError, match="on the CPU only"):
+        polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None, exactness="bitwise")
