@@ -12,6 +12,7 @@ from polydraft.cli.commands.chat import chat
 from polydraft.cli.commands.doctor import doctor
 from polydraft.cli.commands.generate import generate
 from polydraft.cli.commands.pairs import pairs
+from polydraft.cli.commands.serve import serve
 from polydraft.cli.commands.verify import verify
 from polydraft.cli.options import CommandState, Debug
 from polydraft.cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, show_warnings, tell
@@ -50,7 +51,7 @@ def _root(
     """Options before the command; both act by their callbacks."""
 
 
-for _command in (generate, chat, verify, backends, pairs, doctor):
+for _command in (generate, chat, verify, serve, backends, pairs, doctor):
     app.command()(_command)
 
 
