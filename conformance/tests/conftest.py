@@ -50,9 +50,9 @@ def conformance(tmp_path):
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend
 
-    def run(*arguments, backend=ReferenceBackend, name="reference", **record):
+    def run(*arguments, backend=ReferenceBackend, name="reference", quick=True, **record):
         host = PluginHost({"tested": PluginOf(backend, name=name, **record)})
-        return run_in_process(name, "--polydraft-quick", *arguments, host=host, rootdir=tmp_path)
+        return run_in_process(name, *["--polydraft-quick"] * quick, *arguments, host=host, rootdir=tmp_path)
 
     return run
 

@@ -167,7 +167,7 @@ class LowPrecisionPerturbed(LowPrecision, PerturbedWhileSpeculating):
 class TieSeeker(LowPrecision):
     """Once it has drafted, of all the ways that a row can be off it takes one that turns the choice, if any does."""
 
-    grid = 0.25
+    grid = 0.5
     drafted = False
 
     def propose(self, newest, k, chooser, *, keep_logits=False):

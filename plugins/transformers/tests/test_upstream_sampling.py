@@ -18,7 +18,7 @@ distribution = pytest.importorskip(
 )
 
 K = 4
-DRAWS = 240
+DRAWS = distribution.QUICK_DRAWS  # as many as a quick run of the suite makes
 PROMPTS = (
     'def read_lines(path):\n    """Return',
     "class Stack:\n    def __init__(self):\n",

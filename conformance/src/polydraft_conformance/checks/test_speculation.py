@@ -10,6 +10,7 @@ from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_mod
 from polydraft_conformance.comparison import expect_same
 from polydraft_conformance.counting import count_log, logged, wrapped_sequences
 from polydraft_conformance.evidence import evidence, greedy_settings
+from polydraft_conformance.noise import epsilon_of
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import streamed
 
@@ -102,13 +103,19 @@ def test_acceptance_reaches_its_floor(
 
 @check(
     scope="target",
-    after=("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted"),
+    after=(
+        "test_generates",
+        "test_near_ties_as_rare_as_in_control",
+        "test_greedy_equals_plain",
+        "test_drafts_are_made",
+        "test_drafts_are_accepted",
+    ),
     claims=has_model_drafter,
 )
 def test_target_drafts_for_itself(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_numbers: dict[str, Any]
 ) -> None:
-    """The target as its own drafter is always right: acceptance 1 where rows do not depend on steps, else 0.99."""
+    """The target as its own drafter is always right, but for near ties: it drafts in steps of one token."""
     capabilities = polydraft_suite.capabilities
     if capabilities is None or "draft-model" not in capabilities.drafter_kinds:
         not_claimed("The backend does not claim the drafter kind draft-model.")
@@ -125,7 +132,7 @@ def test_target_drafts_for_itself(
     if rate is None or speculation.drafted is None or speculation.accepted is None:
         expect(speculation.accepted is None, "The target drafts nothing for itself.")
         not_claimed("The engine does not report accepted drafts.")
-    least = 1.0 if _rows_are_exact(polydraft_suite, polydraft_case) else 0.99
+    least = _least_right(polydraft_suite, polydraft_case, found)
     if not speculation.counted:
         # A whole engine may draft beyond the end of the output: those tokens are not accepted.
         rate = speculation.accepted / max(speculation.accepted, speculation.drafted - case.k * len(found.generations))
@@ -191,7 +198,12 @@ def _run_script(suite: Suite, case: Case, session: Session, right: Any) -> None:
         )
 
 
-def _rows_are_exact(suite: Suite, case: Case) -> bool:
-    """Whether the engine's rows were measured to be the same bits for every number of rows."""
+def _least_right(suite: Suite, case: Case, found: Evidence) -> float:
+    """The least share of right drafts: 1 where the engine's rows were measured not to depend on their step.
+
+    Elsewhere a near tie may cost all drafts of its round, and in low precision there are some.
+    """
     noise = suite.cache.get(("noise", case.pair))
-    return noise is not None and noise.most == 0.0
+    if noise is not None and noise.most == 0.0:
+        return 1.0
+    return 0.99 if epsilon_of(found.generations[0].plain.running.dtype) < 1e-5 else 0.85
