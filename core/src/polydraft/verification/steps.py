@@ -91,7 +91,7 @@ def _run(
     chooser = RuleChooser(engine.array_ops, request)
     run = output[:-1]  # nothing is chosen after the last token
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
-    with closing(engine.open_sequence()) as sequence:
+    with closing(chooser), closing(engine.open_sequence()) as sequence:
         step = sequence.prefill(request.prompt_token_ids, chooser, keep_logits=True)
         yield from _shown(step, 0, shown)
         for start, end in pairwise(cuts):
