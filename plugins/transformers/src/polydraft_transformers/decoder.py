@@ -77,12 +77,17 @@ class Decoder:
         self.window: int | None = int(self.config.sliding_window) if "sliding_attention" in self.layer_types else None
         self.windows = [self.window if kind == "sliding_attention" else None for kind in self.layer_types]
         self.ring = ring_slots(self.window or 0, step_rows)
-        self.captures = self.device.type == "cuda"
         self._embedding = text_model.embed_tokens
         self.network: Network = (
             Gemma4Network(text_model)
             if is_gemma4(text_model)
             else _ModuleNetwork(text_model, mixed=self.window is not None)
+        )
+        # Captured is what was tried: Gemma 4's layers, without experts that ask the host what to run.
+        self.captures = (
+            self.device.type == "cuda"
+            and isinstance(self.network, Gemma4Network)
+            and getattr(self.config, "_experts_implementation", None) != "eager"
         )
         self._free: list[KvCache] = []
 

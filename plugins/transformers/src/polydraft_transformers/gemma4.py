@@ -127,10 +127,13 @@ class _Attention:
             seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
             seen = seen.view(-1, rows, groups, self.head_dim).transpose(0, 1)
         else:
-            if groups > 1:
+            # With a mask, torch's kernels for GPUs do not share a KV head between query heads; the one for CPUs does.
+            if groups > 1 and keys.device.type != "cpu":
                 keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
             by_head = queries.transpose(0, 1)[None]
-            seen = functional.scaled_dot_product_attention(by_head, keys, values, attn_mask=mask, scale=1.0)
+            seen = functional.scaled_dot_product_attention(
+                by_head, keys, values, attn_mask=mask, scale=1.0, enable_gqa=keys.shape[1] != self.heads
+            )
             seen = seen[0].transpose(0, 1)
         return functional.linear(seen.reshape(rows, -1), self.out)
 

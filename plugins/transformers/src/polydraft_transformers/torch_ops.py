@@ -29,7 +29,7 @@ class TorchOps:
         return array.to(torch.int32).view(torch.float32)
 
     def column(self, values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=like.device)[:, None]
+        return _moved(torch.tensor(values, dtype=torch.int64), like.device)[:, None]
 
     def where(self, condition: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
         return torch.where(condition, yes, no)
@@ -114,11 +114,16 @@ class TorchOps:
         return array.detach().to(device="cpu", dtype=wanted).numpy().copy()
 
     def from_numpy(self, array: Any, like: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(array).to(like.device)
+        return _moved(torch.from_numpy(array), like.device)
 
     @staticmethod
     def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.int64).to(like.device, non_blocking=True)
+        return _moved(torch.as_tensor(values, dtype=torch.int64), like.device)
+
+
+def _moved(array: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device without waiting for it: a copy from memory that is not pinned waits for all work before it."""
+    return array.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else array.to(device)
 
 
 def _lowbias32(values: torch.Tensor) -> torch.Tensor:
