@@ -152,6 +152,17 @@ def test_a_ban_cannot_be_lifted(toys):
     assert set(result.token_ids) == {2}
 
 
+def test_only_banned_tokens_left(toys):
+    def only_three(prefix, logits):
+        return np.where(np.arange(VOCABULARY) < 3, logits, np.float32(-np.inf))
+
+    session = toys.session("mtp", 4, 0.7)
+    with pytest.raises(LogitsProcessorError, match="banned"):
+        session.generate(PROMPT, logits_processor=only_three, banned_token_ids=[0, 1, 2], max_new_tokens=10)
+    result = session.generate(PROMPT, logits_processor=only_three, banned_token_ids=[0, 2], max_new_tokens=10)
+    assert set(result.token_ids) == {1}
+
+
 def test_logits_may_be_changed_in_place_and_are_a_copy(toys):
     session = toys.session("mtp", 4, 0.7)
     seen = []

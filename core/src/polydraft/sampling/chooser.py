@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import TokenLogprobs
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, LogitsProcessorError
 from polydraft.sampling.adjustments import Bans, Penalties, wants_penalties
 from polydraft.sampling.history import TokenHistory
 from polydraft.sampling.logprobs import token_logprobs
@@ -166,7 +167,17 @@ class RuleChooser:
         assert self._history is not None
         penalised = self._ops.float32(self._penalised(logits, run_token_ids))
         processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
-        return None if processed is None else self._bans.apply(self._ops, processed, position)
+        if processed is None:
+            return None
+        allowed = self._bans.apply(self._ops, processed, position)
+        if allowed is not processed and self._ops.tolist(self._ops.row_max(allowed))[0][0] == -math.inf:
+            if not certain:
+                return None
+            raise LogitsProcessorError(
+                f"The logits processor leaves only tokens for position {position} that are banned there.",
+                "See banned_token_ids; min_new_tokens forbids what would end the output.",
+            )
+        return allowed
 
     def _penalised(self, logits: Any, run_token_ids: Sequence[int]) -> Any:
         if self._penalties is None:

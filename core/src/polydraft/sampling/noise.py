@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polydraft.sampling.ops import ArrayOps
 
-__all__ = ["NOISE_MAX", "NOISE_MIN", "exp_nonpositive", "gumbel", "log_positive", "row_keys"]
+__all__ = [
+    "NOISE_MAX",
+    "NOISE_MIN",
+    "exp_nonpositive",
+    "generic_noise_bits",
+    "gumbel",
+    "gumbel_of_bits",
+    "log_positive",
+    "row_keys",
+]
 
-NOISE_MIN = -2.8115
+NOISE_MIN = -2.8116
 """No noise lies below: -log(24 log 2), for the smallest u, 2**-24."""
 
 NOISE_MAX = 16.6356
@@ -82,10 +91,15 @@ def _lowbias32(values: Any) -> Any:
     return values ^ (values >> 16)
 
 
+def generic_noise_bits(ops: ArrayOps[Any], token_ids: Any, low: Any, high: Any) -> Any:
+    """The hash of ``ArrayOps.noise_bits``, in int64 operations that every library has."""
+    return _lowbias32((_lowbias32(token_ids ^ low) + high) & _MASK32) >> 9
+
+
 def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
     """Standard Gumbel noise for each token id.
 
-    ``u = (2 * (hash >> 9) + 1) / 2**24`` is never 0 nor 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
+    ``u = (2 * bits + 1) / 2**24`` is never 0 nor 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
     ``NOISE_MAX``.
 
     Args:
@@ -96,8 +110,12 @@ def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
     Returns:
         Float32 array of shape (rows, n).
     """
-    hashed = _lowbias32((_lowbias32(token_ids ^ keys[0]) + keys[1]) & _MASK32)
-    uniform = ops.float32((hashed >> 9) * 2 + 1) * 2.0**-24
+    return gumbel_of_bits(ops, ops.noise_bits(token_ids, *keys))
+
+
+def gumbel_of_bits(ops: ArrayOps[Any], bits: Any) -> Any:
+    """The noise of whole numbers from 0 to 2**23 - 1."""
+    uniform = (ops.float32(bits) * 2.0 + 1.0) * 2.0**-24
     return log_positive(ops, log_positive(ops, uniform) * -1.0) * -1.0
 
 

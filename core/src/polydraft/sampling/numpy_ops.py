@@ -40,6 +40,23 @@ class NumpyOps:
     def floor(self, array: Array) -> Array:
         return np.asarray(np.floor(array))
 
+    def exp(self, array: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(array))
+
+    def on_host(self, array: Array) -> bool:
+        return True
+
+    def noise_bits(self, token_ids: Array, low: Array, high: Array) -> Array:
+        values = token_ids.astype(np.uint32)
+        values ^= low.astype(np.uint32)
+        shifted = np.empty_like(values)
+        _lowbias32(values, shifted)
+        values += high.astype(np.uint32)
+        _lowbias32(values, shifted)
+        values >>= 9
+        return values
+
     def row_max(self, array: Array) -> Array:
         return np.asarray(array.max(axis=-1, keepdims=True))
 
@@ -63,13 +80,13 @@ class NumpyOps:
 
     def candidates(self, values: Array, floor: Array) -> tuple[Array, Array]:
         mask = values >= floor
-        width = max(int(mask.sum(axis=-1).max()), 1)
+        found = [np.flatnonzero(row) for row in mask]
+        width = max(1, *map(len, found))
         kept = np.full((values.shape[0], width), -np.inf, dtype=np.float32)
         columns = np.zeros((values.shape[0], width), dtype=np.int64)
-        for row in range(values.shape[0]):
-            found = np.flatnonzero(mask[row])
-            kept[row, : len(found)] = values[row, found]
-            columns[row, : len(found)] = found
+        for row, indices in enumerate(found):
+            kept[row, : len(indices)] = values[row, indices]
+            columns[row, : len(indices)] = indices
         return kept, columns
 
     def best(self, array: Array, count: int) -> tuple[Array, Array]:
@@ -103,3 +120,12 @@ class NumpyOps:
 
     def from_numpy(self, array: Any, like: Any) -> Array:
         return np.asarray(array)
+
+
+def _lowbias32(values: Array, shifted: Array) -> None:
+    """In place, on uint32: see ``polydraft.sampling.noise``."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None)):
+        np.right_shift(values, shift, out=shifted)
+        values ^= shifted
+        if factor is not None:
+            values *= np.uint32(factor)

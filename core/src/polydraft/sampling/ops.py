@@ -54,6 +54,26 @@ class ArrayOps(Protocol[A]):
         """Elementwise floor, float32."""
         ...
 
+    def exp(self, array: A) -> A:
+        """Elementwise exponential, float32, to 1e-4 or better: it discards tokens that cannot win, and chooses none."""
+        ...
+
+    def on_host(self, array: A) -> bool:
+        """Whether looking at the array's values costs no wait for a device: candidates are then sought in steps."""
+        ...
+
+    def noise_bits(self, token_ids: A, low: A, high: A) -> A:
+        """The hash that noise is made of: whole numbers from 0 to 2**23 - 1, of any integer dtype.
+
+        ``polydraft.sampling.noise.generic_noise_bits`` defines it and can be called; libraries have faster ways.
+
+        Args:
+            token_ids: Int64, shape (rows, n).
+            low: Int64, shape (rows, 1): the first keys of ``row_keys``.
+            high: The second ones.
+        """
+        ...
+
     def row_max(self, array: A) -> A:
         """Maximum over the last axis, kept: (rows, 1)."""
         ...

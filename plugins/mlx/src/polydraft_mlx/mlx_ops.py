@@ -41,6 +41,16 @@ class MlxOps:
     def floor(self, array: mx.array) -> mx.array:
         return mx.floor(array)
 
+    def exp(self, array: mx.array) -> mx.array:
+        return mx.exp(array)
+
+    def on_host(self, array: mx.array) -> bool:
+        return bool(mx.default_device().type == mx.cpu)
+
+    def noise_bits(self, token_ids: mx.array, low: mx.array, high: mx.array) -> mx.array:
+        values = _lowbias32(token_ids.astype(mx.uint32) ^ low.astype(mx.uint32))
+        return _lowbias32(values + high.astype(mx.uint32)) >> 9
+
     def row_max(self, array: mx.array) -> mx.array:
         return array.max(axis=-1, keepdims=True)
 
@@ -111,3 +121,10 @@ class MlxOps:
 
 def _index(values: Indices) -> mx.array:
     return mx.array(np.asarray(values, dtype=np.int64))
+
+
+def _lowbias32(values: mx.array) -> mx.array:
+    """On uint32: see ``polydraft.sampling.noise``."""
+    values = (values ^ (values >> 16)) * 0x7FEB352D
+    values = (values ^ (values >> 15)) * mx.array(0x846CA68B, dtype=mx.uint32)
+    return values ^ (values >> 16)
