@@ -1,5 +1,7 @@
 """Verdicts on made-up measurements, and on real ones of the reference engine."""
 
+import json
+
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.verification import Tie, first_difference, judge, measure_tie
@@ -39,7 +41,11 @@ def test_a_reproduced_tie_within_the_noise_passes():
         ({"margin": 0.13}, "apart in logits, but the numeric noise"),
         ({"margin": -0.13}, "apart in logits, but the numeric noise"),
         ({"control": (7, 7, 9)}, "never chooses the other one"),
-        ({"margin": None, "values": (2.0, None)}, "far behind"),
+        ({"margin": None, "values": (2.0, None)}, "no finite logit"),
+        ({"margin": None, "values": (2.0, None), "source": "logprobs"}, "far behind"),
+        ({"margin": float("inf"), "values": (2.0, float("-inf"))}, "no finite logit"),
+        ({"margin": float("nan")}, "no finite logit"),
+        ({"noise": float("nan")}, "no other position"),
         ({"noise": None}, "no other position"),
         ({"noise": 0.0, "margin": 1e-6}, "numeric noise measured here is 0"),
     ],
@@ -48,6 +54,33 @@ def test_every_other_difference_is_a_defect(changes, why):
     judgement = judge([5, 7], [5, 8], lambda _: tie(**changes))
     assert judgement.verdict == "DIVERGED"
     assert why in judgement.reason
+
+
+def test_evidence_is_json_whatever_the_engine_gave():
+    judgement = judge([5, 7], [5, 8], lambda _: tie(margin=float("nan"), values=(2.0, float("-inf"))))
+    assert json.loads(json.dumps(judgement.model_dump(mode="json"), allow_nan=False))["tie"]["values"] == [2.0, None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.2, "temperature": 0.8},
+        {"logit_bias": {101: 1.5}, "banned_token_ids": (32,)},
+        {"min_new_tokens": 30},
+        {"forced_token_ids": {4: 65}},
+        {"logits_processor": lambda prefix, logits: logits - 0.01 * (len(prefix) % 3)},
+    ],
+)
+def test_what_changes_logits_is_in_the_replay(session, settings):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3, **settings)
+    output = plain.token_ids
+    for position in (9, 20):
+        found = [*output[:position], (output[position] + 1) % 256, *output[position + 1 :]]
+        measured = measure_tie(session.engine, request(**settings), output, found, position, 4)
+        # What the rule chooses from these logits is what plain decoding chose.
+        assert set(measured.control) == {output[position]}
+        assert measured.margin is None or measured.margin > 0
 
 
 def test_without_numbers_or_with_an_early_end_nothing_is_a_near_tie():

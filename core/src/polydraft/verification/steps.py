@@ -1,15 +1,14 @@
-"""Measuring on a stepping engine, with its logits and without any drafter."""
+"""Measuring on a stepping engine, with the logits that the rule sees and without any drafter."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polydraft.errors import EngineError
 from polydraft.sampling.chooser import RuleChooser
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from polydraft.contract.requests import TokenRequest
+    from polydraft.contract.results import TokenLogprobs
     from polydraft.contract.stepping import Step, SteppingEngine
+    from polydraft.sampling.ops import ArrayOps
 
 __all__ = ["measure_tie"]
 
@@ -79,6 +80,27 @@ def measure_tie(
     )
 
 
+class _Replay(RuleChooser):
+    """Chooses as the rule does, and shows the logits that the rule sees: biases, penalties and processors applied."""
+
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
+        super().__init__(ops, request)
+        self.seen: dict[int, Any] = {}
+        """Absolute position -> logits of the last step, the engine's arrays of shape (1, vocab)."""
+
+    def choose(
+        self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
+    ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
+        """See ``polydraft.contract.Chooser.choose``. No row is left out, whatever the rows before it chose."""
+        rows = self.processed(logits, first_position, run_token_ids)
+        self.seen = dict(enumerate(rows, first_position))
+        return [self._one(row, position) for position, row in self.seen.items()], None
+
+    def _one(self, row: Any, position: int) -> int:
+        forced = self._forced.get(position)
+        return int(self._ops.tolist(self._choose(row, position))[0]) if forced is None else forced
+
+
 def _run(
     engine: SteppingEngine, request: TokenRequest, output: Sequence[int], block: int, offset: int, shown: range
 ) -> Iterator[tuple[int, Logits, int]]:
@@ -88,30 +110,19 @@ def _run(
         For each index of the output in ``shown``: the index, the logits that it is chosen from, of shape (vocab,), and
         the token that the rule chooses from them.
     """
-    chooser = RuleChooser(engine.array_ops, request)
+    ops, prompt = engine.array_ops, request.prompt_token_ids
     run = output[:-1]  # nothing is chosen after the last token
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
-    with closing(chooser), closing(engine.open_sequence()) as sequence:
-        step = sequence.prefill(request.prompt_token_ids, chooser, keep_logits=True)
-        yield from _shown(step, 0, shown)
+    with closing(_Replay(ops, request)) as chooser, closing(engine.open_sequence()) as sequence:
+
+        def rows(step: Step, first: int) -> Iterator[tuple[int, Logits, int]]:
+            for index, choice in enumerate(step.token_ids, first):
+                if index in shown:
+                    yield index, ops.numpy(chooser.seen[len(prompt) + index])[0], choice
+
+        yield from rows(sequence.prefill(prompt, chooser), 0)
         for start, end in pairwise(cuts):
-            step = sequence.verify(run[start:end], chooser, keep_logits=end >= shown.start)
-            yield from _shown(step, start + 1, shown)
-
-
-def _shown(step: Step, first: int, shown: range) -> Iterator[tuple[int, Logits, int]]:
-    """The rows of a step that are in ``shown``; row 0 chooses output token ``first``."""
-    indices = [index for index in range(first, first + len(step.token_ids)) if index in shown]
-    if not indices:
-        return
-    if step.logits is None:
-        raise EngineError(
-            "The engine gave no logits, though they were asked for.",
-            "This is a defect of the backend; report it to its authors.",
-        )
-    rows = step.logits.numpy()
-    for index in indices:
-        yield index, rows[index - first], step.token_ids[index - first]
+            yield from rows(sequence.verify(run[start:end], chooser), start + 1)
 
 
 def _difference(left: Logits, right: Logits) -> float:

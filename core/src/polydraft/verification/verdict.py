@@ -5,10 +5,11 @@ A verdict is said of a pair on a backend with its engine's version, dtype and ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from polydraft.contract.records import Record
 
@@ -26,9 +27,9 @@ class Tie(Record):
     """What was measured at the first token that differs. Nothing in it comes from a run with a drafter."""
 
     source: Literal["logits", "logprobs"]
-    values: tuple[float, float | None] = Field(
-        description="Logits (or natural-log probabilities) of the plain output's token and of the other one, in plain "
-        "decoding; None: not among those that the engine reports."
+    values: tuple[float | None, float | None] = Field(
+        description="Logits as the rule sees them (or natural-log probabilities) of the plain output's token and the "
+        "other one, in plain decoding; None: not finite, or not among those that the engine reports."
     )
     margin: float | None = Field(
         description="By how much the plain output's token was ahead, in logits. Under sampling the difference of the "
@@ -47,6 +48,14 @@ class Tie(Record):
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
         "tokens, once for each place of the position in its block (whole engines: in one prefill)."
     )
+
+    @field_validator("values", "margin", "noise", mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        """Infinities and NaN say nothing, and are no JSON."""
+        if isinstance(value, tuple):
+            return tuple(map(cls._finite, value))
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Judgement(Record):
@@ -116,8 +125,10 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
 
 def _fault(tie: Tie, other: int) -> str:
     """Why it is no near tie; empty if it is one."""
+    if tie.margin is None and tie.source == "logits":
+        return "One of the two tokens has no finite logit in plain decoding."
     if tie.margin is None:
-        return f"The other token is not among those whose {tie.source} the engine reports, so it was far behind."
+        return "The other token is not among the best ones that the engine reports, so it was far behind."
     if tie.noise is None:
         return "There is no other position to measure the numeric noise at."
     if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
