@@ -50,6 +50,26 @@ class Model:
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
                 "Check that the file is complete, and its architecture known to the installed llama-cpp-python.",
             )
+        self._describe(name)
+
+    @classmethod
+    def vocabulary(cls, path: Path, name: str) -> Model:
+        """The vocabulary alone: no weights are read. Errors as for the class."""
+        lib = library()
+        params = lib.llama_model_default_params()
+        params.vocab_only = True
+        model = cls.__new__(cls)
+        recent_errors(forget=True)
+        model.pointer = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model.pointer:
+            raise ModelFormatError(
+                f"llama.cpp cannot read the vocabulary of {name}: {recent_errors()}.", "Check the file."
+            )
+        model._describe(name)
+        return model
+
+    def _describe(self, name: str) -> None:
+        lib = library()
         self.name = name
         self.vocab: Any = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))

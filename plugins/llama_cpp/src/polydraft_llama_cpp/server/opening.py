@@ -1,0 +1,153 @@
+"""From a load request to a session: files checked, the command line, the server, and a look whether it drafts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from polydraft.contract import Capabilities, LoadRequest, RunningInfo
+from polydraft.errors import BackendUnavailableError, ContextLengthError, SpeculationUnavailableError, UnsupportedError
+
+from polydraft_llama_cpp.files import GgufFile, fetch_pair
+from polydraft_llama_cpp.model import Model
+from polydraft_llama_cpp.server import program as programs
+from polydraft_llama_cpp.server.backend import LlamaServerOptions
+from polydraft_llama_cpp.server.client import Client
+from polydraft_llama_cpp.server.process import ServerProcess
+from polydraft_llama_cpp.server.session import LlamaServerSession, drafts_in
+
+__all__ = ["open_session"]
+
+_USUAL_CONTEXT = 8192
+
+
+def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServerSession:
+    """Load target and drafter in a server.
+
+    Raises:
+        BackendUnavailableError: There is no llama-server.
+        SpeculationUnavailableError: It cannot run the drafter, or loads it and drafts nothing.
+        PairMismatchError: The pair does not fit.
+        ModelFormatError: A file is damaged, or the server does not take it.
+        ContextLengthError: The context is longer than the model's.
+    """
+    place = programs.find()
+    if place is None:
+        raise BackendUnavailableError("No llama-server was found.", f"Set {programs.VARIABLE} to its path.")
+    options: LlamaServerOptions = request.engine_options or LlamaServerOptions()
+    target, drafter = fetch_pair(request)
+    kind = request.plan.kind
+    own = int(target.header.of_architecture("context_length") or _USUAL_CONTEXT)
+    length = request.context_length or min(own, _USUAL_CONTEXT)
+    if length > own:
+        raise ContextLengthError(
+            f"context_length is {length}, and {request.target.id} was made for {own} tokens.", f"Give at most {own}."
+        )
+    with ExitStack() as undo:
+        vocabulary = Model.vocabulary(target.path, request.target.id)
+        undo.callback(vocabulary.free)
+        owned: list[ServerProcess] = []
+        plain = None
+        if programs.is_url(place):
+            client = Client(place, options.api_key)
+            properties = client.get("/props")
+            length = min(length, int(properties["default_generation_settings"]["n_ctx"]))
+            version = str(properties.get("build_info", "unknown"))
+            _check_vocabulary(client, vocabulary)
+        else:
+            found = programs.program(place)
+            version = found.version
+            if kind is not None:
+                found.check_drafter(kind)
+            command = _command(found, target, length, request, options)
+            if kind is not None:
+                plain = partial(ServerProcess, command, options.start_seconds)
+                command = [*command, *_drafting(request, drafter, options, target)]
+            process = ServerProcess(command, options.start_seconds)
+            undo.callback(process.close)
+            owned.append(process)
+            client = process.client
+        notes = [request.plan.note] if request.plan.note else []
+        if kind is not None:
+            if not drafts_in(client, _sample(vocabulary)):
+                raise SpeculationUnavailableError(
+                    "llama-server has loaded the drafter, but drafts nothing.",
+                    "A running server needs --spec-type draft-mtp (or draft-simple) beside --spec-draft-model.",
+                )
+            if plain is not None:
+                notes.append("speculate='off' starts a second llama-server: one cannot turn drafts off for a request.")
+        running = RunningInfo(
+            backend="llama-server",
+            engine="llama-server",
+            engine_version=version,
+            target=request.target.id,
+            drafter=request.plan.drafter.id if request.plan.drafter else None,
+            method=kind,
+            num_speculative_tokens=request.plan.num_speculative_tokens if kind else 0,
+            dtype=target.dtype,
+            device="cpu" if request.device == "auto" else request.device,
+            context_length=length,
+            concurrency="serial",
+            speculation_off=request.plan.off,
+            notes=tuple(notes),
+        )
+        session = LlamaServerSession(vocabulary, running, capabilities, client, plain, owned)
+        undo.pop_all()
+    return session
+
+
+def _command(
+    found: programs.Program, target: GgufFile, length: int, request: LoadRequest, options: LlamaServerOptions
+) -> list[str]:
+    k = request.plan.num_speculative_tokens
+    auto_type = "f32" if target.weights == "f32" else "f16"
+    types = [auto_type if given == "auto" else given for given in (options.type_k, options.type_v)]
+    flash = "off" if options.flash_attn == "auto" and request.device in {"cpu", "auto"} else options.flash_attn
+    command = [found.path, "--model", str(target.path), "--ctx-size", str(length + k + 2), "--parallel", "1"]
+    command += ["--batch-size", str(options.n_batch), "--ubatch-size", str(options.n_batch)]
+    command += ["--cache-type-k", types[0], "--cache-type-v", types[1], "--flash-attn", flash]
+    for flag in ("--no-ui", "--no-webui"):
+        if found.has(flag):
+            command.append(flag)
+            break
+    if request.device == "cpu":
+        command += ["--device", "none"]
+    if options.threads is not None:
+        command += ["--threads", str(options.threads)]
+    if options.n_gpu_layers is not None:
+        command += ["--n-gpu-layers", "999" if options.n_gpu_layers < 0 else str(options.n_gpu_layers)]
+    return [*command, *options.extra_args]
+
+
+def _drafting(
+    request: LoadRequest, drafter: GgufFile | None, options: LlamaServerOptions, target: GgufFile
+) -> list[str]:
+    assert drafter is not None
+    assert request.plan.kind is not None
+    return [
+        *("--spec-draft-model", str(drafter.path)),
+        *("--spec-type", programs.SPEC_TYPES[request.plan.kind]),
+        *("--spec-draft-n-max", str(request.plan.num_speculative_tokens)),
+        *("--spec-draft-device", "none"),
+    ][: None if request.device == "cpu" else -2]
+
+
+def _check_vocabulary(client: Client, vocabulary: Model) -> None:
+    """A running server must hold the target whose file was given."""
+    from polydraft_llama_cpp.tokenizer import GgufTokenizer
+
+    text = "def main():\n    return 'naïve', 12345 # ☃"
+    found = client.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+    if found != GgufTokenizer(vocabulary).encode(text):
+        raise UnsupportedError(
+            f"The server at {client.url} has other tokens than {vocabulary.name}.",
+            "Load the file that the server runs.",
+        )
+
+
+def _sample(vocabulary: Model) -> list[int]:
+    from polydraft_llama_cpp.tokenizer import GgufTokenizer
+
+    tokenizer = GgufTokenizer(vocabulary)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]

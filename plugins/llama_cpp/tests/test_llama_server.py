@@ -1,0 +1,156 @@
+"""The backend llama-server: with the user's binary where there is one, else with a stand-in that says what it said."""
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+import polydraft
+import pytest
+from polydraft.errors import (
+    BackendUnavailableError,
+    ModelFormatError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+from polydraft_llama_cpp.server.program import VARIABLE, program
+
+BINARY = os.environ.get(VARIABLE)
+STAND_IN = Path(__file__).parent / "data/stand_in_server.py"
+real = pytest.mark.skipif(BINARY is None, reason=f"{VARIABLE} names no llama-server")
+PROMPT = [2, *range(300, 340)]
+
+
+def load(gguf, name="tiny-e2b", drafter="tiny-e2b-assistant", **arguments):
+    drafter = gguf(drafter) if drafter else None
+    return polydraft.load(gguf(name), backend="llama-server", drafter=drafter, device="cpu", **arguments)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A function: use the stand-in in one of its modes."""
+
+    def use(mode):
+        script = tmp_path / "llama-server"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv(VARIABLE, str(script))
+        monkeypatch.setenv("STAND_IN", mode)
+        program.cache_clear()
+
+    yield use
+    program.cache_clear()
+
+
+# --- the stand-in: what our side does --------------------------------------------------------------------------------
+def test_rounds_are_read_from_the_timings(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session:
+        chunks = list(session.stream([2, 3, 4], max_new_tokens=10))
+        assert [len(chunk.token_ids) for chunk in chunks] == [1, 3, 3, 3]
+        assert [chunk.num_accepted_tokens for chunk in chunks] == [0, 2, 2, 2]
+        assert [chunk.num_draft_tokens for chunk in chunks] == [0, 4, 4, 4]
+        assert [token for chunk in chunks for token in chunk.token_ids] == list(range(300, 310))
+
+
+def test_an_end_that_is_none_here_is_gone_past(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session:
+        ended = session.generate([2, 3, 4], max_new_tokens=20)
+        assert (ended.finish_reason, ended.token_ids[-1], len(ended.token_ids)) == ("eos", 1, 11)
+        going = session.generate([2, 3, 4], max_new_tokens=20, ignore_eos=True)
+        assert going.token_ids == (*range(300, 310), 1, *range(311, 320))
+
+
+def test_plain_calls_go_to_a_second_server(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session:
+        result = session.generate([2, 3, 4], max_new_tokens=5, speculate="off")
+        assert result.stats.num_draft_tokens == 0
+        processes = list(session._owned)
+        assert len(processes) == 2
+    assert not any(process.alive for process in processes)
+
+
+def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session:
+        result = session.generate([2, 3, 4], max_new_tokens=10, stop_token_ids=[305])
+        assert (result.finish_reason, result.token_ids) == ("stop", tuple(range(300, 306)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "said"),
+    [
+        ("silent", SpeculationUnavailableError, "drafts nothing"),
+        ("old", SpeculationUnavailableError, "does not know --spec-draft-n-max"),
+        ("crash", ModelFormatError, "unknown model architecture"),
+        ("other", BackendUnavailableError, "is no llama-server"),
+    ],
+)
+def test_what_is_wrong_is_said(gguf, stand_in, mode, error, said):
+    stand_in(mode)
+    with pytest.raises(error, match=said):
+        load(gguf)
+
+
+def test_no_server(gguf, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "/no/such/llama-server")
+    program.cache_clear()
+    with pytest.raises(BackendUnavailableError, match="cannot be started"):
+        load(gguf)
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackendUnavailableError, match=r"No llama-server was found\."):
+        load(gguf)
+
+
+def test_log_probabilities_are_refused(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session, pytest.raises(UnsupportedError, match="logprobs"):
+        session.generate([2, 3], logprobs=2)
+
+
+# --- the real one ----------------------------------------------------------------------------------------------------
+@real
+@pytest.mark.parametrize(
+    ("name", "drafter"),
+    [("tiny-e2b", "tiny-e2b-assistant"), ("tiny-26b", "tiny-26b-assistant"), ("tiny-llama", "tiny-llama-draft")],
+)
+def test_as_the_backend_in_this_process(gguf, name, drafter):
+    settings = {"max_new_tokens": 60, "ignore_eos": True}
+    with load(gguf, name, drafter) as session:
+        served = session.generate(PROMPT, **settings)
+        plain = session.generate(PROMPT, **settings, speculate="off")
+    with polydraft.load(gguf(name), backend="llama_cpp", drafter=gguf(drafter), device="cpu") as session:
+        ours = session.generate(PROMPT, **settings)
+    assert served.token_ids == plain.token_ids == ours.token_ids
+    assert plain.stats.num_draft_tokens == 0
+    assert served.stats.accepted_per_position == ours.stats.accepted_per_position
+    assert served.stats.num_drafts == ours.stats.num_drafts
+
+
+@real
+def test_cancelled_soon(gguf):
+    with load(gguf) as session:
+        stream = session.stream(PROMPT, max_new_tokens=4000, ignore_eos=True)
+        next(stream)
+        started = time.monotonic()
+        stream.close()
+        assert session.generate(PROMPT, max_new_tokens=4).token_ids
+        assert time.monotonic() - started < 5
+
+
+@real
+def test_a_running_server(gguf, monkeypatch):
+    with load(gguf) as owner:
+        wanted = owner.generate(PROMPT, max_new_tokens=20).token_ids
+        client = owner._drafting
+        monkeypatch.setenv(VARIABLE, client.url)
+        options = {"api_key": client._headers["Authorization"].removeprefix("Bearer ")}
+        with load(gguf, engine_options=options) as session:
+            assert session.generate(PROMPT, max_new_tokens=20).token_ids == wanted
+            with pytest.raises(UnsupportedError, match="drafts for every request"):
+                session.generate(PROMPT, max_new_tokens=20, speculate="off")
+        assert owner.generate(PROMPT, max_new_tokens=20).token_ids == wanted
