@@ -91,6 +91,14 @@ def test_all_together(toys, drafter, k, prompt, sampling, settings, ignore_eos):
     check(toys, drafter, k, prompt, **sampling, **settings, ignore_eos=ignore_eos)
 
 
+@pytest.mark.parametrize("drafter", [("mtp", 0.6), ("ngram", None)], ids=str)
+def test_a_history_of_many_different_tokens(toys, drafter):
+    """More than the table of penalised tokens begins with, in the prompt and again in the output."""
+    given = {"repetition_penalty": 1.5, "frequency_penalty": 1.0, "logit_bias": dict.fromkeys(range(10, 80), 0.5)}
+    check(toys, drafter, 4, list(range(130, 279)), temperature=8.0, seed=2, **given, max_new_tokens=200)
+    check(toys, drafter, 4, [97], temperature=8.0, seed=2, **given, max_new_tokens=200)
+
+
 @given(prompt=prompts, sampling=samplings, first=drafters, second=drafters, k=ks, other=ks)
 def test_every_k_and_drafter_gives_the_same(toys, prompt, sampling, first, second, k, other):
     given = {

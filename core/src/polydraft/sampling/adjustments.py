@@ -54,7 +54,8 @@ class Penalties:
         """Told by the history: a token is settled (1) or taken back (-1)."""
         is_output = position >= self._prompt_length
         if is_output or self._repetition:
-            self._counts[int(is_output), self._entry(token_id)] += times
+            entry = self._entry(token_id)  # may replace the table
+            self._counts[int(is_output), entry] += times
 
     def apply(self, ops: ArrayOps[Any], logits: Any, settled: int, run_token_ids: Sequence[int]) -> Any:
         """The changed logits.
