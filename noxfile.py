@@ -62,6 +62,13 @@ BACKENDS = {
     "reference": Backend("plugins/reference"),
     # llama-cpp-python comes as source only: pip compiles it once (some minutes) and keeps the wheel in its cache.
     "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",)),
+    "mlx": Backend(
+        "plugins/mlx",
+        needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
+        "(sys_platform == 'darwin' and platform_machine == 'arm64')",
+        constraints="constraints.txt",
+        options=("--polydraft-quick",),  # MLX multiplies matrices slowly on CPUs
+    ),
 }
 DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
 
