@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from polydraft.cli.streams import waiting_for
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -58,7 +60,11 @@ def open_session(wish: LoadOptions) -> Session:
     """
     import polydraft
 
-    return polydraft.load(model_or_builtin(wish.model), drafter=wish.load_drafter, **wish.options)
+    model = model_or_builtin(wish.model)
+    # huggingface_hub's warnings are of retries; what comes of them is told in one line.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    with waiting_for(f"Loading {model}"):
+        return polydraft.load(model, drafter=wish.load_drafter, **wish.options)
 
 
 def model_or_builtin(model: str | None) -> str:

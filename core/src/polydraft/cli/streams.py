@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from polydraft.errors import PolydraftError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
-__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal"]
+__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal", "waiting_for"]
 
 _STDOUT, _STDERR = 1, 2
+_NO_LIMIT = 10_000
 
 
 @cache
@@ -65,7 +69,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def console_for(stream: TextIO) -> Console:
-    """A rich console; colours as the terminal, ``NO_COLOR`` and ``FORCE_COLOR`` say. Not a terminal: 120 columns."""
+    """A rich console; colours as the terminal, ``NO_COLOR`` and ``FORCE_COLOR`` say. In files no line is folded."""
     from rich.console import Console
 
     class QuietConsole(Console):
@@ -74,8 +78,21 @@ def console_for(stream: TextIO) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    width = None if is_terminal(stream) or "COLUMNS" in os.environ else 120
+    width = None if is_terminal(stream) or "COLUMNS" in os.environ else _NO_LIMIT
     return QuietConsole(file=stream, highlight=False, width=width)
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Say on a terminal what takes time, until it is done; progress bars may overwrite it."""
+    shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+    if shown:
+        print(f"{what} ...", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def diagnostics() -> Console:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polydraft.cli.render.tables import new_table, to_json
+from polydraft.cli.render.tables import FittingTable, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginS
 
     if not found and not others:
         return Text("No backend is installed. Install one: pip install 'polydraft[transformers]'")
-    table = new_table("backend", "engine", "state", "drafters", "formats", "what it is")
+    table = FittingTable("backend", "engine", "state", "drafters", "formats", "what it is")
     for backend in found:
         data = backend_data(backend)
         state = data["state"] if data["usable"] else f"not usable: {data['problem']}"

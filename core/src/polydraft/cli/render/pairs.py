@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydraft.cli.render.tables import new_table, to_json
+from polydraft.cli.render.tables import FittingTable, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def pairs_table(found: Sequence[PairDescription], text: str | None) -> Renderabl
     if not found:
         what = f"No known pair matches {text!r}." if text else "No pair is known."
         return Text(f"{what} Any target runs with --drafter ngram; add pairs of your own with POLYDRAFT_PAIRS.")
-    table = new_table("target", "drafter", "kind", "format", "k", "runs here on", "from")
+    table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", "from")
     for pair in found:
         entry = pair.entry.pair
         table.add_row(

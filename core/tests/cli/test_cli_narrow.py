@@ -1,0 +1,56 @@
+"""Tables where there is little room, much room, and no terminal at all."""
+
+import io
+import pty
+
+import pytest
+from polydraft.cli.render.tables import FittingTable
+from polydraft.cli.streams import console_for, waiting_for
+
+NAME = "an-organization/a-model-with-a-long-name"
+
+
+def shown(width, monkeypatch=None):
+    stream = io.StringIO()
+    console = console_for(stream)
+    if width:
+        console.width = width
+    table = FittingTable("target", "drafter", "note")
+    table.add_row(NAME, f"{NAME}-assistant", "several words that may be folded")
+    table.add_row("short", "", "x")
+    console.print(table)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 60, 100, 120, 200, None])
+def test_names_stay_whole_wherever_they_fit(width):
+    text = shown(width)
+    lines = [line.rstrip() for line in text.splitlines()]
+    if width:
+        assert max(map(len, lines)) <= width
+    if not width or width >= 60:
+        assert any(f"{NAME}-assistant" in line for line in lines)
+    assert ("target" in lines[0]) == (not width or width >= 120), "a table where it fits, blocks elsewhere"
+
+
+def test_without_a_terminal_no_line_is_folded():
+    assert "several words that may be folded" in shown(None)
+
+
+def test_a_block_has_a_line_for_each_cell_that_is_not_empty():
+    assert shown(60).splitlines()[-2:] == ["short", "  note: x"]
+
+
+@pytest.mark.parametrize("dumb", [False, True])
+def test_what_is_waited_for_is_said_on_terminals_only(monkeypatch, dumb, capsys):
+    with waiting_for("Loading it"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
+    leader, follower = pty.openpty()
+    with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as reader:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with waiting_for("Loading it"):
+            pass
+        print("end", file=terminal, flush=True)
+        assert reader.read(200) == (b"" if dumb else b"Loading it ...\r\x1b[2K") + b"end\r\n"
