@@ -204,13 +204,9 @@ def third_party(session: nox.Session) -> None:
     """
     with installed_elsewhere(session, (CORE, CONFORMANCE, EXAMPLE_PLUGIN), "polydraft-markov[test]") as programs:
         session.run(str(programs / "polydraft-conformance"), "imports", "polydraft_markov", external=True)
-        pytest = str(programs / "pytest")
-        for backend in ("markov", "markov-whole"):
-            options = ("--polydraft-backend", backend, "--polydraft-must-run", "--polydraft-report")
-            report = str(REPORTS / backend)
-            session.run(pytest, "-q", "--pyargs", "polydraft_conformance", *options, report, external=True)
         tests = shutil.copytree(ROOT / EXAMPLE_PLUGIN / "tests", "tests")
-        session.run(pytest, "-q", str(tests), external=True)
+        session.run(str(programs / "pytest"), "-q", str(tests), external=True)
+        shutil.copytree("conformance-reports", REPORTS, dirs_exist_ok=True)
 
 
 @contextmanager
