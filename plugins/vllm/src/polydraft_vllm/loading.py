@@ -79,7 +79,7 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
     except Exception as error:
         raise start_error(error, request.target.id) from error
     if cpu and request.plan.kind is not None:
-        with VLLM_LOCK:
+        with VLLM_LOCK, _random_state_kept():
             _test_sampling(engine, installed)
     running = _running(request, installed, config, cpu=cpu)
     sampling = capabilities.sampling | ({"min_p"} if running.method is None else set())

@@ -1,0 +1,264 @@
+"""The in-process engine: batches, chunked prefill, cancelling, statistics, limits, bad input. Real models, in fp32."""
+
+import threading
+import time
+from contextlib import closing
+
+import polydraft
+import pytest
+from polydraft.errors import (
+    ContextLengthError,
+    DeviceError,
+    EngineError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    PolydraftError,
+    UnsupportedError,
+)
+
+pytest.importorskip("vllm")
+
+PROMPT = "def read_lines(path):\n"
+LONG = 'def add(first, second):\n    """Return the sum."""\n    return first + second\n\n\n' * 24
+"""Longer than the windows of the built-in targets, and than the batches of the shared session."""
+GREEDY = {"max_new_tokens": 48, "ignore_eos": True}
+PROMPTS = (PROMPT, "import os\n", LONG, "class Stack:\n    ", "for i in range(10):\n    print(", LONG[100:])
+
+
+def load(target="builtin:tiny-e2b", **arguments):
+    return polydraft.load(target, backend="vllm", **{"dtype": "float32", "num_speculative_tokens": 4, **arguments})
+
+
+def idle(session):
+    """Wait until vLLM has forgotten all requests."""
+    deadline = time.monotonic() + 10
+    while session.engine.num_unfinished and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return session.engine.num_unfinished == 0
+
+
+def test_chunked_prefill_past_the_window_changes_nothing(mtp):
+    assert len(mtp.generate(LONG, max_new_tokens=1).prompt_token_ids) > 3 * 128
+    plain = mtp.generate(LONG, speculate="off", **GREEDY)
+    found = mtp.generate(LONG, **GREEDY)
+    assert found.token_ids == plain.token_ids
+    assert found.stats.num_accepted_tokens > 0
+    assert plain.stats.num_draft_tokens == 0
+    assert plain.speculation_off.code == "caller"
+
+
+def test_many_at_once_give_what_each_gives_alone(mtp):
+    alone = [mtp.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS]
+    together = mtp.generate_many([*PROMPTS] * 4, **GREEDY)
+    assert [result.token_ids for result in together] == alone * 4
+    assert all(result.stats.num_accepted_tokens > 0 for result in together)
+    assert idle(mtp)
+
+
+def test_plain_and_speculative_requests_share_a_batch(mtp):
+    wanted = {prompt: mtp.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS}
+    streams = [
+        (prompt, speculate, mtp.stream(prompt, speculate=speculate, **GREEDY))
+        for prompt in PROMPTS
+        for speculate in ("on", "off")
+    ]
+    for *_, stream in streams:
+        stream.start()
+    for prompt, speculate, stream in streams:
+        chunks = list(stream)
+        assert stream.result.token_ids == wanted[prompt]
+        drafted = sum(chunk.num_draft_tokens for chunk in chunks)
+        assert (drafted > 0) == (speculate == "on")
+
+
+def test_greedy_requests_beside_sampled_ones(mtp):
+    """The CPU verifier mixed these up: see the mend cpu-sampling."""
+    wanted = mtp.generate(PROMPT, **GREEDY).token_ids
+    noise = [mtp.stream(PROMPT, temperature=1.2, top_k=20, top_p=0.9, seed=seed, **GREEDY) for seed in range(6)]
+    for stream in noise:
+        stream.start()
+    assert mtp.generate(PROMPT, **GREEDY).token_ids == wanted
+    for stream in noise:
+        for _ in stream:
+            pass
+    assert len({stream.result.token_ids for stream in noise}) > 1
+
+
+def test_batches_are_shared(mtp):
+    """Sixteen at once take far less time than sixteen after one another: they make progress together."""
+    started = time.perf_counter()
+    for _ in range(2):
+        mtp.generate(PROMPT, **GREEDY)
+    one = (time.perf_counter() - started) / 2
+    started = time.perf_counter()
+    mtp.generate_many([PROMPT] * 16, **GREEDY)
+    assert time.perf_counter() - started < 10 * one
+
+
+def test_equal_prompts_of_one_batch_get_noise_of_their_own(mtp):
+    settings = {"temperature": 1.2, "seed": 5, **GREEDY}
+    first, second, third = mtp.generate_many([PROMPT] * 3, **settings)
+    assert len({first.token_ids, second.token_ids, third.token_ids}) == 3
+    assert first.token_ids == mtp.generate(PROMPT, **settings).token_ids
+
+
+def test_a_closed_stream_is_forgotten(mtp):
+    for read in (0, 1, 3):
+        with closing(mtp.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)) as stream:
+            stream.start()
+            for _ in range(read):
+                next(stream)
+        assert idle(mtp), f"closed after {read} chunks"
+    stream = mtp.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)
+    next(stream)
+    del stream
+    assert idle(mtp)
+
+
+def test_cancelling_wakes_a_reader(mtp):
+    stream = mtp.stream(PROMPT, max_new_tokens=4000, ignore_eos=True)
+    next(stream)
+    timer = threading.Timer(0.3, mtp.cancel)
+    timer.start()
+    chunks = list(stream)
+    timer.join()
+    assert stream.result.finish_reason == "cancelled"
+    assert chunks[-1].finish_reason == "cancelled"
+    assert idle(mtp)
+
+
+def test_an_unread_stream_goes_on(mtp):
+    """The engine works for requests that nobody reads at the moment; their times are its own, not the reader's."""
+    stream = mtp.stream(PROMPT, **GREEDY)
+    stream.start()
+    assert idle(mtp)
+    time.sleep(0.5)
+    chunks = list(stream)
+    assert sum(len(chunk.token_ids) for chunk in chunks) == GREEDY["max_new_tokens"]
+    assert stream.result.stats.decode_seconds > 0.01
+
+
+@pytest.mark.parametrize("stop", [None, "return"])
+def test_statistics_are_vllms_own(stop):
+    """Rounds, drafts and accepted drafts equal what vLLM itself counts for the request, round by round."""
+    options = {"per_request_spec_decode_metrics": "detailed", "kv_cache_memory_bytes": 1 << 26}
+    with load(context_length=1024, engine_options=options) as session:
+        counted = []
+        add = session.engine._engine.output_processor.process_outputs
+
+        def spy(outputs, **further):
+            counted.extend(output.spec_decode_metrics for output in outputs if output.spec_decode_metrics is not None)
+            return add(outputs, **further)
+
+        session.engine._engine.output_processor.process_outputs = spy
+        stream = session.stream(PROMPT, stop=stop, **GREEDY)
+        chunks = list(stream)
+        stats = stream.result.stats
+    rounds = [(chunk.num_draft_tokens, chunk.num_accepted_tokens) for chunk in chunks if chunk.num_draft_tokens]
+    assert stats.num_drafts == len(rounds)
+    assert stats.num_draft_tokens == sum(drafted for drafted, _ in rounds)
+    if stream.result.finish_reason == "length":
+        own = counted[-1]
+        assert rounds == list(zip(own.per_step_drafted, own.per_step_accepted, strict=True))
+    else:
+        assert counted == []  # vLLM gives none for a request that is aborted at a stop string: counted all the same
+        assert stats.num_accepted_tokens == sum(accepted for _, accepted in rounds)
+
+
+def test_two_engines_and_one_closed(mtp):
+    wanted = mtp.generate(PROMPT, **GREEDY).token_ids
+    small = {"context_length": 512, "engine_options": {"kv_cache_memory_bytes": 1 << 26}}
+    with load(drafter="ngram", **small) as other:
+        streams = [session.stream(PROMPT, **GREEDY) for session in (mtp, other, mtp, other)]
+        for stream in streams:
+            stream.start()
+        for stream in streams:
+            list(stream)
+        assert {stream.result.token_ids for stream in streams} == {wanted}
+    assert mtp.generate(PROMPT, **GREEDY).token_ids == wanted
+
+
+def test_what_vllm_would_change_is_refused(mtp):
+    with pytest.raises(UnsupportedError, match="min_p"):
+        mtp.generate(PROMPT, min_p=0.1, temperature=1.0)
+    with pytest.raises(UnsupportedError, match=r"0\.001 to 0\.01"):
+        mtp.generate(PROMPT, temperature=0.001)
+    assert idle(mtp)
+
+
+def test_min_p_without_a_drafter():
+    small = {"context_length": 512, "engine_options": {"kv_cache_memory_bytes": 1 << 26}}
+    with load(drafter=None, num_speculative_tokens=None, **small) as session:
+        first, second = (
+            session.generate(PROMPT, min_p=min_p, temperature=1.5, seed=1, **GREEDY).token_ids for min_p in (0.99, 0.0)
+        )
+        greedy = session.generate(PROMPT, **GREEDY).token_ids
+    assert first == greedy  # only the best token is kept
+    assert second != greedy
+
+
+def test_the_apps_random_state_is_kept():
+    import random
+
+    import torch
+
+    random.seed(3)
+    torch.manual_seed(3)
+    wanted = random.random(), float(torch.rand(()))
+    random.seed(3)
+    torch.manual_seed(3)
+    load(context_length=512, engine_options={"kv_cache_memory_bytes": 1 << 26}).close()
+    assert (random.random(), float(torch.rand(()))) == wanted
+
+
+BAD_LOADS = [
+    ({"engine_options": {"speculative_model": "x"}}, InvalidRequestError, "obsolete"),
+    ({"engine_options": {"max_num_seq": 3}}, InvalidRequestError, "max_num_seqs"),
+    ({"engine_options": {"max_model_len": 100}}, InvalidRequestError, "context_length"),
+    ({"engine_options": {"speculative_config": {"method": "mtp"}}}, InvalidRequestError, "method"),
+    ({"engine_options": {"data_parallel_size": 2}}, UnsupportedError, "vllm-server"),
+    (
+        {"engine_options": {"tensor_parallel_size": 2, "speculative_config": {"draft_tensor_parallel_size": 3}}},
+        InvalidRequestError,
+        "draft_tensor_parallel_size",
+    ),
+    ({"engine_options": {"kv_cache_memory_bytes": 1000}}, OutOfMemoryError, "kv_cache_memory_bytes"),
+    ({"engine_options": {"kv_cache_memory_bytes": 1 << 45}}, OutOfMemoryError, "kv_cache_memory_bytes"),
+    ({"context_length": 10**7}, ContextLengthError, "at most"),
+    ({"dtype": "float7"}, InvalidRequestError, "float32"),
+    ({"device": "cuda:3"}, DeviceError, "cuda:3"),
+    ({"exactness": "bitwise"}, UnsupportedError, "standard"),
+    ({"num_speculative_tokens": 100}, InvalidRequestError, "16"),
+    ({"target": "builtin:tiny-31b", "drafter": "builtin:tiny-e2b-assistant"}, PolydraftError, ""),
+    ({"target": "builtin:tiny-31b", "drafter": "builtin:tiny-31b"}, PolydraftError, "ngram"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "says"), BAD_LOADS, ids=[str(row[0])[:60] for row in BAD_LOADS])
+def test_bad_loads_are_typed_errors(arguments, error, says):
+    with pytest.raises(error) as caught:
+        load(**arguments).close()
+    assert says in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_dead_engine_says_so_and_keeps_the_text():
+    """What vLLM raises in a step reaches every caller, with the text so far; the engine then refuses work."""
+    with load(context_length=1024, engine_options={"kv_cache_memory_bytes": 1 << 26}) as session:
+        stream = session.stream(PROMPT, max_new_tokens=400, ignore_eos=True)
+        waiting = session.stream(LONG[:200], max_new_tokens=400, ignore_eos=True)
+        waiting.start()
+        for _ in range(3):
+            next(stream)
+
+        def step():
+            raise RuntimeError("out of luck")
+
+        session.engine._engine.step = step
+        with pytest.raises(EngineError, match="out of luck") as caught:
+            list(stream)
+        assert caught.value.partial_text == stream.result.text != ""
+        with pytest.raises(EngineError, match="out of luck"):
+            list(waiting)
+        with pytest.raises(EngineError, match="load the pair again"):
+            session.generate(PROMPT, **GREEDY)

@@ -1,0 +1,141 @@
+"""The table of speculative_config, engine arguments, and what is refused before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+from polydraft.contract import ModelSource, SpeculationPlan
+from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+from polydraft_vllm.checks import refusal
+from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
+from polydraft_vllm.options import VllmOptions, VllmServerOptions
+from polydraft_vllm.plugin import DRAFTER_KINDS
+from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
+
+V32, V33 = Version("0.32.0"), Version("0.33.0")
+DRAFTER = Path("/models/drafter")
+TABLE = [
+    ("mtp", DRAFTER, {"method": "mtp", "model": "/models/drafter"}),
+    ("draft-model", DRAFTER, {"method": "draft_model", "model": "/models/drafter"}),
+    ("ngram", None, {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2}),
+    ("eagle3", DRAFTER, {"method": "eagle3", "model": "/models/drafter"}),
+    ("dflash", DRAFTER, {"method": "dflash", "model": "/models/drafter"}),
+]
+
+
+@pytest.mark.parametrize("version", [V32, V33], ids=str)
+@pytest.mark.parametrize(("kind", "drafter", "wanted"), TABLE, ids=[row[0] for row in TABLE])
+def test_the_table(kind, drafter, wanted, version):
+    assert speculative_config(kind, drafter, 3, version) == {**wanted, "num_speculative_tokens": 3}
+
+
+def test_every_kind_has_a_row_for_every_supported_version():
+    for kind in DRAFTER_KINDS:
+        for version in (V32, V33):
+            speculative_config(kind, None if kind == "ngram" else DRAFTER, 1, version)
+    assert {row.kind for row in METHODS} == DRAFTER_KINDS
+
+
+def test_the_table_is_what_the_installed_vllm_takes():
+    from typing import get_args
+
+    config = pytest.importorskip("vllm.config.speculative")
+    known = set(get_args(config.SpeculativeMethod))
+
+    def flat(values):
+        return {name for value in values for name in (flat(get_args(value)) if get_args(value) else {value})}
+
+    assert {row.method for row in METHODS} <= flat(known)
+
+
+def test_an_older_version_has_no_row():
+    with pytest.raises(SpeculationUnavailableError, match="0\\.9"):
+        speculative_config("mtp", DRAFTER, 1, Version("0.9.0"))
+
+
+def test_ngram_sizes_are_those_of_the_core():
+    import inspect
+
+    from polydraft.loop.ngram import NgramDrafter
+
+    defaults = {name: value.default for name, value in inspect.signature(NgramDrafter).parameters.items()}
+    assert ngram_sizes() == {
+        "prompt_lookup_max": defaults["max_ngram"],
+        "prompt_lookup_min": defaults["min_ngram"],
+    }
+
+
+@pytest.mark.parametrize("key", ["method", "model", "num_speculative_tokens"])
+def test_what_polydraft_sets_is_not_the_users(key):
+    with pytest.raises(InvalidRequestError, match=key):
+        speculative_config("ngram", None, 1, V32, {key: "x"})
+
+
+def test_further_keys_go_through():
+    found = speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 2}, tensor_parallel_size=2)
+    assert found["draft_tensor_parallel_size"] == 2
+
+
+def test_drafters_size_is_1_or_the_targets():
+    with pytest.raises(InvalidRequestError, match="draft_tensor_parallel_size is 3"):
+        speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 3}, tensor_parallel_size=2)
+
+
+def test_a_path_that_vllm_would_misread_is_refused():
+    with pytest.raises(InvalidRequestError, match="eagle3"):
+        speculative_config("mtp", Path("/models/my-eagle3-drafts/assistant"), 1, V32)
+    speculative_config("eagle3", Path("/models/my-eagle3"), 1, V32)
+
+
+@pytest.mark.parametrize("name", sorted(OBSOLETE))
+def test_obsolete_arguments_name_their_successor(name):
+    with pytest.raises(InvalidRequestError, match="obsolete") as caught:
+        check_arguments({name: 1}, ["max_num_seqs"])
+    assert OBSOLETE[name] in caught.value.hint
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_arguments_say_where_to_give_them(name):
+    with pytest.raises(InvalidRequestError) as caught:
+        check_arguments({name: 1}, [name])
+    assert RESERVED[name] in caught.value.hint
+
+
+def test_unknown_arguments_get_a_suggestion():
+    with pytest.raises(InvalidRequestError, match="max_num_seq'") as caught:
+        check_arguments({"max_num_seq": 1}, ["max_num_seqs"])
+    assert "max_num_seqs" in caught.value.hint
+    assert check_arguments({"max_num_seqs": 1}, ["max_num_seqs"]) == {"max_num_seqs": 1}
+
+
+def test_options_take_any_engine_argument():
+    options = VllmOptions(swa_bounded_replay=True, tensor_parallel_size=2)
+    assert options.further == {"swa_bounded_replay": True}
+    assert "url" in VllmServerOptions.model_fields
+
+
+def _source(name="t", **config):
+    return ModelSource(id=name, kind="local", path=Path("/t"), format="safetensors", config=config)
+
+
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 64}
+
+
+def test_draft_models_of_mixed_attention_are_refused():
+    plan = SpeculationPlan(kind="draft-model", drafter=_source("d", head_dim=64), num_speculative_tokens=2)
+    assert "block table" in refusal(_source(**MIXED), plan, cpu=False)
+    assert "block table" in refusal(_source(text_config=MIXED), plan, cpu=False)
+    assert refusal(_source(layer_types=["full_attention"], head_dim=64), plan, cpu=False) is None
+    assert refusal(_source(**MIXED), plan.model_copy(update={"kind": "mtp"}), cpu=False) is None
+
+
+def test_assistants_are_no_targets():
+    assert "assistant" in refusal(_source(model_type="gemma4_assistant"), SpeculationPlan(), cpu=False)
+
+
+def test_head_sizes_without_a_cpu_kernel_are_refused():
+    assert "size 16" in refusal(_source(head_dim=16), SpeculationPlan(), cpu=True)
+    assert "size 16" in refusal(_source(hidden_size=64, num_attention_heads=4), SpeculationPlan(), cpu=True)
+    assert refusal(_source(head_dim=16), SpeculationPlan(), cpu=False) is None
+    plan = SpeculationPlan(kind="mtp", drafter=_source("d", head_dim=48), num_speculative_tokens=2)
+    assert refusal(_source(head_dim=64), plan, cpu=True).startswith("d has attention heads of size 48")
