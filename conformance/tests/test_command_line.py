@@ -7,7 +7,8 @@ import sys
 import pytest
 from polydraft.contract import Diagnosis
 from polydraft_conformance.__main__ import main
-from polydraft_conformance.report import JSON_NAME, MARKDOWN_NAME, to_markdown
+from polydraft_conformance.rendering.markdown import to_markdown
+from polydraft_conformance.report import JSON_NAME, MARKDOWN_NAME
 
 USAGE = pytest.ExitCode.USAGE_ERROR
 

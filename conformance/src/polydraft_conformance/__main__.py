@@ -2,6 +2,7 @@
 
 ``polydraft-conformance unavailable NAME --reason TEXT --report DIR`` records that a backend cannot be installed here: a
 result beside those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
+``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
 ``polydraft-conformance imports PACKAGE`` fails if a plugin imports what polydraft does not offer to plugins.
 """
 
@@ -13,7 +14,10 @@ import sys
 from pathlib import Path
 
 from polydraft_conformance.imports import private_imports, source_of
-from polydraft_conformance.report import Report, environment, to_markdown, write
+from polydraft_conformance.rendering.markdown import to_markdown
+from polydraft_conformance.rendering.matrix import fill, read_reports, to_matrix
+from polydraft_conformance.rendering.page import to_page
+from polydraft_conformance.report import Report, environment, write
 from polydraft_conformance.rows import Row
 
 __all__ = ["main"]
@@ -30,11 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
     unavailable.add_argument("--report", type=Path, required=True, metavar="DIR")
     markdown = commands.add_parser("markdown", help="print the Markdown form of a JSON report")
     markdown.add_argument("file", type=Path)
+    merge = commands.add_parser("report", help="merge the JSON reports of several runs into one page or table")
+    merge.add_argument("path", nargs="+", type=Path, help="reports, or folders that hold some")
+    merge.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    merge.add_argument("--matrix", metavar="FILE", help="write the Markdown table; - prints it")
+    merge.add_argument("--readme", type=Path, metavar="FILE", help="fill the table in between the marks of a README")
     imports = commands.add_parser("imports", help="fail if a plugin imports what is private in polydraft")
     imports.add_argument("package", nargs="+", help="import name or folder")
     options = parser.parse_args(arguments)
     if options.command == "imports":
         return _check_imports(options.package)
+    if options.command == "report":
+        return _merge(options.path, options.html, options.matrix, options.readme)
     if options.command == "markdown":
         try:
             print(to_markdown(json.loads(options.file.read_text(encoding="utf-8"))))
@@ -44,6 +55,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for path in write(_unavailable(options.backend, options.reason, options.remedy), options.report):
         print(path)
+    return 0
+
+
+def _merge(paths: list[Path], html: Path | None, matrix: str | None, readme: Path | None) -> int:
+    """Write the page and the tables that were asked for; the table is printed if nothing was."""
+    try:
+        reports = read_reports(paths)
+        table = to_matrix(reports)
+        if readme is not None:
+            filled = fill(readme.read_text(encoding="utf-8"), table)
+            readme.write_text(filled, encoding="utf-8")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"polydraft-conformance: {error}", file=sys.stderr)
+        return 1
+    if html is not None:
+        html.write_text(to_page(reports), encoding="utf-8")
+    if matrix not in {None, "-"}:
+        Path(str(matrix)).write_text(table, encoding="utf-8")
+    if matrix == "-" or (html is None and matrix is None and readme is None):
+        print(table)
     return 0
 
 

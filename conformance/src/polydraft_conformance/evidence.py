@@ -6,6 +6,7 @@ The plain outputs of a target are made in the first session of that target, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.counting import Counts, count_log, logged
@@ -50,6 +51,8 @@ class Speculation:
     accepted: int | None
     counted: bool
     """Counted by the suite at the engine; else reported by the backend."""
+    per_position: tuple[int, ...] | None = None
+    """Element i: rounds in which draft i was accepted."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -67,6 +70,7 @@ class Speculation:
             "rounds": self.rounds,
             "drafted": self.drafted,
             "accepted": self.accepted,
+            "accepted_per_position": None if self.per_position is None else list(self.per_position),
             "counted": self.counted,
             "acceptance_rate": self.acceptance_rate,
             "mean_acceptance_length": self.mean_acceptance_length,
@@ -133,6 +137,7 @@ def speculation_of(runs: Sequence[tuple[GenerationResult, SequenceLog | None]]) 
             drafted=sum(count.drafted for count in counts),
             accepted=sum(count.accepted for count in counts),
             counted=True,
+            per_position=_add([count.per_position for count in counts]),
         )
     stats = [result.stats for result, _ in runs]
     return Speculation(
@@ -140,6 +145,7 @@ def speculation_of(runs: Sequence[tuple[GenerationResult, SequenceLog | None]]) 
         drafted=_sum(stat.num_draft_tokens for stat in stats),
         accepted=_sum(stat.num_accepted_tokens for stat in stats),
         counted=False,
+        per_position=_add([stat.accepted_per_position for stat in stats]),
     )
 
 
@@ -155,6 +161,14 @@ def _make(suite: Suite, case: Case) -> Evidence:
     second = generations[1].prompt
     repeated = session.generate(list(second.token_ids), speculate="off", **greedy_settings(second.max_new_tokens))
     return Evidence(case, tuple(generations), repeated)
+
+
+def _add(rows: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Sums by position; None if one row is."""
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
+        return None
+    return tuple(sum(column) for column in zip_longest(*known, fillvalue=0))
 
 
 def _sum(values: Any) -> int | None:

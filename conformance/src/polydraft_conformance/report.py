@@ -1,4 +1,4 @@
-"""The report: ``conformance-report.json``, and a Markdown table made from it."""
+"""The report of a run: ``conformance-report.json``, with its Markdown and HTML beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft_conformance.catalog import CHECKS
 from polydraft_conformance.comparison import VERDICTS
+from polydraft_conformance.rendering.markdown import to_markdown
+from polydraft_conformance.rendering.page import to_page
 from polydraft_conformance.rows import STATUSES, Row
 
 if TYPE_CHECKING:
@@ -19,20 +22,12 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Diagnosis
 
-__all__ = ["FORMAT_VERSION", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "processor", "to_markdown", "write"]
+__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "processor", "write"]
 
 FORMAT_VERSION = 1
 JSON_NAME = "conformance-report.json"
 MARKDOWN_NAME = "conformance-report.md"
-
-_SIGNS = {
-    "pass": "pass",
-    "fail": "**FAIL**",
-    "excluded": "excluded",
-    "follows": "follows",
-    "not-claimed": "not claimed",
-    "cannot-install": "cannot be installed here",
-}
+HTML_NAME = "conformance-report.html"
 
 
 @dataclass(slots=True)
@@ -93,6 +88,9 @@ class Report:
             "options": dict(self.options),
             "summary": self.summary(),
             "verdicts": self.verdicts(),
+            "statements": {
+                name: CHECKS[name].statement for name in dict.fromkeys(row.check for row in self.rows) if name in CHECKS
+            },
             "acceptance": self.acceptance(),
             "checks": [row.as_dict() for row in self.rows],
         }
@@ -122,128 +120,15 @@ def environment(diagnosis: Diagnosis | None, distributions: Iterable[str]) -> di
     }
 
 
-def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write both files and return their paths. The folder is made if it is not there."""
+def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
+    """Write JSON, Markdown and HTML, and return their paths. The folder is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = report.as_dict()
-    json_path, markdown_path = folder / JSON_NAME, folder / MARKDOWN_NAME
+    data = json.loads(json.dumps(report.as_dict(), ensure_ascii=False))
+    json_path, markdown_path, html_path = (folder / name for name in (JSON_NAME, MARKDOWN_NAME, HTML_NAME))
     json_path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     markdown_path.write_text(to_markdown(data), encoding="utf-8")
-    return json_path, markdown_path
-
-
-def to_markdown(data: Mapping[str, Any]) -> str:
-    """The Markdown form of a JSON report: checks by target, what speculation did, and every row that is not green."""
-    lines = [*_head(data), ""]
-    if not data["availability"]["usable"]:
-        lines += [_join(data["availability"]["reason"], data["availability"]["remedy"]), ""]
-        return "\n".join(lines)
-    lines += [*_check_table(data["checks"]), ""]
-    if data["acceptance"]:
-        lines += ["## Acceptance", "", *_acceptance_table(data["acceptance"]), ""]
-    for status, title in (("fail", "Failures"), ("follows", "Consequences"), ("excluded", "Excluded")):
-        rows = [row for row in data["checks"] if row["status"] == status]
-        if rows:
-            lines += [f"## {title}", "", *(_item(row) for row in rows), ""]
-    return "\n".join(lines)
-
-
-def _head(data: Mapping[str, Any]) -> list[str]:
-    backend, found, options = data["backend"], data["environment"], data["options"]
-    engine = " ".join(part for part in (backend["engine"], backend["engine_version"]) if part)
-    counts = ", ".join(f"{count} {status}" for status, count in data["summary"].items() if count)
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in data["verdicts"].items())
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    return [
-        f"# Conformance of `{backend['name']}`: {_SIGNS[data['status']]}",
-        "",
-        f"- engine: {engine or 'unknown'}; dtype {options.get('dtype', '?')}, device {options.get('device', '?')}",
-        f"- {found['implementation']} {found['python']}, {found['platform']}, {found['processor'] or found['machine']}",
-        f"- {versions}",
-        f"- {counts or 'no checks were run'}{'; quick run' if options.get('quick') else ''}",
-        f"- outputs compared: {verdicts}",
-    ]
-
-
-def _check_table(rows: list[dict[str, Any]]) -> list[str]:
-    targets = list(dict.fromkeys(row["target"] for row in rows if row["target"]))
-    checks = dict.fromkeys((row["group"], row["check"]) for row in rows)
-    lines = [
-        f"| group | check | {' | '.join(targets)} | reason |",
-        "|---|---|" + "---|" * len(targets) + "---|",
-    ]
-    for group, check in checks:
-        mine = [row for row in rows if row["check"] == check and row["group"] == group]
-        cells = [_cell([row for row in mine if row["target"] == target]) for target in targets]
-        if not any(row["target"] for row in mine):
-            cells = [_cell(mine)] * len(targets)
-        reasons = dict.fromkeys(_first_line(row["reason"]) for row in mine if row["reason"])
-        lines.append(f"| {group} | `{check}` | {' | '.join(cells)} | {_escape('; '.join(reasons))} |")
-    return lines
-
-
-def _cell(rows: list[dict[str, Any]]) -> str:
-    """``pass 16``, ``**FAIL** 1 of 16``, or an empty cell."""
-    if not rows:
-        return ""
-    counts = Counter(row["status"] for row in rows)
-    parts = []
-    for status in ("fail", "follows", "excluded", "not-claimed", "cannot-install", "pass"):
-        if counts[status] == len(rows):
-            parts.append(_SIGNS[status] if len(rows) == 1 else f"{_SIGNS[status]} {len(rows)}")
-        elif counts[status]:
-            parts.append(f"{_SIGNS[status]} {counts[status]}")
-    near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in rows)
-    return ", ".join(parts) + (f" ({near_ties} near ties)" if near_ties else "")
-
-
-def _acceptance_table(entries: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| target | drafter | kind | k | prompts | rounds | drafted | accepted | rate | mean acceptance length |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for entry in entries:
-        cells = (
-            entry["target"],
-            entry["drafter"],
-            entry["kind"],
-            entry["k"],
-            entry["prompts"],
-            entry["rounds"],
-            entry["drafted"],
-            entry["accepted"],
-            _number(entry["acceptance_rate"]),
-            _number(entry["mean_acceptance_length"]),
-        )
-        lines.append("| " + " | ".join("?" if cell is None else str(cell) for cell in cells) + " |")
-    return lines
-
-
-def _item(row: Mapping[str, Any]) -> str:
-    case = ", ".join(str(row[name]) for name in ("target", "kind") if row[name])
-    if row["k"] is not None:
-        case += f", k={row['k']}"
-    lines = str(row["reason"]).splitlines() or [""]
-    text = f"- `{row['check']}`{f' ({case})' if case else ''}: {lines[0]}"
-    if len(lines) > 1:
-        text += "\n\n" + "\n".join(f"      {line}" for line in lines[1:]) + "\n"
-    return text
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
+    html_path.write_text(to_page([data]), encoding="utf-8")
+    return json_path, markdown_path, html_path
 
 
 def processor() -> str:

@@ -139,7 +139,8 @@ def test_eos_ends_the_output(
         for name in ("text", "raw_text", "thinking", "tool_calls"):
             expect(getattr(result, name) == getattr(plain, name), f"The tokens are equal, but not the {name}.")
     polydraft_numbers["outputs_ended_by_eos"] = compared
-    expect(compared > 0, "The check shows nothing: near ties changed every output that EOS ends.")
+    if not compared:
+        not_claimed("Near ties turn every output that EOS ends: in this precision the check says nothing.")
 
 
 @check(scope="kind", after=(*_AFTER, "test_eos_ends_the_output"), claims=has_model_drafter)
@@ -318,7 +319,7 @@ def _ended_by_eos(suite: Suite, case: Case, session: Session) -> list[tuple[Any,
             result = session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
             if result.finish_reason == "eos":
                 found.append((prompt, result))
-            if len(found) == (1 if suite.options.quick else 3):
+            if len(found) == (2 if suite.options.quick else 3):
                 break
         suite.cache[key] = found
     ended: list[tuple[Any, GenerationResult]] = suite.cache[key]

@@ -1,0 +1,148 @@
+"""Several reports side by side: checks (or groups of them) by backends."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.rendering.markdown import SIGNS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["BEGIN", "END", "Cell", "cell", "fill", "label", "ordered_checks", "read_reports", "to_matrix"]
+
+BEGIN = "<!-- conformance: begin; written by `polydraft-conformance report`, do not edit -->\n"
+END = "<!-- conformance: end -->\n"
+
+_WORST_FIRST = ("fail", "follows", "excluded", "cannot-install", "not-claimed", "pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What became of a check (or a group of checks) in one report."""
+
+    counts: Mapping[str, int]
+    """Rows by status."""
+    near_ties: int
+
+    @property
+    def total(self) -> int:
+        """Number of rows."""
+        return sum(self.counts.values())
+
+    @property
+    def worst(self) -> str:
+        """The status that colours the cell: ``pass`` where some rows pass and the rest is not claimed."""
+        for status in _WORST_FIRST:
+            if self.counts.get(status) and not (status == "not-claimed" and self.counts.get("pass")):
+                return status
+        return ""
+
+
+def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read JSON reports, from files and from folders with all that is below them; by backend, dtype and device.
+
+    Raises:
+        ValueError: A file is no report, or there is none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.rglob("conformance-report.json")) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{path} holds no conformance-report.json: run the suite with --polydraft-report {path}.")
+        files += found
+    reports = []
+    for file in dict.fromkeys(files):
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if not {"backend", "checks", "options", "environment"} <= data.keys():
+                raise ValueError("it lacks some of its parts")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file} is no conformance report: {error}.") from error
+        reports.append(data)
+    return sorted(reports, key=label)
+
+
+def label(data: Mapping[str, Any]) -> str:
+    """``transformers, bfloat16, cpu``: what tells a report from others."""
+    options = data["options"]
+    return ", ".join(
+        str(part) for part in (data["backend"]["name"], options.get("dtype"), options.get("device")) if part
+    )
+
+
+def ordered_checks(reports: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(group, check) of all reports, groups together."""
+    found = dict.fromkeys((row["group"], row["check"]) for data in reports for row in data["checks"])
+    groups = dict.fromkeys(group for group, _ in found)
+    return [pair for group in groups for pair in found if pair[0] == group]
+
+
+def cell(rows: Iterable[Mapping[str, Any]]) -> Cell:
+    """Sum up rows."""
+    counted = list(rows)
+    near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in counted)
+    return Cell(Counter(row["status"] for row in counted), near_ties)
+
+
+def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table for a README: a row each report, a column each group of checks, and what it is true of."""
+    groups = list(dict.fromkeys(group for group, _ in ordered_checks(reports)))
+    head = ["backend", "engine", "dtype, device", "result", *groups, "outputs: exact / near tie / diverged"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for data in reports:
+        backend, options = data["backend"], data["options"]
+        verdicts = data.get("verdicts", {})
+        counts = " / ".join(str(verdicts.get(name, 0)) for name in ("EXACT", "NEAR_TIE", "DIVERGED"))
+        usable = data["availability"]["usable"]
+        cells = [
+            f"`{backend['name']}`",
+            " ".join(part for part in (backend["engine"], backend["engine_version"]) if part) or "-",
+            ", ".join(part for part in (options.get("dtype"), options.get("device")) if part) or "-",
+            SIGNS[data["status"]],
+            *(_text(cell(row for row in data["checks"] if row["group"] == group)) for group in groups),
+            counts if usable else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *dict.fromkeys(_measured_on(data) for data in reports), ""]
+    return "\n".join(lines)
+
+
+def fill(text: str, table: str) -> str:
+    """A README with the table between its marks.
+
+    Raises:
+        ValueError: A mark is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The marks of the table are missing: {BEGIN.strip()} and {END.strip()}, each in a line.")
+    return f"{before}{begin}{table}{end}{after}"
+
+
+def _text(found: Cell) -> str:
+    """``12``, ``12, 2 excluded``, ``FAIL 1 of 12``."""
+    counts = found.counts
+    if not found.total:
+        return "-"
+    if wrong := counts.get("fail", 0) + counts.get("follows", 0):
+        return f"**FAIL {wrong} of {found.total}**"
+    parts = [str(counts["pass"])] if counts.get("pass") else []
+    if excluded := counts.get("excluded"):
+        parts.append(f"{excluded} excluded")
+    if not parts:
+        parts.append("not claimed" if counts.get("not-claimed") else "cannot run here")
+    return ", ".join(parts)
+
+
+def _measured_on(data: Mapping[str, Any]) -> str:
+    found = data["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    quick = "; quick run" if data["options"].get("quick") else ""
+    hardware = found.get("processor") or found.get("machine")
+    return f"- {label(data)}: {hardware}, {found['implementation']} {found['python']}; {versions}{quick}"
