@@ -1,6 +1,6 @@
 """Record what the Transformers backend writes on the built-in pairs in float32, for tests/test_mlx_peer.py.
 
-    python plugins/mlx/scripts/record_peer.py     # where polydraft-transformers and polydraft-builtin-pairs are installed
+    python plugins/mlx/scripts/record_peer.py     # needs polydraft-transformers and polydraft-builtin-pairs
 
 MLX's tests run without torch, so they compare with this record; where both backends are installed the test asks
 Transformers itself.
@@ -20,7 +20,9 @@ TARGETS = ("tiny-e2b", "tiny-31b", "tiny-26b", "tiny-llama")
 PROMPTS = (
     "def fibonacci(n):\n",
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
-    "\n".join(f"def is_{name}(value):\n    return value == {name!r}\n" for name in ("zero", "one", "two", "three", "many")),
+    "\n".join(
+        f"def is_{name}(value):\n    return value == {name!r}\n" for name in ("zero", "one", "two", "three", "many")
+    ),
 )
 """Shorter than the sliding window of 64 tokens, across it with the output, and past it."""
 SETTINGS: dict[str, Any] = {"max_new_tokens": 72, "ignore_eos": True}

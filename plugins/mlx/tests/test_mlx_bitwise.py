@@ -39,3 +39,24 @@ def test_rows_have_the_same_bits_in_every_step(target, dtype, greedy):
         single = bits(session.engine, tokens, 235, lambda: 1, greedy)
         for sizes in (lambda: K + 1, lambda: rng.randrange(1, K + 2)):
             assert np.array_equal(bits(session.engine, tokens, 235, sizes, greedy), single)
+
+
+def test_a_device_that_does_not_keep_its_bits_is_refused():
+    """The check that each bitwise session makes finds a step whose rows depend on their place."""
+    import mlx.core as mx
+    from polydraft.errors import UnsupportedError
+    from polydraft_mlx.fixed_steps import check_fixed_steps
+
+    with polydraft.load("builtin:tiny-31b", backend="mlx", device="cpu", exactness="bitwise") as session:
+        target = session.engine.target
+        whole = target.step
+
+        def uneven(cache, tokens):
+            hidden, logits = whole(cache, tokens)
+            return hidden, logits * (1 + 1e-2 * mx.arange(logits.shape[0])[:, None])
+
+        with session.engine._runtime.use("A test ran"):
+            check_fixed_steps(target, "cpu")
+            target.step = uneven
+            with pytest.raises(UnsupportedError, match="bitwise"):
+                check_fixed_steps(target, "cpu")

@@ -39,7 +39,7 @@ class Decoder:
         self._windows = [_window(cache, name) for cache in make_prompt_cache(model)]
         if not self._windows:
             raise UnsupportedError(f"{name} keeps no KV cache.", "Choose a model with attention layers.")
-        self.dtype, self.kv_bytes_per_token, self.kv_bytes_fixed = self._probe()
+        self._probe()
 
     def new_cache(self) -> KvCache:
         """An empty cache."""
@@ -122,20 +122,21 @@ class Decoder:
             logits = gemma4_text.logit_softcap(lm.final_logit_softcapping, logits)
         return logits
 
-    def _probe(self) -> tuple[str, int, int]:
-        """Dtype of the logits, KV bytes of one more token, KV bytes of the sliding layers.
+    def _probe(self) -> None:
+        """Dtype and number of the logits, KV bytes of one more token, KV bytes of the sliding layers.
 
         The forward is only built, never evaluated: shapes and dtypes are known without reading a weight.
         """
         cache = self.new_cache()
         _, logits = self._rows(self._forward(cache, mx.array([[0]])), 1)
-        growing = fixed = 0
+        self.dtype = str(logits.dtype).rpartition(".")[2]
+        self.vocab_size = int(logits.shape[-1])
+        self.kv_bytes_per_token = self.kv_bytes_fixed = 0
         for layer in cache.layers:
             if isinstance(layer, SlidingCache):
-                fixed += layer.nbytes
+                self.kv_bytes_fixed += layer.nbytes
             else:
-                growing += sum(buffer.nbytes // buffer.shape[2] for buffer in layer.state)
-        return str(logits.dtype).rpartition(".")[2], growing, fixed
+                self.kv_bytes_per_token += sum(buffer.nbytes // buffer.shape[2] for buffer in layer.state)
 
 
 def _window(cache: Any, name: str) -> int | None:

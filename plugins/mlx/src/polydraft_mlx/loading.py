@@ -26,6 +26,7 @@ from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafter_loading import in_one_line, load_assistant
 from polydraft_mlx.engine import MlxEngine
 from polydraft_mlx.experts import widen_experts
+from polydraft_mlx.fixed_steps import check_fixed_steps
 from polydraft_mlx.mtp import MtpDrafter
 from polydraft_mlx.runtime import Runtime, find_device, free_memory
 
@@ -52,7 +53,8 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
         ModelFormatError: A file is missing or damaged, or the architecture unknown to mlx-lm.
         InvalidRequestError: Unknown dtype, or a context longer than the model's.
-        UnsupportedError: The model's layers keep a state that cannot be rolled back.
+        UnsupportedError: The model's layers keep a state that cannot be rolled back, or the device does not give the
+            same bits in steps of fixed shape.
     """
     runtime = Runtime(find_device(request.device))
     dtype = _dtype(request.dtype)
@@ -81,6 +83,8 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         context, notes = _fit(request, own_context, models, target, drafter, runtime)
         for model in models:
             mx.eval(model.parameters())
+        if target.fixed:
+            check_fixed_steps(target, runtime.name)
         mx.clear_cache()
     if quantized := _quantization(request.target):
         notes.append(quantized)

@@ -41,11 +41,8 @@ class MlxOps:
     def floor(self, array: mx.array) -> mx.array:
         return mx.floor(array)
 
-    def exp(self, array: mx.array) -> mx.array:
-        return mx.exp(array)
-
-    def on_host(self, array: mx.array) -> bool:
-        return bool(mx.default_device().type == mx.cpu)
+    def host_view(self, array: mx.array) -> Any:
+        return np.array(array.astype(mx.float32)) if mx.default_device().type == mx.cpu else None
 
     def noise_bits(self, token_ids: mx.array, low: mx.array, high: mx.array) -> mx.array:
         values = _lowbias32(token_ids.astype(mx.uint32) ^ low.astype(mx.uint32))
