@@ -158,7 +158,7 @@ def test_the_servers_own_refusals_are_typed(own):
     sent = own.client
     with pytest.raises(ModelNotFoundError, match="served_model_name"):
         sent.complete(model="other", prompt=[5, 6], max_tokens=2)
-    with pytest.raises(PolydraftError, match="refuses|context"):
+    with pytest.raises(PolydraftError, match=r"refuses|context"):
         sent.complete(model=TARGET, prompt=[5] * 3000, max_tokens=2)
 
 
@@ -176,6 +176,12 @@ def test_a_wrong_key_is_told_without_showing_any(own, monkeypatch):
 def test_a_server_of_another_model(own):
     with pytest.raises(ModelNotFoundError, match="serves builtin:tiny-e2b, not builtin:tiny-31b"):
         load("builtin:tiny-31b", engine_options={"url": own.client.url})
+
+
+@pytest.mark.parametrize(("name", "says"), [("no_such_option", "no engine argument"), ("api_key", "VLLM_API_KEY")])
+def test_options_of_a_server_of_our_own_are_checked(name, says):
+    with pytest.raises(InvalidRequestError, match=says):
+        load(engine_options={name: "x"})
 
 
 def test_engine_options_beside_a_url(own):

@@ -25,6 +25,7 @@ RESERVED: dict[str, str] = {
     "spec_model": "load(drafter=)",
     "spec_tokens": "load(num_speculative_tokens=)",
     "scheduler_cls": "nothing: polydraft's own scheduler decodes single requests plainly",
+    "api_key": "the environment variable VLLM_API_KEY: a command line is no place for a secret",
     "stream_interval": "nothing: polydraft reads every step",
 }
 """Engine arguments that polydraft sets itself -> where the user says it instead."""

