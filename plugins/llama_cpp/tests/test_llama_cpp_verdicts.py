@@ -1,0 +1,83 @@
+"""Greedy speculation is plain decoding: equal in f32 and f16; for other weights every difference is a near tie."""
+
+import polydraft
+import pytest
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.verification import judge, measure_tie
+from polydraft_builtin_pairs import prompts
+from polydraft_llama_cpp.bindings import library
+
+NEW = 96
+FTYPES = {"q4_0": 2, "q4_k_m": 15}
+
+
+@pytest.fixture(scope="session")
+def quantized(gguf):
+    """A function: a built-in model in a type that llama.cpp itself quantizes to."""
+
+    def make(name, weights):
+        source = gguf(name)
+        file = source.with_name(f"{name}-{weights}.gguf")
+        if not file.is_file():
+            lib = library()
+            params = lib.llama_model_quantize_default_params()
+            params.ftype, params.nthread = FTYPES[weights], 1
+            assert lib.llama_model_quantize(str(source).encode(), str(file).encode(), params) == 0
+        return file
+
+    return make
+
+
+def verdicts(target, drafter, count=6):
+    """The verdict on each prompt, and the accepted drafts."""
+    found, accepted = [], 0
+    texts = [prompt.text for prompt in prompts() if prompt.text][:count]
+    with polydraft.load(target, backend="llama_cpp", drafter=drafter, device="cpu") as session:
+        k = session.running.num_speculative_tokens
+        for text in texts:
+            plain = session.generate(text, max_new_tokens=NEW, speculate="off")
+            fast = session.generate(text, max_new_tokens=NEW)
+            accepted += fast.stats.num_accepted_tokens
+            request = TokenRequest(
+                prompt_token_ids=plain.prompt_token_ids,
+                settings=GenerationSettings(max_new_tokens=NEW),
+                seed=0,
+                speculate=False,
+                num_speculative_tokens=0,
+                eos_token_ids=session.tokenizer.eos_token_ids,
+                max_total_tokens=session.running.context_length,
+            )
+            one, other = list(plain.token_ids), list(fast.token_ids)
+
+            def tie(position, request=request, one=one, other=other):
+                return measure_tie(session.engine, request, one, other, position, k)
+
+            found.append(judge(one, other, tie).verdict)
+    return found, accepted
+
+
+@pytest.mark.parametrize("weights", ["f32", "f16"])
+@pytest.mark.parametrize("name", ["tiny-e2b", "tiny-31b", "tiny-26b"])
+def test_equal(gguf, name, weights):
+    found, accepted = verdicts(gguf(name, weights), gguf(f"{name}-assistant", weights))
+    assert accepted > 0
+    assert "DIVERGED" not in found
+    assert found.count("EXACT") >= len(found) - 1  # one near tie in six is chance
+
+
+@pytest.mark.parametrize("weights", ["bf16", "q8_0"])
+@pytest.mark.parametrize("name", ["tiny-e2b", "tiny-26b"])
+def test_no_difference_but_near_ties(gguf, name, weights):
+    found, accepted = verdicts(gguf(name, weights), gguf(f"{name}-assistant", "bf16"))
+    assert accepted > 0
+    assert "DIVERGED" not in found
+
+
+@pytest.mark.parametrize("weights", list(FTYPES))
+def test_quantized_by_llama_cpp(gguf, quantized, weights):
+    file = quantized("tiny-31b", weights)
+    found, accepted = verdicts(file, gguf("tiny-31b-assistant", "bf16"))
+    assert accepted > 0
+    assert "DIVERGED" not in found
+    with polydraft.load(file, backend="llama_cpp", drafter=None) as session:
+        assert session.running.dtype == weights
