@@ -57,7 +57,8 @@ def load(
         context_length: Tokens of prompt and output together; None: the model's own, within memory.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, or the engine's own names.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        revision: Branch, tag or commit of the target on the Hub. Drafters are taken from their default branch.
+        revision: Branch, tag or commit of the target on the Hub. A drafter is taken from its default branch, or from
+            the revision that its id names: ``org/name@revision``, as a target's id may.
         cache_dir: The Hub's cache folder; None: ``huggingface_hub``'s own.
         token: The Hub's token; None: the stored one, if any; False: none.
         local_files_only: Use the Hub's cache only, never the network.

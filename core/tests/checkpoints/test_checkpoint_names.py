@@ -29,6 +29,22 @@ def test_parse(written, kind, value, file):
     assert (name.kind, name.value, name.file) == (kind, value, file)
 
 
+@pytest.mark.parametrize(
+    ("written", "value", "revision", "file"),
+    [
+        ("org/name@v1.2", "org/name", "v1.2", None),
+        ("org/name@refs/pr/7", "org/name", "refs/pr/7", None),
+        ("org/x-GGUF@abc123:Q4_K_M", "org/x-GGUF", "abc123", "*Q4_K_M*.gguf"),
+        ("org/x-GGUF@main/a.gguf", "org/x-GGUF", "main", "a.gguf"),
+        ("org/name", "org/name", None, None),
+    ],
+)
+def test_revisions(written, value, revision, file):
+    name = parse(written)
+    assert (name.kind, name.value, name.revision, name.file) == ("hub", value, revision, file)
+    assert repository(written) == value
+
+
 def test_a_path_that_exists_wins(tmp_path, monkeypatch):
     (tmp_path / "google" / "gemma").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -50,6 +66,7 @@ def test_home_is_expanded(monkeypatch, tmp_path):
         ("https://huggingface.co/google/gemma-4-E4B-it/tree/main", "'google/gemma-4-E4B-it'"),
         ("hf://google/gemma", "'google/gemma'"),
         ("a/b/c", "org/name"),
+        ("org/name@", "org/name"),
         ("-bad/name", "org/name"),
         ("org/na me", "org/name"),
     ],

@@ -8,6 +8,7 @@ from polydraft.contract.records import LocalModelRecord
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every repository of the tests' Hub
 pytestmark = pytest.mark.usefixtures("clean_environment")
 KNOWN = KnownNames(
     formats={"unsloth/gemma-gguf": "gguf", "google/gemma-4-e4b-it": "safetensors"}, ids=("google/gemma-4-E4B-it",)
@@ -172,6 +173,36 @@ def test_only_the_config_is_downloaded(fake_hub):
     source = local("org/m")
     assert (source.kind, source.format, source.model_type, source.path) == ("hub", "safetensors", "llama", None)
     assert {path for _, path in fake_hub.requests} == {"org/m/resolve/main/config.json"}
+
+
+def test_a_revision_in_the_id(fake_hub):
+    fake_hub.add("org/m", {"config.json": {"model_type": "llama"}, "model.safetensors": b"x"})
+    source = resolve(f"org/m@{COMMIT}", known=KnownNames())
+    assert (source.id, source.revision) == (f"org/m@{COMMIT}", COMMIT)
+    assert {path for _, path in fake_hub.requests} == {f"org/m/resolve/{COMMIT}/config.json"}
+    assert resolve(f"org/m@{COMMIT}", hub=HubOptions(revision=COMMIT), known=KnownNames()).revision == COMMIT
+    with pytest.raises(InvalidRequestError, match="revision"):
+        resolve(f"org/m@{COMMIT}", hub=HubOptions(revision="main"), known=KnownNames())
+    with pytest.raises(ModelNotFoundError, match="no revision 'v9'"):
+        resolve("org/m@v9", known=KnownNames())
+
+
+def test_a_copy_of_a_built_in_model_without_weights(tmp_path, make_model):
+    """An engine whose models need no file of weights: the config says which engine's they are."""
+    own = make_model("own/toy", {"model_type": "toy_engine", "seed": 1}, weights=False)
+    trained = make_model("own/trained", {"model_type": "llama"})
+    known = KnownNames(
+        local_models={
+            "toy": LocalModelRecord(name="toy", path=str(own), format="toy-format"),
+            "trained": LocalModelRecord(name="trained", path=str(trained), format="safetensors"),
+        }
+    )
+    copy = make_model("mine", {"model_type": "toy_engine", "seed": 2}, weights=False)
+    source = resolve(copy, known=known)
+    assert (source.format, source.kind, source.config["seed"]) == ("toy-format", "local", 2)
+    other = make_model("other", {"model_type": "llama"}, weights=False)
+    with pytest.raises(ModelFormatError, match="no weights"):
+        resolve(other, known=known)
 
 
 def test_from_the_cache_when_offline(fake_hub, monkeypatch):

@@ -18,23 +18,31 @@ __all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "sib
 BUILTIN_PREFIX = "builtin:"
 FILE_SUFFIXES = (".gguf", ".litertlm")
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-_HUB = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:/(?P<file>[^\s:]+\.(?:gguf|litertlm))|:(?P<quant>[\w.-]+))?")
+_REVISION = r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9][\w.-]*))?"
+_HUB = re.compile(
+    rf"(?P<repo>{_PART}/{_PART}){_REVISION}(?:/(?P<file>[^\s:]+\.(?:gguf|litertlm))|:(?P<quant>[\w.-]+))?"
+)
 _URL = re.compile(r"^(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<rest>[^?#]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A parsed name. ``value`` is a built-in's name, a path, or a repository; ``file`` a file or pattern inside it."""
+    """A parsed name. ``value`` is a built-in's name, a path, or a repository.
+
+    Of a repository ``file`` is a file or pattern inside it, and ``revision`` a branch, tag or commit.
+    """
 
     kind: Literal["builtin", "local", "hub"]
     value: str
     file: str | None = None
+    revision: str | None = None
 
 
 def parse(target: str | Path) -> Name:
     """Decide what a name stands for. A path that exists wins over a Hub id.
 
-    ``org/name`` is a Hub id; ``org/name:Q4_K_M`` and ``org/name/file.gguf`` name one file of a GGUF repository.
+    ``org/name`` is a Hub id; ``org/name:Q4_K_M`` and ``org/name/file.gguf`` name one file of a GGUF repository, and
+    ``org/name@v1`` a revision.
 
     Raises:
         InvalidRequestError: The name is empty, a URL, or can be neither a path nor a Hub id.
@@ -54,7 +62,7 @@ def parse(target: str | Path) -> Name:
         return Name("local", str(local))
     if match := _HUB.fullmatch(name):
         quant = match["quant"]
-        return Name("hub", match["repo"], f"*{quant}*.gguf" if quant else match["file"])
+        return Name("hub", match["repo"], f"*{quant}*.gguf" if quant else match["file"], match["revision"])
     if "/" not in name:
         # A bare word is nearly always a misspelt folder or built-in name; the Hub's old ids without a namespace have
         # long been aliases.
@@ -66,7 +74,7 @@ def parse(target: str | Path) -> Name:
 
 
 def repository(name: str) -> str:
-    """The repository of a Hub source's id, without a file or quantization."""
+    """The repository of a Hub source's id, without a revision, file or quantization."""
     match = _HUB.fullmatch(name.strip())
     return match["repo"] if match else name
 

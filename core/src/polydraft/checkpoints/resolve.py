@@ -14,7 +14,7 @@ from polydraft.checkpoints.gguf_config import config_of
 from polydraft.checkpoints.hub import hub_errors
 from polydraft.checkpoints.names import BUILTIN_PREFIX, Name, did_you_mean, parse, sibling_folders
 from polydraft.contract.requests import HubOptions, ModelSource
-from polydraft.errors import ModelFormatError, ModelNotFoundError
+from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,7 +111,7 @@ def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSour
             )
     if config.is_file():
         data = read_config(config, written)
-        form, file = _folder_format(path, data, written)
+        form, file = _folder_format(path, data, written, known)
         return ModelSource(id=written, kind="local", path=path, format=form, config=data, file=file)
     for suffix, form in ((".gguf", "gguf"), (".litertlm", "litertlm")):
         if file := _one_file(path, suffix, written):
@@ -152,7 +152,7 @@ def _gguf_config(path: Path, written: str) -> dict[str, Any]:
     return config_of(read_header(path, written))
 
 
-def _folder_format(path: Path, config: Mapping[str, Any], written: str) -> tuple[str, str | None]:
+def _folder_format(path: Path, config: Mapping[str, Any], written: str, known: KnownNames) -> tuple[str, str | None]:
     """Format of a folder with config.json, and the file inside it where one counts."""
     files = safetensors.weight_files(path)
     if files:
@@ -161,12 +161,25 @@ def _folder_format(path: Path, config: Mapping[str, Any], written: str) -> tuple
         return "gguf", file
     if file := _one_file(path, ".litertlm", written):
         return "litertlm", file
+    if form := _format_of_kin(config, known):
+        return form, None
     if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise ModelFormatError(
             f"{written} has weights in pickle files only.",
             "Convert them: save_pretrained(folder) writes safetensors.",
         )
     raise ModelFormatError(f"{written} has a config.json but no weights.", "Download or save the model again.")
+
+
+def _format_of_kin(config: Mapping[str, Any], known: KnownNames) -> str | None:
+    """The format of the built-in model of the same type, for engines whose models need no file of weights."""
+    for record in known.local_models.values():
+        folder = Path(record.path)
+        if safetensors.weight_files(folder) or not (folder / "config.json").is_file():
+            continue
+        if read_config(folder / "config.json", record.name).get("model_type") == config.get("model_type"):
+            return record.format
+    return None
 
 
 def _one_file(path: Path, suffix: str, written: str) -> str | None:
@@ -195,6 +208,13 @@ def _saved_by_mlx(file: Path) -> bool:
 
 def _from_hub(name: Name, written: str, hub: HubOptions, role: Role, known: KnownNames) -> ModelSource:
     repo, file = name.value, name.file
+    if name.revision is not None:
+        if hub.revision not in {None, name.revision}:
+            raise InvalidRequestError(
+                f"{written} names the revision {name.revision!r}, and revision={hub.revision!r} was given.",
+                "Give it once.",
+            )
+        hub = hub.model_copy(update={"revision": name.revision})
 
     def similar() -> str:
         return "" if repo.lower() in known.formats else known.suggest(repo)

@@ -124,7 +124,11 @@ EngineOption = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option("--revision", help="Branch, tag or commit of the target on the Hub.", rich_help_panel=_LOADING),
+    typer.Option(
+        "--revision",
+        help="Branch, tag or commit of the target on the Hub; a drafter's: --drafter org/name@revision.",
+        rich_help_panel=_LOADING,
+    ),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use models of the local Hub cache only.", rich_help_panel=_LOADING)
