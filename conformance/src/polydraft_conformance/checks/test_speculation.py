@@ -123,7 +123,7 @@ def test_target_drafts_for_itself(
     found = evidence(polydraft_suite, case)
     speculation = found.speculation
     polydraft_numbers["acceptance"] = {
-        "prompts": "window",
+        "prompts": "itself",
         **speculation.as_numbers(),
         "drafter": case.drafter,
         "kind": case.kind,

@@ -206,53 +206,57 @@ def _acceptance(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         "greedy, at the largest number of draft tokens that was run. <span class='kind mtp'>mtp</span> "
         "<span class='kind draft-model'>draft-model</span> <span class='kind ngram'>ngram</span></p>",
     ]
+    figures = []
     for data in reports:
         entries = data.get("acceptance", [])
-        targets = dict.fromkeys(entry["target"] for entry in entries)
-        plots = []
-        for target in targets:
+        for target in dict.fromkeys(entry["target"] for entry in entries):
             mine = [entry for entry in entries if entry["target"] == target]
             found = curves(mine)
             if found:
-                title = f"{label(data)}: {target}"
-                lengths = "".join(f"<li>{line}</li>" for line in _lengths(mine))
-                plots.append(
-                    f"<figure><figcaption>{escape(target)}</figcaption>{acceptance_plot(title, found)}"
-                    f"<ul class=lengths>{lengths}</ul></figure>"
+                figures.append(
+                    f"<figure><figcaption>{escape(target)}<small>{escape(label(data))}</small></figcaption>"
+                    f"{acceptance_plot(f'{label(data)}: {target}', found)}{_lengths(mine)}</figure>"
                 )
-        if plots:
-            lines += [f"<h3>{escape(label(data))}</h3><div class=plots>", *plots, "</div>"]
-    return [*lines, "</section>"] if len(lines) > 2 else []
+    return [*lines, "<div class=plots>", *figures, "</div></section>"] if figures else []
 
 
-def _lengths(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+def _lengths(entries: Iterable[Mapping[str, Any]]) -> str:
     """Mean acceptance length by drafter kind, at the smallest and the largest k."""
     found: dict[str, dict[int, float]] = {}
     for entry in entries:
         value = entry.get("mean_acceptance_length")
-        if entry.get("prompts") == "window" and value is not None and "draft-model" in (entry["kind"], "draft-model"):
+        if entry.get("prompts") == "window" and value is not None:
             found.setdefault(entry["kind"], {}).setdefault(entry["k"], value)
-    return [
-        f"<span class='kind {kind}'>{kind}</span> "
-        + ", ".join(f"{values[k]:.2f} tokens a round at k={k}" for k in sorted({min(values), max(values)}))
+    if not found:
+        return ""
+    ks = sorted({k for values in found.values() for k in (min(values), max(values))})
+    head = "".join(f"<th>k={k}</th>" for k in ks)
+    rows = "".join(
+        f"<tr><th><span class='kind {kind}'>{kind}</span></th>"
+        + "".join(f"<td>{values[k]:.2f}</td>" if k in values else "<td></td>" for k in ks)
+        + "</tr>"
         for kind, values in found.items()
-    ]
+    )
+    return f"<table class=lengths><tr><th>tokens a round</th>{head}</tr>{rows}</table>"
 
 
 def _evidence(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """Everything that is not simply green, expandable."""
     lines = ["<section id=evidence><h2>Evidence</h2>"]
     for number, data in enumerate(reports):
-        blocks = []
+        blocks: list[tuple[int, str]] = []
         for _, check in ordered_checks([data]):
             rows = [row for row in data["checks"] if row["check"] == check]
             shown = [row for row in rows if row["status"] in {"fail", "follows", "excluded"}]
             ties = [(row, tie) for row in rows for tie in _near_ties(row)]
             if shown or ties:
-                blocks.append(_check_block(_anchor(number, check), check, shown, ties))
+                statuses = {row["status"] for row in shown}
+                rank = 0 if "fail" in statuses else 1 if "follows" in statuses else 2
+                blocks.append((rank, _check_block(_anchor(number, check), check, shown, ties)))
         measured = _measurements(data)
         if blocks or measured:
-            lines += [f"<h3>{escape(label(data))}</h3>", *blocks, measured]
+            sorted_blocks = [block for _, block in sorted(blocks, key=lambda block: block[0])]
+            lines += [f"<h3>{escape(label(data))}</h3>", *sorted_blocks, measured]
     return [*lines, "</section>"]
 
 

@@ -23,7 +23,7 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, list[fl
     found: dict[str, tuple[int, list[float]]] = {}
     for entry in entries:
         counts, rounds = entry.get("accepted_per_position"), entry.get("rounds")
-        if not counts or not rounds or entry.get("prompts") != "window" or entry.get("drafter") == entry.get("target"):
+        if not counts or not rounds or entry.get("prompts") != "window":
             continue
         kind, k = entry["kind"], entry["k"]
         if kind not in found or k > found[kind][0]:
