@@ -57,6 +57,11 @@ class LlamaServerSession(Session):
         self._starting = threading.Lock()
         super().__init__(GgufTokenizer(vocabulary), running, capabilities)
 
+    @property
+    def drafting_process(self) -> int | None:
+        """Process id of the server with the drafter; None if it was not started here."""
+        return self._owned[0].pid if self._owned else None
+
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Ask for tokens until the tracker says stop; where the server ends at an id that is no end here, go on."""
         request = generation.request
