@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import load_checks
@@ -19,6 +19,8 @@ from polydraft_conformance.signals import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from polydraft.contract import Exclusion
 
     from polydraft_conformance.catalog import Check
@@ -115,14 +117,31 @@ def make_row(
     )
 
 
-def crashed_row(nodeid: str, reason: str) -> Row:
-    """The row of a check whose process died: only its node id is known."""
+def crashed_row(nodeid: str, reason: str, earlier: Sequence[Row] = ()) -> Row:
+    """The row of a check whose process died.
+
+    Args:
+        nodeid: All that is known of the check.
+        reason: What happened.
+        earlier: Rows so far: what the process knew of earlier failures died with it.
+    """
     name, _, case_id = nodeid.rpartition("::")[2].partition("[")
     check = load_checks().get(name)
     target, kind, k = _parse_case_id(case_id.rstrip("]"))
-    return Row(
+    row = Row(
         check=name, group=check.group if check else "", status="fail", target=target, kind=kind, k=k, reason=reason
     )
+    causes = [
+        other.check
+        for other in earlier
+        if check is not None
+        and other.check in check.after
+        and other.status in {"fail", "follows"}
+        and (other.target, other.kind) in {(target, kind), (None, None)}
+    ]
+    if causes:
+        return replace(row, status="follows", reason=f"Follows from {causes[0]}.\n{reason}")
+    return row
 
 
 def _passed(exclusion: Exclusion | None) -> Verdict:

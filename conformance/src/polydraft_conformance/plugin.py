@@ -215,9 +215,8 @@ class RowCollector:
         sent = [value for name, value in report.user_properties if name == _PROPERTY]
         self.rows.extend(Row(**value) for value in sent if isinstance(value, dict))
         if not sent and report.failed and report.when not in {"setup", "call", "teardown"}:
-            self.rows.append(
-                crashed_row(report.nodeid, f"The process died: {report.longreprtext.strip().splitlines()[-1]}")
-            )
+            said = report.longreprtext.strip().splitlines()[-1]
+            self.rows.append(crashed_row(report.nodeid, f"The process died: {said}", self.rows))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,0 +1,67 @@
+"""A backend that ends the process, in a process of its own: it costs its own rows only."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("xdist", reason="polydraft-conformance[isolate] is not installed")
+
+PLUGIN = """
+from conformance_liars import engines
+from conformance_liars.making import liar
+from polydraft.contract import BackendRecord, hookimpl
+
+Backend = liar(engines.Crashing)
+
+
+@hookimpl
+def polydraft_backends():
+    yield BackendRecord(
+        name="crashing",
+        factory="crashing_plugin:Backend",
+        summary="Ends the process in steps of two rows",
+        formats={"reference"},
+        drafter_kinds={"mtp", "draft-model", "ngram"},
+        engine="polydraft-reference",
+        requires={},
+        install_hint="none",
+    )
+"""
+
+
+@pytest.fixture
+def crashing(tmp_path):
+    """A plugin that is installed for child processes only."""
+    (tmp_path / "crashing_plugin.py").write_text(PLUGIN)
+    info = tmp_path / "crashing_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crashing-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[polydraft]\ncrashing = crashing_plugin\n")
+    return os.pathsep.join([str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+def test_a_crash_costs_its_own_rows_only(crashing, tmp_path):
+    report = tmp_path / "report"
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1", "--pyargs"),
+        *("polydraft_conformance", "--polydraft-backend", "crashing", "--polydraft-quick"),
+        *("--polydraft-kinds", "mtp", "--polydraft-report", str(report)),
+        *("-k", "test_generates or test_drafts_are_made or rollback_is_exact or steps_equal or declarations"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": crashing}
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    rows = json.loads((report / "conformance-report.json").read_text("utf-8"))["checks"]
+    statuses = {(row["check"], row["k"]): row["status"] for row in rows}
+    assert statuses[("test_generates", 1)] == "fail"
+    # It drafts nothing in steps of two rows: what needs none is judged as ever.
+    assert statuses[("test_steps_equal_prefill", 4)] == "pass"
+    assert statuses[("test_exclusions_are_well_formed", None)] == "pass"
+    died = [row for row in rows if "process died" in row["reason"]]
+    assert {row["status"] for row in died} <= {"fail", "follows"}
+    assert {row["check"] for row in died if row["status"] == "fail"} == {"test_generates"}
+    assert {row["target"] for row in died} == {"toy"}
