@@ -5,6 +5,7 @@ nox -s tests                         every check that can run on this machine
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s "conformance(transformers)"   the conformance suite on one backend
+nox -s report                        one page of all results in conformance-reports/
 
 What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --prompt "def main():" -n 100``.
 """
@@ -145,7 +146,7 @@ def types(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Unit tests of the core, the built-in pairs, the suite, and the plugins of the two engines that these need."""
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
-    install(session, "pytest", "hypothesis", *folders(*needed))
+    install(session, "pytest", "pytest-xdist", "hypothesis", *folders(*needed))
     # The suite's own tests run pytest inside pytest.
     session.run("pytest", "-p", "pytester", *(f"{folder}/tests" for folder in needed), *session.posargs)
 
@@ -181,6 +182,14 @@ def conformance(session: nox.Session, backend: str) -> None:
         str(report),
         *(session.posargs or plugin.options),
     )
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """One HTML page and one Markdown table of all results in conformance-reports/."""
+    install(session, *folders(CORE, CONFORMANCE))
+    page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
+    session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
 
 
 @nox.session
