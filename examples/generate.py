@@ -13,7 +13,9 @@ with polydraft.load(target) as session:
     result = session.generate("def read_lines(path):\n", max_new_tokens=60)
     print(result.text)
     print(f"finished by {result.finish_reason}, {result.stats.num_tokens} tokens in {result.stats.num_drafts} rounds")
-    print(f"acceptance rate {result.stats.acceptance_rate}, mean length {result.stats.mean_acceptance_length}")
+    if result.stats.acceptance_rate is not None and result.stats.mean_acceptance_length is not None:
+        rate, length = result.stats.acceptance_rate, result.stats.mean_acceptance_length
+        print(f"acceptance rate {rate:.0%}, mean acceptance length {length:.2f}")
 
     # The same tokens without speculation: that is the promise.
     plain = session.generate("def read_lines(path):\n", max_new_tokens=60, speculate="off")
