@@ -10,7 +10,9 @@ from polydraft.contract.results import TokenLogprobs
 from polydraft.errors import EngineError, LogitsProcessorError
 from polydraft.sampling.adjustments import Bans, Penalties, wants_penalties
 from polydraft.sampling.history import TokenHistory
+from polydraft.sampling.host import choose_on_host
 from polydraft.sampling.logprobs import token_logprobs
+from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.processors import ProcessorRun
 from polydraft.sampling.rule import choose_tokens
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RuleChooser"]
 
+_NUMPY = NumpyOps()
 _NOT_CHOSEN = 0
 """Stands where nothing was chosen: after a draft that cannot be accepted, where nobody looks."""
 
@@ -70,8 +73,9 @@ class RuleChooser:
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
         """See ``polydraft.contract.Chooser.choose``."""
         if self._processor is None:
-            block = self._adjusted(logits, first_position, self._begin(first_position, run_token_ids))
-            token_ids: list[int] = self._ops.tolist(self._choose(block, first_position))
+            ops, entered = self._entered(logits)
+            block = self._adjusted(ops, entered, first_position, self._begin(first_position, run_token_ids))
+            token_ids: list[int] = ops.tolist(self._choose(block, first_position, ops))
             for position in self._forced.keys() & range(first_position, first_position + len(token_ids)):
                 token_ids[position - first_position] = self._forced[position]
         else:
@@ -83,10 +87,12 @@ class RuleChooser:
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
         """See ``polydraft.contract.Chooser.choose_draft``."""
         forced = self._forced.get(position)
-        draft = None if forced is not None else self._draft(logits, position, run_token_ids)
+        ops, entered = self._entered(logits)
+        draft = None if forced is not None else self._draft(ops, entered, position, run_token_ids)
         if draft is None:
             return self._ops.first_column(self._ops.column([forced or 0], logits))
-        return self._choose(draft, position)
+        chosen = self._choose(draft, position, ops)
+        return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
     def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
         """The logits as the rule sees them, before temperature and filters.
@@ -104,7 +110,7 @@ class RuleChooser:
             if self._processor is not None:
                 one = self._process(self._processor, one, first_position + row, seen[: row + 1], certain=True)
             else:
-                one = self._adjusted(one, first_position + row, seen[: row + 1])
+                one = self._adjusted(self._ops, one, first_position + row, seen[: row + 1])
             rows.append(one)
         return rows
 
@@ -113,8 +119,18 @@ class RuleChooser:
         if self._processor is not None:
             self._processor.close(output)
 
-    def _choose(self, logits: Any, position: int) -> Any:
-        return choose_tokens(self._ops, logits, self._settings, self._seed, self._stream, position)
+    def _entered(self, logits: Any) -> tuple[ArrayOps[Any], Any]:
+        """Logits in host memory become numpy's, which is quicker; a processor is given the engine's own arrays."""
+        view = self._ops.host_view(logits) if self._processor is None else None
+        return (self._ops, logits) if view is None else (_NUMPY, view)
+
+    def _choose(self, logits: Any, position: int, ops: ArrayOps[Any] | None = None) -> Any:
+        """A token for each row, in the logits' library; ``ops`` are its operations, by default the engine's."""
+        ops = ops or self._ops
+        view = ops.host_view(logits)
+        if view is None:
+            return choose_tokens(ops, logits, self._settings, self._seed, self._stream, position)
+        return ops.from_numpy(choose_on_host(view, self._settings, self._seed, self._stream, position), logits)
 
     def _choose_rows(
         self, processor: ProcessorRun, logits: Any, first_position: int, run_token_ids: Sequence[int]
@@ -142,10 +158,10 @@ class RuleChooser:
         self._history.ran(run_token_ids)
         return run_token_ids
 
-    def _draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None) -> Any | None:
+    def _draft(self, ops: ArrayOps[Any], logits: Any, position: int, run_token_ids: Sequence[int] | None) -> Any | None:
         """A drafter's changed logits; None after tokens that the processor forbids."""
         if self._history is None:
-            return self._adjusted(logits, position, ())
+            return self._adjusted(ops, logits, position, ())
         if not run_token_ids:
             raise EngineError(
                 "The engine drafts without saying after which tokens, though the settings depend on them.",
@@ -154,18 +170,18 @@ class RuleChooser:
         self._history.settle(position - len(run_token_ids))
         if self._processor is not None:
             return self._process(self._processor, logits, position, run_token_ids, certain=False)
-        return self._adjusted(logits, position, run_token_ids)
+        return self._adjusted(ops, logits, position, run_token_ids)
 
-    def _adjusted(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
+    def _adjusted(self, ops: ArrayOps[Any], logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
         """With biases, penalties and bans."""
-        return self._bans.apply(self._ops, self._penalised(logits, run_token_ids), first_position)
+        return self._bans.apply(ops, self._penalised(ops, logits, run_token_ids), first_position)
 
     def _process(
         self, processor: ProcessorRun, logits: Any, position: int, run_token_ids: Sequence[int], *, certain: bool
     ) -> Any | None:
         """One row with biases, penalties, the processor and bans."""
         assert self._history is not None
-        penalised = self._ops.float32(self._penalised(logits, run_token_ids))
+        penalised = self._ops.float32(self._penalised(self._ops, logits, run_token_ids))
         processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
         if processed is None:
             return None
@@ -179,8 +195,8 @@ class RuleChooser:
             )
         return allowed
 
-    def _penalised(self, logits: Any, run_token_ids: Sequence[int]) -> Any:
+    def _penalised(self, ops: ArrayOps[Any], logits: Any, run_token_ids: Sequence[int]) -> Any:
         if self._penalties is None:
             return logits
         settled = len(self._history.tokens) if self._history is not None else 0
-        return self._penalties.apply(self._ops, self._ops.float32(logits), settled, run_token_ids)
+        return self._penalties.apply(ops, ops.float32(logits), settled, run_token_ids)

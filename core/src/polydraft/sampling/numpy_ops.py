@@ -40,12 +40,8 @@ class NumpyOps:
     def floor(self, array: Array) -> Array:
         return np.asarray(np.floor(array))
 
-    def exp(self, array: Array) -> Array:
-        with np.errstate(over="ignore"):
-            return np.asarray(np.exp(array))
-
-    def on_host(self, array: Array) -> bool:
-        return True
+    def host_view(self, array: Any) -> npt.NDArray[np.float32]:
+        return np.asarray(array, dtype=np.float32)
 
     def noise_bits(self, token_ids: Array, low: Array, high: Array) -> Array:
         values = token_ids.astype(np.uint32)

@@ -54,12 +54,11 @@ class ArrayOps(Protocol[A]):
         """Elementwise floor, float32."""
         ...
 
-    def exp(self, array: A) -> A:
-        """Elementwise exponential, float32, to 1e-4 or better: it discards tokens that cannot win, and chooses none."""
-        ...
+    def host_view(self, array: Any) -> npt.NDArray[np.float32] | None:
+        """The values as numpy, float32, if they lie in host memory: a view where possible; it is not written to.
 
-    def on_host(self, array: A) -> bool:
-        """Whether looking at the array's values costs no wait for a device: candidates are then sought in steps."""
+        None if they lie on a device: then choosing goes on there, and waits for it once, at its end.
+        """
         ...
 
     def noise_bits(self, token_ids: A, low: A, high: A) -> A:

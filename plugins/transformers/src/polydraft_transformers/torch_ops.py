@@ -37,11 +37,8 @@ class TorchOps:
     def floor(self, array: torch.Tensor) -> torch.Tensor:
         return torch.floor(array)
 
-    def exp(self, array: torch.Tensor) -> torch.Tensor:
-        return torch.exp(array)
-
-    def on_host(self, array: torch.Tensor) -> bool:
-        return array.device.type == "cpu"
+    def host_view(self, array: torch.Tensor) -> Any:
+        return array.detach().to(torch.float32).numpy() if array.device.type == "cpu" else None
 
     def noise_bits(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         # Int32 wraps as uint32 does; only its right shifts must lose the sign.
@@ -71,19 +68,9 @@ class TorchOps:
         return array.gather(-1, indices)
 
     def candidates(self, values: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = values >= floor
-        if values.device.type != "cpu":
-            columns = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
-            return torch.where(mask, values, -torch.inf), columns
-        counts = mask.sum(dim=-1)
-        width = max(int(counts.max()), 1)
-        kept = values.new_full((values.shape[0], width), -torch.inf)
-        columns = torch.zeros((values.shape[0], width), dtype=torch.int64)
-        for row, count in enumerate(counts.tolist()):
-            found = mask[row].nonzero()[:, 0]
-            kept[row, :count] = values[row, found]
-            columns[row, :count] = found
-        return kept, columns
+        # Nothing is compacted: on a device that would mean to wait for it, and on a host numpy does the choosing.
+        columns = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+        return torch.where(values >= floor, values, -torch.inf), columns
 
     def best(self, array: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         found = array.topk(min(count, array.shape[-1]), dim=-1)

@@ -1,0 +1,156 @@
+"""The rule on a host: the choices of ``rule.choose_tokens``, found in numpy without making noise for every token.
+
+A host can look at values and go on with the few tokens that matter; a device would have to be waited for. One row at a
+time, since a row of a large vocabulary fits into a cache.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polydraft.sampling.noise import NOISE_MAX, gumbel, gumbel_of_bits, row_keys
+from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft.sampling.rule import REACH, SHARE_ONE, as_float32, scale_of, share_of, token_weights
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import GenerationSettings
+
+__all__ = ["choose_on_host", "kept_on_host"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Keys = tuple[Any, Any]
+
+_OPS = NumpyOps()
+# These change how long it takes, and no choice.
+_SAMPLE_STRIDE = 64
+_BLOCK = 256
+_FEW = 512
+_STEPS_A_NAT = 16
+
+
+def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stream: int, first_position: int) -> Ints:
+    """Choose one token a row; arguments and result as for ``rule.choose_tokens``, with numpy arrays."""
+    if settings.temperature == 0.0:
+        return np.asarray(logits.argmax(axis=-1))
+    low, high = row_keys(seed, stream, range(first_position, first_position + len(logits)))
+    filtered = settings.top_k or settings.top_p < 1.0 or settings.min_p > 0.0
+    chosen = np.empty(len(logits), np.int64)
+    for row, own in enumerate(logits):
+        if not np.isfinite(own.max()):  # nothing is allowed, or the engine made NaN: the definition's choice
+            chosen[row] = own.argmax()
+            continue
+        keys = np.array([[low[row]]]), np.array([[high[row]]])
+        if filtered:
+            values, token_ids = kept_on_host(own, settings)
+            chosen[row] = token_ids[_race(values, token_ids, keys)]
+        else:
+            chosen[row] = _race(_scaled(own, settings), None, keys)
+    return chosen
+
+
+def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, Ints]:
+    """The tokens of one row that temperature and filters leave, but for those too unlikely for any noise.
+
+    Args:
+        logits: Shape (vocab,).
+        settings: temperature (above 0), top_k, top_p and min_p are read.
+
+    Returns:
+        Float32 logits divided by the temperature, and the token ids, ascending; at least one.
+    """
+    scaled = _scaled(logits, settings)
+    largest = scaled.max()
+    floor = largest - np.float32(as_float32(REACH))
+    least = floor
+    if settings.min_p > 0.0:
+        least = largest + np.float32(as_float32(math.log(settings.min_p)))
+    blocks = len(scaled) // _BLOCK
+    if 0 < settings.top_k <= blocks // 2:
+        # So many blocks have a maximum of at least this: the top_k tokens are not below it.
+        maxima = scaled[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=-1)
+        floor = max(floor, np.partition(maxima, blocks - settings.top_k)[blocks - settings.top_k])
+    elif not settings.top_k and settings.top_p == 1.0:
+        floor = max(floor, least)
+    token_ids = np.flatnonzero(scaled >= floor)
+    values = scaled[token_ids]
+    if settings.top_k:
+        values, token_ids = _largest(values, token_ids, settings.top_k)
+    if settings.top_p < 1.0:
+        values, token_ids = _nucleus(values, token_ids, largest, settings)
+    if settings.min_p > 0.0:
+        left = values >= least
+        values, token_ids = values[left], token_ids[left]
+    return values, token_ids
+
+
+def _scaled(logits: Floats, settings: GenerationSettings) -> Floats:
+    return logits if settings.temperature == 1.0 else logits * np.float32(scale_of(settings))
+
+
+def _largest(values: Floats, token_ids: Ints, count: int) -> tuple[Floats, Ints]:
+    """The ``count`` largest in the order (value, lower id); the ids are ascending, and stay so."""
+    surplus = len(values) - count
+    if surplus <= 0:
+        return values, token_ids
+    return _from(values, token_ids, np.partition(values, surplus)[surplus], count)
+
+
+def _from(values: Floats, token_ids: Ints, least: np.float32, count: int) -> tuple[Floats, Ints]:
+    """The ``count`` largest, of which ``least`` is the last."""
+    left = values > least
+    left[np.flatnonzero(values == least)[: count - np.count_nonzero(left)]] = True
+    return values[left], token_ids[left]
+
+
+def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: GenerationSettings) -> tuple[Floats, Ints]:
+    """The largest that hold the share top_p of the weight. Only those near the cut are sorted."""
+    weights = token_weights(_OPS, values, largest)
+    needed = int(weights.sum()) * share_of(settings)
+    steps = ((largest - values) * np.float32(_STEPS_A_NAT)).astype(np.int64)
+    sums = np.bincount(steps, weights=weights).astype(np.int64)  # exact: below 2**53
+    before = np.cumsum(sums) - sums
+    last = int(np.flatnonzero(before * SHARE_ONE < needed)[-1])
+    at_cut = np.flatnonzero(steps == last)
+    at_cut = at_cut[np.argsort(-values[at_cut])]
+    within = before[last] + np.cumsum(weights[at_cut]) - weights[at_cut]
+    more = int(np.count_nonzero(within * SHARE_ONE < needed))  # at least 1: the step's first token is one
+    return _from(values, token_ids, values[at_cut[more - 1]], int(np.count_nonzero(steps < last)) + more)
+
+
+def _race(values: Floats, token_ids: Ints | None, keys: Keys) -> int:
+    """Index of the largest value with noise; of equal ones the first.
+
+    The scores of the largest value and of a sample bound the winning score from below. A token can reach the bound
+    only if its value is near enough and its noise large: noise = -log(-log(u)) is at most -log(1 - u), so
+    ``1 - u <= exp(value - bound)`` is needed, which is tested on the hash before any logarithm. The margin covers all
+    rounding, and what is left is scored exactly: so the winner is that of scoring everything.
+
+    Args:
+        values: Shape (n,).
+        token_ids: Ascending, shape (n,); None: 0, 1, ...
+        keys: The row's, of shape (1, 1) each.
+    """
+
+    def ids(indices: Ints) -> Ints:
+        return (indices if token_ids is None else token_ids[indices])[None]
+
+    if len(values) <= _FEW:
+        return int((values + gumbel(_OPS, ids(np.arange(len(values))), keys)[0]).argmax())
+    top = int(values.argmax())
+    largest = float(values[top])
+    tried = np.append(np.flatnonzero(values[::_SAMPLE_STRIDE] >= largest - REACH) * _SAMPLE_STRIDE, top)
+    bound = float((values[tried] + gumbel(_OPS, ids(tried), keys)[0]).max())
+    bound -= 2.0**-10 + 2.0**-20 * (abs(bound) + abs(largest))
+    near = np.flatnonzero(values >= bound - NOISE_MAX)
+    values = values[near]
+    bits = _OPS.noise_bits(ids(near), *keys)[0]
+    if len(near) > _FEW:
+        rest = np.float32(2.0**24 - 1.0) - _OPS.float32(bits) * np.float32(2.0)  # (1 - u) * 2**24, exactly
+        left = np.flatnonzero(rest <= np.exp(values - np.float32(bound)) * np.float32(2.0**24))
+        near, values, bits = near[left], values[left], bits[left]
+    return int(near[(values + gumbel_of_bits(_OPS, bits)).argmax()])

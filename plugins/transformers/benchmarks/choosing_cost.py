@@ -1,0 +1,204 @@
+"""What choosing tokens costs at a vocabulary of 262,144, beside a decode step of Gemma 4 E2B's shape.
+
+Choosing the k+1 = 5 tokens of a round, and drafting one token, by the chooser that engines use: greedy, temperature 1,
+and temperature 1 with top_k 64 and top_p 0.95 (Gemma 4's recommended settings); bf16 logits. Three kinds of logits:
+``peaked`` (one token has most of the probability), ``usual`` (entropy of some nats), ``flat`` (nearly all tokens are
+candidates: the worst case, which no trained model gives).
+
+The decode step is a stand-in: one token through bf16 matrices of all of E2B's shapes (layers, per-layer inputs and
+output head, 2.2e9 weights, each read once), without attention over the context, norms or a cache. A real step takes
+longer, so shares of it are upper bounds.
+
+    python plugins/transformers/benchmarks/choosing_cost.py --device cpu
+    python plugins/transformers/benchmarks/choosing_cost.py --device cuda > choosing_cost_cuda.json
+
+Prints one JSON object. ``milliseconds`` is the median of ``--repeats`` runs, until the tokens are on the host for
+``choose``, and until the device is done for ``draft``. ``host_milliseconds``, on CUDA, is until the call returned: far
+less than the device needs while it is busy means that nothing waited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft_transformers.torch_ops import TorchOps
+
+VOCABULARY = 262_144
+ROWS = 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "T=1": {"temperature": 1.0, "seed": 1},
+    "T=1, top_k=64, top_p=0.95": {"temperature": 1.0, "seed": 1, "top_k": 64, "top_p": 0.95},
+    "T=1, top_p=0.95": {"temperature": 1.0, "seed": 1, "top_p": 0.95},
+    "T=1, repetition_penalty=1.1": {"temperature": 1.0, "seed": 1, "repetition_penalty": 1.1},
+}
+PROMPT_LENGTH = 2000
+"""Tokens before, nearly all different: what the repetition penalty has to look at."""
+
+
+def logits_of(shape: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rows of logits; (ROWS, VOCABULARY)."""
+    generator = np.random.default_rng(7)
+    if shape == "flat":
+        return generator.normal(size=(ROWS, VOCABULARY)).astype(np.float32)
+    rows = (generator.normal(size=(ROWS, VOCABULARY)) * 2.5).astype(np.float32)
+    best = {"peaked": [24.0, 19.0, 18.0], "usual": [19.0, 18.5, 18.0, 17.5, 17.0, 16.0, 15.5, 15.0, 14.5, 14.0]}[shape]
+    for row in rows:
+        row[generator.choice(VOCABULARY, len(best), replace=False)] = best
+    return rows
+
+
+def decode_step(device: str) -> Callable[[], None]:
+    """One token through matrices of E2B's shapes."""
+    hidden, layers, owners = 1536, 35, 15  # the last 20 layers share the KV of earlier ones, and are twice as wide
+    shapes = [(hidden, VOCABULARY), (hidden, layers * 256)]
+    for layer in range(layers):
+        head = 512 if layer % 5 == 4 else 256
+        wide = 6144 if layer < owners else 12288
+        shapes += [(hidden, 8 * head), (8 * head, hidden), (hidden, wide), (hidden, wide), (wide, hidden)]
+        shapes += [(hidden, 256), (256, hidden)]
+        shapes += [(hidden, head), (hidden, head)] if layer < owners else []
+    weights = [torch.full((out, size), 0.01, dtype=torch.bfloat16, device=device) for size, out in shapes]
+    inputs = {size: torch.ones((1, size), dtype=torch.bfloat16, device=device) for size, _ in shapes}
+    decode_step.weights = sum(weight.numel() for weight in weights)  # type: ignore[attr-defined]
+
+    def run() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+    if device == "cpu":
+        return run
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def chooser_of(ops: Any, settings: dict[str, Any]) -> RuleChooser:
+    """A chooser after a prompt of ``PROMPT_LENGTH`` tokens."""
+    prompt = np.random.default_rng(1).choice(VOCABULARY, PROMPT_LENGTH).tolist()
+    values = GenerationSettings(**settings)
+    return RuleChooser(
+        ops,
+        TokenRequest(
+            prompt_token_ids=tuple(prompt),
+            settings=values,
+            seed=values.seed or 0,
+            speculate=True,
+            num_speculative_tokens=ROWS - 1,
+            eos_token_ids=frozenset({1}),
+            max_total_tokens=10**6,
+        ),
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
+    parser.add_argument("--without-step", action="store_true", help="leave the decode step out (4.5 GB)")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_gpu = options.device == "cuda"
+
+    def wait() -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def timed(run: Callable[[], Any]) -> tuple[float, float]:
+        wait()
+        started = time.perf_counter()
+        run()
+        returned = time.perf_counter()
+        wait()
+        return (time.perf_counter() - started) * 1e3, (returned - started) * 1e3
+
+    step = None if options.without_step else decode_step(options.device)
+    step_times: list[float] = []
+    records = []
+    libraries: dict[str, Any] = {"torch": TorchOps()} if on_gpu else {"numpy": NumpyOps(), "torch": TorchOps()}
+    for shape in ("peaked", "usual", "flat"):
+        rows = logits_of(shape)
+        for library, ops in libraries.items():
+            logits: Any = rows
+            if library == "torch":
+                logits = torch.from_numpy(rows).to(options.device, torch.bfloat16)
+            for name, settings in SETTINGS.items():
+                chooser = chooser_of(ops, settings)
+                run_ids = list(range(100, 100 + ROWS))
+                chooser.choose(logits[:1], PROMPT_LENGTH, [5])
+
+                def choose(chooser: RuleChooser = chooser, logits: Any = logits, run: list[int] = run_ids) -> None:
+                    chooser.choose(logits, PROMPT_LENGTH + 1, run)
+
+                def draft(chooser: RuleChooser = chooser, logits: Any = logits, run: list[int] = run_ids) -> None:
+                    chooser.choose_draft(logits[:1], PROMPT_LENGTH + 2, run[:2])
+
+                for what, call in (("choose", choose), ("draft", draft)):
+                    timed(call)
+                    runs = [timed(call) for _ in range(options.repeats)]
+                    record = {
+                        "logits": shape,
+                        "library": library,
+                        "settings": name,
+                        "call": what,
+                        "milliseconds": round(statistics.median(run[0] for run in runs), 3),
+                        "least_milliseconds": round(min(run[0] for run in runs), 3),
+                    }
+                    if on_gpu:
+                        record["host_milliseconds"] = round(statistics.median(run[1] for run in runs), 3)
+                    records.append(record)
+                    print(json.dumps(record), file=sys.stderr)
+                if step is not None:  # in turn with what it is compared with
+                    timed(step)
+                    step_times += [timed(step)[0] for _ in range(2)]
+    result: dict[str, Any] = {
+        "vocabulary": VOCABULARY,
+        "rows": ROWS,
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("polydraft", "torch", "numpy")},
+        "python": platform.python_version(),
+        "repeats": options.repeats,
+        "choosing": records,
+    }
+    if step is not None:
+        median = statistics.median(step_times)
+        result["decode_step"] = {
+            "weights": decode_step.weights,  # type: ignore[attr-defined]
+            "milliseconds": round(median, 2),
+            "least_milliseconds": round(min(step_times), 2),
+        }
+        for record in records:
+            record["share_of_step"] = round(record["milliseconds"] / median, 4)
+    print(json.dumps(result, indent=1))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no regular file
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return f"{names[0]}, {len(names)} cores"
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
