@@ -1,0 +1,142 @@
+"""Checkpoints as users have them: sharded, wrapped, untied, damaged, without tokenizer or generation config."""
+
+import json
+import shutil
+
+import polydraft
+import pytest
+from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+PROMPT = [2, *range(300, 330)]
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copy a built-in pair into a folder of the user's; returns the target's folder."""
+
+    def make(name="tiny-e2b"):
+        for part in (name, f"{name}-assistant"):
+            shutil.copytree(pairs.path(part), tmp_path / part.replace(name, "model"))
+        return tmp_path / "model"
+
+    return make
+
+
+def save_again(folder, **options):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    return model, lambda: model.save_pretrained(folder, **options)
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def load(folder):
+    return polydraft.load(folder, backend="transformers", dtype="float32", device="cpu")
+
+
+def same_as_transformers(folder, count=16):
+    """Generate with the pair, compare with Transformers' own ``generate``; returns the result."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    wanted = model.generate(torch.tensor([PROMPT]), max_new_tokens=count, do_sample=False)[0, len(PROMPT) :].tolist()
+    with load(folder) as session:
+        assert session.running.method == "mtp", session.running
+        result = session.generate(PROMPT, max_new_tokens=count)
+    assert list(result.token_ids) == wanted
+    assert result.stats.num_draft_tokens > 0
+    return result
+
+
+def test_without_tokenizer(copy):
+    folder = copy()
+    for name in TOKENIZER:
+        (folder / name).unlink()
+    result = same_as_transformers(folder)
+    assert (result.text, result.raw_text) == ("", "")
+    assert any("no tokenizer" in note for note in result.running.notes)
+    with load(folder) as session:
+        assert session.tokenizer.eos_token_ids == {1, 5, 13}
+        with pytest.raises(UnsupportedError, match="no tokenizer"):
+            session.generate("Hi")
+        with pytest.raises(UnsupportedError, match="no tokenizer"):
+            session.generate([{"role": "user", "content": "Hi"}])
+        with pytest.raises(UnsupportedError, match="Stop strings"):
+            session.generate(PROMPT, stop="Hi")
+        assert session.generate(PROMPT, stop_token_ids=[result.token_ids[3]]).finish_reason == "stop"
+
+
+def test_a_damaged_tokenizer(copy):
+    folder = copy()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelFormatError, match="tokenizer"):
+        load(folder)
+
+
+def test_without_template_and_generation_config(copy):
+    folder = copy()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "generation_config.json").unlink()
+    change_config(folder, eos_token_id=[1, 5, 13])
+    same_as_transformers(folder)
+    with load(folder) as session:
+        assert session.tokenizer.eos_token_ids == {1, 5, 13}
+        with pytest.raises(UnsupportedError, match="chat template"):
+            session.generate([{"role": "user", "content": "Hi"}])
+
+
+def test_shards(copy):
+    folder = copy("tiny-31b")
+    save_again(folder, max_shard_size="500KB")[1]()
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    same_as_transformers(folder)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100])
+    with pytest.raises(ModelFormatError, match=shard.name):
+        load(folder)
+    shard.unlink()
+    with pytest.raises(ModelFormatError, match=shard.name):
+        load(folder)
+
+
+def test_a_head_of_its_own(copy):
+    folder = copy()
+    model, save = save_again(folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    save()
+    assert "lm_head.weight" in transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    same_as_transformers(folder)
+
+
+def test_more_rows_than_tokens(copy):
+    """Ids that the model has and its tokenizer does not are prompts and output like others; they have no text."""
+    folder = copy("tiny-31b")
+    model, save = save_again(folder)
+    model.resize_token_embeddings(2100)
+    save()
+    shutil.rmtree(folder.with_name("model-assistant"))  # its vocabulary is another one now
+    with load(folder) as session:
+        assert session.generate([2, 2050, 2099], max_new_tokens=2).prompt_token_ids == (2, 2050, 2099)
+        with pytest.raises(InvalidRequestError, match="2100"):
+            session.generate([2, 2100])
+
+
+def test_too_little_memory(copy, monkeypatch):
+    monkeypatch.setattr("polydraft_transformers.loading.available_memory", lambda device: 1000)
+    with pytest.raises(OutOfMemoryError, match="GiB"):
+        load(copy())
+
+
+def test_nothing_is_printed_while_loading(copy, capfd):
+    load(copy()).close()
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()
