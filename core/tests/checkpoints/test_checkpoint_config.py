@@ -1,9 +1,12 @@
 """What is read from config.json: both layouts of Gemma 4, roles, families and kinds."""
 
+import json
+
 import pytest
 from polydraft.checkpoints.config import (
     KVShape,
     drafter_kind,
+    eos_token_ids,
     family,
     is_assistant,
     kv_shapes,
@@ -115,3 +118,29 @@ def test_config_that_is_not_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ModelFormatError, match="cannot be read"):
         read_config(tmp_path / "config.json", "m")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "wanted"),
+    [
+        ({}, None, set()),
+        ({"eos_token_id": 1}, None, {1}),
+        ({"eos_token_id": [1, 106]}, None, {1, 106}),
+        ({"text_config": {"eos_token_id": 0}}, None, {0}),
+        ({"eos_token_id": 2, "text_config": {"eos_token_id": 3}}, None, {2}),
+        ({"eos_token_id": 1}, {"eos_token_id": [1, 106, 50]}, {1, 106, 50}),
+        ({"eos_token_id": 1}, {"temperature": 1.0}, {1}),
+    ],
+)
+def test_end_of_sequence_ids(tmp_path, config, generation, wanted):
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert eos_token_ids(config, tmp_path) == wanted
+    if generation is None:
+        assert eos_token_ids(config) == wanted
+
+
+def test_a_broken_generation_config_is_named(tmp_path):
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelFormatError, match="generation_config.json"):
+        eos_token_ids({}, tmp_path)

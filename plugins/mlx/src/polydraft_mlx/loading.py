@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from polydraft.checkpoints.config import text_config
+from polydraft.checkpoints.config import eos_token_ids, text_config
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import LoadRequest, ModelSource
 from polydraft.errors import (
@@ -19,7 +19,7 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.text.hub_tokenizer import HubTokenizer
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from polydraft_mlx.config import is_gemma4, overrides
 from polydraft_mlx.decoder import Decoder
@@ -131,13 +131,9 @@ def _quantization(source: ModelSource) -> str:
 
 def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    ends: set[int] = set()
-    listed: Any = request.target.config.get("eos_token_id") or text_config(request.target.config).get("eos_token_id")
-    if (path / "generation_config.json").exists():
-        listed = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or listed
-    if listed is not None:
-        ends.update(listed if isinstance(listed, list) else [listed])
-    return HubTokenizer(tokenizer, eos_token_ids=ends)
+    ends = eos_token_ids(request.target.config, path)
+    vocab_size = text_config(request.target.config).get("vocab_size")
+    return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
 
 
 def _own_context(request: LoadRequest) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polydraft.checkpoints.config import eos_token_ids
 from polydraft.text.hub_tokenizer import HubTokenizer
 
 if TYPE_CHECKING:
@@ -24,13 +25,9 @@ def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
         folder: The target's files.
         request: Says whether code of the checkpoint may run.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=request.trust_remote_code
     )
-    listed: Any = request.target.config.get("eos_token_id")
-    if (folder / "generation_config.json").exists():
-        listed = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id or listed
-    ends = set() if listed is None else set(listed if isinstance(listed, list) else [listed])
-    return HubTokenizer(tokenizer, eos_token_ids=ends)
+    return HubTokenizer(tokenizer, eos_token_ids=eos_token_ids(request.target.config, folder))
