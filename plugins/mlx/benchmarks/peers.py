@@ -27,7 +27,8 @@ from typing import Any
 
 import mlx.core as mx
 import polydraft
-from mlx_lm.generate import speculative_generate_step
+from mlx_lm import stream_generate
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.utils import load_model
 from polydraft_builtin_pairs import path as builtin_path
 from polydraft_mlx.config import overrides
@@ -77,13 +78,13 @@ def timed(stream: Any) -> tuple[list[int], int, float, float]:
     return tokens, rounds - 1, time.perf_counter() - first, time.process_time() - first_cpu
 
 
-def ours(target: str, dtype: str, prompt: list[int], count: int) -> Callable[[], Any]:
-    """Through ``polydraft.load``."""
+def ours(target: str, dtype: str, prompt: list[int], count: int, speculate: str = "on") -> Callable[[], Any]:
+    """Through ``polydraft.load``; with ``speculate="off"`` a round is one token."""
     session = polydraft.load(f"builtin:{target}", backend="mlx", dtype=dtype, num_speculative_tokens=K)
 
     def generate() -> tuple[list[int], int, float, float]:
         def stream() -> Any:
-            for chunk in session.stream(prompt, max_new_tokens=count, ignore_eos=True):
+            for chunk in session.stream(prompt, max_new_tokens=count, ignore_eos=True, speculate=speculate):
                 accepted = chunk.num_accepted_tokens or 0
                 for index, token in enumerate(chunk.token_ids):
                     yield token, index < accepted
@@ -94,7 +95,7 @@ def ours(target: str, dtype: str, prompt: list[int], count: int) -> Callable[[],
 
 
 def theirs_mlx_lm(target: str, drafter: str, dtype: str, prompt: list[int], count: int) -> Callable[[], Any]:
-    """mlx-lm's loop, which is what ``stream_generate(draft_model=)`` runs, without its detokenizer."""
+    """mlx-lm's ``stream_generate(draft_model=)``, which makes text as our session does."""
     models = []
     for name in (target, drafter):
         path = builtin_path(name)
@@ -102,10 +103,14 @@ def theirs_mlx_lm(target: str, drafter: str, dtype: str, prompt: list[int], coun
         model.set_dtype(getattr(mx, dtype))
         mx.eval(model.parameters())
         models.append(model)
+    tokenizer = load_tokenizer(builtin_path(target), eos_token_ids=[])
+    tokenizer.eos_token_ids.clear()
 
     def generate() -> tuple[list[int], int, float, float]:
-        steps = speculative_generate_step(mx.array(prompt), models[0], models[1], num_draft_tokens=K, max_tokens=count)
-        return timed((token, is_draft) for token, _, is_draft in steps)
+        steps = stream_generate(
+            models[0], tokenizer, prompt, max_tokens=count, draft_model=models[1], num_draft_tokens=K
+        )
+        return timed((step.token, step.from_draft) for step in steps)
 
     return generate
 
@@ -199,12 +204,13 @@ def main() -> None:
             f"draft model, {dtype}",
             {
                 "polydraft": ours("tiny-llama", *given),
+                "polydraft, plain": ours("tiny-llama", *given, "off"),
                 "mlx-lm": theirs_mlx_lm("tiny-llama", "tiny-llama-draft", *given),
             },
             arguments.repeats,
         )
         for target in ("tiny-e2b", "tiny-31b"):
-            sides = {"polydraft": ours(target, *given)}
+            sides = {"polydraft": ours(target, *given), "polydraft, plain": ours(target, *given, "off")}
             try:
                 sides["mlx-vlm"] = theirs_mlx_vlm(target, f"{target}-assistant", *given)
             except ImportError as error:

@@ -9,6 +9,7 @@ import mlx.core as mx
 from polydraft.contract import Chooser
 
 from polydraft_mlx.decoder import Decoder
+from polydraft_mlx.runtime import begin
 
 __all__ = ["DraftModel"]
 
@@ -46,11 +47,12 @@ class DraftModel:
         known = [token_ids[-1]]
         for step in range(k):
             if step:
-                # The drafted token stays on the device: k steps are one graph, with one wait at its end.
+                # The drafted token stays on the device: one wait at the end of k steps.
                 _, logits = self._decoder.step(self._cache, drafts[-1][None])
             row = logits[-1:]
             prefix = known if chooser.needs_prefix else None
             drafts.append(chooser.choose_draft(row, len(token_ids) + step, prefix))
+            begin(drafts[-1])
             if chooser.needs_prefix:
                 known.append(int(drafts[-1]))
             if keep_logits:

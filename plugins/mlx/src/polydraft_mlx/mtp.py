@@ -17,6 +17,7 @@ from polydraft.contract import Chooser
 from polydraft_mlx.assistant import Assistant
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
+from polydraft_mlx.runtime import begin
 
 __all__ = ["MtpDrafter"]
 
@@ -59,6 +60,7 @@ class MtpDrafter:
             logits, hidden = self._assistant(inputs, shared, position)
             prefix = known if chooser.needs_prefix else None
             token = chooser.choose_draft(logits, cache.length + 1 + step, prefix)
+            begin(token)
             drafts.append(token)
             if chooser.needs_prefix:
                 known.append(int(token))

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from polydraft.errors import DeviceError, EngineError, OutOfMemoryError, PolydraftError
 
-__all__ = ["Runtime", "devices", "find_device", "free_memory"]
+__all__ = ["Runtime", "begin", "devices", "find_device", "free_memory"]
 
 _LOCK = threading.Lock()
 """One for all sessions: streams that may be used in any thread must not be used in two at a time."""
@@ -68,6 +68,12 @@ class Runtime:
                 if text.startswith("["):
                     raise EngineError(f"{what}, and MLX failed: {text}", "Report it with this message.") from error
                 raise
+
+
+def begin(array: mx.array) -> None:
+    """Let a GPU compute an array while the next step's graph is built; on the CPU that costs more than it saves."""
+    if mx.default_device().type == mx.gpu:
+        mx.async_eval(array)
 
 
 def find_device(name: str) -> mx.Device:
