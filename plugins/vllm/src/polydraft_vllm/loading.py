@@ -57,6 +57,11 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
             "data_parallel_size above 1 needs engines in several processes, which a session in process has not.",
             "Use backend='vllm-server', or `polydraft serve` with the option.",
         )
+    if options.distributed_executor_backend == "ray" and installed.is_cpu_build:
+        raise UnsupportedError(
+            f"The CPU build {installed.distribution} {installed.version} has no Ray executor.",
+            "Use distributed_executor_backend='mp', or one session a machine with Ray Data (see the examples).",
+        )
     prepare_environment(cpu=installed.is_cpu_build)
     import vllm
     from vllm.platforms import current_platform
