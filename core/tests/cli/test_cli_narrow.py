@@ -1,6 +1,7 @@
 """Tables where there is little room, much room, and no terminal at all."""
 
 import io
+import os
 import pty
 
 import pytest
@@ -48,7 +49,7 @@ def test_what_is_waited_for_is_said_on_terminals_only(monkeypatch, dumb, capsys)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
     leader, follower = pty.openpty()
-    with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as reader:
+    with os.fdopen(follower, "w") as terminal, os.fdopen(leader, "rb", buffering=0) as reader:
         monkeypatch.setattr("sys.stderr", terminal)
         with waiting_for("Loading it"):
             pass
