@@ -100,8 +100,7 @@ def _command(
     found: programs.Program, target: GgufFile, length: int, request: LoadRequest, options: LlamaServerOptions
 ) -> list[str]:
     k = request.plan.num_speculative_tokens
-    auto_type = "f32" if target.weights == "f32" else "f16"
-    types = [auto_type if given == "auto" else given for given in (options.type_k, options.type_v)]
+    types = _cache_types(target, options)
     flash = "off" if options.flash_attn == "auto" and request.device in {"cpu", "auto"} else options.flash_attn
     command = [found.path, "--model", str(target.path), "--ctx-size", str(length + k + 2), "--parallel", "1"]
     command += ["--batch-size", str(options.n_batch), "--ubatch-size", str(options.n_batch)]
@@ -124,12 +123,20 @@ def _drafting(
 ) -> list[str]:
     assert drafter is not None
     assert request.plan.kind is not None
+    types = _cache_types(target, options)
     return [
         *("--spec-draft-model", str(drafter.path)),
         *("--spec-type", programs.SPEC_TYPES[request.plan.kind]),
         *("--spec-draft-n-max", str(request.plan.num_speculative_tokens)),
+        *("--spec-draft-type-k", types[0], "--spec-draft-type-v", types[1]),
         *("--spec-draft-device", "none"),
     ][: None if request.device == "cpu" else -2]
+
+
+def _cache_types(target: GgufFile, options: LlamaServerOptions) -> tuple[str, str]:
+    usual = "f32" if target.weights == "f32" else "f16"
+    type_k, type_v = (usual if given == "auto" else given for given in (options.type_k, options.type_v))
+    return type_k, type_v
 
 
 def _check_vocabulary(client: Client, vocabulary: Model) -> None:
