@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MlxOps"]
 
-# Where more candidates than this are left, compacting costs more than it saves.
-_COMPACT_LIMIT = 4096
-
 
 class MlxOps:
     """See ``polydraft.sampling.ops.ArrayOps``. No operation is compiled, so none is fused with another."""
@@ -70,16 +67,9 @@ class MlxOps:
         return mx.take_along_axis(array, indices, axis=-1)
 
     def candidates(self, values: mx.array, floor: mx.array) -> tuple[mx.array, mx.array]:
-        mask = values >= floor
-        if mx.default_device().type == mx.cpu:
-            widest: Any = mask.sum(axis=-1).max().item()
-            width = max(int(widest), 1)
-            if width <= min(_COMPACT_LIMIT, values.shape[-1] - 1):
-                columns = mx.argpartition(-values, width - 1, axis=-1)[..., :width].astype(mx.int64)
-                kept = mx.take_along_axis(values, columns, axis=-1)
-                return mx.where(kept >= floor, kept, -mx.inf), columns
+        # All of them: on a device, to compact means to wait. (On hosts the rule runs in numpy: see host_view.)
         columns = mx.broadcast_to(mx.arange(values.shape[-1], dtype=mx.int64), values.shape)
-        return mx.where(mask, values, -mx.inf), columns
+        return mx.where(values >= floor, values, -mx.inf), columns
 
     def best(self, array: mx.array, count: int) -> tuple[mx.array, mx.array]:
         count = min(count, array.shape[-1])

@@ -73,7 +73,8 @@ class Runtime:
 def begin(array: mx.array) -> None:
     """Let a GPU compute an array while the next step's graph is built; on the CPU that costs more than it saves."""
     if mx.default_device().type == mx.gpu:
-        mx.async_eval(array)
+        start: Any = mx.async_eval
+        start(array)
 
 
 def find_device(name: str) -> mx.Device:
