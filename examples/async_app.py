@@ -17,7 +17,9 @@ async def answer(session: polydraft.Session, prompt: str) -> str:
 async def main(target: str) -> None:
     """Load outside the event loop, then let two prompts be answered."""
     with await asyncio.to_thread(polydraft.load, target) as session:
-        for text in await asyncio.gather(answer(session, "class Reader:\n    def __init__(self, file):\n"), answer(session, "import os\n")):
+        for text in await asyncio.gather(
+            answer(session, "class Reader:\n    def __init__(self, file):\n"), answer(session, "import os\n")
+        ):
             print(text, end="\n\n")
 
 
