@@ -1,12 +1,14 @@
-"""Which device, as the request names it."""
+"""Which device, as the request names it, and how many threads."""
 
 from __future__ import annotations
+
+import os
 
 from polydraft.errors import DeviceError
 
 from polydraft_llama_cpp.bindings import Device, devices
 
-__all__ = ["find_device"]
+__all__ = ["find_device", "usual_threads"]
 
 
 def find_device(name: str) -> Device | None:
@@ -26,3 +28,13 @@ def find_device(name: str) -> Device | None:
         f"{', '.join(device.name for device in found)}.",
         "For a GPU build it with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: -DGGML_VULKAN=on).",
     )
+
+
+def usual_threads() -> int:
+    """OMP_NUM_THREADS if it is set, else the cores that this process may use."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +17,7 @@ from polydraft.errors import (
 
 from polydraft_llama_cpp.bindings import Device, devices, missing_for_mtp
 from polydraft_llama_cpp.context import Context, ContextSettings
-from polydraft_llama_cpp.devices import find_device
+from polydraft_llama_cpp.devices import find_device, usual_threads
 from polydraft_llama_cpp.draft_model import DraftModel
 from polydraft_llama_cpp.engine import LlamaCppEngine, Loaded
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
@@ -128,7 +127,7 @@ def _settings(
         return total
 
     context_length, notes = _context_length(request, options, target, needed)
-    threads = options.threads or _usual_threads()
+    threads = options.threads or usual_threads()
     settings = ContextSettings(
         length=_rounded(context_length + k + 1),
         n_batch=options.n_batch,
@@ -178,15 +177,6 @@ def _context_length(
 
 def _rounded(length: int) -> int:
     return -(-length // _MULTIPLE) * _MULTIPLE
-
-
-def _usual_threads() -> int:
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named) > 0:
-        return int(named)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _name(device: Device | None) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from polydraft.contract import Capabilities, LoadRequest, RunningInfo
 from polydraft.errors import BackendUnavailableError, ContextLengthError, SpeculationUnavailableError, UnsupportedError
 
+from polydraft_llama_cpp.devices import usual_threads
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
 from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.server import program as programs
@@ -111,8 +112,8 @@ def _command(
             break
     if request.device == "cpu":
         command += ["--device", "none"]
-    if options.threads is not None:
-        command += ["--threads", str(options.threads)]
+    # Said always: more threads than cores that are free make the server wait at every operation.
+    command += ["--threads", str(options.threads or usual_threads())]
     if options.n_gpu_layers is not None:
         command += ["--n-gpu-layers", "999" if options.n_gpu_layers < 0 else str(options.n_gpu_layers)]
     return [*command, *options.extra_args]
