@@ -48,7 +48,15 @@ from polydraft.contract.results import (
     ToolCall,
     Verified,
 )
-from polydraft.contract.stepping import Chooser, EngineSequence, LogitsHandle, Proposal, Step, SteppingEngine
+from polydraft.contract.stepping import (
+    Chooser,
+    EngineSequence,
+    LogitsHandle,
+    PrefillCancelled,
+    Proposal,
+    Step,
+    SteppingEngine,
+)
 from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = [
@@ -83,6 +91,7 @@ __all__ = [
     "OffReason",
     "PairRecord",
     "PolydraftSpec",
+    "PrefillCancelled",
     "Prompt",
     "Proposal",
     "Round",

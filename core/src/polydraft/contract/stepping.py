@@ -14,7 +14,7 @@ One round, as the core's loop drives it::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.sampling.ops import ArrayOps
 
-__all__ = ["Chooser", "EngineSequence", "LogitsHandle", "Proposal", "Step", "SteppingEngine"]
+__all__ = [
+    "Chooser",
+    "EngineSequence",
+    "LogitsHandle",
+    "PrefillCancelled",
+    "Proposal",
+    "Step",
+    "SteppingEngine",
+]
 
 
 class LogitsHandle(Protocol):
@@ -102,8 +110,24 @@ class Chooser(Protocol):
         ...
 
 
+class PrefillCancelled(Exception):  # noqa: N818  # no error: the caller asked for it
+    """Raised by ``EngineSequence.check_cancelled`` in a prefill that nobody wants any longer; the loop catches it."""
+
+
 class EngineSequence(ABC):
     """One token sequence on an engine: the target's KV cache, and what the drafter needs of it."""
+
+    cancelled: Callable[[], bool] | None = None
+    """Set by the loop before ``prefill``: whether the caller has given up."""
+
+    def check_cancelled(self) -> None:
+        """Call it between the chunks of a long prompt, so that a cancel need not wait for all of them.
+
+        Raises:
+            PrefillCancelled: The caller has given up; let it pass.
+        """
+        if self.cancelled is not None and self.cancelled():
+            raise PrefillCancelled
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from polydraft.contract.results import Round
+from polydraft.contract.stepping import PrefillCancelled
 from polydraft.errors import EngineError
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def run_rounds(
     """
     if cancelled():
         return
-    step = sequence.prefill(request.prompt_token_ids, chooser)
+    sequence.cancelled = cancelled
+    try:
+        step = sequence.prefill(request.prompt_token_ids, chooser)
+    except PrefillCancelled:
+        return
     newest = step.token_ids[0]
     finished = tracker.push(newest, is_draft=False)
     if drafts is not None:

@@ -74,9 +74,13 @@ class TransformersBackend(SteppingBackend):
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """An assistant cannot be a target."""
+        """An assistant cannot be a target, and quantized weights are for other engines."""
         if target.model_type.endswith("_assistant"):
             return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
+        quantization = target.config.get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method", "an unknown method") if isinstance(quantization, dict) else ""
+            return f"The weights of {target.id} are quantized ({method}); this backend runs plain weights only."
         return None
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
@@ -89,7 +93,7 @@ class TransformersBackend(SteppingBackend):
 def _devices() -> tuple[DeviceRecord, ...]:
     import torch
 
-    from polydraft_transformers.loading import available_memory
+    from polydraft_transformers.resources import available_memory
 
     found = [DeviceRecord(name="cpu", description="CPU", free_memory_bytes=available_memory(torch.device("cpu")))]
     for index in range(torch.cuda.device_count()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ __all__ = ["Decoder"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _FIRST_CAPACITY = 256
+_KEPT_CACHES = 2
+"""Caches of closed sequences kept for the next ones; what was captured over them is kept with them."""
 
 
 class Network(Protocol):
@@ -65,9 +68,20 @@ class Decoder:
 
     def __init__(self, model: Any, step_rows: int, *, fixed: bool = False) -> None:
         self.model = model
-        text_model = getattr(model.model, "language_model", model.model)
+        base = getattr(model, "model", None)
+        text_model = getattr(base, "language_model", base)
         self.config = model.config.get_text_config()
-        self.lm_head = model.lm_head
+        self.lm_head: Any = getattr(model, "lm_head", None)
+        if (
+            self.lm_head is None
+            or text_model is None
+            or not hasattr(text_model, "embed_tokens")
+            or not hasattr(text_model, "layers")
+        ):
+            raise UnsupportedError(
+                f"Models of type {self.config.model_type} are not built as this backend knows them.",
+                "Choose a Gemma 4, Llama or Qwen3 model.",
+            )
         self.step_rows = step_rows
         self.fixed = fixed
         self.device: torch.device = self.lm_head.weight.device
@@ -89,7 +103,8 @@ class Decoder:
             and isinstance(self.network, Gemma4Network)
             and getattr(self.config, "_experts_implementation", None) != "eager"
         )
-        self._free: list[KvCache] = []
+        # No lock: a sequence may be closed by the garbage collector, in the middle of anything.
+        self._free: deque[KvCache] = deque(maxlen=_KEPT_CACHES)
 
     def _layer_types(self) -> list[str]:
         kinds = getattr(self.config, "layer_types", None)
@@ -110,12 +125,26 @@ class Decoder:
 
     def open_cache(self) -> KvCache:
         """An empty cache; one that was given back is used again, with what was captured over its buffers."""
-        return self._free.pop() if self._free else KvCache(self.windows, self.ring)
+        try:
+            cache = self._free.pop()
+        except IndexError:
+            return KvCache(self.windows, self.ring)
+        cache.clear()
+        return cache
 
     def give_back(self, cache: KvCache) -> None:
-        """Take back a cache that is no longer used."""
-        cache.rollback(0)
+        """Take back a cache that is no longer used, and in which no forward failed."""
         self._free.append(cache)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Size of the full layers' KV of so many tokens; layers that share another's have none of their own."""
+        text_model = getattr(self.model.model, "language_model", self.model.model)
+        rows = 0
+        for kind, layer in zip(self.layer_types, text_model.layers, strict=True):
+            keys = getattr(getattr(layer, "self_attn", None), "k_proj", None)
+            if kind == "full_attention" and keys is not None:
+                rows += 2 * int(keys.weight.shape[0])
+        return rows * tokens * self.dtype.itemsize
 
     @staticmethod
     def bucket(position: int) -> int:

@@ -46,13 +46,22 @@ class KvCache:
         if capacity <= self._capacity:
             return
         self._captured.clear()
-        self._capacity = capacity
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
                 grown = (self._empty(old[0], capacity), self._empty(old[1], capacity))
                 for new, kept in zip(grown, old, strict=True):
                     new[:, :, : kept.shape[2]] = kept
                 self._buffers[layer] = grown
+        self._capacity = capacity
+
+    def clear(self) -> None:
+        """Make it as good as new: what is masked still takes part, with weight 0, and 0 times a NaN would be one."""
+        self.length = 0
+        self._seen.clear()
+        with torch.inference_mode():
+            for buffers in self._buffers.values():
+                for buffer in buffers:
+                    buffer.zero_()
 
     def captured(
         self, key: Hashable, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor
@@ -66,7 +75,6 @@ class KvCache:
 
     @staticmethod
     def _empty(like: torch.Tensor, slots: int) -> torch.Tensor:
-        # Zeros: what is masked still takes part, with weight 0, and 0 times a NaN would be one.
         return like.new_zeros((*like.shape[:2], slots, like.shape[3]))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

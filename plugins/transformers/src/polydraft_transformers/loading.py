@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,11 @@ from typing import Any
 import torch
 from polydraft.checkpoints.config import eos_token_ids
 from polydraft.checkpoints.fetch import fetch
-from polydraft.checkpoints.safetensors import weight_files
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.errors import (
     ContextLengthError,
-    DeviceError,
-    InvalidRequestError,
     ModelFormatError,
     OutOfMemoryError,
-    UnsupportedError,
 )
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -29,21 +24,21 @@ from transformers.utils import logging as transformers_logging
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.fixed_rows import check_rows, fixed_rows
+from polydraft_transformers.logits_check import check_logits
 from polydraft_transformers.mtp import MtpDrafter
+from polydraft_transformers.resources import (
+    available_memory,
+    check_weights_fit,
+    choose_device,
+    choose_dtype,
+    memory_errors,
+)
 
-__all__ = ["available_memory", "load_pair"]
+__all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
 _OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
 """Files of tokenizers whose names do not say so."""
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 def load_pair(request: LoadRequest) -> TransformersEngine:
@@ -55,15 +50,15 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         ModelFormatError: A file is missing or damaged, or the architecture unknown.
         InvalidRequestError: Unknown dtype or device, or a context longer than the model's.
     """
-    device = _device(request.device)
-    dtype = _dtype(request)
+    device = choose_device(request.device)
+    dtype = choose_dtype(request)
     options = request.engine_options
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
     plan = request.plan
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
-    _check_memory([path for path in (target_path, drafter_path) if path is not None], dtype, device)
+    check_weights_fit([path for path in (target_path, drafter_path) if path is not None], dtype, device)
     k = plan.num_speculative_tokens
     fixed = request.exactness == "bitwise"
     experts = _experts(request, dtype, device)
@@ -76,9 +71,14 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
         drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1)
+    context = _context_length(request, target.config)
+    if request.context_length is not None:
+        _check_kv_fits(target, context)
+    for decoder in (target, drafter):
+        if isinstance(decoder, Decoder):
+            check_logits(decoder)
     if fixed:
         check_rows(target)
-    context = _context_length(request, target.config)
     return TransformersEngine(
         target, drafter, _tokenizer(target_path, request, int(target.config.vocab_size)), request, context
     )
@@ -96,67 +96,12 @@ def _experts(request: LoadRequest, dtype: torch.dtype, device: torch.device) -> 
     return named
 
 
-def available_memory(device: torch.device) -> int:
-    """Free bytes of a device."""
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidRequestError(f"{name!r} is no device.", "Give auto, cpu, cuda or cuda:0.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"The device {name} was asked for, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
-            "Use device='cpu', or install a CUDA build of torch (`polydraft doctor` shows the devices).",
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UnsupportedError(
-            f"The transformers backend has not been tried on {device.type}.", "Use device='cpu' or 'cuda'."
-        )
-    return device
-
-
-def _dtype(request: LoadRequest) -> torch.dtype:
-    if request.dtype == "auto":
-        text = request.target.config.get("text_config") or {}
-        config = request.target.config
-        named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
-        return _DTYPES.get(str(named).removeprefix("torch."), torch.float32)
-    if request.dtype not in _DTYPES:
-        raise InvalidRequestError(f"dtype is {request.dtype!r}.", f"Give auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[request.dtype]
-
-
-def _check_memory(folders: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
-    # Checkpoints are stored in 2-byte floats as a rule; loading in float32 doubles them.
-    factor = 2 if dtype == torch.float32 else 1
-    needed = factor * sum(file.stat().st_size for folder in folders for file in weight_files(folder))
-    free = available_memory(device)
-    if needed > free:
-        raise OutOfMemoryError(
-            f"The weights need about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free.",
-            "Choose a smaller model, or dtype='bfloat16'.",
-        )
-
-
 def _model(
     source: ModelSource, path: Path, request: LoadRequest, dtype: torch.dtype, device: torch.device, experts: str | None
 ) -> Any:
     names = source.config.get("architectures") or []
     conditional = any(name.endswith("ForConditionalGeneration") for name in names)
-    loader = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
+    loader: Any = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
     text_config = source.config.get("text_config") or source.config
     # Transformers refuses the setting where there are no experts, assistants of mixtures among them.
     mixture = any(text_config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
@@ -164,22 +109,41 @@ def _model(
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
-        with _quietly():
-            model: Any = loader.from_pretrained(
+        with _quietly(), memory_errors(f"{source.id} was loaded", "Choose a smaller model, or dtype='bfloat16'."):
+            model, found = loader.from_pretrained(
                 path,
                 dtype=dtype,
                 attn_implementation="sdpa",
                 trust_remote_code=request.trust_remote_code,
                 local_files_only=True,
+                output_loading_info=True,
                 **extra,
             )
+            model.to(device=device)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
-    model.to(device=device)
+    # Transformers fills what the checkpoint lacks with random numbers, and only warns.
+    lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if lacking:
+        raise ModelFormatError(
+            f"The weights of {source.id} do not fit its config: {len(lacking)} tensors are missing or of another shape "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}).",
+            "Download the model again, or check that config.json belongs to these weights.",
+        )
     return model.eval()
+
+
+def _check_kv_fits(target: Decoder, context_length: int) -> None:
+    needed, free = target.kv_bytes(context_length), available_memory(target.device)
+    if needed > free:
+        raise OutOfMemoryError(
+            f"A context of {context_length} tokens needs {needed / 2**30:.1f} GiB for its KV cache, and "
+            f"{target.device} has {free / 2**30:.1f} GiB free.",
+            "Give a smaller context_length.",
+        )
 
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:

@@ -13,7 +13,9 @@ __all__ = ["TransformersOptions"]
 class TransformersOptions(EngineOptions):
     """``load(..., engine_options={"num_threads": 2})``."""
 
-    num_threads: int | None = Field(default=None, ge=1, description="torch.set_num_threads, for the whole process.")
+    num_threads: int | None = Field(
+        default=None, ge=1, le=4096, description="torch.set_num_threads, for the whole process."
+    )
     prefill_chunk_size: int = Field(default=512, ge=1, description="Prompt tokens run in one forward.")
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
         default=None, description="How Transformers runs mixtures of experts; None: its own choice."

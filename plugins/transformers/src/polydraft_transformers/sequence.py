@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from polydraft.contract import Chooser, EngineSequence, Proposal, Step
-from polydraft.errors import OutOfMemoryError
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.draft_model import DraftModel
 from polydraft_transformers.kv_cache import KvCache
 from polydraft_transformers.mtp import MtpDrafter
+from polydraft_transformers.resources import memory_errors
 
 __all__ = ["TorchLogits", "TransformersSequence"]
 
@@ -52,6 +53,7 @@ class TransformersSequence(EngineSequence):
         self._tokens: list[int] = []
         self._hidden: torch.Tensor | None = None
         self._hidden_from = 0
+        self._sound = True
 
     @property
     def cache(self) -> KvCache:
@@ -67,25 +69,21 @@ class TransformersSequence(EngineSequence):
     def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks."""
         tokens = list(token_ids)
-        try:
-            with self._lock, torch.inference_mode():
-                for start in range(0, len(tokens), self._chunk):
-                    self._hidden_from = self.length
-                    self._hidden = self._target.prefill(self.cache, tokens[start : start + self._chunk])
-                self._tokens.extend(tokens)
-                assert self._hidden is not None
-                logits = self._target.logits(self._hidden[-1:])
-                return self._choose([logits], len(tokens), tokens[-1:], chooser, keep_logits=keep_logits)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"Memory ran out while a prompt of {len(tokens)} tokens was run.",
-                "Give a smaller context_length, or a shorter prompt.",
-            ) from error
+        for start in range(0, len(tokens), self._chunk):
+            self.check_cancelled()
+            with self._running(f"a prompt of {len(tokens)} tokens was run"):
+                self._hidden_from = self.length
+                self._hidden = self._target.prefill(self.cache, tokens[start : start + self._chunk])
+        self._tokens.extend(tokens)
+        with self._running("the first token was chosen"):
+            assert self._hidden is not None
+            logits = self._target.logits(self._hidden[-1:])
+            return self._choose([logits], len(tokens), tokens[-1:], chooser, keep_logits=keep_logits)
 
     def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts in one forward (two where a fixed step may not cross a border)."""
         tokens = list(token_ids)
-        with self._lock, torch.inference_mode():
+        with self._running("drafts were verified"):
             first = self._hidden_from = self.length
             hidden: list[torch.Tensor] = []
             logits: list[torch.Tensor] = []
@@ -108,7 +106,7 @@ class TransformersSequence(EngineSequence):
         """Draft with the pair's drafter."""
         if self._drafter is None or k < 1:
             return Proposal([])
-        with self._lock, torch.inference_mode():
+        with self._running("tokens were drafted"):
             if isinstance(self._drafter, DraftModel):
                 drafts, logits = self._drafter.propose([*self._tokens, newest], k, chooser, keep_logits=keep_logits)
             else:
@@ -122,16 +120,26 @@ class TransformersSequence(EngineSequence):
 
     def close(self) -> None:
         """Give the buffers back."""
-        if self._cache is None:
+        cache, self._cache = self._cache, None
+        if cache is None:
             return
-        with self._lock:
-            self._target.give_back(self._cache)
-            self._cache = None
+        if self._sound:
+            self._target.give_back(cache)
             if isinstance(self._drafter, DraftModel):
                 self._drafter.close()
         self._tokens = []
         self._hidden = None
         self._drafter = None
+
+    @contextmanager
+    def _running(self, what: str) -> Iterator[None]:
+        """Run the models: one at a time, and never again with a cache in which one failed."""
+        try:
+            with self._lock, torch.inference_mode(), memory_errors(what, "Give a smaller context_length or prompt."):
+                yield
+        except BaseException:
+            self._sound = False
+            raise
 
     @staticmethod
     def _choose(logits: list[torch.Tensor], first: int, run: list[int], chooser: Chooser, *, keep_logits: bool) -> Step:

@@ -1,0 +1,40 @@
+"""Are our logits Transformers' own? Measured when a pair is loaded, for architectures that only upstream's code knows.
+
+Some models scale their logits after the head (Granite, Cohere). Greedy decoding hides that, and sampling does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from polydraft.errors import UnsupportedError
+
+from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.gemma4 import Gemma4Network
+
+__all__ = ["check_logits"]
+
+_TOKENS = 6
+_LIMIT = {torch.float32: 0.01}
+_LOW_PRECISION_LIMIT = 0.2
+
+
+def check_logits(decoder: Decoder) -> None:
+    """Compare the logits of a few tokens with those of the whole module.
+
+    Raises:
+        UnsupportedError: They differ by more than rounding explains.
+    """
+    if isinstance(decoder.network, Gemma4Network):  # whose head is known, and under test
+        return
+    vocabulary = int(decoder.lm_head.weight.shape[0])
+    tokens = [(7 + 31 * index) % vocabulary for index in range(_TOKENS)]
+    with torch.inference_mode():
+        ours = decoder.logits(decoder.prefill(decoder.open_cache(), tokens)).float()
+        theirs = decoder.model(torch.tensor([tokens], device=decoder.device)).logits[0].float()
+    difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-9))
+    if difference > _LIMIT.get(decoder.dtype, _LOW_PRECISION_LIMIT):
+        raise UnsupportedError(
+            f"Models of type {decoder.config.model_type} do more after their head than this backend does: logits "
+            f"differ by {difference:.0%} from Transformers' own.",
+            "Choose a Gemma 4, Llama or Qwen3 model.",
+        )

@@ -1,0 +1,121 @@
+"""What a pair runs on and in: device, dtype, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from polydraft.checkpoints.safetensors import header, weight_files
+from polydraft.contract import LoadRequest
+from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
+
+__all__ = ["available_memory", "check_weights_fit", "choose_device", "choose_dtype", "memory_errors"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes of a device."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``device`` names.
+
+    Raises:
+        InvalidRequestError: It names none.
+        DeviceError: It is not there.
+        UnsupportedError: This backend was never tried on it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidRequestError(f"{name!r} is no device.", "Give auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"The device {name} was asked for, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
+            "Use device='cpu', or install a CUDA build of torch (`polydraft doctor` shows the devices).",
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"The transformers backend has not been tried on {device.type}.", "Use device='cpu' or 'cuda'."
+        )
+    return device
+
+
+def choose_dtype(request: LoadRequest) -> torch.dtype:
+    """The dtype asked for; with ``auto`` the checkpoint's own, float32 where it names none.
+
+    Raises:
+        InvalidRequestError: Unknown dtype.
+    """
+    if request.dtype == "auto":
+        text = request.target.config.get("text_config") or {}
+        config = request.target.config
+        named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+        return _DTYPES.get(str(named).removeprefix("torch."), torch.float32)
+    if request.dtype not in _DTYPES:
+        raise InvalidRequestError(f"dtype is {request.dtype!r}.", f"Give auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[request.dtype]
+
+
+def check_weights_fit(folders: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
+    """Compare the weights' size, in ``dtype``, with the free memory.
+
+    Raises:
+        OutOfMemoryError: They do not fit.
+        ModelFormatError: A file is missing or cut short.
+    """
+    elements = sum(
+        math.prod(entry["shape"])
+        for folder in folders
+        for file in weight_files(folder)
+        for name, entry in header(file).items()
+        if name != "__metadata__"
+    )
+    needed, free = elements * dtype.itemsize, available_memory(device)
+    if needed > free:
+        raise OutOfMemoryError(
+            f"The weights need about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free.",
+            "Choose a smaller model, or dtype='bfloat16'.",
+        )
+
+
+@contextmanager
+def memory_errors(what: str, hint: str) -> Iterator[None]:
+    """Turn the ways in which torch says that memory ran out into ``OutOfMemoryError``.
+
+    Args:
+        what: The sentence's end: "Memory ran out while ...".
+        hint: What the user can do.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemoryError(f"Memory ran out while {what}.", hint) from error
+    except RuntimeError as error:
+        # torch's allocator for hosts raises a plain RuntimeError.
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(f"Memory ran out while {what}.", hint) from error

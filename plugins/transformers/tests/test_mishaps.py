@@ -1,0 +1,213 @@
+"""What goes wrong costs its own call only, and is told by a typed error."""
+
+import gc
+import json
+import shutil
+import threading
+import time
+
+import polydraft
+import pytest
+from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError, UnsupportedError
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+
+import polydraft_transformers.kv_cache  # noqa: E402
+import polydraft_transformers.resources  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import GraniteConfig, GraniteForCausalLM  # noqa: E402
+
+PROMPT = [2, *range(300, 340)]
+LOCAL = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture
+def session():
+    with polydraft.load("builtin:tiny-e2b", **LOCAL) as loaded:
+        yield loaded
+
+
+def tokens_of(session, prompt=PROMPT):
+    return session.generate(prompt, max_new_tokens=8, ignore_eos=True).token_ids
+
+
+def copied(name, folder):
+    source = pairs.path(name)
+    return shutil.copytree(source, folder / name)
+
+
+def test_a_checkpoint_that_lacks_a_tensor(tmp_path):
+    folder = copied("tiny-llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelFormatError, match="down_proj"):
+        polydraft.load(str(folder), drafter=None, **LOCAL)
+
+
+def test_logits_that_are_scaled_after_the_head(tmp_path):
+    config = GraniteConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+    )
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="granite"):
+        polydraft.load(str(tmp_path), drafter=None, **LOCAL)
+
+
+def test_quantized_weights_are_refused_before_they_are_read(tmp_path):
+    folder = copied("tiny-llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(polydraft.errors.PolydraftError, match="gptq"):
+        polydraft.load(str(folder), drafter=None, **LOCAL)
+
+
+def test_memory_that_runs_out_in_one_call_does_not_hurt_the_next(session, monkeypatch):
+    wanted = tokens_of(session, PROMPT * 10)
+    tokens_of(session)
+    empty = polydraft_transformers.kv_cache.KvCache._empty
+
+    def full(like, slots):
+        if slots > 256:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory")
+        return empty(like, slots)
+
+    session.engine.target._free.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(polydraft_transformers.kv_cache.KvCache, "_empty", staticmethod(full))
+        with pytest.raises(OutOfMemoryError):
+            tokens_of(session, PROMPT * 10)
+    assert tokens_of(session, PROMPT * 10) == wanted
+
+
+def test_what_is_not_finite_in_one_call_does_not_reach_the_next(session):
+    wanted = tokens_of(session)
+    for keys, values in session.engine.target._free[-1]._buffers.values():
+        with torch.inference_mode():
+            keys.fill_(torch.nan)
+            values.fill_(torch.inf)
+    assert tokens_of(session) == wanted
+
+
+def test_a_failing_forward_spoils_its_cache_only(session, monkeypatch):
+    wanted = tokens_of(session)
+    target = session.engine.target
+
+    def fail(*_):
+        raise RuntimeError("a kernel failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.network, "run", fail)
+        with pytest.raises(EngineError, match="a kernel failed"):
+            tokens_of(session)
+    assert not target._free
+    assert tokens_of(session) == wanted
+
+
+def test_a_stream_that_is_collected_during_a_forward(session):
+    stream = session.stream(PROMPT, max_new_tokens=50, ignore_eos=True)
+    next(stream)
+    network, run = session.engine.target.network, session.engine.target.network.run
+    circle = [stream]
+    circle.append(circle)
+    del stream
+
+    def collecting(*arguments):
+        circle.clear()
+        gc.collect()
+        return run(*arguments)
+
+    network.run = collecting
+    finished = threading.Event()
+
+    def call():
+        tokens_of(session)
+        finished.set()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    assert finished.wait(60)
+    del network.run
+
+
+def test_a_cancel_takes_effect_between_the_chunks_of_a_prompt():
+    with polydraft.load("builtin:tiny-e2b", **LOCAL, engine_options={"prefill_chunk_size": 8}) as session:
+        target = session.engine.target
+        chunks = 0
+        stream = session.stream(PROMPT * 20, max_new_tokens=4)
+        prefill = target.prefill
+
+        def counting(cache, token_ids):
+            nonlocal chunks
+            chunks += 1
+            if chunks == 3:
+                stream.cancel()
+            return prefill(cache, token_ids)
+
+        target.prefill = counting
+        list(stream)
+        assert chunks == 3
+        assert stream.result.finish_reason == "cancelled"
+
+
+def test_a_short_call_does_not_wait_for_anothers_long_prompt():
+    with polydraft.load("builtin:tiny-e2b", **LOCAL, engine_options={"prefill_chunk_size": 16}) as session:
+        target = session.engine.target
+        prefill, ended = target.prefill, []
+
+        def slow(cache, token_ids):
+            time.sleep(0.02)
+            return prefill(cache, token_ids)
+
+        target.prefill = slow
+
+        def call(name, prompt):
+            session.generate(prompt, max_new_tokens=1)
+            ended.append(name)
+
+        long = threading.Thread(target=call, args=("long", PROMPT * 60))
+        long.start()
+        time.sleep(0.1)
+        call("short", PROMPT[:4])
+        long.join()
+        assert ended == ["short", "long"]
+
+
+def test_caches_of_past_calls_are_few(session):
+    barrier = threading.Barrier(6)
+
+    def call():
+        barrier.wait()
+        tokens_of(session)
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(session.engine.target._free) <= 2
+
+
+def test_weights_are_counted_in_the_dtype_that_they_are_loaded_in(monkeypatch):
+    # The file holds bfloat16: float32 takes twice its size, and bfloat16 its size.
+    size = (pairs.path("tiny-llama") / "model.safetensors").stat().st_size
+    monkeypatch.setattr(polydraft_transformers.resources, "available_memory", lambda _: int(1.5 * size))
+    with pytest.raises(OutOfMemoryError, match="weights"):
+        polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL)
+    polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL | {"dtype": "bfloat16"}).close()
+
+
+def test_a_context_that_is_larger_than_memory(monkeypatch):
+    import polydraft_transformers.loading
+
+    monkeypatch.setattr(polydraft_transformers.loading, "available_memory", lambda _: 1 << 20)
+    with pytest.raises(OutOfMemoryError, match="8192 tokens"):
+        polydraft.load("builtin:tiny-llama", drafter=None, context_length=8192, **LOCAL)
