@@ -63,6 +63,7 @@ class LlamaCppSequence(EngineSequence):
         """Run the prompt in chunks of ``n_batch``."""
         context, tokens = self._context, list(token_ids)
         for start in range(0, len(tokens), context.n_batch):
+            self.check_cancelled()
             part = tokens[start : start + context.n_batch]
             context.decode(part, start, all_rows=False)
             self._tokens.extend(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -53,8 +53,12 @@ class Decoder:
                 layers.append(SlidingCache(window, self.rows, spare))
         return KvCache(layers)
 
-    def prefill(self, cache: KvCache, token_ids: Sequence[int], chunk: int) -> tuple[mx.array | None, mx.array]:
+    def prefill(
+        self, cache: KvCache, token_ids: Sequence[int], chunk: int, between: Callable[[], None] = lambda: None
+    ) -> tuple[mx.array | None, mx.array]:
         """Run a prompt in chunks, evaluated one after the other, so that one chunk's activations are held at a time.
+
+        ``between`` is called between them; what it raises ends the prefill.
 
         Returns:
             Of the last token: its hidden row (see ``step``), and its logits (1, vocab).
@@ -66,6 +70,7 @@ class Decoder:
             self._forward(cache, tokens[:, start : min(start + chunk, before)])
             mx.eval(cache.state)
             mx.clear_cache()
+            between()
         hidden, logits = self._rows(self._forward(cache, tokens[:, before:]), 1)
         if hidden is not None:
             hidden = mx.contiguous(hidden)  # not a view that keeps the whole chunk

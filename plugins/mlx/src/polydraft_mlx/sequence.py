@@ -61,7 +61,7 @@ class MlxSequence(EngineSequence):
     def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks."""
         with self._runtime.use(f"A prompt of {len(token_ids)} tokens was run"):
-            self._hidden, logits = self._target.prefill(self._cache, token_ids, self._chunk)
+            self._hidden, logits = self._target.prefill(self._cache, token_ids, self._chunk, self.check_cancelled)
             self._hidden_from = self._cache.length - 1
             self._tokens = list(token_ids)
             return self._choose(logits, self._tokens[-1:], chooser, keep_logits=keep_logits)
