@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import TokenRequest
     from polydraft.sampling.ops import ArrayOps
 
-__all__ = ["RuleChooser"]
+__all__ = ["NOT_CHOSEN", "RuleChooser"]
 
 _NUMPY = NumpyOps()
-_NOT_CHOSEN = 0
+NOT_CHOSEN = 0
 """Stands where nothing was chosen: after a draft that cannot be accepted, where nobody looks."""
 
 
@@ -146,7 +146,7 @@ class RuleChooser:
             certain = list(run_token_ids[1 : row + 1]) == token_ids
             one = self._process(processor, logits[row : row + 1], position, seen[: row + 1], certain=certain)
             if one is None:
-                return token_ids + [_NOT_CHOSEN] * (len(run_token_ids) - row)
+                return token_ids + [NOT_CHOSEN] * (len(run_token_ids) - row)
             token_ids += self._ops.tolist(self._choose(one, position))
         return token_ids
 

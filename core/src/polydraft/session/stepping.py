@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.loop.drafting import EngineDrafts, NgramDrafts
 from polydraft.loop.rounds import run_rounds
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling.rejection import make_chooser
 from polydraft.session.base import Session
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polydraft.contract.results import Round
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.loop.drafting import DraftSource
+    from polydraft.sampling.chooser import RuleChooser
     from polydraft.session.stream import Generation
 
 __all__ = ["SteppingSession"]
@@ -37,7 +38,7 @@ class SteppingSession(Session):
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Run the loop on a new sequence."""
         request = generation.request
-        chooser = RuleChooser(self.engine.array_ops, request)
+        chooser = make_chooser(self.engine.array_ops, request)
         try:
             yield from self._rounds(generation, chooser)
         finally:
