@@ -116,7 +116,11 @@ class SessionClosedError(PolydraftError, RuntimeError):
 
 
 class SessionBusyError(PolydraftError, RuntimeError):
-    """The session runs one call at a time, and this thread already holds an unfinished stream of it."""
+    """This call would wait for itself.
+
+    The session runs one call at a time and this thread holds an unfinished stream of it, or it was called from inside
+    one of its own steps (by a logits processor).
+    """
 
 
 class ForkedSessionError(PolydraftError, RuntimeError):

@@ -61,3 +61,12 @@ def test_a_step_under_way_at_the_fork_does_not_hang_the_child(make_session, gate
     gate.open.set()
     thread.join(20)
     assert stream.result.finish_reason == "length"
+
+
+def test_what_cannot_be_cancelled_says_so(make_session):
+    session = make_session()
+    stream = session.stream(PROMPT, max_new_tokens=20, ignore_eos=True)
+    next(stream)
+    assert in_child(stream.cancel) == "ForkedSessionError"
+    assert in_child(session.cancel) == "ForkedSessionError"
+    assert sum(len(chunk.token_ids) for chunk in stream) == 19, "the parent's stream goes on"

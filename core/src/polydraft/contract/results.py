@@ -101,7 +101,9 @@ class GenerationStats(Record):
     accepted_per_position: tuple[int, ...] | None = Field(
         default=None, description="Element i: rounds whose draft was accepted at position i."
     )
-    prefill_seconds: float | None = Field(default=None, description="Until the first token was chosen.")
+    prefill_seconds: float | None = Field(
+        default=None, description="Until the first token was chosen, waiting for the session's other calls excluded."
+    )
     decode_seconds: float | None = Field(default=None, description="From the first token to the last.")
 
     @property

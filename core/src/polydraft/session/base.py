@@ -7,10 +7,10 @@ import secrets
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from polydraft import reasons
 from polydraft.contract.requests import TokenRequest
@@ -22,7 +22,9 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft.session.arguments import CallArguments, shows_arguments
 from polydraft.session.forks import HomeProcess
+from polydraft.session.inside import Inside
 from polydraft.session.settings import check_some_token_left, check_supported, effective_settings
 from polydraft.session.slots import CallSlot, busy_error, current_thread_owner
 from polydraft.session.stream import Generation, TokenStream
@@ -32,9 +34,8 @@ from polydraft.text.prompts import encode_prompt
 from polydraft.text.tracker import OutputTracker
 
 if TYPE_CHECKING:
-    from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
     from polydraft.contract.records import Capabilities
-    from polydraft.contract.requests import Acceptance, GenerationSettings, OffReason, Prompt, Speculate
+    from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = ["Session"]
@@ -62,10 +63,14 @@ class Session(ABC):
         self._capabilities = capabilities
         self._slot = CallSlot(serial=running.concurrency == "serial")
         self._home = HomeProcess()
+        self._inside = Inside()
         self._closed = False
-        self._close_lock = threading.Lock()
+        self._engine_to_close = False
+        # Reentrant: a signal handler may close the session while its thread does.
+        self._close_lock = threading.RLock()
+        self._under_way: set[Generation] = set()
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
-        self._streams_lock = threading.Lock()
+        self._streams_lock = threading.RLock()
         self._watch = AcceptanceWatch(running)
 
     # What a whole engine implements ---------------------------------------------------------------------------------
@@ -111,33 +116,8 @@ class Session(ABC):
         """The target's tokenizer."""
         return self._tokenizer
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        banned_token_ids: Sequence[int] | None = None,
-        forced_token_ids: Mapping[int, int] | None = None,
-        logits_processor: LogitsProcessor | StatefulLogitsProcessor | None = None,
-        acceptance: Acceptance | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        ignore_eos: bool | None = None,
-        logprobs: int | None = None,
-        speculate: Speculate = "auto",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> GenerationResult:
+    @shows_arguments
+    def generate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
         """Generate to the end.
 
         Args:
@@ -173,60 +153,38 @@ class Session(ABC):
             SpeculationUnavailableError: ``speculate="on"``, and it cannot.
             EngineError: The engine failed; ``partial_text`` holds what there was.
             LogitsProcessorError: The logits processor failed, or gave logits that cannot be used.
+            SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished
+                stream of a session whose calls are serial.
+            SessionClosedError: The session is closed.
+            ForkedSessionError: It was loaded in another process.
         """
-        call = {key: value for key, value in locals().items() if key not in ("self", "prompt")}
-        stream = self._stream(prompt, **call)
+        stream = self._stream(prompt, arguments)
         for _ in stream:
             pass
         assert stream.result is not None
         return stream.result
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        banned_token_ids: Sequence[int] | None = None,
-        forced_token_ids: Mapping[int, int] | None = None,
-        logits_processor: LogitsProcessor | StatefulLogitsProcessor | None = None,
-        acceptance: Acceptance | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        ignore_eos: bool | None = None,
-        logprobs: int | None = None,
-        speculate: Speculate = "auto",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokenStream:
+    @shows_arguments
+    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> TokenStream:
         """Generate as an iterator of chunks, one a round. Arguments and errors are those of ``generate``.
 
         The arguments are checked now; the engine starts with the first chunk. Closing the iterator cancels at once.
         """
-        call = {key: value for key, value in locals().items() if key not in ("self", "prompt")}
-        return self._stream(prompt, **call)
+        return self._stream(prompt, arguments)
 
-    def generate_many(self, prompts: Sequence[Prompt], **settings: Any) -> list[GenerationResult]:
+    @shows_arguments
+    def generate_many(self, prompts: Sequence[Prompt], **arguments: Unpack[CallArguments]) -> list[GenerationResult]:
         """Generate for each prompt; results in the prompts' order.
 
         Prompt i draws from noise stream i of the one seed: equal prompts give different samples, and the first result
-        is that of ``generate``. A concurrent engine works on all of them at once. Keyword arguments are those of
-        ``generate``. All prompts are checked before any runs.
+        is that of ``generate``. An engine that batches by itself works on all of them at once, any other on one after
+        the other. Keyword arguments are those of ``generate``. All prompts are checked before any runs.
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
-        if settings.get("seed") is None:
-            settings["seed"] = _draw_seed()
-        streams = [self._stream(prompt, noise_stream=index, **settings) for index, prompt in enumerate(prompts)]
+        if arguments.get("seed") is None:
+            arguments["seed"] = _draw_seed()
+        streams = [self._stream(prompt, arguments, noise_stream=index) for index, prompt in enumerate(prompts)]
         results = []
         try:
             if self._running.concurrency == "concurrent":
@@ -242,30 +200,42 @@ class Session(ABC):
                 stream.close()
         return results
 
-    async def agenerate(self, prompt: Prompt, **settings: Any) -> GenerationResult:
+    @shows_arguments
+    async def agenerate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
         """``generate`` for an event loop; cancelling the task cancels the generation."""
-        stream = self._stream(prompt, **settings)
+        stream = self._stream(prompt, arguments)
         async with aclosing(self._iterate(stream)) as chunks:
             async for _ in chunks:
                 pass
         assert stream.result is not None
         return stream.result
 
-    async def astream(self, prompt: Prompt, **settings: Any) -> AsyncGenerator[Chunk]:
+    @shows_arguments
+    async def astream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk]:
         """``stream`` for an event loop; closing the async iterator cancels."""
-        async with aclosing(self._iterate(self._stream(prompt, **settings))) as chunks:
+        async with aclosing(self._iterate(self._stream(prompt, arguments))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def cancel(self) -> None:
-        """Cancel all calls under way, from any thread. The session stays usable."""
+        """Cancel all calls under way, from any thread. The session stays usable.
+
+        Raises:
+            ForkedSessionError: The session belongs to the parent process.
+        """
+        self._home.check()
         for stream in self._open_streams():
             stream.cancel()
 
     def close(self) -> None:
-        """Cancel all calls and free the engine. May be called twice."""
+        """Cancel all calls and free the engine. May be called twice.
+
+        Called from inside a step (by a logits processor or a signal handler) it does not wait: calls end, and the
+        engine is freed, when the steps under way are over. In a forked process it does nothing: the engine is the
+        parent's.
+        """
         if not self._home.is_here:
-            return  # the engine belongs to the parent process
+            return
         with self._close_lock:
             if self._closed:
                 return
@@ -275,7 +245,8 @@ class Session(ABC):
             stream.cancel()  # all first: one may wait for another to end
         for stream in streams:
             stream.close()
-        self.close_engine()
+        self._engine_to_close = True
+        self._close_idle_engine()
 
     def __enter__(self) -> Self:
         return self
@@ -292,17 +263,12 @@ class Session(ABC):
         if self._closed:
             raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
 
-    def _stream(
-        self,
-        prompt: Prompt,
-        *,
-        speculate: Speculate = "auto",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        noise_stream: int = 0,
-        **given: Any,
-    ) -> TokenStream:
+    def _stream(self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0) -> TokenStream:
         self._check_usable()
+        self._inside.check()
+        given = dict(arguments)
+        for name in ("speculate", "tools", "chat_template_kwargs"):
+            given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
         self.check_settings(settings)
@@ -310,9 +276,12 @@ class Session(ABC):
             raise UnsupportedError(
                 "Stop strings were given, and this model has no tokenizer to find them.", "Give stop_token_ids."
             )
-        off = self._off_reason(speculate, settings)
         encoded = encode_prompt(
-            prompt, self._tokenizer, tools=tools, chat_template_kwargs=chat_template_kwargs, vocab_size=vocab_size
+            prompt,
+            self._tokenizer,
+            tools=arguments.get("tools"),
+            chat_template_kwargs=arguments.get("chat_template_kwargs"),
+            vocab_size=vocab_size,
         )
         context = self._running.context_length
         if len(encoded.token_ids) >= context:
@@ -320,6 +289,8 @@ class Session(ABC):
                 f"The prompt has {len(encoded.token_ids)} tokens, and the context holds {context}, output included.",
                 "Shorten the prompt, or load the model with a larger context_length if it has one.",
             )
+        room = min(settings.max_new_tokens, context - len(encoded.token_ids))
+        off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
         request = TokenRequest(
             prompt_token_ids=encoded.token_ids,
             settings=settings,
@@ -333,7 +304,11 @@ class Session(ABC):
         check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
         tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
         stream = TokenStream(
-            Generation(request, tracker, self._running, off), self.rounds, self._acquire_for_thread, self._finished
+            Generation(request, tracker, self._running, off),
+            self._begin,
+            self._acquire_for_thread,
+            self._finished,
+            self._inside,
         )
         with self._streams_lock:
             self._streams.add(stream)
@@ -343,7 +318,8 @@ class Session(ABC):
         with self._streams_lock:
             return list(self._streams)
 
-    def _off_reason(self, speculate: Speculate, settings: GenerationSettings) -> OffReason | None:
+    def _off_reason(self, speculate: Speculate, settings: GenerationSettings, room: int) -> OffReason | None:
+        """Why not to speculate; ``room`` is how many tokens may come."""
         if speculate not in ("auto", "on", "off"):
             raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
         if speculate == "off":
@@ -351,7 +327,7 @@ class Session(ABC):
         off = None
         if self._running.method is None or self._running.num_speculative_tokens == 0:
             off = self._running.speculation_off or reasons.no_drafter(self._running.target)
-        elif settings.max_new_tokens <= 2:
+        elif room <= 2:  # the first is prefill's, the last one a bonus token
             off = reasons.too_few_tokens()
         else:
             off = self.speculation_conflict(settings)
@@ -372,9 +348,23 @@ class Session(ABC):
             raise
         return True
 
+    def _begin(self, generation: Generation) -> Iterator[Round]:
+        self._under_way.add(generation)
+        return self.rounds(generation)
+
     def _finished(self, generation: Generation) -> None:
+        self._under_way.discard(generation)
         self._slot.release()
         self._watch.add(generation)
+        self._close_idle_engine()
+
+    def _close_idle_engine(self) -> None:
+        """Close the engine once ``close`` has asked for it and no call uses it."""
+        with self._close_lock:
+            if not self._engine_to_close or self._under_way:
+                return
+            self._engine_to_close = False
+        self.close_engine()
 
     async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
         """Drive a stream in worker threads; the event loop waits for the slot itself, so no worker is blocked by it."""

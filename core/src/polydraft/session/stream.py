@@ -13,6 +13,7 @@ from polydraft.contract.results import Chunk, GenerationResult, Round
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
 from polydraft.loop.counts import RoundCounts
 from polydraft.session.forks import HomeProcess
+from polydraft.session.inside import Inside
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
@@ -76,6 +77,7 @@ class TokenStream(Iterator[Chunk]):
         rounds: Callable[[Generation], Iterator[Round]],
         acquire: Callable[[Callable[[], bool]], bool],
         finished: Callable[[Generation], None],
+        inside: Inside,
     ) -> None:
         self._generation = generation
         self._acquire = acquire
@@ -84,7 +86,9 @@ class TokenStream(Iterator[Chunk]):
         self._rounds: Iterator[Round] | None = None
         self._state = "new"
         self._home = HomeProcess()
+        self._inside = inside
         self._step_lock = threading.Lock()
+        self._close_asked = False
         self._result: GenerationResult | None = None
 
     def use_slot(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
@@ -107,17 +111,15 @@ class TokenStream(Iterator[Chunk]):
 
     def start(self) -> None:
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
-        self._home.check()
-        with self._step_lock:
-            if self._state == "new":
-                self._start()
+        with self._step():
+            if self._state != "ended" and self._take_slot():
+                self._open()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        self._home.check()  # before the lock: another thread of the parent may hold it for ever
-        with self._step_lock:
+        with self._step():
             if self._state == "ended":
                 raise StopIteration
             try:
@@ -126,23 +128,41 @@ class TokenStream(Iterator[Chunk]):
                 self._end()
                 raise
 
-    def _start(self) -> bool:
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        self._home.check()  # before the lock: another thread of the parent may hold it for ever
+        self._inside.check()
+        with self._inside.entered():
+            try:
+                with self._step_lock:
+                    yield
+            finally:
+                if self._close_asked:  # meanwhile, by someone who could not wait
+                    self._end_unless_in_use()
+
+    def _take_slot(self) -> bool:
         """Begin; False if the call was cancelled before."""
-        if self.cancelled or not self._acquire(self._generation.cancelled.is_set):
-            return False
-        self._state = "running"
-        with self._typed_errors():
-            self._rounds = self._make_rounds(self._generation)
+        if self._state == "new":
+            if self.cancelled or not self._acquire(self._generation.cancelled.is_set):
+                return False
+            self._state = "running"
         return True
+
+    def _open(self) -> Iterator[Round]:
+        if self._rounds is None:
+            with self._typed_errors():
+                self._rounds = self._make_rounds(self._generation)
+        return self._rounds
 
     def _advance(self) -> Chunk:
         generation = self._generation
         emitted: Round | None = None
-        started = time.perf_counter()
-        if self._state == "running" or self._start():
-            assert self._rounds is not None
+        taken = self._take_slot()
+        started = time.perf_counter()  # waiting for other calls is no part of the prefill
+        if taken:
+            rounds = self._open()
             with self._typed_errors():
-                emitted = next(self._rounds, None)
+                emitted = next(rounds, None)
         if emitted is None:
             if generation.tracker.finish_reason is not None:
                 raise StopIteration
@@ -153,8 +173,8 @@ class TokenStream(Iterator[Chunk]):
         generation.counts.add(emitted, seconds)
         if emitted.logprobs is not None:
             generation.logprobs = (generation.logprobs or ()) + emitted.logprobs
-        reason = generation.tracker.finish_reason
-        delta = generation.tracker.take() if reason is None else generation.tracker.finish()
+        reason = generation.tracker.finish_reason or ("cancelled" if self._close_asked else None)
+        delta = generation.tracker.take() if reason is None else generation.tracker.finish(reason)
         if reason is not None:
             self._end()
         return _chunk(emitted, delta, reason)
@@ -181,16 +201,37 @@ class TokenStream(Iterator[Chunk]):
             ) from error
 
     def cancel(self) -> None:
-        """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``."""
+        """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``.
+
+        Raises:
+            ForkedSessionError: The stream belongs to the parent process.
+        """
+        self._home.check()
         self._generation.cancelled.set()
 
     def close(self) -> None:
-        """Cancel and free what the call holds. Waits only for an engine call under way in another thread."""
+        """Cancel and free what the call holds. Waits only for an engine call under way in another thread.
+
+        Called from inside a step of the session (a logits processor, a signal handler) it does not wait: the stream
+        ends when its step is over. In a forked process it does nothing: what the stream holds is the parent's.
+        """
         if not self._home.is_here:
-            return  # what it holds is the parent's
-        self.cancel()
-        with self._step_lock:
+            return
+        self._generation.cancelled.set()
+        if self._inside:
+            self._close_asked = True
+            self._end_unless_in_use()
+            return
+        with self._inside.entered(), self._step_lock:
             self._end()
+
+    def _end_unless_in_use(self) -> None:
+        """End the stream; whoever is stepping or ending it now does so afterwards."""
+        if self._step_lock.acquire(blocking=False):
+            try:
+                self._end()
+            finally:
+                self._step_lock.release()
 
     def _end(self) -> None:
         if self._state == "ended":
