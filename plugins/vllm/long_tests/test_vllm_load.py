@@ -23,18 +23,18 @@ LOAD = {"dtype": "float32", "num_speculative_tokens": 4, "context_length": 1024}
 PROMPTS = [f"def function_{number}(path):\n" for number in range(24)]
 PROMPTS += [f'class Thing{number}:\n    """{"A thing. " * (8 * number)}"""\n' for number in range(8)]
 GREEDY = {"max_new_tokens": 40, "ignore_eos": True}
-GROWTH = 1.25
-"""Times the memory at a quarter of the run; allocators keep some of what they once had."""
+GROWTH = 1.1
+"""The most that memory may grow in the second half of a run: allocators' caches fill in the first."""
 
 
 class Clients:
     """Threads that ask, cancel and misbehave until the time is over."""
 
-    def __init__(self, session, wanted):
+    def __init__(self, session, wanted, seconds=SECONDS):
         self.session, self.wanted = session, wanted
         self.counts = collections.Counter()
         self.wrong = []
-        self._until = time.monotonic() + SECONDS
+        self.until = time.monotonic() + seconds
         self._threads = [threading.Thread(target=self._work, args=(seed,)) for seed in range(STREAMS)]
         for thread in self._threads:
             thread.start()
@@ -46,7 +46,7 @@ class Clients:
 
     def _work(self, seed):
         chance = random.Random(seed)
-        while time.monotonic() < self._until:
+        while time.monotonic() < self.until:
             try:
                 self._one(chance)
             except PolydraftError as error:
@@ -113,22 +113,23 @@ def test_in_process():
     with polydraft.load(TARGET, backend="vllm", engine_options=OPTIONS, **LOAD) as session:
         wanted = alone(session)
         clients = Clients(session, wanted)
-        time.sleep(SECONDS / 4)
-        early = memory(os.getpid())
+        sampled = []
+        for _ in range(4):
+            time.sleep(SECONDS / 4)
+            sampled.append(memory(os.getpid()) >> 20)
         clients.join()
         deadline = time.monotonic() + 20
         while session.engine.num_unfinished and time.monotonic() < deadline:
             time.sleep(0.1)
         assert session.engine.num_unfinished == 0
         assert not session.engine._tickets
-        late = memory(os.getpid())
         check(clients)
-        assert late < GROWTH * early, f"{early >> 20} MiB, then {late >> 20} MiB"
-        print(f"memory {early >> 20} MiB, then {late >> 20} MiB")
+        print("memory in MiB", sampled)
+        assert sampled[3] < GROWTH * sampled[1], sampled
 
 
 def test_a_server_restarted_in_mid_run():
-    command, process, port = None, None, free_port()
+    port = free_port()
 
     def start():
         running = ServerProcess(command, port, TARGET)
@@ -142,22 +143,23 @@ def test_a_server_restarted_in_mid_run():
     try:
         options = {"url": process.url, "connect_retries": 0}
         with polydraft.load(TARGET, backend="vllm-server", engine_options=options, **LOAD) as session:
-            clients = Clients(session, alone(session))
+            clients = Clients(session, alone(session), seconds=3600)
             time.sleep(SECONDS / 2)
             process.kill()
             process = start()
-            clients._until = time.monotonic() + SECONDS / 2
-            time.sleep(SECONDS / 8)
-            early = memory(process._process.pid)
+            clients.until = time.monotonic() + SECONDS / 2
+            sampled = []
+            for _ in range(2):
+                time.sleep(SECONDS / 4)
+                sampled.append(memory(process._process.pid) >> 20)
             clients.join()
             deadline = time.monotonic() + 20
             while _busy(session) and time.monotonic() < deadline:
                 time.sleep(0.2)
             assert not _busy(session), "The server still works on requests that nobody waits for."
-            late = memory(process._process.pid)
             check(clients, restarted=True)
-            assert late < GROWTH * early, f"{early >> 20} MiB, then {late >> 20} MiB"
-            print(f"server's memory {early >> 20} MiB, then {late >> 20} MiB")
+            print("the server's memory in MiB", sampled)
+            assert sampled[1] < GROWTH * sampled[0], sampled
     finally:
         process.stop()
 
