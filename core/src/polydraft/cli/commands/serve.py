@@ -42,7 +42,7 @@ def serve(
 ) -> None:
     """Serve a pair over HTTP with the engine's own server: the command is printed, then run.
 
-    Pair and versions are checked as for ``generate``. With --print, standard output is the command alone. The exit code
+    Pair and versions are checked as for generate. With --print, standard output is the command alone. The exit code
     is the server's.
     """
     from polydraft.contract import HubOptions
