@@ -130,7 +130,7 @@ def test_more_rows_than_tokens(copy):
 
 
 def test_too_little_memory(copy, monkeypatch):
-    monkeypatch.setattr("polydraft_transformers.loading.available_memory", lambda device: 1000)
+    monkeypatch.setattr("polydraft_transformers.resources.available_memory", lambda device: 1000)
     with pytest.raises(OutOfMemoryError, match="GiB"):
         load(copy())
 
