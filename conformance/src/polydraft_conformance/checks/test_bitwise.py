@@ -25,7 +25,12 @@ _AFTER = ("test_generates", "test_drafts_are_made", "test_greedy_equals_plain", 
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 17}
 
 
-@check(scope="kind", after=(*_AFTER, "test_seed_decides_the_output", "test_sample_equals_plain"), claims=is_bitwise)
+@check(
+    scope="kind",
+    after=(*_AFTER, "test_seed_decides_the_output", "test_sample_equals_plain"),
+    claims=is_bitwise,
+    time_factor=4,
+)
 def test_bitwise_output_equals_plain(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_numbers: dict[str, Any]
 ) -> None:
@@ -73,7 +78,7 @@ def test_bitwise_logits_equal_plain(
     polydraft_numbers["rows_compared"] = compared
 
 
-@check(scope="target", after=(*_AFTER, "test_bitwise_logits_equal_plain"), claims=is_bitwise)
+@check(scope="target", after=(*_AFTER, "test_bitwise_logits_equal_plain"), claims=is_bitwise, time_factor=4)
 def test_bitwise_rows_do_not_depend_on_their_place(
     polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
 ) -> None:

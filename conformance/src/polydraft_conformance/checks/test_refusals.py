@@ -50,7 +50,20 @@ _BAD_SETTINGS: tuple[dict[str, Any], ...] = (
     {"logprobs": -1},
     {"speculate": "maybe"},
 )
-_BAD_PROMPTS: tuple[Any, ...] = ("", [], [-1], [10**9], [1.5], None, 7, [{"role": "user"}], [{"content": "no role"}])
+_BAD_PROMPTS: tuple[Any, ...] = (
+    "",
+    "half a pair: \ud800",
+    [],
+    [-1],
+    [10**9],
+    [1.5],
+    None,
+    7,
+    [{"role": "user"}],
+    [{"role": "user", "content": ""}],
+    [{"role": "user", "content": "half a pair: \ud800"}],
+    [{"content": "no role"}],
+)
 _SAMPLES: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
@@ -73,7 +86,7 @@ def test_bad_settings_are_refused(polydraft_session: Session) -> None:
 
 @check(scope="once", after=("test_generates",))
 def test_bad_prompts_are_refused(polydraft_session: Session) -> None:
-    """Prompts that are empty, of a wrong type, or with ids that are no tokens raise InvalidRequestError."""
+    """Prompts that are empty, of a wrong type, or with what is no token or no text raise InvalidRequestError."""
     for prompt in _BAD_PROMPTS:
         _expect_refused(polydraft_session, InvalidRequestError, f"the prompt {prompt!r}", prompt)
 
