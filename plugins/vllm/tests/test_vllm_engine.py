@@ -84,6 +84,19 @@ def test_greedy_requests_beside_sampled_ones(mtp):
     assert len({stream.result.token_ids for stream in noise}) > 1
 
 
+@pytest.mark.parametrize(
+    "penalty", [{"repetition_penalty": 1.3}, {"presence_penalty": 1.5}, {"frequency_penalty": 0.7}], ids=str
+)
+def test_penalties_count_drafts_as_plain_decoding_counts_tokens(mtp, penalty):
+    bare = mtp.generate(PROMPT, **GREEDY).token_ids
+    plain = mtp.generate(PROMPT, speculate="off", **penalty, **GREEDY)
+    found = mtp.generate(PROMPT, **penalty, **GREEDY)
+    assert found.token_ids == plain.token_ids != bare
+    assert found.stats.num_accepted_tokens > 0
+    beside = mtp.generate_many([PROMPT, *PROMPTS], **penalty, **GREEDY)  # rows of a batch keep their own history
+    assert beside[0].token_ids == plain.token_ids
+
+
 def test_batches_are_shared(mtp):
     """Sixteen at once take far less time than sixteen after one another: they make progress together."""
     started = time.perf_counter()

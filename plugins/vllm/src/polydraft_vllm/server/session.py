@@ -175,6 +175,7 @@ def completion_arguments(generation: Generation, model: str, *, plain: bool) -> 
     extra: dict[str, Any] = {
         "return_token_ids": True,
         "top_k": settings.top_k,
+        "repetition_penalty": settings.repetition_penalty,
         "min_tokens": min(settings.min_new_tokens, room),
         "ignore_eos": True,
         "stop_token_ids": sorted(request.eos_token_ids | set(settings.stop_token_ids)),
@@ -188,6 +189,8 @@ def completion_arguments(generation: Generation, model: str, *, plain: bool) -> 
         "max_tokens": min(settings.max_new_tokens, room),
         "temperature": settings.temperature,
         "top_p": settings.top_p,
+        "presence_penalty": settings.presence_penalty,
+        "frequency_penalty": settings.frequency_penalty,
     }
     if settings.temperature:
         arguments["seed"] = seed_of(request)
