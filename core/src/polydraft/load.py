@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import EngineError, InvalidRequestError, OutOfMemoryError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft.contract.backend import EngineOptions
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from polydraft.registry.opening import Prepared
     from polydraft.session.base import Session
 
-__all__ = ["MAX_SPECULATIVE_TOKENS", "load", "prepare"]
+__all__ = ["MAX_SPECULATIVE_TOKENS", "load", "load_prepared", "prepare"]
 
 MAX_SPECULATIVE_TOKENS = 128
 """A larger k is an error before anything is looked for; each backend has a smaller limit of its own."""
@@ -82,6 +82,7 @@ def load(
         DeviceError: The device is not there.
         OutOfMemoryError: Weights or context do not fit.
         NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
+        EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
     arguments = dict(locals())
     if verified not in {"require", "warn", "off"}:
@@ -89,20 +90,39 @@ def load(
     del arguments["verified"]
     prepared = prepare(**arguments)
     if verified == "off":
-        return prepared.backend.load(prepared.request)
+        return load_prepared(prepared)
 
     from polydraft.plugins import default_host
     from polydraft.verification.gate import Gate
 
     gate = Gate(prepared, host or default_host(), verified, arguments)
     gate.before()
-    session = prepared.backend.load(prepared.request)
+    session = load_prepared(prepared)
     try:
         session._running = gate.after(session.running)
     except BaseException:
         session.close()
         raise
     return session
+
+
+def load_prepared(prepared: Prepared) -> Session:
+    """Load what ``prepare`` gave; what an engine raises becomes a typed error. Errors are ``load``'s."""
+    backend, target = prepared.state.record.name, prepared.request.target.id
+    try:
+        return prepared.backend.load(prepared.request)
+    except PolydraftError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"Memory ran out while {backend} loaded {target}.", "Give a smaller context_length, or a smaller model."
+        ) from error
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise EngineError(
+            f"The backend {backend} could not load {target}: {type(error).__name__}{f': {said}' if said else ''}.",
+            "`polydraft doctor` shows whether the engine is sound; if it is, report this with the error's cause.",
+        ) from error
 
 
 def prepare(

@@ -144,3 +144,44 @@ def test_a_broken_generation_config_is_named(tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(ModelFormatError, match="generation_config"):
         eos_token_ids({}, tmp_path)
+
+
+@pytest.mark.parametrize("listed", [["a"], "a", [None], 1.5, True, [-1], [[1]], {"id": 1}])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_ends_that_are_no_token_ids(tmp_path, listed, file):
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": listed}))
+    config = read_config(tmp_path / file, "m") if file == "config.json" else {}
+    with pytest.raises(ModelFormatError, match="not a token id") as error:
+        eos_token_ids(config, tmp_path)
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("model_type", 5),
+        ("architectures", 5),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [5]),
+        ("layer_types", 5),
+        ("per_layer_config", [1]),
+        ("num_hidden_layers", "x"),
+        ("num_hidden_layers", -1),
+        ("num_kv_shared_layers", [1]),
+        ("head_dim", True),
+    ],
+)
+def test_fields_of_wrong_types(tmp_path, field, wrong, nested):
+    config = {"model_type": "gemma4", field: wrong}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": config} if nested else config))
+    with pytest.raises(ModelFormatError, match=f"{field} in config.json of m") as error:
+        read_config(tmp_path / "config.json", "m")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5000])
+def test_json_that_python_does_not_parse(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelFormatError, match="cannot be read"):
+        read_config(tmp_path / "config.json", "m")

@@ -96,6 +96,12 @@ def test_prompts(fake, command, tmp_path):
     ]
 
 
+def test_blanks_are_a_prompt(fake, command):
+    for text in (" ", "\n\n"):
+        assert command("generate", *MODEL, "-p", text).code == 0
+    assert [prompt for prompt, _ in fake.session.calls] == [" ", "\n\n"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--prompt-file", "-"]])
 def test_prompt_on_standard_input(process, arguments):
     done = process("generate", *MODEL, *arguments, "--json", stdin="from stdin", setup="session.chunks = ()")
@@ -340,7 +346,7 @@ def test_wrong_usage(fake, command, arguments, says):
     ("arguments", "says"),
     [
         ([], "no prompt"),
-        (["-p", "  "], "empty"),
+        (["-p", ""], "empty"),
         (["--prompt-file", "/no/such/file"], "cannot be read"),
         (["--prompt-token-ids", ""], "empty"),
         (["--prompt-token-ids", "1,,2"], "''"),

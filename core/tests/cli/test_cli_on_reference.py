@@ -87,3 +87,9 @@ def test_tables():
     done = polydraft("doctor", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["usable"] is True
+
+
+def test_comparing_with_forced_tokens_beyond_the_warm_up():
+    found = generate("--prompt-token-ids", "1,40,41,42", "-n", "20", "--force-token", "9=40", "--compare")
+    assert found["token_ids"][9] == 40
+    assert found["compare"]["identical"]

@@ -21,9 +21,11 @@ from polydraft.errors import (
     BackendNotFoundError,
     BackendUnavailableError,
     DeviceError,
+    EngineError,
     InvalidRequestError,
     ModelFormatError,
     ModelNotFoundError,
+    OutOfMemoryError,
     PairMismatchError,
     PluginError,
     SpeculationUnavailableError,
@@ -449,3 +451,49 @@ def test_an_unreachable_drafter_is_asked_for_once(host_of, fake_hub, builtin_dat
     assert loaded.request.plan.kind == "ngram"
     asked = [path for _, path in fake_hub.requests if "assistant" in path]
     assert len(asked) == 1
+
+
+# --- what an engine raises -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("verified", ["off", "warn"])
+@pytest.mark.parametrize(
+    ("raised", "error", "said"),
+    [
+        (RuntimeError("the weights are\nodd"), EngineError, "fast could not load builtin:tiny-e2b: RuntimeError: the "),
+        (KeyError(), EngineError, "KeyError."),
+        (MemoryError(), OutOfMemoryError, "Memory ran out"),
+        (UnsupportedError("Not this one.", "Another."), UnsupportedError, "Not this one."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_errors_of_a_load_are_typed(host, monkeypatch, raised, error, said, verified):
+    def loads(self, request):
+        raise raised
+
+    monkeypatch.setattr(Fast, "load", loads)
+    with pytest.raises(error) as caught:
+        load(TARGET, backend="fast", host=host, verified=verified)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    assert caught.value is raised or caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "./" + "x" * 5000, Path("x" * 5000), "a/" + "b" * 5000])
+@pytest.mark.parametrize("role", ["target", "drafter"])
+def test_a_name_too_long_for_any_file(host, name, role):
+    given = {"target": TARGET, role: name}
+    with pytest.raises((ModelNotFoundError, InvalidRequestError)) as caught:
+        load(given.pop("target"), host=host, **given)
+    assert len(str(caught.value)) < 500
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("field", ["architectures", "text_config"])
+@pytest.mark.parametrize("role", ["target", "drafter"])
+def test_a_config_of_wrong_types(host, tmp_path, field, role):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "llama", "{field}": 5}}')
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    given = {"target": TARGET, role: tmp_path}
+    with pytest.raises(ModelFormatError, match=f"{field} in config.json of .* is 5, not") as caught:
+        load(given.pop("target"), host=host, **given)
+    assert caught.value.hint

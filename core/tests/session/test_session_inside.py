@@ -105,10 +105,14 @@ def streams_running(session):
 
 
 def test_closing_a_stream(session):
-    box = {}
-    processor, _ = once(prompt_length(session), lambda: box["stream"].close())
-    box["stream"] = session.stream(PROMPT, **LONG, logits_processor=processor)
-    chunks = in_thread(lambda: list(box["stream"]))
+    streams = []
+
+    def act():
+        streams[0].close()
+
+    processor, _ = once(prompt_length(session), act)
+    streams.append(session.stream(PROMPT, **LONG, logits_processor=processor))
+    chunks = in_thread(lambda: list(streams[0]))
     assert chunks[-1].finish_reason == "cancelled"
     assert session.generate(PROMPT, max_new_tokens=4, ignore_eos=True).finish_reason == "length"
 

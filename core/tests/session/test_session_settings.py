@@ -4,6 +4,7 @@ import math
 
 import pytest
 from polydraft.contract import DEFAULT_SETTINGS, GenerationSettings
+from polydraft.contract.requests import LONGEST_STOP
 from polydraft.errors import InvalidRequestError
 from polydraft.session.settings import effective_settings
 
@@ -62,3 +63,12 @@ def test_right_settings_are_kept():
         name: value for name, value in given.items() if "stop" not in name
     }
     assert effective_settings({"stop": "ab"}, 1000).stop == ("ab",)
+
+
+def test_stop_strings_have_a_limit():
+    longest = "x" * LONGEST_STOP
+    assert effective_settings({"stop": ["a", longest]}, 1000).stop == ("a", longest)
+    for stop in (longest + "x", ["a", longest + "x"]):
+        with pytest.raises(InvalidRequestError, match="stop string has 1025 characters") as caught:
+            effective_settings({"stop": stop}, 1000)
+        assert caught.value.hint

@@ -60,6 +60,14 @@ def test_ids_of_arrays(encode):
         ([-1], "-1"),
         ([10**9], "1000000000"),
         ([[1, 2]], "neither"),
+        ("a\ud800b", "surrogate"),
+        ([{"role": "user", "content": "a\udfffb"}], "surrogate"),
+        ([{"role": "us\ud800er", "content": "Hi"}], "surrogate"),
+        ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "surrogate"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "\ud800"}}]}], "surrogate"),
+        ([{"role": "user", "content": ""}], "is empty"),
+        ([{"role": "system", "content": ""}, {"role": "user", "content": []}], "is empty"),
+        ([{"role": "user", "content": [{"type": "text", "text": ""}]}], "is empty"),
         ([{}], "no role"),
         ([{"role": ""}], "no role"),
         ([{"role": 3, "content": "Hi"}], "no role"),
@@ -124,6 +132,46 @@ def test_wrong_chat_arguments(encode, given):
 def test_text_whose_tokens_the_model_lacks(byte_tokenizer):
     with pytest.raises(InvalidRequestError, match="no token of this model"):
         encode_prompt("Hi<bos>", byte_tokenizer, vocab_size=100)
+
+
+def test_surrogates_in_tools(encode):
+    tool = {"type": "function", "function": {"name": "look\ud800up"}}
+    for given in ({"tools": [tool]}, {"chat_template_kwargs": {"name": "\udc00"}}):
+        with pytest.raises(InvalidRequestError, match="surrogate"):
+            encode([USER], **given)
+
+
+def test_empty_content_is_an_empty_turn(encode):
+    """As chat templates take it; a whole pair of surrogates is a character."""
+    full = encode([USER]).token_ids
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    for empty in (
+        {"role": "system", "content": ""},
+        {"role": "assistant", "content": []},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": ""},
+    ):
+        assert len(encode([empty, USER]).token_ids) > len(full)
+    assert encode("\U0001f642").token_ids
+
+
+def test_text_that_comes_to_no_token(hub_tokenizer):
+    class Dropping(type(hub_tokenizer)):
+        bos_token_id = None
+
+        def __init__(self):
+            pass
+
+        def encode(self, text):
+            return []
+
+        def chat(self, messages, **given):
+            return []
+
+    for prompt in ("\0", [USER]):
+        with pytest.raises(InvalidRequestError, match="no token"):
+            encode_prompt(prompt, Dropping(), vocab_size=10)
 
 
 def test_without_a_tokenizer():

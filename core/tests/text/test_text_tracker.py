@@ -308,3 +308,15 @@ def test_brackets_that_are_not_special(byte_tokenizer):
 
     tracker, _ = track(Named(), [0x61, 0xC3, 300, *b"why", 301, 0x62])
     assert (tracker.text, tracker.thinking) == ("a\N{REPLACEMENT CHARACTER}b", "why")
+
+
+@pytest.mark.parametrize(("piece", "text"), [("b", "ab"), ("<turn|>", "a")])
+def test_the_token_that_stops_is_text_unless_it_is_special(byte_tokenizer, piece, text):
+    """A stop string is cut off the text, a stop token is not."""
+    ids = ids_of(byte_tokenizer, ["a", piece, "a"])
+    (stop,) = ids_of(byte_tokenizer, [piece])
+    tracker, _ = track(byte_tokenizer, ids, stop_token_ids=(stop,))
+    assert (tracker.finish_reason, tracker.stop_match) == ("stop", stop)
+    assert (tracker.token_ids, tracker.text, tracker.raw_text) == (tuple(ids[:2]), text, "a" + piece)
+    tracker, _ = track(byte_tokenizer, ids, stop=(piece,))
+    assert (tracker.token_ids, tracker.text, tracker.raw_text) == (tuple(ids[:2]), "a", "a" + piece)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> froz
         folder: Where ``generation_config.json`` may lie.
 
     Raises:
-        ModelFormatError: ``generation_config.json`` cannot be read.
+        ModelFormatError: ``generation_config.json`` cannot be read, or what is listed are no token ids.
     """
     listed: Any = None
     if folder is not None and (file := folder / "generation_config.json").is_file():
@@ -59,7 +60,13 @@ def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> froz
         listed = part.get("eos_token_id") if listed is None else listed
     if listed is None:
         return frozenset()
-    return frozenset(int(token_id) for token_id in (listed if isinstance(listed, list) else [listed]))
+    token_ids = listed if isinstance(listed, list) else [listed]
+    if not all(_is_count(token_id) for token_id in token_ids):
+        raise ModelFormatError(
+            f"eos_token_id of the model is {reprlib.repr(listed)}, not a token id or a list of them.",
+            "Correct its generation_config.json or config.json, or download or save the model again.",
+        )
+    return frozenset(token_ids)
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
@@ -70,7 +77,8 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         name: The model's name, for the message.
 
     Raises:
-        ModelFormatError: The file cannot be read, is not JSON, or is not an object.
+        ModelFormatError: The file cannot be read, is not JSON, is not an object, or a field of it that is read here is
+            of a wrong type.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -79,13 +87,54 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
             f"{path.name} of {name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
             "Download or save the model again.",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path.name} of {name} cannot be read: {error}.", f"Check the file {path}.") from error
     if not isinstance(data, dict):
         raise ModelFormatError(
             f"{path.name} of {name} holds a {type(data).__name__}, not an object.", "Download or save the model again."
         )
+    _check_fields(data, path.name, name)
     return data
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("a text", lambda value: isinstance(value, str), ("model_type",)),
+    ("a list of texts", _is_names, ("architectures", "layer_types")),
+    ("an object", lambda value: isinstance(value, dict), ("text_config", "per_layer_config")),
+    (
+        "a whole number",
+        _is_count,
+        (
+            "num_hidden_layers",
+            "num_kv_shared_layers",
+            "num_key_value_heads",
+            "num_global_key_value_heads",
+            "head_dim",
+            "global_head_dim",
+        ),
+    ),
+)
+
+
+def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
+    """Refuse the fields that this module reads where they are of another type; null is as good as missing."""
+    for part in (data, text_config(data)):
+        for kind, fits, fields in _FIELDS:
+            for field in fields:
+                value = part.get(field)
+                if value is not None and not fits(value):
+                    raise ModelFormatError(
+                        f"{field} in {file} of {name} is {reprlib.repr(value)}, not {kind}.",
+                        "Correct the file, or download or save the model again.",
+                    )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

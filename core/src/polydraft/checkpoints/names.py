@@ -13,9 +13,10 @@ from polydraft.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "sibling_folders"]
+__all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "shown", "sibling_folders"]
 
 BUILTIN_PREFIX = "builtin:"
+_LONGEST_SHOWN = 200
 FILE_SUFFIXES = (".gguf", ".litertlm")
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9][\w.-]*))?"
@@ -68,9 +69,14 @@ def parse(target: str | Path) -> Name:
         # long been aliases.
         return Name("local", str(local))
     raise InvalidRequestError(
-        f"{name!r} is neither a folder that exists nor a Hub id.",
+        f"{shown(name)} is neither a folder that exists nor a Hub id.",
         "A Hub id is org/name: letters, digits, '-', '_', '.'.",
     )
+
+
+def shown(name: str) -> str:
+    """The name in quotes, cut where it is too long to be one."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
 
 
 def repository(name: str) -> str:

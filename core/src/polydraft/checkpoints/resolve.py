@@ -12,7 +12,7 @@ from polydraft.checkpoints.config import read_config
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import config_of
 from polydraft.checkpoints.hub import hub_errors
-from polydraft.checkpoints.names import BUILTIN_PREFIX, Name, did_you_mean, parse, sibling_folders
+from polydraft.checkpoints.names import BUILTIN_PREFIX, Name, did_you_mean, parse, shown, sibling_folders
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
 
@@ -72,7 +72,13 @@ def resolve(
     if name.kind == "builtin":
         return _builtin(name.value, written, role, known)
     if name.kind == "local":
-        return _local(Path(name.value), written, role, known)
+        try:
+            return _local(Path(name.value), written, role, known)
+        except OSError as error:  # a name too long for any file, or a folder that may not be read
+            raise ModelNotFoundError(
+                f"There is no {role} {shown(written)} to read: {error.strerror or type(error).__name__}.",
+                "Check the path and its permissions; a Hub id is org/name.",
+            ) from error
     return _from_hub(name, written, hub, role, known)
 
 

@@ -33,7 +33,8 @@ class Comparison:
 def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
     """A few tokens both ways, so that what an engine does once is in neither measurement."""
     few = {**settings, "max_new_tokens": min(_WARM_UP_TOKENS, settings.get("max_new_tokens", _WARM_UP_TOKENS))}
-    few.pop("min_new_tokens", None)
+    for name in ("min_new_tokens", "forced_token_ids"):  # may reach beyond those few
+        few.pop(name, None)
     session.generate(prompt, **few)
     session.generate(prompt, **few, speculate="off")
 

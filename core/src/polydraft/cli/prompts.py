@@ -48,7 +48,7 @@ def read_prompt(
         return parse_token_ids(token_ids)
     if text is None:
         text = _read_file(file) if file is not None and str(file) != "-" else _read_stdin()
-    if not text.strip():
+    if not text:
         raise InvalidRequestError("The prompt is empty.", _HOW)
     if not chat:
         return text

@@ -12,6 +12,7 @@ from polydraft.contract.records import DrafterKind, Exactness, Record
 
 __all__ = [
     "DEFAULT_SETTINGS",
+    "LONGEST_STOP",
     "Acceptance",
     "GenerationSettings",
     "HubOptions",
@@ -30,7 +31,9 @@ Speculate = Literal["auto", "on", "off"]
 
 Message = Mapping[str, Any]
 """A chat message as chat templates take it: ``{"role": ..., "content": ...}``. ``content`` is text, or a list of
-parts ``{"type": "text", "text": ...}``; parts of type ``image`` and ``audio`` are refused until they work."""
+parts ``{"type": "text", "text": ...}``; parts of type ``image`` and ``audio`` are refused until they work. ``content``
+may be empty (``""``, ``[]``; None beside ``tool_calls``): the template renders it as an empty turn. Messages that are
+all empty are refused, as the empty text is."""
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text (taken raw, with BOS once), chat messages (through the model's chat template), or token ids (as they are)."""
@@ -41,6 +44,10 @@ Acceptance = Literal["exact-match", "rejection"]
 noise of seed and position; a seed gives the same tokens with and without speculation. ``rejection``: with probability
 min(1, p/q), else a token of the rest is drawn (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1); the distribution
 is the same, **the tokens of a seed are not**: they depend on k and on the drafter."""
+
+
+LONGEST_STOP = 1024
+"""Characters of a stop string at most: looking for it costs time for each of them at every token."""
 
 
 class GenerationSettings(Record):
@@ -109,8 +116,16 @@ class GenerationSettings(Record):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given."
     )
-    stop: tuple[str, ...] = Field(default=(), description="Stop strings; the text ends before the match.")
-    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = Field(
+        default=(),
+        description=f"Stop strings of at most {LONGEST_STOP} characters; the text ends before the match, token_ids "
+        "hold it.",
+    )
+    stop_token_ids: tuple[int, ...] = Field(
+        default=(),
+        description="Tokens that end the output. The token itself is in token_ids and raw_text, and in text unless it "
+        "is a special one (as Transformers decodes its own stop ids, and as vLLM documents them).",
+    )
     ignore_eos: bool = False
     logprobs: int | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from polydraft.contract.requests import DEFAULT_SETTINGS, GenerationSettings
+from polydraft.contract.requests import DEFAULT_SETTINGS, LONGEST_STOP, GenerationSettings
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling.processors import processor_kind
 
@@ -36,7 +36,7 @@ _ALLOWED = {
     "logits_processor": "a function (prefix_ids, logits) -> logits, or an object with accept and rollback as well",
     "acceptance": "'exact-match' or 'rejection'",
     "seed": "a whole number from 0 to 2**63 - 1",
-    "stop": "a text or a sequence of texts, none of them empty",
+    "stop": f"a text or a sequence of texts of 1 to {LONGEST_STOP} characters",
     "stop_token_ids": "a sequence of token ids",
     "ignore_eos": "True or False",
     "logprobs": "a whole number from 0 to 64",
@@ -59,6 +59,11 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
         values["stop"] = (stop,) if isinstance(stop, str) else _sequence("stop", stop)
         if "" in values["stop"]:
             raise InvalidRequestError("A stop string is empty.", "Leave it out, or give at least one character.")
+        longest = max((len(one) for one in values["stop"] if isinstance(one, str)), default=0)
+        if longest > LONGEST_STOP:
+            raise InvalidRequestError(
+                f"A stop string has {longest} characters.", f"Give at most {LONGEST_STOP}, such as its first ones."
+            )
     for name in ("stop_token_ids", "banned_token_ids"):
         if name in values:
             values[name] = _sequence(name, values[name])

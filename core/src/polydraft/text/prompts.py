@@ -28,6 +28,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
         "return_tensors",
     }
 )
+_DEEPEST = 100  # levels of nesting to look for text in; what is deeper is the template's to refuse
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 
 
@@ -60,7 +61,7 @@ def encode_prompt(
         vocab_size: Number of ids that the model knows.
 
     Raises:
-        InvalidRequestError: The prompt is empty, of another type, or holds what is no token.
+        InvalidRequestError: The prompt is empty, of another type, or holds what is no token or no Unicode text.
         UnsupportedError: It holds an image or audio, or the model has no chat template.
     """
     if isinstance(prompt, str):
@@ -73,7 +74,10 @@ def encode_prompt(
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
         messages = [_check_message(item) for item in items if isinstance(item, Mapping)]
+        if not any(_says_something(message) for message in messages):
+            raise InvalidRequestError("The prompt is empty: no message has any content.", "Give one of them some text.")
         _check_chat_arguments(tools, chat_template_kwargs)
+        _check_unicode((messages, tools, chat_template_kwargs))
         token_ids = tokenizer.chat(messages, tools=tools, template_kwargs=chat_template_kwargs)
         return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True)
     _refuse_chat_arguments(tools, chat_template_kwargs)
@@ -83,6 +87,7 @@ def encode_prompt(
 def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
     if not text:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
+    _check_unicode(text)
     token_ids = tokenizer.encode(text)
     bos = tokenizer.bos_token_id
     if bos is not None and token_ids[:1] != [bos]:
@@ -92,7 +97,9 @@ def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """The ids of encoded text; a tokenizer may know more tokens than the model."""
-    _check_id(max(token_ids, default=0), vocab_size)
+    if not token_ids:
+        raise InvalidRequestError("The prompt is empty: its text comes to no token.", "Give other text, or token ids.")
+    _check_id(max(token_ids), vocab_size)
     return tuple(token_ids)
 
 
@@ -124,6 +131,31 @@ def _check_message(message: Mapping[Any, Any]) -> Mapping[str, Any]:
     elif not isinstance(content, str):
         _check_parts(role, content)
     return message
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
+    return any(texts) or bool(message.get("tool_calls"))
+
+
+def _check_unicode(value: Any, depth: int = 0) -> None:
+    """Refuse halves of surrogate pairs, which have no UTF-8, anywhere in the texts of a prompt."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"The prompt holds {value[error.start]!r} at character {error.start} of a text: half of a surrogate "
+                "pair, which is no character.",
+                "Decode the text anew, for example with errors='replace'.",
+            ) from None
+    elif depth < _DEEPEST:
+        if isinstance(value, Mapping):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, (list, tuple)):
+            for part in value:
+                _check_unicode(part, depth + 1)
 
 
 def _check_parts(role: str, content: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
-from polydraft.load import prepare
+from polydraft.load import load_prepared, prepare
 from polydraft.plugins import default_host
 from polydraft.verification.plan import sliding_window
 from polydraft.verification.run import check_session
@@ -58,7 +58,7 @@ def verify(
             "Give the models as folders, or by a commit: revision=.",
         )
     window = sliding_window(prepared.request.target.config)
-    with prepared.backend.load(prepared.request) as session:
+    with load_prepared(prepared) as session:
         if loaded is not None:
             loaded(session.running)
         found = check_session(
