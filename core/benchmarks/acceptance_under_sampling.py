@@ -1,8 +1,8 @@
 """Acceptance under sampling: drafts that share the target's noise, against independent rejection sampling.
 
-Both rules of ``acceptance=`` generate from the same prompts at the same temperatures; each generation counts its rounds.
-Rejection sampling (Leviathan et al. 2023, Algorithm 1) accepts as often as any rule for independent drafts can.
-Exact-match acceptance gives that up for outputs that are those of plain decoding, seed by seed.
+Both rules of ``acceptance=`` generate from the same prompts at the same temperatures. Rejection sampling (Leviathan et
+al. 2023, Algorithm 1) accepts a token as often as any rule can. Exact-match acceptance gives a little of that up for
+outputs that are those of plain decoding, seed by seed.
 
     python core/benchmarks/acceptance_under_sampling.py --backend transformers
     python core/benchmarks/acceptance_under_sampling.py --table     # write the Markdown anew, from the JSON
@@ -73,8 +73,8 @@ def table(result: dict[str, Any]) -> str:
         f"Mean acceptance length (1 + accepted / rounds) at k={result['k']}, backend `{result['backend']}` "
         f"({result['engine']}), {result['dtype']}, {result['generations']} generations of {result['tokens']} tokens a "
         "cell; in brackets the 95 % interval of a bootstrap over generations. `exact-match` is the default rule: a "
-        "seed gives the tokens of plain decoding. `rejection` is independent rejection sampling (Leviathan et al. 2023, "
-        "Algorithm 1).",
+        "seed gives the tokens of plain decoding. `rejection` is independent rejection sampling (Leviathan et al. "
+        "2023, Algorithm 1).",
         "",
         "| pair | temperature | exact-match | rejection | exact-match / rejection |",
         "|---|---|---|---|---|",

@@ -13,8 +13,9 @@ longer, so shares of it are upper bounds.
     python plugins/transformers/benchmarks/choosing_cost.py --device cuda > choosing_cost_cuda.json
 
 Prints one JSON object. ``milliseconds`` is the median of ``--repeats`` runs, until the tokens are on the host for
-``choose``, and until the device is done for ``draft``. ``host_milliseconds``, on CUDA, is until the call returned: far
-less than the device needs while it is busy means that nothing waited.
+``choose``, and until the device is done for ``draft``. On CUDA, ``host_milliseconds`` is until the call returned, and
+``waits`` says whether a draft waited for the device (torch's own detection of synchronizing operations).
+``same_as_numpy``: whether the same tokens were chosen as by numpy on the host, at 20 positions.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import torch
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.sampling.chooser import RuleChooser
 from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft_transformers.fused_noise import fused_gumbel
 from polydraft_transformers.torch_ops import TorchOps
 
 VOCABULARY = 262_144
@@ -88,6 +90,31 @@ def decode_step(device: str) -> Callable[[], None]:
     return graph.replay
 
 
+def waits(draft: Callable[[], Any]) -> bool:
+    """Whether a call waits for the CUDA device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        draft()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def same_as_numpy(ops: Any, logits: Any, settings: dict[str, Any]) -> bool:
+    """Whether both libraries choose the same tokens."""
+    ours, theirs = chooser_of(ops, settings), chooser_of(NumpyOps(), settings)
+    rows = ops.numpy(logits)
+    for position in range(PROMPT_LENGTH, PROMPT_LENGTH + 20 * ROWS, ROWS):
+        run = list(range(position, position + ROWS))
+        if ours.choose(logits, position + 1, run) != theirs.choose(rows, position + 1, run):
+            return False
+    return True
+
+
 def chooser_of(ops: Any, settings: dict[str, Any]) -> RuleChooser:
     """A chooser after a prompt of ``PROMPT_LENGTH`` tokens."""
     prompt = np.random.default_rng(1).choice(VOCABULARY, PROMPT_LENGTH).tolist()
@@ -132,7 +159,7 @@ def main() -> None:
 
     step = None if options.without_step else decode_step(options.device)
     step_times: list[float] = []
-    records = []
+    records: list[dict[str, Any]] = []
     libraries: dict[str, Any] = {"torch": TorchOps()} if on_gpu else {"numpy": NumpyOps(), "torch": TorchOps()}
     for shape in ("peaked", "usual", "flat"):
         rows = logits_of(shape)
@@ -144,6 +171,7 @@ def main() -> None:
                 chooser = chooser_of(ops, settings)
                 run_ids = list(range(100, 100 + ROWS))
                 chooser.choose(logits[:1], PROMPT_LENGTH, [5])
+                same = same_as_numpy(ops, logits, settings)
 
                 def choose(chooser: RuleChooser = chooser, logits: Any = logits, run: list[int] = run_ids) -> None:
                     chooser.choose(logits, PROMPT_LENGTH + 1, run)
@@ -154,7 +182,7 @@ def main() -> None:
                 for what, call in (("choose", choose), ("draft", draft)):
                     timed(call)
                     runs = [timed(call) for _ in range(options.repeats)]
-                    record = {
+                    record: dict[str, Any] = {
                         "logits": shape,
                         "library": library,
                         "settings": name,
@@ -162,6 +190,9 @@ def main() -> None:
                         "milliseconds": round(statistics.median(run[0] for run in runs), 3),
                         "least_milliseconds": round(min(run[0] for run in runs), 3),
                     }
+                    record["same_as_numpy"] = same
+                    if on_gpu and what == "draft":
+                        record["waits"] = waits(call)
                     if on_gpu:
                         record["host_milliseconds"] = round(statistics.median(run[1] for run in runs), 3)
                     records.append(record)
@@ -179,6 +210,8 @@ def main() -> None:
         "repeats": options.repeats,
         "choosing": records,
     }
+    if on_gpu:
+        result["fused_noise"] = fused_gumbel(torch.device("cuda", torch.cuda.current_device())) is not None
     if step is not None:
         median = statistics.median(step_times)
         result["decode_step"] = {

@@ -1,5 +1,9 @@
 """numpy and torch choose the same ids from the same logits: on a device, where torch itself chooses, and on a host."""
 
+import ctypes
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
@@ -89,3 +93,57 @@ def test_a_chooser_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
         assert found.tolist() == draft.tolist()
         run.append(int(found))
     assert ours.choose(wide[4:8], 4, run) == theirs.choose(rows[4:8], 4, run)
+
+
+def test_the_fused_kernel_is_the_same_noise(tmp_path):
+    """Its source, compiled for the CPU with the intrinsics' meaning: the bits of the separate operations."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed")
+    from polydraft_transformers.fused_noise import _source
+    from torch.cuda.jiterator import _CodeParser
+
+    assert _CodeParser(_source()).function_name == "polydraft_gumbel"
+    (tmp_path / "noise.cc").write_text(
+        "#include <cstring>\n"
+        "static float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }\n"
+        "static int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }\n"
+        "static float __fmul_rn(float a, float b) { return a * b; }\n"
+        "static float __fadd_rn(float a, float b) { return a + b; }\n"
+        + _source()
+        + 'extern "C" void run(const int *ids, int low, int high, int *out, int n) {'
+        "  for (int i = 0; i < n; ++i) out[i] = polydraft_gumbel<int>(ids[i], low, high);\n}\n"
+    )
+    arguments = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", "noise.cc", "-o", "noise.so"]
+    subprocess.run([compiler, *arguments], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "noise.so"))
+    ids = np.arange(0, 2**21, 3, dtype=np.int32)
+    found = np.empty_like(ids)
+    ops = NumpyOps()
+    for position in range(4):
+        low, high = row_keys(77 * position, 0, range(position, position + 1))
+        pointers = [array.ctypes.data_as(ctypes.POINTER(ctypes.c_int)) for array in (ids, found)]
+        keys = [ctypes.c_int(key[0] - (key[0] >> 31 << 32)) for key in (low, high)]
+        library.run(pointers[0], *keys, pointers[1], len(ids))
+        wanted = ops.gumbel(ids.astype(np.int64)[None], np.array([low]), np.array([high]))[0]
+        assert np.array_equal(found, wanted.view(np.int32))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda():
+    """The kernel is used, chooses as numpy does, and a draft waits for nothing."""
+    from polydraft_transformers.fused_noise import fused_gumbel
+    from polydraft_transformers.torch_ops import TorchOps
+
+    assert fused_gumbel(torch.device("cuda", 0)) is not None
+    logits = (np.random.default_rng(1).normal(size=(5, 50_000)) * 4).astype(np.float32)
+    on_device = torch.from_numpy(logits).cuda()
+    for given in SETTINGS:
+        settings = GenerationSettings(**given)
+        wanted = choose_on_host(logits, settings, 3, 0, 17)
+        assert choose_tokens(TorchOps(), on_device, settings, 3, 0, 17).tolist() == wanted.tolist()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            choose_tokens(TorchOps(), on_device[:1], settings, 3, 0, 17)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polydraft.sampling.ops import ArrayOps
 
 __all__ = [
+    "LOG_CONSTANTS",
     "NOISE_MAX",
     "NOISE_MIN",
     "exp_nonpositive",
@@ -62,6 +63,15 @@ _LOG2_E = 1.44269504088896341
 _SQRT_2 = 1.41421356237309505
 
 
+LOG_CONSTANTS: dict[str, float | tuple[float, ...]] = {
+    "POLYNOMIAL": _LOG_POLYNOMIAL,
+    "LOG2_HIGH": _LOG2_HIGH,
+    "LOG2_LOW": _LOG2_LOW,
+    "SQRT_2": _SQRT_2,
+}
+"""What ``log_positive`` computes with, for kernels that repeat it."""
+
+
 def _splitmix64(state: int) -> int:
     z = (state + _GOLDEN) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -97,7 +107,7 @@ def generic_noise_bits(ops: ArrayOps[Any], token_ids: Any, low: Any, high: Any) 
 
 
 def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
-    """Standard Gumbel noise for each token id.
+    """Standard Gumbel noise for each token id, in separate operations: what ``ArrayOps.gumbel`` must equal.
 
     ``u = (2 * bits + 1) / 2**24`` is never 0 nor 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
     ``NOISE_MAX``.

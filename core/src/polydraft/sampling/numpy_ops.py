@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from polydraft.sampling.noise import gumbel
+
 if TYPE_CHECKING:
     from polydraft.sampling.ops import Indices
 
@@ -53,6 +55,9 @@ class NumpyOps:
         values >>= 9
         return values
 
+    def gumbel(self, token_ids: Array, low: Array, high: Array) -> Array:
+        return np.asarray(gumbel(self, token_ids, (low, high)))
+
     def row_max(self, array: Array) -> Array:
         return np.asarray(array.max(axis=-1, keepdims=True))
 
@@ -95,8 +100,8 @@ class NumpyOps:
     def first_column(self, array: Array) -> Array:
         return np.asarray(array[:, 0])
 
-    def column_mask(self, array: Array, count: int) -> Array:
-        return np.asarray(np.arange(array.shape[-1])[None, :] < count)
+    def columns(self, array: Array) -> Array:
+        return np.broadcast_to(np.arange(array.shape[-1]), array.shape)
 
     def entries(self, array: Array, rows: Indices, columns: Indices) -> Array:
         return np.asarray(array[np.asarray(rows), np.asarray(columns)])

@@ -73,6 +73,16 @@ class ArrayOps(Protocol[A]):
         """
         ...
 
+    def gumbel(self, token_ids: A, low: A, high: A) -> A:
+        """Noise for each token id, bit by bit that of ``polydraft.sampling.noise.gumbel``, which can be called.
+
+        A library that can make it in one kernel saves a device a hundred small ones. Arguments as for ``noise_bits``.
+
+        Returns:
+            Float32, shape (rows, n).
+        """
+        ...
+
     def row_max(self, array: A) -> A:
         """Maximum over the last axis, kept: (rows, 1)."""
         ...
@@ -119,8 +129,8 @@ class ArrayOps(Protocol[A]):
         """``array[:, 0]``."""
         ...
 
-    def column_mask(self, array: A, count: int) -> A:
-        """Boolean array, broadcastable to ``array``, True in the first ``count`` columns."""
+    def columns(self, array: A) -> A:
+        """Int64, of the shape of ``array`` (rows, n): 0 to n - 1 in each row. Need not be contiguous."""
         ...
 
     def entries(self, array: A, rows: Indices, columns: Indices) -> A:

@@ -16,7 +16,7 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any
 
-from polydraft.sampling.noise import NOISE_MAX, NOISE_MIN, exp_nonpositive, gumbel, row_keys
+from polydraft.sampling.noise import NOISE_MAX, NOISE_MIN, exp_nonpositive, row_keys
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings
@@ -77,26 +77,33 @@ def choose_tokens(
     """
     if settings.temperature == 0.0:
         return ops.argmax(logits)
-    # Adding 0.0 turns -0.0 into 0.0, which the integer order below would tell apart.
-    scaled = ops.float32(logits) * scale_of(settings) + 0.0
+    scaled = ops.float32(logits) * scale_of(settings)
+    low, high = row_keys(seed, stream, range(first_position, first_position + scaled.shape[0]))
+    keys = ops.column(low, scaled), ops.column(high, scaled)
+    if not settings.top_k and settings.top_p == 1.0:
+        if settings.min_p > 0.0:
+            scaled = _above(ops, scaled, ops.row_max(scaled), settings)
+        return ops.argmax(scaled + ops.gumbel(ops.columns(scaled), *keys))
     largest = ops.row_max(scaled)
     values, token_ids = ops.candidates(scaled, largest - as_float32(REACH))
-    if settings.top_k or settings.top_p < 1.0:
-        values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
+    values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
     if settings.min_p > 0.0:
-        values = ops.where(values >= largest + as_float32(math.log(settings.min_p)), values, -math.inf)
-    low, high = row_keys(seed, stream, range(first_position, first_position + values.shape[0]))
-    noise = gumbel(ops, token_ids, (ops.column(low, token_ids), ops.column(high, token_ids)))
-    score = values + noise
+        values = _above(ops, values, largest, settings)
+    score = values + ops.gumbel(token_ids, *keys)
     winners = score == ops.row_max(score)
     return ops.first_column(ops.row_min(ops.where(winners, token_ids, token_ids * 0 + _ID_MAX)))
+
+
+def _above(ops: ArrayOps[Any], values: Any, largest: Any, settings: GenerationSettings) -> Any:
+    """Without the values that are too small for min_p."""
+    return ops.where(values >= largest + as_float32(math.log(settings.min_p)), values, -math.inf)
 
 
 def _filter_sorted(
     ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
 ) -> tuple[Any, Any]:
     """Sort by (value, lower id first) and keep what top_k and top_p leave; the rest becomes ``-inf``."""
-    bits = ops.bits(values)
+    bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which the order of bits would tell apart
     ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
     keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
     if 0 < settings.top_k < values.shape[-1]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
+from polydraft.sampling.noise import gumbel
 
 if TYPE_CHECKING:
     from polydraft.sampling.ops import Indices
@@ -45,6 +46,10 @@ class MlxOps:
         values = _lowbias32(token_ids.astype(mx.uint32) ^ low.astype(mx.uint32))
         return _lowbias32(values + high.astype(mx.uint32)) >> 9
 
+    def gumbel(self, token_ids: mx.array, low: mx.array, high: mx.array) -> mx.array:
+        noise: mx.array = gumbel(self, token_ids, (low, high))
+        return noise
+
     def row_max(self, array: mx.array) -> mx.array:
         return array.max(axis=-1, keepdims=True)
 
@@ -82,8 +87,8 @@ class MlxOps:
     def first_column(self, array: mx.array) -> mx.array:
         return array[:, 0]
 
-    def column_mask(self, array: mx.array, count: int) -> mx.array:
-        return mx.arange(array.shape[-1])[None, :] < count
+    def columns(self, array: mx.array) -> mx.array:
+        return mx.broadcast_to(mx.arange(array.shape[-1], dtype=mx.int64), array.shape)
 
     def entries(self, array: mx.array, rows: Indices, columns: Indices) -> mx.array:
         return array[_index(rows), _index(columns)]

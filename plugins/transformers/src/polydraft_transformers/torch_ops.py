@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from polydraft.sampling.noise import gumbel
+
+from polydraft_transformers.fused_noise import fused_gumbel
 
 if TYPE_CHECKING:
     from polydraft.sampling.ops import Indices
@@ -45,6 +48,12 @@ class TorchOps:
         values = _lowbias32(token_ids.to(torch.int32) ^ low.to(torch.int32))
         return (_lowbias32(values + high.to(torch.int32)) >> 9) & 0x7FFFFF
 
+    def gumbel(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        if token_ids.is_cuda and (fused := fused_gumbel(token_ids.device)) is not None:
+            return fused(token_ids, low, high)
+        noise: torch.Tensor = gumbel(self, token_ids, (low, high))
+        return noise
+
     def row_max(self, array: torch.Tensor) -> torch.Tensor:
         return array.amax(dim=-1, keepdim=True)
 
@@ -79,8 +88,8 @@ class TorchOps:
     def first_column(self, array: torch.Tensor) -> torch.Tensor:
         return array[:, 0]
 
-    def column_mask(self, array: torch.Tensor, count: int) -> torch.Tensor:
-        return torch.arange(array.shape[-1], device=array.device)[None, :] < count
+    def columns(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.arange(array.shape[-1], device=array.device).expand(array.shape)
 
     def entries(self, array: torch.Tensor, rows: Indices, columns: Indices) -> torch.Tensor:
         return array[self._index(rows, array), self._index(columns, array)]
