@@ -234,6 +234,7 @@ def machine() -> dict[str, Any]:
         "device": str(mx.default_device()),
         "cpu": str(mx.device_info(mx.cpu).get("device_name", platform.processor())),
         "cores": os.cpu_count(),
+        "load": [round(load, 1) for load in os.getloadavg()],
         "platform": platform.platform(),
         **versions,
     }

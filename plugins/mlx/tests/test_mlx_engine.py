@@ -34,7 +34,7 @@ def test_greedy_equals_mlx_lms_plain_loop(session, prompt):
     assert result.stats.num_draft_tokens > 0
 
 
-@pytest.mark.parametrize("length", [60, 64, 65, 130, 300])
+@pytest.mark.parametrize("length", [64, 65, 260])
 def test_after_a_rollback_the_logits_are_those_of_a_fresh_prefill(session, length, greedy):
     tokens = (LONG * 4)[: length + 1]
     used, fresh = session.engine.open_sequence(), session.engine.open_sequence()
