@@ -48,6 +48,15 @@ _BAD_SETTINGS: tuple[dict[str, Any], ...] = (
     {"stop": ""},
     {"stop_token_ids": [-1]},
     {"logprobs": -1},
+    {"repetition_penalty": 0.0},
+    {"presence_penalty": 3.0},
+    {"frequency_penalty": "much"},
+    {"logit_bias": {-1: 1.0}},
+    {"logit_bias": {1: 1000.0}},
+    {"banned_token_ids": [-1]},
+    {"forced_token_ids": {-1: 1}},
+    {"logits_processor": "top"},
+    {"acceptance": "always"},
     {"speculate": "maybe"},
 )
 _BAD_PROMPTS: tuple[Any, ...] = (
@@ -72,6 +81,14 @@ _SAMPLES: dict[str, Any] = {
     "seed": 3,
     "min_new_tokens": 2,
     "logprobs": 2,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": {1: 2.0},
+    "banned_token_ids": [1],
+    "forced_token_ids": {0: 1},
+    "logits_processor": lambda prefix_ids, logits: logits,
+    "acceptance": "rejection",
 }
 """A good value of each setting that a backend may claim."""
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
+
+def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
+    """A pure logits processor that any array library can run: it shows whether a row is given its own prefix."""
+    return logits * (0.6 + (prefix_ids[-1] + len(prefix_ids)) % 5 / 10)
+
+
 _NEW_TOKENS = 32
 _FEW_TOKENS = 16
 """Enough that two samples at a high temperature are the same only if they must be."""
@@ -32,6 +38,9 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "top_k": 20},
     {"temperature": 1.4, "min_p": 0.05},
     {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.02},
+    {"temperature": 1.0, "repetition_penalty": 1.3},
+    {"temperature": 0.8, "presence_penalty": 1.0, "frequency_penalty": 0.5, "banned_token_ids": (5, 9, 40)},
+    {"temperature": 0.8, "logits_processor": _uneven},
 )
 _BATCH = 40
 """Generations that are asked for together."""
