@@ -65,7 +65,7 @@ class Backend:
 
 
 BACKENDS = {
-    "transformers": Backend("plugins/transformers"),
+    "transformers": Backend("plugins/transformers", options=("--polydraft-quick",)),
     "reference": Backend("plugins/reference"),
     # llama-cpp-python comes as source only: pip compiles it once (some minutes) and keeps the wheel in its cache.
     "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",)),
@@ -193,7 +193,7 @@ def unit(session: nox.Session) -> None:
 def conformance(session: nox.Session, backend: str) -> None:
     """One backend: its plugin's own tests, then the suite; reports go to conformance-reports/<backend>.
 
-    What follows ``--`` goes to the suite.
+    What follows ``--`` goes to the suite, in place of the options that a short run has: ``-- -ra`` runs it in full.
     """
     plugin = BACKENDS[backend]
     report = REPORTS / backend
