@@ -285,6 +285,23 @@ def test_a_server_that_cannot_start_says_why():
     assert "memory" in str(caught.value).lower()
 
 
+def test_a_server_ends_with_a_process_that_does_not_close_it(tmp_path):
+    """A session that is forgotten leaves no server behind, nor do the server's own children stay."""
+    script = tmp_path / "forgets.py"
+    script.write_text(
+        "from polydraft.contract import ServerCommand\n"
+        "from polydraft_vllm.server.process import ServerProcess\n"
+        "import sys\n"
+        "line = ('sh', '-c', 'sleep 600 & sleep 600')\n"
+        "process = ServerProcess(ServerCommand(arguments=line), 1, 'x')\n"
+        "print(process._process.pid)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
+    time.sleep(0.5)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(done.stdout), 0)
+
+
 def test_serve_prints_the_command_it_runs():
     line = [sys.executable, "-m", "polydraft.cli", "serve", "-b", "vllm", "-m", TARGET, "--print", "--port", "8123"]
     done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)

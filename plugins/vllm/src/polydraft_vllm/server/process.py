@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,9 @@ _POLL = 0.5
 _GRACE = 20.0
 """Seconds that a server has to end after it was asked to."""
 _LOG_LINES = 12
+_EXCEPTION = re.compile(
+    r"^(?:\(.*?\) ERROR [^\]]*\] )?((?:[\w.]*(?:Error|Exception)|\w+\.py: error): .*)$", re.MULTILINE
+)
 
 
 def free_port() -> int:
@@ -77,6 +82,8 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        # Also where the session is never closed: at the latest when this process ends.
+        self._finalizer = weakref.finalize(self, _kill_group, self._process)
 
     @property
     def running(self) -> bool:
@@ -108,27 +115,32 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End it and its workers. May be called twice."""
-        if self.running:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE)
-        if self.running:
-            self._signal(signal.SIGKILL)
-        self._process.wait()
+        try:
+            if self.running:
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_GRACE)
+        finally:  # an interrupt while waiting, too
+            self._finalizer()
 
     def kill(self) -> None:
         """End it without warning, as a crash would."""
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        self._finalizer()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     def _why(self) -> str:
-        """The line of the log that names the error: the last one that looks like a Python exception."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = [line for line in lines if "Error: " in line or "error: " in line]
-        # The engine process says what went wrong; the server then only that the engine died.
-        first = next((line for line in named if "Engine core initialization failed" not in line), None)
-        return (first.rpartition("] ")[2] if first else "\n".join(lines[-_LOG_LINES:])) or "it ended at once"
+        """What its log says of its end: the first line that is a Python exception, or argparse's."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        # The engine's process says what went wrong; the server's then only that the engine did not start.
+        named = [line for line in _EXCEPTION.findall(text) if "Engine core initialization failed" not in line]
+        return named[0] if named else "\n".join(text.splitlines()[-_LOG_LINES:]) or "it ended at once"
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the server and its workers. A group whose leader has ended may still have some."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
