@@ -43,6 +43,11 @@ def softmax(row, temperature=1.0):
     return weights / weights.sum()
 
 
+def best_of(row, top_k):
+    """The row with all but its ``top_k`` largest at -infinity; 0: as it is."""
+    return np.where(row >= np.sort(row)[-top_k], row, -np.inf) if top_k else row
+
+
 def chi_square_fits(counts, chances):
     total = counts.sum()
     assert counts[chances == 0].sum() == 0
@@ -54,13 +59,17 @@ def chi_square_fits(counts, chances):
 
 @pytest.mark.parametrize("ops", [NumpyOps(), Device()], ids=["host", "device"])
 @pytest.mark.parametrize("how", ["drawn", "argmax", "own noise", "wrong on purpose"])
-def test_two_positions_have_the_targets_distribution(ops, how):
-    """The first drafted token, and the bonus token where it is accepted; p and q are far apart."""
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_two_positions_have_the_targets_distribution(ops, how, top_k):
+    """The first drafted token, and the bonus token where it is accepted; p and q are far apart.
+
+    With a filter, a draw after the first one was ruled out is among other tokens: it needs noise of its own.
+    """
     generator = np.random.default_rng(5)
     target = generator.normal(size=(2, VOCABULARY)).astype(np.float32) * 2
     drafter = (target[:1] * 0.5 + generator.normal(size=(1, VOCABULARY))).astype(np.float32)
-    p, q = softmax(target[0], 0.8), softmax(drafter[0], 0.8)
-    chooser = RejectionChooser(ops, request_of(temperature=0.8, seed=3))
+    p, bonus, q = (softmax(best_of(row, top_k), 0.8) for row in (*target, drafter[0]))
+    chooser = RejectionChooser(ops, request_of(temperature=0.8, seed=3, top_k=top_k))
     first, second = np.zeros(VOCABULARY), np.zeros(VOCABULARY)
     for index in range(ROUNDS):
         position = 10 + 3 * index
@@ -79,7 +88,7 @@ def test_two_positions_have_the_targets_distribution(ops, how):
         if chosen[0] == draft:
             second[chosen[1]] += 1
     chi_square_fits(first, p)
-    chi_square_fits(second, softmax(target[1], 0.8))
+    chi_square_fits(second, bonus)
     if how == "drawn":
         accepted, wanted = second.sum() / ROUNDS, np.minimum(p, q).sum()
         assert abs(accepted - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / ROUNDS)

@@ -32,6 +32,7 @@ __all__ = ["RejectionChooser", "make_chooser"]
 
 # Noise of its own for each use: draws must not depend on one another. Callers' streams are small numbers.
 _DRAFT, _ACCEPT, _REST = 1 << 40, 2 << 40, 3 << 40
+_AGAIN = 1 << 32  # apart, for each further draw at one position before it is decided
 _OPS = NumpyOps()
 
 Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -57,9 +58,14 @@ class RejectionChooser(RuleChooser):
         super().__init__(ops, request)
         self._drawn: dict[int, tuple[int, Probabilities]] = {}  # position -> token, and what it was drawn from
         self._on_device: dict[int, tuple[Any, Any]] = {}  # the same before the host has seen it: logits
+        self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """See ``polydraft.contract.Chooser.choose_draft``. Draws with noise of its own, and remembers from what."""
+        """See ``polydraft.contract.Chooser.choose_draft``. Draws with noise of its own, and remembers from what.
+
+        Of several draws for one position the last counts. Each has fresh noise: an engine may look at one before it
+        makes the logits of the next.
+        """
         forced = self._forced.get(position)
         ops, entered = self._entered(logits)
         draft = None if forced is not None else self._draft(ops, entered, position, run_token_ids)
@@ -67,12 +73,14 @@ class RejectionChooser(RuleChooser):
         self._on_device.pop(position, None)
         if draft is None:
             return self._ops.first_column(self._ops.column([forced or 0], logits))
+        draws = self._draws[position] = self._draws.get(position, -1) + 1
+        stream = self._stream + _DRAFT + draws * _AGAIN
         view = ops.host_view(draft)
         if view is None:
-            chosen = choose_tokens(ops, draft, self._settings, self._seed, self._stream + _DRAFT, position)
+            chosen = choose_tokens(ops, draft, self._settings, self._seed, stream, position)
             self._on_device[position] = chosen, draft * 1.0  # a copy: the engine may write over it
             return chosen
-        token_id = int(choose_on_host(view, self._settings, self._seed, self._stream + _DRAFT, position)[0])
+        token_id = int(choose_on_host(view, self._settings, self._seed, stream, position)[0])
         if np.isfinite(view.max()):
             self._drawn[position] = token_id, self._distribution(view[0])
         return self._ops.first_column(self._ops.column([token_id], logits))
@@ -99,6 +107,7 @@ class RejectionChooser(RuleChooser):
                 break
         self._drawn.clear()
         self._on_device.clear()
+        self._draws.clear()
         token_ids += [NOT_CHOSEN] * (len(drafts) - len(token_ids))
         if self._settings.logprobs is None or not keep_logprobs:
             return token_ids, None
