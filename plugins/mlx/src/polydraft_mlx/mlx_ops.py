@@ -40,7 +40,9 @@ class MlxOps:
         return mx.floor(array)
 
     def host_view(self, array: mx.array) -> Any:
-        return np.array(array.astype(mx.float32)) if mx.default_device().type == mx.cpu else None
+        if mx.default_device().type != mx.cpu:
+            return None
+        return np.asarray(array if array.dtype == mx.float32 else array.astype(mx.float32))
 
     def noise_bits(self, token_ids: mx.array, low: mx.array, high: mx.array) -> mx.array:
         values = _lowbias32(token_ids.astype(mx.uint32) ^ low.astype(mx.uint32))
