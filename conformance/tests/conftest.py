@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from polydraft.contract import hookimpl
 from polydraft.plugins import PluginHost
 
 pytest.importorskip("polydraft_reference", reason="the suite is tested on the reference engine: polydraft-reference")
@@ -15,38 +13,10 @@ pytest.importorskip("polydraft_reference", reason="the suite is tested on the re
 sys.path.insert(0, str(Path(__file__).parent))  # for conformance_liars: tests are imported by their files
 
 
-class PluginOf:
-    """A polydraft plugin with the reference plugin's models and one backend of its own."""
-
-    def __init__(self, backend_class, **record):
-        module = ModuleType("conformance_test_backend")
-        module.Backend = backend_class
-        sys.modules[module.__name__] = module
-        self.record = {"factory": f"{module.__name__}:Backend", **record}
-
-    @hookimpl
-    def polydraft_backends(self):
-        from polydraft_reference import plugin
-
-        for record in plugin.polydraft_backends():
-            yield record.model_copy(update=self.record)
-
-    @hookimpl
-    def polydraft_local_models(self):
-        from polydraft_reference import plugin
-
-        yield from plugin.polydraft_local_models()
-
-    @hookimpl
-    def polydraft_pairs(self):
-        from polydraft_reference import plugin
-
-        yield from plugin.polydraft_pairs()
-
-
 @pytest.fixture
 def conformance(tmp_path):
     """Runs the suite, in this process, on a backend class (default: the reference backend)."""
+    from conformance_liars.making import PluginOf
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from conformance_liars import engines
-from conformance_liars.making import liar
+from conformance_liars.making import PluginOf, liar
 from polydraft_conformance.__main__ import main
 from polydraft_conformance.rendering.matrix import BEGIN, END, fill, read_reports, to_matrix
 from polydraft_conformance.rendering.page import to_page
@@ -53,7 +53,6 @@ class Balanced(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Reports of an honest run, of one with near ties, of one that fails, and of a backend that cannot run."""
-    from conftest import PluginOf
     from polydraft.plugins import PluginHost
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend

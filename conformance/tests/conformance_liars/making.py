@@ -1,7 +1,11 @@
-"""From a defect to a backend class."""
+"""From a defect to a backend class, and to a plugin that brings it."""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
+from polydraft.contract import hookimpl
 from polydraft_reference.backend import ReferenceBackend
 
 
@@ -33,3 +37,32 @@ def liar(sequence=None, *, engine=None, session=None, **capabilities):
             return session(self.load_engine(request), request, self.capabilities())
 
     return Liar
+
+
+class PluginOf:
+    """A polydraft plugin with the reference plugin's models and one backend of its own."""
+
+    def __init__(self, backend_class, **record):
+        module = ModuleType("conformance_test_backend")
+        module.Backend = backend_class
+        sys.modules[module.__name__] = module
+        self.record = {"factory": f"{module.__name__}:Backend", **record}
+
+    @hookimpl
+    def polydraft_backends(self):
+        from polydraft_reference import plugin
+
+        for record in plugin.polydraft_backends():
+            yield record.model_copy(update=self.record)
+
+    @hookimpl
+    def polydraft_local_models(self):
+        from polydraft_reference import plugin
+
+        yield from plugin.polydraft_local_models()
+
+    @hookimpl
+    def polydraft_pairs(self):
+        from polydraft_reference import plugin
+
+        yield from plugin.polydraft_pairs()
