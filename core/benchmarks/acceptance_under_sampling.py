@@ -2,8 +2,13 @@
 
 Rejection sampling (Leviathan et al. 2023, Algorithm 1) accepts a token as often as any rule can. Exact-match
 acceptance gives a little of that up for outputs that are those of plain decoding, seed by seed. How much, is measured
-in pairs: plain decoding writes texts; from places all over them, both rules run single rounds with several seeds. So
-both meet the same prefixes, and the difference between texts, far larger than the one between rules, drops out.
+in two ways, from the same places all over texts that plain decoding wrote:
+
+- counted: both rules run single rounds with several seeds. This is what sessions do, and its noise is large.
+- expected: given the target's and the drafter's probabilities p and q at a position, the chance of acceptance is known:
+  ``sum min(p, q)`` for rejection; ``sum_x 1 / sum_j max(p_j / p_x, q_j / q_x)`` for two choices with the same Gumbel
+  noise. Along each drafted path these chances make the expected length of either rule, without drawing lots. The path
+  is the same for both, so that their ratio is known to a percent.
 
     python core/benchmarks/acceptance_under_sampling.py --backend transformers
     python core/benchmarks/acceptance_under_sampling.py --table     # write the Markdown anew, from the JSON
@@ -24,13 +29,48 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results" / "acceptance_under_sampling.json"
 RULES = ("exact-match", "rejection")
 PAIRS = ("tiny-e2b", "tiny-31b", "tiny-26b", "tiny-llama")
 TEMPERATURES = (0.5, 0.8, 1.0)
 
-Counts = dict[str, list[int]]
-"""Rule -> accepted drafts of each round; the rules' rounds stand side by side."""
+Counts = dict[str, list[float]]
+"""Name -> accepted drafts of each round; the same round of all names starts from the same place."""
+
+
+def probabilities(logits: Any, temperature: float) -> Any:
+    """Softmax, float64; shape (rows, vocab)."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def expected(target: Any, drafter: Any, drafts: list[int]) -> dict[str, float]:
+    """Each rule's expected number of accepted drafts, estimated along one path that was drawn from the drafter.
+
+    A draft x that was drawn from q is accepted with the chance ``min(1, p_x / q_x)``, or, as the winner of the same
+    noise in both, with ``1 / sum_j max(p_j q_x / p_x, q_j)``. At each position the chance of any draft counts, weighed
+    by the chance that the path got there.
+
+    Args:
+        target: p, shape (k + 1, vocab), all above 0.
+        drafter: q, shape (k, vocab), all above 0.
+        drafts: The path, k tokens.
+    """
+    reached, sums = dict.fromkeys(RULES, 1.0), dict.fromkeys(RULES, 0.0)
+    for p, q, draft in zip(target, drafter, drafts, strict=False):
+        ratio = p / q
+        order = np.argsort(ratio)
+        below, above = np.cumsum(q[order]), np.cumsum(p[order][::-1])[::-1]
+        both_win = np.empty_like(p)  # sum_j max(p_j / p_x, q_j / q_x): up to x in this order q decides, then p
+        both_win[order] = 1 / (below / q[order] + np.append(above[1:], 0.0) / p[order])
+        sums["exact-match"] += reached["exact-match"] * float(both_win.sum())
+        sums["rejection"] += reached["rejection"] * float(np.minimum(p, q).sum())
+        reached["exact-match"] *= float(both_win[draft] / q[draft])
+        reached["rejection"] *= min(1.0, float(ratio[draft]))
+    return sums
 
 
 def measure(session: Any, prompt: Any, temperature: float, options: argparse.Namespace, first_seed: int) -> Counts:
@@ -55,7 +95,7 @@ def measure(session: Any, prompt: Any, temperature: float, options: argparse.Nam
         )
         return make_chooser(engine.array_ops, request)
 
-    counts: Counts = {rule: [] for rule in RULES}
+    counts: Counts = {name: [] for rule in RULES for name in (rule, f"expected {rule}")}
     plain = chooser_of("exact-match", 0)
     with closing(engine.open_sequence()) as sequence:
         sequence.prefill(text.prompt_token_ids, plain)
@@ -67,36 +107,44 @@ def measure(session: Any, prompt: Any, temperature: float, options: argparse.Nam
                         before = sequence.length
                         sequence.rollback(before - 1)  # drafters want the row before the newest token to be fresh
                         sequence.verify([output[index - 1]], plain)
-                        drafts = sequence.propose(output[index], options.k, chooser).token_ids
-                        chosen = sequence.verify([output[index], *drafts], chooser).token_ids
+                        proposal = sequence.propose(output[index], options.k, chooser, keep_logits=True)
+                        drafts = proposal.token_ids
+                        step = sequence.verify([output[index], *drafts], chooser, keep_logits=True)
                         sequence.rollback(before)
-                        right = [draft == token for draft, token in zip(drafts, chosen, strict=False)]
+                        right = [draft == token for draft, token in zip(drafts, step.token_ids, strict=False)]
                         counts[rule].append((*right, False).index(False))
+                        if rule == "exact-match":
+                            logits = (handle.numpy() for handle in (step.logits, proposal.logits))
+                            chances = expected(*(probabilities(array, temperature) for array in logits), drafts)
+                            for name, value in chances.items():
+                                counts[f"expected {name}"].append(value)
             sequence.verify([output[index]], plain)
     return counts
 
 
 def cell_of(texts: list[Counts]) -> dict[str, Any]:
-    """Mean acceptance lengths, and their ratio with its 95 % interval (bootstrap over texts)."""
+    """Mean acceptance lengths, and the rules' ratios with 95 % intervals (bootstrap over texts)."""
 
-    def length(chosen: list[Counts], rule: str) -> float:
-        rounds = [count for counts in chosen for count in counts[rule]]
+    def length(chosen: list[Counts], name: str) -> float:
+        rounds = [count for counts in chosen for count in counts[name]]
         return 1 + sum(rounds) / len(rounds)
 
-    def ratio(chosen: list[Counts]) -> float:
-        return length(chosen, RULES[0]) / length(chosen, RULES[1])
-
-    generator = random.Random(1)
-    ratios = sorted(ratio(generator.choices(texts, k=len(texts))) for _ in range(1000))
     cell: dict[str, Any] = {"rounds": sum(len(counts[RULES[0]]) for counts in texts)}
     for rule in RULES:
-        rounds = [count for counts in texts for count in counts[rule]]
+        rounds = [int(count) for counts in texts for count in counts[rule]]
         shares = [sum(count > place for count in rounds) / len(rounds) for place in range(max(rounds, default=0))]
         cell[rule] = {
             "mean_acceptance_length": round(length(texts, rule), 4),
             "acceptance_per_position": [round(share, 4) for share in shares],
+            "expected_mean_acceptance_length": round(length(texts, f"expected {rule}"), 4),
         }
-    return {**cell, "ratio": round(ratio(texts), 4), "interval_95": [round(ratios[25], 4), round(ratios[974], 4)]}
+    for prefix, key in (("", "counted"), ("expected ", "expected")):
+        generator = random.Random(1)
+        samples = [texts, *(generator.choices(texts, k=len(texts)) for _ in range(1000))]
+        ratios = [length(chosen, prefix + RULES[0]) / length(chosen, prefix + RULES[1]) for chosen in samples]
+        ordered = sorted(ratios[1:])
+        cell[f"{key}_ratio"] = [round(ratio, 4) for ratio in (ratios[0], ordered[25], ordered[974])]
+    return cell
 
 
 def table(result: dict[str, Any]) -> str:
@@ -108,25 +156,26 @@ def table(result: dict[str, Any]) -> str:
         f"({result['engine']}), {result['dtype']}. `exact-match` is the default rule: a seed gives the tokens of plain "
         "decoding. `rejection` is independent rejection sampling (Leviathan et al. 2023, Algorithm 1). Both rules run "
         f"from the same prefixes: every {result['every']}th place of {result['texts']} texts of up to "
-        f"{result['tokens']} tokens, {result['seeds']} seeds each. In brackets the 95 % interval of a bootstrap over "
-        "texts.",
+        f"{result['tokens']} tokens, {result['seeds']} seeds each. *Expected* is calculated from the target's and the "
+        "drafter's probabilities along the drafted paths, *counted* is what single rounds accepted: the same quantity "
+        "with far more noise. In brackets the 95 % interval of a bootstrap over texts.",
         "",
-        "| pair | temperature | rounds | exact-match | rejection | exact-match / rejection |",
-        "|---|---|---|---|---|---|",
+        "| pair | temperature | rounds | exact-match, expected | rejection, expected | ratio, expected "
+        "| exact-match, counted | rejection, counted | ratio, counted |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in result["cells"]:
-        ours, other = (f"{cell[rule]['mean_acceptance_length']:.2f}" for rule in RULES)
-        low, high = cell["interval_95"]
-        lines.append(
-            f"| {cell['pair']} | {cell['temperature']} | {cell['rounds']} | {ours} | {other} "
-            f"| {cell['ratio']:.3f} [{low:.3f}, {high:.3f}] |"
-        )
-    ratios = [cell["ratio"] for cell in result["cells"]]
+        fields = [cell["pair"], cell["temperature"], cell["rounds"]]
+        for key, name in (("expected", "expected_mean_acceptance_length"), ("counted", "mean_acceptance_length")):
+            ratio, low, high = cell[f"{key}_ratio"]
+            fields += [f"{cell[rule][name]:.2f}" for rule in RULES] + [f"{ratio:.3f} [{low:.3f}, {high:.3f}]"]
+        lines.append(f"| {' | '.join(map(str, fields))} |")
+    ratios = [cell["expected_ratio"][0] for cell in result["cells"]]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines += [
         "",
-        f"Ratios: {min(ratios):.3f} to {max(ratios):.3f}. Commit {result['commit']}; {versions}; {result['machine']}. "
-        "Written by `core/benchmarks/acceptance_under_sampling.py` from the JSON beside it.",
+        f"Expected ratios: {min(ratios):.3f} to {max(ratios):.3f}. Commit {result['commit']}; {versions}; "
+        f"{result['machine']}. Written by `core/benchmarks/acceptance_under_sampling.py` from the JSON beside it.",
         "",
     ]
     return "\n".join(lines)
