@@ -158,7 +158,7 @@ def gguf_value(value):
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
-        return struct.pack("<II", 4, value)
+        return struct.pack("<II" if value >= 0 else "<Ii", 4 if value >= 0 else 5, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     items = [gguf_value(item) for item in value]

@@ -78,6 +78,45 @@ def test_random_damage_is_typed(write):
             continue
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gemma4.block_count", "many"),
+        ("gemma4.block_count", 2**31),
+        ("gemma4.block_count", True),
+        ("gemma4.embedding_length", 1.5),
+        ("gemma4.embedding_length", -1),
+        ("gemma4.context_length", [1, 2]),
+        ("gemma4.attention.head_count_kv", [2]),
+        ("gemma4.attention.head_count_kv", ["a", "b"]),
+        ("gemma4.attention.sliding_window_pattern", [True]),
+        ("gemma4.attention.shared_kv_layers", 3),
+        ("general.architecture", 7),
+        ("general.file_type", "f32"),
+        ("tokenizer.ggml.tokens", 5),
+        ("tokenizer.ggml.tokens", [1, 2]),
+    ],
+)
+def test_values_that_cannot_be(write, key, value):
+    changed = {**TARGET, key: value}
+    with pytest.raises(ModelFormatError, match=r"m\.gguf is damaged: its GGUF header says"):
+        config_of(read_header(write("m.gguf", changed)))
+
+
+def test_a_model_without_attention(write):
+    mamba = {
+        "general.architecture": "mamba",
+        "mamba.block_count": 2,
+        "mamba.embedding_length": 32,
+        "mamba.attention.head_count": 0,
+    }
+    assert config_of(read_header(write("m.gguf", mamba))) == {
+        "model_type": "mamba",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+    }
+
+
 def pair(write, target=TARGET, drafter=DRAFTER):
     known = KnownNames()
     return (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polydraft.checkpoints.gguf_check import check_values
 from polydraft.errors import ModelFormatError
 
 __all__ = ["GgufHeader", "StringArray", "read_header"]
@@ -22,6 +23,7 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEEPEST = 4
+_MOST_DIMENSIONS = 8
 _AGAIN = "Download it again."
 
 
@@ -35,14 +37,18 @@ class StringArray:
     def __len__(self) -> int:
         return self.count
 
+    def items(self) -> list[bytes]:
+        """The strings as they are stored."""
+        found, at, unpack = [], 0, struct.Struct("<Q").unpack_from
+        for _ in range(self.count):
+            end = at + 8 + unpack(self.raw, at)[0]
+            found.append(self.raw[at + 8 : end])
+            at = end
+        return found
+
     def strings(self) -> list[str]:
         """The strings; bytes that are not UTF-8 become replacement characters."""
-        found, at = [], 0
-        for _ in range(self.count):
-            (length,) = struct.unpack_from("<Q", self.raw, at)
-            found.append(self.raw[at + 8 : at + 8 + length].decode("utf-8", "replace"))
-            at += 8 + length
-        return found
+        return [item.decode("utf-8", "replace") for item in self.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class GgufHeader:
     """Key -> number, bool, string, tuple of these, or ``StringArray``."""
     tensors: Mapping[str, tuple[int, ...]]
     """Name -> shape, the fastest dimension first, as GGUF has it."""
+    types: Mapping[str, int]
+    """Name -> number of the type (``ggml_type``)."""
 
     @property
     def architecture(self) -> str:
@@ -72,7 +80,7 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
         name: The model's name, for the message; default: the path.
 
     Raises:
-        ModelFormatError: It is no GGUF file, of an unknown version, or cut short.
+        ModelFormatError: It is no GGUF file, of an unknown version, cut short, or has values that cannot be.
     """
     name = name or str(path)
     try:
@@ -81,13 +89,15 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
             if magic != MAGIC:
                 raise ModelFormatError(f"{name} is no GGUF file: it begins with {magic!r}.", _AGAIN)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(data).header(name)
+                header = _Reader(data).header(name)
     except OSError as error:
         raise ModelFormatError(f"{name} cannot be read: {error}.", f"Check the file {path}.") from error
     except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
         raise ModelFormatError(
             f"{name} is cut short or damaged: its GGUF header cannot be read to its end.", _AGAIN
         ) from error
+    check_values(header, name)
+    return header
 
 
 class _Reader:
@@ -108,18 +118,22 @@ class _Reader:
             key = self._string()
             metadata[key] = self._value(self._number("I"))
         tensors: dict[str, tuple[int, ...]] = {}
+        types: dict[str, int] = {}
         end = 0
         for _ in range(tensor_count):
             tensor = self._string()
-            tensors[tensor] = tuple(self._number("Q") for _ in range(self._number("I")))
-            self._number("I")
+            dimensions = self._number("I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise IndexError
+            tensors[tensor] = tuple(self._number("Q") for _ in range(dimensions))
+            types[tensor] = self._number("I")
             end = max(end, self._number("Q"))
         if self._at + end > len(self._data):
             raise ModelFormatError(
                 f"{name} is cut short: it has {len(self._data)} bytes, and a tensor begins {end} after the header.",
                 _AGAIN,
             )
-        return GgufHeader(metadata, tensors)
+        return GgufHeader(metadata, tensors, types)
 
     def _number(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._data, self._at)

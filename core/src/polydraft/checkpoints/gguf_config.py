@@ -47,13 +47,14 @@ def _attention(header: GgufHeader) -> dict[str, Any]:
     get = header.of_architecture
     layers, pattern = get("block_count"), get("attention.sliding_window_pattern")
     heads, dim = get("attention.head_count_kv"), get("attention.key_length")
-    if dim is None and get("embedding_length") and isinstance(get("attention.head_count"), int):
-        dim = get("embedding_length") // get("attention.head_count")
+    queries = get("attention.head_count")
+    if dim is None and get("embedding_length") and isinstance(queries, int) and queries > 0:  # 0: a recurrent model
+        dim = get("embedding_length") // queries
     found: dict[str, Any] = {"num_key_value_heads": heads if isinstance(heads, int) else None, "head_dim": dim}
-    if not isinstance(layers, int) or not isinstance(pattern, tuple) or len(pattern) < layers:
+    if not layers or not isinstance(pattern, tuple):
         return found
     window_dim = get("attention.key_length_swa", dim)
-    own = heads if isinstance(heads, tuple) and len(heads) >= layers else (heads,) * layers
+    own = heads if isinstance(heads, tuple) else (heads,) * layers
     found["layer_types"] = ["sliding_attention" if pattern[i] else "full_attention" for i in range(layers)]
     found["per_layer_config"] = {
         str(i): {"num_key_value_heads": own[i], "head_dim": window_dim if pattern[i] else dim} for i in range(layers)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.errors import EngineError, OutOfMemoryError
+from polydraft.errors import EngineError, OutOfMemoryError, UnsupportedError
 
 from polydraft_llama_cpp.bindings import extension, library, recent_errors
 from polydraft_llama_cpp.model import Model
@@ -61,6 +61,7 @@ class Context:
 
     Raises:
         OutOfMemoryError: The context cannot be made; llama.cpp's own words are in the message.
+        UnsupportedError: The model does not generate.
     """
 
     def __init__(
@@ -93,10 +94,16 @@ class Context:
                 f"{recent_errors() or 'it gives no reason'}.",
                 "Give a smaller context_length.",
             )
+        self._memory: Any = lib.llama_get_memory(self.pointer)
+        if not self._memory:  # without a cache llama.cpp encodes, and aborts where it is to give logits
+            lib.llama_free(self.pointer)
+            raise UnsupportedError(
+                f"{model.name} does not generate text: it has no KV cache, as models for embeddings have none.",
+                "Give the GGUF file of a language model.",
+            )
         self._model = model
         self._settings = settings
         self._keeps_hidden = keeps_hidden
-        self._memory: Any = lib.llama_get_memory(self.pointer)
         self._views: dict[tuple[int, int], Rows] = {}
         # A batch with a width holds hidden rows; its tokens are then ours to allocate.
         width = model.hidden_size if shared is not None else 0

@@ -14,6 +14,7 @@ from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatch
 
 from polydraft_llama_cpp.conversion.cache import converted
 from polydraft_llama_cpp.conversion.write import WeightType
+from polydraft_llama_cpp.headers import check_header
 
 __all__ = ["GgufFile", "fetch_pair"]
 
@@ -115,6 +116,7 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
             )
         path = converted(source.path, _wanted(source, request.dtype))
     header = read_header(path, source.id)
+    check_header(header, source.id)
     file = GgufFile(path, header, source.model_copy(update={"config": config_of(header), "path": path}))
     if source is request.target and request.dtype != "auto" and source.format == "gguf":
         wanted = _WEIGHTS.get(request.dtype, request.dtype)

@@ -43,8 +43,8 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
         DeviceError: The device is not there.
         OutOfMemoryError: The context does not fit into the free memory.
         ContextLengthError: It is longer than the model's.
-        SpeculationUnavailableError: The installed version has no MTP, or was not tested with it.
-        UnsupportedError: Bitwise steps on a device where they have not been measured.
+        SpeculationUnavailableError: The installed version has no MTP, or was not tested with it; a recurrent model.
+        UnsupportedError: Bitwise steps on a device where they have not been measured; no model that generates.
     """
     options: LlamaCppOptions = request.engine_options or LlamaCppOptions()
     k = request.plan.num_speculative_tokens if request.plan.kind else 0
@@ -68,6 +68,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
     with ExitStack() as undo:
         model = _model(target, device, options.n_gpu_layers, options)
         undo.callback(model.free)
+        _check_rollback(model, request)
         is_mtp = request.plan.kind == "mtp"
         context = Context(model, settings, keeps_hidden=is_mtp)
         undo.callback(context.free)
@@ -77,6 +78,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             layers = options.n_gpu_layers if options.n_gpu_layers_draft is None else options.n_gpu_layers_draft
             weights = _model(drafter, draft_device, layers, options)
             undo.callback(weights.free)
+            _check_rollback(weights, request)
             side = MtpDrafter(weights, context, settings) if is_mtp else _draft_model(weights, settings)
         undo.pop_all()
     return LlamaCppEngine(
@@ -94,6 +96,14 @@ def _model(file: GgufFile, device: Device | None, layers: int | None, options: L
         mmap=options.mmap,
         mlock=options.mlock,
     )
+
+
+def _check_rollback(model: Model, request: LoadRequest) -> None:
+    if model.is_recurrent and request.plan.kind is not None:
+        raise SpeculationUnavailableError(
+            f"{model.name} has recurrent layers, whose state llama.cpp cannot take back when a draft is rejected.",
+            "Use drafter=None." if model.name == request.target.id else "Use another drafter, or drafter=None.",
+        )
 
 
 def _draft_model(model: Model, settings: ContextSettings) -> DraftModel:

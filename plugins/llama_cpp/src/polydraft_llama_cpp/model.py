@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from polydraft.errors import ModelFormatError
+from polydraft.errors import ModelFormatError, UnsupportedError
 
 from polydraft_llama_cpp.bindings import Device, library, recent_errors
 
@@ -26,6 +26,7 @@ class Model:
 
     Raises:
         ModelFormatError: llama.cpp does not take the file; its own words are in the message.
+        UnsupportedError: It is no decoder-only model.
     """
 
     def __init__(
@@ -49,6 +50,12 @@ class Model:
             raise ModelFormatError(
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
                 "Check that the file is complete, and its architecture known to the installed llama-cpp-python.",
+            )
+        if lib.llama_model_has_encoder(self.pointer) or lib.llama_model_is_diffusion(self.pointer):
+            self.free()
+            raise UnsupportedError(
+                f"{name} does not generate text token by token: it has an encoder, or is a diffusion model.",
+                "Give the GGUF file of a decoder-only language model.",
             )
         self._describe(name)
 
@@ -76,6 +83,8 @@ class Model:
         self.hidden_size = int(lib.llama_model_n_embd_out(self.pointer))
         self.window = int(lib.llama_model_n_swa(self.pointer))
         self.trained_context = int(lib.llama_model_n_ctx_train(self.pointer))
+        self.is_recurrent = bool(lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))
+        """Whether a token changes a state that llama.cpp cannot take back: drafts cannot be rolled back."""
 
     def free(self) -> None:
         """Free it. May be called twice."""

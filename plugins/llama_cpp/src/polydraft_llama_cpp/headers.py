@@ -1,0 +1,85 @@
+"""What llama.cpp asserts of a file's header: there it ends the process, here it is an error.
+
+Each group names where it stands in llama.cpp 0c1e57098. Much else that a damaged header may say llama.cpp refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from polydraft.checkpoints.gguf import GgufHeader, StringArray
+from polydraft.errors import ModelFormatError
+
+__all__ = ["check_header"]
+
+_MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_LONGEST_WINDOW = 2**30
+_F32 = 0
+_WEIGHTS = ("blk.", "token_embd.", "output")
+_NOT_OF_WEIGHTS = range(24, 29)  # GGML_TYPE_I8, I16, I32, I64, F64
+_GEMMA4 = {"gemma4", "gemma4-assistant"}
+
+
+def check_header(header: GgufHeader, name: str) -> None:
+    """Check a header before llama.cpp sees the file.
+
+    Raises:
+        ModelFormatError: llama.cpp would end the process.
+    """
+    wrong = next(_wrong(header), None)
+    if wrong is not None:
+        raise ModelFormatError(
+            f"{name} is damaged, or too new for this version of llama.cpp: {wrong}.", "Download or convert it again."
+        )
+
+
+def _wrong(header: GgufHeader) -> Iterator[str]:
+    def number(key: str, default: int = 0) -> int:
+        value = header.of_architecture(key, default)
+        return max(value, default=default) if isinstance(value, tuple) else value
+
+    # llama_model_base::load_hparams
+    layers, experts, used = number("block_count"), number("expert_count"), number("expert_used_count")
+    if not 0 < layers <= _MOST_LAYERS:
+        yield f"it has {layers} layers"
+    if number("nextn_predict_layers") > layers:
+        yield f"{number('nextn_predict_layers')} of its {layers} layers predict"
+    if experts > _MOST_EXPERTS or used > experts or (experts > 0) != (used > 0):
+        yield f"it uses {used} of {experts} experts"
+    # ggml_compute_forward_rms_norm, ggml_compute_forward_norm
+    for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
+        epsilon = header.of_architecture(key, 0.0)
+        if not isinstance(epsilon, float) or not 0 <= epsilon < math.inf:
+            yield f"its {key} is {epsilon}"
+    if header.architecture in _GEMMA4:
+        for tensor, shape in header.tensors.items():  # ggml_compute_forward_mul, ggml_compute_forward_rope
+            if len(shape) == 1 and header.types[tensor] != _F32:
+                yield f"its tensor {tensor} is not in float32"
+        yield from _gemma4(header.architecture, number, layers)
+    # ggml_compute_forward_mul_mat and others
+    for tensor, kind in header.types.items():
+        if kind in _NOT_OF_WEIGHTS and tensor.endswith(".weight") and tensor.startswith(_WEIGHTS):
+            yield f"its tensor {tensor} is of a type that no weights have"
+    # llama_vocab::impl::load: each text is one token; empty ones get names
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, StringArray):
+        texts = [text for text in tokens.items() if text]
+        if len(set(texts)) < len(texts):
+            yield f"{len(texts) - len(set(texts))} of its tokens are the same as others"
+
+
+def _gemma4(architecture: str, number: Callable[..., int], layers: int) -> Iterator[str]:
+    if architecture == "gemma4" and number("attention.shared_kv_layers") > layers - 2:  # llama_model::create_memory
+        yield f"{number('attention.shared_kv_layers')} of its {layers} layers share keys and values"
+    if not 0 < number("attention.sliding_window") < _LONGEST_WINDOW:  # llama_kv_cache_iswa
+        yield f"its sliding window is {number('attention.sliding_window')}"
+    usual = number("embedding_length") // max(1, number("attention.head_count"))
+    for kind, default in (("", usual), ("_swa", 0)):
+        keys, values = (number(f"attention.{what}_length{kind}", default) for what in ("key", "value"))
+        if keys != values:  # llama_model_gemma4::graph
+            yield f"its keys have length {keys}, its values {values}"
+        rotated = number(f"rope.dimension_count{kind}", number("rope.dimension_count", keys))
+        if rotated % 2 or rotated > keys:  # ggml_compute_forward_rope
+            yield f"it rotates {rotated} of {keys} numbers of a key"

@@ -1,0 +1,113 @@
+"""Headers that llama.cpp ends the process at, and models that are no targets: typed errors, and the process goes on."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polydraft
+import pytest
+from polydraft.errors import ModelFormatError, SpeculationUnavailableError, UnsupportedError
+
+CHILD = """
+import json, sys
+import polydraft
+from polydraft.errors import ModelFormatError
+target, drafters, targets = json.loads(sys.argv[1])
+for file in [*targets, *drafters]:
+    print(file, flush=True)
+    pair = {"drafter": "ngram"} if file in targets else {"drafter": file}
+    try:
+        with polydraft.load(file if file in targets else target, backend="llama_cpp", device="cpu", **pair) as session:
+            session.generate([2, 300, 301], max_new_tokens=4)
+        print("loaded")
+    except ModelFormatError as error:
+        print("refused")
+"""
+NAN, MINUS_ONE = 0x7FC00000, 0xBF800000  # the bits of float32
+TARGET = [
+    ("block_count", 0),
+    ("block_count", 513),
+    ("attention.shared_kv_layers", 7),
+    ("attention.value_length", 3),
+    ("attention.value_length_swa", 64),
+    ("attention.sliding_window", 0),
+    ("attention.sliding_window", 2**32 - 1),
+    ("attention.layer_norm_rms_epsilon", NAN),
+    ("attention.layer_norm_rms_epsilon", MINUS_ONE),
+    ("rope.dimension_count", 2),
+    ("rope.dimension_count", 63),
+    ("rope.dimension_count_swa", 512),
+    ("expert_count", 0),
+    ("expert_count", 1025),
+    ("expert_used_count", 0),
+    ("expert_used_count", 9),
+]
+DRAFTER = [("nextn_predict_layers", 99), ("attention.value_length", 3), ("block_count", 0)]
+
+
+def damaged(file, folder, key, value):
+    """A copy of a file in which the four bytes of a metadata value are others."""
+    data = bytearray(file.read_bytes())
+    name = f".{key}".encode()
+    at = data.index(name + b"\x04\0\0\0" if name + b"\x04\0\0\0" in data else name + b"\x06\0\0\0") + len(name) + 4
+    data[at : at + 4] = value.to_bytes(4, "little")
+    path = folder / f"{key}-{value}-{file.name}"
+    path.write_bytes(data)
+    return path
+
+
+def test_what_llama_cpp_asserts(gguf, tmp_path):
+    harmless = {("rope.dimension_count", 2)}  # its tensor of wavelengths decides
+    target, drafter = gguf("tiny-26b"), gguf("tiny-26b-assistant")
+    targets = [damaged(target, tmp_path, *case) for case in TARGET]
+    twins = tmp_path / "twins.gguf"
+    twins.write_bytes(target.read_bytes().replace(b"\x01\0\0\0\0\0\0\0a\x01", b"\x01\0\0\0\0\0\0\0b\x01", 1))
+    whole = tmp_path / "whole-numbers.gguf"
+    before, after = target.read_bytes().split(b"token_embd.weight", 1)
+    whole.write_bytes(before + b"token_embd.weight" + after[:20] + b"\x1a\0\0\0" + after[24:])  # its type: I32
+    targets += [twins, whole]
+    drafters = [damaged(drafter, tmp_path, *case) for case in DRAFTER]
+    given = json.dumps([str(target), [str(file) for file in drafters], [str(file) for file in targets]])
+    run = subprocess.run([sys.executable, "-c", CHILD, given], capture_output=True, text=True, timeout=240, check=False)
+    assert run.returncode == 0, f"{run.stdout[-200:]} ended it with {run.returncode}: {run.stderr[-1000:]}"
+    lines = run.stdout.splitlines()
+    found = dict(zip(lines[::2], lines[1::2], strict=True))
+    loaded = {Path(file).name for file, outcome in found.items() if outcome == "loaded"}
+    assert loaded <= {f"{key}-{value}-{target.name}" for key, value in harmless}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A function: a small model of another architecture."""
+    path = Path(__file__).parent / "data/other_models.py"
+    spec = importlib.util.spec_from_file_location("other_models", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("other")
+    return lambda name: module.write(folder / f"{name}.gguf", name)
+
+
+def load(target, drafter, **arguments):
+    return polydraft.load(target, backend="llama_cpp", device="cpu", drafter=drafter, **arguments)
+
+
+@pytest.mark.parametrize("drafter", [None, "ngram"])
+def test_a_model_for_embeddings(other, drafter):
+    with pytest.raises(UnsupportedError, match="does not generate text"):
+        load(other("bert"), drafter)
+
+
+def test_a_recurrent_model_is_decoded_plainly_only(other):
+    file = other("mamba")
+    with load(file, None) as session:
+        assert len(session.generate([2, 7, 9], max_new_tokens=5, ignore_eos=True).token_ids) == 5
+    for drafter in ("ngram", file):
+        with pytest.raises(SpeculationUnavailableError, match="recurrent layers"):
+            load(file, drafter)
+
+
+def test_a_header_is_checked_before_its_drafter_is_looked_for(gguf, tmp_path):
+    with pytest.raises(ModelFormatError, match=r"says gemma4\.block_count = 4294967295"):
+        load(damaged(gguf("tiny-e2b"), tmp_path, "block_count", 2**32 - 1), "auto")
