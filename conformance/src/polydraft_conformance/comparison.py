@@ -182,7 +182,8 @@ def _measure(
     if engine is not None:
         request = _request(session, prompt, settings)
         k = min(case.k, engine.max_draft_tokens)
-        return lambda position: measure_tie(engine, request, expected, found, position, k), ""
+        dtype = session.running.dtype
+        return lambda position: measure_tie(engine, request, expected, found, position, k, dtype=dtype), ""
     if suite.capabilities is None or "logprobs" not in suite.capabilities.sampling:
         return None, "The engine gives neither logits nor log-probabilities: a near tie cannot be claimed."
     if settings.get("temperature"):

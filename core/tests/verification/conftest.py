@@ -22,7 +22,15 @@ def data_home(monkeypatch, tmp_path):
 def broken(monkeypatch):
     """Give the reference engine a defect."""
 
+    running = ReferenceEngine.running
+
     def put(sequence_class):
         monkeypatch.setattr(ReferenceEngine, "sequence_class", sequence_class)
+        if dtype := getattr(sequence_class, "dtype", None):
+
+            def told(self, request):
+                return running(self, request).model_copy(update={"dtype": dtype})
+
+            monkeypatch.setattr(ReferenceEngine, "running", told)
 
     return put

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 from polydraft.contract import Proposal, Step
 from polydraft_reference.engine import ReferenceSequence
 
@@ -27,6 +28,8 @@ class NearlyTied(ReferenceSequence):
     The logit of a token that is never chosen moves more than that: the noise.
     """
 
+    dtype = "bfloat16"
+
     def choose(self, logits, token_ids, chooser, keep_logits):
         logits = logits.copy()
         logits[:, 0] += 0.3 * (len(token_ids) > 1)
@@ -35,6 +38,22 @@ class NearlyTied(ReferenceSequence):
             if row[first] - row[second] < 0.2:
                 row[first] = row[second] + (1e-3 if len(token_ids) == 1 else -1e-3)
         return super().choose(logits, token_ids, chooser, keep_logits)
+
+
+class WrongBlocks(ReferenceSequence):
+    """Rows of larger steps are far off, with a drafter and without one."""
+
+    def choose(self, logits, token_ids, chooser, keep_logits):
+        if len(token_ids) > 1:
+            random = np.random.default_rng(self.length)
+            logits = (logits + 2 * random.standard_normal(logits.shape)).astype(np.float32)
+        return super().choose(logits, token_ids, chooser, keep_logits)
+
+
+class WrongBlocksInLowPrecision(WrongBlocks):
+    """The same, in a dtype that rounds coarsely."""
+
+    dtype = "bfloat16"
 
 
 class Slow(ReferenceSequence):

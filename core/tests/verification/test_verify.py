@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polydraft
 import pytest
-from defects import NearlyTied, Silent, Slow, Unverified
+from defects import NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft.verification import run
 from polydraft.verification.command import verify
@@ -59,6 +59,16 @@ def test_a_tie_that_flips_without_a_drafter_too_is_a_near_tie(broken):
     assert found.passes
     tie = next(case.judgement.tie for case in found.cases if case.judgement.verdict == "NEAR_TIE")
     assert abs(tie.margin) <= 2 * tie.noise
+
+
+@pytest.mark.parametrize("defect", [WrongBlocks, WrongBlocksInLowPrecision])
+def test_wrong_blocks_are_no_excuse_for_themselves(broken, defect):
+    """The control without a drafter flips as well, and the "noise" is large: rounding does not explain it."""
+    broken(defect)
+    found = verify("builtin:toy", keep=False, **TOY)
+    assert found.verdict == "DIVERGED"
+    reasons = [case.judgement.reason for case in found.cases if case.judgement.verdict == "DIVERGED"]
+    assert all("positions or masks within a step are wrong" in reason for reason in reasons)
 
 
 def test_bitwise_sessions_have_no_near_ties(broken):

@@ -269,7 +269,7 @@ class _Check:
                 max_total_tokens=running.context_length,
             )
             k = running.num_speculative_tokens
-            return measure_tie(session.engine, request, pair[0], pair[1], position, k)
+            return measure_tie(session.engine, request, pair[0], pair[1], position, k, dtype=running.dtype)
         if not planned.sampling and "logprobs" in self.capabilities.sampling:
             return tie_from_logprobs(session, plain.prompt_token_ids, pair[0], pair[1], position)
         return None

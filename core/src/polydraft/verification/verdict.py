@@ -39,6 +39,14 @@ class Tie(Record):
         description="Largest difference of one logit between plain decoding and the control, at other positions; "
         "None: there was no other position."
     )
+    steps: float | None = Field(
+        default=None,
+        description="Largest difference of one raw logit between steps of one token and of k+1, at a few positions.",
+    )
+    rounding: float | None = Field(
+        default=None,
+        description="What rounding explains of ``steps``, by the dtype and by fresh prefills; None: not measured.",
+    )
     cut: bool = Field(
         default=False,
         description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
@@ -49,7 +57,7 @@ class Tie(Record):
         "tokens, once for each place of the position in its block (whole engines: in one prefill)."
     )
 
-    @field_validator("values", "margin", "noise", mode="before")
+    @field_validator("values", "margin", "noise", "steps", "rounding", mode="before")
     @classmethod
     def _finite(cls, value: Any) -> Any:
         """Infinities and NaN say nothing, and are no JSON."""
@@ -129,6 +137,11 @@ def _fault(tie: Tie, other: int) -> str:
         return "One of the two tokens has no finite logit in plain decoding."
     if tie.margin is None:
         return "The other token is not among the best ones that the engine reports, so it was far behind."
+    if tie.steps is not None and tie.rounding is not None and tie.steps > tie.rounding:
+        return (
+            f"Logits of steps of several tokens are {tie.steps:.3g} off those of single steps, more than rounding "
+            f"explains ({tie.rounding:.3g}): positions or masks within a step are wrong."
+        )
     if tie.noise is None:
         return "There is no other position to measure the numeric noise at."
     if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
