@@ -36,6 +36,17 @@ def test_command_says_what_is_wrong(tmp_path, capsys, data):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_an_old_layout_is_read_alike(gguf, changed):
+    """``global_head_dim`` and ``num_global_key_value_heads``, before configs had numbers by layer."""
+
+    def older(config):
+        del config["per_layer_config"]
+        config.update(global_head_dim=64, num_global_key_value_heads=1)
+
+    new, old = (read_header(file).metadata for file in (gguf("tiny-31b"), changed("tiny-31b", older)))
+    assert {**new, "general.name": ""} == {**old, "general.name": ""}
+
+
 def copy(data, tmp_path, name="tiny-llama"):
     return shutil.copytree(data / name, tmp_path / "copy")
 
@@ -51,6 +62,7 @@ def edit(file, **changes):
     [
         ("config.json", {"architectures": ["BertModel"]}, "BertModel"),
         ("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "scales its rotary"),
+        ("config.json", {"hidden_act": "gelu"}, "activation is gelu"),
         ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "normalizes"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Split"}}, "does not split text"),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
@@ -63,6 +75,34 @@ def test_what_is_not_written(data, tmp_path, file, changes, said):
         convert(folder, tmp_path / "m.gguf")
     with pytest.raises(UnsupportedError, match=said):
         polydraft.load(folder, backend="llama_cpp", drafter="ngram")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tie_word_embeddings": False}, "not tied"),
+        ({"hidden_activation": "silu"}, "activation is silu"),
+        ({"use_bidirectional_attention": "all"}, "later tokens"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}},
+            "full layers is of type yarn",
+        ),
+        ({"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "sliding layers"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise(data, tmp_path, changes, said):
+    folder = copy(data, tmp_path, "tiny-e2b")
+    edit(folder / "config.json", **changes)
+    with pytest.raises(UnsupportedError, match=said):
+        convert(folder, tmp_path / "m.gguf")
+
+
+def test_added_tokens_with_options(data, tmp_path):
+    folder = copy(data, tmp_path)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    edit(folder / "tokenizer.json", added_tokens=[{**tokens[0], "lstrip": True}, *tokens[1:]])
+    with pytest.raises(UnsupportedError, match="added tokens"):
+        convert(folder, tmp_path / "m.gguf")
 
 
 def test_a_damaged_checkpoint(data, tmp_path):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 
-__all__ = ["add_metadata", "architecture", "extra_tensors", "tensor_name"]
+__all__ = ["add_metadata", "architecture", "extra_tensors", "tensor_name", "unknown"]
 
 _UNROTATED = 1e30
 """A wavelength that turns nothing: how llama.cpp leaves part of a head unrotated."""
@@ -27,6 +27,27 @@ _OWN_NAMES = {
 def architecture(checkpoint: Checkpoint) -> str:
     """The name by which llama.cpp knows it."""
     return "gemma4-assistant" if "backbone_hidden_size" in checkpoint.config else "gemma4"
+
+
+def unknown(checkpoint: Checkpoint) -> str:
+    """What of the config llama.cpp would compute otherwise, part of a sentence; empty if nothing."""
+    text = checkpoint.text
+    if text.get("tie_word_embeddings") is False or checkpoint.config.get("tie_word_embeddings") is False:
+        return "its head is not tied to its embedding"
+    if text.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        return f"its activation is {text['hidden_activation']}"
+    if text.get("use_bidirectional_attention") == "all":
+        return "it attends to later tokens"
+    rope = text.get("rope_parameters") or {}
+    for kind, known in (("full_attention", "proportional"), ("sliding_attention", "default")):
+        found = rope.get(kind) or {}
+        if found.get("rope_type", known) != known or (
+            known == "default" and found.get("partial_rotary_factor", 1) != 1
+        ):
+            return (
+                f"its rotary embedding of {kind.replace('_attention', '')} layers is of type {found.get('rope_type')}"
+            )
+    return ""
 
 
 def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,17 @@ import numpy.typing as npt
 
 from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 
-__all__ = ["add_metadata", "arranged", "tensor_name"]
+__all__ = ["add_metadata", "arranged", "tensor_name", "unknown"]
+
+
+def unknown(checkpoint: Checkpoint) -> str:
+    """What of the config llama.cpp would compute otherwise, part of a sentence; empty if nothing."""
+    text = checkpoint.text
+    if (text.get("rope_scaling") or (text.get("rope_parameters") or {}).get("rope_type")) not in {None, "default"}:
+        return "it scales its rotary embedding"
+    if text.get("hidden_act", "silu") != "silu":
+        return f"its activation is {text['hidden_act']}"
+    return ""
 
 
 def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:

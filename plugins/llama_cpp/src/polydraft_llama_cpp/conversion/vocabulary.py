@@ -10,6 +10,9 @@ from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 
 __all__ = ["add_vocabulary", "unknown_tokenizer"]
 
+_OPTIONS = ("byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
+_ADDED_OPTIONS = ("lstrip", "rstrip", "single_word")
+
 
 def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
     """Why a tokenizer cannot be written, part of a sentence; empty if it can.
@@ -24,8 +27,10 @@ def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
         return "its tokenizer normalizes text"
     if splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True) or splitter.get("add_prefix_space"):
         return "its tokenizer does not split text as GPT-2's does"
-    if any(model.get(name) for name in ("byte_fallback", "ignore_merges", "continuing_subword_prefix")):
+    if any(model.get(name) for name in _OPTIONS):
         return "its BPE has options that GPT-2's has not"
+    if any(token.get(name) for token in tokenizer.get("added_tokens") or () for name in _ADDED_OPTIONS):
+        return "its added tokens take spaces beside them along, or stand for whole words only"
     return ""
 
 

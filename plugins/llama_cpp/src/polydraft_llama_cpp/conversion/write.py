@@ -44,10 +44,8 @@ def why_not(checkpoint: Checkpoint) -> str:
         return (
             f"{checkpoint.folder.name} is a {name or 'model of unknown architecture'}; {', '.join(_KNOWN)} are known."
         )
-    scaled = checkpoint.text.get("rope_scaling") or (checkpoint.text.get("rope_parameters") or {}).get("rope_type")
-    if name == "LlamaForCausalLM" and scaled not in {None, "default"}:
-        return f"{checkpoint.folder.name} scales its rotary embedding, which is not written here."
-    reason = unknown_tokenizer(checkpoint.tokenizer)
+    family = llama if name == "LlamaForCausalLM" else gemma4
+    reason = family.unknown(checkpoint) or unknown_tokenizer(checkpoint.tokenizer)
     return f"{checkpoint.folder.name} cannot be written as GGUF here: {reason}." if reason else ""
 
 
