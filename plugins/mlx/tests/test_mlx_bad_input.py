@@ -63,6 +63,35 @@ def test_an_architecture_that_mlx_lm_does_not_know(copy_of):
         load(copy_of("tiny-llama", model_type="llama9"), drafter="ngram")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot load"),
+        ({"num_kv_shared_layers": 99}, "cannot load"),
+        ({"num_attention_heads": 0}, "cannot load"),
+        ({"hidden_activation": "relu"}, "relu"),
+    ],
+    ids=str,
+)
+def test_a_target_that_mlx_lm_was_not_written_for(change, words, copy_of):
+    with pytest.raises(ModelFormatError, match=words):
+        load(copy_of("tiny-e2b", **change), drafter="ngram")
+
+
+def test_a_checkpoint_without_a_tokenizer(copy_of):
+    folder = copy_of("tiny-e2b")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with load(folder, drafter="builtin:tiny-e2b-assistant") as session:
+        assert len(session.generate([2, 300], max_new_tokens=4, ignore_eos=True).token_ids) == 4
+        assert any("no tokenizer" in note for note in session.running.notes)
+        with pytest.raises(UnsupportedError, match="tokenizer"):
+            session.generate("text")
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelFormatError, match="tokenizer"):
+        load(folder, drafter="ngram")
+
+
 def test_layers_that_cannot_be_rolled_back(copy_of):
     from polydraft_mlx.decoder import Decoder
 
@@ -95,6 +124,30 @@ def test_a_drafter_whose_packing_is_unknown(copy_of):
         load(drafter=folder)
 
 
+def test_a_drafter_of_an_unknown_dtype(copy_of):
+    folder = copy_of("tiny-e2b-assistant")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole.replace(b'"BF16"', b'"BF99"', 1))
+    with pytest.raises(ModelFormatError, match="BF99"):
+        load(drafter=folder)
+
+
+def test_a_centroid_head_with_ids_of_no_tokens(copy_of):
+    """MLX looks up any number, and ends the process where there is no such row."""
+    folder = copy_of("tiny-e2b-assistant")
+    weights = mx.load(str(folder / "model.safetensors"))
+    weights["masked_embedding.token_ordering"] += 10**6
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    with pytest.raises(ModelFormatError, match="token_ordering"):
+        load(drafter=folder)
+
+
+@pytest.mark.parametrize("best", [0, 10**6])
+def test_a_centroid_head_that_chooses_too_many(best, copy_of):
+    with pytest.raises(ModelFormatError, match="centroid_intermediate_top_k"):
+        load(drafter=copy_of("tiny-e2b-assistant", centroid_intermediate_top_k=best))
+
+
 def test_a_drafter_for_another_target():
     with pytest.raises(PairMismatchError):
         load(drafter="builtin:tiny-31b-assistant")
@@ -108,6 +161,11 @@ def test_a_context_longer_than_memory(copy_of):
     with load(folder, drafter="ngram") as session:  # its own context is as long, but was not asked for
         assert 256 < session.running.context_length < 10**12
         assert any("shortened" in note for note in session.running.notes)
+
+
+def test_a_chunk_is_no_longer_than_the_context():
+    with load(engine_options={"prefill_chunk_size": 10**9}) as session:
+        assert session.running.context_length > 256
 
 
 @pytest.mark.parametrize(

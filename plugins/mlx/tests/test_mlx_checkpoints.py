@@ -160,6 +160,30 @@ def test_a_quantized_drafter(name, given, copy_of):
     assert found.stats.num_accepted_tokens >= original.stats.num_accepted_tokens // 2 > 0
 
 
+@pytest.mark.parametrize("size", [900, 2500])
+def test_a_draft_model_padded_to_another_size(size, copy_of):
+    """Ids that one of the two models has no rows for are neither drafted nor looked up."""
+    folder = copy_of("tiny-llama-draft", vocab_size=size)
+    weights = mx.load(str(folder / "model.safetensors"))
+    for name, value in weights.items():
+        if value.shape[0] == 2048:
+            again = mx.broadcast_to(value[:1] * 2, (max(size - 2048, 0), value.shape[1]))
+            weights[name] = mx.concatenate([value, again])[:size]
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+    prompt = [2, 300, 1990, 2047, 302]
+    with polydraft.load("builtin:tiny-llama", drafter=folder, backend="mlx", dtype="float32", device="cpu") as session:
+        for given in (
+            {},
+            {"temperature": 1.5, "seed": 3},
+            {"repetition_penalty": 1.2, "banned_token_ids": [1990]},
+            {"forced_token_ids": {3: 1999}, "logit_bias": {2000: 5.0}},
+        ):
+            settings = {"max_new_tokens": 32, "ignore_eos": True, **given}
+            speculative = session.generate(prompt, **settings)
+            assert speculative.token_ids == session.generate(prompt, speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
 def test_a_gemma_without_drafter_speculates_with_ngrams(copy_of):
     folder = copy_of("tiny-e2b", folder="alone")
     shutil.rmtree(folder.parent / "tiny-e2b", ignore_errors=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx_lm.models import gemma4_text
 
@@ -35,6 +36,14 @@ class _Centroids(nn.Module):  # type: ignore[misc]
         self.token_ordering = mx.zeros((vocab_size,), dtype=mx.int32)
         self._clusters = clusters
         self._best = best
+        if not 0 < best <= clusters:
+            raise ValueError(f"centroid_intermediate_top_k is {best}, and num_centroids {clusters}")
+
+    def check(self) -> None:
+        """See ``Assistant.check_ordering``."""
+        stored, vocab_size = np.array(self.token_ordering), self.token_ordering.size
+        if stored.min() < 0 or stored.max() >= vocab_size:
+            raise ValueError(f"masked_embedding.token_ordering holds numbers that are no token ids below {vocab_size}")
 
     def __call__(self, row: mx.array) -> mx.array:
         """Ids of the tokens of the best clusters for a hidden row (1, hidden_size): (1, tokens)."""
@@ -87,6 +96,15 @@ class Assistant(nn.Module):  # type: ignore[misc]
             hidden, _, _ = layer(hidden, mask, None, shared_kv=(keys, values), offset=position)
         hidden = self.model.norm(hidden)
         return self._head(hidden[0]), self.post_projection(hidden)
+
+    def check_ordering(self) -> None:
+        """Check the ids that a centroid head gives to its tokens: MLX does not, and reads past the end of arrays.
+
+        Raises:
+            ValueError: They are not those of the vocabulary.
+        """
+        if self.masked_embedding is not None:
+            self.masked_embedding.check()
 
     def _head(self, row: mx.array) -> mx.array:
         table = self.lm_head if "lm_head" in self else self.model.embed_tokens

@@ -30,6 +30,8 @@ _GEMMA4_DEFAULTS: dict[str, Any] = {
     "vocab_size": 262144,
 }
 
+_ACTIVATION = "gelu_pytorch_tanh"
+
 
 def is_gemma4(config: Mapping[str, Any]) -> bool:
     """Whether the text model is a Gemma 4."""
@@ -67,6 +69,12 @@ def text_overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if text.get("use_bidirectional_attention") == "all":
         raise UnsupportedError(
             f"The attention of {name} is bidirectional.", "Choose a model that generates from left to right."
+        )
+    activation = text.get("hidden_activation") or _ACTIVATION
+    if activation != _ACTIVATION:
+        raise ModelFormatError(
+            f"The activation of {name} is {activation}, and mlx-lm computes {_ACTIVATION} in every Gemma 4.",
+            "Use a backend of Transformers or vLLM for this model.",
         )
     changed = {key: default for key, default in _GEMMA4_DEFAULTS.items() if key not in text}
     changed["layer_types"] = layer_types({"model_type": "gemma4_text", **text})

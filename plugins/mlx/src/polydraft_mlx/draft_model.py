@@ -17,14 +17,19 @@ __all__ = ["DraftModel"]
 class DraftModel:
     """The drafter's side of one sequence. It catches up on tokens that it has not run yet.
 
+    The same tokens may come with embeddings of two sizes, as sizes are padded. Ids that only the drafter has are never
+    drafted; for one that only the target has, the drafter runs its own last token.
+
     Args:
         decoder: The draft model.
         chunk: Tokens run in one forward while catching up.
+        vocab_size: The target's number of tokens.
     """
 
-    def __init__(self, decoder: Decoder, chunk: int) -> None:
+    def __init__(self, decoder: Decoder, chunk: int, vocab_size: int) -> None:
         self._decoder = decoder
         self._chunk = chunk
+        self._vocab_size = vocab_size
         self._cache = decoder.new_cache()
         self._run: list[int] = []
 
@@ -37,10 +42,12 @@ class DraftModel:
         if agreed < self._cache.length:
             self._cache.rollback(agreed)
         pending = list(token_ids[agreed:])
+        last = self._decoder.vocab_size - 1
+        known_to_it = [min(token, last) for token in pending]
         if len(pending) <= self._decoder.rows:
-            _, logits = self._decoder.step(self._cache, mx.array([pending]))
+            _, logits = self._decoder.step(self._cache, mx.array([known_to_it]))
         else:
-            _, logits = self._decoder.prefill(self._cache, pending, self._chunk)
+            _, logits = self._decoder.prefill(self._cache, known_to_it, self._chunk)
         self._run.extend(pending)
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
@@ -48,8 +55,9 @@ class DraftModel:
         for step in range(k):
             if step:
                 # The drafted token stays on the device: one wait at the end of k steps.
-                _, logits = self._decoder.step(self._cache, drafts[-1][None])
-            row = logits[-1:]
+                token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)  # a forced one
+                _, logits = self._decoder.step(self._cache, token[None])
+            row = self._as_wide_as_the_targets(logits[-1:])
             prefix = known if chooser.needs_prefix else None
             drafts.append(chooser.choose_draft(row, len(token_ids) + step, prefix))
             begin(drafts[-1])
@@ -60,6 +68,12 @@ class DraftModel:
         found: Any = mx.concatenate(drafts).tolist()
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
+
+    def _as_wide_as_the_targets(self, row: mx.array) -> mx.array:
+        lacking = self._vocab_size - row.shape[1]
+        if lacking <= 0:
+            return row[:, : self._vocab_size] if lacking else row
+        return mx.pad(row, [(0, 0), (0, lacking)], constant_values=mx.array(-mx.inf, row.dtype))
 
     def _agreed(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens that were run stand in the sequence; at least one token is left to run."""

@@ -11,7 +11,7 @@ from mlx import nn
 from mlx_lm.utils import infer_quant_config
 from polydraft.checkpoints.safetensors import weight_files
 from polydraft.contract import ModelSource
-from polydraft.errors import ModelFormatError
+from polydraft.errors import ModelFormatError, PolydraftError
 
 from polydraft_mlx.assistant import Assistant
 
@@ -26,21 +26,25 @@ def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> A
     """
     config = source.config
     _check_quantization(config, source.id)
-    weights: dict[str, Any] = {}
-    for file in weight_files(path):
-        stored: Any = mx.load(str(file))
-        weights.update(stored)
-    if config.get("tie_word_embeddings", True):
-        weights.pop("lm_head.weight", None)
-    if (ordering := weights.get("masked_embedding.token_ordering")) is not None:
-        weights["masked_embedding.token_ordering"] = ordering.astype(mx.int32)
+    files = weight_files(path)
     try:
+        weights: dict[str, Any] = {}
+        for file in files:
+            stored: Any = mx.load(str(file))
+            weights.update(stored)
+        if config.get("tie_word_embeddings", True):
+            weights.pop("lm_head.weight", None)
+        if (ordering := weights.get("masked_embedding.token_ordering")) is not None:
+            weights["masked_embedding.token_ordering"] = ordering.astype(mx.int32)
         assistant = Assistant(config, source.id)
         if any(name.endswith(".scales") for name in weights):
             nn.quantize(assistant, class_predicate=lambda name, module: _packed(name, module, weights))
         assistant.eval()
         assistant.load_weights(list(weights.items()), strict=True)
-    except (ValueError, KeyError, TypeError) as error:
+        assistant.check_ordering()
+    except PolydraftError:
+        raise
+    except Exception as error:  # of any kind, where config and weights do not fit
         raise ModelFormatError(
             f"{source.id} is not an assistant as its config says: {in_one_line(error)}",
             "Download it again, or convert it again from the original.",

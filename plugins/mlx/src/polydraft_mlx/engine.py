@@ -100,7 +100,7 @@ class MlxEngine(SteppingEngine):
     def open_sequence(self) -> MlxSequence:
         """A sequence with buffers of its own."""
         drafter = self._drafter
-        side = DraftModel(drafter, self._chunk) if isinstance(drafter, Decoder) else drafter
+        side = DraftModel(drafter, self._chunk, self.target.vocab_size) if isinstance(drafter, Decoder) else drafter
         return MlxSequence(self._runtime, self.target, side, self._chunk)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from polydraft.checkpoints.config import eos_token_ids, text_config
 from polydraft.checkpoints.fetch import fetch
-from polydraft.contract import LoadRequest, ModelSource
+from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -19,6 +19,7 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.text.hub_tokenizer import HubTokenizer
+from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoTokenizer
 
 from polydraft_mlx.config import is_gemma4, overrides
@@ -33,6 +34,7 @@ from polydraft_mlx.runtime import Runtime, find_device, free_memory
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
+_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
 _DTYPES = {
     "float32": mx.float32,
     "float16": mx.float16,
@@ -90,7 +92,8 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         notes.append(quantized)
     if widened:
         notes.append("The experts run in float32: on the CPU, MLX has no other product of chosen experts.")
-    return MlxEngine(runtime, target, drafter, _tokenizer(target_path, request), request, context, notes)
+    tokenizer = _tokenizer(target_path, request, target.vocab_size)
+    return MlxEngine(runtime, target, drafter, tokenizer, request, context, notes)
 
 
 def _dtype(name: str) -> mx.Dtype | None:
@@ -110,7 +113,7 @@ def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtyp
             model_config=overrides(source.config, source.id),
             trust_remote_code=request.trust_remote_code,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, RuntimeError) as error:
+    except Exception as error:  # what mlx-lm meets in a config or file that it was not written for is of any kind
         raise ModelFormatError(
             f"mlx-lm cannot load {source.id}: {in_one_line(error)}",
             "Check that the checkpoint is complete, and its architecture and quantization known to mlx-lm.",
@@ -129,10 +132,19 @@ def _quantization(source: ModelSource) -> str:
     return f"The target is quantized: {found['bits']} bits ({mode}, groups of {found.get('group_size', 64)})."
 
 
-def _tokenizer(path: Path, request: LoadRequest) -> HubTokenizer:
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=request.trust_remote_code)
+def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     ends = eos_token_ids(request.target.config, path)
-    vocab_size = text_config(request.target.config).get("vocab_size")
+    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+        return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=request.trust_remote_code
+        )
+    except Exception as error:  # of huggingface_hub, of tokenizers, of the model's own code
+        raise ModelFormatError(
+            f"The tokenizer of {request.target.id} cannot be loaded: {in_one_line(error)}",
+            "Check that tokenizer.json is there and complete.",
+        ) from error
     return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
 
 
@@ -159,16 +171,17 @@ def _fit(
     weights = sum(int(array.nbytes) for model in models for _, array in tree_flatten(model.parameters()))
     free = free_memory(runtime.device)
     decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
-    growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + _scores(request, runtime)
-    fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
     wanted = request.context_length or own_context
+    scores = _scores(request, wanted, runtime)
+    growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + scores
+    fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
     left = free - weights - fixed
     fits = wanted if growing * wanted <= left else left // growing
     if fits < min(wanted, _LEAST_CONTEXT):
         raise OutOfMemoryError(
-            f"The weights need {_gib(weights)} and the sliding layers {_gib(fixed)}, and {runtime.name} has "
-            f"{_gib(free)} free.",
-            "Choose a smaller or a quantized model.",
+            f"The weights need {_gib(weights)}, the sliding layers {_gib(fixed)} and each token of context {growing} "
+            f"bytes, and {runtime.name} has {_gib(free)} free.",
+            "Give a smaller prefill_chunk_size." if scores > growing // 2 else "Choose a smaller or a quantized model.",
         )
     notes = [f"Weights take {_gib(weights)}, each token of context {growing} bytes, and the sliding layers {fixed}."]
     if fits < wanted:
@@ -182,16 +195,15 @@ def _fit(
     return int(fits), notes
 
 
-def _scores(request: LoadRequest, runtime: Runtime) -> int:
-    """Bytes a token of context that attention takes in a chunk of a prompt.
+def _scores(request: LoadRequest, context: int, runtime: Runtime) -> int:
+    """Bytes a token of context that attention takes in a chunk of a prompt, in a context of so many tokens.
 
     On the CPU MLX writes the scores of all heads down, and their softmax; on GPUs its kernel does not.
     """
     if runtime.name != "cpu":
         return 0
     heads = int(text_config(request.target.config).get("num_attention_heads") or 32)
-    chunk: int = request.engine_options.prefill_chunk_size
-    return 2 * 4 * heads * chunk
+    return 2 * 4 * heads * min(int(request.engine_options.prefill_chunk_size), context)
 
 
 def _gib(count: int) -> str:
