@@ -36,6 +36,7 @@ TARGET = [
     ("attention.sliding_window", 2**32 - 1),
     ("attention.layer_norm_rms_epsilon", NAN),
     ("attention.layer_norm_rms_epsilon", MINUS_ONE),
+    ("rope.dimension_count", 0),
     ("rope.dimension_count", 2),
     ("rope.dimension_count", 63),
     ("rope.dimension_count_swa", 512),

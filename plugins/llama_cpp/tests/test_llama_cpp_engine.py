@@ -136,6 +136,12 @@ def test_a_device_that_is_not_there(gguf):
         load(gguf("tiny-e2b"), "ngram", engine_options={"device_draft": "vulkan:9"}, num_speculative_tokens=2)
 
 
+@pytest.mark.parametrize("option", ["n_gpu_layers", "n_gpu_layers_draft"])
+def test_layers_for_a_gpu_that_is_not_used(gguf, option):
+    with pytest.raises(InvalidRequestError, match=f"{option} is 20, and the model runs on the CPU"):
+        load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={option: 20})
+
+
 def test_an_untested_version(gguf, monkeypatch):
     monkeypatch.setattr(bindings, "TESTED_FOR_MTP", ("0.0.1",))
     with pytest.raises(SpeculationUnavailableError, match=r"tested with llama-cpp-python 0\.0\.1") as error:

@@ -1,5 +1,6 @@
 """The backend llama-server: with the user's binary where there is one, else with a stand-in that says what it said."""
 
+import itertools
 import os
 import stat
 import sys
@@ -10,6 +11,8 @@ import polydraft
 import pytest
 from polydraft.errors import (
     BackendUnavailableError,
+    DeviceError,
+    InvalidRequestError,
     ModelFormatError,
     SpeculationUnavailableError,
     UnsupportedError,
@@ -78,6 +81,42 @@ def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):
     with load(gguf) as session:
         result = session.generate([2, 3, 4], max_new_tokens=10, stop_token_ids=[305])
         assert (result.finish_reason, result.token_ids) == ("stop", tuple(range(300, 306)))
+
+
+def flags(session):
+    """The command line of the server with the drafter."""
+    line = Path(f"/proc/{session.drafting_process}/cmdline").read_text().split("\0")
+    return {flag: value for flag, value in itertools.pairwise(line) if flag.startswith("--")}
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks at /proc")
+@pytest.mark.parametrize(
+    ("device", "runs_on", "own", "flash"),
+    [
+        ("auto", "cuda:0,cuda:1", None, "on"),
+        ("cuda:1", "cuda:1", "CUDA1", "on"),
+        ("cuda", "cuda:0", "CUDA0", "on"),
+        ("cpu", "cpu", "none", "off"),
+    ],
+)
+def test_devices(gguf, stand_in, device, runs_on, own, flash):
+    stand_in("gpu")
+    with polydraft.load(
+        gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device=device
+    ) as session:
+        assert session.running.device == runs_on
+        found = flags(session)
+    assert (found.get("--device"), found.get("--spec-draft-device"), found["--flash-attn"]) == (own, own, flash)
+
+
+def test_options_that_do_not_fit(gguf, stand_in):
+    stand_in("good")
+    with pytest.raises(DeviceError, match="cuda"):
+        polydraft.load(gguf("tiny-e2b"), backend="llama-server", drafter=None, device="cuda")
+    with pytest.raises(InvalidRequestError, match="runs on the CPU"):
+        load(gguf, engine_options={"n_gpu_layers": -1})
+    with pytest.raises(InvalidRequestError, match="n_batch"):
+        load(gguf, num_speculative_tokens=8, engine_options={"n_batch": 8})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 __all__ = [
     "TESTED_FOR_MTP",
     "Device",
+    "device_name",
     "devices",
     "extension",
     "library",
@@ -144,7 +145,7 @@ def devices() -> tuple[Device, ...]:
         memory(handle, ctypes.byref(free), ctypes.byref(total))
         found.append(
             Device(
-                "cpu" if is_cpu else _device_name(name(handle).decode()),
+                "cpu" if is_cpu else device_name(name(handle).decode()),
                 describe(handle).decode(),
                 int(handle),
                 free.value,
@@ -155,7 +156,7 @@ def devices() -> tuple[Device, ...]:
     return tuple(sorted(found, key=lambda device: not device.is_cpu))
 
 
-def _device_name(name: str) -> str:
+def device_name(name: str) -> str:
     """``CUDA0`` becomes ``cuda:0``; Metal's ``MTL0`` and ``Metal`` become ``mps``."""
     kind = name.rstrip("0123456789")
     if kind.lower() in {"mtl", "metal"}:

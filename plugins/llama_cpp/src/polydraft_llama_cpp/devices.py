@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from polydraft.errors import DeviceError
+from polydraft.errors import DeviceError, InvalidRequestError
 
 from polydraft_llama_cpp.bindings import Device, devices
 
-__all__ = ["find_device", "usual_threads"]
+__all__ = ["check_layers", "find_device", "usual_threads"]
 
 
 def find_device(name: str) -> Device | None:
@@ -28,6 +28,19 @@ def find_device(name: str) -> Device | None:
         f"{', '.join(device.name for device in found)}.",
         "For a GPU build it with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: -DGGML_VULKAN=on).",
     )
+
+
+def check_layers(option: str, layers: int | None, *, on_gpu: bool) -> None:
+    """Layers for a GPU where none is used would be a wish that nobody hears.
+
+    Raises:
+        InvalidRequestError: Layers were given, and the model runs on the CPU.
+    """
+    if layers and not on_gpu:
+        raise InvalidRequestError(
+            f"{option} is {layers}, and the model runs on the CPU.",
+            "Leave it out; for a GPU use a build of llama.cpp for it (`polydraft doctor` tells what this one sees).",
+        )
 
 
 def usual_threads() -> int:

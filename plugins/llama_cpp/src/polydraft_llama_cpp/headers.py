@@ -81,5 +81,5 @@ def _gemma4(architecture: str, number: Callable[..., int], layers: int) -> Itera
         if keys != values:  # llama_model_gemma4::graph
             yield f"its keys have length {keys}, its values {values}"
         rotated = number(f"rope.dimension_count{kind}", number("rope.dimension_count", keys))
-        if rotated % 2 or rotated > keys:  # ggml_compute_forward_rope
+        if rotated < 1 or rotated % 2 or rotated > keys:  # ggml_compute_forward_rope
             yield f"it rotates {rotated} of {keys} numbers of a key"

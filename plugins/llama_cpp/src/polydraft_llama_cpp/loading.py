@@ -17,7 +17,7 @@ from polydraft.errors import (
 
 from polydraft_llama_cpp.bindings import Device, devices, missing_for_mtp
 from polydraft_llama_cpp.context import Context, ContextSettings
-from polydraft_llama_cpp.devices import find_device, usual_threads
+from polydraft_llama_cpp.devices import check_layers, find_device, usual_threads
 from polydraft_llama_cpp.draft_model import DraftModel
 from polydraft_llama_cpp.engine import LlamaCppEngine, Loaded
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
@@ -59,6 +59,9 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
     device = find_device(request.device)
     draft_device = find_device(options.device_draft) if options.device_draft else device
     on_gpu = device is None or not device.is_cpu
+    check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
+    drafts_on_gpu = draft_device is None or not draft_device.is_cpu
+    check_layers("n_gpu_layers_draft", options.n_gpu_layers_draft, on_gpu=drafts_on_gpu)
     if request.exactness == "bitwise" and on_gpu:
         raise UnsupportedError(
             "exactness='bitwise' has been measured with llama.cpp on the CPU only.", "Use device='cpu'."

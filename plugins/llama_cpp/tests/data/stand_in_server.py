@@ -1,8 +1,8 @@
 """NOT llama-server: a stand-in for tests where no binary is. It says what the real one (0c1e57098) said, or misbehaves.
 
 ``STAND_IN`` chooses: ``good``, ``silent`` (loads the drafter, drafts nothing), ``old`` (flags of 2025), ``crash`` (ends
-while it loads), ``other`` (another program). Its answers are tokens 300, 301, ...: rounds of 1, then of 3 (2 of 4
-drafts accepted), with the timings' fields as recorded.
+while it loads), ``other`` (another program), ``gpu`` (lists two). Its answers are tokens 300, 301, ...: rounds of 1,
+then of 3 (2 of 4 drafts accepted), with the timings' fields as recorded.
 """
 
 import json
@@ -17,6 +17,10 @@ HELP = """--ctx-size N
 --spec-draft-model, -md, --model-draft FNAME
 --spec-draft-n-max N
 --spec-type none,draft-simple,draft-eagle3,draft-mtp
+"""
+GPUS = """  BLAS: OpenBLAS (0 MiB, 0 MiB free)
+  CUDA0: NVIDIA H100 80GB HBM3 (81079 MiB, 80550 MiB free)
+  CUDA1: NVIDIA H100 80GB HBM3 (81079 MiB, 80550 MiB free)
 """
 
 
@@ -64,6 +68,8 @@ if __name__ == "__main__":
         print("something else 1.0" if MODE == "other" else "version: 0.0.0 (stand-in, not llama-server)")
     elif "--help" in sys.argv:
         print(HELP.replace("--spec-draft-n-max", "--draft-max") if MODE == "old" else HELP)
+    elif "--list-devices" in sys.argv:
+        print("Available devices:\n" + (GPUS if MODE == "gpu" else "  (none)"))
     elif MODE == "crash":
         sys.exit("error loading model: unknown model architecture")
     else:

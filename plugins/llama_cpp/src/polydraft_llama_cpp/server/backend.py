@@ -57,6 +57,7 @@ class LlamaServerBackend(SpeculativeBackend):
         remedy = f"Set {programs.VARIABLE} to the path of llama-server, or to the URL of a running one."
         if place is None:
             return Diagnosis(usable=False, reason="No llama-server was found.", remedy=remedy)
+        devices: list[str] = []
         if programs.is_url(place):
             version, note = "unknown", f"The server at {place}."
         else:
@@ -64,11 +65,11 @@ class LlamaServerBackend(SpeculativeBackend):
                 found = programs.program(place)
             except BackendUnavailableError as error:
                 return Diagnosis(usable=False, reason=error.message, remedy=remedy)
-            version, note = found.version, found.path
+            version, note, devices = found.version, found.path, list(found.devices)
         return Diagnosis(
             usable=True,
             engine_version=version,
-            devices=(DeviceRecord(name="cpu", description="CPU"),),
+            devices=tuple(DeviceRecord(name=name) for name in ("cpu", *devices)),
             notes=(note,),
             rank=20,
         )

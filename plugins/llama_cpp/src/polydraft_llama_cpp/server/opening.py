@@ -6,9 +6,15 @@ from contextlib import ExitStack
 from functools import partial
 
 from polydraft.contract import Capabilities, LoadRequest, RunningInfo
-from polydraft.errors import BackendUnavailableError, ContextLengthError, SpeculationUnavailableError, UnsupportedError
+from polydraft.errors import (
+    BackendUnavailableError,
+    ContextLengthError,
+    InvalidRequestError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
 
-from polydraft_llama_cpp.devices import usual_threads
+from polydraft_llama_cpp.devices import check_layers, usual_threads
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
 from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.server import program as programs
@@ -31,13 +37,19 @@ def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServe
         PairMismatchError: The pair does not fit.
         ModelFormatError: A file is damaged, or the server does not take it.
         ContextLengthError: The context is longer than the model's.
+        DeviceError: The program does not see the device.
+        InvalidRequestError: An option does not fit the others.
     """
     place = programs.find()
     if place is None:
         raise BackendUnavailableError("No llama-server was found.", f"Set {programs.VARIABLE} to its path.")
     options: LlamaServerOptions = request.engine_options or LlamaServerOptions()
+    kind, k = request.plan.kind, request.plan.num_speculative_tokens
+    if kind is not None and options.n_batch < k + 1:
+        raise InvalidRequestError(
+            f"n_batch is {options.n_batch}, and a step verifies {k + 1} tokens.", f"Give at least n_batch={k + 1}."
+        )
     target, drafter = fetch_pair(request)
-    kind = request.plan.kind
     own = int(target.header.of_architecture("context_length") or _USUAL_CONTEXT)
     length = request.context_length or min(own, _USUAL_CONTEXT)
     if length > own:
@@ -54,16 +66,20 @@ def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServe
             properties = client.get("/props")
             length = min(length, int(properties["default_generation_settings"]["n_ctx"]))
             version = str(properties.get("build_info", "unknown"))
+            device = "the server's"
             _check_vocabulary(client, vocabulary)
         else:
             found = programs.program(place)
             version = found.version
             if kind is not None:
                 found.check_drafter(kind)
+            own_device = found.device(request.device)
+            used = [name for name, own in found.devices.items() if own_device in {None, own}]
+            device = ",".join(used) or "cpu"
             command = _command(found, target, length, request, options)
             if kind is not None:
                 plain = partial(ServerProcess, command, options.start_seconds)
-                command = [*command, *_drafting(request, drafter, options, target)]
+                command = [*command, *_drafting(request, drafter, options, target, own_device)]
             process = ServerProcess(command, options.start_seconds)
             undo.callback(process.close)
             owned.append(process)
@@ -86,7 +102,7 @@ def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServe
             method=kind,
             num_speculative_tokens=request.plan.num_speculative_tokens if kind else 0,
             dtype=target.dtype,
-            device="cpu" if request.device == "auto" else request.device,
+            device=device,
             context_length=length,
             concurrency="serial",
             speculation_off=request.plan.off,
@@ -101,8 +117,12 @@ def _command(
     found: programs.Program, target: GgufFile, length: int, request: LoadRequest, options: LlamaServerOptions
 ) -> list[str]:
     k = request.plan.num_speculative_tokens
-    types = _cache_types(target, options)
-    flash = "off" if options.flash_attn == "auto" and request.device in {"cpu", "auto"} else options.flash_attn
+    types, device = _cache_types(target, options), found.device(request.device)
+    # Never the server's own "auto": it may choose otherwise for the drafter, whose drafts are then hardly accepted.
+    on_gpu = bool(found.devices) if device is None else device != "none"
+    check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
+    wanted = on_gpu or types[1] not in {"f32", "f16", "bf16"}
+    flash = ("on" if wanted else "off") if options.flash_attn == "auto" else options.flash_attn
     command = [found.path, "--model", str(target.path), "--ctx-size", str(length + k + 2), "--parallel", "1"]
     command += ["--batch-size", str(options.n_batch), "--ubatch-size", str(options.n_batch)]
     command += ["--cache-type-k", types[0], "--cache-type-v", types[1], "--flash-attn", flash]
@@ -110,8 +130,8 @@ def _command(
         if found.has(flag):
             command.append(flag)
             break
-    if request.device == "cpu":
-        command += ["--device", "none"]
+    if device is not None:
+        command += ["--device", device]
     # Said always: more threads than cores that are free make the server wait at every operation.
     command += ["--threads", str(options.threads or usual_threads())]
     if options.n_gpu_layers is not None:
@@ -120,7 +140,11 @@ def _command(
 
 
 def _drafting(
-    request: LoadRequest, drafter: GgufFile | None, options: LlamaServerOptions, target: GgufFile
+    request: LoadRequest,
+    drafter: GgufFile | None,
+    options: LlamaServerOptions,
+    target: GgufFile,
+    device: str | None,
 ) -> list[str]:
     assert drafter is not None
     assert request.plan.kind is not None
@@ -130,8 +154,8 @@ def _drafting(
         *("--spec-type", programs.SPEC_TYPES[request.plan.kind]),
         *("--spec-draft-n-max", str(request.plan.num_speculative_tokens)),
         *("--spec-draft-type-k", types[0], "--spec-draft-type-v", types[1]),
-        *("--spec-draft-device", "none"),
-    ][: None if request.device == "cpu" else -2]
+        *(("--spec-draft-device", device) if device is not None else ()),
+    ]
 
 
 def _cache_types(target: GgufFile, options: LlamaServerOptions) -> tuple[str, str]:

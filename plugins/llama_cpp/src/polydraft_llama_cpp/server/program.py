@@ -6,10 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
-from polydraft.errors import BackendUnavailableError, SpeculationUnavailableError
+from polydraft.errors import BackendUnavailableError, DeviceError, SpeculationUnavailableError
+
+from polydraft_llama_cpp.bindings import device_name
 
 __all__ = ["VARIABLE", "Program", "find", "is_url", "program"]
 
@@ -17,6 +20,8 @@ VARIABLE = "POLYDRAFT_LLAMA_SERVER"
 """Path of the program, or the URL of a running server."""
 SPEC_TYPES = {"mtp": "draft-mtp", "draft-model": "draft-simple"}
 _NEEDED = ("--spec-draft-model", "--spec-draft-n-max", "--spec-type")
+_DEVICE = re.compile(r"^  ([A-Za-z]+\d+): .* MiB free\)$", re.MULTILINE)
+"""A line of ``--list-devices``; what has no number is no GPU (BLAS)."""
 _SECONDS = 60
 
 
@@ -27,6 +32,26 @@ class Program:
     path: str
     version: str
     help: str
+    devices: Mapping[str, str] = field(default_factory=dict)
+    """The GPUs that it sees, by polydraft's names (``cuda:0``), with its own (``CUDA0``)."""
+
+    def device(self, name: str) -> str | None:
+        """Its own word for a device, ``none`` for the CPU; None for ``auto``, which is its own choice.
+
+        Raises:
+            DeviceError: It sees no such device.
+        """
+        if name == "auto":
+            return None
+        if name == "cpu":
+            return "none"
+        for known, own in self.devices.items():
+            if name in {known, known.removesuffix(":0")}:
+                return own
+        raise DeviceError(
+            f"The device {name} was asked for, and {self.path} sees: {', '.join(['cpu', *self.devices])}.",
+            "Use a llama-server that was built for it.",
+        )
 
     def check_drafter(self, kind: str) -> None:
         """Check that this version can run a drafter of a kind.
@@ -60,19 +85,19 @@ def is_url(place: str) -> bool:
 
 @cache
 def program(path: str) -> Program:
-    """Ask a program for its version and flags.
+    """Ask a program for its version, flags and devices.
 
     Raises:
         BackendUnavailableError: It cannot be started, or is no llama-server.
     """
-    said = [_run(path, flag) for flag in ("--version", "--help")]
+    said = [_run(path, flag) for flag in ("--version", "--help", "--list-devices")]
     version = re.search(r"version:\s*(\S.*)", said[0])
     if version is None or "--ctx-size" not in said[1]:
         raise BackendUnavailableError(
             f"{path} is no llama-server: it says {said[0].strip()[:80]!r} of its version.",
             f"Set {VARIABLE} to the path of llama-server, or to the URL of a running one.",
         )
-    return Program(path, version[1].strip(), said[1])
+    return Program(path, version[1].strip(), said[1], {device_name(own): own for own in _DEVICE.findall(said[2])})
 
 
 def _run(path: str, flag: str) -> str:
