@@ -87,7 +87,7 @@ def test_the_page_is_whole(folder):
     assert "@import" not in page
     assert "http" not in page
     text = " ".join(parser.texts)
-    assert "Of 4 runs, 2 conform, 1 fail, 1 cannot run where they were tried." in " ".join(text.split())
+    assert "Of 4 runs, 2 conform, 1 fails, 1 cannot run where it was tried." in " ".join(text.split())
     assert "It needs a <GPU>." in text
 
 
@@ -118,7 +118,7 @@ def test_near_ties_are_counted_apart(folder):
         assert "polydraft-reference" in tie["of"]
         assert "bfloat16, cpu" in tie["of"]
     markdown = (folder / "low-precision" / "conformance-report.md").read_text("utf-8")
-    assert "near ties)" in markdown
+    assert re.search(r"near ties?\)", markdown)
     assert "## Near ties" in markdown
 
 

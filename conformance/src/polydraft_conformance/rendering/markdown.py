@@ -86,7 +86,7 @@ def _cell(rows: list[dict[str, Any]]) -> str:
         elif counts[status]:
             parts.append(f"{SIGNS[status]} {counts[status]}")
     near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in rows)
-    return ", ".join(parts) + (f" ({near_ties} near ties)" if near_ties else "")
+    return ", ".join(parts) + (f" ({near_ties} near {'tie' if near_ties == 1 else 'ties'})" if near_ties else "")
 
 
 def _acceptance_table(entries: list[dict[str, Any]]) -> list[str]:

@@ -26,6 +26,8 @@ _WORDS = {
     "not-claimed": "not claimed",
     "cannot-install": "cannot run here",
 }
+_MANY = {"pass": "pass", "fail": "fail", "follows": "follow from another failure"}
+"""The words after a number other than 1, where they differ."""
 _MARKS = {"pass": "✓", "fail": "✗", "follows": "↳", "excluded": "○", "not-claimed": "·", "cannot-install": "∅", "": ""}
 _VERDICTS = ("EXACT", "NEAR_TIE", "DIVERGED")
 
@@ -67,12 +69,16 @@ def to_page(reports: Sequence[Mapping[str, Any]]) -> str:
 def _lead(reports: Sequence[Mapping[str, Any]]) -> str:
     """One sentence that says how it stands."""
     statuses = Counter(data["status"] for data in reports)
-    said = {"pass": "conform", "fail": "fail", "cannot-install": "cannot run where they were tried"}
+    one = {"pass": "conforms", "fail": "fails", "cannot-install": "cannot run where it was tried"}
+    many = {"pass": "conform", "fail": "fail", "cannot-install": "cannot run where they were tried"}
     if len(reports) == 1:
         name, status = escape(reports[0]["backend"]["name"]), reports[0]["status"]
-        one = {"pass": "conforms", "fail": "fails", "cannot-install": "cannot run where it was tried"}
         return f"<b>{name}</b> {one[status]}. {_promise()}"
-    parts = [f"<b>{statuses[status]}</b> {words}" for status, words in said.items() if statuses[status]]
+    parts = [
+        f"<b>{statuses[status]}</b> {(one if statuses[status] == 1 else many)[status]}"
+        for status in one
+        if statuses[status]
+    ]
     return f"Of {len(reports)} runs, {', '.join(parts)}. {_promise()}"
 
 
@@ -81,6 +87,11 @@ def _promise() -> str:
         "Speculation must not change the output: every output with speculation was compared with plain decoding on the "
         "same engine, token by token."
     )
+
+
+def _counted(count: int, status: str) -> str:
+    """``1 fails``, ``2 fail``."""
+    return f"{count} {_WORDS[status] if count == 1 else _MANY.get(status, _WORDS[status])}"
 
 
 def _card(number: int, data: Mapping[str, Any]) -> str:
@@ -105,7 +116,7 @@ def _card(number: int, data: Mapping[str, Any]) -> str:
     else:
         lines.append(_verdict_bar(data.get("verdicts", {})))
         counts = "".join(
-            f'<span class="chip {status}">{count} {_WORDS[status]}</span>'
+            f'<span class="chip {status}">{_counted(count, status)}</span>'
             for status, count in data["summary"].items()
             if count
         )
@@ -183,7 +194,7 @@ def _cell(number: int, data: Mapping[str, Any], rows: list[Mapping[str, Any]]) -
     )
     if found.near_ties:
         text += f" <span class=tie>≈{found.near_ties}</span>"
-    title = ", ".join(f"{count} {_WORDS[status]}" for status, count in found.counts.items() if count)
+    title = ", ".join(f"{_counted(count, status)}" for status, count in found.counts.items() if count)
     if worst in {"fail", "follows", "excluded"} or found.near_ties:
         check = rows[0]["check"]
         text = f"<a href=#{_anchor(number, check)}>{text}</a>"
@@ -268,10 +279,10 @@ def _check_block(
 ) -> str:
     counts = Counter(row["status"] for row in shown)
     badges = "".join(
-        f" <span class='chip {status}'>{count} {_WORDS[status]}</span>" for status, count in counts.items()
+        f" <span class='chip {status}'>{_counted(count, status)}</span>" for status, count in counts.items()
     )
     if ties:
-        badges += f" <span class='chip near_tie'>{len(ties)} near ties</span>"
+        badges += f" <span class='chip near_tie'>{len(ties)} near {'tie' if len(ties) == 1 else 'ties'}</span>"
     opened = " open" if counts["fail"] else ""
     parts = [f"<details class=check id={anchor}{opened}><summary><code>{check}</code>{badges}</summary>"]
     for row in shown:
