@@ -73,6 +73,15 @@ def test_another_dtype_is_found_out_once_it_is_loaded():
         require(dtype="auto")
 
 
+def test_a_failure_in_another_dtype_is_not_this_one_s(broken):
+    verify("builtin:toy", dtype="float32", **TOY)
+    broken(Unverified)
+    assert verify("builtin:toy", dtype="float64", **TOY).verdict == "DIVERGED"
+    assert require(dtype="float32").verdict == "EXACT"
+    with pytest.raises(NotVerifiedError, match="found DIVERGED"):
+        require(dtype="float64")
+
+
 def test_another_version_of_the_engine_is_another_subject(monkeypatch):
     verify("builtin:toy", **TOY)
     known = subject.installed_version

@@ -63,7 +63,8 @@ def find(subject: Subject) -> Found:
     """The newest verification of a subject, and of nothing else.
 
     Args:
-        subject: With ``dtype`` and ``device`` empty, those count as the same whatever they are.
+        subject: With ``dtype`` and ``device`` empty, those count as the same whatever they are, and the newest one that
+            passes is found, if any does: which of them counts is known once it is loaded.
     """
     ignored = {name for name in _LOADED_ONLY if not getattr(subject, name)}
     wanted = subject.model_dump(exclude=ignored)
@@ -79,7 +80,7 @@ def find(subject: Subject) -> Found:
         else:
             fitting.append(kept)
     if fitting:
-        return Found(max(fitting, key=lambda kept: kept.created))
+        return Found(max(fitting, key=lambda kept: (kept.passes or not ignored, kept.created)))
     if not others:
         return Found(None, f"{subject.target} has not been verified here with {subject.backend}.")
     different, kept = min(others, key=lambda entry: len(entry[0]))
