@@ -91,7 +91,10 @@ def test_a_stepping_engine_with_a_defect(conformance, defect):
 @pytest.mark.parametrize("defect", WHOLE)
 def test_a_whole_engine_with_a_defect(conformance, defect):
     session, check, cause = WHOLE[defect]
-    assert_caught(conformance("--polydraft-kinds", "mtp", backend=liar(session=session, **CLAIMS)), check, cause)
+    claims = dict(CLAIMS)
+    if check != "test_samples_follow_the_distribution":
+        claims["sampling"] -= {"logprobs"}  # where they are claimed, hundreds of samples are drawn
+    assert_caught(conformance("--polydraft-kinds", "mtp", backend=liar(session=session, **claims)), check, cause)
 
 
 def test_an_honest_whole_engine_passes(conformance):
