@@ -5,8 +5,10 @@ from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import config_of, tokens_of
 from polydraft.checkpoints.gguf_files import choose_files, fetch_gguf
+from polydraft.checkpoints.names import parse
 from polydraft.checkpoints.resolve import KnownNames, resolve
-from polydraft.errors import ModelFormatError, PairMismatchError
+from polydraft.contract.requests import HubOptions
+from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError
 
 TARGET = {
     "general.architecture": "gemma4",
@@ -197,6 +199,32 @@ def test_no_choice_of_files(names, wanted, said):
         choose_files(names, wanted, "m")
 
 
+@pytest.mark.parametrize(
+    ("quantization", "chosen"),
+    [
+        ("F16", "a-F16.gguf"),
+        ("bf16", "BF16/a-BF16-00001-of-00001.gguf"),
+        ("Q2_K", "a-Q2_K.gguf"),
+        ("Q2_K_L", "a-Q2_K_L.gguf"),
+        ("UD-Q2_K_XL", "a-UD-Q2_K_XL.gguf"),
+        ("q4_0", "a_q4_0-it.gguf"),
+        ("Q6_K", "Q6_K.gguf"),
+        ("Q8_0", None),
+    ],
+)
+def test_a_quantization_is_a_whole_word(quantization, chosen):
+    names = [
+        *("a-F16.gguf", "BF16/a-BF16-00001-of-00001.gguf", "a-Q2_K.gguf", "a-Q2_K_L.gguf", "a-UD-Q2_K_XL.gguf"),
+        *("a_q4_0-it.gguf", "Q6_K.gguf", "MTP/mtp-a-Q8_0.gguf", "MTP/mtp-a-F16.gguf", "mmproj-F16.gguf"),
+    ]
+    pattern = parse(f"org/a-GGUF:{quantization}").file
+    if chosen is None:
+        with pytest.raises(ModelFormatError, match="no GGUF file"):
+            choose_files(names, pattern, "m")
+    else:
+        assert choose_files(names, pattern, "m") == [chosen]
+
+
 def test_fetched_from_the_hub(fake_hub, gguf_bytes):
     data = gguf_bytes(TARGET)
     fake_hub.add("org/some-GGUF", {name: data for name in REPO if name.endswith("gguf")})
@@ -206,3 +234,25 @@ def test_fetched_from_the_hub(fake_hub, gguf_bytes):
     assert first.name == "gemma-BF16-00001-of-00002.gguf"
     assert first.with_name("gemma-BF16-00002-of-00002.gguf").is_file()
     assert not any("Q4_K_M" in path for _, path in fake_hub.requests if "resolve" in path)
+
+
+@pytest.mark.parametrize("how", ["offline", "unreachable", "local_files_only"])
+def test_what_is_in_the_cache_needs_no_hub(fake_hub, gguf_bytes, monkeypatch, how):
+    import huggingface_hub.hf_api
+
+    files = {"a-Q8_0.gguf": gguf_bytes(TARGET), "a-F16.gguf": gguf_bytes(TARGET)}
+    fake_hub.add("org/a-GGUF", files)
+    source = resolve("org/a-GGUF:Q8_0", known=KnownNames())
+    fetched = fetch_gguf(source)
+    if how == "offline":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    elif how == "unreachable":
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub = HubOptions(local_files_only=how == "local_files_only")
+    assert fetch_gguf(source, hub) == fetched
+    other = resolve("org/a-GGUF:F16", hub=HubOptions(local_files_only=True), known=KnownNames())
+    with pytest.raises((ModelFormatError, ModelNotFoundError)):
+        fetch_gguf(other, hub)

@@ -15,7 +15,7 @@ from polydraft.errors import InvalidRequestError
         ("builtin:tiny-e2b", "builtin", "tiny-e2b", None),
         ("google/gemma-4-E4B-it", "hub", "google/gemma-4-E4B-it", None),
         ("  google/gemma-4-E4B-it ", "hub", "google/gemma-4-E4B-it", None),
-        ("unsloth/x-GGUF:Q4_K_M", "hub", "unsloth/x-GGUF", "*Q4_K_M*.gguf"),
+        ("unsloth/x-GGUF:Q4_K_M", "hub", "unsloth/x-GGUF", "*[!a-zA-Z0-9]Q4_K_M[.-]*gguf"),
         ("unsloth/x-GGUF/MTP/a-BF16.gguf", "hub", "unsloth/x-GGUF", "MTP/a-BF16.gguf"),
         ("org/x/model.litertlm", "hub", "org/x", "model.litertlm"),
         ("./folder", "local", "folder", None),
@@ -34,7 +34,7 @@ def test_parse(written, kind, value, file):
     [
         ("org/name@v1.2", "org/name", "v1.2", None),
         ("org/name@refs/pr/7", "org/name", "refs/pr/7", None),
-        ("org/x-GGUF@abc123:Q4_K_M", "org/x-GGUF", "abc123", "*Q4_K_M*.gguf"),
+        ("org/x-GGUF@abc123:Q4_K_M", "org/x-GGUF", "abc123", "*[!a-zA-Z0-9]Q4_K_M[.-]*gguf"),
         ("org/x-GGUF@main/a.gguf", "org/x-GGUF", "main", "a.gguf"),
         ("org/name", "org/name", None, None),
     ],

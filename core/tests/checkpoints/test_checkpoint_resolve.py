@@ -219,7 +219,7 @@ def test_gguf_repository_without_config(fake_hub):
     fake_hub.add("org/some-GGUF", {"some-Q4_K_M.gguf": b"GGUF"})
     assert local("org/some-GGUF").format == "gguf"
     source = local("org/some-GGUF:Q4_K_M")
-    assert (source.format, source.file) == ("gguf", "*Q4_K_M*.gguf")
+    assert (source.format, source.file) == ("gguf", "*[!a-zA-Z0-9]Q4_K_M[.-]*gguf")
     assert source.id == "org/some-GGUF:Q4_K_M"
 
 

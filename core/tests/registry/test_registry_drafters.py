@@ -5,7 +5,7 @@ import json
 import pytest
 from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract import BackendRecord, FaultRecord, LocalModelRecord, PairRecord
-from polydraft.contract.requests import ModelSource
+from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import (
     BackendUnavailableError,
     InvalidRequestError,
@@ -406,6 +406,40 @@ def test_gguf_files_beside_one_another(plan, tmp_path, gguf_bytes):
     found = plan(tmp_path / "gemma-4-E4B-it-Q4_K_M.gguf", record=backend(formats=["gguf"]))
     assert found.drafter.path == tmp_path / "MTP/mtp-gemma-4-E4B-it-BF16.gguf"
     assert (found.kind, found.chosen_by) == ("mtp", "sibling")
+
+
+def test_a_split_target_and_its_drafter(plan, tmp_path, gguf_bytes):
+    for name in ("x-BF16-00001-of-00002.gguf", "x-BF16-00002-of-00002.gguf", "mtp-x-Q8_0.gguf", "mtp-y-BF16.gguf"):
+        architecture = "gemma4-assistant" if "mtp-" in name else "gemma4"
+        (tmp_path / name).write_bytes(gguf_bytes({"general.architecture": architecture}))
+    found = plan(tmp_path / "x-BF16-00001-of-00002.gguf", record=backend(formats=["gguf"]))
+    assert found.drafter.path == tmp_path / "mtp-x-Q8_0.gguf"
+
+
+@pytest.mark.parametrize(
+    ("files", "drafter"),
+    [
+        (["MTP/mtp-x-Q8_0.gguf", "MTP/mtp-x-BF16.gguf"], "MTP/mtp-x-BF16.gguf"),
+        (["mtp-x.gguf"], "mtp-x.gguf"),
+        (["mtp-x.gguf", "mtp-y.gguf"], None),
+        ([], None),
+    ],
+)
+def test_gguf_files_in_a_repository_that_is_not_registered(fake_hub, files, drafter):
+    fake_hub.add("me/my-x-GGUF", dict.fromkeys(["x-Q4_K_M.gguf", *files], b"GGUF"))
+    known = KnownNames()
+    found = plan_speculation(
+        resolve("me/my-x-GGUF@main:Q4_K_M", known=known),
+        backend=backend(formats=["gguf"]),
+        registry=CORE,
+        faults=FaultRegistry([]),
+        resolve=lambda name: resolve(name, known=known, role="drafter"),
+        hub=HubOptions(),
+    )
+    if drafter is None:
+        assert found.kind == "ngram"
+    else:
+        assert (found.kind, found.drafter.file, found.drafter.revision) == ("mtp", drafter, "main")
 
 
 def test_drafter_inside_the_file(plan, fake_hub):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def main() -> None:
     target, drafter = write_pair(given.folder)
     decode = Clock()
     context.Context.decode = decode.wrap(context.Context.decode)  # type: ignore[method-assign]
-    report: dict[str, Any] = {"threads": given.threads}
+    report: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2), "threads": given.threads}
     options = {"threads": given.threads, "flash_attn": "off"}
     with polydraft.load(
         target,

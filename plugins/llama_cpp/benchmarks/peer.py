@@ -1,9 +1,10 @@
 """This backend beside llama-server: the same GGUF files, prompts and k. Acceptance must agree.
 
-    POLYDRAFT_LLAMA_SERVER=/path/to/llama-server python plugins/llama_cpp/benchmarks/peer.py --target builtin:tiny-e2b
+    POLYDRAFT_LLAMA_SERVER=/path/to/llama-server python plugins/llama_cpp/benchmarks/peer.py builtin:tiny-e2b
 
 Both run greedily, in turn, several times; medians are printed as JSON. ``cpu_seconds`` is that of the process that
 decodes (the server's own from /proc, without our client's): on a machine with other work it says more than wall clock.
+``load_average`` is that of the minute before: 1 is this program.
 """
 
 from __future__ import annotations
@@ -26,19 +27,34 @@ BACKENDS = ("llama_cpp", "llama-server")
 def main() -> int:
     """Measure and print; the exit code is 1 if acceptance differs by more than 1%."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="builtin:tiny-e2b")
+    parser.add_argument("targets", nargs="+")
     parser.add_argument("--drafter", default="auto")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("-k", type=int, default=4)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     texts = [prompt.text for prompt in prompts() if prompt.text][: given.prompts]
+    report: dict[str, Any] = {
+        "processor": _processor(),
+        "load_average": [round(os.getloadavg()[0], 2)],
+        **{name: getattr(given, name) for name in ("threads", "dtype", "k", "new_tokens", "repeats")},
+        "targets": {},
+    }
+    for target in given.targets:
+        report["targets"][target.removeprefix("builtin:")] = _measure(target, texts, given)
+    report["load_average"].append(round(os.getloadavg()[0], 2))
+    print(json.dumps(report, indent=1))
+    lengths = [[found[name]["mean_acceptance_length"] for name in BACKENDS] for found in report["targets"].values()]
+    return int(any(abs(ours - theirs) > 0.01 * theirs for ours, theirs in lengths))
+
+
+def _measure(target: str, texts: list[str], given: argparse.Namespace) -> dict[str, Any]:
     sessions = {
         name: polydraft.load(
-            given.target,
+            target,
             drafter=given.drafter,
             backend=name,
             dtype=given.dtype,
@@ -75,17 +91,23 @@ def main() -> int:
     finally:
         for session in sessions.values():
             session.close()
-    report: dict[str, Any] = {
-        name: {key: round(statistics.median(run[key] for run in found), 4) for key in found[0]}
-        for name, found in runs.items()
+    found: dict[str, Any] = {
+        name: {key: round(statistics.median(run[key] for run in of_name), 4) for key in of_name[0]}
+        for name, of_name in runs.items()
     }
-    report["equal_outputs"] = sum(a == b for a, b in zip(*outputs.values(), strict=True))
-    report["prompts"] = len(texts)
     for name in BACKENDS:
-        report[name]["running"] = {key: running[name][key] for key in ("engine_version", "dtype", "method")}
-    print(json.dumps(report, indent=1))
-    lengths = [report[name]["mean_acceptance_length"] for name in BACKENDS]
-    return int(abs(lengths[0] - lengths[1]) > 0.01 * lengths[1])
+        found[name]["running"] = {key: running[name][key] for key in ("engine_version", "dtype", "method")}
+    return {
+        **found,
+        "equal_outputs": sum(a == b for a, b in zip(*outputs.values(), strict=True)),
+        "prompts": len(texts),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else "unknown"
 
 
 def _clock(session: Any) -> Callable[[], float]:

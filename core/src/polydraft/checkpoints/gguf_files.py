@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.checkpoints.hub import hub_errors
+from polydraft.checkpoints.hub_files import repository_files
 from polydraft.checkpoints.names import repository
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
@@ -47,7 +48,7 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
     with hub_errors(repo, hub):
         from huggingface_hub import hf_hub_download
 
-        chosen = choose_files(_names(repo, hub), source.file, source.id)
+        chosen = choose_files(repository_files(repo, hub), source.file, source.id)
         paths = [
             hf_hub_download(
                 repo,
@@ -110,15 +111,6 @@ def _fits(name: str, wanted: str | None) -> bool:
     if any(mark in pattern for mark in "*?["):
         named = pattern.lstrip("*").startswith(_NOT_TARGETS) or "/" in pattern
         return (named or not base.startswith(_NOT_TARGETS)) and (
-            fnmatchcase(full, pattern) or fnmatchcase(base, pattern)
+            fnmatchcase(f"/{full}", pattern) or fnmatchcase(full, pattern) or fnmatchcase(base, pattern)
         )
     return pattern in {full, base}
-
-
-def _names(repo: str, hub: HubOptions) -> list[str]:
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    if hub.local_files_only:
-        folder = Path(snapshot_download(repo, revision=hub.revision, cache_dir=hub.cache_dir, local_files_only=True))
-        return [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
-    return list(list_repo_files(repo, revision=hub.revision, token=hub.token))

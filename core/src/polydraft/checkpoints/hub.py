@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["hub_errors"]
+__all__ = ["hub_errors", "is_unreachable"]
 
 _LOGIN = "log in with `hf auth login` (or give token=)"
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
@@ -94,9 +94,15 @@ def _typed(
         return InvalidRequestError(
             f"The cache folder cannot be written: {error}.", "Give cache_dir= a folder of yours, or set HF_HOME."
         )
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES:
+    if is_unreachable(error):
         return _offline(repo, hub, role, similar)
     return None
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether no answer came from the Hub at all."""
+    library = type(error).__module__.split(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES
 
 
 def _offline(repo: str, hub: HubOptions, role: str, similar: Callable[[], str]) -> PolydraftError:

@@ -63,7 +63,9 @@ def parse(target: str | Path) -> Name:
         return Name("local", str(local))
     if match := _HUB.fullmatch(name):
         quant = match["quant"]
-        return Name("hub", match["repo"], f"*{quant}*.gguf" if quant else match["file"], match["revision"])
+        # The whole word: F16 is not BF16, and Q2_K not Q2_K_L. A part of a split model says more after it.
+        pattern = f"*[!a-zA-Z0-9]{quant}[.-]*gguf" if quant else None
+        return Name("hub", match["repo"], pattern or match["file"], match["revision"])
     if "/" not in name:
         # A bare word is nearly always a misspelt folder or built-in name; the Hub's old ids without a namespace have
         # long been aliases.

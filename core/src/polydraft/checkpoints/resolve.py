@@ -12,6 +12,7 @@ from polydraft.checkpoints.config import read_config
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import config_of
 from polydraft.checkpoints.hub import hub_errors
+from polydraft.checkpoints.hub_files import cached_files, repository_files
 from polydraft.checkpoints.names import BUILTIN_PREFIX, Name, did_you_mean, parse, shown, sibling_folders
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
@@ -262,31 +263,11 @@ def _optional_config(repo: str, hub: HubOptions, written: str) -> dict[str, Any]
     try:
         return _download_config(repo, hub, written)
     except errors.LocalEntryNotFoundError:
-        if not _cached_files(repo, hub):
+        if not cached_files(repo, hub):
             raise
         return {}
     except errors.EntryNotFoundError:
         return {}
-
-
-def _files(repo: str, hub: HubOptions) -> list[str]:
-    """Names of the repository's files, of those in the cache if the Hub may not be asked."""
-    from huggingface_hub import list_repo_files
-
-    if hub.local_files_only:
-        return _cached_files(repo, hub)
-    return list(list_repo_files(repo, revision=hub.revision, token=hub.token))
-
-
-def _cached_files(repo: str, hub: HubOptions) -> list[str]:
-    """Names of the repository's files in the cache; empty if it is not there."""
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, revision=hub.revision, cache_dir=hub.cache_dir, local_files_only=True))
-    except errors.LocalEntryNotFoundError:
-        return []
-    return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
 def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | None) -> tuple[dict[str, Any], str]:
@@ -297,14 +278,14 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
     except errors.LocalEntryNotFoundError:
         raise
     except errors.EntryNotFoundError as error:
-        found = _format_of_files(_files(repo, hub))
+        found = _format_of_files(repository_files(repo, hub))
         if found is None:
             raise ModelFormatError(
                 f"{repo} is no model that can be loaded: it has no config.json.", f"See https://huggingface.co/{repo}."
             ) from error
         return {}, found
     if form is None and "gguf" in repo.lower():
-        form = _format_of_files(_files(repo, hub))
+        form = _format_of_files(repository_files(repo, hub))
     return config, form or ("mlx" if _is_mlx(config) else "safetensors")
 
 

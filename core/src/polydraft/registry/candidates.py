@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, is_assistant
+from polydraft.checkpoints.hub import hub_errors
+from polydraft.checkpoints.hub_files import repository_files
 from polydraft.checkpoints.names import repository
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft.contract.records import DrafterKind
-    from polydraft.contract.requests import ModelSource
+    from polydraft.contract.requests import HubOptions, ModelSource
     from polydraft.registry.pairs import PairRegistry, RegisteredPair
 
 __all__ = ["Candidate", "Resolver", "candidates"]
@@ -41,12 +43,16 @@ class Candidate:
     note: str = ""
 
 
-def candidates(target: ModelSource, registry: PairRegistry, resolve: Resolver) -> Iterator[Candidate]:
-    """Drafters for ``drafter="auto"``, best first."""
+def candidates(
+    target: ModelSource, registry: PairRegistry, resolve: Resolver, hub: HubOptions | None = None
+) -> Iterator[Candidate]:
+    """Drafters for ``drafter="auto"``, best first. ``hub`` is how to list a repository; None: it is not listed."""
     for entry in registry.find(repository(target.id) if target.kind == "hub" else target.id):
         if not entry.variant or (target.kind == "hub" and entry.pair.format == target.format):
             note = f"{target.id} is taken for another packing of {entry.pair.target}." if entry.variant else ""
             yield _registered(entry, "registry", resolve, note)
+    if target.kind == "hub" and target.format == "gguf" and hub is not None:
+        yield from _gguf_in_repository(target, resolve, hub)
     if target.path is None:
         return
     if target.kind == "builtin":
@@ -135,19 +141,41 @@ def _model_folders(parent: Path) -> list[Path]:
 def _gguf_beside(path: Path, file: str | None, resolve: Resolver) -> Iterator[Candidate]:
     """A file ``mtp-<model>*.gguf`` beside a GGUF target, or in a folder ``MTP`` there, as the published ones lie."""
     folder, name = (path, file or "") if path.is_dir() else (path.parent, path.name)
-    model = _GGUF_QUANT.sub("", Path(name).stem).lower()
-    found = sorted(
-        (
-            other
-            for place in (folder, folder / "MTP")
-            for other in place.glob("*.gguf")
-            if other.name.lower().startswith("mtp-") and _GGUF_QUANT.sub("", other.stem[4:]).lower() == model
-        ),
-        key=lambda other: (not re.search("bf16", other.name, re.IGNORECASE), other.name),
-    )
-    if model and found:
-        best = found[0]
+    found = _gguf_drafters(
+        other.relative_to(folder).as_posix() for place in (folder, folder / "MTP") for other in place.glob("*.gguf")
+    ).get(_model_of(name))
+    if name and found:
+        best = folder / found[0]
         yield Candidate(str(best), "mtp", "sibling", lambda: resolve(best))
+
+
+def _gguf_in_repository(target: ModelSource, resolve: Resolver, hub: HubOptions) -> Iterator[Candidate]:
+    """The same in a Hub repository, if it holds drafters of one model only."""
+    repo, at = repository(target.id), f"@{target.revision}" if target.revision else ""
+    hub = hub.model_copy(update={"revision": target.revision})
+    try:
+        with hub_errors(repo, hub):
+            found = list(_gguf_drafters(repository_files(repo, hub)).values())
+    except PolydraftError:
+        return  # the target's own files cannot be had either, which is said when they are wanted
+    if len(found) == 1:
+        name = f"{repo}{at}/{found[0][0]}"
+        yield Candidate(name, "mtp", "sibling", lambda: resolve(name))
+
+
+def _gguf_drafters(names: Iterable[str]) -> dict[str, list[str]]:
+    """Model -> its drafters' files among paths with ``/``, BF16 first: quantizing so small a model gains nothing."""
+    drafters: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (not re.search("bf16", name, re.IGNORECASE), name)):
+        folder, _, base = name.rpartition("/")
+        if folder in {"", "MTP"} and base.lower().startswith("mtp-") and base.lower().endswith(".gguf"):
+            drafters.setdefault(_model_of(base[4:]), []).append(name)
+    return drafters
+
+
+def _model_of(file: str) -> str:
+    """A GGUF file's name without quantization and part number."""
+    return _GGUF_QUANT.sub("", re.sub(r"-\d{5}-of-\d{5}$", "", Path(file).stem)).lower()
 
 
 def _by_own_name(target: ModelSource, path: Path, registry: PairRegistry, resolve: Resolver) -> Iterator[Candidate]:

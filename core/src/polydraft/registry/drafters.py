@@ -57,7 +57,8 @@ def plan_speculation(
         registry: The known pairs.
         faults: The known faults, with the installed versions.
         resolve: Resolves a drafter.
-        hub: How to reach the Hub for the tokenizers of a ``draft-model`` pair; None: only local ones are compared.
+        hub: How to reach the Hub, for the tokenizers of a ``draft-model`` pair and the files of a GGUF repository.
+            None: only local ones are looked at.
         num_speculative_tokens: k, if the caller gave one; else the registry's for this backend, else 4.
         max_speculative_tokens: The backend's largest k.
 
@@ -102,7 +103,7 @@ class _Search:
     def auto(self) -> SpeculationPlan:
         refusals: list[str] = []
         fault: tuple[FaultRecord, str] | None = None
-        for candidate in candidates(self.target, self.registry, self.resolve):
+        for candidate in candidates(self.target, self.registry, self.resolve, self.hub):
             try:
                 source = self._usable(candidate)
             except _Refusal as refusal:

@@ -17,7 +17,7 @@ _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _LONGEST_WINDOW = 2**30
 _F32 = 0
-_WEIGHTS = ("blk.", "token_embd.", "output")
+_WEIGHTS = ("blk.", "token_embd.", "output", "nextn.")
 _NOT_OF_WEIGHTS = range(24, 29)  # GGML_TYPE_I8, I16, I32, I64, F64
 _GEMMA4 = {"gemma4", "gemma4-assistant"}
 
