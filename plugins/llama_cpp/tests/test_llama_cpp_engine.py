@@ -3,8 +3,14 @@
 import numpy as np
 import polydraft
 import pytest
-from polydraft.errors import DeviceError, InvalidRequestError, SessionBusyError, SpeculationUnavailableError
-from polydraft_llama_cpp import bindings
+from polydraft.errors import (
+    DeviceError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    SessionBusyError,
+    SpeculationUnavailableError,
+)
+from polydraft_llama_cpp import bindings, memory
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64, and past one batch
 
@@ -119,6 +125,26 @@ def test_options_change_nothing(gguf, options):
         wanted = session.generate(prompt, **settings).token_ids
     with load(gguf("tiny-31b"), gguf("tiny-31b-assistant"), engine_options=options) as session:
         assert session.generate(prompt, **settings).token_ids == wanted
+
+
+def test_weights_that_are_not_mapped_must_fit(gguf, monkeypatch):
+    monkeypatch.setattr("polydraft_llama_cpp.loading.available_bytes", lambda: 5 << 20)
+    for options in ({"mmap": False}, {"mlock": True}):
+        with pytest.raises(OutOfMemoryError, match="The weights take"):
+            load(gguf("tiny-e2b"), None, engine_options=options)
+    with load(gguf("tiny-e2b"), None) as session:
+        assert "memory is scarce" in session.running.notes[0]
+
+
+def test_memory_of_a_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    without = memory.available_bytes()
+    assert without > 1 << 28
+    for name, text in (("max", "max"), ("current", f"{96 << 20}"), ("stat", f"anon 5\ninactive_file {32 << 20}")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert memory.available_bytes() > 1 << 28
+    (tmp_path / "memory.max").write_text(f"{128 << 20}\n")
+    assert memory.available_bytes() == 64 << 20
 
 
 def test_n_ctx_is_context_length(gguf):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,12 @@ class GgufFile:
     def weights(self) -> str:
         """Type of most weights, by the file's own word: ``f32``, ``q4_k_m``; ``gguf`` if it does not say."""
         return _FILE_TYPES.get(int(self.header.metadata.get("general.file_type", -1)), "gguf")
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, of a split model all its parts together."""
+        parts = self.path.parent.glob(re.sub(r"-\d{5}-of-", "-*-of-", glob.escape(self.path.name)))
+        return sum(part.stat().st_size for part in parts)
 
     @property
     def dtype(self) -> str:

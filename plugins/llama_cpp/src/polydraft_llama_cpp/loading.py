@@ -139,7 +139,10 @@ def _settings(
             )
         return total
 
-    context_length, notes = _context_length(request, options, target, needed)
+    # Mapped weights can be dropped from memory and read again; others are there to stay.
+    stay = not on_gpu and (options.mlock or not options.mmap)
+    weights = sum(file.bytes for file in (target, drafter) if file is not None) if stay else 0
+    context_length, notes = _context_length(request, options, target, needed, _free_beside(weights))
     threads = options.threads or usual_threads()
     settings = ContextSettings(
         length=_rounded(context_length + k + 1),
@@ -157,7 +160,7 @@ def _settings(
 
 
 def _context_length(
-    request: LoadRequest, options: LlamaCppOptions, target: GgufFile, needed: Callable[[int], int]
+    request: LoadRequest, options: LlamaCppOptions, target: GgufFile, needed: Callable[[int], int], free: int
 ) -> tuple[int, tuple[str, ...]]:
     """The tokens a sequence may hold, and a note where it is less than the model's own."""
     given = request.context_length if request.context_length is not None else options.n_ctx
@@ -171,7 +174,6 @@ def _context_length(
         raise ContextLengthError(
             f"context_length is {given}, and {target.source.id} was made for {own} tokens.", f"Give at most {own}."
         )
-    free = available_bytes()
     if given is not None:
         if needed(given) > free:
             raise OutOfMemoryError(
@@ -186,6 +188,16 @@ def _context_length(
     if length == own:
         return own, ()
     return length, (f"The context holds {length} tokens, of {own} that the model can: memory is scarce.",)
+
+
+def _free_beside(weights: int) -> int:
+    free = available_bytes()
+    if weights > free:
+        raise OutOfMemoryError(
+            f"The weights take {weights / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free.",
+            "Give mmap=True and mlock=False, or a smaller file.",
+        )
+    return free - weights
 
 
 def _rounded(length: int) -> int:

@@ -24,14 +24,31 @@ _BYTES = {
 """Bytes of one cached number: a block of 32 with its scale (``ggml/src/ggml-common.h``)."""
 
 
+_CGROUP = Path("/sys/fs/cgroup")
+"""Where a container sees the limits that it runs under (cgroup v2); more than that ends the process."""
+
+
 def available_bytes() -> int:
-    """Memory that can be had without swapping."""
+    """Memory that can be had without swapping, and within the container's limit."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                free = int(line.split()[1]) * 1024
+    return min(free, _left_in_container(free))
+
+
+def _left_in_container(otherwise: int) -> int:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return otherwise
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        return max(0, int(limit) - used)
+    except (OSError, ValueError):  # no such limit here
+        return otherwise
 
 
 def context_bytes(
