@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import itertools
+import os
 import queue
 import threading
 import time
@@ -242,6 +243,9 @@ def shut_down(engine: Any, *, alone: bool) -> None:
 def open_engines() -> list[VllmEngine]:
     """The engines of this process that have not been closed."""
     return [engine for engine in _engines if not engine.closed]
+
+
+os.register_at_fork(after_in_child=_engines.clear)  # they are the parent's, which closes them
 
 
 @atexit.register

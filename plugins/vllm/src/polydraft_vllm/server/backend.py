@@ -27,7 +27,7 @@ from polydraft_vllm.exclusions import server_exclusions
 from polydraft_vllm.loading import check_request
 from polydraft_vllm.options import VllmOptions, VllmServerOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
-from polydraft_vllm.server.client import ServerClient
+from polydraft_vllm.server.client import ServerClient, api_key
 from polydraft_vllm.server.command import server_command
 from polydraft_vllm.server.inspection import inspect
 from polydraft_vllm.server.process import LOOPBACK, ServerProcess, check_port, free_port
@@ -93,7 +93,8 @@ class VllmServerBackend(SpeculativeBackend):
             return self._connect(request, options, options.url, None)
         port = options.port or free_port()
         check_port(LOOPBACK, port)
-        process = ServerProcess(self.server_command(request, host=LOOPBACK, port=port), port, request.target.id)
+        key = api_key(options.api_key_variable)
+        process = ServerProcess(self.server_command(request, host=LOOPBACK, port=port), port, request.target.id, key)
         try:
             process.wait_until_ready(options.start_timeout)
             return self._connect(request, options, process.url, process)
@@ -106,7 +107,7 @@ class VllmServerBackend(SpeculativeBackend):
     ) -> Session:
         folder = fetch(request.target, request.hub, patterns=TOKENIZER_PATTERNS)
         tokenizer = load_tokenizer(folder, request)
-        client = ServerClient(url, options)
+        client = ServerClient(url, options, own=process is not None)
         try:
             name = options.served_model_name if process is None else request.target.id
             abilities = inspect(client, request, tokenizer, name)
@@ -132,7 +133,10 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, *, own: bool)
     method, k, off = plan.kind, plan.num_speculative_tokens, plan.off
     if not abilities.speculates:
         if method is not None:
-            off = reasons.by_engine(f"The vLLM server at {url} runs without speculation.")
+            says = (
+                "runs without speculation" if abilities.speculates is False else "does not tell whether it speculates"
+            )
+            off = reasons.by_engine(f"The vLLM server at {url} {says}.")
         method, k = None, 0
     elif not own:
         notes.append("The server does not say which drafter it uses; named is the one that belongs to the target.")

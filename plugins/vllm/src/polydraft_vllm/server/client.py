@@ -22,12 +22,17 @@ from polydraft.errors import (
 
 from polydraft_vllm.options import VllmServerOptions
 
-__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "base_url"]
+__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "api_key", "base_url"]
 
 _NO_KEY = "EMPTY"  # the client insists on one; a server without keys does not look at it
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _BACKOFF = 0.5
+_BUSY_CODES = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
+_ANSWER_TIMEOUT = 60.0
+"""Seconds that a question has which the server answers without generating."""
+_KEEPALIVE = 2.0
+"""Seconds that an idle connection is used again: less than the five after which vLLM's server closes it."""
 
 
 class NotConnectedError(BackendUnavailableError):
@@ -56,14 +61,35 @@ def base_url(text: str) -> str:
     Raises:
         InvalidRequestError: It is no URL of HTTP, or holds a password.
     """
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidRequestError(f"url={text!r} is no URL of a server.", "Give it as http://host:8000.")
-    if parts.username or parts.password:
+    try:
+        parts = urlsplit(text)
+        secret = parts.username or parts.password or parts.query or parts.fragment
+        usable = parts.scheme in ("http", "https") and bool(httpx.URL(text).host) and (parts.port or 1) > 0
+    except (ValueError, httpx.InvalidURL):
+        secret, usable = None, False
+    if secret:
         raise InvalidRequestError(
-            "The url holds a user name or password.", "Put the API key into the environment: see api_key_variable."
+            "The url holds more than the server's address (a user name, a password or a query).",
+            "Put the API key into the environment: see api_key_variable.",
         )
+    if not usable:
+        raise InvalidRequestError(f"url={text!r} is no URL of a server.", "Give it as http://host:8000.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def api_key(variable: str) -> str | None:
+    """The key in an environment variable, without the line end that files and shells leave there; None if unset.
+
+    Raises:
+        InvalidRequestError: No HTTP header can hold it. (httpx would say so by showing it.)
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequestError(
+            f"The API key in the environment variable {variable} holds characters that no HTTP header takes.",
+            "Set it again.",
+        )
+    return key or None
 
 
 class ServerClient:
@@ -72,15 +98,22 @@ class ServerClient:
     Args:
         url: The server's root.
         options: Time-outs, retries, and the key's variable.
+        own: Whether the server is a process of ours on this machine: no proxy leads to it.
     """
 
-    def __init__(self, url: str, options: VllmServerOptions) -> None:
+    def __init__(self, url: str, options: VllmServerOptions, *, own: bool = False) -> None:
         self.url = base_url(url)
         self._options = options
-        key = os.environ.get(options.api_key_variable) or _NO_KEY
+        self._key = api_key(options.api_key_variable)
+        key = self._key or _NO_KEY
         timeout = httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=options.read_timeout)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.Client(timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"})
+        self._answer_timeout = httpx.Timeout(
+            min(options.read_timeout, _ANSWER_TIMEOUT), connect=options.connect_timeout, pool=options.read_timeout
+        )
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE)
+        self._http = httpx.Client(
+            timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"}, trust_env=not own
+        )
         # No retries of its own: a generation that was sent must not be sent again.
         self._openai = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=timeout, http_client=self._http
@@ -99,23 +132,26 @@ class ServerClient:
         found = self._get_json("/version")
         version = found.get("version") if isinstance(found, dict) else None
         if not isinstance(version, str):
-            raise self._not_vllm()
+            raise self.not_vllm()
         return version
 
     def models(self) -> list[ServedModel]:
         """What it serves. Errors as for ``version``."""
         found = self._get_json("/v1/models")
         data = found.get("data") if isinstance(found, dict) else None
-        models = [ServedModel(entry) for entry in data or () if isinstance(entry, dict)]
-        if not models or not any(model.owned_by == "vllm" for model in models):
-            raise self._not_vllm()
+        entries = data if isinstance(data, list) else ()
+        models = [ServedModel(entry) for entry in entries if isinstance(entry, dict)]
+        if not any(model.owned_by == "vllm" for model in models):
+            raise self.not_vllm()
         return models
 
     def tokenize(self, model: str, text: str) -> list[int] | None:
         """The server's token ids of a text, nothing added; None where it has no such endpoint."""
         with self._errors():
             answer = self._http.post(
-                f"{self.url}/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False}
+                f"{self.url}/tokenize",
+                json={"model": model, "prompt": text, "add_special_tokens": False},
+                timeout=self._answer_timeout,
             )
         if answer.status_code != httpx.codes.OK:
             return None
@@ -125,7 +161,7 @@ class ServerClient:
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """``/metrics``: name -> labels -> value. Empty where the server shows none."""
         with self._errors():
-            answer = self._http.get(f"{self.url}/metrics")
+            answer = self._http.get(f"{self.url}/metrics", timeout=self._answer_timeout)
         if answer.status_code != httpx.codes.OK:
             return {}
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
@@ -166,24 +202,35 @@ class ServerClient:
         try:
             yield
         except openai.APIStatusError as error:
-            raise self._refusal(error) from error
+            raise self._refusal(error) from self._shown(error)
         except (openai.APIConnectionError, httpx.TransportError) as error:
             cause = error if isinstance(error, httpx.TransportError) else error.__cause__
             if isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)):
-                raise NotConnectedError(
-                    f"No connection to the vLLM server at {self.url}: {cause}.", "Is it running, and the url right?"
-                ) from error
+                hint = "Is it running, and the url right?"
+                if "CERTIFICATE" in str(cause):
+                    hint = "If its certificate is your own, name the authority's file in SSL_CERT_FILE."
+                raise NotConnectedError(f"No connection to the vLLM server at {self.url}: {cause}.", hint) from error
             if isinstance(cause, httpx.TimeoutException) or isinstance(error, openai.APITimeoutError):
                 raise EngineError(
-                    f"The vLLM server at {self.url} sent nothing for {self._options.read_timeout:g} seconds.",
-                    "Give read_timeout more, or look at the server's log.",
+                    f"The vLLM server at {self.url} did not answer in time.",
+                    "Look at its log, or give read_timeout more.",
                 ) from error
             raise EngineError(
                 f"The connection to the vLLM server at {self.url} broke: {cause or error}.",
                 "The server may have died: look at its log.",
             ) from error
         except openai.APIError as error:
-            raise EngineError(f"The vLLM server at {self.url} failed: {error.message}", "Look at its log.") from error
+            raise EngineError(
+                f"The vLLM server at {self.url} failed: {self._without_key(error.message)}", "Look at its log."
+            ) from self._shown(error)
+
+    def _without_key(self, text: str) -> str:
+        """What a server says: some show the request's key in their errors."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _shown(self, error: openai.APIError) -> openai.APIError | None:
+        """The error as the cause of ours; None if it shows the key."""
+        return error if self._without_key(f"{error} {error.body}") == f"{error} {error.body}" else None
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         code = error.status_code
@@ -193,18 +240,18 @@ class ServerClient:
                 f"Put the right one into the environment variable {self._options.api_key_variable}.",
             )
         body = error.body if isinstance(error.body, dict) else {}
-        said = str(body.get("message") or error.message).splitlines()[0]
+        said = self._without_key(str(body.get("message") or error.message).partition("\n")[0])
         if code == httpx.codes.NOT_FOUND:
             return ModelNotFoundError(f"The vLLM server at {self.url} says: {said}", "Give served_model_name.")
         if code == httpx.codes.BAD_REQUEST and "context length" in said:
             return ContextLengthError(f"The vLLM server says: {said}", "Shorten the prompt.")
-        if code < 500:
+        if code < 500 and code not in _BUSY_CODES:
             return InvalidRequestError(f"The vLLM server refuses the request: {said}", "Change what it names.")
         return EngineError(f"The vLLM server at {self.url} failed ({code}): {said}", "Look at its log.")
 
     def _get_json(self, path: str) -> Any:
         with self._errors():
-            answer = self._http.get(f"{self.url}{path}")
+            answer = self._http.get(f"{self.url}{path}", timeout=self._answer_timeout)
         if answer.status_code in (401, 403):
             raise BackendUnavailableError(
                 f"The vLLM server at {self.url} does not accept the API key.",
@@ -213,9 +260,10 @@ class ServerClient:
         try:
             return answer.raise_for_status().json()
         except (httpx.HTTPStatusError, ValueError):
-            raise self._not_vllm() from None
+            raise self.not_vllm() from None
 
-    def _not_vllm(self) -> BackendUnavailableError:
+    def not_vllm(self) -> BackendUnavailableError:
+        """The error for a server that does not answer as vLLM's does."""
         return BackendUnavailableError(
             f"What answers at {self.url} is no vLLM server.", "Give the url of a server that `vllm serve` started."
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import ModelNotFoundError, UnsupportedError
+from polydraft.errors import ModelNotFoundError, PolydraftError, UnsupportedError
 
-from polydraft_vllm.server.request import End, Piece, ServerRequest
+from polydraft_vllm.server.request import End, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading
 from polydraft_vllm.settings import PLAIN_FLAG
 
@@ -20,7 +20,7 @@ __all__ = ["Abilities", "inspect"]
 
 _TEXT = "def add(first, second):\n    return first + second  # 1234 \u00e4\u4e2d\n"
 _PROBE_TOKENS = 24
-_WAIT = 300.0
+_WAIT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Abilities:
     model: str
     """Its name for the target."""
     context_length: int
-    speculates: bool
+    speculates: bool | None
+    """None: neither its responses nor its counters tell."""
     num_speculative_tokens: int | None
     """Its k; None if it does not speculate or does not say."""
     reports_requests: bool
@@ -54,12 +55,21 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         ModelNotFoundError: It serves another model.
         UnsupportedError: It is too old.
     """
+    try:
+        return _inspect(client, request, tokenizer, name)
+    except PolydraftError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape, or none
+        raise client.not_vllm() from error
+
+
+def _inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
     version = client.version()
     model = _find(client, request, name)
     _compare_tokens(client, model, tokenizer)
     prompt = tokenizer.encode(_TEXT * 4)
     speculation = _generate(client, model, prompt, plain=False)
-    speculates = speculation is not None or bool(CounterReading(client).speculates)
+    speculates = speculation is not None or CounterReading(client).speculates
     plain = _generate(client, model, prompt, plain=True) if speculation is not None else None
     return Abilities(
         version=version,
@@ -115,13 +125,11 @@ def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, pl
         },
     )
     count = 0
-    while True:
-        found = sent.next(_WAIT)
-        if isinstance(found, Piece):
+    while not isinstance(found := sent.next(_WAIT), End):  # its reader ends it, at the latest when read_timeout is over
+        if found is not None:
             count += len(found.token_ids)
-        elif isinstance(found, End) and count == 0:
-            raise UnsupportedError(
-                f"The vLLM server at {client.url} gives no token ids.", "Use vLLM 0.10.2 or newer there."
-            )
-        else:
-            return None if found is None else found.speculation
+    if count == 0:
+        raise UnsupportedError(
+            f"The vLLM server at {client.url} gives no token ids.", "Use vLLM 0.10.2 or newer there."
+        )
+    return found.speculation

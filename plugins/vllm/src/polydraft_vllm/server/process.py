@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,15 +60,16 @@ def check_port(host: str, port: int) -> None:
 
 
 class ServerProcess:
-    """A running server of ours.
+    """A running server of ours. It ends with this process, however that ends.
 
     Args:
         command: What to run.
         port: Where it will listen, on the loopback interface.
         target: The target's name, for errors.
+        key: The API key that it shall ask for; None: as this process's environment says.
     """
 
-    def __init__(self, command: ServerCommand, port: int, target: str) -> None:
+    def __init__(self, command: ServerCommand, port: int, target: str, key: str | None = None) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
         self._target = target
         folder = Path(tempfile.mkdtemp(prefix="polydraft-vllm-"))
@@ -76,14 +78,22 @@ class ServerProcess:
             # A group of its own: its workers end with it, and Ctrl+C in the app does not tear it down mid-answer.
             self._process = subprocess.Popen(
                 command.arguments,
-                env={**os.environ, **command.environment},
+                env={**os.environ, **command.environment, **({"VLLM_API_KEY": key} if key else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        # Where this process is killed, nothing of it can end the server: the watcher sees the pipe close.
+        watcher = subprocess.Popen(
+            ("sh", "-c", f"read -r _; kill -KILL -{self._process.pid}"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         # Also where the session is never closed: at the latest when this process ends.
-        self._finalizer = weakref.finalize(self, _kill_group, self._process)
+        self._finalizer = weakref.finalize(self, _kill_group, self._process, watcher, os.getpid())
 
     @property
     def running(self) -> bool:
@@ -97,13 +107,14 @@ class ServerProcess:
             PolydraftError: It ended before; what its log says is in the message.
             EngineError: It takes longer than ``seconds``.
         """
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to the loopback
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not self.running:
                 raise start_error(RuntimeError(self._why()), self._target)
             with (
                 contextlib.suppress(urllib.error.URLError, OSError),
-                urllib.request.urlopen(f"{self.url}/health", timeout=5),
+                opener.open(f"{self.url}/health", timeout=5),
             ):
                 return
             time.sleep(_POLL)
@@ -127,6 +138,10 @@ class ServerProcess:
         """End it without warning, as a crash would."""
         self._finalizer()
 
+    def discard_log(self) -> None:
+        """Remove its log."""
+        shutil.rmtree(self.log.parent, ignore_errors=True)
+
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
@@ -139,8 +154,12 @@ class ServerProcess:
         return named[0] if named else "\n".join(text.splitlines()[-_LOG_LINES:]) or "it ended at once"
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: subprocess.Popen[bytes], watcher: subprocess.Popen[bytes], home: int) -> None:
     """Kill the server and its workers. A group whose leader has ended may still have some."""
+    if os.getpid() != home:
+        return  # a forked child ends; the server is its parent's
+    watcher.kill()
+    watcher.communicate()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -57,14 +57,15 @@ class VllmServerSession(Session):
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Send the request at once; a thread reads the answer whether or not the iterator is read."""
         request = generation.request
-        plain = not request.speculate and self.abilities.speculates
+        plain = not request.speculate and bool(self.abilities.speculates)
         asked = generation.off is not None and generation.off.code == "caller"
         if plain and asked and not self.abilities.plain_requests:
             raise UnsupportedError(
                 f"The vLLM server at {self.client.url} cannot decode a single request plainly.",
                 "Start it with `polydraft serve`, or without a drafter.",
             )
-        before = None if self.abilities.reports_requests or plain else CounterReading(self.client)
+        counted = self.abilities.speculates and not self.abilities.reports_requests and not plain
+        before = CounterReading(self.client) if counted else None
         arguments = completion_arguments(generation, self.abilities.model, plain=plain)
         sent = ServerRequest(self.client, request.settings.logprobs, arguments)
         return _Rounds(self, generation, sent, before)
@@ -79,6 +80,7 @@ class VllmServerSession(Session):
         self.client.close()
         if self.process is not None:
             self.process.stop()
+            self.process.discard_log()
 
 
 class _Rounds(Iterator[Round]):
@@ -133,7 +135,7 @@ class _Rounds(Iterator[Round]):
                 break
         self._timings.append(piece.seconds)
         abilities = self._session.abilities
-        plain = not abilities.speculates or (not self._generation.request.speculate and abilities.plain_requests)
+        plain = abilities.speculates is False or (not self._generation.request.speculate and abilities.plain_requests)
         return Round(
             token_ids=piece.token_ids[:kept],
             # An event may hold several rounds: what was drafted in each is not known.

@@ -43,8 +43,8 @@ class CounterReading:
 
     @property
     def speculates(self) -> bool | None:
-        """Whether the server was started with a drafter; None if it shows no counters."""
-        return _DRAFTS in self._samples if self._samples else None
+        """Whether the server was started with a drafter; None if it shows no counters of vLLM's."""
+        return _DRAFTS in self._samples if any(name.startswith("vllm:") for name in self._samples) else None
 
     @property
     def busy(self) -> bool:

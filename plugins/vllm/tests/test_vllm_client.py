@@ -1,0 +1,264 @@
+"""The client, before servers that are not what they should be: real sockets, made-up answers. No vLLM runs."""
+
+import contextlib
+import http.server
+import json
+import logging
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import traceback
+
+import polydraft
+import pytest
+from polydraft.errors import (
+    BackendUnavailableError,
+    EngineError,
+    InvalidRequestError,
+    PolydraftError,
+    UnsupportedError,
+)
+from polydraft_vllm.options import VllmServerOptions
+from polydraft_vllm.server.client import ServerClient, base_url
+
+TARGET = "builtin:tiny-e2b"
+PROMPT = "def read_lines(path):\n"
+KEY = "a-secret-that-no-error-may-show"
+MODELS = {"data": [{"id": TARGET, "owned_by": "vllm", "max_model_len": 1024}]}
+OK = {"/version": {"version": "0.32.0"}, "/v1/models": MODELS}
+"""Answers to GET; others are 404, as for a server that shows neither counters nor a tokenizer."""
+
+
+def event(token_ids, reason=None):
+    choice = {"index": 0, "text": "", "finish_reason": reason, "token_ids": token_ids}
+    return {"id": "x", "object": "text_completion", "created": 1, "model": TARGET, "choices": [choice]}
+
+
+EVENTS = [event([5, 6]), event([7], "length")]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the server's tables say."""
+
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        found = self.server.answers.get(self.path)
+        if isinstance(found, str):
+            self.send_response(302)
+            self.send_header("Location", found)
+            self.end_headers()
+            return
+        self._send(404 if found is None else 200, b"{}" if found is None else found)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append(self.path)
+        if self.path != "/v1/completions":
+            self._send(404, b"{}")
+        elif isinstance(self.server.events, int):
+            said = f"Refused: {self.headers['Authorization']}"
+            self._send(self.server.events, {"error": {"message": said}})
+        else:
+            lines = [one if isinstance(one, str) else json.dumps(one) for one in (*self.server.events, "[DONE]")]
+            self._send(200, "".join(f"data: {line}\n\n" for line in lines).encode(), "text/event-stream")
+
+    def _send(self, status, body, kind="application/json"):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def serving(answers=OK, events=(), context=None):
+    """A server with these answers; gives its url and what it was asked."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.answers, server.events, server.seen = answers, events, []
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_address[1]}", server.seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def load(url, **options):
+    options = {"url": url, "read_timeout": 5, "connect_retries": 0, **options}
+    return polydraft.load(
+        TARGET, backend="vllm-server", num_speculative_tokens=4, dtype="float32", engine_options=options
+    )
+
+
+def test_nobody_there():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(BackendUnavailableError, match="No connection"):
+        load(f"http://127.0.0.1:{port}")
+
+
+SOMEBODYS = {"data": [{"id": TARGET, "owned_by": "somebody"}]}
+NOT_VLLM = {
+    "plain files": {},
+    "another OpenAI-compatible server": {**OK, "/v1/models": SOMEBODYS},
+    "no version": {"/version": [1], "/v1/models": MODELS},
+    "HTML": {"/version": b"<html>", "/v1/models": MODELS},
+    "models of another shape": {**OK, "/v1/models": {"data": 5}},
+    "a length that is none": {**OK, "/v1/models": {"data": [{**MODELS["data"][0], "max_model_len": "long"}]}},
+    "counters that are none": {**OK, "/metrics": b"vllm:spec_decode_num_drafts_total{} many\n"},
+}
+
+
+@pytest.mark.parametrize("answers", NOT_VLLM.values(), ids=NOT_VLLM)
+def test_a_server_that_is_not_vllm(answers):
+    with serving(answers, EVENTS) as (url, _), pytest.raises(BackendUnavailableError, match="no vLLM server"):
+        load(url)
+
+
+@pytest.mark.parametrize(
+    ("events", "error", "says"),
+    [
+        ([{"id": "x", "choices": None}], BackendUnavailableError, "no vLLM server"),
+        ([event([5]), "{nonsense"], BackendUnavailableError, "no vLLM server"),
+        ([event(None), event(None, "length")], UnsupportedError, "no token ids"),
+        ([event([5])], EngineError, "before its end"),
+        ([event([5]), {"error": {"message": "it died", "code": 500}}], EngineError, "it died"),
+        (429, EngineError, "429"),
+        (503, EngineError, "503"),
+    ],
+    ids=str,
+)
+def test_answers_of_another_shape(events, error, says):
+    with serving(OK, events) as (url, _), pytest.raises(error, match=says):
+        load(url)
+
+
+@pytest.mark.parametrize(
+    ("counters", "says"), [(None, "does not tell"), (b"vllm:num_requests_running 0\n", "runs without speculation")]
+)
+def test_what_a_server_does_not_tell_is_not_assumed(counters, says):
+    answers = {**OK, "/metrics": counters}
+    with serving(answers, EVENTS) as (url, _), load(url) as session:
+        assert session.running.method is None
+        assert says in session.running.speculation_off.message
+        stats = session.generate(PROMPT, max_new_tokens=3, ignore_eos=True).stats
+    assert stats.num_draft_tokens == (None if counters is None else 0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "nonsense",
+            "",
+            "ftp://host",
+            "http://",
+            "http://host:port",
+            "http://host:99999",
+            "http://[::1",
+            "http://\x01",
+        ),
+        *("http://user:password@host:1", "http://host:1/?key=password", "http://host:1/#password"),
+    ],
+)
+def test_bad_urls(url):
+    with pytest.raises(InvalidRequestError) as caught:
+        load(url)
+    assert "password" not in str(caught.value).replace("a password", "")
+
+
+def test_urls():
+    assert base_url("https://host:8000/v1/") == "https://host:8000"
+    assert base_url("http://host/prefix") == "http://host/prefix"
+
+
+def test_what_was_sent_is_never_sent_again():
+    """A server that takes a generation and hangs up sees it once; one that cannot be reached is tried again."""
+    seen = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            for _ in range(2):
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    seen.append(connection.recv(65536))
+
+        threading.Thread(target=serve, daemon=True).start()
+        options = VllmServerOptions(connect_retries=3, read_timeout=5)
+        connected = ServerClient(f"http://127.0.0.1:{server.getsockname()[1]}", options)
+        with pytest.raises(EngineError, match="broke"):
+            connected.complete(model="m", prompt=[1], max_tokens=1)
+        time.sleep(0.5)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
+def test_refusals_are_not_sent_again_and_show_no_key(status, monkeypatch, caplog):
+    """Some servers show the request's key in their errors."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    with serving(OK, status) as (url, seen), pytest.raises(PolydraftError) as caught:
+        load(url, connect_retries=3)
+    assert seen.count("/v1/completions") == 1
+    assert KEY not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+def test_a_key_with_a_line_end_works(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", f"{KEY}\r\n")
+    with serving(OK, EVENTS) as (url, _):
+        load(url).close()
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\u00e4", f"a\n{KEY}", f"a\x07{KEY}"])
+def test_a_key_that_no_header_can_hold(key, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(InvalidRequestError, match="VLLM_API_KEY") as caught:
+        load("http://127.0.0.1:1")
+    assert KEY not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+def test_a_redirect_is_not_followed():
+    """The key would go along, and another server's answers would be taken for this one's."""
+    with serving() as (other, asked), serving({"/version": f"{other}/version"}) as (url, _):
+        with pytest.raises(BackendUnavailableError, match="no vLLM server"):
+            load(url)
+        assert asked == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_certificates_are_verified(tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    line += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(line, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving(OK, EVENTS, context) as (url, seen):
+        with pytest.raises(BackendUnavailableError, match=r"CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE"):
+            load(url)
+        assert seen == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        load(url).close()
+
+
+def test_no_proxy_stands_before_a_server_of_our_own(monkeypatch):
+    with serving({}) as (proxy, asked), serving() as (url, _):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert ServerClient(url, VllmServerOptions(), own=True).version() == "0.32.0"
+        assert asked == []
+        with pytest.raises(BackendUnavailableError):
+            ServerClient(url, VllmServerOptions()).version()
+        assert len(asked) == 1
