@@ -84,6 +84,13 @@ def test_greedy_requests_beside_sampled_ones(mtp):
     assert len({stream.result.token_ids for stream in noise}) > 1
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 1, "top_p": 0.5}], ids=str)
+def test_filters_that_leave_one_token_are_greedy(mtp, filters):
+    """Each by itself, from a prefill alone on: see the mend cpu-top-k."""
+    wanted = mtp.generate(PROMPT, **GREEDY).token_ids
+    assert mtp.generate(PROMPT, temperature=1.5, seed=1, **filters, **GREEDY).token_ids == wanted
+
+
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 1.3}, {"presence_penalty": 1.5}, {"frequency_penalty": 0.7}], ids=str
 )
@@ -196,6 +203,8 @@ def test_what_vllm_would_change_is_refused(mtp):
         mtp.generate(PROMPT, min_p=0.1, temperature=1.0)
     with pytest.raises(UnsupportedError, match=r"0\.001 to 0\.01"):
         mtp.generate(PROMPT, temperature=0.001)
+    with pytest.raises(UnsupportedError, match="at most 2"):
+        mtp.generate(PROMPT, temperature=3.0)
     assert idle(mtp)
 
 

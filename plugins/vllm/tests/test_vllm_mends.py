@@ -37,6 +37,15 @@ current_platform.register_triton_kernel_overrides()
 mends.apply_mends()
 from polydraft_vllm.self_test import sampling_fault
 print("FAULT:", sampling_fault())
+import torch
+from types import SimpleNamespace
+from vllm.v1.sample import rejection_sampler
+settings = SimpleNamespace(all_greedy=False, temperature=torch.ones(1), top_k=torch.tensor([3]), top_p=None)
+try:
+    rejection_sampler.apply_sampling_constraints(torch.empty(0, 8), torch.zeros(1, dtype=torch.int32), settings)
+    print("NO ROWS ARE FINE")
+except RuntimeError as error:
+    print("NO ROWS:", error)
 import numba
 try:
     current_platform.register_triton_kernel_overrides()
@@ -58,6 +67,8 @@ def test_upstream_still_needs_the_mends_of_the_kernels(tmp_path):
     found = run(tmp_path, KERNELS, mended=False)
     assert "FAULT: None" not in found, "vLLM samples rightly now: the mend cpu-sampling can go for this version."
     assert "FAULT: " in found
+    assert "NO ROWS ARE FINE" not in found, "Steps without drafts take a top_k now: the mend cpu-top-k can go."
+    assert "NO ROWS: max()" in found
     assert "REGISTERED" not in found, "Engines start beside numba now: the mend cpu-kernels-beside-numba can go."
     assert "DIED: '_lib_fn_wrapper'" in found
 
@@ -65,6 +76,7 @@ def test_upstream_still_needs_the_mends_of_the_kernels(tmp_path):
 def test_with_the_mends_it_samples_rightly_and_starts_beside_numba(tmp_path):
     found = run(tmp_path, KERNELS)
     assert "FAULT: None" in found
+    assert "NO ROWS ARE FINE" in found
     assert "REGISTERED" in found
 
 

@@ -245,7 +245,7 @@ def open_engines() -> list[VllmEngine]:
     return [engine for engine in _engines if not engine.closed]
 
 
-os.register_at_fork(after_in_child=_engines.clear)  # they are the parent's, which closes them
+os.register_at_fork(after_in_child=_engines.clear)  # the parent closes them; a lock may be held here for ever
 
 
 @atexit.register

@@ -63,6 +63,29 @@ def _mend_sampling() -> None:
     _replace(rejection_sampler, "expand_batch_to_tokens", expand_batch_to_tokens)
 
 
+def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
+    """``vllm.v1.sample.rejection_sampler``'s for steps that hold no draft at all, such as a prefill alone.
+
+    The verifier then has no rows, and on CPU vLLM asks for the largest of no top_k: the first request with a top_k and
+    no top_p kills the engine.
+
+    Args:
+        logits: Shape [draft tokens, vocabulary].
+        k: Shape [draft tokens].
+        p: Shape [draft tokens].
+    """
+    if not len(logits):
+        return logits
+    constrained: torch.Tensor = upstream("vllm.v1.sample.rejection_sampler", "apply_top_k_top_p")(logits, k, p)
+    return constrained
+
+
+def _mend_top_k() -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    _replace(rejection_sampler, "apply_top_k_top_p", apply_top_k_top_p)
+
+
 def _no_graphs(self: Any) -> None:
     """CUDA graphs of a centroid head: the CPU has none, and without them vLLM runs the head eagerly."""
 
@@ -121,6 +144,12 @@ MENDS: tuple[Mend, ...] = (
         ">=0.32,<0.34",
         "With a temperature and drafts in one batch, the CPU verifier reads uninitialised sampling settings.",
         _mend_sampling,
+    ),
+    Mend(
+        "cpu-top-k",
+        ">=0.32,<0.34",
+        "A request with a top_k and no top_p kills an engine that speculates, in the first step without drafts.",
+        _mend_top_k,
     ),
     Mend(
         "cpu-centroid-head",

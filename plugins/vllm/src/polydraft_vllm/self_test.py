@@ -55,6 +55,8 @@ def _sampling_fault() -> str | None:
     cumulative = torch.arange(1, _REQUESTS + 1, dtype=torch.int32) * drafts_each
     logits = torch.tensor(_LOGITS).repeat(tokens, 1)
     best = int(torch.tensor(_LOGITS).argmax())
+    # A step without any draft, such as a prefill alone, gives the verifier no rows.
+    rejection_sampler.apply_sampling_constraints(logits[:0], torch.zeros_like(cumulative), metadata)
     constrained = rejection_sampler.apply_sampling_constraints(logits, cumulative, metadata)
     emitted = rejection_sampler.rejection_sample(
         torch.full((tokens,), 1, dtype=torch.int32),  # a draft that is sometimes right

@@ -16,6 +16,8 @@ PLAIN_FLAG = "polydraft_plain"
 """Key of ``SamplingParams.extra_args`` (a server's ``vllm_xargs``): true for a request to be decoded plainly."""
 _LEAST_TEMPERATURE = 0.01
 """vLLM raises lower ones to this (sampling_params.py, _MAX_TEMP)."""
+_LARGEST_TEMPERATURE = 2.0
+"""vLLM takes no higher one (sampling_params.py, _verify_args)."""
 
 
 def seed_of(request: TokenRequest) -> int:
@@ -27,11 +29,16 @@ def seed_of(request: TokenRequest) -> int:
 
 
 def check_temperature(settings: GenerationSettings) -> None:
-    """Refuse temperatures that vLLM would silently change.
+    """Refuse temperatures that vLLM would silently change, or refuse itself once the request is there.
 
     Raises:
-        UnsupportedError: It is above 0 and below 0.01.
+        UnsupportedError: It is above 0 and below 0.01, or above 2.
     """
+    if settings.temperature > _LARGEST_TEMPERATURE:
+        raise UnsupportedError(
+            f"The temperature is {settings.temperature}, and vLLM takes at most {_LARGEST_TEMPERATURE:g}.",
+            f"Give at most {_LARGEST_TEMPERATURE:g}.",
+        )
     if 0 < settings.temperature < _LEAST_TEMPERATURE:
         raise UnsupportedError(
             f"vLLM raises the temperature {settings.temperature} to {_LEAST_TEMPERATURE}.",
