@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from polydraft_vllm.session import VllmSession
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = ["MAX_LOGPROBS", "check_request", "default_kv_bytes", "engine_arguments", "load_session"]
+__all__ = ["MAX_LOGPROBS", "check_request", "default_kv_bytes", "engine_arguments", "load_session", "without_media"]
 
 MAX_LOGPROBS = 64
 """As many best tokens as ``GenerationSettings.logprobs`` allows."""
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "half": "float16"}
 _KNOWN_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_WITH_MEDIA, _TEXT_ONLY = "Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"
 _CONTEXTS = 8
 _LEAST_KV_BYTES = 64 << 20
 _MOST_KV_BYTES = 4 << 30
@@ -139,6 +141,8 @@ def engine_arguments(
             options.speculative_config,
             tensor_parallel_size=options.tensor_parallel_size,
         )
+    if without_media(request.target.config):
+        chosen["hf_overrides"] = {"architectures": [_TEXT_ONLY]}
     scheduler = "PolydraftAsyncScheduler" if options.async_scheduling else "PolydraftScheduler"
     return {
         "model": str(target),
@@ -156,6 +160,18 @@ def engine_arguments(
         **{name: value for name, value in chosen.items() if value is not None},
         **options.further,
     }
+
+
+def without_media(config: Mapping[str, Any]) -> bool:
+    """Whether only the target's language model is loaded.
+
+    vLLM's class for Gemma 4 with images needs torchvision, of which not every torch has a fitting build. polydraft
+    hands over no images, and vLLM's class for text takes the same checkpoints.
+
+    Args:
+        config: The target's.
+    """
+    return _WITH_MEDIA in (config.get("architectures") or ()) and importlib.util.find_spec("torchvision") is None
 
 
 def default_kv_bytes(config: Mapping[str, Any], context_length: int | None) -> int:
@@ -231,6 +247,8 @@ def _test_sampling(engine: Any, installed: InstalledVllm) -> None:
 def _running(request: LoadRequest, installed: InstalledVllm, config: Any, *, cpu: bool) -> RunningInfo:
     plan = request.plan
     notes = [plan.note] if plan.note else []
+    if without_media(request.target.config):
+        notes.append("The language model alone is loaded: torchvision is not installed.")
     sizes = config.parallel_config
     if sizes.world_size > 1:
         notes.append(f"{sizes.world_size} workers ({sizes.distributed_executor_backend}).")

@@ -31,6 +31,10 @@ def start_error(error: BaseException, target: str) -> PolydraftError:
         return OutOfMemoryError(
             said, "Give engine_options={'kv_cache_memory_bytes': ...} another value, or a smaller context_length."
         )
+    if "failed to be inspected" in message:  # an import failed: vLLM's log tells which
+        return ModelFormatError(
+            said, "Its log says what is missing; models that take images need a torchvision of torch's own build."
+        )
     if any(mark in message for mark in _FORMAT):
         return ModelFormatError(said, "Check that the checkpoint is whole and its architecture known to this version.")
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
