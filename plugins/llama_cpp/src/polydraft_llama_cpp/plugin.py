@@ -28,7 +28,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         summary="the user's own llama-server: llama.cpp in a process of its own",
         formats=frozenset({"gguf", "safetensors"}),
         drafter_kinds=frozenset({"mtp", "draft-model"}),
-        engine="llama-cpp-python",
+        engine="llama-server",
         requires={"llama-cpp-python": ">=0.3.36"},
         install_hint="pip install 'polydraft[llama_cpp]'",
     )
