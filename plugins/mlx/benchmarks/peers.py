@@ -1,13 +1,16 @@
 """Speed of our loop against mlx-lm's draft_model= and mlx-vlm's MTP, on the same pair, prompt and k.
 
     pip install mlx-vlm==0.7.10          # beside polydraft-mlx and polydraft-builtin-pairs
-    python plugins/mlx/benchmarks/peers.py --out plugins/mlx/benchmarks/results.json
+    python plugins/mlx/benchmarks/peers.py --out plugins/mlx/benchmarks/results.json [--only tiny-e2b]
 
-Runs alternate (ours, theirs, ours, ...), each in this process and greedy; medians are reported. A round is one draft
-of k tokens and the target forward that verifies it. Times run from the first emitted tokens to the last: prefill is not
-in them. All must emit the same tokens, or the comparison is refused. mlx-vlm's text-only class cannot be used with
-assistants, so its target is the same weights in its multimodal class, beside a vision tower that is never run; and its
-habit of changing k by itself is switched off (``prefer_requested_block_size``).
+Runs alternate (ours, theirs, ours, ...), each in this process and greedy; medians are reported, and the median of the
+peer's time over ours in runs that followed one another. A round is one draft of k tokens and the target forward that
+verifies it. Times run from the first emitted tokens to the last: prefill is not in them. All must emit the same tokens,
+or the comparison is refused. ``--only`` measures one pair, and leaves the others in the file as they are.
+
+mlx-vlm's text-only class cannot be used with assistants, so its target is the same weights in its multimodal class,
+beside a vision tower that is never run; and its habit of changing k by itself is switched off
+(``prefer_requested_block_size``).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,12 +73,14 @@ def timed(stream: Any) -> tuple[list[int], int, float, float]:
     tokens: list[int] = []
     rounds = 0
     first = first_cpu = 0.0
+    is_draft = False
     for token, is_draft in stream:
         tokens.append(int(token))
         if not is_draft:
             rounds += 1
             if rounds == 1:
                 first, first_cpu = time.perf_counter(), time.process_time()
+    rounds += is_draft  # the last round was cut before its bonus token
     return tokens, rounds - 1, time.perf_counter() - first, time.process_time() - first_cpu
 
 
@@ -184,6 +190,10 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], repeats: int) -> dic
             "tokens_per_round": round(statistics.median((len(run.token_ids) - 1) / run.rounds for run in found), 3),
             "peak_mib": round(max(run.peak_bytes for run in found) / 2**20, 2),
         }
+        if side not in {"polydraft", "polydraft, plain"}:
+            pairs = zip(found, runs["polydraft"], strict=True)
+            ratios = [(one.seconds / one.rounds) / (own.seconds / own.rounds) for one, own in pairs]
+            result[side]["time_per_round_over_polydrafts"] = round(statistics.median(ratios), 3)
     print(name, json.dumps(result, indent=2), flush=True)
     return result
 
@@ -194,28 +204,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--only", choices=("tiny-llama", "tiny-e2b", "tiny-31b"))
     arguments = parser.parse_args()
     with polydraft.load("builtin:tiny-llama", backend="mlx", drafter=None) as session:
         prompt = list(session.generate(PROMPT, max_new_tokens=1).prompt_token_ids)
     results: dict[str, Any] = {}
-    for dtype in ("float32", "bfloat16"):
-        given = (dtype, prompt, arguments.tokens)
-        results[f"tiny-llama + tiny-llama-draft, {dtype}"] = compare(
-            f"draft model, {dtype}",
-            {
-                "polydraft": ours("tiny-llama", *given),
-                "polydraft, plain": ours("tiny-llama", *given, "off"),
-                "mlx-lm": theirs_mlx_lm("tiny-llama", "tiny-llama-draft", *given),
-            },
-            arguments.repeats,
-        )
-        for target in ("tiny-e2b", "tiny-31b"):
+    if arguments.only and arguments.out and arguments.out.exists():
+        results = json.loads(arguments.out.read_text(encoding="utf-8"))["results"]
+    for target in [arguments.only] if arguments.only else ["tiny-llama", "tiny-e2b", "tiny-31b"]:
+        for dtype in ("float32", "bfloat16"):
+            given = (dtype, prompt, arguments.tokens)
             sides = {"polydraft": ours(target, *given), "polydraft, plain": ours(target, *given, "off")}
-            try:
-                sides["mlx-vlm"] = theirs_mlx_vlm(target, f"{target}-assistant", *given)
-            except ImportError as error:
-                raise SystemExit(f"{error}: install mlx-vlm 0.7.10 to compare with it") from error
-            results[f"{target} + {target}-assistant, {dtype}"] = compare(f"{target}, {dtype}", sides, arguments.repeats)
+            drafter = "tiny-llama-draft" if target == "tiny-llama" else f"{target}-assistant"
+            if target == "tiny-llama":
+                sides["mlx-lm"] = theirs_mlx_lm(target, drafter, *given)
+            else:
+                try:
+                    sides["mlx-vlm"] = theirs_mlx_vlm(target, drafter, *given)
+                except ImportError as error:
+                    raise SystemExit(f"{error}: install mlx-vlm 0.7.10 to compare with it") from error
+            results[f"{target} + {drafter}, {dtype}"] = compare(f"{target}, {dtype}", sides, arguments.repeats)
     record = {"machine": machine(), "k": K, "prompt_tokens": len(prompt), "new_tokens": arguments.tokens,
               "repeats": arguments.repeats, "results": results}  # fmt: skip
     if arguments.out:
@@ -236,8 +244,20 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": [round(load, 1) for load in os.getloadavg()],
         "platform": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit(),
         **versions,
     }
+
+
+def commit() -> str:
+    """The repository's."""
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 if __name__ == "__main__":
