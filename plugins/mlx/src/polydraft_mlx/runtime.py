@@ -23,6 +23,8 @@ _NO_MEMORY = re.compile(
     r"^\[[^\]]*malloc\]|^\[METAL\].*Insufficient Memory|^cuda.*out of memory", re.IGNORECASE | re.DOTALL
 )
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 _GPU_NAMES = {"gpu", "metal", "mps", "cuda"}
 
 
@@ -131,9 +133,24 @@ def free_memory(device: mx.Device) -> int:
             return int(info["free_memory"])
         limit = int(info.get("max_recommended_working_set_size") or info["memory_size"])
         return limit - int(mx.get_active_memory())
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                free = int(line.split()[1]) * 1024
+    return min(free, _left_in_container(free))
+
+
+def _left_in_container(otherwise: int) -> int:
+    """What a container's limit leaves (cgroup v2): more than that ends the process."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return otherwise
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        reclaimable = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - reclaimable
+        return max(0, int(limit) - used)
+    except (OSError, ValueError):  # no such limit here
+        return otherwise
