@@ -129,6 +129,31 @@ def test_more_rows_than_tokens(copy):
             session.generate([2, 2100])
 
 
+@pytest.mark.parametrize("size", [900, 2500])
+def test_a_draft_model_padded_to_another_size(size, tmp_path):
+    """Ids that one of the two models has no rows for are neither drafted nor looked up."""
+    folder = tmp_path / "draft"
+    shutil.copytree(pairs.path("tiny-llama-draft"), folder)
+    model, save = save_again(folder)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[2048:] = 2 * model.get_output_embeddings().weight[0]
+    save()
+    prompt = [2, 300, 1990, 2047, 302]
+    given = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
+    with polydraft.load("builtin:tiny-llama", drafter=folder, **given) as session:
+        for settings in (
+            {},
+            {"temperature": 1.5, "seed": 3},
+            {"repetition_penalty": 1.2, "banned_token_ids": [1990]},
+            {"forced_token_ids": {3: 1999}, "logit_bias": {2000: 5.0}},
+        ):
+            settings.update(max_new_tokens=32, ignore_eos=True)
+            speculative = session.generate(prompt, **settings)
+            assert speculative.token_ids == session.generate(prompt, speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
 def test_too_little_memory(copy, monkeypatch):
     monkeypatch.setattr("polydraft_transformers.resources.available_memory", lambda device: 1000)
     with pytest.raises(OutOfMemoryError, match="GiB"):

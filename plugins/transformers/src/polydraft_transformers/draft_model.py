@@ -15,14 +15,20 @@ __all__ = ["DraftModel"]
 class DraftModel:
     """The drafter's side of one sequence. It catches up on tokens that it has not run yet.
 
+    The same tokens may come with embeddings of two sizes, as sizes are padded. Ids that only the drafter has are never
+    drafted; for one that only the target has, the drafter runs its own last token.
+
     Args:
         decoder: The draft model.
         chunk: Tokens run in one forward while catching up.
+        vocab_size: The target's number of tokens.
     """
 
-    def __init__(self, decoder: Decoder, chunk: int) -> None:
+    def __init__(self, decoder: Decoder, chunk: int, vocab_size: int) -> None:
         self._decoder = decoder
         self._chunk = chunk
+        self._vocab_size = vocab_size
+        self._last = int(decoder.lm_head.weight.shape[0]) - 1
         self._cache = decoder.open_cache()
         self._run: list[int] = []
 
@@ -35,15 +41,15 @@ class DraftModel:
         rows = self._decoder.step_rows
         while len(pending) > rows:
             chunk = min(self._chunk, len(pending) - 1)
-            self._decoder.prefill(self._cache, pending[:chunk])
+            self._decoder.prefill(self._cache, self._known(pending[:chunk]))
             self._run.extend(pending[:chunk])
             pending = pending[chunk:]
         drafts: list[int] = []
         kept: list[torch.Tensor] = []
         for step in range(k):
-            _, logits = self._decoder.step(self._cache, pending)
+            _, logits = self._decoder.step(self._cache, self._known(pending))
             self._run.extend(pending)
-            logits = logits[-1:]
+            logits = self._as_wide_as_the_targets(logits[-1:])
             run = [token_ids[-1], *drafts] if chooser.needs_prefix else None
             token = int(chooser.choose_draft(logits, len(token_ids) + step, run))
             drafts.append(token)
@@ -57,6 +63,13 @@ class DraftModel:
         if length < len(self._run):
             del self._run[length:]
             self._cache.rollback(length)
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        return [min(token, self._last) for token in token_ids]
+
+    def _as_wide_as_the_targets(self, row: torch.Tensor) -> torch.Tensor:
+        lacking = self._vocab_size - row.shape[1]
+        return torch.nn.functional.pad(row, (0, lacking), value=-torch.inf) if lacking else row
 
     def _agreed(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens that were run stand in the sequence; at least one token is left to run."""

@@ -93,7 +93,8 @@ class TransformersEngine(SteppingEngine):
         """A sequence with buffers of its own."""
         drafter = self._drafter
         if isinstance(drafter, Decoder):
-            return TransformersSequence(self.target, DraftModel(drafter, self._chunk), self._chunk, self._lock)
+            side = DraftModel(drafter, self._chunk, int(self.target.lm_head.weight.shape[0]))
+            return TransformersSequence(self.target, side, self._chunk, self._lock)
         return TransformersSequence(self.target, drafter, self._chunk, self._lock)
 
     def close(self) -> None:
