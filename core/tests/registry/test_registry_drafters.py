@@ -250,7 +250,9 @@ def test_two_fitting_siblings_are_one_too_many(plan, copy):
     target = copy("tiny-e2b", "mine")
     copy("tiny-e2b-assistant", "one")
     copy("tiny-e2b-assistant", "two")
-    assert plan(target).kind == "ngram"
+    found = plan(target)
+    assert found.kind == "ngram"
+    assert "2 assistants here fit (one, two)" in found.note
 
 
 def test_a_drafter_that_another_target_claims_is_left_alone(plan, copy):

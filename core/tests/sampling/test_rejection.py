@@ -1,6 +1,7 @@
 """Rejection sampling: the target's distribution, and the acceptance that theory gives. Seeds are fixed.
 
-Bounds on chi-square are mean + 5 standard deviations + 15: passed by chance less than once in 100,000 runs.
+Bounds on chi-square are mean + 5 standard deviations + 5: with other seeds, one of all these would be passed by chance
+less than once in 100 runs.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from polydraft.sampling.chooser import RuleChooser
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rejection import RejectionChooser, make_chooser
 
-ROUNDS = 6000
+ROUNDS = 3000
 VOCABULARY = 12
 
 
@@ -54,11 +55,17 @@ def chi_square_fits(counts, chances):
     some = chances > 0
     statistic = ((counts - total * chances)[some] ** 2 / (total * chances[some])).sum()
     freedom = some.sum() - 1
-    assert statistic < freedom + 5 * math.sqrt(2 * freedom) + 15, statistic
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom) + 5, statistic
 
 
-@pytest.mark.parametrize("ops", [NumpyOps(), Device()], ids=["host", "device"])
-@pytest.mark.parametrize("how", ["drawn", "argmax", "own noise", "wrong on purpose"])
+@pytest.mark.parametrize(
+    ("ops", "how"),
+    [
+        *((NumpyOps(), how) for how in ("drawn", "argmax", "own noise", "wrong on purpose")),
+        *((Device(), how) for how in ("drawn", "wrong on purpose")),  # the others leave nothing on the device
+    ],
+    ids=lambda value: value if isinstance(value, str) else "device" if isinstance(value, Device) else "host",
+)
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_two_positions_have_the_targets_distribution(ops, how, top_k):
     """The first drafted token, and the bonus token where it is accepted; p and q are far apart.
@@ -124,7 +131,7 @@ def test_settings_change_both_distributions(given):
         chances[order[np.cumsum(chances[order]) - chances[order] >= 0.7]] = 0
     chances /= chances.sum()
     counts = np.zeros(VOCABULARY)
-    for seed in range(ROUNDS // 2):
+    for seed in range(ROUNDS):
         chooser = RejectionChooser(NumpyOps(), request_of(temperature=1.0, seed=seed, **given))
         draft = int(chooser.choose_draft(drafter, 2, [2])[0])
         counts[chooser.choose(np.repeat(target, 2, axis=0), 2, [2, draft])[0][0]] += 1
@@ -197,7 +204,7 @@ def test_joint_distribution_of_a_sessions_tokens(toys, kind, agreement, k):
     given |= {"acceptance": "rejection", "max_new_tokens": 6}
     counts = dict.fromkeys(chances, 0)
     accepted = drafted = 0
-    for seed in range(400):
+    for seed in range(300):
         result = session.generate(prompt, seed=seed, **given)
         counts[result.token_ids[:4]] += 1
         accepted += result.stats.num_accepted_tokens

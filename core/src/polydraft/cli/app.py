@@ -51,8 +51,13 @@ def _root(
     """Options before the command; both act by their callbacks."""
 
 
+def _help(docstring: str | None) -> str:
+    """Its paragraphs in one line each: typer would keep the source's line breaks, whatever the terminal's width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
+
+
 for _command in (generate, chat, verify, serve, backends, pairs, doctor):
-    app.command()(_command)
+    app.command(help=_help(_command.__doc__))(_command)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from polydraft.checkpoints.config import drafter_kind, is_assistant
 from polydraft.checkpoints.hub import hub_errors
 from polydraft.checkpoints.hub_files import repository_files
 from polydraft.checkpoints.names import repository
-from polydraft.errors import ModelFormatError, ModelNotFoundError, PolydraftError
+from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft.contract.records import DrafterKind
@@ -111,7 +111,7 @@ def _raiser(error: PolydraftError) -> Callable[[], ModelSource]:
 
 
 def _fitting_sibling(target: ModelSource, path: Path, resolve: Resolver) -> Iterator[Candidate]:
-    """The one assistant beside the target whose config fits, if there is exactly one and no other target claims it."""
+    """The one assistant beside the target whose config fits and that no other target claims; of several, none."""
     fitting: list[ModelSource] = []
     for folder in _model_folders(path.parent):
         owner = folder.name.removesuffix("-assistant")
@@ -129,6 +129,10 @@ def _fitting_sibling(target: ModelSource, path: Path, resolve: Resolver) -> Iter
         yield Candidate(
             found.id, "mtp", "config", _given(found), note=f"{found.id} was found beside the target; it fits."
         )
+    elif fitting:
+        names = ", ".join(Path(found.id).name for found in fitting)
+        why = f"{len(fitting)} assistants here fit ({names}) and none is named {path.name}-assistant."
+        yield Candidate(str(path.parent), "mtp", "config", _raiser(PairMismatchError(why, "Name one with drafter=.")))
 
 
 def _model_folders(parent: Path) -> list[Path]:

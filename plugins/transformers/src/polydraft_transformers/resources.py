@@ -76,7 +76,7 @@ def choose_dtype(request: LoadRequest) -> torch.dtype:
         named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
         return _DTYPES.get(str(named).removeprefix("torch."), torch.float32)
     if request.dtype not in _DTYPES:
-        raise InvalidRequestError(f"dtype is {request.dtype!r}.", f"Give auto, {', '.join(_DTYPES)}.")
+        raise InvalidRequestError(f"dtype={request.dtype!r} is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
     return _DTYPES[request.dtype]
 
 
