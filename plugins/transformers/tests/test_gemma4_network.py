@@ -80,3 +80,12 @@ def test_other_projections_are_left_to_transformers(target):
     finally:
         model.layers[0].self_attn.o_proj = original
     assert is_gemma4(model)
+
+
+def test_another_activation_is_left_to_transformers(target):
+    config = target.model.model.config
+    usual, config.hidden_activation = config.hidden_activation, "silu"
+    try:
+        assert not is_gemma4(target.model.model)
+    finally:
+        config.hidden_activation = usual

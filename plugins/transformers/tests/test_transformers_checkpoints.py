@@ -42,13 +42,13 @@ def load(folder):
     return polydraft.load(folder, backend="transformers", dtype="float32", device="cpu")
 
 
-def same_as_transformers(folder, count=16):
+def same_as_transformers(folder, count=16, prompt=PROMPT, kind=transformers.AutoModelForCausalLM):
     """Generate with the pair, compare with Transformers' own ``generate``; returns the result."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    wanted = model.generate(torch.tensor([PROMPT]), max_new_tokens=count, do_sample=False)[0, len(PROMPT) :].tolist()
+    model = kind.from_pretrained(folder, dtype=torch.float32)
+    wanted = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)[0, len(prompt) :].tolist()
     with load(folder) as session:
         assert session.running.method == "mtp", session.running
-        result = session.generate(PROMPT, max_new_tokens=count)
+        result = session.generate(prompt, max_new_tokens=count)
     assert list(result.token_ids) == wanted
     assert result.stats.num_draft_tokens > 0
     return result
@@ -114,6 +114,37 @@ def test_a_head_of_its_own(copy):
     save()
     assert "lm_head.weight" in transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
     same_as_transformers(folder)
+
+
+@pytest.mark.parametrize("name", ["tiny-e2b", "tiny-31b"])
+def test_a_target_for_images_too(copy, name):
+    """As Gemma 4 is published. The token where an image would go is run as padding: so does Transformers."""
+    folder = copy(name)
+    image, kind = 16, transformers.Gemma4ForConditionalGeneration
+    text, _ = save_again(folder)
+    vision = transformers.Gemma4VisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        patch_size=4,
+        position_embedding_size=64,
+        pooling_kernel_size=2,
+    )
+    media = {f"{medium}_token_id": image + index for index, medium in enumerate(("image", "audio", "video"))}
+    model = kind(transformers.Gemma4Config(text_config=text.config, vision_config=vision, audio_config=None, **media))
+    rows = text.model.embed_tokens.weight.data
+    rows[image : image + 3] = -3 * rows[PROMPT[1:4]]  # so that it matters
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.generation_config = text.generation_config
+    model.save_pretrained(folder)
+    same_as_transformers(folder, kind=kind)
+    inside = [*PROMPT, image, 301, image + 2]
+    result = same_as_transformers(folder, prompt=inside, kind=kind)
+    text.save_pretrained(folder)  # where these tokens are like others
+    assert same_as_transformers(folder, prompt=inside).token_ids != result.token_ids
 
 
 def test_more_rows_than_tokens(copy):

@@ -97,6 +97,7 @@ class Decoder:
             if is_gemma4(text_model)
             else _ModuleNetwork(text_model, mixed=self.window is not None)
         )
+        self._pads = _pads(model.config) if text_model is not base and is_gemma4(text_model) else {}
         # Captured is what was tried: Gemma 4's layers, without experts that ask the host what to run.
         self.captures = (
             self.device.type == "cuda"
@@ -169,7 +170,7 @@ class Decoder:
         count, stored = len(token_ids), cache.length
         block = prefill_block(stored, count, self.ring, self.window, self.dtype, self.device)
         cache.begin(block, self.bucket(stored + count + self.step_rows))
-        hidden = self.network.run(torch.tensor(token_ids, device=self.device), block, cache)
+        hidden = self.network.run(torch.tensor(self._run_as(token_ids), device=self.device), block, cache)
         cache.advance(count)
         return hidden
 
@@ -191,7 +192,8 @@ class Decoder:
         rows = max(rows or count, count)
         padding = rows - count
         positions = [*range(stored, stored + count)] + [stored + count - 1] * padding
-        inputs = torch.tensor([[*token_ids] + [token_ids[-1]] * padding, positions], device=self.device)
+        tokens = self._run_as(token_ids)
+        inputs = torch.tensor([[*tokens] + [tokens[-1]] * padding, positions], device=self.device)
         # A cache keeps room for one step more, so that buffers seldom move.
         bucket = self.bucket(stored + count - 1)
         span = bucket if self.fixed or self.captures else stored + count
@@ -215,6 +217,9 @@ class Decoder:
         hidden, logits = captured(inputs)
         return hidden, logits
 
+    def _run_as(self, token_ids: Sequence[int]) -> Sequence[int]:
+        return [self._pads.get(token_id, token_id) for token_id in token_ids] if self._pads else token_ids
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
         logits: torch.Tensor = self.lm_head(hidden)
@@ -226,3 +231,11 @@ class Decoder:
         """Input embeddings, scaled as the model scales them; shape (*token_ids.shape, hidden_size)."""
         embedded: torch.Tensor = self._embedding(token_ids)
         return embedded
+
+
+def _pads(config: Any) -> dict[int, int]:
+    """What ``Gemma4Model`` runs in place of the tokens where images, videos and sounds go: the padding token."""
+    pad = config.get_text_config().pad_token_id
+    names = ("image_token_id", "video_token_id", "audio_token_id")
+    found = (getattr(config, name, None) for name in names)
+    return {} if pad is None else {token_id: pad for token_id in found if token_id is not None}

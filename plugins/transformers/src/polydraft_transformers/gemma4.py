@@ -23,8 +23,11 @@ _MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
 
 
 def is_gemma4(text_model: Any) -> bool:
-    """Whether ``Gemma4Network`` can run a text model: its class is known, its projections plain and without bias."""
-    if type(text_model).__name__ not in _MODELS:
+    """Whether ``Gemma4Network`` can run a text model.
+
+    Its class is known, its activation the usual one, and its projections are plain and without bias.
+    """
+    if type(text_model).__name__ not in _MODELS or text_model.config.hidden_activation != "gelu_pytorch_tanh":
         return False
     linears = (module for module in text_model.modules() if hasattr(module, "in_features"))
     return all(type(module) is torch.nn.Linear and module.bias is None for module in linears)
