@@ -77,6 +77,18 @@ def test_chunks_of_a_prompt_make_no_difference(greedy):
     assert abs(logits[1] - logits[2]).max() < 1e-4
 
 
+def test_weights_laid_out_anew_give_the_same_bits(session, greedy):
+    """See layout.py: on other platforms nothing is laid out, and this compares the same with itself."""
+    engine = session.engine
+    step = engine.open_sequence().prefill(LONG, greedy, keep_logits=True).logits.numpy()
+    with engine._runtime.use("A test ran"):
+        for module in engine.target.model.modules():
+            if "weight" in module:
+                module.weight = mx.contiguous(module.weight)
+        mx.eval(engine.target.model.parameters())
+    assert np.array_equal(engine.open_sequence().prefill(LONG, greedy, keep_logits=True).logits.numpy(), step)
+
+
 def test_threads_that_did_not_load_it_use_it(session):
     """MLX's ordinary streams belong to one thread."""
     wanted = session.generate(PROMPT, max_new_tokens=12, ignore_eos=True).token_ids

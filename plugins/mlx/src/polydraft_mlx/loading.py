@@ -28,6 +28,7 @@ from polydraft_mlx.drafter_loading import in_one_line, load_assistant
 from polydraft_mlx.engine import MlxEngine
 from polydraft_mlx.experts import widen_experts
 from polydraft_mlx.fixed_steps import check_fixed_steps
+from polydraft_mlx.layout import lay_by_columns
 from polydraft_mlx.mtp import MtpDrafter
 from polydraft_mlx.runtime import Runtime, find_device, free_memory
 
@@ -84,6 +85,8 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         widened = runtime.name == "cpu" and sum(widen_experts(model) for model in models) > 0
         context, notes = _fit(request, own_context, models, target, drafter, runtime)
         for model in models:
+            if runtime.name == "cpu":
+                lay_by_columns(model)
             mx.eval(model.parameters())
         if target.fixed:
             check_fixed_steps(target, runtime.name)
