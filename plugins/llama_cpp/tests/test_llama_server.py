@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import stat
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
+    EngineError,
     InvalidRequestError,
     ModelFormatError,
     SpeculationUnavailableError,
@@ -145,6 +147,22 @@ def test_no_server(gguf, monkeypatch):
         load(gguf)
 
 
+def test_no_server_at_the_url(gguf, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9")
+    with pytest.raises(BackendUnavailableError, match="No llama-server answers at"):
+        load(gguf)
+
+
+def test_a_server_that_dies_says_its_last_words(gguf, stand_in):
+    stand_in("good")
+    with load(gguf) as session:
+        assert session.generate([2, 3, 4], max_new_tokens=10).token_ids
+        os.kill(session.drafting_process, signal.SIGKILL)
+        session._owned[0]._process.wait()
+        with pytest.raises(EngineError, match="has ended with code -9"):
+            session.generate([2, 3, 4], max_new_tokens=10)
+
+
 def test_log_probabilities_are_refused(gguf, stand_in):
     stand_in("good")
     with load(gguf) as session, pytest.raises(UnsupportedError, match="logprobs"):
@@ -179,6 +197,12 @@ def test_cancelled_soon(gguf):
         stream.close()
         assert session.generate(PROMPT, max_new_tokens=4).token_ids
         assert time.monotonic() - started < 5
+
+
+@real
+def test_a_flag_that_is_unknown(gguf):
+    with pytest.raises(InvalidRequestError, match="invalid argument: --no-such-flag"):
+        load(gguf, engine_options={"extra_args": ("--no-such-flag",)})
 
 
 @real

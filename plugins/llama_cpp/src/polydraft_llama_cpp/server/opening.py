@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from polydraft.contract import Capabilities, LoadRequest, RunningInfo
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     SpeculationUnavailableError,
     UnsupportedError,
@@ -63,7 +65,7 @@ def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServe
         plain = None
         if programs.is_url(place):
             client = Client(place, options.api_key)
-            properties = client.get("/props")
+            properties = _properties(client)
             length = min(length, int(properties["default_generation_settings"]["n_ctx"]))
             version = str(properties.get("build_info", "unknown"))
             device = "the server's"
@@ -111,6 +113,17 @@ def open_session(request: LoadRequest, capabilities: Capabilities) -> LlamaServe
         session = LlamaServerSession(vocabulary, running, capabilities, client, plain, owned)
         undo.pop_all()
     return session
+
+
+def _properties(client: Client) -> dict[str, Any]:
+    """What a running server says of itself."""
+    try:
+        found: dict[str, Any] = client.get("/props")
+    except EngineError as error:
+        raise BackendUnavailableError(
+            f"No llama-server answers at {client.url}: {error.message}", f"Start it, or set {programs.VARIABLE} anew."
+        ) from error
+    return found
 
 
 def _command(

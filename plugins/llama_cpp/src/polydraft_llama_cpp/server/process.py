@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError
+from polydraft.errors import EngineError, InvalidRequestError, ModelFormatError, OutOfMemoryError
 
 from polydraft_llama_cpp.server.client import Client
 
@@ -34,6 +34,7 @@ class ServerProcess:
         ModelFormatError: It ended before it was ready; its last words are in the message.
         EngineError: It was not ready in time.
         OutOfMemoryError: It was killed while it loaded.
+        InvalidRequestError: It does not know a flag.
     """
 
     def __init__(self, command: Sequence[str], seconds: float) -> None:
@@ -63,6 +64,11 @@ class ServerProcess:
                 said = self.last_words()
                 if code == -9:
                     raise OutOfMemoryError("llama-server was killed while it loaded.", "Give a smaller context_length.")
+                if "invalid argument" in said:
+                    raise InvalidRequestError(
+                        f"llama-server does not take its command line. {said}",
+                        "Look at extra_args; without any this llama-server is too old or too new.",
+                    )
                 raise ModelFormatError(
                     f"llama-server ended with code {code} before it was ready. {said}",
                     "Check the file; its architecture must be known to this llama-server.",
@@ -85,6 +91,14 @@ class ServerProcess:
     def alive(self) -> bool:
         """Whether it still runs."""
         return self._process.poll() is None
+
+    def check_alive(self) -> None:
+        """Raise an ``EngineError`` with the process's last words if it has ended."""
+        code = self._process.poll()
+        if code is not None:
+            raise EngineError(
+                f"llama-server has ended with code {code}. {self.last_words()}", "Load the session again."
+            )
 
     def last_words(self) -> str:
         """The end of its log, as one line."""

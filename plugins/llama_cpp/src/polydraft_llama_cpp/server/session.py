@@ -64,6 +64,17 @@ class LlamaServerSession(Session):
 
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Ask for tokens until the tracker says stop; where the server ends at an id that is no end here, go on."""
+        try:
+            yield from self._rounds(generation)
+        except EngineError as error:
+            for process in self._owned:
+                try:
+                    process.check_alive()
+                except EngineError as ended:
+                    raise ended from error
+            raise
+
+    def _rounds(self, generation: Generation) -> Iterator[Round]:
         request = generation.request
         client = self._client(speculate=request.speculate)
         limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(request.prompt_token_ids))
