@@ -191,22 +191,6 @@ def test_a_port_in_use():
         load(engine_options={"port": taken.getsockname()[1]})
 
 
-def test_a_server_that_dies_in_mid_stream():
-    """The error holds the text so far; the session's later calls say that nobody answers."""
-    with load(engine_options={"kv_cache_memory_bytes": 1 << 26, "connect_retries": 0}) as session:
-        whole = session.generate(PROMPT, max_new_tokens=600, ignore_eos=True).text
-        stream = session.stream(PROMPT, max_new_tokens=900, ignore_eos=True)
-        for _ in range(4):
-            next(stream)
-        session.process.kill()
-        with pytest.raises(EngineError) as caught:
-            list(stream)
-        assert caught.value.partial_text
-        assert whole.startswith(caught.value.partial_text[:200])
-        with pytest.raises(PolydraftError, match="No connection"):
-            session.generate(PROMPT, **GREEDY)
-
-
 def test_a_server_that_cannot_start_says_why():
     with pytest.raises(PolydraftError) as caught:
         load(engine_options={"kv_cache_memory_bytes": 1000})
@@ -268,3 +252,18 @@ def test_a_server_without_speculation_is_found_out(own):
         assert result.stats.num_draft_tokens == 0
         with pytest.raises(UnsupportedError):
             session.generate(PROMPT, speculate="on", **GREEDY)
+
+
+def test_a_server_that_dies_in_mid_stream(own, client):
+    """The error holds the text so far; later calls say that nobody answers. The last test of the shared server."""
+    whole = client.generate(PROMPT, max_new_tokens=600, ignore_eos=True).text
+    stream = client.stream(PROMPT, max_new_tokens=900, ignore_eos=True)
+    for _ in range(4):
+        next(stream)
+    own.process.kill()
+    with pytest.raises(EngineError) as caught:
+        list(stream)
+    assert caught.value.partial_text
+    assert whole.startswith(caught.value.partial_text[:200])
+    with pytest.raises(PolydraftError, match="No connection"):
+        client.generate(PROMPT, **GREEDY)
