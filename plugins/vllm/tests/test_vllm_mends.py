@@ -34,6 +34,11 @@ def main():
     except RuntimeError as error:
         print("NO ROWS:", error)
 
+    from vllm.model_executor.layers.vocab_parallel_embedding import get_masked_input_and_mask
+    from vllm.v1.sample.sampler import batched_count_greater_than
+    for function in (batched_count_greater_than, get_masked_input_and_mask):
+        print("COMPILED:", hasattr(function, "_torchdynamo_orig_callable"))
+
     import numba
     try:
         current_platform.register_triton_kernel_overrides()
@@ -71,6 +76,11 @@ def test_upstream_still_dies_of_a_step_without_drafts(unmended):
     assert "NO ROWS: max()" in unmended
 
 
+def test_upstream_still_compiles_small_functions(unmended):
+    says = "vLLM compiles fewer of its functions in eager mode: the mend cpu-compiled-helpers is to be cut."
+    assert unmended.count("COMPILED: True") == 2, says
+
+
 def test_upstream_still_starts_no_engine_beside_numba(unmended):
     assert "REGISTERED" not in unmended, "Engines start beside numba now: the mend cpu-kernels-beside-numba can go."
     assert "DIED: '_lib_fn_wrapper'" in unmended
@@ -89,6 +99,17 @@ def test_with_the_mends_it_samples_rightly_and_starts_beside_numba(mtp):
 
     current_platform.register_triton_kernel_overrides()
     assert sampling_fault() is None
+
+
+def test_with_the_mends_logprobs_need_no_compiler(mtp):
+    """The helper is vLLM's own, uncompiled."""
+    import torch
+    from vllm.v1.sample import sampler
+
+    assert not hasattr(sampler.batched_count_greater_than, "_torchdynamo_orig_callable")
+    logits = torch.tensor([[0.5, 0.1, 0.9]])
+    assert sampler.batched_count_greater_than(logits, torch.tensor([[0.5]])).tolist() == [2]
+    assert len(mtp.generate("def f(x):\n", max_new_tokens=4, logprobs=2).logprobs) == 4
 
 
 def test_expanded_values():

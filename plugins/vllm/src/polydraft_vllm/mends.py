@@ -86,6 +86,18 @@ def _mend_top_k() -> None:
     _replace(rejection_sampler, "apply_top_k_top_p", apply_top_k_top_p)
 
 
+def _mend_compiled_helpers() -> None:
+    from vllm.model_executor.layers import vocab_parallel_embedding
+    from vllm.v1.sample import sampler
+
+    for module, name in (
+        (sampler, "batched_count_greater_than"),
+        (vocab_parallel_embedding, "get_masked_input_and_mask"),
+    ):
+        compiled = getattr(module, name)
+        _replace(module, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
+
+
 def _no_graphs(self: Any) -> None:
     """CUDA graphs of a centroid head: the CPU has none, and without them vLLM runs the head eagerly."""
 
@@ -150,6 +162,13 @@ MENDS: tuple[Mend, ...] = (
         ">=0.32,<0.34",
         "A request with a top_k and no top_p kills an engine that speculates, in the first step without drafts.",
         _mend_top_k,
+    ),
+    Mend(
+        "cpu-compiled-helpers",
+        ">=0.32,<0.34",
+        "Small functions are compiled in eager mode too: the first request with logprobs takes many seconds, and where "
+        "there is no C++ compiler it kills the engine.",
+        _mend_compiled_helpers,
     ),
     Mend(
         "cpu-centroid-head",
