@@ -11,9 +11,10 @@ NEAR = 1e-3
 """Nats: float32 sums that are split over two workers differ by less."""
 
 
-def load(target, **options):
+def load(target, drafter="auto", **options):
     return polydraft.load(
         target,
+        drafter=drafter,
         backend="vllm",
         dtype="float32",
         num_speculative_tokens=4,
@@ -31,11 +32,13 @@ def verdict(one, two):
     return "EXACT"
 
 
-@pytest.mark.parametrize("target", ["builtin:tiny-e2b", "builtin:tiny-llama"])
-def test_two_workers_give_what_one_gives(target):
-    with load(target) as session:
+@pytest.mark.parametrize(
+    ("target", "drafter"), [("builtin:tiny-e2b", "auto"), ("builtin:tiny-llama", "ngram")], ids=["mtp", "ngram"]
+)
+def test_two_workers_give_what_one_gives(target, drafter):
+    with load(target, drafter) as session:
         wanted = [session.generate(prompt, logprobs=8, **GREEDY) for prompt in PROMPTS]
-    with load(target, tensor_parallel_size=2, distributed_executor_backend="mp") as session:
+    with load(target, drafter, tensor_parallel_size=2, distributed_executor_backend="mp") as session:
         assert any("2 workers (mp)" in note for note in session.running.notes)
         found = session.generate_many(PROMPTS, **GREEDY)
         plain = session.generate(PROMPTS[0], speculate="off", **GREEDY)

@@ -245,10 +245,16 @@ BAD_LOADS = [
     ({"engine_options": {"speculative_config": {"method": "mtp"}}}, InvalidRequestError, "method"),
     ({"engine_options": {"data_parallel_size": 2}}, UnsupportedError, "vllm-server"),
     (
-        {"engine_options": {"tensor_parallel_size": 2, "speculative_config": {"draft_tensor_parallel_size": 3}}},
+        {"engine_options": {"tensor_parallel_size": 2, "speculative_config": {"draft_tensor_parallel_size": 4}}},
         InvalidRequestError,
         "draft_tensor_parallel_size",
     ),
+    (
+        {"target": "builtin:tiny-llama", "engine_options": {"tensor_parallel_size": 2}},
+        InvalidRequestError,
+        "3 attention",
+    ),
+    ({"engine_options": {"tensor_parallel_size": 3}}, InvalidRequestError, "4 att"),
     ({"engine_options": {"kv_cache_memory_bytes": 1000}}, OutOfMemoryError, "kv_cache_memory_bytes"),
     ({"engine_options": {"kv_cache_memory_bytes": 1 << 45}}, OutOfMemoryError, "kv_cache_memory_bytes"),
     ({"context_length": 10**7}, ContextLengthError, "at most"),

@@ -81,6 +81,12 @@ def test_drafters_size_is_1_or_the_targets():
         speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 3}, tensor_parallel_size=2)
 
 
+def test_a_draft_model_has_the_targets_size():
+    with pytest.raises(InvalidRequestError, match=r"draft-model .*give 2"):
+        speculative_config("draft-model", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
+    assert speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
+
+
 def test_a_path_that_vllm_would_misread_is_refused():
     with pytest.raises(InvalidRequestError, match="eagle3"):
         speculative_config("mtp", Path("/models/my-eagle3-drafts/assistant"), 1, V32)

@@ -199,6 +199,7 @@ def default_kv_bytes(config: Mapping[str, Any], context_length: int | None) -> i
 def check_request(request: LoadRequest) -> None:
     """Refuse what vLLM cannot do, before anything is fetched or imported. Errors as for ``load``."""
     _dtype(request.dtype)
+    _check_heads(request)
     if request.exactness != "standard":
         raise UnsupportedError(
             f"vLLM offers no exactness={request.exactness!r}.",
@@ -215,6 +216,21 @@ def check_request(request: LoadRequest) -> None:
             f"context_length is {request.context_length}, and {request.target.id} was made for {own} tokens.",
             f"Give at most {own}.",
         )
+
+
+def _check_heads(request: LoadRequest) -> None:
+    """Refuse numbers of workers that cannot share the attention heads."""
+    options: VllmOptions = request.engine_options
+    size = options.tensor_parallel_size
+    draft_size = options.speculative_config.get("draft_tensor_parallel_size") or size
+    for source, workers in ((request.target, size), (request.plan.drafter, draft_size)):
+        text: Any = {} if source is None else source.config.get("text_config", source.config)
+        heads = text.get("num_attention_heads")
+        if source is not None and isinstance(heads, int) and isinstance(workers, int) and heads % workers:
+            raise InvalidRequestError(
+                f"{source.id} has {heads} attention heads, which {workers} workers cannot share.",
+                "Give another tensor_parallel_size, or another drafter.",
+            )
 
 
 def _max_positions(config: dict[str, Any]) -> int | None:

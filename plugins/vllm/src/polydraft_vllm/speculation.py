@@ -83,10 +83,12 @@ def speculative_config(
             "Give drafter= and num_speculative_tokens= to load instead.",
         )
     draft_size = extra.get("draft_tensor_parallel_size")
-    if draft_size not in (None, 1, tensor_parallel_size):
+    sizes = {tensor_parallel_size} if kind == "draft-model" else {1, tensor_parallel_size}
+    if draft_size is not None and draft_size not in sizes:
         raise InvalidRequestError(
             f"draft_tensor_parallel_size is {draft_size}, the target's is {tensor_parallel_size}.",
-            f"vLLM runs a drafter on one GPU or on all of the target's: give 1 or {tensor_parallel_size}.",
+            f"vLLM runs a drafter of kind {kind} on as many GPUs as the target"
+            f"{', or on one' if 1 in sizes else ''}: give {' or '.join(map(str, sorted(sizes)))}.",
         )
     config: dict[str, Any] = {"method": row.method, "num_speculative_tokens": k}
     if row.takes_model:
