@@ -98,9 +98,7 @@ def run(source: Path, output: Path, load: Row, settings: Row, *, workers: int, b
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
-        max_restarts=-1,  # a worker that dies is started again ...
-        max_task_retries=-1,  # ... and its batch repeated
-    )
+    )  # Ray Data starts workers again that die, and repeats their batches
     written = 0
     with output.open("a", encoding="utf-8") as file:
         for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
