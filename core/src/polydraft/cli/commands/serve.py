@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ import typer
 from polydraft.cli import options as opt
 from polydraft.cli.loading import LoadOptions, model_or_builtin, parse_engine_options
 from polydraft.cli.streams import claim_output
+from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from polydraft.contract import ServerCommand
@@ -67,9 +70,25 @@ def serve(
         output.write(shown(command) + "\n")
         output.flush()
         return
+    _check_port(host, port)
     typer.echo(shown(command), err=True)
-    done = subprocess.run(command.arguments, env={**os.environ, **command.environment}, check=False)
-    raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
+    environment = {**os.environ, **command.environment}
+    if os.name == "posix":  # this process becomes the server: a signal to it leaves none behind
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(command.arguments[0], command.arguments, environment)
+    raise typer.Exit(subprocess.run(command.arguments, env=environment, check=False).returncode)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that is taken or not this machine's, before the server loads the model."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The server cannot listen on {host}:{port}: {error.strerror or error}.", "Give another --port or --host."
+        ) from error
 
 
 def shown(command: ServerCommand) -> str:

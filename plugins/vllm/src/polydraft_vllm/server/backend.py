@@ -130,6 +130,8 @@ def _engine_options(options: VllmServerOptions) -> VllmOptions:
 def _running(request: LoadRequest, abilities: Abilities, url: str, *, own: bool) -> RunningInfo:
     plan = request.plan
     notes = [f"Server: {url}"]
+    if not own and abilities.model != request.target.id:
+        notes.append(f"The server calls the target {abilities.model} (from {abilities.root}).")
     method, k, off = plan.kind, plan.num_speculative_tokens, plan.off
     if not abilities.speculates:
         if method is not None:

@@ -30,6 +30,8 @@ class Abilities:
     version: str
     model: str
     """Its name for the target."""
+    root: str
+    """Where it has the target from."""
     context_length: int
     speculates: bool | None
     """None: neither its responses nor its counters tell."""
@@ -74,6 +76,7 @@ def _inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, n
     return Abilities(
         version=version,
         model=model.id,
+        root=model.root,
         context_length=int(model.max_model_len or 0) or 4096,
         speculates=speculates,
         num_speculative_tokens=None if speculation is None else int(speculation["num_spec_tokens"]),

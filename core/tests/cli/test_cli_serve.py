@@ -1,0 +1,73 @@
+"""``polydraft serve``: a program of the test stands for the engine's server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from polydraft.cli.app import run
+from polydraft.contract import ServerCommand
+from polydraft.registry.opening import Opening
+
+SERVES = """
+import sys
+from types import SimpleNamespace
+from polydraft.cli.app import main
+from polydraft.contract import ServerCommand
+from polydraft.registry.opening import Opening
+
+program = "import os, sys, time; print(os.getpid(), os.environ['SAID'], flush=True); " + sys.argv.pop(1)
+command = ServerCommand(arguments=(sys.executable, "-c", program), environment={"SAID": "a b"})
+backend = SimpleNamespace(server_command=lambda request, host, port: command)
+Opening.prepare = lambda self, *names, **arguments: SimpleNamespace(backend=backend, request=None)
+sys.argv[0] = "polydraft"
+main()
+"""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
+def start(program):
+    line = [sys.executable, "-c", SERVES, program, "serve", "-m", "x", "--port", free_port()]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_exit_code_is_the_servers():
+    output, told = start("sys.exit(7)").communicate(timeout=60)
+    assert output.split(maxsplit=1)[1] == "a b\n"
+    assert told.startswith("SAID='a b' ")
+    process = start("sys.exit(7)")
+    process.communicate(timeout=60)
+    assert process.returncode == 7
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_server_too(number):
+    process = start("time.sleep(600)")
+    server = int(process.stdout.readline().split()[0])
+    process.send_signal(number)
+    process.wait(60)
+    process.communicate()
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "no.such.host.invalid"])
+def test_an_address_that_cannot_be_used(host, monkeypatch, capfd):
+    """Said before the server loads anything."""
+    backend = SimpleNamespace(server_command=lambda request, host, port: ServerCommand(arguments=("no-such-program",)))
+    prepared = SimpleNamespace(backend=backend, request=None)
+    monkeypatch.setattr(Opening, "prepare", lambda self, *names, **arguments: prepared)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert run(["serve", "-m", "x", "--host", host, "--port", port]) != 0
+        assert f"cannot listen on {host}:{port}" in capfd.readouterr().err
+        assert run(["serve", "-m", "x", "--host", host, "--port", port, "--print"]) == 0
+    assert capfd.readouterr().out == "no-such-program\n"
