@@ -91,7 +91,7 @@ def test_random_damage_is_typed(write):
         ("gemma4.context_length", [1, 2]),
         ("gemma4.attention.head_count_kv", [2]),
         ("gemma4.attention.head_count_kv", ["a", "b"]),
-        ("gemma4.attention.sliding_window_pattern", [True]),
+        ("gemma4.attention.sliding_window_pattern", ["a", "b"]),
         ("gemma4.attention.shared_kv_layers", 3),
         ("general.architecture", 7),
         ("general.file_type", "f32"),

@@ -34,12 +34,9 @@ _NUMBERS = (
     "expert_count",
     "nextn_predict_layers",
 )
-_BY_LAYER = (
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.sliding_window_pattern",
-    "expert_used_count",
-)
+_PATTERN = "attention.sliding_window_pattern"
+"""May be shorter: layers that only draft are not always in it."""
+_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "expert_used_count", _PATTERN)
 """One number for all layers, or one (or a yes or no) a layer."""
 
 
@@ -82,7 +79,7 @@ def _wrong(header: GgufHeader) -> Any:
         value = get(key, 0)
         if not _is_number(value) and not (
             isinstance(value, tuple)
-            and len(value) >= get("block_count", 0)
+            and (key == _PATTERN or len(value) >= get("block_count", 0))
             and all(isinstance(item, bool) or _is_number(item) for item in value)
         ):
             yield f"{header.architecture}.{key}", value

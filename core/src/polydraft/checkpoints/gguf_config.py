@@ -51,7 +51,7 @@ def _attention(header: GgufHeader) -> dict[str, Any]:
     if dim is None and get("embedding_length") and isinstance(queries, int) and queries > 0:  # 0: a recurrent model
         dim = get("embedding_length") // queries
     found: dict[str, Any] = {"num_key_value_heads": heads if isinstance(heads, int) else None, "head_dim": dim}
-    if not layers or not isinstance(pattern, tuple):
+    if not layers or not isinstance(pattern, tuple) or len(pattern) < layers:
         return found
     window_dim = get("attention.key_length_swa", dim)
     own = heads if isinstance(heads, tuple) else (heads,) * layers

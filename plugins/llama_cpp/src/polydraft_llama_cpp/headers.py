@@ -17,7 +17,6 @@ _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _LONGEST_WINDOW = 2**30
 _F32 = 0
-_WEIGHTS = ("blk.", "token_embd.", "output", "nextn.")
 _NOT_OF_WEIGHTS = range(24, 29)  # GGML_TYPE_I8, I16, I32, I64, F64
 _GEMMA4 = {"gemma4", "gemma4-assistant"}
 
@@ -46,6 +45,8 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
         yield f"it has {layers} layers"
     if number("nextn_predict_layers") > layers:
         yield f"{number('nextn_predict_layers')} of its {layers} layers predict"
+    if header.architecture.startswith("hunyuan") and experts == 1:
+        used = 1  # dense models that say "one expert": llama.cpp passes over it
     if experts > _MOST_EXPERTS or used > experts or (experts > 0) != (used > 0):
         yield f"it uses {used} of {experts} experts"
     # ggml_compute_forward_rms_norm, ggml_compute_forward_norm
@@ -54,14 +55,8 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
         if not isinstance(epsilon, float) or not 0 <= epsilon < math.inf:
             yield f"its {key} is {epsilon}"
     if header.architecture in _GEMMA4:
-        for tensor, shape in header.tensors.items():  # ggml_compute_forward_mul, ggml_compute_forward_rope
-            if len(shape) == 1 and header.types[tensor] != _F32:
-                yield f"its tensor {tensor} is not in float32"
         yield from _gemma4(header.architecture, number, layers)
-    # ggml_compute_forward_mul_mat and others
-    for tensor, kind in header.types.items():
-        if kind in _NOT_OF_WEIGHTS and tensor.endswith(".weight") and tensor.startswith(_WEIGHTS):
-            yield f"its tensor {tensor} is of a type that no weights have"
+        yield from _tensors_of_gemma4(header)
     # llama_vocab::impl::load: each text is one token; empty ones get names
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, StringArray):
@@ -83,3 +78,13 @@ def _gemma4(architecture: str, number: Callable[..., int], layers: int) -> Itera
         rotated = number(f"rope.dimension_count{kind}", number("rope.dimension_count", keys))
         if rotated < 1 or rotated % 2 or rotated > keys:  # ggml_compute_forward_rope
             yield f"it rotates {rotated} of {keys} numbers of a key"
+
+
+def _tensors_of_gemma4(header: GgufHeader) -> Iterator[str]:
+    # ggml_compute_forward_mul, ggml_compute_forward_rope, ggml_compute_forward_mul_mat
+    for tensor, shape in header.tensors.items():
+        kind = header.types[tensor]
+        if len(shape) == 1 and kind != _F32:
+            yield f"its tensor {tensor} is not in float32"
+        if kind in _NOT_OF_WEIGHTS and tensor.endswith(".weight"):
+            yield f"its tensor {tensor} is of a type that no weights have"

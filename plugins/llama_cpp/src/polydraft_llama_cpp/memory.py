@@ -70,7 +70,7 @@ def context_bytes(
     kv_heads = _by_layer(get("attention.head_count_kv", get("attention.head_count", 1)), layers)
     dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
     pattern = get("attention.sliding_window_pattern")
-    sliding = list(pattern) if isinstance(pattern, tuple) else [False] * layers
+    sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
     window = int(get("attention.sliding_window") or 0) + n_batch
     total = 0.0
     for layer in range(layers - int(get("attention.shared_kv_layers") or 0)):
