@@ -137,7 +137,12 @@ def generate(
         if view is not None:
             view.legend()
         how = {**settings, "speculate": "off"} if plain else settings
-        result = stream_answer(session, what, how, view.chunk if view else None)
+        try:
+            result = stream_answer(session, what, how, view.chunk if view else None)
+        except BaseException:
+            if view is not None:
+                view.break_off()
+            raise
         if view is not None:
             view.end()
         comparison = compare_with_plain(session, what, settings, result) if compare else None

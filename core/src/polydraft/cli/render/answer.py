@@ -74,6 +74,12 @@ class AnswerView:
             self._write("\n")
         self._output.flush()
 
+    def break_off(self) -> None:
+        """End an unfinished line, before an error is told."""
+        if not self._last.endswith("\n"):
+            self._write("\n")
+            self._output.flush()
+
     def _answer(self, chunk: Chunk) -> str:
         if not (self._show_drafts and self._colours and chunk.segments):
             return self._styled(chunk.text)
