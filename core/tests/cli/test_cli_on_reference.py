@@ -1,4 +1,4 @@
-"""The whole way, from the command line to the reference engine, in a process of its own."""
+"""The whole way, from the command line to the reference engine: some in a process of its own, many in this one."""
 
 import json
 import os
@@ -32,13 +32,13 @@ def generate(*arguments):
 
 
 @pytest.mark.parametrize("sampling", [(), ("--temperature", "0.9", "--seed", "3")])
-def test_speculation_changes_nothing(sampling):
-    usual = ("--prompt-token-ids", "1,40,41,42", "-n", "40", *sampling)
-    plain = generate(*usual, "--plain")
+def test_speculation_changes_nothing(sampling, command):
+    usual = ("generate", *TOY, "--json", "--prompt-token-ids", "1,40,41,42", "-n", "40", *sampling)
+    plain = json.loads(command(*usual, "--plain").out)
     assert plain["drafter"] is None
     assert plain["speculation_off"]["code"] == "caller"
     for drafter in ("auto", "ngram", "builtin:toy-draft"):
-        found = generate(*usual, "--drafter", drafter, "-k", "3", "--compare")
+        found = json.loads(command(*usual, "--drafter", drafter, "-k", "3", "--compare").out)
         assert found["token_ids"] == plain["token_ids"]
         assert found["compare"]["identical"] is True
         assert found["running"]["num_speculative_tokens"] == 3
@@ -72,13 +72,13 @@ def test_chat():
         ([*TOY, "-p", "x", "--drafter", "/no/such/folder"], 1, "/no/such/folder"),
     ],
 )
-def test_bad_requests(arguments, code, says):
-    done = polydraft("generate", *arguments)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"]
+def test_bad_requests(arguments, code, says, command):
+    done = command("generate", *arguments)
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["Error", "Hint"]
 
 
 def test_tables():

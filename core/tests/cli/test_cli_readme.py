@@ -48,34 +48,43 @@ def builtin_pair_runs():
     return "tiny-e2b" in host.local_models() and "transformers" in host.backends()
 
 
-def run(code, *arguments):
-    done = subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# ray_data_batch.py takes a cluster and an engine for batches: plugins/vllm/long_tests runs it.
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name != "ray_data_batch.py")
 
 
-needs_builtin_pair = pytest.mark.skipif(
-    not builtin_pair_runs(), reason="needs polydraft-transformers and polydraft-builtin-pairs"
-)
-
-
-@needs_builtin_pair
-def test_the_example_of_the_readme():
+def readme_example():
+    """The README's, with the built-in model."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert code.count("google/gemma-4-E4B-it") == 1
     small = code.replace("google/gemma-4-E4B-it", "builtin:tiny-e2b").replace("max_new_tokens=256", "max_new_tokens=20")
-    out = run(["-c", small.replace("seed=1", "seed=1, max_new_tokens=20")])
+    return small.replace("seed=1", "seed=1, max_new_tokens=20")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What each script prints. One process runs them all: importing an engine takes longer than any of them."""
+    if not builtin_pair_runs():
+        pytest.skip("needs polydraft-transformers and polydraft-builtin-pairs")
+    readme = tmp_path_factory.mktemp("readme") / "README.md"
+    readme.write_text(readme_example(), encoding="utf-8")
+    scripts = [str(readme), *(str(ROOT / "examples" / name) for name in EXAMPLES)]
+    code = (
+        "import runpy, sys\nfor file in sys.argv[1:]:\n    sys.argv = [file]\n"
+        "    runpy.run_path(file, run_name='__main__')\n    print('\\f')"
+    )
+    command = [sys.executable, "-c", code, *scripts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(["README.md", *EXAMPLES], done.stdout.split("\f\n"), strict=False))
+
+
+def test_the_example_of_the_readme(printed):
     # Acceptance rate and mean acceptance length; None where the small model ends before a draft was made.
-    assert re.search(r"(None|[01]\.\d+) (None|\d\.\d+)", out)
+    assert re.search(r"(None|[01]\.\d+) (None|\d\.\d+)", printed["README.md"])
 
 
-# ray_data_batch.py takes a cluster and an engine for batches: plugins/vllm/long_tests runs it.
-@needs_builtin_pair
-@pytest.mark.parametrize(
-    "file", sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name != "ray_data_batch.py")
-)
-def test_examples(file):
-    out = run([str(ROOT / "examples" / file)])
-    assert out.strip()
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_examples(file, printed):
+    assert printed[file].strip()
     if file == "generate.py":
-        assert "identical: True" in out
+        assert "identical: True" in printed[file]
