@@ -29,7 +29,7 @@ NAN, MINUS_ONE = 0x7FC00000, 0xBF800000  # the bits of float32
 TARGET = [
     ("block_count", 0),
     ("block_count", 513),
-    ("attention.shared_kv_layers", 7),
+    *(("attention.shared_kv_layers", count) for count in (1, 2, 5, 7)),
     ("attention.value_length", 3),
     ("attention.value_length_swa", 64),
     ("attention.sliding_window", 0),

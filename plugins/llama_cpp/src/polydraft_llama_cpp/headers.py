@@ -55,7 +55,7 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
         if not isinstance(epsilon, float) or not 0 <= epsilon < math.inf:
             yield f"its {key} is {epsilon}"
     if header.architecture in _GEMMA4:
-        yield from _gemma4(header.architecture, number, layers)
+        yield from _gemma4(header, number, layers)
         yield from _tensors_of_gemma4(header)
     # llama_vocab::impl::load: each text is one token; empty ones get names
     tokens = header.metadata.get("tokenizer.ggml.tokens")
@@ -65,9 +65,14 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
             yield f"{len(texts) - len(set(texts))} of its tokens are the same as others"
 
 
-def _gemma4(architecture: str, number: Callable[..., int], layers: int) -> Iterator[str]:
-    if architecture == "gemma4" and number("attention.shared_kv_layers") > layers - 2:  # llama_model::create_memory
-        yield f"{number('attention.shared_kv_layers')} of its {layers} layers share keys and values"
+def _gemma4(header: GgufHeader, number: Callable[..., int], layers: int) -> Iterator[str]:
+    shared = header.of_architecture("attention.shared_kv_layers", 0)
+    if header.architecture == "gemma4" and shared:
+        # llama_model::create_memory: they use those of the last two that store any, a sliding one and then a full one.
+        pattern = header.of_architecture("attention.sliding_window_pattern")
+        last = pattern[max(0, layers - shared - 2) : layers - shared] if isinstance(pattern, tuple) else ()
+        if [bool(item) for item in last] != [True, False]:
+            yield f"{shared} of its {layers} layers share keys and values, and the two before are not of both kinds"
     if not 0 < number("attention.sliding_window") < _LONGEST_WINDOW:  # llama_kv_cache_iswa
         yield f"its sliding window is {number('attention.sliding_window')}"
     usual = number("embedding_length") // max(1, number("attention.head_count"))
