@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from polydraft.plugins import default_host
+from polydraft.registry.backends import known_backends
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
@@ -19,15 +20,32 @@ def rows(text):
     return {line for line in text.splitlines() if line.startswith("| `")}
 
 
-def test_the_table_is_what_the_backends_declare():
+@pytest.fixture(scope="module")
+def script():
+    """What writes the table."""
     spec = importlib.util.spec_from_file_location("ci_readme", ROOT / "ci/readme.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    text = README.read_text(encoding="utf-8")
-    inside = text.partition(script.BEGIN)[2].partition(script.END)[0]
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def table(script):
+    return README.read_text(encoding="utf-8").partition(script.BEGIN)[2].partition(script.END)[0]
+
+
+def test_the_table_is_what_the_backends_declare(script, table):
     # Only what is installed can be compared.
-    assert rows(script.table()) <= rows(inside), "run `nox -s readme`"
-    assert script.filled(text, inside) == text
+    assert rows(script.table()) <= rows(table), "run `nox -s readme`"
+    text = README.read_text(encoding="utf-8")
+    assert script.filled(text, table) == text
+
+
+def test_every_backend_of_the_table_can_be_asked_for(table):
+    """Installed or not: else asking for it by name would not say how to get it."""
+    listed = {row.split("`")[1] for row in rows(table)}
+    assert listed
+    assert listed <= {known.name for known in known_backends()}
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("*.md")))

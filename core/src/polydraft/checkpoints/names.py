@@ -17,7 +17,6 @@ __all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "sho
 
 BUILTIN_PREFIX = "builtin:"
 _LONGEST_SHOWN = 200
-FILE_SUFFIXES = (".gguf", ".litertlm")
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9][\w.-]*))?"
 _HUB = re.compile(
