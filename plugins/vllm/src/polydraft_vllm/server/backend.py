@@ -142,6 +142,8 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, *, own: bool)
         method, k = None, 0
     elif not own:
         notes.append("The server does not say which drafter it uses; named is the one that belongs to the target.")
+        if abilities.num_speculative_tokens is None:
+            notes.append(f"The server does not say its num_speculative_tokens; named is {k}, as asked for here.")
         k = abilities.num_speculative_tokens or k
         if method is None:
             off = reasons.by_caller()
