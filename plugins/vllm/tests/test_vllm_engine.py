@@ -127,6 +127,20 @@ def test_equal_prompts_of_one_batch_get_noise_of_their_own(mtp):
     assert first.token_ids == mtp.generate(PROMPT, **settings).token_ids
 
 
+def test_a_seed_decides_whatever_parts_a_prompt_comes_in(mtp):
+    """Beside others the parts are smaller: see the mend cpu-seeds."""
+    settings = {"temperature": 1.0, "seed": 3, **GREEDY}
+    alone = mtp.generate(LONG, **settings)
+    first, second, *_ = mtp.generate_many([LONG] * 5, **settings)
+    assert first.token_ids == alone.token_ids != second.token_ids
+    streams = [mtp.stream(LONG[40 * index :], **GREEDY) for index in range(4)] + [mtp.stream(LONG, **settings)]
+    for stream in streams:
+        stream.start()
+    for stream in streams:
+        list(stream)
+    assert streams[-1].result.token_ids == alone.token_ids
+
+
 def test_a_closed_stream_is_forgotten(mtp):
     for read in (0, 1, 3):
         with closing(mtp.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)) as stream:

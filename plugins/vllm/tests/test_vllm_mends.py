@@ -46,8 +46,16 @@ def main():
     except AttributeError as error:
         print("DIED:", error)
 
-    mends.MENDS = tuple(mend for mend in ALL if mend.name != "cpu-centroid-head")
     import polydraft
+    mends.MENDS = tuple(mend for mend in ALL if mend.name not in ("cpu-centroid-head", "cpu-seeds"))
+    options = {"kv_cache_memory_bytes": 1 << 26, "max_num_batched_tokens": 64}
+    with polydraft.load("builtin:tiny-e2b", backend="vllm", dtype="float32", drafter=None, context_length=512,
+                        engine_options=options) as session:
+        try:
+            session.generate("def f(x):\\n" * 20, temperature=1.0, seed=1, max_new_tokens=2)
+            print("SEEDS ARE FINE")
+        except polydraft.errors.EngineError as error:
+            print("SEEDS:", error)
     polydraft.load("builtin:tiny-e2b", backend="vllm", dtype="float32", num_speculative_tokens=2,
                    context_length=512, engine_options={"kv_cache_memory_bytes": 1 << 26}).close()
     print("STARTED")
@@ -74,6 +82,11 @@ def test_upstream_still_samples_wrongly(unmended):
 def test_upstream_still_dies_of_a_step_without_drafts(unmended):
     assert "NO ROWS ARE FINE" not in unmended, "Steps without drafts take a top_k now: the mend cpu-top-k can go."
     assert "NO ROWS: max()" in unmended
+
+
+def test_upstream_still_dies_of_a_seed_and_a_prompt_in_parts(unmended):
+    assert "SEEDS ARE FINE" not in unmended, "Prompts in parts take a seed now: the mend cpu-seeds can go."
+    assert "CPU Generator does not use offset" in unmended
 
 
 def test_upstream_still_compiles_small_functions(unmended):

@@ -98,6 +98,15 @@ def _mend_compiled_helpers() -> None:
         _replace(module, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
 
 
+def _mend_seeds() -> None:
+    from vllm.v1.worker import cpu_model_runner, gpu_input_batch
+
+    from polydraft_vllm.seeds import add_request, sample
+
+    _replace(gpu_input_batch.InputBatch, "add_request", add_request)
+    _replace(cpu_model_runner.CPUModelRunner, "_sample", sample)
+
+
 def _no_graphs(self: Any) -> None:
     """CUDA graphs of a centroid head: the CPU has none, and without them vLLM runs the head eagerly."""
 
@@ -162,6 +171,13 @@ MENDS: tuple[Mend, ...] = (
         ">=0.32,<0.34",
         "A request with a top_k and no top_p kills an engine that speculates, in the first step without drafts.",
         _mend_top_k,
+    ),
+    Mend(
+        "cpu-seeds",
+        ">=0.32,<0.34",
+        "A sampled request with a seed kills the engine if its prompt is processed in parts ('CPU Generator does not "
+        "use offset').",
+        _mend_seeds,
     ),
     Mend(
         "cpu-compiled-helpers",
