@@ -192,8 +192,15 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], repeats: int) -> dic
         }
         if side not in {"polydraft", "polydraft, plain"}:
             pairs = zip(found, runs["polydraft"], strict=True)
-            ratios = [(one.seconds / one.rounds) / (own.seconds / own.rounds) for one, own in pairs]
-            result[side]["time_per_round_over_polydrafts"] = round(statistics.median(ratios), 3)
+            ratios = [
+                tuple(
+                    taken * own.rounds / one.rounds / ours
+                    for taken, ours in ((one.seconds, own.seconds), (one.cpu_seconds, own.cpu_seconds))
+                )
+                for one, own in pairs
+            ]
+            for what, values in zip(("time", "cpu_time"), zip(*ratios, strict=True), strict=True):
+                result[side][f"{what}_per_round_over_polydrafts"] = round(statistics.median(values), 3)
     print(name, json.dumps(result, indent=2), flush=True)
     return result
 
