@@ -22,12 +22,14 @@ def lay_by_columns(model: Any) -> None:
     """Lay the float32 weights that activations are multiplied by out anew, one after the other, where it helps.
 
     Args:
-        model: A model on the CPU; of its embeddings, ``embed_tokens`` is taken for its head, too.
+        model: A model on the CPU; of its embeddings, ``embed_tokens`` is taken for its head, too, unless it is an
+            assistant with a centroid head.
     """
     if sys.platform != "linux":
         return
+    looked_up = getattr(model, "masked_embedding", None) is not None  # row by row: see Assistant
     for name, module in model.named_modules():
-        is_head = isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "embed_tokens"
+        is_head = isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "embed_tokens" and not looked_up
         if (is_head or isinstance(module, nn.Linear | SwitchLinear)) and module.weight.dtype == mx.float32:
             module.weight = mx.contiguous(module.weight.swapaxes(-1, -2)).swapaxes(-1, -2)
             mx.eval(module.weight)
