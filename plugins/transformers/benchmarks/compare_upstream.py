@@ -131,7 +131,7 @@ def main() -> None:
             "transformers": version("transformers"),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine(),
-            **{name: value for name, value in vars(arguments).items() if name not in ("json", "pair")},
+            **{name: value for name, value in vars(arguments).items() if name not in ("json", "pair", "device")},
         }
         arguments.json.write_text(json.dumps({"about": about, "results": report}, indent=2) + "\n", encoding="utf-8")
 
