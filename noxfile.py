@@ -33,6 +33,9 @@ CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.t
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 REPORTS = ROOT / "conformance-reports"
 
+# The built-in models are so small that threads cost more than they bring, above all where others want the cores too.
+THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
 EXAMPLE_PLUGIN = "examples/third_party_plugin"
 
@@ -184,6 +187,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def unit(session: nox.Session) -> None:
     """Unit tests of the core, the built-in pairs, the suite, and the plugins of the two engines that these need."""
+    session.env.update(THREADS)
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     install(session, "pytest", "pytest-xdist", "hypothesis", *folders(*needed))
     # The suite's own tests run pytest inside pytest.
@@ -197,6 +201,7 @@ def conformance(session: nox.Session, backend: str) -> None:
 
     What follows ``--`` goes to the suite, in place of the options that a short run has: ``-- -ra`` runs it in full.
     """
+    session.env.update(THREADS)
     plugin = BACKENDS[backend]
     report = REPORTS / backend
     if not plugin.installs_here:
