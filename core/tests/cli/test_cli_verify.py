@@ -28,7 +28,7 @@ class Unverified(ReferenceSequence):
 
 
 class Tied(ReferenceSequence):
-    """Near ties flip in steps of several rows, and the noise is larger than they are wide."""
+    """Near ties flip in steps of several rows, and the noise is larger than they are wide: as in bfloat16."""
 
     def choose(self, logits, token_ids, chooser, keep_logits):
         logits = logits.copy()
@@ -84,7 +84,13 @@ def test_a_defect_is_exit_code_1_with_its_evidence(command, monkeypatch):
 
 
 def test_near_ties_pass_unless_strict(command, monkeypatch):
+    running = ReferenceEngine.running
+
+    def low_precision(self, request):
+        return running(self, request).model_copy(update={"dtype": "bfloat16"})
+
     monkeypatch.setattr(ReferenceEngine, "sequence_class", Tied)
+    monkeypatch.setattr(ReferenceEngine, "running", low_precision)
     done = command(*TOY)
     assert done.code == 0, done.out
     assert "near ties" in done.out
