@@ -82,6 +82,8 @@ def process():
     def go(*arguments: str, setup: str = "", stdin: str | None = None, **options: Any) -> subprocess.CompletedProcess:
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            # Where the tests run in the background, they were started with Ctrl-C ignored.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "import os, polydraft\nfrom fake_session import *\n"
             "session = FakeSession()\n"
             "polydraft.load = lambda target, **options: session\n"

@@ -163,6 +163,8 @@ def test_on_a_terminal():
     pty = pytest.importorskip("pty")
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        # Where the tests run in the background, they were started with Ctrl-C ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import polydraft, time\nfrom fake_session import *\n"
         "from polydraft.contract import Chunk\n"
         "session = FakeSession((Chunk(token_ids=(1,), text='', thinking='hmm', num_accepted_tokens=None), *CHUNKS))\n"
@@ -185,7 +187,7 @@ def test_on_a_terminal():
     def wait_for(text, again=b""):
         """Read until ``text`` comes; send ``again`` each second, for what a busy reader may miss."""
         nonlocal seen
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while text not in seen and time.monotonic() < deadline:
             if select.select([terminal], [], [], 1)[0]:
                 try:

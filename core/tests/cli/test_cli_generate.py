@@ -441,7 +441,7 @@ def test_a_reader_that_went_away(process):
 
 
 def test_interrupt(process):
-    setup = "import signal\nsession.before_chunk = lambda index: os.kill(os.getpid(), signal.SIGINT) if index else None"
+    setup = "session.before_chunk = lambda index: os.kill(os.getpid(), signal.SIGINT) if index else None"
     done = process("generate", *MODEL, "-p", "Hi", setup=setup)
     assert done.returncode == 130
     assert done.stdout == CHUNKS[0].text + "\n"
