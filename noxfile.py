@@ -58,8 +58,6 @@ class Backend:
     """What the engine's package brings along in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Other backends of the plugin, with the options that the suite is run with on them."""
-    every_run: bool = True
-    """Whether ``nox -s tests`` runs it; else it is run by its name only."""
 
     @property
     def installs_here(self) -> bool:
@@ -88,7 +86,6 @@ BACKENDS = {
         options=("--polydraft-quick", "--polydraft-pairs", "tiny-e2b,tiny-llama", "--polydraft-time-limit", "300"),
         # Without the installation (3 minutes) 10 minutes of processor time, nearly all on one core: its own tests 4,
         # the suite on vllm 3, on vllm-server 3. Mostly imports of vLLM: ten seconds a process, fifteen a server.
-        every_run=False,
         # Each session starts a server, and each start takes most of a minute: one pair, one k, and none of the checks
         # that load further sessions. All of them: pytest --pyargs polydraft_conformance --polydraft-backend vllm-server
         further=(
@@ -156,7 +153,7 @@ def tests(session: nox.Session) -> None:
         "types",
         "wheels",
         "third_party",
-        *(f"conformance({name})" for name, backend in BACKENDS.items() if backend.every_run),
+        *(f"conformance({name})" for name in BACKENDS),
         "unit",
     ):
         session.notify(name)
