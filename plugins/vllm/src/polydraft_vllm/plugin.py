@@ -35,7 +35,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         summary="A running vLLM server, or one that is started for the session",
         formats=frozenset({"safetensors"}),
         drafter_kinds=DRAFTER_KINDS,
-        engine="openai",
+        engine="vllm",
         requires={"openai": ">=2.0"},
         install_hint="pip install polydraft-vllm",
     )

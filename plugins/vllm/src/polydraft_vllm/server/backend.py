@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from polydraft import reasons
@@ -65,7 +64,6 @@ class VllmServerBackend(SpeculativeBackend):
             return VllmBackend().diagnose().model_copy(update={"rank": 5})
         return Diagnosis(
             usable=True,
-            engine_version=version("openai"),
             devices=(DeviceRecord(name="cpu", description="the server's"),),
             notes=("vLLM is not installed here: give engine_options={'url': ...}.",),
             rank=0,
