@@ -251,6 +251,7 @@ def test_what_is_in_the_cache_needs_no_hub(fake_hub, gguf_bytes, monkeypatch, ho
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
         template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits between its retries
     hub = HubOptions(local_files_only=how == "local_files_only")
     assert fetch_gguf(source, hub) == fetched
     other = resolve("org/a-GGUF:F16", hub=HubOptions(local_files_only=True), known=KnownNames())
