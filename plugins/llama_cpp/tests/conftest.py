@@ -1,5 +1,6 @@
 """The built-in pairs as GGUF files, made once."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,6 +10,18 @@ import pytest
 
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 DATA = Path(pairs.__file__).parent / "data"
+QUANTIZED = {"q4_0": 2, "q4_k": 15}
+"""What llama.cpp makes of f32: ``llama_ftype`` by name."""
+
+
+def quantize(source, target, kind):
+    """Let llama.cpp quantize a GGUF file; tensors whose rows do not fill its blocks get another type."""
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.pure = kind, True
+    done = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    assert done == 0
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +38,9 @@ def gguf(tmp_path_factory):
 
     def make(name, weights="f32"):
         file = folder / f"{name}-{weights}.gguf"
-        if not file.is_file():
+        if not file.is_file() and weights in QUANTIZED:
+            quantize(make(name), file, QUANTIZED[weights])
+        elif not file.is_file():
             convert(DATA / name, file, weights)
         return file
 

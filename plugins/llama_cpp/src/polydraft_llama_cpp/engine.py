@@ -33,6 +33,16 @@ class Loaded:
     notes: tuple[str, ...]
 
 
+def step_rows(request: LoadRequest) -> int:
+    """Rows of a step at most; in a bitwise session of every step.
+
+    These come in groups of four: with repacked weights (quantized ones, on most processors) llama.cpp runs groups of
+    four rows through one kernel and the rows left over through another (ggml-cpu/repack.cpp).
+    """
+    rows = request.plan.num_speculative_tokens + 1 if request.plan.kind else 1
+    return -(-rows // 4) * 4 if request.exactness == "bitwise" else rows
+
+
 class LlamaCppEngine(SteppingEngine):
     """See ``SteppingEngine``. llama.cpp allocates its cache at load, for one sequence: calls are serial."""
 
@@ -42,7 +52,7 @@ class LlamaCppEngine(SteppingEngine):
         self.tokenizer = GgufTokenizer(loaded.target)
         self._loaded: Loaded | None = loaded
         self._k = request.plan.num_speculative_tokens if request.plan.kind else 0
-        self._fixed_rows = self._k + 1 if request.exactness == "bitwise" else 0
+        self._fixed_rows = step_rows(request) if request.exactness == "bitwise" else 0
         self._busy = False
         self._lock = threading.Lock()
 

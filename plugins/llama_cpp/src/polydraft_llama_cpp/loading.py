@@ -19,7 +19,7 @@ from polydraft_llama_cpp.bindings import Device, devices, missing_for_mtp
 from polydraft_llama_cpp.context import Context, ContextSettings
 from polydraft_llama_cpp.devices import check_layers, find_device, usual_threads
 from polydraft_llama_cpp.draft_model import DraftModel
-from polydraft_llama_cpp.engine import LlamaCppEngine, Loaded
+from polydraft_llama_cpp.engine import LlamaCppEngine, Loaded, step_rows
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
 from polydraft_llama_cpp.memory import available_bytes, context_bytes
 from polydraft_llama_cpp.model import Model
@@ -47,10 +47,10 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
         UnsupportedError: Bitwise steps on a device where they have not been measured; no model that generates.
     """
     options: LlamaCppOptions = request.engine_options or LlamaCppOptions()
-    k = request.plan.num_speculative_tokens if request.plan.kind else 0
-    if options.n_batch < k + 1:
+    rows = step_rows(request)
+    if options.n_batch < rows:
         raise InvalidRequestError(
-            f"n_batch is {options.n_batch}, and a step verifies {k + 1} tokens.", f"Give at least n_batch={k + 1}."
+            f"n_batch is {options.n_batch}, and a step runs {rows} tokens.", f"Give at least n_batch={rows}."
         )
     if request.plan.kind == "mtp" and (reason := missing_for_mtp(allow_untested=options.allow_untested)):
         raise SpeculationUnavailableError(
@@ -117,7 +117,7 @@ def _draft_model(model: Model, settings: ContextSettings) -> DraftModel:
 def _settings(
     request: LoadRequest, options: LlamaCppOptions, target: GgufFile, drafter: GgufFile | None, *, on_gpu: bool
 ) -> tuple[ContextSettings, int, tuple[str, ...]]:
-    k = request.plan.num_speculative_tokens if request.plan.kind else 0
+    rows = step_rows(request)
     auto_type = "f32" if target.weights == "f32" else "f16"
     type_k, type_v = (auto_type if given == "auto" else given for given in (options.type_k, options.type_v))
     quantized = type_v not in {"f32", "f16", "bf16"}
@@ -145,9 +145,9 @@ def _settings(
     context_length, notes = _context_length(request, options, target, needed, _free_beside(weights))
     threads = options.threads or usual_threads()
     settings = ContextSettings(
-        length=_rounded(context_length + k + 1),
+        length=_rounded(context_length + rows),
         n_batch=options.n_batch,
-        outputs=k + 1,
+        outputs=rows,
         threads=threads,
         threads_batch=options.threads_batch or threads,
         type_k=type_k,
