@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft.hardware import processor
+
 from polydraft_conformance.catalog import CHECKS
 from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.rendering.markdown import to_markdown
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Diagnosis
 
-__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "processor", "write"]
+__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "write"]
 
 FORMAT_VERSION = 1
 JSON_NAME = "conformance-report.json"
@@ -129,14 +131,3 @@ def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
     markdown_path.write_text(to_markdown(data), encoding="utf-8")
     html_path.write_text(to_page([data]), encoding="utf-8")
     return json_path, markdown_path, html_path
-
-
-def processor() -> str:
-    """The processor's name, where the platform tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()

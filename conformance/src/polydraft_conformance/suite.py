@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polydraft
+from polydraft.hardware import processor
 from polydraft.plugins import default_host
 
 from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.pairs import find_pairs
-from polydraft_conformance.report import Report, environment, processor
+from polydraft_conformance.report import Report, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

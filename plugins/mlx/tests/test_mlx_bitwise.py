@@ -40,22 +40,18 @@ def test_rows_have_the_same_bits_in_every_step(target, dtype, greedy):
             assert np.array_equal(bits(session.engine, tokens, 235, sizes, greedy), single)
 
 
-def test_a_device_that_does_not_keep_its_bits_is_refused():
-    """The check that each bitwise session makes finds a step whose rows depend on their place."""
+def test_a_device_that_does_not_keep_its_bits_is_refused(monkeypatch):
+    """The core's check finds steps of MLX whose rows depend on their place."""
     import mlx.core as mx
     from polydraft.errors import UnsupportedError
-    from polydraft_mlx.fixed_steps import check_fixed_steps
+    from polydraft_mlx.decoder import Decoder
 
-    with polydraft.load("builtin:tiny-31b", backend="mlx", device="cpu", exactness="bitwise") as session:
-        target = session.engine.target
-        whole = target.step
+    whole = Decoder._rows
 
-        def uneven(cache, tokens):
-            hidden, logits = whole(cache, tokens)
-            return hidden, logits * (1 + 1e-2 * mx.arange(logits.shape[0])[:, None])
+    def uneven(self, output, count):
+        hidden, logits = whole(self, output, count)
+        return hidden, logits * (1 + 1e-2 * mx.arange(logits.shape[0])[:, None])
 
-        with session.engine._runtime.use("A test ran"):
-            check_fixed_steps(target, "cpu")
-            target.step = uneven
-            with pytest.raises(UnsupportedError, match="bitwise"):
-                check_fixed_steps(target, "cpu")
+    monkeypatch.setattr(Decoder, "_rows", uneven)
+    with pytest.raises(UnsupportedError, match="bitwise"):
+        polydraft.load("builtin:tiny-31b", backend="mlx", device="cpu", exactness="bitwise", num_speculative_tokens=K)

@@ -28,8 +28,8 @@ import torch
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.loop.rounds import run_rounds
 from polydraft.sampling.chooser import RuleChooser
+from polydraft_transformers.blocks import fixed_rows
 from polydraft_transformers.decoder import Decoder
-from polydraft_transformers.fixed_rows import check_rows, fixed_rows
 from polydraft_transformers.sequence import TransformersSequence
 from polydraft_transformers.torch_ops import TorchOps
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
@@ -253,8 +253,6 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float) -> dict[s
     for mode in ("bitwise", "standard"):
         fixed = mode == "bitwise"
         target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
-        if fixed:
-            check_rows(target)
         totals: dict[str, int] = {}
         times: dict[str, list[float]] = {"plain_ms_per_token": [], "speculative_ms_per_round": []}
         accepted = drafted = 0

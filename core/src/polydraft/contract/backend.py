@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
@@ -81,7 +82,20 @@ class SteppingBackend(SpeculativeBackend):
         """Fetch the weights and load the pair. Errors as for ``load``."""
 
     def load(self, request: LoadRequest) -> Session:
-        """A session of the core's loop over ``load_engine``'s engine."""
+        """A session of the core's loop over ``load_engine``'s engine; ``exactness="bitwise"`` is measured first.
+
+        Raises:
+            UnsupportedError: Beyond ``load_engine``'s own: ``bitwise`` was asked for and does not hold here.
+        """
+        from polydraft.loop.fixed_steps import check_fixed_steps
         from polydraft.session.stepping import SteppingSession
 
-        return SteppingSession(self.load_engine(request), request, self.capabilities())
+        started = time.monotonic()
+        engine = self.load_engine(request)
+        try:
+            if request.exactness == "bitwise":
+                check_fixed_steps(engine, request, time.monotonic() - started)
+            return SteppingSession(engine, request, self.capabilities())
+        except BaseException:
+            engine.close()
+            raise

@@ -8,6 +8,7 @@ PUBLIC_MODULES = {
     "polydraft": "the records, the hook marker, Session, errors: what most plugins need",
     "polydraft.contract": "the interfaces of engines, requests and results",
     "polydraft.errors": "all errors",
+    "polydraft.hardware": "the processor, and what dtype='auto' means on it",
     "polydraft.reasons": "why speculation is off, in the words that every backend uses",
     "polydraft.session": "Session and Generation, for whole engines",
     "polydraft.sampling.ops": "ArrayOps: what an array library must offer for tokens to be chosen in it",

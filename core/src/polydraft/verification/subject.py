@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.contract.backend import EngineOptions
+from polydraft.hardware import cpu_model
 from polydraft.registry.versions import installed_version
 from polydraft.verification.fingerprint import fingerprint
 from polydraft.verification.records import Subject
@@ -62,12 +61,4 @@ def _hardware(prepared: Prepared) -> str:
     """Processor and the devices that the backend sees: rounding depends on them."""
     devices = prepared.state.diagnosis.devices if prepared.state.diagnosis else ()
     seen = [f"{device.name} {device.description}".strip() for device in devices if device.name != "cpu"]
-    return "; ".join([f"{platform.machine()} {_processor()}".strip(), *seen])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return "; ".join([cpu_model(), *seen])

@@ -18,6 +18,7 @@ from polydraft.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
+from polydraft.hardware import cpu_dtype
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoTokenizer
@@ -27,7 +28,6 @@ from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafter_loading import in_one_line, load_assistant
 from polydraft_mlx.engine import MlxEngine
 from polydraft_mlx.experts import widen_experts
-from polydraft_mlx.fixed_steps import check_fixed_steps
 from polydraft_mlx.layout import lay_by_columns
 from polydraft_mlx.mtp import MtpDrafter
 from polydraft_mlx.runtime import Runtime, find_device, free_memory
@@ -56,15 +56,15 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
         ModelFormatError: A file is missing or damaged, or the architecture unknown to mlx-lm.
         InvalidRequestError: Unknown dtype, or a context longer than the model's.
-        UnsupportedError: The model's layers keep a state that cannot be rolled back, or the device does not give the
-            same bits in steps of fixed shape.
+        UnsupportedError: The model's layers keep a state that cannot be rolled back.
     """
     runtime = Runtime(find_device(request.device))
-    dtype = _dtype(request.dtype)
+    _check_dtype(request.dtype)
     plan = request.plan
     own_context = _own_context(request)
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
+    dtype, note = _dtype(request, [path for path in (target_path, drafter_path) if path is not None], runtime)
     rows = plan.num_speculative_tokens + 1
     with runtime.use(f"{request.target.id} was loaded"):
         models = [_model(request.target, target_path, request, dtype)]
@@ -88,9 +88,9 @@ def load_pair(request: LoadRequest) -> MlxEngine:
             if runtime.name == "cpu":
                 lay_by_columns(model)
             mx.eval(model.parameters())
-        if target.fixed:
-            check_fixed_steps(target, runtime.name)
         mx.clear_cache()
+    if note:
+        notes.append(note)
     if quantized := _quantization(request.target):
         notes.append(quantized)
     if widened:
@@ -99,12 +99,19 @@ def load_pair(request: LoadRequest) -> MlxEngine:
     return MlxEngine(runtime, target, drafter, tokenizer, request, context, notes)
 
 
-def _dtype(name: str) -> mx.Dtype | None:
-    if name == "auto":
-        return None
-    if name not in _DTYPES:
+def _check_dtype(name: str) -> None:
+    if name != "auto" and name not in _DTYPES:
         raise InvalidRequestError(f"dtype is {name!r}.", f"Give auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
+
+
+def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple[mx.Dtype | None, str]:
+    """What is not quantized is turned into this dtype (None: left as it is stored), and a note on it, or empty."""
+    if request.dtype != "auto":
+        return _DTYPES[request.dtype], ""
+    if runtime.name != "cpu":
+        return None, ""
+    name, note = cpu_dtype(request.target.config, folders, free_memory(runtime.device))
+    return (mx.float32 if name == "float32" and note else None), note
 
 
 def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:

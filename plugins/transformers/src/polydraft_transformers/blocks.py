@@ -12,21 +12,30 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Block", "draft_block", "prefill_block", "ring_slots", "step_block"]
+__all__ = ["Block", "draft_block", "fixed_rows", "prefill_block", "ring_slots", "step_block"]
 
 
 def ring_slots(window: int, step_rows: int) -> int:
-    """Slots of a sliding layer: the window, one row more that Gemma 4's drafter sees, and those of a step."""
-    return -(-(window + step_rows + 2) // 8) * 8
+    """Slots of a sliding layer: the window, one row more that Gemma 4's drafter sees, and those of two steps.
+
+    A step writes up to ``step_rows`` slots beyond the newest token, and a rollback takes back as many tokens before it.
+    """
+    return -(-(window + 2 * step_rows + 2) // 8) * 8
+
+
+def fixed_rows(k: int) -> int:
+    """Rows of a fixed step: a multiple of 8, so that sessions with k up to 7, or without a drafter, give equal bits."""
+    return -(-(k + 1) // 8) * 8
 
 
 @dataclass(slots=True)
 class Block:
     """One forward over ``rows`` tokens.
 
-    ``positions`` has shape (rows,). Masks are additive (0 or -inf), shape (rows, keys), in the model's dtype; None
-    where every key is seen. A prefill's sliding layers see ``prefix`` (slots of earlier tokens, in order) and the new
-    rows, and store the new rows that the ring has room for; a step's write first and see the whole ring.
+    ``positions`` has shape (rows,), and so has ``slots``: where a full layer stores each row's KV. Masks are additive
+    (0 or -inf), shape (rows, keys), in the model's dtype; None where every key is seen. A prefill's sliding layers see
+    ``prefix`` (slots of earlier tokens, in order) and the new rows, and store the new rows that the ring has room for;
+    a step's write first and see the whole ring.
     """
 
     rows: int
@@ -34,6 +43,7 @@ class Block:
     span: int
     full_mask: torch.Tensor | None
     sliding_mask: torch.Tensor | None
+    slots: torch.Tensor | None = None
     ring: torch.Tensor | None = None
     prefix: torch.Tensor | None = None
     first: int | None = None
@@ -48,11 +58,15 @@ def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
-def step_block(positions: torch.Tensor, span: int, ring: int, window: int | None, dtype: torch.dtype) -> Block:
+def step_block(
+    positions: torch.Tensor, slots: torch.Tensor, span: int, ring: int, window: int | None, dtype: torch.dtype
+) -> Block:
     """A step: every shape follows from the arguments' shapes, every value from ``positions``, on the device.
 
     Args:
-        positions: Int64, shape (rows,), rising; trailing rows may repeat the last one.
+        positions: Int64, shape (rows,). A padding row repeats the last token's.
+        slots: Int64, shape (rows,): the positions, and for padding rows those behind the last token, which hold nothing
+            yet: no two rows write one slot.
         span: Slots of the full layers that are attended; above every position.
         ring: Slots of the sliding layers; see ``ring_slots``.
         window: Tokens that a sliding layer sees, the row's own included; None if there is no such layer.
@@ -62,12 +76,12 @@ def step_block(positions: torch.Tensor, span: int, ring: int, window: int | None
     column = positions[:, None]
     full = _additive(torch.arange(span, device=positions.device) <= column, dtype)
     if window is None:
-        return Block(rows, positions, span, full, None)
+        return Block(rows, positions, span, full, None, slots=slots)
     # How far back the latest position that can lie in a slot is. What a later row, or a rejected draft, has written
-    # there seems at least `ring - step_rows` back, which is outside the window.
+    # there seems at least `ring - 2 * step_rows` back, which is outside the window.
     back = (column - torch.arange(ring, device=positions.device)) % ring
     sliding = _additive(back < (column + 1).clamp(max=window), dtype)
-    return Block(rows, positions, span, full, sliding, ring=positions % ring)
+    return Block(rows, positions, span, full, sliding, slots=slots, ring=slots % ring)
 
 
 def prefill_block(

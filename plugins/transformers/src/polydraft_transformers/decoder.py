@@ -59,8 +59,9 @@ class Decoder:
     Args:
         model: ``...ForCausalLM``, or ``...ForConditionalGeneration`` whose text part is used.
         step_rows: Rows of a step at most.
-        fixed: Whether every step of a session shall run ``step_rows`` rows, over full-layer buffers whose length
-            depends on the position alone, so that a row's bits depend on its prefix only.
+        fixed: Whether every step of a session runs ``step_rows`` rows, each token in the row ``position % step_rows``,
+            over full-layer buffers whose length depends on the position alone. Kernels may then treat one row otherwise
+            than another (the last ones of a tile, the tail of a vector): the same position meets the same treatment.
 
     Raises:
         UnsupportedError: Layers of a kind whose state this cache does not keep.
@@ -129,7 +130,7 @@ class Decoder:
         try:
             cache = self._free.pop()
         except IndexError:
-            return KvCache(self.windows, self.ring)
+            return KvCache(self.windows, self.ring, spare=self.step_rows)
         cache.clear()
         return cache
 
@@ -182,7 +183,7 @@ class Decoder:
         Args:
             cache: The sequence's.
             token_ids: At most ``step_rows``.
-            rows: Pad to so many rows, with copies of the last one: nothing else is read or written for them.
+            rows: Pad to this many rows, with copies of the last token, which need no other experts than it does.
 
         Returns:
             Final-normed hidden rows (tokens, hidden_size) and logits (tokens, vocab). A captured step overwrites them
@@ -190,10 +191,19 @@ class Decoder:
         """
         count, stored = len(token_ids), cache.length
         rows = max(rows or count, count)
-        padding = rows - count
-        positions = [*range(stored, stored + count)] + [stored + count - 1] * padding
         tokens = self._run_as(token_ids)
-        inputs = torch.tensor([[*tokens] + [tokens[-1]] * padding, positions], device=self.device)
+        shift = stored % rows if self.fixed else 0
+        # Row r runs the token whose index is `order[r]` from the first one on, or a copy of the last token.
+        order = [(row - shift) % rows for row in range(rows)]
+        inputs = torch.tensor(
+            [
+                [tokens[min(index, count - 1)] for index in order],
+                [stored + min(index, count - 1) for index in order],
+                [stored + index for index in order],
+                [(shift + index) % rows for index in range(rows)],
+            ],
+            device=self.device,
+        )
         # A cache keeps room for one step more, so that buffers seldom move.
         bucket = self.bucket(stored + count - 1)
         span = bucket if self.fixed or self.captures else stored + count
@@ -205,10 +215,13 @@ class Decoder:
         return hidden[:count], logits[:count]
 
     def _step(self, cache: KvCache, inputs: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
-        block = step_block(inputs[1], span, self.ring, self.window, self.dtype)
+        """Run the rows of ``inputs`` (tokens, positions, slots, the row of each token in turn; shape (4, rows))."""
+        tokens, positions, slots, rows = inputs
+        block = step_block(positions, slots, span, self.ring, self.window, self.dtype)
         cache.begin(block, self.bucket(span - 1))
-        hidden = self.network.run(inputs[0], block, cache)
-        return hidden, self.logits(hidden)
+        hidden = self.network.run(tokens, block, cache)
+        logits = self.logits(hidden)
+        return (hidden[rows], logits[rows]) if self.fixed else (hidden, logits)
 
     def _captured(self, cache: KvCache, inputs: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
         cache.reserve(span)

@@ -26,6 +26,7 @@ class TransformersEngine(SteppingEngine):
         tokenizer: The target's.
         request: What was asked for.
         context_length: Tokens a sequence may hold.
+        notes: What the user should know of what runs.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class TransformersEngine(SteppingEngine):
         tokenizer: Tokenizer,
         request: LoadRequest,
         context_length: int,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self._target: Decoder | None = target
@@ -42,6 +44,7 @@ class TransformersEngine(SteppingEngine):
         self._chunk: int = request.engine_options.prefill_chunk_size
         self._k = request.plan.num_speculative_tokens
         self._context_length = context_length
+        self._notes = notes
         self._dtype = str(target.dtype).removeprefix("torch.")
         self._device = str(target.device)
         self._lock = threading.Lock()
@@ -86,7 +89,7 @@ class TransformersEngine(SteppingEngine):
             exactness=request.exactness,
             concurrency="concurrent",
             speculation_off=plan.off,
-            notes=(plan.note,) if plan.note else (),
+            notes=(*((plan.note,) if plan.note else ()), *self._notes),
         )
 
     def open_sequence(self) -> TransformersSequence:

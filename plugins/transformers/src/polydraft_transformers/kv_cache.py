@@ -22,13 +22,15 @@ class KvCache:
     Args:
         windows: Sliding window of each layer in tokens; None for a layer with full attention.
         ring: Slots of a sliding layer.
+        spare: Slots of a full layer beyond those asked for, which the padding rows of a step write.
     """
 
     is_compileable = False
 
-    def __init__(self, windows: Sequence[int | None], ring: int) -> None:
+    def __init__(self, windows: Sequence[int | None], ring: int, spare: int) -> None:
         self._windows = windows
         self._ring = ring
+        self._spare = spare
         self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._block: Block | None = None
         self._capacity = 0
@@ -48,7 +50,7 @@ class KvCache:
         self._captured.clear()
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
-                grown = (self._empty(old[0], capacity), self._empty(old[1], capacity))
+                grown = (self._empty(old[0], capacity + self._spare), self._empty(old[1], capacity + self._spare))
                 for new, kept in zip(grown, old, strict=True):
                     new[:, :, : kept.shape[2]] = kept
                 self._buffers[layer] = grown
@@ -99,12 +101,13 @@ class KvCache:
         window = self._windows[layer_idx]
         stored = self._buffers.get(layer_idx)
         if stored is None:
-            slots = self._capacity if window is None else self._ring
+            slots = self._capacity + self._spare if window is None else self._ring
             stored = self._buffers[layer_idx] = (self._empty(keys, slots), self._empty(values, slots))
         if window is None:
             for buffer, rows in zip(stored, (keys, values), strict=True):
                 if block.first is None:
-                    buffer.index_copy_(2, block.positions, rows)
+                    assert block.slots is not None
+                    buffer.index_copy_(2, block.slots, rows)
                 else:
                     buffer[:, :, block.first : block.first + block.rows] = rows
             return self.view(layer_idx, block.span)
@@ -134,7 +137,7 @@ class KvCache:
     def view(self, layer_idx: int, span: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first ``span`` slots of a full layer, all of a sliding one; no copy."""
         keys, values = self._buffers[layer_idx]
-        if self._windows[layer_idx] is not None or span == keys.shape[2]:
+        if self._windows[layer_idx] is not None:
             return keys, values
         return keys[:, :, :span], values[:, :, :span]
 

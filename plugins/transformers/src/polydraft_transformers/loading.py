@@ -21,13 +21,15 @@ from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from polydraft_transformers.blocks import fixed_rows
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.engine import TransformersEngine
-from polydraft_transformers.fixed_rows import check_rows, fixed_rows
+from polydraft_transformers.experts import check_experts, experts_implementation
 from polydraft_transformers.logits_check import check_logits
 from polydraft_transformers.mtp import MtpDrafter
 from polydraft_transformers.resources import (
     available_memory,
+    check_dtype,
     check_weights_fit,
     choose_device,
     choose_dtype,
@@ -51,17 +53,19 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         InvalidRequestError: Unknown dtype or device, or a context longer than the model's.
     """
     device = choose_device(request.device)
-    dtype = choose_dtype(request)
+    check_dtype(request.dtype)
     options = request.engine_options
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
     plan = request.plan
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
-    check_weights_fit([path for path in (target_path, drafter_path) if path is not None], dtype, device)
+    folders = [path for path in (target_path, drafter_path) if path is not None]
+    dtype, note = choose_dtype(request, folders, device)
+    check_weights_fit(folders, dtype, device)
     k = plan.num_speculative_tokens
     fixed = request.exactness == "bitwise"
-    experts = _experts(request, dtype, device)
+    experts = experts_implementation(options.experts_implementation, dtype, device, fixed=fixed)
     target = Decoder(
         _model(request.target, target_path, request, dtype, device, experts),
         fixed_rows(k) if fixed else k + 1,
@@ -77,23 +81,8 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     for decoder in (target, drafter):
         if isinstance(decoder, Decoder):
             check_logits(decoder)
-    if fixed:
-        check_rows(target)
-    return TransformersEngine(
-        target, drafter, _tokenizer(target_path, request, int(target.config.vocab_size)), request, context
-    )
-
-
-def _experts(request: LoadRequest, dtype: torch.dtype, device: torch.device) -> str | None:
-    """How mixtures of experts run.
-
-    Of the ways in float32, only ``batched_mm`` keeps a row apart from its neighbours on CPUs, and only it can be
-    captured on GPUs (torch's grouped_mm asks the host for the groups' ends).
-    """
-    named: str | None = request.engine_options.experts_implementation
-    if dtype == torch.float32 and (request.exactness == "bitwise" or device.type == "cuda"):
-        return named or "batched_mm"
-    return named
+    tokenizer = _tokenizer(target_path, request, int(target.config.vocab_size))
+    return TransformersEngine(target, drafter, tokenizer, request, context, notes=(note,) if note else ())
 
 
 def _model(
@@ -133,6 +122,8 @@ def _model(
             f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}).",
             "Download the model again, or check that config.json belongs to these weights.",
         )
+    if mixture and request.exactness == "bitwise":
+        check_experts(model, source.id)
     return model.eval()
 
 

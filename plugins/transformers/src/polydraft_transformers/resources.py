@@ -12,8 +12,9 @@ import torch
 from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
+from polydraft.hardware import cpu_dtype
 
-__all__ = ["available_memory", "check_weights_fit", "choose_device", "choose_dtype", "memory_errors"]
+__all__ = ["available_memory", "check_dtype", "check_weights_fit", "choose_device", "choose_dtype", "memory_errors"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -64,20 +65,30 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(request: LoadRequest) -> torch.dtype:
-    """The dtype asked for; with ``auto`` the checkpoint's own, float32 where it names none.
+def check_dtype(name: str) -> None:
+    """Refuse an unknown dtype.
 
     Raises:
-        InvalidRequestError: Unknown dtype.
+        InvalidRequestError: It is unknown.
     """
-    if request.dtype == "auto":
-        text = request.target.config.get("text_config") or {}
-        config = request.target.config
+    if name != "auto" and name not in _DTYPES:
+        raise InvalidRequestError(f"dtype={name!r} is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
+
+
+def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype asked for, and a note on it, which may be empty.
+
+    ``auto`` is the checkpoint's own (float32 where it names none), but on CPUs by ``polydraft.hardware.cpu_dtype``.
+    """
+    if request.dtype != "auto":
+        return _DTYPES[request.dtype], ""
+    if device.type == "cpu":
+        name, note = cpu_dtype(request.target.config, folders, available_memory(device))
+    else:
+        config, text = request.target.config, request.target.config.get("text_config") or {}
         named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
-        return _DTYPES.get(str(named).removeprefix("torch."), torch.float32)
-    if request.dtype not in _DTYPES:
-        raise InvalidRequestError(f"dtype={request.dtype!r} is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[request.dtype]
+        name, note = str(named).removeprefix("torch."), ""
+    return _DTYPES.get(name, torch.float32), note
 
 
 def check_weights_fit(folders: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:

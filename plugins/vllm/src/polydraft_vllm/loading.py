@@ -17,6 +17,7 @@ from polydraft.errors import (
     InvalidRequestError,
     UnsupportedError,
 )
+from polydraft.hardware import cpu_dtype
 
 from polydraft_vllm.engine_args import check_arguments
 from polydraft_vllm.environment import prepare_environment
@@ -35,7 +36,15 @@ if TYPE_CHECKING:
     from polydraft_vllm.session import VllmSession
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = ["MAX_LOGPROBS", "check_request", "default_kv_bytes", "engine_arguments", "load_session", "without_media"]
+__all__ = [
+    "MAX_LOGPROBS",
+    "check_request",
+    "choose_dtype",
+    "default_kv_bytes",
+    "engine_arguments",
+    "load_session",
+    "without_media",
+]
 
 MAX_LOGPROBS = 64
 """As many best tokens as ``GenerationSettings.logprobs`` allows."""
@@ -71,7 +80,8 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
     check_arguments(options.further, (field.name for field in dataclasses.fields(vllm.EngineArgs)))
     target = fetch(request.target, request.hub)
     drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
-    arguments = engine_arguments(request, options, installed, target, drafter)
+    dtype, note = choose_dtype(request, installed, target, drafter)
+    arguments = engine_arguments(request, options, installed, target, drafter, dtype)
     cpu = bool(current_platform.is_cpu())
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import Executor
@@ -88,7 +98,7 @@ def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSessio
     if cpu and request.plan.kind is not None:
         with VLLM_LOCK, _random_state_kept():
             _test_sampling(engine, installed)
-    running = _running(request, installed, config, cpu=cpu)
+    running = _running(request, installed, config, cpu=cpu, note=note)
     sampling = capabilities.sampling | ({"min_p"} if running.method is None else set())
     capabilities = capabilities.model_copy(update={"sampling": sampling})
     return VllmSession(VllmEngine(engine), load_tokenizer(target, request), running, capabilities)
@@ -111,8 +121,20 @@ def _random_state_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, drafter: Path | None) -> tuple[str, str]:
+    """The dtype that vLLM is given, and a note on it; ``auto`` on CPUs is ``polydraft.hardware.cpu_dtype``'s."""
+    name = _dtype(request.dtype)
+    if name != "auto" or not installed.is_cpu_build:
+        return name, ""
+    import psutil  # a dependency of vLLM
+
+    folders = [folder for folder in (target, drafter) if folder is not None]
+    found, note = cpu_dtype(request.target.config, folders, psutil.virtual_memory().available)
+    return (found if note else name), note
+
+
 def engine_arguments(
-    request: LoadRequest, options: VllmOptions, installed: InstalledVllm, target: Path, drafter: Path | None
+    request: LoadRequest, options: VllmOptions, installed: InstalledVllm, target: Path, drafter: Path | None, dtype: str
 ) -> dict[str, Any]:
     """The keyword arguments of ``vllm.EngineArgs``.
 
@@ -122,6 +144,7 @@ def engine_arguments(
         installed: The installed vLLM.
         target: The target's folder.
         drafter: The drafter's folder, if it has one.
+        dtype: As ``choose_dtype`` gives it.
     """
     cpu = installed.is_cpu_build
     chosen: dict[str, Any] = {
@@ -146,7 +169,7 @@ def engine_arguments(
     scheduler = "PolydraftAsyncScheduler" if options.async_scheduling else "PolydraftScheduler"
     return {
         "model": str(target),
-        "dtype": _dtype(request.dtype),
+        "dtype": dtype,
         "max_model_len": request.context_length or -1,  # -1: as much as fits into the KV cache
         "trust_remote_code": request.trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,
@@ -260,9 +283,9 @@ def _test_sampling(engine: Any, installed: InstalledVllm) -> None:
         )
 
 
-def _running(request: LoadRequest, installed: InstalledVllm, config: Any, *, cpu: bool) -> RunningInfo:
+def _running(request: LoadRequest, installed: InstalledVllm, config: Any, *, cpu: bool, note: str) -> RunningInfo:
     plan = request.plan
-    notes = [plan.note] if plan.note else []
+    notes = [text for text in (plan.note, note) if text]
     if without_media(request.target.config):
         notes.append("The language model alone is loaded: torchvision is not installed.")
     sizes = config.parallel_config

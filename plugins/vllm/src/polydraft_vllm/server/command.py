@@ -14,7 +14,7 @@ from polydraft.errors import BackendUnavailableError
 
 from polydraft_vllm.engine_args import check_arguments
 from polydraft_vllm.environment import prepare_environment, server_environment
-from polydraft_vllm.loading import engine_arguments
+from polydraft_vllm.loading import choose_dtype, engine_arguments
 from polydraft_vllm.versions import installed_vllm
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def server_command(request: LoadRequest, options: VllmOptions, *, host: str, por
         check_arguments(options.further, _known_arguments())
     target = fetch(request.target, request.hub)
     drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
-    arguments = engine_arguments(request, options, installed, target, drafter)
+    dtype, _ = choose_dtype(request, installed, target, drafter)
+    arguments = engine_arguments(request, options, installed, target, drafter, dtype)
     del arguments["disable_log_stats"], arguments["use_tqdm_on_load"]  # /metrics, and a log that says what it does
     arguments |= {
         "served_model_name": request.target.id,

@@ -1,0 +1,114 @@
+"""The processor: its name, what it can multiply, and the dtype that fits it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polydraft.checkpoints.config import text_config
+from polydraft.checkpoints.safetensors import header, weight_files
+
+__all__ = ["cpu_dtype", "cpu_features", "cpu_model", "multiplies_natively", "processor"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+_NATIVE = {
+    # As /proc/cpuinfo names them on x86-64 and on Arm, and as macOS does.
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16", "svebf16", "FEAT_BF16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp", "FEAT_FP16"},
+}
+_SHARE_OF_MEMORY = 0.75
+"""Weights in float32 may take this share of the free memory; KV caches and activations need the rest."""
+_QUANTIZED = ("quantization_config", "quantization")
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The fields of the first processor in Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        first = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def processor() -> str:
+    """The processor's name as the platform gives it, such as ``AMD EPYC``; may be empty."""
+    info = _cpuinfo()
+    on_arm = " ".join(info[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in info)
+    return info.get("model name") or on_arm or platform.processor()
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """The processor's instruction sets and features, in the platform's own words; empty where they are not known."""
+    info = _cpuinfo()
+    if found := info.get("flags") or info.get("Features"):
+        return frozenset(found.split())
+    if platform.system() != "Darwin":
+        return frozenset()
+    try:
+        listed = subprocess.run(
+            ["/usr/sbin/sysctl", "hw.optional.arm"], capture_output=True, text=True, timeout=5, check=False
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    return frozenset(line.split(":")[0].rpartition(".")[2] for line in listed.splitlines() if line.endswith(": 1"))
+
+
+def cpu_model() -> str:
+    """What rounding depends on, as one line: the processor's name, and a digest of its features.
+
+    A virtual machine's name says little: two hosts of one name may have other instruction sets.
+    """
+    info = _cpuinfo()
+    parts = [*(info.get(name, "") for name in ("vendor_id", "cpu family", "model")), *sorted(cpu_features())]
+    digest = hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
+    return f"{platform.machine()} {processor()} [{digest}]"
+
+
+def multiplies_natively(dtype: str) -> bool:
+    """Whether this processor has instructions that multiply ``dtype``, such as ``bfloat16``; float32 always."""
+    return dtype not in _NATIVE or bool(_NATIVE[dtype] & cpu_features())
+
+
+def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: int) -> tuple[str, str]:
+    """What ``dtype="auto"`` means for a safetensors checkpoint that runs on the processor, and why.
+
+    The checkpoint's own dtype where the processor multiplies it natively. Otherwise float32, where its weights take at
+    most three quarters of the free memory: 16-bit types are emulated there, which is slow, and their coarse rounding
+    lets near ties turn. Quantized checkpoints keep their own.
+
+    Args:
+        config: The target's parsed config.json.
+        folders: The folders of target and drafter.
+        free_bytes: Free memory.
+
+    Returns:
+        ``float32``, ``bfloat16`` or ``float16`` (or another name that the config gives), and one sentence, empty where
+        the checkpoint's own dtype is no surprise.
+    """
+    named = config.get("dtype") or config.get("torch_dtype") or text_config(config).get("dtype") or "float32"
+    own = str(named).removeprefix("torch.")
+    if own not in _NATIVE or multiplies_natively(own) or any(config.get(name) for name in _QUANTIZED):
+        return own, ""
+    weights = sum(
+        math.prod(entry["shape"])
+        for folder in folders
+        for file in weight_files(folder)
+        for name, entry in header(file).items()
+        if name != "__metadata__"
+    )
+    needed = 4 * weights
+    if needed > _SHARE_OF_MEMORY * free_bytes:
+        return own, (
+            f"The dtype is {own}, which this processor emulates: in float32 the weights would take "
+            f"{needed / 2**30:.1f} of {free_bytes / 2**30:.1f} GiB free."
+        )
+    return "float32", f"The dtype is float32, as this processor has no instructions for the checkpoint's {own}."

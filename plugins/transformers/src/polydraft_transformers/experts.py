@@ -1,0 +1,104 @@
+"""Mixtures of experts in steps of fixed shape: a row's result does not depend on what the other rows chose.
+
+Transformers' ways group the rows by expert, so that the shape of an expert's product, and with it the kernel and the
+order of its sums, depends on how many rows of the step chose that expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from polydraft.errors import UnsupportedError
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+__all__ = ["WHOLE_STEP", "check_experts", "experts_implementation"]
+
+WHOLE_STEP = "polydraft_whole_step"
+"""Name of ``_whole_step`` among Transformers' experts implementations."""
+
+_MOST_ROWS = 64
+"""More rows than any step has are a prompt's, which runs the same with and without speculation."""
+
+
+def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.device, *, fixed: bool) -> str | None:
+    """The experts implementation that a session loads its models with; None: Transformers' own choice.
+
+    Args:
+        named: The option that the user gave.
+        dtype: The weights'.
+        device: Where they run.
+        fixed: Whether steps have a fixed shape (``exactness="bitwise"``).
+
+    Raises:
+        UnsupportedError: The one named mixes the rows of a step.
+    """
+    if device.type == "cuda":
+        # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it
+        # asks the host for the groups' ends, which can neither be captured nor keeps the shapes of products.
+        one_kernel = dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+        return named or (None if one_kernel else "batched_mm")
+    if not fixed:
+        return named
+    if named not in (None, "batched_mm"):
+        raise UnsupportedError(
+            f"experts_implementation={named!r} groups the rows of a step by expert, and exactness='bitwise' needs rows "
+            "that do not depend on one another.",
+            "Leave the option out, give 'batched_mm', or use exactness='standard'.",
+        )
+    ALL_EXPERTS_FUNCTIONS.register(WHOLE_STEP, _whole_step)
+    return named or WHOLE_STEP
+
+
+def check_experts(model: Any, name: str) -> None:
+    """Make sure that a mixture's experts can be run in another way than the model's own code does.
+
+    Raises:
+        UnsupportedError: They cannot: the model's class does not ask Transformers for an implementation.
+    """
+    if not type(model)._can_set_experts_implementation():
+        raise UnsupportedError(
+            f"The experts of {name} run in the model's own way only, which may mix the rows of a step.",
+            "Use exactness='standard'.",
+        )
+
+
+def _whole_step(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Run each expert that any row chose over all rows, and keep the rows that chose it.
+
+    Small steps wait for the weights, and each expert's are read once. Arguments and result are those of Transformers'
+    experts implementations (integrations/moe.py).
+
+    Args:
+        self: Transformers' module of the experts.
+        hidden_states: Shape (rows, hidden_size).
+        top_k_index: Int64, shape (rows, top_k): the experts of each row.
+        top_k_weights: Shape (rows, top_k).
+    """
+    rows, width = hidden_states.shape
+    if rows > _MOST_ROWS:
+        grouped: torch.Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden_states, top_k_index, top_k_weights)
+        return grouped
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    found = hidden_states.new_zeros(rows, top_k_index.shape[1], width)
+    chosen: list[int] = sorted(set(top_k_index.flatten().tolist()))
+    for expert in chosen:
+        inner = _linear(self, name, expert, hidden_states)
+        inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+        outer = _linear(self, "down_proj", expert, inner)
+        if getattr(self, "has_post_expert_norm", False):  # since Transformers 5.22
+            outer = self.post_expert_norm(outer)
+        row, place = (top_k_index == expert).nonzero(as_tuple=True)
+        found[row, place] = outer[row]
+    # Summed in the order of the row's own choices.
+    return (found * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+
+def _linear(self: Any, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+    """One expert's projection ``name`` of all rows."""
+    weight = getattr(self, name)[expert]
+    bias = getattr(self, f"{name}_bias")[expert] if self.has_bias else None
+    return functional.linear(inputs, weight.T if self.is_transposed else weight, bias)
