@@ -6,7 +6,9 @@ import polydraft
 
 target = sys.argv[1] if len(sys.argv) > 1 else "builtin:tiny-e2b"
 
-with polydraft.load(target) as session:
+# In 16 bits, rounding can decide between two nearly tied tokens; in float32 it is far too small for that. Where a model
+# is too large for float32, exactness="bitwise" makes plain and speculative decoding round alike, or refuses to load.
+with polydraft.load(target, dtype="float32") as session:
     running = session.running
     print(f"{running.engine} {running.engine_version}, drafter {running.drafter}, k={running.num_speculative_tokens}")
 

@@ -1,13 +1,16 @@
-"""Fixtures for tests that look for models: a clean environment, models on disk, a Hub on this machine."""
+"""Fixtures: a clean environment, models on disk, a Hub on this machine, backends with a defect."""
 
 import hashlib
 import json
 import struct
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for ``defects``
 
 BUILTIN_DATA = Path(__file__).parents[2] / "builtin_pairs/src/polydraft_builtin_pairs/data"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -179,3 +182,22 @@ def gguf_bytes():
         return head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4)
 
     return make
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Give the reference engine a defect: a class of ``defects``."""
+    from polydraft_reference.engine import ReferenceEngine
+
+    running = ReferenceEngine.running
+
+    def put(sequence_class):
+        monkeypatch.setattr(ReferenceEngine, "sequence_class", sequence_class)
+        if dtype := getattr(sequence_class, "dtype", None):
+
+            def told(self, request):
+                return running(self, request).model_copy(update={"dtype": dtype})
+
+            monkeypatch.setattr(ReferenceEngine, "running", told)
+
+    return put

@@ -11,8 +11,9 @@ from typing import Any
 
 import polydraft
 import pytest
-from polydraft.cli import streams
+from polydraft.cli import comparison, streams
 from polydraft.cli.app import run
+from polydraft.contract import Capabilities
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -26,6 +27,9 @@ class Fake:
     session: FakeSession = field(default_factory=FakeSession)
     calls: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     error: Exception | None = None
+    capabilities: Capabilities = field(
+        default_factory=lambda: Capabilities(drafter_kinds=frozenset({"mtp"}), seed_identical=True)
+    )
 
     def load(self, target: Any, **options: Any) -> FakeSession:
         self.calls.append((target, options))
@@ -38,6 +42,7 @@ class Fake:
 def fake(monkeypatch):
     made = Fake()
     monkeypatch.setattr(polydraft, "load", made.load)
+    monkeypatch.setattr(comparison, "capabilities_of", lambda session: made.capabilities)
     return made
 
 

@@ -204,7 +204,7 @@ def test_compare_identical(fake, command):
     ran = command("generate", *MODEL, "-p", "Hi", "--compare", "--max-new-tokens", "20", "--temperature", "1")
     assert ran.code == 0
     assert ran.out == TEXT + "\n"
-    assert "identical: yes" in ran.err
+    assert "identical: yes   EXACT" in ran.err
     assert "3.00 x plain" in ran.err
     warm, warm_plain, speculative, plain = [settings for _, settings in fake.session.calls]
     assert warm["max_new_tokens"] == warm_plain["max_new_tokens"] == 8
@@ -216,16 +216,24 @@ def test_compare_identical(fake, command):
 
 def test_compare_different(fake, command):
     fake.session.plain_token_ids = (5, 6, 9, 8)
-    ran = command("generate", *MODEL, "-p", "Hi", "--compare")
-    assert ran.code == 0
-    assert "identical: NO, the first difference is at token 2" in ran.err
-    data = json.loads(command("generate", *MODEL, "-p", "Hi", "--compare", "--json").out)["compare"]
+    ran = command("generate", *MODEL, "-p", "Hi", "--compare", "--engine-option", "a=b c")
+    assert ran.code == 1
+    assert ran.out == TEXT + "\n"
+    assert "identical: NO   DIVERGED" in ran.err
+    assert "differ first at token 2" in ran.err
+    assert "`polydraft verify --model org/target --backend fake --engine-option 'a=\"b c\"'`" in ran.err
+    ran = command("generate", *MODEL, "-p", "Hi", "--compare", "--json")
+    assert ran.code == 1
+    data = json.loads(ran.out)["compare"]
     assert data["identical"] is False
-    assert data["first_difference"] == 2
+    assert data["judgement"]["position"] == 2
+    assert data["judgement"]["tokens"] == [9, 7]
     assert data["plain"]["token_ids"] == [5, 6, 9, 8]
     fake.session.plain_token_ids = (5, 6)
     data = json.loads(command("generate", *MODEL, "-p", "Hi", "--compare", "--json").out)["compare"]
-    assert data["first_difference"] == 2
+    assert data["judgement"]["position"] == 2
+    assert data["judgement"]["tokens"] == [None, 7]
+    assert "One output ended" in data["judgement"]["reason"]
 
 
 def test_compare_says_when_speculation_is_slower(fake, command):

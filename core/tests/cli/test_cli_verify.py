@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("polydraft_reference", reason="needs an engine: polydraft-reference")
 
-from polydraft.contract import Step
-from polydraft_reference.engine import ReferenceEngine, ReferenceSequence
+from defects import NearlyTied, Unverified
 
 TOY = ("verify", "--model", "builtin:toy", "--backend", "reference", "--time-limit", "2")
 
@@ -17,27 +16,6 @@ TOY = ("verify", "--model", "builtin:toy", "--backend", "reference", "--time-lim
 def data_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data/polydraft/verified"
-
-
-class Unverified(ReferenceSequence):
-    """Accepts every draft."""
-
-    def verify(self, token_ids, chooser, *, keep_logits=False):
-        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
-        return Step([*token_ids[1:], step.token_ids[-1]], step.logits, step.logprobs)
-
-
-class Tied(ReferenceSequence):
-    """Near ties flip in steps of several rows, and the noise is larger than they are wide: as in bfloat16."""
-
-    def choose(self, logits, token_ids, chooser, keep_logits):
-        logits = logits.copy()
-        logits[:, 0] += 0.3 * (len(token_ids) > 1)
-        for row in logits:
-            second, first = row.argsort()[-2:]
-            if row[first] - row[second] < 0.2:
-                row[first] = row[second] + (1e-3 if len(token_ids) == 1 else -1e-3)
-        return super().choose(logits, token_ids, chooser, keep_logits)
 
 
 def test_identical(command, data_home):
@@ -71,8 +49,8 @@ def test_the_object(command, data_home):
     assert not data_home.exists()
 
 
-def test_a_defect_is_exit_code_1_with_its_evidence(command, monkeypatch):
-    monkeypatch.setattr(ReferenceEngine, "sequence_class", Unverified)
+def test_a_defect_is_exit_code_1_with_its_evidence(command, broken):
+    broken(Unverified)
     done = command(*TOY)
     assert done.code == 1
     assert "identical: NO" in done.out
@@ -83,14 +61,8 @@ def test_a_defect_is_exit_code_1_with_its_evidence(command, monkeypatch):
     assert (found["verdict"], found["identical"], found["passes"]) == ("DIVERGED", False, False)
 
 
-def test_near_ties_pass_unless_strict(command, monkeypatch):
-    running = ReferenceEngine.running
-
-    def low_precision(self, request):
-        return running(self, request).model_copy(update={"dtype": "bfloat16"})
-
-    monkeypatch.setattr(ReferenceEngine, "sequence_class", Tied)
-    monkeypatch.setattr(ReferenceEngine, "running", low_precision)
+def test_near_ties_pass_unless_strict(command, broken):
+    broken(NearlyTied)
     done = command(*TOY)
     assert done.code == 0, done.out
     assert "near ties" in done.out

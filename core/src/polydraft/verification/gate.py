@@ -42,7 +42,9 @@ class Gate:
         self.plain = prepared.request.plan.kind is None
         self.subject: Subject | None = subject_of(prepared, host)
         self.mode = mode
-        self.command = command_of(prepared, arguments)
+        options = prepared.request.engine_options
+        given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
+        self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
 
     def before(self) -> None:
         """Refuse what cannot have been verified, whatever dtype and device it will have.
@@ -89,9 +91,13 @@ class Gate:
         return problem
 
 
-def command_of(prepared: Prepared, arguments: Mapping[str, Any]) -> str:
-    """The ``polydraft verify`` command that verifies what these arguments of ``load`` load."""
-    words = ["polydraft", "verify", "--model", str(arguments["target"]), "--backend", prepared.state.record.name]
+def command_of(arguments: Mapping[str, Any]) -> str:
+    """The ``polydraft verify`` command that verifies what these arguments of ``load`` load.
+
+    Args:
+        arguments: With the name of the backend, and engine options as a mapping of what can be JSON.
+    """
+    words = ["polydraft", "verify", "--model", str(arguments["target"]), "--backend", arguments["backend"]]
     for name, option, default in (
         ("drafter", "--drafter", "auto"),
         ("num_speculative_tokens", "-k", None),
@@ -103,10 +109,8 @@ def command_of(prepared: Prepared, arguments: Mapping[str, Any]) -> str:
     ):
         if (value := arguments.get(name, default)) != default:
             words += [option, str(value)]
-    options = prepared.request.engine_options
-    if options is not None:
-        for name, value in options.model_dump(mode="json", exclude_unset=True).items():
-            words += ["--engine-option", f"{name}={_json(value)}"]
+    for name, value in (arguments.get("engine_options") or {}).items():
+        words += ["--engine-option", f"{name}={_json(value)}"]
     words += ["--offline"] * bool(arguments.get("local_files_only"))
     words += ["--trust-remote-code"] * bool(arguments.get("trust_remote_code"))
     return shlex.join(words)

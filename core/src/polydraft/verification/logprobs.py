@@ -21,7 +21,13 @@ _SAMPLES = 8
 
 
 def tie_from_logprobs(
-    session: Session, prompt_token_ids: Sequence[int], expected: Sequence[int], found: Sequence[int], position: int
+    session: Session,
+    prompt_token_ids: Sequence[int],
+    expected: Sequence[int],
+    found: Sequence[int],
+    position: int,
+    *,
+    ignore_eos: bool = True,
 ) -> Tie | None:
     """Decode plainly again with log-probabilities, and score the same prefixes in one prefill each: the control.
 
@@ -33,11 +39,12 @@ def tie_from_logprobs(
         expected: Plain output.
         found: The other output.
         position: Index of the first token that differs; both have one there.
+        ignore_eos: The outputs' setting: an engine may forbid EOS where it is True.
 
     Returns:
         None where plain decoding does not repeat itself up to the difference: then nothing can be measured.
     """
-    settings: dict[str, Any] = {"speculate": "off", "temperature": 0.0, "ignore_eos": True, "logprobs": _BEST}
+    settings: dict[str, Any] = {"speculate": "off", "temperature": 0.0, "ignore_eos": ignore_eos, "logprobs": _BEST}
     plain = session.generate(list(prompt_token_ids), max_new_tokens=position + 1, **settings)
     if plain.token_ids != tuple(expected[: position + 1]) or plain.logprobs is None:
         return None

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from polydraft.contract.records import Exactness, Record
 from polydraft.contract.results import GenerationStats
-from polydraft.verification.verdict import Judgement, Verdict
+from polydraft.verification.verdict import Judgement, Verdict, passes
 
 __all__ = ["FORMAT", "CheckedCase", "Subject", "Verification"]
 
@@ -66,9 +66,8 @@ class Verification(Record):
 
     @property
     def passes(self) -> bool:
-        """Whether the promise holds: no difference but near ties, and none at all where bitwise equality was asked."""
-        allowed = {"EXACT"} if self.subject.exactness == "bitwise" else {"EXACT", "NEAR_TIE"}
-        return self.verdict in allowed
+        """Whether the promise holds: see ``polydraft.verification.verdict.passes``."""
+        return passes(self.verdict, self.subject.exactness)
 
     @property
     def num_tokens(self) -> int:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract.requests import TokenRequest
 from polydraft.contract.results import GenerationStats
 from polydraft.errors import EngineError, InvalidRequestError, SpeculationUnavailableError
-from polydraft.verification.logprobs import tie_from_logprobs
+from polydraft.verification.measure import measure, repeats_seeds
 from polydraft.verification.plan import PlannedCase, planned_cases
 from polydraft.verification.records import CheckedCase, Subject, Verification
-from polydraft.verification.steps import measure_tie
-from polydraft.verification.verdict import Judgement, Tie, judge
+from polydraft.verification.verdict import Judgement, judge
 
 if TYPE_CHECKING:
     from polydraft.contract.records import Capabilities
@@ -102,7 +100,7 @@ def check_session(
     if running.method is None or running.num_speculative_tokens == 0:
         why = running.speculation_off.message if running.speculation_off else "No drafter is loaded."
         raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
-    seeds = capabilities.seed_identical and {"temperature", "seed"} <= capabilities.sampling
+    seeds = repeats_seeds(capabilities)
     begin = time.monotonic()
     limit = DEFAULT_SECONDS if time_limit is None else time_limit
     check = _Check(session, capabilities, begin + limit)
@@ -200,13 +198,15 @@ class _Check:
         plain, speculative = results["off"], results["on"]
         cut = min(len(plain.token_ids), len(speculative.token_ids))
         ended = "cancelled" in (plain.finish_reason, speculative.finish_reason)
-        pair = [list(result.token_ids[: cut if ended else None]) for result in (plain, speculative)]
+        expected, other = (result.token_ids[: cut if ended else None] for result in (plain, speculative))
         if ended and cut < 3:  # the first token is the prefill's: no round has been compared
             return None
-        judgement = judge(pair[0], pair[1], lambda position: self._measure(planned, plain, pair, position))
+        judgement = judge(
+            expected, other, lambda at: measure(self.session, self.capabilities, plain, expected, other, at)
+        )
         self.defects += judgement.verdict == "DIVERGED"
         self.sums.add(plain, speculative, greedy=not planned.sampling)
-        return self._keep(planned, min(map(len, pair)), judgement)
+        return self._keep(planned, min(len(expected), len(other)), judgement)
 
     def _keep(self, planned: PlannedCase, num_tokens: int, judgement: Judgement) -> CheckedCase:
         case = CheckedCase(
@@ -250,26 +250,3 @@ class _Check:
         seconds = result.stats.prefill_seconds or 0.0
         self._prefill_rate = max(self._prefill_rate * 0.9, seconds / len(planned.token_ids))
         return result if result.token_ids else None
-
-    def _measure(
-        self, planned: PlannedCase, plain: GenerationResult, pair: Sequence[Sequence[int]], position: int
-    ) -> Tie | None:
-        """What the engine shows of the first difference."""
-        from polydraft.session.stepping import SteppingSession
-
-        session, running = self.session, self.session.running
-        if isinstance(session, SteppingSession) and self.capabilities.exposes_logits:
-            request = TokenRequest(
-                prompt_token_ids=plain.prompt_token_ids,
-                settings=plain.settings,
-                seed=plain.settings.seed or 0,
-                speculate=False,
-                num_speculative_tokens=0,
-                eos_token_ids=frozenset(),
-                max_total_tokens=running.context_length,
-            )
-            k = running.num_speculative_tokens
-            return measure_tie(session.engine, request, pair[0], pair[1], position, k, dtype=running.dtype)
-        if not planned.sampling and "logprobs" in self.capabilities.sampling:
-            return tie_from_logprobs(session, plain.prompt_token_ids, pair[0], pair[1], position)
-        return None

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from polydraft.contract.records import Record
+from polydraft.contract.records import Exactness, Record
 
-__all__ = ["MARGIN_LIMIT", "Judgement", "Tie", "Verdict", "first_difference", "judge"]
+__all__ = ["MARGIN_LIMIT", "Judgement", "Tie", "Verdict", "first_difference", "judge", "passes"]
 
 Verdict = Literal["EXACT", "NEAR_TIE", "DIVERGED"]
 """``EXACT``: the same tokens. ``NEAR_TIE``: they differ first where two tokens lie within the numeric noise, and a
@@ -21,6 +21,11 @@ control without any drafter chooses the other one too. ``DIVERGED``: any other d
 
 MARGIN_LIMIT = 2.0
 """Largest margin of a near tie, in units of the noise: each of the two logits may have moved by the noise."""
+
+_NOTHING = (
+    "There are no numbers to measure a near tie with: the engine shows none for these settings, or its plain decoding "
+    "does not repeat itself."
+)
 
 
 class Tie(Record):
@@ -85,6 +90,11 @@ class Judgement(Record):
         return self.tie.margin / self.tie.noise
 
 
+def passes(verdict: Verdict, exactness: Exactness) -> bool:
+    """Whether the promise holds: no difference but near ties, and none at all where bitwise equality was asked."""
+    return verdict == "EXACT" or (verdict == "NEAR_TIE" and exactness != "bitwise")
+
+
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
     """Index of the first token that differs, the shorter one's end included; None if they are equal."""
     for index, (left, right) in enumerate(zip(expected, found, strict=False)):
@@ -115,7 +125,7 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
             reason=f"One output ended after {position} tokens, the other went on.",
         )
     tie = measure(position) if measure is not None else None
-    fault = "The engine shows no numbers to measure a near tie with." if tie is None else _fault(tie, other)
+    fault = _fault(tie, other) if tie is not None else "No near tie was measured." if measure is None else _NOTHING
     if tie is None or fault:
         return Judgement(verdict="DIVERGED", position=position, tokens=tokens, tie=tie, reason=fault)
     apart = "A filter's edge lies between the two tokens"

@@ -10,6 +10,7 @@ import typer
 from polydraft.cli import options as opt
 from polydraft.cli.comparison import compare_with_plain, warm_up
 from polydraft.cli.loading import LoadOptions, check_settings, open_session, parse_engine_options, parse_numbers
+from polydraft.cli.problems import FAILURE
 from polydraft.cli.prompts import read_prompt
 from polydraft.cli.streams import claim_output, console_for, diagnostics, is_terminal
 from polydraft.errors import EngineError, InvalidRequestError
@@ -70,7 +71,8 @@ def generate(
         bool,
         typer.Option(
             "--compare",
-            help="Decode the same prompt plainly too: identical or not, and both speeds, after short warm-up runs.",
+            help="Decode the same prompt plainly too, after short warm-up runs: whether the output is the same, and "
+            "both speeds. A near tie is explained; any other difference is exit code 1.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -145,14 +147,17 @@ def generate(
             raise
         if view is not None:
             view.end()
-        comparison = compare_with_plain(session, what, settings, result) if compare else None
+        loaded = {"drafter": wish.load_drafter, **wish.options}
+        comparison = compare_with_plain(session, what, settings, result, loaded) if compare else None
 
     if json:
         output.write(generation_json(result, comparison) + "\n")
         output.flush()
-        return
-    console = console_for(output) if is_terminal(output) else diagnostics()
-    console.print(summary(result, comparison))
+    else:
+        console = console_for(output) if is_terminal(output) else diagnostics()
+        console.print(summary(result, comparison))
+    if comparison is not None and not comparison.passes:
+        raise typer.Exit(FAILURE)
 
 
 def stream_answer(

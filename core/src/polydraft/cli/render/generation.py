@@ -28,10 +28,14 @@ def generation_json(result: GenerationResult, comparison: Comparison | None = No
         "stats": result.stats.with_rates(),
     }
     if comparison is not None:
-        plain = comparison.plain
+        plain, judgement = comparison.plain, comparison.judgement
+        verdict = judgement.verdict if judgement else None
         data["compare"] = {
-            "identical": comparison.identical,
-            "first_difference": comparison.first_difference,
+            "verdict": verdict,
+            "identical": verdict == "EXACT",
+            "passes": comparison.passes,
+            "judgement": judgement.model_dump(mode="json") if judgement else None,
+            "hint": comparison.hint,
             "speed_up": comparison.speed_up,
             "plain": {
                 "token_ids": list(plain.token_ids),
@@ -44,7 +48,7 @@ def generation_json(result: GenerationResult, comparison: Comparison | None = No
 
 
 def summary(result: GenerationResult, comparison: Comparison | None = None) -> RenderableType:
-    """What ran, what speculation did, and beside it the plain decoding."""
+    """What ran, what speculation did, and the plain decoding next to it."""
     from rich.console import Group
     from rich.text import Text
 
@@ -126,13 +130,26 @@ def _speed(stats: GenerationStats) -> str:
 
 
 def _verdict(comparison: Comparison) -> RenderableType:
+    """The verdict and the speed; below it, of a difference, the evidence and what to do."""
+    from rich.console import Group
     from rich.text import Text
 
-    if comparison.identical:
-        text = Text("identical: yes", style="green")
+    judgement = comparison.judgement
+    if judgement is None:
+        said, style = "identical: no   not judged", "yellow"
+    elif judgement.verdict == "EXACT":
+        said, style = "identical: yes   EXACT", "green"
+    elif judgement.verdict == "NEAR_TIE":
+        said, style = "identical: up to a near tie   NEAR_TIE", "yellow" if comparison.passes else "bold red"
     else:
-        text = Text(f"identical: NO, the first difference is at token {comparison.first_difference}", style="bold red")
+        said, style = "identical: NO   DIVERGED", "bold red"
+    text = Text(said, style=style)
     if comparison.speed_up is not None:
         slower = " (slower than plain decoding)" if comparison.speed_up < 1 else ""
         text.append(f"   speed: {comparison.speed_up:.2f} x plain{slower}", style="default")
-    return text
+    lines = [text]
+    if judgement is not None and judgement.position is not None:
+        lines.append(Text(f"The outputs differ first at token {judgement.position}. {judgement.reason}"))
+    if comparison.hint:
+        lines.append(Text(comparison.hint))
+    return Group(*lines)
