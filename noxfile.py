@@ -1,7 +1,7 @@
 """The project's tasks. Each makes its own environments: all that is needed is Python and nox.
 
 nox -s demo                          generate with speculation on the built-in pair, and compare with plain decoding
-nox -s tests                         every check that can run on this machine
+nox -s tests                         every check that can run on this machine, some at a time
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s "conformance(transformers)"   the conformance suite on one backend
@@ -13,6 +13,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,7 +34,9 @@ CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.t
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 REPORTS = ROOT / "conformance-reports"
 
-# The built-in models are so small that threads cost more than they bring, above all where others want the cores too.
+# The built-in models are so small that threads cost more than they bring. Where two processes want the same cores, the
+# threads of one wait, spinning, for cores that the other has: both get many times slower. Torch, OpenBLAS (numpy, MLX),
+# vLLM and the llama.cpp plugin heed this variable.
 THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
@@ -58,6 +61,8 @@ class Backend:
     """What the engine's package brings along in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Other backends of the plugin, with the options that the suite is run with on them."""
+    minutes: int = 10
+    """About how long its checks take, installation included: see `MINUTES`."""
 
     @property
     def installs_here(self) -> bool:
@@ -66,16 +71,17 @@ class Backend:
 
 
 BACKENDS = {
-    "transformers": Backend("plugins/transformers", options=("--polydraft-quick",)),
-    "reference": Backend("plugins/reference"),
+    "transformers": Backend("plugins/transformers", options=("--polydraft-quick",), minutes=6),
+    "reference": Backend("plugins/reference", minutes=2),
     # llama-cpp-python comes as source only: pip compiles it once (some minutes) and keeps the wheel in its cache.
-    "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",)),
+    "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",), minutes=7),
     "mlx": Backend(
         "plugins/mlx",
         needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
         "(sys_platform == 'darwin' and platform_machine == 'arm64')",
         constraints="constraints.txt",
         options=("--polydraft-quick",),  # MLX multiplies matrices slowly on CPUs
+        minutes=14,
     ),
     "vllm": Backend(
         "plugins/vllm",
@@ -98,9 +104,23 @@ BACKENDS = {
                 ),
             ),
         ),
+        minutes=16,
     ),
 }
 DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
+
+MINUTES = {
+    "lint": 0,
+    "types": 3,
+    "wheels": 3,
+    "third_party": 2,
+    "unit": 14,
+    **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
+}
+"""The sessions of `tests`, and about how long they take on one Intel core: those that take longest start first."""
+MOST_LANES = 4
+"""How many of them run at a time on machines with more cores: more would bring nothing, the longest takes a quarter of
+the time of all."""
 
 DEMO_PROMPT = """class Stack:
     \"\"\"A stack of items.\"\"\"
@@ -132,9 +152,15 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
     install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
 
 
+def pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest. On Ctrl+C it has the time to end the servers that its tests have started."""
+    session.run("pytest", *arguments, interrupt_timeout=10, terminate_timeout=2)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Generate with speculation on the built-in pair: drafts in colour, numbers, and the plain decoding beside."""
+    session.env.update(THREADS)
     install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
     # float32: in bfloat16 a near tie may turn, and CPUs are slow at it.
     # Sampled with a seed: so small a model soon repeats itself when it is greedy.
@@ -147,16 +173,43 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Every check that can run on this machine: queues the sessions below, each with an environment of its own."""
-    for name in (
-        "lint",
-        "types",
-        "wheels",
-        "third_party",
-        *(f"conformance({name})" for name in BACKENDS),
-        "unit",
-    ):
-        session.notify(name)
+    """Every check that can run on this machine, as many at a time as there are cores; after ``--``: only these.
+
+    Each is a session below, with an environment of its own. POLYDRAFT_LANES says how many run at a time; with 1 they
+    run one after the other in this nox, and what they say is seen while they say it.
+    """
+    unknown = sorted({*session.posargs} - {*MINUTES})
+    if unknown:
+        session.error(f"`tests` does not run {', '.join(unknown)}; it runs {', '.join(MINUTES)}")
+    chosen = sorted((name for name in MINUTES if name in (session.posargs or MINUTES)), key=MINUTES.__getitem__)
+    sys.path.insert(0, str(ROOT / "ci"))
+    import lanes
+
+    wanted = os.environ.get("POLYDRAFT_LANES", "")
+    if not re.fullmatch("[1-9][0-9]*|", wanted):
+        session.error(f"POLYDRAFT_LANES is {wanted!r}; it must be how many sessions run at a time, such as 2")
+    count = int(wanted) if wanted else min(lanes.usable_cores(), MOST_LANES)
+    if count == 1 or len(chosen) == 1 or sys.platform == "win32":
+        for name in chosen:
+            session.notify(name, posargs=())
+        return
+    # The longest first, so that all lanes end at about the same time; but lint's verdict takes only seconds.
+    chosen.sort(key=lambda name: (name != "lint", -MINUTES[name]))
+    ended = lanes.run(
+        chosen,
+        lanes.command(sys.argv[1:], coloured=sys.stdout.isatty()),
+        lanes=count,
+        logs=Path(session.create_tmp()),
+        folder=session.invoked_from,
+        say=session.log,
+        stop_at_failure=not {"-x", "--stop-on-first-error"}.isdisjoint(sys.argv),
+    )
+    session.log(f"{len(ended)} of {len(chosen)} sessions ran, {count} at a time:")
+    for outcome in ended:
+        (session.log if outcome.good else session.warn)(f"* {outcome.name}: {outcome}")
+    failed = [outcome.name for outcome in ended if not outcome.good]
+    if failed:
+        session.error(f"{len(failed)} of {len(ended)} sessions failed: {', '.join(failed)}")
 
 
 @nox.session
@@ -183,12 +236,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit tests of the core, the built-in pairs, the suite, and the plugins of the two engines that these need."""
+    """Unit tests of the core, the built-in pairs, the suite, ci/, and the plugins of the engines that these need."""
     session.env.update(THREADS)
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     install(session, "pytest", "pytest-xdist", "hypothesis", *folders(*needed))
     # The suite's own tests run pytest inside pytest.
-    session.run("pytest", "-p", "pytester", *(f"{folder}/tests" for folder in needed), *session.posargs)
+    pytest(session, "-p", "pytester", *(f"{folder}/tests" for folder in (*needed, "ci")), *session.posargs)
 
 
 @nox.session
@@ -208,10 +261,10 @@ def conformance(session: nox.Session, backend: str) -> None:
         return
     install_engine(session, plugin)
     if backend not in ("transformers", "reference"):  # `unit` runs these
-        session.run("pytest", f"{plugin.folder}/tests")
+        pytest(session, f"{plugin.folder}/tests")
     for name, options in ((backend, session.posargs or plugin.options), *plugin.further):
         where = ("--polydraft-backend", name, "--polydraft-must-run", "--polydraft-report", str(REPORTS / name))
-        session.run("pytest", "--pyargs", "polydraft_conformance", *where, *options)
+        pytest(session, "--pyargs", "polydraft_conformance", *where, *options)
 
 
 @nox.session
@@ -229,7 +282,7 @@ def long(session: nox.Session, backend: str) -> None:
     plugin = BACKENDS[backend]
     install_engine(session, plugin)
     install(session, "ray[data]", constraints=ROOT / plugin.folder / plugin.constraints)
-    session.run("pytest", "-s", f"{plugin.folder}/long_tests", *session.posargs)
+    pytest(session, "-s", f"{plugin.folder}/long_tests", *session.posargs)
 
 
 @nox.session
@@ -268,6 +321,7 @@ def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement:
 
     The ``with`` block runs in a folder outside the repository; it gets the folder of the environment's programs.
     """
+    session.env.update(THREADS)
     dist = (Path(session.create_tmp()) / "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*names))
