@@ -13,6 +13,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import sys
@@ -57,6 +58,8 @@ class Backend:
     """What its environment gets first, where the engine's own package would bring another build of it."""
     options: tuple[str, ...] = ()
     """Of the suite: quick runs for engines whose full run takes longer than CI has; give others after ``--``."""
+    compiles: tuple[str, ...] = ()
+    """Packages that are compiled here, for this very processor: the wheels of each processor are kept apart."""
     removes: tuple[str, ...] = ()
     """What the engine's package brings along in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -73,8 +76,10 @@ class Backend:
 BACKENDS = {
     "transformers": Backend("plugins/transformers", options=("--polydraft-quick",), minutes=6),
     "reference": Backend("plugins/reference", minutes=2),
-    # llama-cpp-python comes as source only: pip compiles it once (some minutes) and keeps the wheel in its cache.
-    "llama_cpp": Backend("plugins/llama_cpp", options=("--polydraft-quick",), minutes=7),
+    # llama-cpp-python comes as source only, and takes some minutes to compile.
+    "llama_cpp": Backend(
+        "plugins/llama_cpp", compiles=("llama-cpp-python",), options=("--polydraft-quick",), minutes=7
+    ),
     "mlx": Backend(
         "plugins/mlx",
         needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
@@ -147,9 +152,30 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
     versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
     if plugin.requires:
         install(session, *plugin.requires, constraints=versions)
+    for package in plugin.compiles:
+        install(session, "--find-links", str(compiled_wheels(session, package, versions)), package)
     if plugin.removes:
         session.run("pip", "uninstall", "--yes", "--quiet", *plugin.removes)
     install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+
+
+def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
+    """The folder of a package's wheel for this processor; it is compiled if it is not there.
+
+    pip keeps what it compiles by name and version alone. A wheel made for one processor ends the process on another
+    that lacks an instruction set of it, where both use one home folder.
+    """
+    sys.path.insert(0, str(ROOT / CORE / "src"))
+    from polydraft.hardware import cpu_model
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polydraft-nox"
+    folder = cache / re.sub(r"[^\w.]+", "-", f"{cpu_model()}-{platform.python_version()}")
+    pin = next((line.strip() for line in versions.read_text().splitlines() if line.startswith(f"{package}==")), package)
+    wanted = pin.replace("==", "-").replace("-", "_")
+    if not any(path.name.replace("-", "_").startswith(f"{wanted}_") for path in folder.glob("*.whl")):
+        folder.mkdir(parents=True, exist_ok=True)
+        session.run("pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder), pin)
+    return folder
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
@@ -299,7 +325,8 @@ def wheels(session: nox.Session) -> None:
     with installed_elsewhere(session, DISTRIBUTIONS, "polydraft[transformers,builtin]") as programs:
         program = str(programs / "polydraft")
         session.run(program, "doctor", external=True)
-        session.run(program, "generate", "--compare", "-p", DEMO_PROMPT, "-n", "40", external=True)
+        greedy = ["--prompt", DEMO_PROMPT, "--max-new-tokens", "40", "--dtype", "float32"]
+        session.run(program, "generate", "--compare", *greedy, external=True)
 
 
 @nox.session

@@ -128,11 +128,11 @@ def test_near_ties_that_are_sought_out(conformance):
 def test_an_engine_that_hangs(conformance):
     """It costs its own rows only."""
     run = conformance(
-        *("--polydraft-kinds", "mtp", "--polydraft-time-limit", "2"),
+        *("--polydraft-kinds", "mtp", "--polydraft-time-limit", "5"),
         *("-k", "test_generates or test_drafts_are_made"),
         backend=liar(engines.Hanging),
     )
     failed = [row for row in run.report.rows if row.status == "fail"]
     assert {row.check for row in failed} == {"test_generates"}
-    assert all("time limit of 2 s" in row.reason for row in failed), failed
-    assert all(row.seconds < 10 for row in run.report.rows)
+    assert all("time limit of 5 s" in row.reason for row in failed), failed
+    assert all(row.seconds < 20 for row in run.report.rows)

@@ -55,7 +55,9 @@ def load(
             recommendation for this pair and backend, else 4.
         exactness: ``standard``, or ``bitwise`` for steps of fixed shape, where the backend has them.
         context_length: Tokens of prompt and output together; None: the model's own, within memory.
-        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, or the engine's own names.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or the engine's own names. ``auto``: as the weights are stored;
+            on a processor that has no instructions for a checkpoint's 16-bit type, float32, where that fits into memory
+            (``session.running.notes`` says so).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         revision: Branch, tag or commit of the target on the Hub. A drafter is taken from its default branch, or from
             the revision that its id names: ``org/name@revision``, as a target's id may.

@@ -214,7 +214,8 @@ def test_cancelling_an_async_stream(kit, session):
 def test_cancelling_an_async_generation(kit, session):
     async def work():
         task = asyncio.create_task(session.agenerate(PROMPT, max_new_tokens=900, ignore_eos=True))
-        await asyncio.sleep(0.05)
+        while not kit.logs or not kit.logs[0].steps:  # 900 tokens take far longer than this loop's next turn
+            await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -10,6 +10,8 @@ from polydraft.errors import (
     SessionBusyError,
     SpeculationUnavailableError,
 )
+from polydraft.verification import first_difference
+from polydraft_conformance.noise import measure_noise
 from polydraft_llama_cpp import bindings, memory
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64, and past one batch
@@ -75,10 +77,11 @@ def test_prompts_longer_than_a_batch(gguf, n_batch):
         sequence = session.engine.open_sequence()
         found = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
         sequence.close()
+        noise = measure_noise(session.engine, LONG[:48], 5).most
     with load(gguf("tiny-e2b"), None, engine_options={"n_batch": 1024}) as session:
         sequence = session.engine.open_sequence()
         wanted = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
-    assert np.abs(found - wanted).max() < 1e-3
+    assert np.abs(found - wanted).max() < max(1e-3, 4 * noise)
 
 
 def test_logits_are_views(gguf):
@@ -120,11 +123,16 @@ def test_quantized_values_need_flash_attention(gguf):
 
 @pytest.mark.parametrize("options", [{"mmap": False}, {"swa_full": True}, {"threads": 1, "threads_batch": 2}])
 def test_options_change_nothing(gguf, options):
-    prompt, settings = LONG[:90], {"max_new_tokens": 30, "ignore_eos": True}
+    prompt, settings = LONG[:90], {"max_new_tokens": 30, "ignore_eos": True, "logprobs": 2}
     with load(gguf("tiny-31b"), gguf("tiny-31b-assistant")) as session:
-        wanted = session.generate(prompt, **settings).token_ids
+        wanted = session.generate(prompt, **settings)
     with load(gguf("tiny-31b"), gguf("tiny-31b-assistant"), engine_options=options) as session:
-        assert session.generate(prompt, **settings).token_ids == wanted
+        found = session.generate(prompt, **settings)
+    place = first_difference(wanted.token_ids, found.token_ids)
+    if place is not None:  # only where the two best tokens were tied within the rounding of float16's GELU
+        (one, first), (other, second) = wanted.logprobs[place].top
+        assert {one, other} == {wanted.token_ids[place], found.token_ids[place]}
+        assert first - second < 0.01
 
 
 def test_weights_that_are_not_mapped_must_fit(gguf, monkeypatch):

@@ -15,6 +15,7 @@ WANTED = {"max_new_tokens": 16, "ignore_eos": True}
 
 
 def tokens(target, drafter="auto", **given):
+    given = {"dtype": "float32", **given}  # of what is not quantized
     with polydraft.load(target, drafter=drafter, backend="mlx", device="cpu", **given) as session:
         speculative = session.generate(PROMPT, **WANTED)
         plain = session.generate(PROMPT, speculate="off", **WANTED)

@@ -92,16 +92,23 @@ class VllmServerBackend(SpeculativeBackend):
         port = options.port or free_port()
         check_port(LOOPBACK, port)
         key = api_key(options.api_key_variable)
-        process = ServerProcess(self.server_command(request, host=LOOPBACK, port=port), port, request.target.id, key)
+        command = self.server_command(request, host=LOOPBACK, port=port)
+        process = ServerProcess(command, port, request.target.id, key)
+        dtype = command.arguments[command.arguments.index("--dtype") + 1]
         try:
             process.wait_until_ready(options.start_timeout)
-            return self._connect(request, options, process.url, process)
+            return self._connect(request, options, process.url, process, dtype)
         except BaseException:
             process.stop()
             raise
 
     def _connect(
-        self, request: LoadRequest, options: VllmServerOptions, url: str, process: ServerProcess | None
+        self,
+        request: LoadRequest,
+        options: VllmServerOptions,
+        url: str,
+        process: ServerProcess | None,
+        dtype: str = "the server's",
     ) -> Session:
         folder = fetch(request.target, request.hub, patterns=TOKENIZER_PATTERNS)
         tokenizer = load_tokenizer(folder, request)
@@ -109,7 +116,7 @@ class VllmServerBackend(SpeculativeBackend):
         try:
             name = options.served_model_name if process is None else request.target.id
             abilities = inspect(client, request, tokenizer, name)
-            running = _running(request, abilities, client.url, own=process is not None)
+            running = _running(request, abilities, client.url, dtype, own=process is not None)
         except BaseException:
             client.close()
             raise
@@ -125,7 +132,7 @@ def _engine_options(options: VllmServerOptions) -> VllmOptions:
     return VllmOptions(**{name: getattr(options, name) for name in VllmOptions.model_fields}, **options.further)
 
 
-def _running(request: LoadRequest, abilities: Abilities, url: str, *, own: bool) -> RunningInfo:
+def _running(request: LoadRequest, abilities: Abilities, url: str, dtype: str, *, own: bool) -> RunningInfo:
     plan = request.plan
     notes = [f"Server: {url}"]
     if not own and abilities.model != request.target.id:
@@ -154,7 +161,7 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, *, own: bool)
         drafter=plan.drafter.id if plan.drafter is not None and method is not None else None,
         method=method,
         num_speculative_tokens=k if method is not None else 0,
-        dtype=request.dtype if own else "the server's",
+        dtype=dtype,
         device=request.device if own and request.device != "auto" else "the server's",
         context_length=min(context, request.context_length or context),
         concurrency="concurrent",
