@@ -7,6 +7,7 @@ import polydraft
 import pytest
 from polydraft.errors import UnsupportedError
 from polydraft_llama_cpp import bindings
+from polydraft_llama_cpp.context import Context
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(200))]
 LENGTH = 130  # across position 256, where llama.cpp's attention takes a longer cache, and far past the window of 64
@@ -72,13 +73,22 @@ def test_bits(gguf, name, weights, k):
     assert plain.tobytes() == blocks.tobytes(), f"{np.flatnonzero((plain != blocks).any(axis=1))[:5]}"
 
 
-def test_ordinary_steps_differ(gguf):
-    """What the mode is for: without it the bits depend on the number of rows."""
+@pytest.mark.parametrize(("exactness", "rows"), [("bitwise", {8}), ("standard", {1, 2, 3, 4, 5})])
+def test_the_rows_of_a_step(gguf, monkeypatch, exactness, rows):
+    """What the mode does: each step runs as many rows as every other, in groups of four."""
+    arguments = {"drafter": "ngram", "num_speculative_tokens": 4, "device": "cpu"}
     tokens = [300 + (11 * i) % 500 for i in range(40)]
-    with polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter="ngram", num_speculative_tokens=4) as session:
-        plain = one_by_one(session.engine, tokens)
-        blocks = in_blocks(session.engine, tokens, 4)
-    assert plain.tobytes() != blocks.tobytes()
+    with polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", exactness=exactness, **arguments) as session:
+        run, decode = [], Context.decode
+
+        def counted(self, token_ids, first, *, all_rows):
+            run.append(len(token_ids))
+            return decode(self, token_ids, first, all_rows=all_rows)
+
+        monkeypatch.setattr(Context, "decode", counted)
+        one_by_one(session.engine, tokens)
+        in_blocks(session.engine, tokens, 4)
+    assert set(run) - {len(PROMPT)} == rows
 
 
 def test_refused_where_it_was_not_measured(gguf, monkeypatch):
