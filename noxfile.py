@@ -153,7 +153,8 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
     if plugin.requires:
         install(session, *plugin.requires, constraints=versions)
     for package in plugin.compiles:
-        install(session, "--find-links", str(compiled_wheels(session, package, versions)), package)
+        wheels = str(compiled_wheels(session, package, versions))
+        install(session, "--find-links", wheels, "--only-binary", package, package)
     if plugin.removes:
         session.run("pip", "uninstall", "--yes", "--quiet", *plugin.removes)
     install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)

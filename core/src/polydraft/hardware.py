@@ -111,4 +111,5 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
             f"The dtype is {own}, which this processor emulates: in float32 the weights would take "
             f"{needed / 2**30:.1f} of {free_bytes / 2**30:.1f} GiB free."
         )
-    return "float32", f"The dtype is float32, as this processor has no instructions for the checkpoint's {own}."
+    known = "this processor has no" if cpu_features() else "it is not known whether this processor has"
+    return "float32", f"The dtype is float32, as {known} instructions for the checkpoint's {own}."

@@ -1,5 +1,7 @@
 """``exactness="bitwise"`` is measured when it is loaded: engines whose rows depend on anything else are refused."""
 
+import time
+
 import numpy as np
 import pytest
 from polydraft.errors import UnsupportedError
@@ -51,6 +53,14 @@ class PastTheWindow(ByNumber):
         return super().nudged(row, token_ids) and self.length > 2 * 16
 
 
+class SlowPastTheWindow(PastTheWindow):
+    """The same, on a machine where the time limit allows a few steps."""
+
+    def verify(self, token_ids, chooser, *, keep_logits=False):
+        time.sleep(0.02)
+        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+
+
 class AfterRollback(ReferenceSequence):
     """A rollback forgets the newest row's KV wrongly: rejected drafts leave a trace."""
 
@@ -70,7 +80,7 @@ def load(kit, monkeypatch, sequence_class, **fields):
     return kit.backend.load(kit.request("mtp", 4, exactness="bitwise", **fields))
 
 
-@pytest.mark.parametrize("defect", [ByPlace, ByNeighbours, ByNumber, PastTheWindow])
+@pytest.mark.parametrize("defect", [ByPlace, ByNeighbours, ByNumber, PastTheWindow, SlowPastTheWindow])
 def test_an_engine_whose_rows_are_not_their_own_is_refused(kit, monkeypatch, defect):
     closed = []
 
@@ -105,6 +115,16 @@ def test_an_engine_that_keeps_its_bits_is_loaded(kit, monkeypatch):
         assert session.running.exactness == "bitwise"
     assert len(opened) >= 3  # a short prompt, and the ends of the window
     assert set(opened) == set(closed)
+
+
+def test_places_that_would_take_too_long_are_named(kit, monkeypatch):
+    class SlowPrompts(ReferenceSequence):
+        def prefill(self, token_ids, chooser, *, keep_logits=False):
+            time.sleep(0.05 * len(token_ids))
+            return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+
+    with load(kit, monkeypatch, SlowPrompts) as session:
+        assert any("not measured around position" in note for note in session.running.notes)
 
 
 def test_ordinary_sessions_are_not_measured(kit, monkeypatch):

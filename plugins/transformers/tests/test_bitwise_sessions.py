@@ -11,7 +11,7 @@ from polydraft.errors import UnsupportedError
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
-from polydraft_transformers.experts import WHOLE_STEP  # noqa: E402
+from polydraft_transformers.experts import MOST_ROWS, WHOLE_STEP, experts_implementation, set_experts  # noqa: E402
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS  # noqa: E402
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
@@ -106,6 +106,42 @@ def test_experts_that_mix_the_rows_are_refused(named):
             exactness="bitwise",
             engine_options={"experts_implementation": named},
         )
+
+
+def test_experts_whose_config_names_them_in_another_way():
+    from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
+
+    config = Ernie4_5_MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        moe_intermediate_size=16,
+        moe_num_experts=4,
+        moe_k=2,
+        moe_layer_start_index=0,
+    )
+    model = Ernie4_5_MoeForCausalLM(config)
+    found = [module for module in model.modules() if hasattr(module, "is_transposed")]
+    assert found
+    assert {module.config._experts_implementation for module in found} != {WHOLE_STEP}
+    assert experts_implementation(None, torch.float32, torch.device("cpu"), fixed=True) == WHOLE_STEP
+    set_experts(model, WHOLE_STEP, "ernie", mixture=True)
+    assert {module.config._experts_implementation for module in found} == {WHOLE_STEP}
+
+
+def test_experts_that_run_in_their_own_way_only_are_refused():
+    with pytest.raises(UnsupportedError, match="own way"):
+        set_experts(torch.nn.Linear(2, 2), WHOLE_STEP, "a mixture", mixture=True)
+
+
+def test_steps_are_smaller_than_prompts():
+    from polydraft_transformers.backend import TransformersBackend
+    from polydraft_transformers.blocks import fixed_rows
+
+    assert fixed_rows(TransformersBackend().capabilities().max_speculative_tokens) <= MOST_ROWS
 
 
 @pytest.fixture(scope="module")

@@ -93,9 +93,10 @@ class SteppingBackend(SpeculativeBackend):
         started = time.monotonic()
         engine = self.load_engine(request)
         try:
+            note = ""
             if request.exactness == "bitwise":
-                check_fixed_steps(engine, request, time.monotonic() - started)
-            return SteppingSession(engine, request, self.capabilities())
+                note = check_fixed_steps(engine, request, time.monotonic() - started)
+            return SteppingSession(engine, request, self.capabilities(), notes=(note,) if note else ())
         except BaseException:
             engine.close()
             raise

@@ -34,28 +34,33 @@ _POWER_OF_TWO = 256
 _DIFFERENT = 48
 """Different tokens of the text."""
 _SPANS = 8
-"""Spans of k+1 tokens that are compared from each start on."""
+"""Spans of k+1 tokens that are compared from each start on, as far as the time allows; one in any case."""
 
 
-def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seconds: float) -> None:
+def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seconds: float) -> str:
     """Compare the logits of steps of one token with those of steps as speculation makes them, bit by bit.
 
     The text is random, of a few different tokens: in a mixture of experts some of a step's tokens choose the same
-    experts, and some others. It is compared after a short prompt,
-    and around the ends of the sliding window and of a buffer, as far as the time allows.
+    experts, and some others. It is compared after a short prompt, and around the ends of the sliding window and of a
+    buffer: first a few tokens at each of these places, then more, as far as the time allows.
 
     Args:
         engine: The loaded engine; one sequence at a time is opened.
         request: What was loaded.
         loading_seconds: How long loading took.
 
+    Returns:
+        A note: which places were left out, since their prompts alone would have taken longer than the time limit. May
+        be empty.
+
     Raises:
         UnsupportedError: Some logits differ.
     """
     running, k = engine.running(request), engine.max_draft_tokens
     if k == 0:
-        return
-    deadline = time.monotonic() + max(_LEAST_SECONDS, _SHARE_OF_LOADING * loading_seconds)
+        return ""
+    limit = max(_LEAST_SECONDS, _SHARE_OF_LOADING * loading_seconds)
+    deadline = time.monotonic() + limit
     starts = _starts(request, running.context_length - (_SPANS + 1) * (k + 1))
     vocabulary, draw = engine.tokenizer.vocab_size, random.Random(0)
     ids = [draw.randrange(vocabulary) for _ in range(_DIFFERENT)]
@@ -70,34 +75,45 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
         max_total_tokens=running.context_length,
     )
     same: list[bool] = []
-    seconds_per_token = 0.0
     with closing(RuleChooser(engine.array_ops, prompt)) as chooser:
-        for start in starts:
-            began = time.monotonic()
-            if same and began + seconds_per_token * start > deadline:
-                break
-            with closing(engine.open_sequence()) as sequence:
-                sequence.prefill(text[:start], chooser)
-                seconds_per_token = (time.monotonic() - began) / start
-                for _ in range(_SPANS):
-                    same += _span(sequence, text, k, chooser, draw)
-                    if time.monotonic() > deadline:
-                        break
+        # Twice, since an engine does some things only once.
+        seconds = min(_prefill_seconds(engine, text[: starts[0]], chooser) for _ in range(2)) / starts[0]
+        affordable = [start for start in starts if start == starts[0] or start * seconds < limit]
+        for spans in (1, _SPANS - 1):
+            for start in affordable:
+                if spans > 1 and time.monotonic() + start * seconds > deadline:
+                    break
+                with closing(engine.open_sequence()) as sequence:
+                    sequence.prefill(text[:start], chooser)
+                    for _ in range(spans):
+                        same += _span(sequence, text, k, chooser, draw)
+                        if time.monotonic() > deadline:
+                            break
     if not all(same):
         raise UnsupportedError(
             f"exactness='bitwise' does not hold on {running.device} in {running.dtype}: {same.count(False)} of "
             f"{len(same)} tokens have other logits in a step with drafts than in a step of their own.",
             "Use exactness='standard', or another dtype or device.",
         )
+    left_out = [str(start) for start in starts if start not in affordable]
+    if not left_out:
+        return ""
+    return f"Bitwise steps were not measured around position {', '.join(left_out)}: their prompts take too long here."
 
 
 def _starts(request: LoadRequest, most: int) -> list[int]:
-    """Prompt lengths, the cheapest first; the first one again, since an engine does some things once."""
+    """Prompt lengths, rising."""
     window = text_config(request.target.config).get("sliding_window")
     edges = [_POWER_OF_TWO, *([window, 2 * window] if isinstance(window, int) and window > 0 else [])]
-    starts = sorted({edge - 2 for edge in edges if _PROMPT < edge - 2 <= most})
     first = max(1, min(_PROMPT, most))
-    return [first, first, *starts]
+    return [first, *sorted({edge - 2 for edge in edges if _PROMPT < edge - 2 <= most})]
+
+
+def _prefill_seconds(engine: SteppingEngine, token_ids: Sequence[int], chooser: Chooser) -> float:
+    began = time.monotonic()
+    with closing(engine.open_sequence()) as sequence:
+        sequence.prefill(token_ids, chooser)
+    return time.monotonic() - began
 
 
 def _span(

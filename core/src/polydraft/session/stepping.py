@@ -29,11 +29,15 @@ class SteppingSession(Session):
         engine: The loaded engine; the session closes it.
         request: What was loaded.
         capabilities: The backend's.
+        notes: What the user should know beyond the engine's own notes.
     """
 
-    def __init__(self, engine: SteppingEngine, request: LoadRequest, capabilities: Capabilities) -> None:
+    def __init__(
+        self, engine: SteppingEngine, request: LoadRequest, capabilities: Capabilities, notes: tuple[str, ...] = ()
+    ) -> None:
         self.engine = engine
-        super().__init__(engine.tokenizer, engine.running(request), capabilities)
+        running = engine.running(request)
+        super().__init__(engine.tokenizer, running.model_copy(update={"notes": (*running.notes, *notes)}), capabilities)
 
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Run the loop on a new sequence."""

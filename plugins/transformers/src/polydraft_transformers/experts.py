@@ -13,12 +13,12 @@ from polydraft.errors import UnsupportedError
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-__all__ = ["WHOLE_STEP", "check_experts", "experts_implementation"]
+__all__ = ["MOST_ROWS", "WHOLE_STEP", "experts_implementation", "set_experts"]
 
 WHOLE_STEP = "polydraft_whole_step"
 """Name of ``_whole_step`` among Transformers' experts implementations."""
 
-_MOST_ROWS = 64
+MOST_ROWS = 64
 """More rows than any step has are a prompt's, which runs the same with and without speculation."""
 
 
@@ -34,30 +34,43 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
     Raises:
         UnsupportedError: The one named mixes the rows of a step.
     """
-    if device.type == "cuda":
-        # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it
-        # asks the host for the groups' ends, which can neither be captured nor keeps the shapes of products.
-        one_kernel = dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
-        return named or (None if one_kernel else "batched_mm")
-    if not fixed:
-        return named
-    if named not in (None, "batched_mm"):
+    # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it asks
+    # the host for the groups' ends, which can neither be captured nor keeps the shapes of products.
+    on_gpu = device.type == "cuda"
+    one_kernel = on_gpu and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    independent = {None, "batched_mm", *(("grouped_mm",) if one_kernel else ())}
+    if fixed and named not in independent:
         raise UnsupportedError(
             f"experts_implementation={named!r} groups the rows of a step by expert, and exactness='bitwise' needs rows "
             "that do not depend on one another.",
             "Leave the option out, give 'batched_mm', or use exactness='standard'.",
         )
+    if on_gpu and named is None and (fixed or dtype == torch.float32):
+        return "grouped_mm" if one_kernel else "batched_mm"
+    if on_gpu or not fixed:
+        return named
     ALL_EXPERTS_FUNCTIONS.register(WHOLE_STEP, _whole_step)
     return named or WHOLE_STEP
 
 
-def check_experts(model: Any, name: str) -> None:
-    """Make sure that a mixture's experts can be run in another way than the model's own code does.
+def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) -> None:
+    """Make sure that all experts of a model run as ``implementation`` says; configs name them in many ways.
+
+    Args:
+        model: Transformers' model, loaded.
+        implementation: As ``experts_implementation`` gives it for a fixed step.
+        name: The model's name, for the message.
+        mixture: Whether the config is a mixture's.
 
     Raises:
-        UnsupportedError: They cannot: the model's class does not ask Transformers for an implementation.
+        UnsupportedError: They run in the model's own way only, which may mix the rows of a step.
     """
-    if not type(model)._can_set_experts_implementation():
+    # What Transformers' decorator `use_experts_implementation` sets.
+    experts = [module for module in model.modules() if hasattr(module, "has_gate") and hasattr(module, "is_transposed")]
+    if any(module.config._experts_implementation != implementation for module in experts):
+        model.set_experts_implementation(implementation)
+    own_way = any(module.config._experts_implementation != implementation for module in experts)
+    if own_way or (mixture and not experts):
         raise UnsupportedError(
             f"The experts of {name} run in the model's own way only, which may mix the rows of a step.",
             "Use exactness='standard'.",
@@ -79,7 +92,7 @@ def _whole_step(
         top_k_weights: Shape (rows, top_k).
     """
     rows, width = hidden_states.shape
-    if rows > _MOST_ROWS:
+    if rows > MOST_ROWS:
         grouped: torch.Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden_states, top_k_index, top_k_weights)
         return grouped
     name = "gate_up_proj" if self.has_gate else "up_proj"

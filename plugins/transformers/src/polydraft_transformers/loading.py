@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from polydraft_transformers.blocks import fixed_rows
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.engine import TransformersEngine
-from polydraft_transformers.experts import check_experts, experts_implementation
+from polydraft_transformers.experts import experts_implementation, set_experts
 from polydraft_transformers.logits_check import check_logits
 from polydraft_transformers.mtp import MtpDrafter
 from polydraft_transformers.resources import (
@@ -66,11 +66,10 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     k = plan.num_speculative_tokens
     fixed = request.exactness == "bitwise"
     experts = experts_implementation(options.experts_implementation, dtype, device, fixed=fixed)
-    target = Decoder(
-        _model(request.target, target_path, request, dtype, device, experts),
-        fixed_rows(k) if fixed else k + 1,
-        fixed=fixed,
-    )
+    model = _model(request.target, target_path, request, dtype, device, experts)
+    if fixed and experts is not None:
+        set_experts(model, experts, request.target.id, mixture=_is_mixture(request.target))
+    target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
     drafter: MtpDrafter | Decoder | None = None
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
@@ -91,10 +90,8 @@ def _model(
     names = source.config.get("architectures") or []
     conditional = any(name.endswith("ForConditionalGeneration") for name in names)
     loader: Any = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
-    text_config = source.config.get("text_config") or source.config
     # Transformers refuses the setting where there are no experts, assistants of mixtures among them.
-    mixture = any(text_config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    extra = {"experts_implementation": experts} if experts and mixture else {}
+    extra = {"experts_implementation": experts} if experts and _is_mixture(source) else {}
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
@@ -122,9 +119,13 @@ def _model(
             f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}).",
             "Download the model again, or check that config.json belongs to these weights.",
         )
-    if mixture and request.exactness == "bitwise":
-        check_experts(model, source.id)
     return model.eval()
+
+
+def _is_mixture(source: ModelSource) -> bool:
+    text_config = source.config.get("text_config") or source.config
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any(text_config.get(name) for name in names)
 
 
 def _check_kv_fits(target: Decoder, context_length: int) -> None:

@@ -130,7 +130,8 @@ def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, d
 
     folders = [folder for folder in (target, drafter) if folder is not None]
     found, note = cpu_dtype(request.target.config, folders, psutil.virtual_memory().available)
-    return (found if note else name), note
+    # Left to itself vLLM would run a checkpoint of float32 in 16 bits.
+    return (found if note or found == "float32" else name), note
 
 
 def engine_arguments(

