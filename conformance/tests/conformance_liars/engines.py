@@ -202,4 +202,4 @@ class OtherBitsLater(OtherBits):
     def __init__(self, engine):
         super().__init__(engine)
         engine.opened = getattr(engine, "opened", 0) + 1
-        self.off = engine.opened > 8
+        self.off = engine.opened > 12
