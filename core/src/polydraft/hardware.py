@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polydraft.checkpoints.config import text_config
+from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.safetensors import header, weight_files
 
 __all__ = ["cpu_dtype", "cpu_features", "cpu_model", "multiplies_natively", "processor"]
@@ -94,8 +94,7 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
         ``float32``, ``bfloat16`` or ``float16`` (or another name that the config gives), and one sentence, empty where
         the checkpoint's own dtype is no surprise.
     """
-    named = config.get("dtype") or config.get("torch_dtype") or text_config(config).get("dtype") or "float32"
-    own = str(named).removeprefix("torch.")
+    own = checkpoint_dtype(config)
     if own not in _NATIVE or multiplies_natively(own) or any(config.get(name) for name in _QUANTIZED):
         return own, ""
     weights = sum(

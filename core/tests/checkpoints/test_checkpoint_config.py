@@ -5,6 +5,7 @@ import json
 import pytest
 from polydraft.checkpoints.config import (
     KVShape,
+    checkpoint_dtype,
     drafter_kind,
     eos_token_ids,
     family,
@@ -185,3 +186,18 @@ def test_json_that_python_does_not_parse(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelFormatError, match="cannot be read"):
         read_config(tmp_path / "config.json", "m")
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({}, "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"text_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+        ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "float32"),
+    ],
+)
+def test_the_dtype_of_a_checkpoint_as_every_version_writes_it(config, dtype):
+    assert checkpoint_dtype(config) == dtype

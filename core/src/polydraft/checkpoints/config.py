@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KVShape",
+    "checkpoint_dtype",
     "drafter_kind",
     "eos_token_ids",
     "family",
@@ -135,6 +136,17 @@ def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
                         f"{field} in {file} of {name} is {reprlib.repr(value)}, not {kind}.",
                         "Correct the file, or download or save the model again.",
                     )
+
+
+def checkpoint_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that a config says its weights are stored in, such as ``bfloat16``; ``float32`` where it names none.
+
+    Transformers wrote ``torch_dtype`` before version 5; conditional-generation checkpoints may name it in the text
+    model's part only.
+    """
+    text = text_config(config)
+    named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(named or "float32").removeprefix("torch.")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

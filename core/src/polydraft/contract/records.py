@@ -31,7 +31,8 @@ DrafterKind = Literal["mtp", "draft-model", "ngram", "eagle3", "dflash"]
 assistants). ``draft-model``: any small model with the same tokens. ``ngram``: looked up in the text so far."""
 
 Exactness = Literal["standard", "bitwise"]
-"""``standard``: the engine's ordinary kernels, equal up to near ties. ``bitwise``: fixed-shape steps, equal bits."""
+"""``standard``: the engine's ordinary kernels, equal up to near ties. ``bitwise``: fixed-shape steps, equal bits; of a
+stepping engine the core measures it when a pair is loaded, and refuses where it does not hold."""
 
 
 SAMPLER_SETTINGS: frozenset[str] = frozenset(

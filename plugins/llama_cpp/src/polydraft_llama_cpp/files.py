@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydraft.checkpoints.compatibility import check_pair, check_target
+from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.gguf import GgufHeader, read_header
 from polydraft.checkpoints.gguf_config import config_of, tokens_of
 from polydraft.checkpoints.gguf_files import fetch_gguf
@@ -138,9 +139,7 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
 
 def _wanted(source: ModelSource, dtype: str) -> WeightType:
     if dtype == "auto":
-        text = source.config.get("text_config") or {}
-        named = source.config.get("dtype") or text.get("dtype") or "float32"
-        return _WEIGHTS.get(str(named).removeprefix("torch."), "f32")
+        return _WEIGHTS.get(checkpoint_dtype(source.config), "f32")
     if dtype not in _WEIGHTS:
         raise InvalidRequestError(f"dtype is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
     return _WEIGHTS[dtype]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
@@ -85,9 +86,7 @@ def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.de
     if device.type == "cpu":
         name, note = cpu_dtype(request.target.config, folders, available_memory(device))
     else:
-        config, text = request.target.config, request.target.config.get("text_config") or {}
-        named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
-        name, note = str(named).removeprefix("torch."), ""
+        name, note = checkpoint_dtype(request.target.config), ""
     return _DTYPES.get(name, torch.float32), note
 
 
