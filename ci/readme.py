@@ -16,7 +16,7 @@ KINDS = ("mtp", "draft-model", "ngram")
 
 def table() -> str:
     """The Markdown table, one row a backend, in alphabetical order."""
-    from polydraft.plugins import default_host
+    from polydraft._plugins import default_host
 
     head = ["backend", "engine", "weights", *KINDS, "what it is"]
     rows = [head, ["---"] * len(head)]

@@ -64,13 +64,13 @@ class Worker:
                 stream = self._session.stream(str(prompt), **self._settings)
                 stream.start()  # the engine works on all of the batch at once
                 streams.append((str(name), stream))
-            except polydraft.PolydraftError as error:
+            except polydraft.errors.PolydraftError as error:
                 rows.append({"id": str(name), "error": str(error)})
         for name, stream in streams:
             try:
                 for _ in stream:
                     pass
-            except polydraft.PolydraftError as error:
+            except polydraft.errors.PolydraftError as error:
                 rows.append({"id": name, "error": str(error)})
                 continue
             stats = stream.result.stats

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("polydraft", reason="the plugin is tested with polydraft")
 
-from polydraft.plugins import PluginHost
+from polydraft._plugins import PluginHost
 from polydraft_builtin_pairs import plugin
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from polydraft.plugins import PluginHost
+from polydraft._plugins import PluginHost
 
 pytest.importorskip("polydraft_reference", reason="the suite is tested on the reference engine: polydraft-reference")
 

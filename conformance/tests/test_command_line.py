@@ -46,7 +46,7 @@ def test_a_failure_in_the_report(conformance, mutant):
     from polydraft_reference.engine import ReferenceSequence
 
     class Silent(ReferenceSequence):
-        def propose(self, newest, k, chooser, *, keep_logits=False):
+        def propose(self, newest, k, sampler, *, keep_logits=False):
             return Proposal([])
 
     run = conformance("-k", "test_drafts_are_made", "--polydraft-kinds", "mtp", backend=mutant(Silent))

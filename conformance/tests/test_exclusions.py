@@ -22,7 +22,7 @@ def excluding(conformance, mutant):
     from polydraft_reference.engine import ReferenceSequence
 
     class Silent(ReferenceSequence):
-        def propose(self, newest, k, chooser, *, keep_logits=False):
+        def propose(self, newest, k, sampler, *, keep_logits=False):
             return Proposal([])
 
     def run(*exclusions, silent=True, select="test_drafts_are_made or test_exclusions"):

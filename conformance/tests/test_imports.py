@@ -14,7 +14,7 @@ from polydraft_conformance.imports import private_imports, source_of
         "import polydraft\npolydraft.load('x')\npolydraft.errors.EngineError\n",
         "import polydraft.contract as c\nc.Step\n",
         "from polydraft import Session, errors\nerrors.EngineError\n",
-        "from polydraft.contract import Step\nfrom polydraft.session import Generation\n",
+        "from polydraft.contract import Step\nfrom polydraft._session import Generation\n",
         "from polydraft.checkpoints import fetch\nfetch.fetch\n",
         "from . import loop\nfrom .polydraft import loop\nimport polydraft_markov.loop\n",
         "from polydraft_conformance.testing import assert_conforms\n",
@@ -29,15 +29,15 @@ def test_public_imports_pass(tmp_path, source):
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("import polydraft.loop.rounds\n", "polydraft.loop.rounds"),
-        ("import polydraft\nx = polydraft.loop\n", "polydraft.loop"),
-        ("import polydraft as p\nx = p.registry.pairs\n", "polydraft.registry"),
+        ("import polydraft._loop.rounds\n", "polydraft._loop.rounds"),
+        ("import polydraft\nx = polydraft._loop\n", "polydraft._loop"),
+        ("import polydraft as p\nx = p.registry.pairs\n", "polydraft._registry"),
         ("import polydraft\nx = polydraft.errors._hidden\n", "polydraft.errors._hidden"),
-        ("from polydraft import loop\n", "polydraft.loop"),
+        ("from polydraft import _loop\n", "polydraft._loop"),
         ("from polydraft.contract.records import Record\n", "polydraft.contract.records"),
         ("from polydraft.contract import backend\n", "polydraft.contract.backend"),
         ("from polydraft import *\n", "polydraft.*"),
-        ("def f():\n    from polydraft.session.stepping import SteppingSession\n", "polydraft.session.stepping"),
+        ("def f():\n    from polydraft._session.stepping import SteppingSession\n", "polydraft._session.stepping"),
         ("from polydraft_conformance.suite import Suite\n", "polydraft_conformance.suite"),
     ],
 )
@@ -56,9 +56,9 @@ def test_public_modules_exist_and_say_what_of_them_is_public():
 
 
 def test_the_command_names_what_is_private(tmp_path, capsys):
-    (tmp_path / "plugin.py").write_text("import polydraft.loop\n")
+    (tmp_path / "plugin.py").write_text("import polydraft._loop\n")
     assert main(["imports", str(tmp_path)]) == 1
-    assert "the module polydraft.loop is private" in capsys.readouterr().out
+    assert "the module polydraft._loop is private" in capsys.readouterr().out
     assert main(["imports", "polydraft_reference"]) == 0
     assert main(["imports", "no_such_package"]) == 2
     assert "no_such_package" in capsys.readouterr().err

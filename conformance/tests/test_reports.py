@@ -53,7 +53,7 @@ class Balanced(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Reports of an honest run, of one with near ties, of one that fails, and of a backend that cannot run."""
-    from polydraft.plugins import PluginHost
+    from polydraft._plugins import PluginHost
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend
 

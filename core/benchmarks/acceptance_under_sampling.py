@@ -76,14 +76,14 @@ def expected(target: Any, drafter: Any, drafts: list[int]) -> dict[str, float]:
 def measure(session: Any, prompt: Any, temperature: float, options: argparse.Namespace, first_seed: int) -> Counts:
     """Rounds of both rules from places of one text."""
     from polydraft.contract import GenerationSettings, TokenRequest
-    from polydraft.sampling.rejection import make_chooser
+    from polydraft.sampling._rejection import make_sampler
 
     text = session.generate(
         prompt, temperature=temperature, seed=first_seed, max_new_tokens=options.tokens, speculate="off"
     )
     engine, output = session.engine, text.token_ids
 
-    def chooser_of(rule: Any, seed: int) -> Any:
+    def sampler_of(rule: Any, seed: int) -> Any:
         request = TokenRequest(
             prompt_token_ids=text.prompt_token_ids,
             settings=GenerationSettings(temperature=temperature, acceptance=rule),
@@ -93,23 +93,23 @@ def measure(session: Any, prompt: Any, temperature: float, options: argparse.Nam
             eos_token_ids=frozenset(),
             max_total_tokens=session.running.context_length,
         )
-        return make_chooser(engine.array_ops, request)
+        return make_sampler(engine.array_ops, request)
 
     counts: Counts = {name: [] for rule in RULES for name in (rule, f"expected {rule}")}
-    plain = chooser_of("exact-match", 0)
+    plain = sampler_of("exact-match", 0)
     with closing(engine.open_sequence()) as sequence:
         sequence.prefill(text.prompt_token_ids, plain)
         for index in range(len(output) - 1):
             if index % options.every == 0 and index:
                 for seed in range(options.seeds):
                     for rule in RULES:
-                        chooser = chooser_of(rule, first_seed * 1000 + seed + 1)
+                        sampler = sampler_of(rule, first_seed * 1000 + seed + 1)
                         before = sequence.length
                         sequence.rollback(before - 1)  # drafters want the row before the newest token to be fresh
                         sequence.verify([output[index - 1]], plain)
-                        proposal = sequence.propose(output[index], options.k, chooser, keep_logits=True)
+                        proposal = sequence.propose(output[index], options.k, sampler, keep_logits=True)
                         drafts = proposal.token_ids
-                        step = sequence.verify([output[index], *drafts], chooser, keep_logits=True)
+                        step = sequence.verify([output[index], *drafts], sampler, keep_logits=True)
                         sequence.rollback(before)
                         right = [draft == token for draft, token in zip(drafts, step.token_ids, strict=False)]
                         counts[rule].append((*right, False).index(False))

@@ -14,7 +14,7 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
-from polydraft.loop.ngram import NgramDrafter
+from polydraft._loop.ngram import NgramDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,15 +10,15 @@ from polydraft_reference.engine import ReferenceSequence
 class Unverified(ReferenceSequence):
     """Accepts every draft."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
-        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        step = super().verify(token_ids, sampler, keep_logits=keep_logits)
         return Step([*token_ids[1:], step.token_ids[-1]], step.logits, step.logprobs)
 
 
 class Silent(ReferenceSequence):
     """Drafts nothing."""
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
+    def propose(self, newest, k, sampler, *, keep_logits=False):
         return Proposal([])
 
 
@@ -30,24 +30,24 @@ class NearlyTied(ReferenceSequence):
 
     dtype = "bfloat16"
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
         logits[:, 0] += 0.3 * (len(token_ids) > 1)
         for row in logits:
             second, first = row.argsort()[-2:]
             if row[first] - row[second] < 0.2:
                 row[first] = row[second] + (1e-3 if len(token_ids) == 1 else -1e-3)
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 class WrongBlocks(ReferenceSequence):
     """Rows of larger steps are far off, with a drafter and without one."""
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         if len(token_ids) > 1:
             random = np.random.default_rng(self.length)
             logits = (logits + 2 * random.standard_normal(logits.shape)).astype(np.float32)
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 class WrongBlocksInLowPrecision(WrongBlocks):
@@ -59,6 +59,6 @@ class WrongBlocksInLowPrecision(WrongBlocks):
 class Slow(ReferenceSequence):
     """A tenth of a second for each step."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
+    def verify(self, token_ids, sampler, *, keep_logits=False):
         time.sleep(0.1)
-        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)

@@ -12,8 +12,8 @@ from polydraft_conformance.counting import logged
 from polydraft_conformance.evidence import Speculation, speculation_of
 
 if TYPE_CHECKING:
+    from polydraft import Session
     from polydraft.contract import GenerationResult
-    from polydraft.session.base import Session
 
     from polydraft_conformance.counting import SequenceLog
     from polydraft_conformance.pairs import Case

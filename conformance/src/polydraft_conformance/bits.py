@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from polydraft.contract import Chooser, EngineSequence, Step
+from polydraft.contract import EngineSequence, Sampler, Step
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
 from polydraft_conformance.counting import WrappedSequence, wrapped_sequences
@@ -17,8 +17,8 @@ from polydraft_conformance.prompts import window_prompts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from polydraft import Session
     from polydraft.contract import GenerationResult, SteppingEngine
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.primitives import Logits
@@ -115,14 +115,14 @@ class _Recording(WrappedSequence):
         super().__init__(inner)
         self.bits = bits
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
-        step = super().prefill(token_ids, chooser, keep_logits=True)
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        step = super().prefill(token_ids, sampler, keep_logits=True)
         self._keep(step, len(token_ids))
         return step
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         first = self.length + 1
-        step = super().verify(token_ids, chooser, keep_logits=True)
+        step = super().verify(token_ids, sampler, keep_logits=True)
         self._keep(step, first)
         return step
 

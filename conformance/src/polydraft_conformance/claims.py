@@ -10,8 +10,8 @@ from polydraft_conformance.counting import stepping_engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from polydraft import Session
     from polydraft.contract import Capabilities, DrafterKind, SteppingEngine
-    from polydraft.session.base import Session
 
 __all__ = [
     "MODEL_KINDS",

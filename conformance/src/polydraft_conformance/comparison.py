@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.verification import Judgement, Tie, Verdict, first_difference, judge, measure_tie, tie_from_logprobs
-from polydraft.verification.verdict import MARGIN_LIMIT
+from polydraft.verification._verdict import MARGIN_LIMIT
 
 from polydraft_conformance.counting import stepping_engine
 from polydraft_conformance.noise import epsilon_of, noise_of
@@ -19,8 +19,8 @@ from polydraft_conformance.noise import epsilon_of, noise_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import Tokenizer
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

@@ -37,15 +37,15 @@ def turns(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int], 
         output: Its plain greedy output.
         rows: Tokens of a block, at most ``max_draft_tokens + 1``.
     """
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     counts = [0] * (len(output) - 1)
     for offset in range(1, rows + 1):
         with open_sequence(engine) as sequence:
-            sequence.prefill(list(prompt), chooser)
+            sequence.prefill(list(prompt), sampler)
             start = 0
             while start < len(output) - 1:
                 end = min(offset if start == 0 else start + rows, len(output) - 1)
-                chosen = sequence.verify(list(output[start:end]), chooser).token_ids
+                chosen = sequence.verify(list(output[start:end]), sampler).token_ids
                 for index, token in enumerate(chosen):
                     counts[start + index] += token != output[start + index + 1]
                 start = end

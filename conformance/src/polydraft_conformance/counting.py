@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import Chooser, EngineSequence, Proposal, Step
-from polydraft.session.stepping import SteppingSession
+from polydraft.contract import EngineSequence, Proposal, Sampler, Step, SteppingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from polydraft.contract import SteppingEngine
-    from polydraft.session.base import Session
+    from polydraft import Session
 
 __all__ = ["Counts", "SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_engine", "wrapped_sequences"]
 
@@ -62,21 +60,21 @@ class WrappedSequence(EngineSequence):
         """See ``EngineSequence.length``."""
         return self.inner.length
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """See ``EngineSequence.prefill``."""
-        return self.inner.prefill(token_ids, chooser, keep_logits=keep_logits)
+        return self.inner.prefill(token_ids, sampler, keep_logits=keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """See ``EngineSequence.verify``."""
-        return self.inner.verify(token_ids, chooser, keep_logits=keep_logits)
+        return self.inner.verify(token_ids, sampler, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
         """See ``EngineSequence.rollback``."""
         self.inner.rollback(length)
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """See ``EngineSequence.propose``."""
-        return self.inner.propose(newest, k, chooser, keep_logits=keep_logits)
+        return self.inner.propose(newest, k, sampler, keep_logits=keep_logits)
 
     def close(self) -> None:
         """See ``EngineSequence.close``."""
@@ -90,13 +88,13 @@ class _LoggedSequence(WrappedSequence):
         super().__init__(inner)
         self.log = log
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
-        step = super().prefill(token_ids, chooser, keep_logits=keep_logits)
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        step = super().prefill(token_ids, sampler, keep_logits=keep_logits)
         self.log.prompt, self.log.first = list(token_ids), list(step.token_ids)
         return step
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
-        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        step = super().verify(token_ids, sampler, keep_logits=keep_logits)
         self.log.steps.append((list(token_ids), list(step.token_ids)))
         return step
 
@@ -104,15 +102,15 @@ class _LoggedSequence(WrappedSequence):
         super().rollback(length)
         self.log.rollbacks.append(length)
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
-        proposal = super().propose(newest, k, chooser, keep_logits=keep_logits)
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
+        proposal = super().propose(newest, k, sampler, keep_logits=keep_logits)
         self.log.proposals.append((k, list(proposal.token_ids)))
         return proposal
 
 
 def stepping_engine(session: Session) -> SteppingEngine | None:
     """The engine of a session whose loop is the core's; None for a whole engine."""
-    return session.engine if isinstance(session, SteppingSession) else None
+    return session.engine if isinstance(session.engine, SteppingEngine) else None
 
 
 @contextmanager

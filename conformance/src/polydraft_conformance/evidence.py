@@ -15,8 +15,8 @@ from polydraft_conformance.prompts import window_prompts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import GenerationResult
-    from polydraft.session.base import Session
 
     from polydraft_conformance.counting import SequenceLog
     from polydraft_conformance.pairs import Case

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.evidence import Evidence
     from polydraft_conformance.pairs import Case

@@ -14,8 +14,8 @@ from polydraft_conformance.prompts import prompt_of_length
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import SteppingEngine
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.primitives import Logits
@@ -64,16 +64,16 @@ def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -
         token_ids: A context of at least ``3 * rows`` tokens. Half of it is prefilled.
         rows: Tokens of the larger steps, at most ``max_draft_tokens + 1``.
     """
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     half = len(token_ids) // 2
     with open_sequence(engine) as sequence:
-        sequence.prefill(list(token_ids[:half]), chooser)
-        single = [logits_of(sequence.verify([token], chooser, keep_logits=True))[0] for token in token_ids[half:]]
+        sequence.prefill(list(token_ids[:half]), sampler)
+        single = [logits_of(sequence.verify([token], sampler, keep_logits=True))[0] for token in token_ids[half:]]
     several: list[Logits] = []
     with open_sequence(engine) as sequence:
-        sequence.prefill(list(token_ids[:half]), chooser)
+        sequence.prefill(list(token_ids[:half]), sampler)
         for start in range(half, len(token_ids), rows):
-            step = sequence.verify(list(token_ids[start : start + rows]), chooser, keep_logits=True)
+            step = sequence.verify(list(token_ids[start : start + rows]), sampler, keep_logits=True)
             several.extend(logits_of(step))
     fresh = [prefill_logits(engine, token_ids[: half + index + 1])[-1] for index in range(len(single))]
     return Noise(

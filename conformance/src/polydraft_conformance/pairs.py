@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from polydraft.checkpoints._resolve import KnownNames, resolve
 from polydraft.checkpoints.config import drafter_kind
-from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import PluginHost
     from polydraft.contract import BackendRecord, Capabilities, LocalModelRecord
-    from polydraft.plugins import PluginHost
 
     from polydraft_conformance.catalog import Scope
     from polydraft_conformance.options import SuiteOptions

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from _pytest.terminal import TerminalReporter
-    from polydraft.plugins import PluginHost
+    from polydraft import PluginHost
 
     from polydraft_conformance.catalog import Check
     from polydraft_conformance.pairs import Case

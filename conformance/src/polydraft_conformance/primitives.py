@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from polydraft.contract import Chooser, EngineSequence, Step, SteppingEngine, TokenLogprobs
-    from polydraft.sampling.ops import ArrayOps
+    from polydraft.contract import EngineSequence, Sampler, Step, SteppingEngine, TokenLogprobs
+    from polydraft.contract.arrays import ArrayOps
 
-__all__ = ["GreedyChooser", "logits_of", "open_sequence", "prefill_logits"]
+__all__ = ["GreedySampler", "logits_of", "open_sequence", "prefill_logits"]
 
 Logits = npt.NDArray[np.float32]
 
 
-class GreedyChooser:
-    """Implements ``polydraft.contract.Chooser`` for temperature 0, apart from the core's rule."""
+class GreedySampler:
+    """Implements ``polydraft.contract.Sampler`` for temperature 0, apart from the core's rule."""
 
     needs_prefix = False
 
@@ -38,9 +39,9 @@ class GreedyChooser:
         return self._ops.argmax(logits)
 
 
-def greedy(engine: SteppingEngine) -> Chooser:
-    """A greedy chooser for an engine's arrays."""
-    return GreedyChooser(engine.array_ops)
+def greedy(engine: SteppingEngine) -> Sampler:
+    """A greedy sampler for an engine's arrays."""
+    return GreedySampler(array_ops_of(engine))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

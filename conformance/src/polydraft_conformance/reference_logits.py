@@ -44,11 +44,11 @@ class Rows:
 
 def rows_of(engine: SteppingEngine, context: Sequence[int], k: int) -> Rows:
     """Prefill a context and let the drafter propose after the token that the target chose, greedily."""
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     with open_sequence(engine) as sequence:
-        step = sequence.prefill(list(context), chooser, keep_logits=True)
+        step = sequence.prefill(list(context), sampler, keep_logits=True)
         target = logits_of(step)[-1]
-        proposal = sequence.propose(step.token_ids[-1], k, chooser, keep_logits=True)
+        proposal = sequence.propose(step.token_ids[-1], k, sampler, keep_logits=True)
     drafter = proposal.logits.numpy() if proposal.logits is not None else None
     return Rows(target, tuple(proposal.token_ids), drafter)
 

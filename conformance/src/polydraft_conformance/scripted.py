@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydraft.contract import Chooser, EngineSequence, Proposal
+from polydraft.contract import EngineSequence, Proposal, Sampler
 
 from polydraft_conformance.counting import WrappedSequence
 
@@ -43,7 +43,7 @@ class ScriptedSequence(WrappedSequence):
         self.right = 0
         """Drafts proposed that the target will choose."""
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """The script's drafts: at most k, and none beyond the known output."""
         if self.round == 0 and self.first_length is not None:
             k = min(k, self.first_length)

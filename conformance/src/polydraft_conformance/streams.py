@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import Chunk, GenerationResult
-    from polydraft.session.base import Session
 
 __all__ = ["Streamed", "stop_strings", "streamed"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polydraft
+from polydraft import default_host
 from polydraft.hardware import processor
-from polydraft.plugins import default_host
 
 from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.exclusions import Exclusions
@@ -20,9 +20,8 @@ from polydraft_conformance.report import Report, environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from polydraft import PluginHost, Session
     from polydraft.contract import BackendRecord, Capabilities, Diagnosis
-    from polydraft.plugins import PluginHost
-    from polydraft.session.base import Session
 
     from polydraft_conformance.catalog import Check
     from polydraft_conformance.comparison import Comparison

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from polydraft.plugins import PluginHost
+    from polydraft import PluginHost
 
     from polydraft_conformance.report import Report
 

@@ -14,30 +14,30 @@ from polydraft_reference.model import ReferenceModel
 class Unverified(ReferenceSequence):
     """Whatever was drafted is taken for the target's choice."""
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
-        step = super().choose(logits, token_ids, chooser, keep_logits)
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        step = super().choose(logits, token_ids, sampler, keep_logits)
         return Step([*token_ids[1:], step.token_ids[-1]], step.logits, step.logprobs)
 
 
 class OneDraftTooFew(ReferenceSequence):
     """k counts the bonus token."""
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
-        return super().propose(newest, max(1, k - 1), chooser, keep_logits=keep_logits)
+    def propose(self, newest, k, sampler, *, keep_logits=False):
+        return super().propose(newest, max(1, k - 1), sampler, keep_logits=keep_logits)
 
 
 class Silent(ReferenceSequence):
     """The drafter is off."""
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
+    def propose(self, newest, k, sampler, *, keep_logits=False):
         return Proposal([])
 
 
 class AlwaysWrong(ReferenceSequence):
     """The output is right, but no draft is."""
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
-        proposal = super().propose(newest, k, chooser, keep_logits=keep_logits)
+    def propose(self, newest, k, sampler, *, keep_logits=False):
+        proposal = super().propose(newest, k, sampler, keep_logits=keep_logits)
         return Proposal([(token + 1) % self.engine.target.config.vocab_size for token in proposal.token_ids])
 
 
@@ -58,8 +58,8 @@ class StaleRow(ReferenceSequence):
 class WindowCorrupted(ReferenceSequence):
     """Steps past the sliding window damage the oldest row that is still seen."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
-        step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        step = super().verify(token_ids, sampler, keep_logits=keep_logits)
         for layer in self.cache.layers:
             if layer.window is not None and layer.length > layer.window:
                 layer.keys[(layer.length - layer.window + 1) % layer.capacity] *= -1.0
@@ -69,30 +69,30 @@ class WindowCorrupted(ReferenceSequence):
 class Raising(ReferenceSequence):
     """Fails after some tokens."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
+    def verify(self, token_ids, sampler, *, keep_logits=False):
         if self.length > 30:
             raise ValueError("no more")
-        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
 
 class Hanging(ReferenceSequence):
     """Never ends a step of two rows."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
+    def verify(self, token_ids, sampler, *, keep_logits=False):
         if len(token_ids) == 2:
             time.sleep(1000)
-        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
 
 class Crashing(ReferenceSequence):
     """Ends the process in steps of two rows."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
+    def verify(self, token_ids, sampler, *, keep_logits=False):
         if len(token_ids) == 2:
             import os
 
             os._exit(3)
-        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
 
 def perturbed(model, share):
@@ -118,9 +118,9 @@ class PerturbedWhileSpeculating(ReferenceSequence):
         if not hasattr(engine, "perturbed"):
             engine.perturbed = perturbed(engine.target, self.share)
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
+    def propose(self, newest, k, sampler, *, keep_logits=False):
         self.drafted = True
-        return super().propose(newest, k, chooser, keep_logits=keep_logits)
+        return super().propose(newest, k, sampler, keep_logits=keep_logits)
 
     def run_row(self, token_id):
         model = self.engine.perturbed if self.drafted else self.engine.target
@@ -142,8 +142,8 @@ class LowPrecision(ReferenceSequence):
 
     grid = 0.125
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
-        return super().choose(self.rounded(logits), token_ids, chooser, keep_logits)
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        return super().choose(self.rounded(logits), token_ids, sampler, keep_logits)
 
     def rounded(self, logits):
         rounded = np.round(logits / self.grid)
@@ -170,13 +170,13 @@ class TieSeeker(LowPrecision):
     grid = 0.5
     drafted = False
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
+    def propose(self, newest, k, sampler, *, keep_logits=False):
         self.drafted = True
-        return super().propose(newest, k, chooser, keep_logits=keep_logits)
+        return super().propose(newest, k, sampler, keep_logits=keep_logits)
 
-    def prefill(self, token_ids, chooser, *, keep_logits=False):
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
         self.prompt_length = len(token_ids)
-        return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+        return super().prefill(token_ids, sampler, keep_logits=keep_logits)
 
     def off(self, line, position, row):
         reachable = min(self.engine.max_draft_tokens, position - self.prompt_length)
@@ -190,10 +190,10 @@ class OtherBits(ReferenceSequence):
 
     off = True
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         if self.off and len(logits) > 1:
             logits = logits * np.float32(1 + 2.0**-22)
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 class OtherBitsLater(OtherBits):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from polydraft._session.stepping import SteppingSession
 from polydraft.contract import GenerationStats
-from polydraft.session.stepping import SteppingSession
 
 
 class StatisticsMadeUp(SteppingSession):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from polydraft._session.session import Session
 from polydraft.contract import GenerationStats, Round
-from polydraft.sampling.chooser import RuleChooser
-from polydraft.session.base import Session
+from polydraft.sampling._sampler import RuleSampler
 
 
 def softmax(logits, temperature):
@@ -27,22 +27,22 @@ class Whole(Session):
         request = generation.request
         self.report(generation)
         random = np.random.default_rng([request.seed, request.stream])
-        chooser = RuleChooser(self.engine.array_ops, request)
+        sampler = RuleSampler(self.engine.array_ops, request)
         sequence = self.engine.open_sequence()
         try:
-            step = sequence.prefill(request.prompt_token_ids, chooser, keep_logits=True)
+            step = sequence.prefill(request.prompt_token_ids, sampler, keep_logits=True)
             newest = self.draw(random, step.logits.numpy()[0], request)
-            step = self.scored(chooser, step.logits.numpy(), sequence.length, [newest])
+            step = self.scored(sampler, step.logits.numpy(), sequence.length, [newest])
             finished = generation.tracker.push(newest, is_draft=False)
             yield Round(token_ids=(newest,), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step)
             while finished is None and not generation.cancelled.is_set():
                 k = min(request.num_speculative_tokens, self.running.context_length - sequence.length - 1)
-                drafts, drafter_rows = self.draft(sequence, newest, k, chooser, request, random)
+                drafts, drafter_rows = self.draft(sequence, newest, k, sampler, request, random)
                 base = sequence.length
-                step = sequence.verify([newest, *drafts], chooser, keep_logits=True)
+                step = sequence.verify([newest, *drafts], sampler, keep_logits=True)
                 rows = step.logits.numpy()
                 tokens, accepted = self.accept(random, rows, drafts, drafter_rows, request)
-                logprobs = self.scored(chooser, rows, base + 1, tokens)
+                logprobs = self.scored(sampler, rows, base + 1, tokens)
                 tokens, logprobs = self.emitted(tokens, logprobs, accepted)
                 kept = 0
                 for index, token in enumerate(tokens):
@@ -62,11 +62,11 @@ class Whole(Session):
         finally:
             sequence.close()
 
-    def draft(self, sequence, newest, k, chooser, request, random):
+    def draft(self, sequence, newest, k, sampler, request, random):
         """k drafts, and the drafter's logits of each."""
         if k < 1 or not request.speculate:
             return [], []
-        proposal = sequence.propose(newest, k, chooser, keep_logits=True)
+        proposal = sequence.propose(newest, k, sampler, keep_logits=True)
         return proposal.token_ids, proposal.logits.numpy() if proposal.logits else []
 
     def accept(self, random, rows, drafts, drafter_rows, request):
@@ -98,13 +98,13 @@ class Whole(Session):
         p = softmax(row, temperature)
         return int(random.choice(len(p), p=p))
 
-    def scored(self, chooser, rows, position, tokens):
+    def scored(self, sampler, rows, position, tokens):
         """Log-probabilities of the tokens, as the core would give them."""
-        from polydraft.sampling.logprobs import token_logprobs
+        from polydraft.sampling._logprobs import token_logprobs
 
-        if chooser._settings.logprobs is None:
+        if sampler._settings.logprobs is None:
             return None
-        return token_logprobs(rows[: len(tokens)], tokens, chooser._settings.logprobs)
+        return token_logprobs(rows[: len(tokens)], tokens, sampler._settings.logprobs)
 
     def emitted(self, tokens, logprobs, accepted):
         return tokens, logprobs
@@ -123,9 +123,9 @@ class BonusDropped(Whole):
 class Biased(Whole):
     """Transformers 5.22: drafts by argmax, accepts by the drafter's own probability of them."""
 
-    def draft(self, sequence, newest, k, chooser, request, random):
+    def draft(self, sequence, newest, k, sampler, request, random):
         settings = request.settings.model_copy(update={"temperature": 0.0})
-        greedy = RuleChooser(self.engine.array_ops, request.model_copy(update={"settings": settings}))
+        greedy = RuleSampler(self.engine.array_ops, request.model_copy(update={"settings": settings}))
         return super().draft(sequence, newest, k, greedy, request, random)
 
     def reject(self, random, target_row, drafter_row, draft, temperature):
@@ -159,7 +159,7 @@ class WholeStatisticsMadeUp(Whole):
 class WholeSilent(Whole):
     """Speculation is off, and nobody is told."""
 
-    def draft(self, sequence, newest, k, chooser, request, random):
+    def draft(self, sequence, newest, k, sampler, request, random):
         return [], []
 
 

@@ -48,7 +48,18 @@ class PolydraftError(Exception):
 
 
 class InvalidRequestError(PolydraftError, ValueError):
-    """An argument is of the wrong type or out of range."""
+    """An argument is of the wrong type or out of range.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        argument: Name of the argument at fault, such as ``top_p``, for callers that name it otherwise (the command
+            line); empty if no single argument is.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, argument: str = "") -> None:
+        super().__init__(message, hint)
+        self.argument = argument
 
 
 class ContextLengthError(InvalidRequestError):

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from polydraft.checkpoints._resolve import KnownNames, resolve
 from polydraft.checkpoints.fetch import fetch
-from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PolydraftError
 

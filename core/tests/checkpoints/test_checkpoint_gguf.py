@@ -1,12 +1,12 @@
 """GGUF headers: read without their weights, damaged ones refused; which file of a repository is meant."""
 
 import pytest
+from polydraft.checkpoints._names import parse
+from polydraft.checkpoints._resolve import KnownNames, resolve
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import config_of, tokens_of
 from polydraft.checkpoints.gguf_files import choose_files, fetch_gguf
-from polydraft.checkpoints.names import parse
-from polydraft.checkpoints.resolve import KnownNames, resolve
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from polydraft.checkpoints.names import did_you_mean, parse, repository
+from polydraft.checkpoints._names import did_you_mean, parse, repository
 from polydraft.errors import InvalidRequestError
 
 

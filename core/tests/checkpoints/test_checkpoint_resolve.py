@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from polydraft.checkpoints.resolve import KnownNames, resolve
+from polydraft.checkpoints._resolve import KnownNames, resolve
 from polydraft.contract.records import LocalModelRecord
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
@@ -336,6 +336,6 @@ def test_cache_folder_that_cannot_be_written(fake_hub, tmp_path):
 
 def test_errors_that_are_not_the_hubs_are_not_hidden(fake_hub, monkeypatch):
     fake_hub.add("org/m", {"config.json": {}})
-    monkeypatch.setattr("polydraft.checkpoints.resolve.read_config", lambda *a: json.loads(3))
+    monkeypatch.setattr("polydraft.checkpoints._resolve.read_config", lambda *a: json.loads(3))
     with pytest.raises(TypeError):
         local("org/m")

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from polydraft.checkpoints.tokens import check_tokens, first_difference
+from polydraft.checkpoints._tokens import check_tokens, first_difference
 from polydraft.errors import ModelFormatError, PairMismatchError
 
 BPE = {

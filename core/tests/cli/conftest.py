@@ -11,8 +11,8 @@ from typing import Any
 
 import polydraft
 import pytest
-from polydraft.cli import comparison, streams
-from polydraft.cli.app import run
+from polydraft._cli import comparison, streams
+from polydraft._cli.app import run
 from polydraft.contract import Capabilities
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -94,7 +94,7 @@ def process():
             "polydraft.load = lambda target, **options: session\n"
             f"{setup}\n"
             f"sys.argv = ['polydraft', *{list(arguments)!r}]\n"
-            "from polydraft.cli.app import main\nmain()\n"
+            "from polydraft._cli.app import main\nmain()\n"
         )
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_session import FakeSession
-from polydraft.cli.conversation import Conversation, interrupt_flag
+from polydraft._cli.conversation import Conversation, interrupt_flag
 from polydraft.contract import Chunk
 from polydraft.errors import ContextLengthError, EngineError
 
@@ -175,7 +175,7 @@ def test_on_a_terminal():
         "session.before_chunk = slow\n"
         "polydraft.load = lambda target, **options: session\n"
         "sys.argv = ['polydraft', 'chat', '-m', 'x', '--show-drafts']\n"
-        "from polydraft.cli.app import main\nmain()\n"
+        "from polydraft._cli.app import main\nmain()\n"
     )
     child, terminal = pty.fork()
     if not child:

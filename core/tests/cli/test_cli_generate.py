@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 from fake_session import CHUNKS, make_running
-from polydraft.cli.render.answer import visible
+from polydraft._cli.render.answer import visible
 from polydraft.contract import Chunk, Segment
 from polydraft.errors import EngineError, ModelNotFoundError
 
@@ -118,7 +118,7 @@ def test_prompt_on_standard_input(process, arguments):
 
 
 def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
-    import polydraft.plugins
+    import polydraft._plugins
 
     installed = {"tiny-e2b": object()}
 
@@ -126,7 +126,7 @@ def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
         def local_models(self):
             return installed
 
-    monkeypatch.setattr(polydraft.plugins, "default_host", Host)
+    monkeypatch.setattr(polydraft._plugins, "default_host", Host)
     assert command("generate", "-p", "Hi").code == 0
     assert fake.calls[0][0] == "builtin:tiny-e2b"
     installed.clear()

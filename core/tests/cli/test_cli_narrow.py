@@ -5,8 +5,8 @@ import os
 import pty
 
 import pytest
-from polydraft.cli.render.tables import FittingTable
-from polydraft.cli.streams import console_for, waiting_for
+from polydraft._cli.render.tables import FittingTable
+from polydraft._cli.streams import console_for, waiting_for
 
 NAME = "an-organization/a-model-with-a-long-name"
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from polydraft.plugins import default_host
-from polydraft.registry.backends import known_backends
+from polydraft._plugins import default_host
+from polydraft._registry.backends import known_backends
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"

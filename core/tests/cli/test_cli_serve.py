@@ -8,21 +8,21 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from polydraft.cli.app import run
+from polydraft._cli.app import run
+from polydraft._registry.resolver import Resolver
 from polydraft.contract import ServerCommand
-from polydraft.registry.opening import Opening
 
 SERVES = """
 import sys
 from types import SimpleNamespace
-from polydraft.cli.app import main
+from polydraft._cli.app import main
 from polydraft.contract import ServerCommand
-from polydraft.registry.opening import Opening
+from polydraft._registry.resolver import Resolver
 
 program = "import os, sys, time; print(os.getpid(), os.environ['SAID'], flush=True); " + sys.argv.pop(1)
 command = ServerCommand(arguments=(sys.executable, "-c", program), environment={"SAID": "a b"})
 backend = SimpleNamespace(server_command=lambda request, host, port: command)
-Opening.prepare = lambda self, *names, **arguments: SimpleNamespace(backend=backend, request=None)
+Resolver.prepare = lambda self, *names, **arguments: SimpleNamespace(backend=backend, request=None)
 sys.argv[0] = "polydraft"
 main()
 """
@@ -64,7 +64,7 @@ def test_an_address_that_cannot_be_used(host, monkeypatch, capfd):
     """Said before the server loads anything."""
     backend = SimpleNamespace(server_command=lambda request, host, port: ServerCommand(arguments=("no-such-program",)))
     prepared = SimpleNamespace(backend=backend, request=None)
-    monkeypatch.setattr(Opening, "prepare", lambda self, *names, **arguments: prepared)
+    monkeypatch.setattr(Resolver, "prepare", lambda self, *names, **arguments: prepared)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert run(["serve", "-m", "x", "--host", host, "--port", port]) != 0

@@ -2,24 +2,24 @@
 
 import json
 
-import polydraft.plugins
-import polydraft.registry.describe
+import polydraft._plugins
+import polydraft._registry.describe
 import pytest
-from polydraft.cli import examination
+from polydraft._cli import examination
+from polydraft._plugins import PluginHost
 from polydraft.contract import (
+    Backend,
     BackendRecord,
     Capabilities,
     DeviceRecord,
     Diagnosis,
     FaultRecord,
     PairRecord,
-    SpeculativeBackend,
     hookimpl,
 )
-from polydraft.plugins import PluginHost
 
 
-class GoodBackend(SpeculativeBackend):
+class GoodBackend(Backend):
     diagnosis = Diagnosis(
         usable=True,
         engine_version="2.0",
@@ -98,9 +98,9 @@ def use(monkeypatch):
     def go(*plugins, disabled=(), versions=()):
         installed = {"an-engine": "2.0", **dict(versions)}
         host = PluginHost({type(plugin).__name__: plugin for plugin in plugins}, disabled=disabled)
-        for module in (polydraft.plugins, polydraft.registry.describe, examination):
+        for module in (polydraft._plugins, polydraft._registry.describe, examination):
             monkeypatch.setattr(module, "default_host", lambda: host)
-        for function in (polydraft.registry.describe.describe_backends, polydraft.registry.describe.describe_pairs):
+        for function in (polydraft._registry.describe.describe_backends, polydraft._registry.describe.describe_pairs):
             monkeypatch.setitem(function.__kwdefaults__, "lookup", installed.get)
         monkeypatch.setitem(examination.examine.__kwdefaults__, "lookup", installed.get)
 

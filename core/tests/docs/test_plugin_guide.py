@@ -5,26 +5,26 @@ import re
 from pathlib import Path
 
 import pytest
-from polydraft import Session
 from polydraft.contract import (
     PUBLIC_MODULES,
+    Backend,
     BackendRecord,
     Capabilities,
-    Chooser,
     DeviceRecord,
     Diagnosis,
     EngineSequence,
     Exclusion,
     FaultRecord,
+    Generation,
     LoadRequest,
     LocalModelRecord,
     PairRecord,
     PolydraftSpec,
-    SpeculativeBackend,
-    SteppingBackend,
+    Sampler,
     SteppingEngine,
     Tokenizer,
     TokenRequest,
+    WholeEngine,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -40,14 +40,13 @@ HOOK_RECORDS = {
     "polydraft_local_models": LocalModelRecord,
 }
 INTERFACES = {
-    SpeculativeBackend: (),
-    SteppingBackend: (),
+    Backend: (),
     SteppingEngine: (),
     EngineSequence: (),
-    Chooser: (),
+    Sampler: (),
     Tokenizer: (),
-    # What an app calls is not the plugin author's to write.
-    Session: ("rounds", "close_engine", "check_settings", "speculation_conflict"),
+    WholeEngine: (),
+    Generation: (),
 }
 BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```\n", re.DOTALL)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from polydraft import load
+from polydraft._plugins import PluginHost
 from polydraft.contract import (
+    Backend,
     BackendRecord,
     Capabilities,
     DeviceRecord,
@@ -14,7 +16,6 @@ from polydraft.contract import (
     EngineOptions,
     FaultRecord,
     LocalModelRecord,
-    SpeculativeBackend,
     hookimpl,
 )
 from polydraft.errors import (
@@ -31,7 +32,6 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
-from polydraft.plugins import PluginHost
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -48,7 +48,7 @@ class Loaded:
         self.backend, self.request = backend, request
 
 
-class Fast(SpeculativeBackend):
+class Fast(Backend):
     """Usable, of high rank."""
 
     options = Options

@@ -1,9 +1,9 @@
 """What the command line shows of backends and pairs."""
 
 import pytest
+from polydraft._plugins import PluginHost
+from polydraft._registry.describe import describe_backends, describe_pairs, plugins_without_backend
 from polydraft.contract import hookimpl
-from polydraft.plugins import PluginHost
-from polydraft.registry.describe import describe_backends, describe_pairs, plugins_without_backend
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -59,7 +59,7 @@ def test_pairs(host):
     assert all(not description.faults for description in everything)
 
 
-@pytest.mark.parametrize("module", ["polydraft", "polydraft.registry.pairs", "polydraft.registry.tables"])
+@pytest.mark.parametrize("module", ["polydraft", "polydraft._registry.pairs", "polydraft._registry.tables"])
 def test_examples_in_docstrings(module):
     import doctest
     import importlib

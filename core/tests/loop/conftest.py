@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 
 settings.register_profile(
@@ -60,12 +60,12 @@ class Kit:
 
     def session(self, kind="mtp", k=4, agreement=None, sequence_class=None, **fields):
         """A session, whose sequences append a log each to ``logs``."""
-        from polydraft.session.stepping import SteppingSession
+        from polydraft._session.session import Session
 
         request = self.request(kind, k, agreement=agreement, **fields)
         engine = self.backend.load_engine(request)
         engine.sequence_class = self.logging(sequence_class or self.sequence_class)
-        return SteppingSession(engine, request, self.backend.capabilities())
+        return Session(engine, engine.running, self.backend.capabilities())
 
     def oracle(self, prompt, count, **settings):
         """Plain decoding by hand, up to an end-of-sequence token: no session, no loop, one row a step."""
@@ -78,13 +78,13 @@ class Kit:
             speculate=False,
             num_speculative_tokens=0,
             eos_token_ids=engine.tokenizer.eos_token_ids,
-            max_total_tokens=engine.context_length,
+            max_total_tokens=engine.running.context_length,
         )
-        chooser = RuleChooser(NumpyOps(), request)
+        sampler = RuleSampler(NumpyOps(), request)
         sequence = engine.open_sequence()
-        tokens = list(sequence.prefill(prompt, chooser).token_ids)
+        tokens = list(sequence.prefill(prompt, sampler).token_ids)
         while len(tokens) < count and tokens[-1] not in engine.tokenizer.eos_token_ids:
-            tokens += sequence.verify(tokens[-1:], chooser).token_ids
+            tokens += sequence.verify(tokens[-1:], sampler).token_ids
         return tuple(tokens)
 
     def logging(self, base):
@@ -96,17 +96,17 @@ class Kit:
                 self.log = SequenceLog()
                 logs.append(self.log)
 
-            def prefill(self, token_ids, chooser, *, keep_logits=False):
+            def prefill(self, token_ids, sampler, *, keep_logits=False):
                 self.log.prompt = list(token_ids)
-                return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+                return super().prefill(token_ids, sampler, keep_logits=keep_logits)
 
-            def propose(self, newest, k, chooser, *, keep_logits=False):
-                proposal = super().propose(newest, k, chooser, keep_logits=keep_logits)
+            def propose(self, newest, k, sampler, *, keep_logits=False):
+                proposal = super().propose(newest, k, sampler, keep_logits=keep_logits)
                 self.log.proposals.append((k, list(proposal.token_ids)))
                 return proposal
 
-            def verify(self, token_ids, chooser, *, keep_logits=False):
-                step = super().verify(token_ids, chooser, keep_logits=keep_logits)
+            def verify(self, token_ids, sampler, *, keep_logits=False):
+                step = super().verify(token_ids, sampler, keep_logits=keep_logits)
                 self.log.steps.append((list(token_ids), list(step.token_ids)))
                 return step
 

@@ -17,12 +17,12 @@ class Nudging(ReferenceSequence):
     def nudged(self, row, token_ids):
         raise NotImplementedError
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.astype(np.float32)
         for row in range(len(token_ids)):
             if self.nudged(row, token_ids):
                 logits[row] = np.nextafter(logits[row], np.float32(np.inf))
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 class ByPlace(Nudging):
@@ -56,9 +56,9 @@ class PastTheWindow(ByNumber):
 class SlowPastTheWindow(PastTheWindow):
     """The same, on a machine where the time limit allows a few steps."""
 
-    def verify(self, token_ids, chooser, *, keep_logits=False):
+    def verify(self, token_ids, sampler, *, keep_logits=False):
         time.sleep(0.02)
-        return super().verify(token_ids, chooser, keep_logits=keep_logits)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
 
 class AfterRollback(ReferenceSequence):
@@ -68,11 +68,11 @@ class AfterRollback(ReferenceSequence):
         self.rolled = length < self.length
         super().rollback(length)
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         if getattr(self, "rolled", False):
             logits = np.nextafter(logits.astype(np.float32), np.float32(np.inf))
         self.rolled = False
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 def load(kit, monkeypatch, sequence_class, **fields):
@@ -119,9 +119,9 @@ def test_an_engine_that_keeps_its_bits_is_loaded(kit, monkeypatch):
 
 def test_places_that_would_take_too_long_are_named(kit, monkeypatch):
     class SlowPrompts(ReferenceSequence):
-        def prefill(self, token_ids, chooser, *, keep_logits=False):
+        def prefill(self, token_ids, sampler, *, keep_logits=False):
             time.sleep(0.05 * len(token_ids))
-            return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+            return super().prefill(token_ids, sampler, keep_logits=keep_logits)
 
     with load(kit, monkeypatch, SlowPrompts) as session:
         assert any("not measured around position" in note for note in session.running.notes)

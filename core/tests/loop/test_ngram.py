@@ -6,8 +6,8 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from polydraft._loop.ngram import NgramDrafter
 from polydraft.errors import InvalidRequestError
-from polydraft.loop.ngram import NgramDrafter
 
 sizes = st.tuples(st.integers(1, 4), st.integers(0, 4)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 # Few different ids, 0 among them, so that n-grams repeat.

@@ -7,6 +7,7 @@ import time
 import warnings
 
 import pytest
+from polydraft._session.monitor import SpeculationWarning
 from polydraft.contract import Proposal
 from polydraft.errors import (
     EngineError,
@@ -14,7 +15,6 @@ from polydraft.errors import (
     SessionClosedError,
     SpeculationUnavailableError,
 )
-from polydraft.session.watch import SpeculationWarning
 
 pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
 
@@ -260,7 +260,7 @@ def test_too_few_tokens_to_draft_any(session):
 class Silent:
     """A drafter that never proposes anything."""
 
-    def propose(self, newest, k, chooser, *, keep_logits=False):
+    def propose(self, newest, k, sampler, *, keep_logits=False):
         return Proposal([])
 
 
@@ -294,10 +294,10 @@ def test_a_good_drafter_is_not_complained_of(session):
 
 def test_an_engine_that_fails_half_way(kit):
     class Failing(kit.sequence_class):
-        def verify(self, token_ids, chooser, *, keep_logits=False):
+        def verify(self, token_ids, sampler, *, keep_logits=False):
             if self.length > 40:
                 raise EngineError("The engine failed.", "Try again.")
-            return super().verify(token_ids, chooser, keep_logits=keep_logits)
+            return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
     kit.logs.clear()
     with kit.session("mtp", 4) as good:

@@ -6,23 +6,23 @@ import textwrap
 import types
 
 import pytest
+from polydraft._plugins import PluginHost
 from polydraft.contract import (
+    Backend,
     BackendRecord,
     Capabilities,
     Diagnosis,
     FaultRecord,
     LocalModelRecord,
     PairRecord,
-    SpeculativeBackend,
     hookimpl,
 )
 from polydraft.errors import BackendNotFoundError, PluginError
-from polydraft.plugins import PluginHost
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
-class GoodBackend(SpeculativeBackend):
+class GoodBackend(Backend):
     def capabilities(self):
         return Capabilities(drafter_kinds={"ngram"})
 
@@ -233,7 +233,7 @@ def test_backend_of_a_broken_plugin():
     ("factory", "said"),
     [
         ("plugin_test_module:Missing", "has no attribute"),
-        ("plugin_test_module:NotABackend", "no SpeculativeBackend"),
+        ("plugin_test_module:NotABackend", "no Backend"),
         ("plugin_test_module:FailingBackend", r"libfoo\.so is missing"),
     ],
 )
@@ -392,7 +392,7 @@ def test_import_is_light_and_fast():
 
 def test_the_contract_is_light():
     out = run_python(
-        "import sys, polydraft, polydraft.contract, polydraft.plugins; polydraft.default_host().statuses()\n"
+        "import sys, polydraft, polydraft.contract, polydraft._plugins; polydraft.default_host().statuses()\n"
         "print(sorted({'numpy', 'torch', 'transformers', 'huggingface_hub', 'rich', 'typer'} & set(sys.modules)))"
     )
     assert out == "[]"

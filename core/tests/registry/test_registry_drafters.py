@@ -3,7 +3,11 @@
 import json
 
 import pytest
-from polydraft.checkpoints.resolve import KnownNames, resolve
+from polydraft._plugins import PluginHost
+from polydraft._registry.drafters import plan_speculation
+from polydraft._registry.faults import FaultRegistry, core_faults
+from polydraft._registry.pairs import PairRegistry, RegisteredPair
+from polydraft.checkpoints._resolve import KnownNames, resolve
 from polydraft.contract import BackendRecord, FaultRecord, LocalModelRecord, PairRecord
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import (
@@ -13,10 +17,6 @@ from polydraft.errors import (
     PairMismatchError,
     SpeculationUnavailableError,
 )
-from polydraft.plugins import PluginHost
-from polydraft.registry.drafters import plan_speculation
-from polydraft.registry.faults import FaultRegistry, core_faults
-from polydraft.registry.pairs import PairRegistry, RegisteredPair
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

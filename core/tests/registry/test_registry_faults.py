@@ -2,10 +2,10 @@
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from polydraft._plugins import PluginHost
+from polydraft._registry.faults import FaultRegistry, core_faults
+from polydraft._registry.versions import in_range, installed_alternative, installed_version, older_than
 from polydraft.contract import BackendRecord, FaultRecord, hookimpl
-from polydraft.plugins import PluginHost
-from polydraft.registry.faults import FaultRegistry, core_faults
-from polydraft.registry.versions import in_range, installed_alternative, installed_version, older_than
 
 
 @pytest.fixture

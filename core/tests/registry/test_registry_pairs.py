@@ -1,11 +1,11 @@
 """The pairs: the core's list is complete and well formed; the user's file comes first and is checked."""
 
 import pytest
+from polydraft._plugins import PluginHost
+from polydraft._registry.pairs import PairRegistry, base_name
+from polydraft._registry.tables import core_table, expand
 from polydraft.contract import BackendRecord, PairRecord, hookimpl
 from polydraft.errors import InvalidRequestError
-from polydraft.plugins import PluginHost
-from polydraft.registry.pairs import PairRegistry, base_name
-from polydraft.registry.tables import core_table, expand
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
 
@@ -32,10 +32,11 @@ class Toys:
         self.engine = self.backend.load_engine(toy_request(None))
 
     def _session(self, kind="mtp", k=4, agreement=None):
-        from polydraft.session.stepping import SteppingSession
+        from polydraft._session.session import Session
 
         request = self.toy_request(kind, k, agreement=agreement)
-        return SteppingSession(self.backend.load_engine(request), request, self.backend.capabilities())
+        engine = self.backend.load_engine(request)
+        return Session(engine, engine.running, self.backend.capabilities())
 
     def request(self, prompt, **given):
         """A plain request of the engine."""
@@ -47,14 +48,14 @@ class Toys:
             speculate=False,
             num_speculative_tokens=0,
             eos_token_ids=frozenset() if values.ignore_eos else self.engine.tokenizer.eos_token_ids,
-            max_total_tokens=self.engine.context_length,
+            max_total_tokens=self.engine.running.context_length,
         )
 
     def by_definition(self, prompt, **given):
-        """Plain decoding without the chooser: settings are applied to whole rows, in loops, as they are defined."""
+        """Plain decoding without the sampler: settings are applied to whole rows, in loops, as they are defined."""
         settings = GenerationSettings(**given)
         prompt, output = list(prompt), []
-        raw = RuleChooser(NumpyOps(), self.request(prompt))  # the engine wants one; its choices are not looked at
+        raw = RuleSampler(NumpyOps(), self.request(prompt))  # the engine wants one; its choices are not looked at
         sequence = self.engine.open_sequence()
         step = sequence.prefill(prompt, raw, keep_logits=True)
         ends = set(settings.stop_token_ids) | (set() if settings.ignore_eos else self.engine.tokenizer.eos_token_ids)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polydraft.errors import InvalidRequestError, LogitsProcessorError
-from polydraft.sampling.processors import processor_kind
+from polydraft.sampling._processors import processor_kind
 
 pytest.importorskip("polydraft_reference", reason="settings are tested on the reference engine: polydraft-reference")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.errors import EngineError
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._rejection import RejectionSampler, make_sampler
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
-from polydraft.sampling.rejection import RejectionChooser, make_chooser
 
 ROUNDS = 3000
 VOCABULARY = 12
@@ -76,7 +76,7 @@ def test_two_positions_have_the_targets_distribution(ops, how, top_k):
     target = generator.normal(size=(2, VOCABULARY)).astype(np.float32) * 2
     drafter = (target[:1] * 0.5 + generator.normal(size=(1, VOCABULARY))).astype(np.float32)
     p, bonus, q = (softmax(best_of(row, top_k), 0.8) for row in (*target, drafter[0]))
-    chooser = RejectionChooser(ops, request_of(temperature=0.8, seed=3, top_k=top_k))
+    sampler = RejectionSampler(ops, request_of(temperature=0.8, seed=3, top_k=top_k))
     first, second = np.zeros(VOCABULARY), np.zeros(VOCABULARY)
     for index in range(ROUNDS):
         position = 10 + 3 * index
@@ -85,12 +85,12 @@ def test_two_positions_have_the_targets_distribution(ops, how, top_k):
         elif how == "own noise":
             draft = int(generator.choice(VOCABULARY, p=q))
         else:
-            draft = int(chooser.choose_draft(drafter, position)[0])
+            draft = int(sampler.choose_draft(drafter, position)[0])
         if how == "wrong on purpose":
             others = drafter.copy()
             others[0, draft] = -np.inf
-            draft = int(chooser.choose_draft(others, position)[0])
-        chosen, _ = chooser.choose(target, position, [7, draft])
+            draft = int(sampler.choose_draft(others, position)[0])
+        chosen, _ = sampler.choose(target, position, [7, draft])
         first[chosen[0]] += 1
         if chosen[0] == draft:
             second[chosen[1]] += 1
@@ -115,7 +115,7 @@ def test_two_positions_have_the_targets_distribution(ops, how, top_k):
 )
 def test_settings_change_both_distributions(given):
     target, drafter = (np.random.default_rng(seed).normal(size=(1, VOCABULARY)).astype(np.float32) for seed in (1, 2))
-    plain = RuleChooser(NumpyOps(), request_of(temperature=1.0, **given))
+    plain = RuleSampler(NumpyOps(), request_of(temperature=1.0, **given))
     allowed = {plain.choose(target, 2, [2])[0][0]}
     row = target[0].copy()
     for token_id, bias in given.get("logit_bias", {}).items():
@@ -132,44 +132,44 @@ def test_settings_change_both_distributions(given):
     chances /= chances.sum()
     counts = np.zeros(VOCABULARY)
     for seed in range(ROUNDS):
-        chooser = RejectionChooser(NumpyOps(), request_of(temperature=1.0, seed=seed, **given))
-        draft = int(chooser.choose_draft(drafter, 2, [2])[0])
-        counts[chooser.choose(np.repeat(target, 2, axis=0), 2, [2, draft])[0][0]] += 1
+        sampler = RejectionSampler(NumpyOps(), request_of(temperature=1.0, seed=seed, **given))
+        draft = int(sampler.choose_draft(drafter, 2, [2])[0])
+        counts[sampler.choose(np.repeat(target, 2, axis=0), 2, [2, draft])[0][0]] += 1
     assert allowed <= set(np.flatnonzero(chances))
     chi_square_fits(counts, chances)
 
 
 def test_an_equal_drafter_is_always_accepted():
     logits = np.random.default_rng(1).normal(size=(2, 300)).astype(np.float32) * 3
-    chooser = RejectionChooser(NumpyOps(), request_of(temperature=1.0))
+    sampler = RejectionSampler(NumpyOps(), request_of(temperature=1.0))
     for position in range(10, 500):
-        draft = int(chooser.choose_draft(logits[:1], position)[0])
-        assert chooser.choose(logits, position, [7, draft])[0][0] == draft
+        draft = int(sampler.choose_draft(logits[:1], position)[0])
+        assert sampler.choose(logits, position, [7, draft])[0][0] == draft
 
 
 def test_a_draft_that_cannot_be_is_never_accepted():
     target = np.array([[0.0, -np.inf, 1.0]] * 2, np.float32)
     drafter = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
-    chooser = RejectionChooser(NumpyOps(), request_of(temperature=1.0))
+    sampler = RejectionSampler(NumpyOps(), request_of(temperature=1.0))
     for position in range(10, 60):
-        draft = int(chooser.choose_draft(drafter, position)[0])
+        draft = int(sampler.choose_draft(drafter, position)[0])
         assert draft == 1
-        assert chooser.choose(target, position, [7, draft])[0][0] in (0, 2)
+        assert sampler.choose(target, position, [7, draft])[0][0] in (0, 2)
 
 
 def test_a_draft_that_was_exchanged_is_an_error():
     logits = np.zeros((2, VOCABULARY), np.float32)
-    chooser = RejectionChooser(NumpyOps(), request_of(temperature=1.0))
-    draft = int(chooser.choose_draft(logits[:1], 5)[0])
+    sampler = RejectionSampler(NumpyOps(), request_of(temperature=1.0))
+    draft = int(sampler.choose_draft(logits[:1], 5)[0])
     with pytest.raises(EngineError, match="in its place"):
-        chooser.choose(logits, 5, [7, (draft + 1) % VOCABULARY])
+        sampler.choose(logits, 5, [7, (draft + 1) % VOCABULARY])
 
 
 def test_only_sampled_speculation_is_concerned():
     ops = NumpyOps()
-    assert type(make_chooser(ops, request_of(temperature=1.0))) is RejectionChooser
-    assert type(make_chooser(ops, request_of(temperature=0.0))) is RuleChooser
-    assert type(make_chooser(ops, request_of(temperature=1.0, speculate=False))) is RuleChooser
+    assert type(make_sampler(ops, request_of(temperature=1.0))) is RejectionSampler
+    assert type(make_sampler(ops, request_of(temperature=0.0))) is RuleSampler
+    assert type(make_sampler(ops, request_of(temperature=1.0, speculate=False))) is RuleSampler
 
 
 def exact_chances(toys, prompt, given, length):
@@ -181,7 +181,7 @@ def exact_chances(toys, prompt, given, length):
         longer = {}
         for output, chance in chances.items():
             sequence = toys.engine.open_sequence()
-            logits = sequence.prefill([*prompt, *output], RuleChooser(NumpyOps(), request), keep_logits=True).logits
+            logits = sequence.prefill([*prompt, *output], RuleSampler(NumpyOps(), request), keep_logits=True).logits
             row = logits.numpy()[-1].astype(float) / settings.temperature
             best = np.argsort(-row)[: settings.top_k]
             weights = np.exp(row[best] - row[best].max())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings
-from polydraft.sampling.host import choose_on_host, kept_on_host
+from polydraft.sampling._host import choose_on_host, kept_on_host
 from polydraft.sampling.noise import exp_nonpositive, gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens

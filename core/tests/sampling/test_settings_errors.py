@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from polydraft._session.settings import check_supported, effective_settings
 from polydraft.contract import Capabilities, GenerationSettings
 from polydraft.errors import InvalidRequestError, UnsupportedError
-from polydraft.session.settings import check_supported, effective_settings
 
 VOCABULARY = 279
 

@@ -27,7 +27,7 @@ class Gate:
 def make_session():
     """Makes sessions: ``concurrency``, and a ``gate`` that every target step passes."""
     reference = pytest.importorskip("polydraft_reference.backend", reason="needs polydraft-reference")
-    from polydraft.session.stepping import SteppingSession
+    from polydraft._session.session import Session
     from polydraft_reference.engine import ReferenceSequence
     from polydraft_reference.toys import toy_request
 
@@ -35,21 +35,17 @@ def make_session():
 
     def make(concurrency="serial", gate=None, kind="mtp"):
         class Gated(ReferenceSequence):
-            def verify(self, token_ids, chooser, *, keep_logits=False):
+            def verify(self, token_ids, sampler, *, keep_logits=False):
                 if gate is not None:
                     gate.pass_through()
-                return super().verify(token_ids, chooser, keep_logits=keep_logits)
+                return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
         request = toy_request(kind)
         engine = backend.load_engine(request)
 
-        class Engine(type(engine)):
-            def running(self, request):
-                return super().running(request).model_copy(update={"concurrency": concurrency})
-
-        engine.__class__ = Engine
+        engine.running = engine.running.model_copy(update={"concurrency": concurrency})
         engine.sequence_class = Gated
-        session = SteppingSession(engine, request, backend.capabilities())
+        session = Session(engine, engine.running, backend.capabilities())
         made.append(session)
         return session
 

@@ -5,9 +5,9 @@ import inspect
 import time
 
 import pytest
+from polydraft._session import Session
 from polydraft.contract import GenerationSettings
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
-from polydraft.session import Session
 
 PROMPT = "<bos>Once upon a time"
 CALLS = ["generate", "stream", "generate_many", "agenerate", "astream"]

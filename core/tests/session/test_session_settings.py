@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from polydraft._session.settings import effective_settings
 from polydraft.contract import DEFAULT_SETTINGS, GenerationSettings
 from polydraft.contract.requests import LONGEST_STOP
 from polydraft.errors import InvalidRequestError
-from polydraft.session.settings import effective_settings
 
 WRONG = {
     "max_new_tokens": [0, -1, 2.0, "5", True, math.nan, [5]],

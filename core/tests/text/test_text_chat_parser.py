@@ -6,7 +6,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polydraft.text.chat_parser import ChatParser, parse_tool_call
+from polydraft.text._chat_parser import ChatParser, parse_tool_call
 
 
 def parts(tokenizer, prompt, answer):

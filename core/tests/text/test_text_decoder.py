@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polydraft.text.decoder import Utf8Decoder
+from polydraft.text._decoder import Utf8Decoder
 
 data = st.binary(max_size=24) | st.text(max_size=12).map(str.encode)
 

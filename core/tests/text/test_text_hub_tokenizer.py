@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+from polydraft.text._prompts import encode_prompt
 from polydraft.text.hub_tokenizer import HubTokenizer
-from polydraft.text.prompts import encode_prompt
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")

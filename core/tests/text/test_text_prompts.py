@@ -4,8 +4,8 @@ import re
 
 import pytest
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.text._prompts import encode_prompt
 from polydraft.text.ids_only import IdsOnlyTokenizer
-from polydraft.text.prompts import encode_prompt
 
 USER = {"role": "user", "content": "Hi"}
 

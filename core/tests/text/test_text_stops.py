@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polydraft.text.stops import StopMatcher
+from polydraft.text._stops import StopMatcher
 
 short = st.text(alphabet="ab", min_size=1, max_size=4)
 

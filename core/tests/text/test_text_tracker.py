@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.text.chat_parser import parse_tool_call
-from polydraft.text.tracker import OutputTracker
+from polydraft.text._chat_parser import parse_tool_call
+from polydraft.text._tracker import OutputTracker
 
 BRACKETS = {"<|channel>": ("<channel|>", "thinking"), "<|tool_call>": ("<tool_call|>", "tool_call")}
 PIECES = [

@@ -12,17 +12,17 @@ SETTINGS = {"speculate": "off", "temperature": 0.0, "ignore_eos": True}
 class OtherPrefill(ReferenceSequence):
     """A prefill's rows are off by a little: even tokens gain."""
 
-    def prefill(self, token_ids, chooser, *, keep_logits=False):
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
         self.prefilling = True
         try:
-            return super().prefill(token_ids, chooser, keep_logits=keep_logits)
+            return super().prefill(token_ids, sampler, keep_logits=keep_logits)
         finally:
             self.prefilling = False
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
         logits[:, ::2] += 0.3 * getattr(self, "prefilling", False)
-        return super().choose(logits, token_ids, chooser, keep_logits)
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import polydraft
 import pytest
-from polydraft.verification.measure import measure
+from polydraft.verification._measure import measure
 from polydraft_reference.backend import ReferenceBackend
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")

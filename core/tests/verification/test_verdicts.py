@@ -95,10 +95,10 @@ class NoisySequence(ReferenceSequence):
 
     scale = 1e-3
 
-    def choose(self, logits, token_ids, chooser, keep_logits):
+    def choose(self, logits, token_ids, sampler, keep_logits):
         noisy = logits.copy()
         noisy[:, 1::2] += self.scale * (len(token_ids) % 3)
-        step = super().choose(noisy, token_ids, chooser, keep_logits)
+        step = super().choose(noisy, token_ids, sampler, keep_logits)
         assert not keep_logits or isinstance(step.logits, NumpyLogits)
         return step
 

@@ -9,8 +9,8 @@ import pytest
 from defects import Unverified
 from polydraft.errors import InvalidRequestError, NotVerifiedError
 from polydraft.verification import subject
-from polydraft.verification.command import verify as verify_for_long
-from polydraft.verification.gate import VerificationWarning
+from polydraft.verification._command import verify as verify_for_long
+from polydraft.verification._gate import VerificationWarning
 from polydraft_reference.engine import ReferenceEngine
 from polydraft_reference.toys import MODELS
 
@@ -127,7 +127,7 @@ class _Plugin:
     @polydraft.hookimpl
     def polydraft_local_models(self):
         for name, folder in (("mine", "toy"), ("mine-draft", "toy-draft")):
-            yield polydraft.LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")
+            yield polydraft.contract.LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")
 
 
 def test_what_failed_is_refused_and_not_recommended_again(broken):

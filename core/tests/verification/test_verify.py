@@ -10,7 +10,7 @@ import pytest
 from defects import NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft.verification import run
-from polydraft.verification.command import verify
+from polydraft.verification._command import verify
 
 EXAMPLE = Path(__file__).parents[3] / "examples/third_party_plugin/src"
 TOY = {"backend": "reference"}

@@ -70,11 +70,11 @@ def main() -> None:
         engine_options=options,
     ) as session:
         report["running"] = session.running.model_dump(mode="json", include={"engine_version", "dtype", "device"})
-        from polydraft.sampling import chooser
+        from polydraft.sampling import sampler
 
         choosing = Clock()
         for name in ("choose", "choose_draft"):
-            setattr(chooser.RuleChooser, name, choosing.wrap(getattr(chooser.RuleChooser, name)))
+            setattr(sampler.RuleSampler, name, choosing.wrap(getattr(sampler.RuleSampler, name)))
         prompt = [2, *range(300, 330)]
         session.generate(prompt, max_new_tokens=4)
         for name, settings in SETTINGS.items():

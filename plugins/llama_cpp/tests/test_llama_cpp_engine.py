@@ -86,14 +86,14 @@ def test_prompts_longer_than_a_batch(gguf, n_batch):
 
 def test_logits_are_views(gguf):
     with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant")) as session:
-        chooser = Greedy()
+        sampler = Greedy()
         sequence = session.engine.open_sequence()
-        newest = sequence.prefill(LONG[:50], chooser).token_ids[0]
+        newest = sequence.prefill(LONG[:50], sampler).token_ids[0]
         for _ in range(3):
-            sequence.verify([newest], chooser)
-        addresses = {row.__array_interface__["data"][0] for row in chooser.seen}
+            sequence.verify([newest], sampler)
+        addresses = {row.__array_interface__["data"][0] for row in sampler.seen}
         assert len(addresses) == 1
-        assert not any(row.flags.owndata for row in chooser.seen)
+        assert not any(row.flags.owndata for row in sampler.seen)
 
 
 def test_one_sequence_at_a_time(gguf):
@@ -181,7 +181,7 @@ def test_an_untested_version(gguf, monkeypatch):
     with pytest.raises(SpeculationUnavailableError, match=r"tested with llama-cpp-python 0\.0\.1") as error:
         load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"))
     assert "allow_untested" in error.value.hint
-    assert "allow_untested" in str(polydraft.plugins.default_host().backend("llama_cpp").diagnose().notes)
+    assert "allow_untested" in str(polydraft._plugins.default_host().backend("llama_cpp").diagnose().notes)
     with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"allow_untested": True}) as session:
         assert session.running.method == "mtp"
     with load(gguf("tiny-llama"), gguf("tiny-llama-draft")) as session:

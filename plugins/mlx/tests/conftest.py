@@ -7,7 +7,7 @@ import pytest
 
 
 class Greedy:
-    """A chooser apart from the core's rule."""
+    """A sampler apart from the core's rule."""
 
     needs_prefix = False
 

@@ -82,5 +82,5 @@ def test_bare_mlx_on_linux(monkeypatch):
 
 def test_an_assistant_is_no_target():
     pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
-    with pytest.raises(polydraft.PolydraftError, match="drafter"):
+    with pytest.raises(polydraft.errors.PolydraftError, match="drafter"):
         polydraft.load("builtin:tiny-e2b-assistant", backend="mlx")

@@ -139,7 +139,7 @@ def test_shards(copy_of):
 def test_a_quantized_drafter(name, given, copy_of):
     """The centroid head reads rows of the packed table."""
     from mlx.utils import tree_flatten
-    from polydraft.checkpoints.resolve import resolve
+    from polydraft.checkpoints._resolve import resolve
     from polydraft_mlx.drafter_loading import load_assistant
 
     target = f"builtin:{name.removesuffix('-assistant')}"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.errors import EngineError
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft_reference.backend import ReferenceBackend
 from polydraft_reference.toys import toy_request, toy_source
@@ -24,7 +24,7 @@ def engine(*arguments, **keywords):
     return ReferenceBackend().load_engine(toy_request(*arguments, **keywords))
 
 
-def chooser(seed=0, **values):
+def sampler(seed=0, **values):
     request = TokenRequest(
         prompt_token_ids=(0,),
         settings=GenerationSettings(**values),
@@ -34,10 +34,10 @@ def chooser(seed=0, **values):
         eos_token_ids=frozenset(),
         max_total_tokens=1024,
     )
-    return RuleChooser(NumpyOps(), request)
+    return RuleSampler(NumpyOps(), request)
 
 
-GREEDY = chooser()
+GREEDY = sampler()
 
 
 def prefilled(toy, prompt):
@@ -94,10 +94,10 @@ def test_prefill_equals_steps():
     assert last.logits.numpy().tobytes() == step.logits.numpy().tobytes()
 
 
-def test_positions_given_to_the_chooser_are_one_past_the_row():
+def test_positions_given_to_the_sampler_are_one_past_the_row():
     asked = []
 
-    class Spy(RuleChooser):
+    class Spy(RuleSampler):
         def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
             asked.append((first_position, list(run_token_ids), logits.shape[0]))
             return super().choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
@@ -213,8 +213,8 @@ def agreement_of(toy, prompt, count, k, choose):
 
 CHOOSERS = {
     "greedy": GREEDY,
-    "sampled": chooser(5, temperature=1.0),
-    "filtered": chooser(6, temperature=0.7, top_k=5, top_p=0.9, min_p=0.05),
+    "sampled": sampler(5, temperature=1.0),
+    "filtered": sampler(6, temperature=0.7, top_k=5, top_p=0.9, min_p=0.05),
 }
 
 
@@ -414,7 +414,7 @@ def test_a_longer_context_leaves_the_weights_as_they_are():
 def texts(count=12, **values):
     toy = engine()
     for index in range(count):
-        yield toy.tokenizer, plain(toy, list(f"<{index}> Once".encode()), 150, chooser(index, **values))[0]
+        yield toy.tokenizer, plain(toy, list(f"<{index}> Once".encode()), 150, sampler(index, **values))[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

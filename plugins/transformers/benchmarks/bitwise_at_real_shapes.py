@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from polydraft._loop.rounds import run_rounds
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.loop.rounds import run_rounds
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._sampler import RuleSampler
 from polydraft_transformers.blocks import fixed_rows
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.sequence import TransformersSequence
@@ -107,12 +107,12 @@ def build(name: str, device: str, dtype: torch.dtype, scale: int) -> Any:
 
 
 class Recorder:
-    """The core's chooser, which also hashes every row of logits where it lies."""
+    """The core's sampler, which also hashes every row of logits where it lies."""
 
     needs_prefix = False
 
     def __init__(self, request: TokenRequest, vocabulary: int, device: torch.device) -> None:
-        self._chooser = RuleChooser(TorchOps(), request)
+        self._sampler = RuleSampler(TorchOps(), request)
         generator = torch.Generator().manual_seed(1)
         self._factors = torch.randint(-(2**62), 2**62, (vocabulary,), generator=generator).to(device)
         self.rows: list[tuple[int, torch.Tensor]] = []
@@ -120,13 +120,13 @@ class Recorder:
     def choose(
         self, logits: torch.Tensor, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> Any:
-        """See ``polydraft.contract.Chooser``."""
+        """See ``polydraft.contract.Sampler``."""
         self.rows.append((first_position, self.hashes(logits)))
-        return self._chooser.choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
+        return self._sampler.choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """See ``polydraft.contract.Chooser``."""
-        return self._chooser.choose_draft(logits, position, run_token_ids)
+        """See ``polydraft.contract.Sampler``."""
+        return self._sampler.choose_draft(logits, position, run_token_ids)
 
     def hashes(self, logits: torch.Tensor) -> torch.Tensor:
         """Int64, shape (rows,): the bits of each row, weighted by random numbers, summed modulo 2**64."""

@@ -1,6 +1,6 @@
 """What choosing tokens costs at a vocabulary of 262,144, beside a decode step of Gemma 4 E2B's shape.
 
-Choosing the k+1 = 5 tokens of a round, and drafting one token, by the chooser that engines use: greedy, temperature 1,
+Choosing the k+1 = 5 tokens of a round, and drafting one token, by the sampler that engines use: greedy, temperature 1,
 and temperature 1 with top_k 64 and top_p 0.95 (Gemma 4's recommended settings); bf16 logits. Three kinds of logits:
 ``peaked`` (one token has most of the probability), ``usual`` (entropy of some nats), ``flat`` (nearly all tokens are
 candidates: the worst case, which no trained model gives).
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.sampling.chooser import RuleChooser
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft_transformers.fused_noise import fused_gumbel
 from polydraft_transformers.torch_ops import TorchOps
@@ -106,7 +106,7 @@ def waits(draft: Callable[[], Any]) -> bool:
 
 def same_as_numpy(ops: Any, logits: Any, settings: dict[str, Any]) -> bool:
     """Whether both libraries choose the same tokens."""
-    ours, theirs = chooser_of(ops, settings), chooser_of(NumpyOps(), settings)
+    ours, theirs = sampler_of(ops, settings), sampler_of(NumpyOps(), settings)
     rows = ops.numpy(logits)
     for position in range(PROMPT_LENGTH, PROMPT_LENGTH + 20 * ROWS, ROWS):
         run = list(range(position, position + ROWS))
@@ -115,11 +115,11 @@ def same_as_numpy(ops: Any, logits: Any, settings: dict[str, Any]) -> bool:
     return True
 
 
-def chooser_of(ops: Any, settings: dict[str, Any]) -> RuleChooser:
-    """A chooser after a prompt of ``PROMPT_LENGTH`` tokens."""
+def sampler_of(ops: Any, settings: dict[str, Any]) -> RuleSampler:
+    """A sampler after a prompt of ``PROMPT_LENGTH`` tokens."""
     prompt = np.random.default_rng(1).choice(VOCABULARY, PROMPT_LENGTH).tolist()
     values = GenerationSettings(**settings)
-    return RuleChooser(
+    return RuleSampler(
         ops,
         TokenRequest(
             prompt_token_ids=tuple(prompt),
@@ -168,16 +168,16 @@ def main() -> None:
             if library == "torch":
                 logits = torch.from_numpy(rows).to(options.device, torch.bfloat16)
             for name, settings in SETTINGS.items():
-                chooser = chooser_of(ops, settings)
+                sampler = sampler_of(ops, settings)
                 run_ids = list(range(100, 100 + ROWS))
-                chooser.choose(logits[:1], PROMPT_LENGTH, [5])
+                sampler.choose(logits[:1], PROMPT_LENGTH, [5])
                 same = same_as_numpy(ops, logits, settings)
 
-                def choose(chooser: RuleChooser = chooser, logits: Any = logits, run: list[int] = run_ids) -> None:
-                    chooser.choose(logits, PROMPT_LENGTH + 1, run)
+                def choose(sampler: RuleSampler = sampler, logits: Any = logits, run: list[int] = run_ids) -> None:
+                    sampler.choose(logits, PROMPT_LENGTH + 1, run)
 
-                def draft(chooser: RuleChooser = chooser, logits: Any = logits, run: list[int] = run_ids) -> None:
-                    chooser.choose_draft(logits[:1], PROMPT_LENGTH + 2, run[:2])
+                def draft(sampler: RuleSampler = sampler, logits: Any = logits, run: list[int] = run_ids) -> None:
+                    sampler.choose_draft(logits[:1], PROMPT_LENGTH + 2, run[:2])
 
                 for what, call in (("choose", choose), ("draft", draft)):
                     timed(call)

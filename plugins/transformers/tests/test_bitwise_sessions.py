@@ -59,7 +59,7 @@ for pair, dtype in (given.split(",") for given in sys.argv[1:]):
         session = polydraft.load(
             f"builtin:{pair}", backend="transformers", device="cpu", dtype=dtype, exactness="bitwise"
         )
-    except polydraft.UnsupportedError as error:
+    except polydraft.errors.UnsupportedError as error:
         print(pair, dtype, "refused:", error)
         continue
     different = compared = 0
@@ -202,18 +202,18 @@ def test_a_rollback_of_a_whole_step_forgets_the_padding_rows_of_single_steps():
         num_speculative_tokens=15,
     ) as session:
         engine = session.engine
-        chooser, sequence = greedy(engine), engine.open_sequence()
-        sequence.prefill(tokens[:240], chooser)
+        sampler, sequence = greedy(engine), engine.open_sequence()
+        sequence.prefill(tokens[:240], sampler)
         first = []
         for token in tokens[240:]:  # across position 256, where a step is cut in two
-            first.append(bits(sequence.verify([token], chooser, keep_logits=True)))
+            first.append(bits(sequence.verify([token], sampler, keep_logits=True)))
             if sequence.length % 7 == 0:  # back by k+1 tokens, and forward again
                 start = sequence.length - 16
                 if start < 240:
                     continue
                 sequence.rollback(start)
                 again = [
-                    bits(sequence.verify([known], chooser, keep_logits=True)) for known in tokens[start : start + 16]
+                    bits(sequence.verify([known], sampler, keep_logits=True)) for known in tokens[start : start + 16]
                 ]
                 assert again == first[start - 240 : start - 240 + 16], start
         sequence.close()

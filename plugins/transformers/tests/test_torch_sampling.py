@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.sampling.chooser import RuleChooser
-from polydraft.sampling.host import choose_on_host
+from polydraft.sampling._host import choose_on_host
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import generic_noise_bits, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
@@ -62,7 +62,7 @@ def test_noise_bits():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_chooser_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
+def test_a_sampler_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
     """The same steps and drafts; as a device, the CPU has torch do everything."""
     from polydraft_transformers.torch_ops import TorchOps
 
@@ -80,7 +80,7 @@ def test_a_chooser_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
         eos_token_ids=frozenset({1}),
         max_total_tokens=100,
     )
-    ours, theirs = RuleChooser(NumpyOps(), request), RuleChooser(Device(), request)
+    ours, theirs = RuleSampler(NumpyOps(), request), RuleSampler(Device(), request)
     rows = torch.from_numpy(np.random.default_rng(3).normal(size=(12, 1000)) * 4).to(dtype)
     wide = rows.float().numpy()
     assert ours.choose(wide[:1], 3, [5]) == theirs.choose(rows[:1], 3, [5])

@@ -8,7 +8,7 @@ from collections import Counter
 
 import polydraft
 import pytest
-from polydraft.sampling.logprobs import token_logprobs
+from polydraft.sampling._logprobs import token_logprobs
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -166,9 +166,9 @@ def test_a_server_restarted_in_mid_run():
 
 def _command(backend, port):
     """What ``polydraft serve`` would run for the pair."""
-    from polydraft.registry.opening import Opening
+    from polydraft._registry.resolver import Resolver
 
-    prepared = Opening(polydraft.default_host()).prepare(
+    prepared = Resolver(polydraft.default_host()).prepare(
         TARGET,
         backend="vllm-server",
         num_speculative_tokens=4,

@@ -56,7 +56,7 @@ def test_an_older_version_has_no_row():
 def test_ngram_sizes_are_those_of_the_core():
     import inspect
 
-    from polydraft.loop.ngram import NgramDrafter
+    from polydraft._loop.ngram import NgramDrafter
 
     defaults = {name: value.default for name, value in inspect.signature(NgramDrafter).parameters.items()}
     assert ngram_sizes() == {

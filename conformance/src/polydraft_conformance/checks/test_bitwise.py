@@ -16,8 +16,8 @@ from polydraft_conformance.primitives import greedy, logits_of, open_sequence
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from polydraft import Session
     from polydraft.contract import SteppingEngine
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
@@ -110,7 +110,7 @@ def test_bitwise_rows_do_not_depend_on_their_place(
 def _in_every_row(engine: SteppingEngine, text: Sequence[int], start: int, k: int) -> Iterator[tuple[str, bytes]]:
     """The bits of the logits behind ``text[start + k]``: with its token in each row of a step of k+1, and otherwise."""
     vocab = engine.tokenizer.vocab_size
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     position = start + k
     fillers = {
         "the text's own": list(text[position + 1 : position + 1 + k]),
@@ -121,21 +121,21 @@ def _in_every_row(engine: SteppingEngine, text: Sequence[int], start: int, k: in
             if row == k and name != "wrong":
                 continue  # nothing is behind the last row
             with open_sequence(engine) as sequence:
-                sequence.prefill(list(text[:start]), chooser)
+                sequence.prefill(list(text[:start]), sampler)
                 for token in text[start : position - row]:
-                    sequence.verify([token], chooser)
+                    sequence.verify([token], sampler)
                 block = [*text[position - row : position + 1], *behind[: k - row]]
-                logits = logits_of(sequence.verify(block, chooser, keep_logits=True))
+                logits = logits_of(sequence.verify(block, sampler, keep_logits=True))
                 yield f"in row {row} of {k + 1}, behind it {name} tokens", bits_of(logits[row])
     with open_sequence(engine) as sequence:
-        sequence.prefill(list(text[:start]), chooser)
+        sequence.prefill(list(text[:start]), sampler)
         for token in text[start:position]:
             length = sequence.length
-            sequence.verify([token, *fillers["wrong"]], chooser)
+            sequence.verify([token, *fillers["wrong"]], sampler)
             sequence.rollback(length + 1)
         yield (
             "in a step of its own, after rollbacks",
-            bits_of(logits_of(sequence.verify([text[position]], chooser, keep_logits=True))[0]),
+            bits_of(logits_of(sequence.verify([text[position]], sampler, keep_logits=True))[0]),
         )
 
 

@@ -20,8 +20,8 @@ from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+    from polydraft import Session
     from polydraft.contract import GenerationResult
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

@@ -8,7 +8,7 @@ from polydraft_conformance.catalog import check
 from polydraft_conformance.claims import expect
 
 if TYPE_CHECKING:
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.evidence import Evidence
     from polydraft_conformance.pairs import Case

@@ -13,7 +13,7 @@ from polydraft_conformance.evidence import greedy_settings, plain_result
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.evidence import Evidence
     from polydraft_conformance.pairs import Case

@@ -18,7 +18,7 @@ from polydraft_conformance.streams import streamed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.evidence import Evidence
     from polydraft_conformance.pairs import Case

@@ -14,8 +14,8 @@ from polydraft_conformance.primitives import greedy, logits_of, open_sequence, p
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import Proposal, SteppingEngine
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.primitives import Logits
@@ -54,13 +54,13 @@ def test_steps_equal_prefill(
     window = polydraft_case.pair.window
     text = context_of(polydraft_suite, polydraft_case, polydraft_session)
     noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine)
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     start = max(1, window - 3)
     rows: dict[int, Logits] = {}
     with open_sequence(engine) as sequence:
-        sequence.prefill(text[:start], chooser)
+        sequence.prefill(text[:start], sampler)
         for length in range(start + 1, len(text) + 1):
-            row = logits_of(sequence.verify([text[length - 1]], chooser, keep_logits=True))[0]
+            row = logits_of(sequence.verify([text[length - 1]], sampler, keep_logits=True))[0]
             if length <= window + 4 or length % 5 == 0 or abs(length - 2 * window) <= 2:
                 rows[length] = row
     worst, at = 0.0, start  # compared when the sequence is closed: an engine may hold one at a time
@@ -123,7 +123,7 @@ def test_drafter_rolls_back(polydraft_suite: Suite, polydraft_case: Case, polydr
     window = polydraft_case.pair.window
     text = context_of(polydraft_suite, polydraft_case, polydraft_session)
     vocab = engine.tokenizer.vocab_size
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     limit = _limit(noise_of(polydraft_suite, polydraft_case, polydraft_session, engine), polydraft_session)
     for length in (max(1, window // 2), window - 1, window, window + 1, 2 * window):
         for accepted in (0, k // 2, k):
@@ -131,17 +131,17 @@ def test_drafter_rolls_back(polydraft_suite: Suite, polydraft_case: Case, polydr
             wrong = [(token + 1) % vocab for token in text[length + 1 + accepted : length + 1 + k]]
             newest = text[length + len(right)]
             with open_sequence(engine) as sequence:
-                sequence.prefill(text[:length], chooser)
-                sequence.propose(text[length], k, chooser)
-                sequence.verify([*right, *wrong], chooser)
+                sequence.prefill(text[:length], sampler)
+                sequence.propose(text[length], k, sampler)
+                sequence.verify([*right, *wrong], sampler)
                 sequence.rollback(length + len(right))
-                found = sequence.propose(newest, k, chooser, keep_logits=True)
+                found = sequence.propose(newest, k, sampler, keep_logits=True)
             with open_sequence(engine) as sequence:
                 # Through a verify as well: a drafter may read the target's hidden state of the last row.
-                sequence.prefill(text[:length], chooser)
+                sequence.prefill(text[:length], sampler)
                 for token in right:
-                    sequence.verify([token], chooser)
-                wanted = sequence.propose(newest, k, chooser, keep_logits=True)
+                    sequence.verify([token], sampler)
+                wanted = sequence.propose(newest, k, sampler, keep_logits=True)
             expect(
                 _same_drafts(found, wanted, limit),
                 f"After a rollback to {length + len(right)} tokens the drafter proposes {found.token_ids}, on a fresh "
@@ -168,13 +168,13 @@ def _step_after_rollback(
     engine: SteppingEngine, text: Sequence[int], length: int, right: Sequence[int], wrong: Sequence[int]
 ) -> tuple[Logits, Logits | None]:
     """Logits of the next token's step after a rollback, and what they would be with the wrong rows still there."""
-    chooser = greedy(engine)
+    sampler = greedy(engine)
     newest = text[length + len(right)]
     with open_sequence(engine) as sequence:
-        sequence.prefill(list(text[:length]), chooser)
-        sequence.verify([*right, *wrong], chooser)
+        sequence.prefill(list(text[:length]), sampler)
+        sequence.verify([*right, *wrong], sampler)
         sequence.rollback(length + len(right))
-        row = logits_of(sequence.verify([newest], chooser, keep_logits=True))[0]
+        row = logits_of(sequence.verify([newest], sampler, keep_logits=True))[0]
     if not wrong or length % 4:
         return row, None
     return row, prefill_logits(engine, [*text[:length], *right, wrong[0], newest])[-1]

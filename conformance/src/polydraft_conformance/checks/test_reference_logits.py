@@ -15,7 +15,7 @@ from polydraft_conformance.reference_logits import Rows, largest_gap, recorded, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

@@ -23,7 +23,7 @@ from polydraft_conformance.counting import logged
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

@@ -17,8 +17,8 @@ from polydraft_conformance.streams import streamed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polydraft import Session
     from polydraft.contract import TokenLogprobs
-    from polydraft.session.base import Session
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite

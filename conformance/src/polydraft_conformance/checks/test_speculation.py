@@ -15,7 +15,7 @@ from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
-    from polydraft.session.base import Session
+    from polydraft import Session
 
     from polydraft_conformance.evidence import Evidence
     from polydraft_conformance.pairs import Case

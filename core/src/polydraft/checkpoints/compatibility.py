@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft.checkpoints._hub import hub_errors
+from polydraft.checkpoints._names import repository
+from polydraft.checkpoints._tokens import TOKENIZER_FILE, check_tokens
 from polydraft.checkpoints.config import family, is_assistant, kv_shapes, layer_types, text_config
-from polydraft.checkpoints.hub import hub_errors
-from polydraft.checkpoints.names import repository
-from polydraft.checkpoints.tokens import TOKENIZER_FILE, check_tokens
 from polydraft.errors import PairMismatchError
 
 if TYPE_CHECKING:

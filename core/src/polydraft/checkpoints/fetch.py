@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.checkpoints import safetensors
-from polydraft.checkpoints.hub import hub_errors
-from polydraft.checkpoints.names import repository
+from polydraft.checkpoints._hub import hub_errors
+from polydraft.checkpoints._names import repository
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
 

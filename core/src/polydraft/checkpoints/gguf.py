@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydraft.checkpoints.gguf_check import check_values
+from polydraft.checkpoints._gguf_check import check_values
 from polydraft.errors import ModelFormatError
 
 __all__ = ["GgufHeader", "StringArray", "read_header"]

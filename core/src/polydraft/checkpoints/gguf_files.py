@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polydraft.checkpoints.hub import hub_errors
-from polydraft.checkpoints.hub_files import repository_files
-from polydraft.checkpoints.names import repository
+from polydraft.checkpoints._hub import hub_errors
+from polydraft.checkpoints._hub_files import repository_files
+from polydraft.checkpoints._names import repository
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
 

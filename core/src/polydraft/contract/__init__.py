@@ -1,114 +1,43 @@
 """The contract between the core and its plugins: hooks, records, and the interfaces of engines.
 
-Its version is ``CONTRACT_VERSION``. A plugin needs nothing of polydraft beyond the ``PUBLIC_MODULES``.
+Import each name from here; the modules of this package are its chapters. The contract's version is
+``CONTRACT_VERSION``. Apart from this package a plugin may use the other ``PUBLIC_MODULES``.
 """
 
-from polydraft.contract.backend import EngineOptions, SpeculativeBackend, SteppingBackend
-from polydraft.contract.hookspecs import PolydraftSpec, hookimpl
-from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
-from polydraft.contract.public import PUBLIC_MODULES
-from polydraft.contract.records import (
-    CONTRACT_VERSION,
-    SAMPLER_SETTINGS,
-    BackendRecord,
-    Capabilities,
-    DeviceRecord,
-    Diagnosis,
-    DrafterKind,
-    Exactness,
-    Exclusion,
-    FaultRecord,
-    LocalModelRecord,
-    PairRecord,
-    ServerCommand,
+from polydraft.contract import (
+    arrays,
+    backend,
+    hookspecs,
+    processors,
+    public,
+    records,
+    requests,
+    results,
+    stepping,
+    tokenizer,
+    whole,
 )
-from polydraft.contract.requests import (
-    DEFAULT_SETTINGS,
-    Acceptance,
-    GenerationSettings,
-    HubOptions,
-    LoadRequest,
-    Message,
-    ModelSource,
-    OffReason,
-    Prompt,
-    Speculate,
-    SpeculationPlan,
-    TokenRequest,
-)
-from polydraft.contract.results import (
-    Chunk,
-    FinishReason,
-    GenerationResult,
-    GenerationStats,
-    Round,
-    RunningInfo,
-    Segment,
-    TokenLogprobs,
-    ToolCall,
-    Verified,
-)
-from polydraft.contract.stepping import (
-    Chooser,
-    EngineSequence,
-    LogitsHandle,
-    PrefillCancelled,
-    Proposal,
-    Step,
-    SteppingEngine,
-)
-from polydraft.contract.tokenizer import Tokenizer
+from polydraft.contract.arrays import *
+from polydraft.contract.backend import *
+from polydraft.contract.hookspecs import *
+from polydraft.contract.processors import *
+from polydraft.contract.public import *
+from polydraft.contract.records import *
+from polydraft.contract.requests import *
+from polydraft.contract.results import *
+from polydraft.contract.stepping import *
+from polydraft.contract.tokenizer import *
+from polydraft.contract.whole import *
 
-__all__ = [
-    "CONTRACT_VERSION",
-    "DEFAULT_SETTINGS",
-    "PUBLIC_MODULES",
-    "SAMPLER_SETTINGS",
-    "Acceptance",
-    "BackendRecord",
-    "Capabilities",
-    "Chooser",
-    "Chunk",
-    "DeviceRecord",
-    "Diagnosis",
-    "DrafterKind",
-    "EngineOptions",
-    "EngineSequence",
-    "Exactness",
-    "Exclusion",
-    "FaultRecord",
-    "FinishReason",
-    "GenerationResult",
-    "GenerationSettings",
-    "GenerationStats",
-    "HubOptions",
-    "LoadRequest",
-    "LocalModelRecord",
-    "LogitsHandle",
-    "LogitsProcessor",
-    "Message",
-    "ModelSource",
-    "OffReason",
-    "PairRecord",
-    "PolydraftSpec",
-    "PrefillCancelled",
-    "Prompt",
-    "Proposal",
-    "Round",
-    "RunningInfo",
-    "Segment",
-    "ServerCommand",
-    "Speculate",
-    "SpeculationPlan",
-    "SpeculativeBackend",
-    "StatefulLogitsProcessor",
-    "Step",
-    "SteppingBackend",
-    "SteppingEngine",
-    "TokenLogprobs",
-    "TokenRequest",
-    "Tokenizer",
-    "ToolCall",
-    "Verified",
-    "hookimpl",
-]
+__all__: list[str] = []
+__all__ += arrays.__all__
+__all__ += backend.__all__
+__all__ += hookspecs.__all__
+__all__ += processors.__all__
+__all__ += public.__all__
+__all__ += records.__all__
+__all__ += requests.__all__
+__all__ += results.__all__
+__all__ += stepping.__all__
+__all__ += tokenizer.__all__
+__all__ += whole.__all__

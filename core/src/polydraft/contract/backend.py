@@ -1,8 +1,7 @@
-"""``SpeculativeBackend``: what a plugin implements. A stepping engine subclasses ``SteppingBackend`` instead."""
+"""``Backend``: what a plugin implements. It loads a stepping engine or a whole engine."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
@@ -15,9 +14,9 @@ from polydraft.errors import UnsupportedError
 if TYPE_CHECKING:
     from polydraft.contract.requests import LoadRequest, ModelSource, SpeculationPlan
     from polydraft.contract.stepping import SteppingEngine
-    from polydraft.session.base import Session
+    from polydraft.contract.whole import WholeEngine
 
-__all__ = ["EngineOptions", "SpeculativeBackend", "SteppingBackend"]
+__all__ = ["Backend", "EngineOptions"]
 
 
 class EngineOptions(BaseModel):
@@ -26,8 +25,8 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SpeculativeBackend(ABC):
-    """An engine behind polydraft's API. Made without arguments; importing the engine waits for the first call."""
+class Backend(ABC):
+    """An engine behind polydraft's API. Created without arguments; it imports its engine on the first call."""
 
     options: ClassVar[type[EngineOptions]] = EngineOptions
     """The pydantic model that ``engine_options`` is checked against."""
@@ -38,25 +37,31 @@ class SpeculativeBackend(ABC):
 
     @abstractmethod
     def diagnose(self) -> Diagnosis:
-        """Whether it can run here, and if not, the exact step that mends it. Must not raise."""
+        """Whether the backend can run here, and if not, the exact step that fixes it. Must not raise.
+
+        The versions that the record ``requires`` have been found installed.
+        """
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
         """Why this target (or pair) cannot be loaded by this backend, one sentence; None if it can.
 
-        Called before any download of weights, by ``backend="auto"`` too. Formats and drafter kinds have been
+        Called before any weights are downloaded, by ``backend="auto"`` too. Formats and drafter kinds have been
         checked against the record.
         """
         return None
 
     @abstractmethod
-    def load(self, request: LoadRequest) -> Session:
-        """Fetch the weights, load the pair and return the session.
+    def load_engine(self, request: LoadRequest) -> SteppingEngine | WholeEngine:
+        """Fetch the weights and load the pair.
+
+        With ``request.exactness == "bitwise"`` the core compares the bits of a stepping engine's steps afterwards, and
+        refuses the pair if they differ.
 
         Raises:
             ModelFormatError: A file is missing, truncated or of an unknown kind.
-            DeviceError: The device is not there.
+            DeviceError: The device does not exist.
             OutOfMemoryError: Weights or context do not fit.
-            UnsupportedError: The request asks for what the capabilities do not claim.
+            UnsupportedError: The request asks for something that the capabilities do not claim.
         """
 
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
@@ -66,37 +71,10 @@ class SpeculativeBackend(ABC):
             UnsupportedError: By default: the engine has no server of its own.
         """
         raise UnsupportedError(
-            "This backend has no server.", "Use one that has, such as vllm (`polydraft backends` lists them)."
+            f"The backend {request.backend} has no server.",
+            "Choose one that has (`polydraft backends` lists the installed backends).",
         )
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """Conformance checks that this backend does not pass, each with its reason."""
         return ()
-
-
-class SteppingBackend(SpeculativeBackend):
-    """A backend whose engine lets the core run the loop: implement ``load_engine``."""
-
-    @abstractmethod
-    def load_engine(self, request: LoadRequest) -> SteppingEngine:
-        """Fetch the weights and load the pair. Errors as for ``load``."""
-
-    def load(self, request: LoadRequest) -> Session:
-        """A session of the core's loop over ``load_engine``'s engine; ``exactness="bitwise"`` is measured first.
-
-        Raises:
-            UnsupportedError: Beyond ``load_engine``'s own: ``bitwise`` was asked for and does not hold here.
-        """
-        from polydraft.loop.fixed_steps import check_fixed_steps
-        from polydraft.session.stepping import SteppingSession
-
-        started = time.monotonic()
-        engine = self.load_engine(request)
-        try:
-            note = ""
-            if request.exactness == "bitwise":
-                note = check_fixed_steps(engine, request, time.monotonic() - started)
-            return SteppingSession(engine, request, self.capabilities(), notes=(note,) if note else ())
-        except BaseException:
-            engine.close()
-            raise

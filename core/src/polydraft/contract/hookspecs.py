@@ -1,7 +1,7 @@
 """The hooks of a polydraft plugin.
 
 A plugin is a module (or class) named by an entry point of the group ``polydraft``; it implements any of these
-hooks with ``polydraft.hookimpl``. Hooks return cheap records: import the engine only in the backend's class,
+hooks with ``polydraft.contract.hookimpl``. Hooks return cheap records: import the engine only in the backend's class,
 which the record names.
 
     # pyproject.toml
@@ -17,7 +17,7 @@ import pluggy
 
 from polydraft.contract.records import BackendRecord, FaultRecord, LocalModelRecord, PairRecord
 
-__all__ = ["ENTRY_POINT_GROUP", "PROJECT_NAME", "PolydraftSpec", "hookimpl", "hookspec"]
+__all__ = ["PolydraftSpec", "hookimpl"]
 
 PROJECT_NAME = "polydraft"
 ENTRY_POINT_GROUP = "polydraft"
@@ -33,10 +33,10 @@ class PolydraftSpec:
     def polydraft_backends(self) -> Iterable[BackendRecord]:
         """Name the backends that this plugin brings.
 
-        >>> import polydraft
-        >>> @polydraft.hookimpl
+        >>> from polydraft import contract
+        >>> @contract.hookimpl
         ... def polydraft_backends():
-        ...     yield polydraft.BackendRecord(
+        ...     yield contract.BackendRecord(
         ...         name="my-engine",
         ...         factory="my_package.backend:MyBackend",
         ...         summary="My engine on the CPU",
@@ -55,10 +55,10 @@ class PolydraftSpec:
     def polydraft_pairs(self) -> Iterable[PairRecord]:
         """Add target-drafter pairs to the registry (after the user's own file, before the core's list).
 
-        >>> import polydraft
-        >>> @polydraft.hookimpl
+        >>> from polydraft import contract
+        >>> @contract.hookimpl
         ... def polydraft_pairs():
-        ...     yield polydraft.PairRecord(
+        ...     yield contract.PairRecord(
         ...         target="my-org/big", drafter="my-org/small", kind="draft-model",
         ...         num_speculative_tokens={"*": 5},
         ...     )
@@ -71,10 +71,10 @@ class PolydraftSpec:
     def polydraft_faults(self) -> Iterable[FaultRecord]:
         """Add known faults of an engine's versions; ``doctor`` and ``load`` tell them to users.
 
-        >>> import polydraft
-        >>> @polydraft.hookimpl
+        >>> from polydraft import contract
+        >>> @contract.hookimpl
         ... def polydraft_faults():
-        ...     yield polydraft.FaultRecord(
+        ...     yield contract.FaultRecord(
         ...         id="my-engine-1-3-crash", distribution="my-engine", versions="==1.3.0", affects="all",
         ...         severity="refuse", summary="my-engine 1.3.0 crashes at start.",
         ...         remedy="pip install 'my-engine!=1.3.0'",
@@ -88,10 +88,10 @@ class PolydraftSpec:
     def polydraft_local_models(self) -> Iterable[LocalModelRecord]:
         """Name models that this plugin ships; users load them as ``builtin:<name>``.
 
-        >>> import polydraft
-        >>> @polydraft.hookimpl
+        >>> from polydraft import contract
+        >>> @contract.hookimpl
         ... def polydraft_local_models():
-        ...     yield polydraft.LocalModelRecord(name="tiny", path="/opt/models/tiny")
+        ...     yield contract.LocalModelRecord(name="tiny", path="/opt/models/tiny")
         >>> [model.name for model in polydraft_local_models()]
         ['tiny']
         """

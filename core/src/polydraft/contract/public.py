@@ -1,26 +1,34 @@
-"""What plugins may import. Everything else of polydraft is private, and may change without a word."""
+"""The doors of polydraft: the modules that apps and plugins import from."""
 
 from __future__ import annotations
 
 __all__ = ["PUBLIC_MODULES"]
 
 PUBLIC_MODULES = {
-    "polydraft": "the records, the hook marker, Session, errors: what most plugins need",
-    "polydraft.contract": "the interfaces of engines, requests and results",
+    "polydraft": "what apps use: load, Session, results",
+    "polydraft.contract": "what plugins build on: records, hooks, the interfaces of engines, requests and results",
     "polydraft.errors": "all errors",
+    "polydraft.engines": "what several engines need: the context's length",
+    "polydraft.engines.serving": "an engine's server as a child process: started, awaited, ended with this process",
     "polydraft.hardware": "the processor, and what dtype='auto' means on it",
     "polydraft.reasons": "why speculation is off, in the words that every backend uses",
-    "polydraft.session": "Session and Generation, for whole engines",
-    "polydraft.sampling.ops": "ArrayOps: what an array library must offer for tokens to be chosen in it",
+    "polydraft.sampling.noise": "the definition of the noise that samples are drawn with",
+    "polydraft.sampling.rule": "the definition of how a token is chosen from logits",
     "polydraft.sampling.numpy_ops": "ArrayOps on numpy",
     "polydraft.text.hub_tokenizer": "a tokenizer of Transformers as polydraft's",
+    "polydraft.text.ids_only": "a stand-in for models without a tokenizer: token ids in, token ids out",
     "polydraft.checkpoints.config": "reading a checkpoint's config.json",
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",
     "polydraft.checkpoints.safetensors": "headers and shards of safetensors files",
     "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
     "polydraft.checkpoints.gguf_config": "a GGUF header in the words of config.json",
     "polydraft.checkpoints.gguf_files": "a resolved GGUF model's files, downloaded if need be",
-    "polydraft.checkpoints.compatibility": "whether target and drafter fit, for files that are there after a download",
+    "polydraft.checkpoints.compatibility": "whether target and drafter fit, for files that exist only after a download",
+    "polydraft.verification": "whether two outputs are equal as far as an engine's numerics allow",
     "polydraft_conformance.testing": "the conformance suite in one's own tests",
 }
-"""Module -> what it is for. The names in its ``__all__`` are public; CONTRIBUTING says when they may change."""
+"""Module -> what it is for. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
+
+Privacy shows in the name: every other module has an underscore in its path, but for the chapters of
+``polydraft.contract``, whose names that package gives.
+"""

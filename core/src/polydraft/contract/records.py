@@ -67,9 +67,7 @@ class BackendRecord(Record):
     """What the core must know of a backend before it imports it. Cheap: no engine is imported to make one."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What users type: ``backend='transformers'``.")
-    factory: str = Field(
-        pattern=r"^[\w.]+:\w+$", description="``module:Class`` of the SpeculativeBackend; imported on first use."
-    )
+    factory: str = Field(pattern=r"^[\w.]+:\w+$", description="``module:Class`` of the Backend; imported on first use.")
     summary: str = Field(description="One line for ``polydraft backends``.")
     formats: frozenset[str] = Field(description="Weight formats it loads: safetensors, gguf, mlx, litertlm, ...")
     drafter_kinds: frozenset[DrafterKind]

@@ -198,6 +198,7 @@ class SpeculationPlan(Record):
 class LoadRequest(Record):
     """Everything a backend needs to load a pair. The core has checked it: the pair fits, the backend is usable."""
 
+    backend: str = Field(description="Name of the backend that loads it.")
     target: ModelSource
     plan: SpeculationPlan
     exactness: Exactness = "standard"

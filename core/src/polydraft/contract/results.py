@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from polydraft.contract.records import DrafterKind, Exactness, Record
-from polydraft.contract.requests import GenerationSettings, OffReason
+from polydraft.contract.requests import GenerationSettings, LoadRequest, OffReason
 
 __all__ = [
     "Chunk",
@@ -181,6 +182,49 @@ class RunningInfo(Record):
     speculation_off: OffReason | None = None
     notes: tuple[str, ...] = ()
     verified: Verified | None = Field(default=None, description="None: never, or ``load(verified=...)`` did not ask.")
+
+    @classmethod
+    def of(
+        cls,
+        request: LoadRequest,
+        *,
+        engine: str,
+        engine_version: str,
+        dtype: str,
+        device: str,
+        context_length: int,
+        concurrency: Literal["serial", "concurrent"],
+        notes: Iterable[str] = (),
+    ) -> Self:
+        """What runs after ``request`` was loaded as planned: the pair, method, k and exactness are the request's.
+
+        Args:
+            request: What was loaded.
+            engine: Name of the engine.
+            engine_version: Its version.
+            dtype: Of the weights, as loaded.
+            device: Where they lie.
+            context_length: Tokens of prompt and output together.
+            concurrency: See the field.
+            notes: What the user should know, a sentence each; the plan's own note comes first. Empty ones are dropped.
+        """
+        plan = request.plan
+        return cls(
+            backend=request.backend,
+            engine=engine,
+            engine_version=engine_version,
+            target=request.target.id,
+            drafter=plan.drafter.id if plan.drafter else None,
+            method=plan.kind,
+            num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
+            dtype=dtype,
+            device=device,
+            context_length=context_length,
+            exactness=request.exactness,
+            concurrency=concurrency,
+            speculation_off=plan.off,
+            notes=tuple(note for note in (plan.note, *notes) if note),
+        )
 
 
 class GenerationResult(Record):

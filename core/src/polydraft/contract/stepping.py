@@ -5,8 +5,8 @@ whose KV is stored. The *newest* token has been chosen but not yet run: it has p
 
 One round, as the core's loop drives it::
 
-    drafts = sequence.propose(newest, k, chooser).token_ids          # d_1 .. d_k
-    step = sequence.verify([newest, *drafts], chooser)               # k+1 rows, length grows by k+1
+    drafts = sequence.propose(newest, k, sampler).token_ids          # d_1 .. d_k
+    step = sequence.verify([newest, *drafts], sampler)               # k+1 rows, length grows by k+1
     accepted = number of leading drafts with d_i == step.token_ids[i-1]
     sequence.rollback(length_before + 1 + accepted)                  # step.token_ids[:accepted+1] are emitted
 """
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from polydraft.contract.requests import LoadRequest
+    from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.results import RunningInfo
     from polydraft.contract.tokenizer import Tokenizer
-    from polydraft.sampling.ops import ArrayOps
 
 __all__ = [
-    "Chooser",
     "EngineSequence",
     "LogitsHandle",
     "PrefillCancelled",
     "Proposal",
+    "Sampler",
     "Step",
     "SteppingEngine",
 ]
@@ -68,7 +67,7 @@ class Proposal:
     logits: LogitsHandle | None = None
 
 
-class Chooser(Protocol):
+class Sampler(Protocol):
     """Chooses tokens from logits, by the one rule of the core (``polydraft.sampling``). Engines call, never look in.
 
     The choice at a position depends on the logits there, the settings, the seed and the position, on nothing else.
@@ -135,7 +134,7 @@ class EngineSequence(ABC):
         """Number of tokens whose KV is stored."""
 
     @abstractmethod
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt (in chunks, as the engine likes), and choose the token after it: a Step of one row.
 
         Called once, on an empty sequence, with at least one token.
@@ -146,10 +145,10 @@ class EngineSequence(ABC):
         """
 
     @abstractmethod
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run ``token_ids`` (the newest token, then the drafts) after the stored ones; one chosen token a row.
 
-        Plain decoding is ``verify([newest], chooser)``. At most ``max_draft_tokens + 1`` tokens are given.
+        Plain decoding is ``verify([newest], sampler)``. At most ``max_draft_tokens + 1`` tokens are given.
         """
 
     @abstractmethod
@@ -160,7 +159,7 @@ class EngineSequence(ABC):
         of token ``length - 1`` stays available to ``propose`` if the last prefill or verify ran it.
         """
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft up to k tokens after ``newest``, the token at position ``length``. Nothing stored changes.
 
         An engine without a model drafter need not implement it: the core drafts n-grams itself.
@@ -178,12 +177,11 @@ class SteppingEngine(ABC):
     tokenizer: Tokenizer
     """The target's tokenizer."""
 
-    @property
-    def array_ops(self) -> ArrayOps[Any]:
-        """The operations of the engine's arrays, for choosing tokens where the logits are. Default: numpy's."""
-        from polydraft.sampling.numpy_ops import NumpyOps
+    running: RunningInfo
+    """What really runs; ``concurrency`` must be ``serial`` if ``max_sequences`` is 1."""
 
-        return NumpyOps()
+    array_ops: ArrayOps[Any] | None = None
+    """Operations of the engine's arrays, to choose tokens where the logits are. None: its logits are numpy arrays."""
 
     max_sequences: int | None = None
     """Sequences that may be open at a time; None: as many as memory holds. With 1, a session's calls are serial."""
@@ -194,13 +192,9 @@ class SteppingEngine(ABC):
         """k_max, a constant of the engine: ``verify`` takes at most k_max + 1 tokens."""
 
     @abstractmethod
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs; ``concurrency`` must be ``serial`` if ``max_sequences`` is 1."""
-
-    @abstractmethod
     def open_sequence(self) -> EngineSequence:
-        """A new, empty sequence. Never shares state with another one that could change its output."""
+        """A new, empty sequence. It shares no state with another that could change its output."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free everything. May be called twice."""
+        """Free the models. May be called twice; no sequence is open then."""

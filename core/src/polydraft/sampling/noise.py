@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polydraft.sampling.ops import ArrayOps
+    from polydraft.contract.arrays import ArrayOps
 
 __all__ = [
     "LOG_CONSTANTS",

@@ -11,15 +11,16 @@ import numpy.typing as npt
 from polydraft.sampling.noise import gumbel
 
 if TYPE_CHECKING:
-    from polydraft.sampling.ops import Indices
+    from polydraft.contract.arrays import ArrayOps, Indices
+    from polydraft.contract.stepping import SteppingEngine
 
-__all__ = ["NumpyOps"]
+__all__ = ["NumpyOps", "array_ops_of"]
 
 Array = npt.NDArray[Any]
 
 
 class NumpyOps:
-    """See ``polydraft.sampling.ops.ArrayOps``."""
+    """See ``polydraft.contract.arrays.ArrayOps``."""
 
     def float32(self, array: Any) -> Array:
         return np.asarray(array, dtype=np.float32)
@@ -130,3 +131,8 @@ def _lowbias32(values: Array, shifted: Array) -> None:
         values ^= shifted
         if factor is not None:
             values *= np.uint32(factor)
+
+
+def array_ops_of(engine: SteppingEngine) -> ArrayOps[Any]:
+    """The operations of an engine's arrays: its own, or numpy's where it names none."""
+    return engine.array_ops or NumpyOps()

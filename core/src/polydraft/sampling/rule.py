@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from polydraft.sampling.noise import NOISE_MAX, NOISE_MIN, exp_nonpositive, row_keys
 
 if TYPE_CHECKING:
+    from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.requests import GenerationSettings
-    from polydraft.sampling.ops import ArrayOps
 
 __all__ = ["REACH", "SHARE_ONE", "as_float32", "choose_tokens", "scale_of", "share_of", "token_weights"]
 

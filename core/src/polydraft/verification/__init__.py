@@ -6,8 +6,9 @@ session (``polydraft verify``), on the prompts of ``plan``; ``store`` keeps what
 ``load(verified=...)``.
 """
 
-from polydraft.verification.logprobs import tie_from_logprobs
-from polydraft.verification.steps import measure_tie
-from polydraft.verification.verdict import Judgement, Tie, Verdict, first_difference, judge
+from polydraft.verification._gate import VerificationWarning
+from polydraft.verification._logprobs import tie_from_logprobs
+from polydraft.verification._steps import measure_tie
+from polydraft.verification._verdict import Judgement, Tie, Verdict, first_difference, judge
 
-__all__ = ["Judgement", "Tie", "Verdict", "first_difference", "judge", "measure_tie", "tie_from_logprobs"]
+__all__ = ["Judgement", "Tie", "Verdict", "VerificationWarning", "first_difference", "judge", "measure_tie", "tie_from_logprobs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from polydraft import BackendRecord, LocalModelRecord, PairRecord, hookimpl
+from polydraft.contract import BackendRecord, LocalModelRecord, PairRecord, hookimpl
 
 _MODELS = Path(__file__).with_name("models")
 

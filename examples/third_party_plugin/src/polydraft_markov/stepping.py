@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from polydraft.contract import (
+    Backend,
     Capabilities,
-    Chooser,
     Diagnosis,
     EngineSequence,
     LoadRequest,
     Proposal,
     RunningInfo,
+    Sampler,
     Step,
-    SteppingBackend,
     SteppingEngine,
 )
 
@@ -24,7 +24,7 @@ from polydraft_markov.markov import Logits
 from polydraft_markov.tokenizer import ByteTokenizer
 
 
-class SteppingMarkov(SteppingBackend):
+class SteppingMarkov(Backend):
     """The backend ``markov``."""
 
     def capabilities(self) -> Capabilities:
@@ -82,33 +82,33 @@ class MarkovSequence(EngineSequence):
         """Tokens stored."""
         return len(self.tokens)
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt; only its last token's row is wanted."""
         self.tokens += token_ids[:-1]
-        return self.verify(token_ids[-1:], chooser, keep_logits=keep_logits)
+        return self.verify(token_ids[-1:], sampler, keep_logits=keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts; row i holds the logits after the i-th of them."""
         rows = []
         for token_id in token_ids:
             self.tokens.append(token_id)
             rows.append(self.loaded.target.logits(self.tokens))
         logits = np.stack(rows)
-        chosen, logprobs = chooser.choose(logits, self.length - len(rows) + 1, token_ids)
+        chosen, logprobs = sampler.choose(logits, self.length - len(rows) + 1, token_ids)
         return Step(chosen, Rows(logits) if keep_logits else None, logprobs)
 
     def rollback(self, length: int) -> None:
         """Forget the tokens that were not accepted."""
         del self.tokens[length:]
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Run the drafter on its own choices, which use the noise that the target's choices will use."""
         drafts: list[int] = []
         rows: list[Logits] = []
         while self.loaded.drafter is not None and len(drafts) < k:
             run = [newest, *drafts]
             rows.append(self.loaded.drafter.logits([*self.tokens, *run]))
-            drafts.append(int(chooser.choose_draft(rows[-1][None], self.length + len(run), run)[0]))
+            drafts.append(int(sampler.choose_draft(rows[-1][None], self.length + len(run), run)[0]))
         return Proposal(drafts, Rows(np.stack(rows)) if keep_logits and rows else None)
 
     def close(self) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 from polydraft import Session
-from polydraft.contract import Capabilities, Diagnosis, LoadRequest, Round, SpeculativeBackend
-from polydraft.session import Generation
+from polydraft._session import Generation
+from polydraft.contract import Backend, Capabilities, Diagnosis, LoadRequest, Round
 
 from polydraft_markov import loading
 from polydraft_markov.markov import VOCAB_SIZE, Logits, generate
 from polydraft_markov.tokenizer import ByteTokenizer
 
 
-class WholeMarkov(SpeculativeBackend):
+class WholeMarkov(Backend):
     """The backend ``markov-whole``."""
 
     def capabilities(self) -> Capabilities:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
@@ -15,7 +16,6 @@ from polydraft.contract import (
     LoadRequest,
     ModelSource,
     SpeculationPlan,
-    SteppingBackend,
     SteppingEngine,
 )
 
@@ -26,7 +26,7 @@ __all__ = ["LlamaCppBackend"]
 _INSTALL = "pip install 'llama-cpp-python>=0.3.36'"
 
 
-class LlamaCppBackend(SteppingBackend):
+class LlamaCppBackend(Backend):
     """Runs GGUF files in this process, and checkpoints that it can convert to GGUF."""
 
     options = LlamaCppOptions

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 
 from polydraft_llama_cpp.context import Context
 
@@ -25,7 +25,7 @@ class DraftModel:
         self._run: list[int] = []
 
     def propose(
-        self, token_ids: Sequence[int], k: int, chooser: Chooser, *, keep_logits: bool
+        self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], list[npt.NDArray[np.float32]]]:
         """Draft k tokens after ``token_ids``, all of the sequence with its newest token.
 
@@ -44,8 +44,8 @@ class DraftModel:
             logits = self._context.logits(1)
             if keep_logits:
                 kept.append(logits[0].copy())
-            known = [token_ids[-1], *drafts] if chooser.needs_prefix else None
-            token = int(chooser.choose_draft(logits, len(token_ids) + step, known)[0])
+            known = [token_ids[-1], *drafts] if sampler.needs_prefix else None
+            token = int(sampler.choose_draft(logits, len(token_ids) + step, known)[0])
             drafts.append(token)
             pending = [token]
         return drafts, kept

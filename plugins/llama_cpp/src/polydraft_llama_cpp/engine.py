@@ -55,31 +55,21 @@ class LlamaCppEngine(SteppingEngine):
         self._fixed_rows = step_rows(request) if request.exactness == "bitwise" else 0
         self._busy = False
         self._lock = threading.Lock()
+        self.running = RunningInfo.of(
+            request,
+            engine="llama-cpp-python",
+            engine_version=version_of(),
+            dtype=loaded.dtype,
+            device=loaded.device,
+            context_length=loaded.context_length,
+            concurrency="serial",
+            notes=loaded.notes,
+        )
 
     @property
     def max_draft_tokens(self) -> int:
         """The session's k."""
         return self._k
-
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs."""
-        plan, loaded = request.plan, self._parts
-        return RunningInfo(
-            backend="llama_cpp",
-            engine="llama-cpp-python",
-            engine_version=version_of(),
-            target=request.target.id,
-            drafter=plan.drafter.id if plan.drafter else None,
-            method=plan.kind,
-            num_speculative_tokens=self._k,
-            dtype=loaded.dtype,
-            device=loaded.device,
-            context_length=loaded.context_length,
-            exactness=request.exactness,
-            concurrency="serial",
-            speculation_off=plan.off,
-            notes=(*((plan.note,) if plan.note else ()), *loaded.notes),
-        )
 
     @property
     def _parts(self) -> Loaded:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 from polydraft.errors import EngineError
 
 from polydraft_llama_cpp.bindings import extension
@@ -47,7 +47,7 @@ class MtpDrafter:
         newest: int,
         position: int,
         k: int,
-        chooser: Chooser,
+        sampler: Sampler,
         *,
         keep_logits: bool,
     ) -> tuple[list[int], list[npt.NDArray[np.float32]]]:
@@ -58,7 +58,7 @@ class MtpDrafter:
             newest: The newest token.
             position: Its absolute position.
             k: At least 1.
-            chooser: Chooses the drafts.
+            sampler: Chooses the drafts.
             keep_logits: Whether to return the logits, k rows of shape (vocab,).
         """
         context, drafts, kept = self._context, [newest], []
@@ -69,8 +69,8 @@ class MtpDrafter:
             logits = context.logits(1)
             if keep_logits:
                 kept.append(logits[0].copy())
-            known = drafts if chooser.needs_prefix else None
-            drafts.append(int(chooser.choose_draft(logits, position + 1 + step, known)[0]))
+            known = drafts if sampler.needs_prefix else None
+            drafts.append(int(sampler.choose_draft(logits, position + 1 + step, known)[0]))
             row = context.hidden(1)[0]
         return drafts[1:], kept
 

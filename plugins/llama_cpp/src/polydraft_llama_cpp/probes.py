@@ -76,9 +76,9 @@ def drafter_window_is_narrow() -> bool:
     with polydraft.load("builtin:tiny-31b", backend="llama_cpp", dtype="float32", device="cpu") as session:
         engine: Any = session.engine  # type: ignore[attr-defined]
         sequence = engine.open_sequence()
-        chooser: Any = _Greedy()
-        newest = sequence.prefill(_CONTEXT, chooser).token_ids[0]
-        row = sequence.propose(newest, 1, chooser, keep_logits=True).logits.numpy()[0]
+        sampler: Any = _Greedy()
+        newest = sequence.prefill(_CONTEXT, sampler).token_ids[0]
+        row = sequence.propose(newest, 1, sampler, keep_logits=True).logits.numpy()[0]
         sequence.close()
 
     def gap(recorded: dict[int, float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.contract import Chooser, EngineSequence, Proposal, Step
+from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 from polydraft.errors import SessionClosedError
 
 from polydraft_llama_cpp.context import Context
@@ -59,7 +59,7 @@ class LlamaCppSequence(EngineSequence):
             raise SessionClosedError("This sequence is closed.", "Open a new one.")
         return self._target
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks of ``n_batch``."""
         context, tokens = self._context, list(token_ids)
         for start in range(0, len(tokens), context.n_batch):
@@ -68,9 +68,9 @@ class LlamaCppSequence(EngineSequence):
             context.decode(part, start, all_rows=False)
             self._tokens.extend(part)
         self._outputs, self._outputs_from = 1, self.length - 1
-        return self._choose(tokens[-1:], 1, chooser, keep_logits=keep_logits)
+        return self._choose(tokens[-1:], 1, sampler, keep_logits=keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts in one forward."""
         context, tokens = self._context, list(token_ids)
         padding = max(0, self._fixed_rows - len(tokens))
@@ -81,7 +81,7 @@ class LlamaCppSequence(EngineSequence):
             context.forget(first + len(tokens))
         self._tokens.extend(tokens)
         self._outputs, self._outputs_from = len(tokens) + padding, first
-        return self._choose(tokens, len(tokens) + padding, chooser, keep_logits=keep_logits)
+        return self._choose(tokens, len(tokens) + padding, sampler, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
@@ -89,19 +89,19 @@ class LlamaCppSequence(EngineSequence):
             self._context.forget(length)
             del self._tokens[length:]
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft with the pair's drafter."""
         context = self._context
         if self._drafter is None or k < 1:
             return Proposal([])
         if isinstance(self._drafter, DraftModel):
-            drafts, kept = self._drafter.propose([*self._tokens, newest], k, chooser, keep_logits=keep_logits)
+            drafts, kept = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
         else:
             row = self.length - 1 - self._outputs_from
             if not 0 <= row < self._outputs:
                 return Proposal([])
             hidden = context.hidden(self._outputs)[row]
-            drafts, kept = self._drafter.propose(hidden, newest, self.length, k, chooser, keep_logits=keep_logits)
+            drafts, kept = self._drafter.propose(hidden, newest, self.length, k, sampler, keep_logits=keep_logits)
         return Proposal(drafts, KeptLogits(np.stack(kept)) if kept else None)
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class LlamaCppSequence(EngineSequence):
             self._target = None
             self._closed()
 
-    def _choose(self, run: list[int], rows: int, chooser: Chooser, *, keep_logits: bool) -> Step:
+    def _choose(self, run: list[int], rows: int, sampler: Sampler, *, keep_logits: bool) -> Step:
         logits = self._context.logits(rows)[: len(run)]
-        chosen, logprobs = chooser.choose(logits, self.length - len(run) + 1, run)
+        chosen, logprobs = sampler.choose(logits, self.length - len(run) + 1, run)
         return Step(chosen, KeptLogits(logits.copy()) if keep_logits else None, logprobs)

@@ -9,13 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 from polydraft.checkpoints.config import is_assistant
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
     LoadRequest,
     ModelSource,
     SpeculationPlan,
-    SteppingBackend,
     SteppingEngine,
 )
 
@@ -29,7 +29,7 @@ FIRST, NEXT = Version("0.32.2"), Version("0.33")
 _RANGE = ">=0.32.2,<0.33"
 
 
-class MlxBackend(SteppingBackend):
+class MlxBackend(Backend):
     """Runs safetensors checkpoints and MLX's own on Apple silicon, on Linux CPUs, and on CUDA."""
 
     options = MlxOptions

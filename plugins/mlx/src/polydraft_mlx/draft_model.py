@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.runtime import begin
@@ -34,7 +34,7 @@ class DraftModel:
         self._run: list[int] = []
 
     def propose(
-        self, token_ids: Sequence[int], k: int, chooser: Chooser, *, keep_logits: bool
+        self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], mx.array | None]:
         """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
         agreed = self._agreed(token_ids)
@@ -58,10 +58,10 @@ class DraftModel:
                 token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)  # a forced one
                 _, logits = self._decoder.step(self._cache, token[None])
             row = self._as_wide_as_the_targets(logits[-1:])
-            prefix = known if chooser.needs_prefix else None
-            drafts.append(chooser.choose_draft(row, len(token_ids) + step, prefix))
+            prefix = known if sampler.needs_prefix else None
+            drafts.append(sampler.choose_draft(row, len(token_ids) + step, prefix))
             begin(drafts[-1])
-            if chooser.needs_prefix:
+            if sampler.needs_prefix:
                 known.append(int(drafts[-1]))
             if keep_logits:
                 kept.append(row)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
@@ -20,7 +19,7 @@ __all__ = ["MlxEngine"]
 
 
 class MlxEngine(SteppingEngine):
-    """See ``SteppingEngine``.
+    """A target and its drafter in MLX.
 
     Args:
         runtime: Device and stream.
@@ -31,6 +30,8 @@ class MlxEngine(SteppingEngine):
         context_length: Tokens a sequence may hold.
         notes: What the user should know of what was loaded, one sentence each.
     """
+
+    array_ops = MlxOps()
 
     def __init__(
         self,
@@ -48,13 +49,16 @@ class MlxEngine(SteppingEngine):
         self._drafter = drafter
         self._chunk: int = request.engine_options.prefill_chunk_size
         self._k = request.plan.num_speculative_tokens
-        self._context_length = context_length
-        self._notes = tuple(notes)
-
-    @property
-    def array_ops(self) -> Any:
-        """MLX's."""
-        return MlxOps()
+        self.running = RunningInfo.of(
+            request,
+            engine="mlx-lm",
+            engine_version=version("mlx-lm"),
+            dtype=target.dtype,
+            device=runtime.name,
+            context_length=context_length,
+            concurrency="concurrent",
+            notes=notes,
+        )
 
     @property
     def max_draft_tokens(self) -> int:
@@ -76,26 +80,6 @@ class MlxEngine(SteppingEngine):
     def reset_peak_memory() -> None:
         """Begin to measure the peak anew."""
         mx.reset_peak_memory()
-
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs."""
-        plan = request.plan
-        return RunningInfo(
-            backend="mlx",
-            engine="mlx-lm",
-            engine_version=version("mlx-lm"),
-            target=request.target.id,
-            drafter=plan.drafter.id if plan.drafter else None,
-            method=plan.kind,
-            num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
-            dtype=self.target.dtype,
-            device=self._runtime.name,
-            context_length=self._context_length,
-            exactness=request.exactness,
-            concurrency="concurrent",
-            speculation_off=plan.off,
-            notes=(*((plan.note,) if plan.note else ()), *self._notes),
-        )
 
     def open_sequence(self) -> MlxSequence:
         """A sequence with buffers of its own."""

@@ -10,13 +10,13 @@ import numpy as np
 from polydraft.sampling.noise import gumbel
 
 if TYPE_CHECKING:
-    from polydraft.sampling.ops import Indices
+    from polydraft.contract.arrays import Indices
 
 __all__ = ["MlxOps"]
 
 
 class MlxOps:
-    """See ``polydraft.sampling.ops.ArrayOps``. No operation is compiled, so none is fused with another."""
+    """See ``polydraft.contract.arrays.ArrayOps``. No operation is compiled, so none is fused with another."""
 
     def float32(self, array: Any) -> mx.array:
         return mx.array(array) if not isinstance(array, mx.array) else array.astype(mx.float32)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 
 from polydraft_mlx.assistant import Assistant
 from polydraft_mlx.decoder import Decoder
@@ -37,7 +37,7 @@ class MtpDrafter:
         self._sources = {layer.layer_type: index for index, layer in enumerate(owners)}
 
     def propose(
-        self, cache: KvCache, hidden: mx.array, newest: int, k: int, chooser: Chooser, *, keep_logits: bool
+        self, cache: KvCache, hidden: mx.array, newest: int, k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], mx.array | None]:
         """Draft k tokens after ``newest``.
 
@@ -46,7 +46,7 @@ class MtpDrafter:
             hidden: The target's hidden row before it, shape (1, 1, hidden_size).
             newest: The newest token.
             k: At least 1.
-            chooser: Chooses the drafts.
+            sampler: Chooses the drafts.
             keep_logits: Whether to return the logits, shape (k, vocab).
         """
         position = mx.array(cache.length)
@@ -58,11 +58,11 @@ class MtpDrafter:
         for step in range(k):
             inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
             logits, hidden = self._assistant(inputs, shared, position)
-            prefix = known if chooser.needs_prefix else None
-            token = chooser.choose_draft(logits, cache.length + 1 + step, prefix)
+            prefix = known if sampler.needs_prefix else None
+            token = sampler.choose_draft(logits, cache.length + 1 + step, prefix)
             begin(token)
             drafts.append(token)
-            if chooser.needs_prefix:
+            if sampler.needs_prefix:
                 known.append(int(token))
             if keep_logits:
                 kept.append(logits)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from polydraft.contract import Chooser, EngineSequence, Proposal, Step
+from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.draft_model import DraftModel
@@ -58,40 +58,40 @@ class MlxSequence(EngineSequence):
         """Tokens whose KV is stored."""
         return self._cache.length
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks."""
         with self._runtime.use(f"A prompt of {len(token_ids)} tokens was run"):
             self._hidden, logits = self._target.prefill(self._cache, token_ids, self._chunk, self.check_cancelled)
             self._hidden_from = self._cache.length - 1
             self._tokens = list(token_ids)
-            return self._choose(logits, self._tokens[-1:], chooser, keep_logits=keep_logits)
+            return self._choose(logits, self._tokens[-1:], sampler, keep_logits=keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts in one forward."""
         with self._runtime.use(f"A step at position {self.length} was run"):
             self._hidden_from = self._cache.length
             self._hidden, logits = self._target.step(self._cache, mx.array([list(token_ids)]))
             self._tokens.extend(token_ids)
-            return self._choose(logits, token_ids, chooser, keep_logits=keep_logits)
+            return self._choose(logits, token_ids, sampler, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
         self._cache.rollback(length)
         del self._tokens[length:]
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft with the pair's drafter."""
         if self._drafter is None or k < 1:
             return Proposal([])
         with self._runtime.use(f"{k} tokens were drafted at position {self.length}"):
             if isinstance(self._drafter, DraftModel):
-                drafts, logits = self._drafter.propose([*self._tokens, newest], k, chooser, keep_logits=keep_logits)
+                drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
             else:
                 row = self.length - 1 - self._hidden_from
                 if self._hidden is None or not 0 <= row < self._hidden.shape[1]:
                     return Proposal([])
                 drafts, logits = self._drafter.propose(
-                    self._cache, self._hidden[:, row : row + 1], newest, k, chooser, keep_logits=keep_logits
+                    self._cache, self._hidden[:, row : row + 1], newest, k, sampler, keep_logits=keep_logits
                 )
             return Proposal(drafts, None if logits is None else MlxLogits(logits))
 
@@ -102,8 +102,8 @@ class MlxSequence(EngineSequence):
         self._hidden = None
         self._drafter = None
 
-    def _choose(self, logits: mx.array, run: Sequence[int], chooser: Chooser, *, keep_logits: bool) -> Step:
-        chosen, logprobs = chooser.choose(logits, self._cache.length - len(run) + 1, run)
+    def _choose(self, logits: mx.array, run: Sequence[int], sampler: Sampler, *, keep_logits: bool) -> Step:
+        chosen, logprobs = sampler.choose(logits, self._cache.length - len(run) + 1, run)
         # Evaluated already, but for rows of the KV that no chosen token depends on.
         mx.eval(self._cache.state)
         return Step(chosen, MlxLogits(logits) if keep_logits else None, logprobs)

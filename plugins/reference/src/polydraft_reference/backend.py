@@ -5,16 +5,18 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
     EngineOptions,
     LoadRequest,
     ModelSource,
+    RunningInfo,
     SpeculationPlan,
-    SteppingBackend,
 )
-from polydraft.errors import ContextLengthError, DeviceError, PairMismatchError, UnsupportedError
+from polydraft.engines import context_length
+from polydraft.errors import DeviceError, PairMismatchError, UnsupportedError
 from pydantic import Field
 
 from polydraft_reference.config import ASSISTANT_TYPE, MODEL_TYPE, AssistantConfig, ModelConfig, read_config
@@ -39,7 +41,7 @@ class ReferenceOptions(EngineOptions):
     )
 
 
-class ReferenceBackend(SteppingBackend):
+class ReferenceBackend(Backend):
     """Loads the toy models. Made for tests and for reading; it never wins ``backend="auto"`` by its rank."""
 
     options = ReferenceOptions
@@ -95,28 +97,23 @@ class ReferenceBackend(SteppingBackend):
         dtype = _dtype(request.dtype)
         config = read_config(ModelConfig, request.target.config, request.target.id)
         drafter = _drafter(request, config)
-        return ReferenceEngine(
-            ReferenceModel(config, dtype),
-            ReferenceModel(drafter, dtype) if isinstance(drafter, ModelConfig) else drafter,
-            request.plan.num_speculative_tokens,
-            _context_length(request, config),
+        running = RunningInfo.of(
+            request,
+            engine="polydraft-reference",
+            engine_version=version("polydraft-reference"),
+            dtype=dtype,
+            device="cpu",
+            context_length=context_length(request, longest=config.max_position_embeddings),
+            concurrency="concurrent",
         )
+        draft_model = ReferenceModel(drafter, dtype) if isinstance(drafter, ModelConfig) else drafter
+        return ReferenceEngine(ReferenceModel(config, dtype), draft_model, running)
 
 
 def _dtype(name: str) -> str:
     if name not in {"auto", "float32", "float64"}:
         raise UnsupportedError(f"The reference engine has no dtype {name!r}.", "Use float32 or float64.")
     return "float32" if name == "auto" else name
-
-
-def _context_length(request: LoadRequest, config: ModelConfig) -> int:
-    longest = config.max_position_embeddings
-    if (request.context_length or 0) > longest:
-        raise ContextLengthError(
-            f"{request.target.id} has a context of {longest} tokens, not {request.context_length}.",
-            f"Ask for context_length={longest} or less.",
-        )
-    return request.context_length or longest
 
 
 def _drafter(request: LoadRequest, target: ModelConfig) -> AssistantConfig | ModelConfig | None:

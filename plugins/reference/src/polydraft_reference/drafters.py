@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import Chooser
+    from polydraft.contract import Sampler
 
     from polydraft_reference.kv_cache import KVCache
     from polydraft_reference.model import ReferenceModel
@@ -29,7 +29,7 @@ class Drafter(ABC):
         self.model = model
 
     def draft(
-        self, target_cache: KVCache, token_ids: Sequence[int], k: int, chooser: Chooser
+        self, target_cache: KVCache, token_ids: Sequence[int], k: int, sampler: Sampler
     ) -> tuple[list[int], list[Array]]:
         """Draft k tokens.
 
@@ -37,7 +37,7 @@ class Drafter(ABC):
             target_cache: The target's KV cache, of all of ``token_ids`` but the last. It is not changed.
             token_ids: All tokens so far, the newest (chosen, not yet run) as the last.
             k: Number of drafts.
-            chooser: Chooses the drafts, with the noise that the target's choices will have.
+            sampler: Chooses the drafts, with the noise that the target's choices will have.
 
         Returns:
             The k drafts, and for each the logits it was chosen from, of shape (vocab,).
@@ -48,16 +48,16 @@ class Drafter(ABC):
         for _ in range(k):
             newest = run_token_ids[-1]
             logits = self.model.logits(self.model.run(newest, cache), newest)
-            token_id, logits = self.choose(logits, cache.length, run_token_ids, chooser)
+            token_id, logits = self.choose(logits, cache.length, run_token_ids, sampler)
             run_token_ids.append(token_id)
             rows.append(logits)
         self.rollback(target_cache.length)
         return run_token_ids[1:], rows
 
-    def choose(self, logits: Array, position: int, run_token_ids: Sequence[int], chooser: Chooser) -> tuple[int, Array]:
+    def choose(self, logits: Array, position: int, run_token_ids: Sequence[int], sampler: Sampler) -> tuple[int, Array]:
         """The draft for ``position``, and the logits it was chosen from."""
-        prefix = run_token_ids if chooser.needs_prefix else None
-        return int(chooser.choose_draft(logits[None], position, prefix)[0]), logits
+        prefix = run_token_ids if sampler.needs_prefix else None
+        return int(sampler.choose_draft(logits[None], position, prefix)[0]), logits
 
     @abstractmethod
     def cache_for(self, target_cache: KVCache, token_ids: Sequence[int]) -> KVCache:
@@ -83,17 +83,17 @@ class AssistantDrafter(Drafter):
         super().__init__(target)
         self.agreement, self.seed = agreement, seed
 
-    def choose(self, logits: Array, position: int, run_token_ids: Sequence[int], chooser: Chooser) -> tuple[int, Array]:
+    def choose(self, logits: Array, position: int, run_token_ids: Sequence[int], sampler: Sampler) -> tuple[int, Array]:
         """The target's choice; where it shall be wrong, what is chosen once that one is ruled out.
 
         So it is wrong under sampling as under greedy decoding.
         """
-        choice, logits = super().choose(logits, position, run_token_ids, chooser)
+        choice, logits = super().choose(logits, position, run_token_ids, sampler)
         if self.agrees(position):
             return choice, logits
         others = logits.copy()
         others[choice] = -np.inf
-        return super().choose(others, position, run_token_ids, chooser)
+        return super().choose(others, position, run_token_ids, sampler)
 
     def agrees(self, position: int) -> bool:
         """Whether the draft for an absolute position is the target's choice: a hash of seed and position decides."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from polydraft.contract import (
-    Chooser,
     EngineSequence,
-    LoadRequest,
     Proposal,
     RunningInfo,
+    Sampler,
     Step,
     SteppingEngine,
 )
@@ -53,8 +51,7 @@ class ReferenceEngine(SteppingEngine):
     Args:
         target: The target.
         drafter: What drafts: an assistant's config, a draft model, or None (n-grams, plain decoding).
-        max_draft_tokens: k_max.
-        context_length: Tokens a sequence may hold, at most the target's ``max_position_embeddings``.
+        running: What runs: k and the context's length are read from it.
     """
 
     sequence_class: type[ReferenceSequence]
@@ -64,24 +61,22 @@ class ReferenceEngine(SteppingEngine):
         self,
         target: ReferenceModel,
         drafter: AssistantConfig | ReferenceModel | None,
-        max_draft_tokens: int,
-        context_length: int,
+        running: RunningInfo,
     ) -> None:
         self.tokenizer = ByteTokenizer()
         self.target = target
         self.drafter = drafter
-        self.context_length = context_length
-        self._max_draft_tokens = max_draft_tokens
+        self.running = running
 
     @property
     def max_draft_tokens(self) -> int:
         """k_max."""
-        return self._max_draft_tokens
+        return self.running.num_speculative_tokens
 
     @property
     def rollback_slack(self) -> int:
         """Rows that every KV cache can roll back: a whole step."""
-        return self._max_draft_tokens + 1
+        return self.max_draft_tokens + 1
 
     def new_drafter(self) -> Drafter | None:
         """A drafter for one sequence."""
@@ -94,25 +89,6 @@ class ReferenceEngine(SteppingEngine):
     def open_sequence(self) -> ReferenceSequence:
         """A new, empty sequence. Several may be used at once, each by one thread."""
         return self.sequence_class(self)
-
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs."""
-        plan = request.plan
-        return RunningInfo(
-            backend="reference",
-            engine="polydraft-reference",
-            engine_version=version("polydraft-reference"),
-            target=request.target.id,
-            drafter=plan.drafter.id if plan.drafter else None,
-            method=plan.kind,
-            num_speculative_tokens=plan.num_speculative_tokens,
-            dtype=self.target.dtype.name,
-            device="cpu",
-            context_length=self.context_length,
-            exactness=request.exactness,
-            concurrency="concurrent",
-            speculation_off=plan.off,
-        )
 
     def close(self) -> None:
         """Nothing to free: memory goes with the last reference."""
@@ -133,17 +109,17 @@ class ReferenceSequence(EngineSequence):
         """Tokens stored."""
         return len(self.token_ids)
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """See ``EngineSequence.prefill``."""
         if self.token_ids or not token_ids:
             raise EngineError("Prefill takes at least one token and an empty sequence.", "Open a new sequence.")
-        return self.choose(self.run(token_ids)[-1:], token_ids[-1:], chooser, keep_logits)
+        return self.choose(self.run(token_ids)[-1:], token_ids[-1:], sampler, keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """See ``EngineSequence.verify``."""
         if not 1 <= len(token_ids) <= self.engine.max_draft_tokens + 1:
             raise EngineError(f"A step of {len(token_ids)} tokens was asked for.", "Give 1 to max_draft_tokens + 1.")
-        return self.choose(self.run(token_ids), token_ids, chooser, keep_logits)
+        return self.choose(self.run(token_ids), token_ids, sampler, keep_logits)
 
     def rollback(self, length: int) -> None:
         """See ``EngineSequence.rollback``."""
@@ -153,13 +129,13 @@ class ReferenceSequence(EngineSequence):
             self.drafter.rollback(length)
         del self.token_ids[length:]
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """See ``EngineSequence.propose``. Drafts that would not fit into the context are left out."""
         self.check_open()
-        k = min(k, self.engine.max_draft_tokens, self.engine.context_length - self.length)
+        k = min(k, self.engine.max_draft_tokens, self.engine.running.context_length - self.length)
         if self.drafter is None or k < 1:
             return Proposal([])
-        drafts, rows = self.drafter.draft(self.cache, [*self.token_ids, newest], k, chooser)
+        drafts, rows = self.drafter.draft(self.cache, [*self.token_ids, newest], k, sampler)
         return Proposal(drafts, NumpyLogits(np.stack(rows)) if keep_logits else None)
 
     def close(self) -> None:
@@ -170,8 +146,8 @@ class ReferenceSequence(EngineSequence):
     def run(self, token_ids: Sequence[int]) -> Array:
         """Run tokens after the stored ones, row by row; returns their logits, of shape (rows, vocab)."""
         self.check_open()
-        if self.length + len(token_ids) > self.engine.context_length:
-            raise EngineError("The context is full.", f"It holds {self.engine.context_length} tokens.")
+        if self.length + len(token_ids) > self.engine.running.context_length:
+            raise EngineError("The context is full.", f"It holds {self.engine.running.context_length} tokens.")
         if not all(0 <= token_id < self.engine.target.config.vocab_size for token_id in token_ids):
             raise EngineError("A token id is not in the vocabulary.", "Use ids of this model's tokenizer.")
         rows = [self.run_row(token_id) for token_id in token_ids]
@@ -183,9 +159,9 @@ class ReferenceSequence(EngineSequence):
         target = self.engine.target
         return target.logits(target.run(token_id, self.cache), token_id)
 
-    def choose(self, logits: Array, token_ids: Sequence[int], chooser: Chooser, keep_logits: bool) -> Step:
+    def choose(self, logits: Array, token_ids: Sequence[int], sampler: Sampler, keep_logits: bool) -> Step:
         """The target's tokens after ``token_ids``, which have just been run, one a row of ``logits``."""
-        chosen, logprobs = chooser.choose(logits, self.length - len(token_ids) + 1, token_ids)
+        chosen, logprobs = sampler.choose(logits, self.length - len(token_ids) + 1, token_ids)
         return Step(chosen, NumpyLogits(logits) if keep_logits else None, logprobs)
 
     def check_open(self) -> None:

@@ -6,13 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
     LoadRequest,
     ModelSource,
     SpeculationPlan,
-    SteppingBackend,
     SteppingEngine,
 )
 
@@ -23,7 +23,7 @@ __all__ = ["TransformersBackend"]
 _INSTALL = "pip install 'transformers>=5.17,!=5.23.0'"
 
 
-class TransformersBackend(SteppingBackend):
+class TransformersBackend(Backend):
     """Runs safetensors checkpoints on CPU and CUDA."""
 
     options = TransformersOptions

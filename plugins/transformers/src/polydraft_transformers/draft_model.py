@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 
 from polydraft_transformers.decoder import Decoder
 
@@ -33,7 +33,7 @@ class DraftModel:
         self._run: list[int] = []
 
     def propose(
-        self, token_ids: Sequence[int], k: int, chooser: Chooser, *, keep_logits: bool
+        self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], torch.Tensor | None]:
         """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
         self.rollback(self._agreed(token_ids))
@@ -50,8 +50,8 @@ class DraftModel:
             _, logits = self._decoder.step(self._cache, self._known(pending))
             self._run.extend(pending)
             logits = self._as_wide_as_the_targets(logits[-1:])
-            run = [token_ids[-1], *drafts] if chooser.needs_prefix else None
-            token = int(chooser.choose_draft(logits, len(token_ids) + step, run))
+            run = [token_ids[-1], *drafts] if sampler.needs_prefix else None
+            token = int(sampler.choose_draft(logits, len(token_ids) + step, run))
             drafts.append(token)
             pending = [token]
             if keep_logits:

@@ -18,7 +18,7 @@ __all__ = ["TransformersEngine"]
 
 
 class TransformersEngine(SteppingEngine):
-    """See ``SteppingEngine``.
+    """A target and its drafter in torch.
 
     Args:
         target: The target.
@@ -28,6 +28,8 @@ class TransformersEngine(SteppingEngine):
         context_length: Tokens a sequence may hold.
         notes: What the user should know of what runs.
     """
+
+    array_ops = TorchOps()
 
     def __init__(
         self,
@@ -43,16 +45,17 @@ class TransformersEngine(SteppingEngine):
         self._drafter = drafter
         self._chunk: int = request.engine_options.prefill_chunk_size
         self._k = request.plan.num_speculative_tokens
-        self._context_length = context_length
-        self._notes = notes
-        self._dtype = str(target.dtype).removeprefix("torch.")
-        self._device = str(target.device)
+        self.running = RunningInfo.of(
+            request,
+            engine="transformers",
+            engine_version=version("transformers"),
+            dtype=str(target.dtype).removeprefix("torch."),
+            device=str(target.device),
+            context_length=context_length,
+            concurrency="concurrent",
+            notes=notes,
+        )
         self._lock = threading.Lock()
-
-    @property
-    def array_ops(self) -> Any:
-        """Torch's."""
-        return TorchOps()
 
     @property
     def max_draft_tokens(self) -> int:
@@ -71,26 +74,6 @@ class TransformersEngine(SteppingEngine):
         if isinstance(self._drafter, MtpDrafter):
             return self._drafter.assistant
         return None if self._drafter is None else self._drafter.model
-
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs."""
-        plan = request.plan
-        return RunningInfo(
-            backend="transformers",
-            engine="transformers",
-            engine_version=version("transformers"),
-            target=request.target.id,
-            drafter=plan.drafter.id if plan.drafter else None,
-            method=plan.kind,
-            num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
-            dtype=self._dtype,
-            device=self._device,
-            context_length=self._context_length,
-            exactness=request.exactness,
-            concurrency="concurrent",
-            speculation_off=plan.off,
-            notes=(*((plan.note,) if plan.note else ()), *self._notes),
-        )
 
     def open_sequence(self) -> TransformersSequence:
         """A sequence with buffers of its own."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from polydraft.contract import Chooser
+from polydraft.contract import Sampler
 from polydraft.errors import UnsupportedError
 from torch.nn import functional
 
@@ -49,7 +49,7 @@ class MtpDrafter:
         self._network = Gemma4Network(assistant.model, sources)
 
     def propose(
-        self, cache: KvCache, hidden: torch.Tensor, newest: int, k: int, chooser: Chooser, *, keep_logits: bool
+        self, cache: KvCache, hidden: torch.Tensor, newest: int, k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], torch.Tensor | None]:
         """Draft k tokens after ``newest``.
 
@@ -58,7 +58,7 @@ class MtpDrafter:
             hidden: The target's hidden row before it, shape (1, hidden_size).
             newest: The newest token.
             k: At least 1.
-            chooser: Chooses the drafts.
+            sampler: Chooses the drafts.
             keep_logits: Whether to return the logits, shape (k, vocab).
         """
         position = cache.length
@@ -75,9 +75,9 @@ class MtpDrafter:
                 logits, hidden = captured(token, hidden, at)
             else:
                 logits, hidden = self._step(cache, token, hidden, context)
-            token = chooser.choose_draft(logits, position + 1 + index, known if chooser.needs_prefix else None)
+            token = sampler.choose_draft(logits, position + 1 + index, known if sampler.needs_prefix else None)
             drafts.append(token)
-            if chooser.needs_prefix:
+            if sampler.needs_prefix:
                 known.append(int(token))
             if keep_logits:
                 kept.append(logits.clone())

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
-from polydraft.contract import Chooser, EngineSequence, Proposal, Step
+from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.draft_model import DraftModel
@@ -66,7 +66,7 @@ class TransformersSequence(EngineSequence):
         """Tokens whose KV is stored."""
         return self.cache.length
 
-    def prefill(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks."""
         tokens = list(token_ids)
         for start in range(0, len(tokens), self._chunk):
@@ -78,9 +78,9 @@ class TransformersSequence(EngineSequence):
         with self._running("the first token was chosen"):
             assert self._hidden is not None
             logits = self._target.logits(self._hidden[-1:])
-            return self._choose([logits], len(tokens), tokens[-1:], chooser, keep_logits=keep_logits)
+            return self._choose([logits], len(tokens), tokens[-1:], sampler, keep_logits=keep_logits)
 
-    def verify(self, token_ids: Sequence[int], chooser: Chooser, *, keep_logits: bool = False) -> Step:
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts in one forward (two where a fixed step may not cross a border)."""
         tokens = list(token_ids)
         with self._running("drafts were verified"):
@@ -95,26 +95,26 @@ class TransformersSequence(EngineSequence):
                     hidden[-1], logits[-1] = rows.clone(), scores.clone()
             self._hidden = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
             self._tokens.extend(tokens)
-            return self._choose(logits, first + 1, tokens, chooser, keep_logits=keep_logits)
+            return self._choose(logits, first + 1, tokens, sampler, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
         self.cache.rollback(length)
         del self._tokens[length:]
 
-    def propose(self, newest: int, k: int, chooser: Chooser, *, keep_logits: bool = False) -> Proposal:
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft with the pair's drafter."""
         if self._drafter is None or k < 1:
             return Proposal([])
         with self._running("tokens were drafted"):
             if isinstance(self._drafter, DraftModel):
-                drafts, logits = self._drafter.propose([*self._tokens, newest], k, chooser, keep_logits=keep_logits)
+                drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
             else:
                 row = self.length - 1 - self._hidden_from
                 if self._hidden is None or not 0 <= row < self._hidden.shape[0]:
                     return Proposal([])
                 drafts, logits = self._drafter.propose(
-                    self.cache, self._hidden[row : row + 1], newest, k, chooser, keep_logits=keep_logits
+                    self.cache, self._hidden[row : row + 1], newest, k, sampler, keep_logits=keep_logits
                 )
         return Proposal(drafts, None if logits is None else TorchLogits(logits))
 
@@ -142,7 +142,7 @@ class TransformersSequence(EngineSequence):
             raise
 
     @staticmethod
-    def _choose(logits: list[torch.Tensor], first: int, run: list[int], chooser: Chooser, *, keep_logits: bool) -> Step:
+    def _choose(logits: list[torch.Tensor], first: int, run: list[int], sampler: Sampler, *, keep_logits: bool) -> Step:
         joined = torch.cat(logits) if len(logits) > 1 else logits[0]
-        chosen, logprobs = chooser.choose(joined, first, run)
+        chosen, logprobs = sampler.choose(joined, first, run)
         return Step(chosen, TorchLogits(joined.clone()) if keep_logits else None, logprobs)

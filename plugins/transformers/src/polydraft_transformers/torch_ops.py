@@ -11,13 +11,13 @@ from polydraft.sampling.noise import gumbel
 from polydraft_transformers.fused_noise import fused_gumbel
 
 if TYPE_CHECKING:
-    from polydraft.sampling.ops import Indices
+    from polydraft.contract.arrays import Indices
 
 __all__ = ["TorchOps"]
 
 
 class TorchOps:
-    """See ``polydraft.sampling.ops.ArrayOps``."""
+    """See ``polydraft.contract.arrays.ArrayOps``."""
 
     def float32(self, array: Any) -> torch.Tensor:
         return torch.as_tensor(array).to(torch.float32)

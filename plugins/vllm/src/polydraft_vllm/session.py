@@ -6,15 +6,15 @@ import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from polydraft._session import Session
 from polydraft.contract import Round, TokenLogprobs
 from polydraft.errors import EngineError, UnsupportedError
-from polydraft.session import Session
 
 from polydraft_vllm.settings import PLAIN_FLAG, check_temperature, seed_of
 
 if TYPE_CHECKING:
+    from polydraft._session import Generation
     from polydraft.contract import Capabilities, GenerationSettings, RunningInfo, Tokenizer, TokenRequest
-    from polydraft.session import Generation
 
     from polydraft_vllm.engine import StepOutput, Ticket, VllmEngine
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from polydraft._session import Session
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
@@ -12,10 +14,8 @@ from polydraft.contract import (
     LoadRequest,
     ModelSource,
     SpeculationPlan,
-    SpeculativeBackend,
 )
 from polydraft.errors import BackendUnavailableError
-from polydraft.session import Session
 from pydantic import Field
 
 from polydraft_llama_cpp.options import CacheType
@@ -38,7 +38,7 @@ class LlamaServerOptions(EngineOptions):
     extra_args: tuple[str, ...] = Field(default=(), description="Further flags for the server.")
 
 
-class LlamaServerBackend(SpeculativeBackend):
+class LlamaServerBackend(Backend):
     """Starts the user's llama-server, or uses one that runs."""
 
     options = LlamaServerOptions

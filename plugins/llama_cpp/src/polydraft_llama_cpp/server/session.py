@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from polydraft._session import Generation, Session
 from polydraft.contract import Capabilities, Round, RunningInfo, TokenRequest
 from polydraft.errors import EngineError, UnsupportedError
-from polydraft.session import Generation, Session
 
 from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.server.client import Client

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from polydraft import reasons
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import (
+    Backend,
     Capabilities,
     DeviceRecord,
     Diagnosis,
@@ -17,7 +18,6 @@ from polydraft.contract import (
     RunningInfo,
     ServerCommand,
     SpeculationPlan,
-    SpeculativeBackend,
 )
 from polydraft.errors import InvalidRequestError
 
@@ -35,7 +35,7 @@ from polydraft_vllm.tokenizer import TOKENIZER_PATTERNS, load_tokenizer
 from polydraft_vllm.versions import installed_vllm
 
 if TYPE_CHECKING:
-    from polydraft.session import Session
+    from polydraft._session import Session
 
     from polydraft_vllm.server.inspection import Abilities
 
@@ -47,7 +47,7 @@ _CLIENT_ONLY = frozenset(
 )
 
 
-class VllmServerBackend(SpeculativeBackend):
+class VllmServerBackend(Backend):
     """Speaks to vLLM's OpenAI-compatible server."""
 
     options = VllmServerOptions

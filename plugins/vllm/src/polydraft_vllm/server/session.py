@@ -6,17 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from polydraft._session import Session
 from polydraft.contract import Round
 from polydraft.errors import EngineError, UnsupportedError
-from polydraft.session import Session
 
 from polydraft_vllm.server.request import Piece, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading, from_response
 from polydraft_vllm.settings import PLAIN_FLAG, check_temperature, seed_of
 
 if TYPE_CHECKING:
+    from polydraft._session import Generation
     from polydraft.contract import Capabilities, GenerationSettings, GenerationStats, RunningInfo, Tokenizer
-    from polydraft.session import Generation
 
     from polydraft_vllm.server.client import ServerClient
     from polydraft_vllm.server.inspection import Abilities

@@ -1,0 +1,95 @@
+"""The console script ``polydraft``: the commands put together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polydraft._cli.commands.backends import backends
+from polydraft._cli.commands.chat import chat
+from polydraft._cli.commands.doctor import doctor
+from polydraft._cli.commands.generate import generate
+from polydraft._cli.commands.pairs import pairs
+from polydraft._cli.commands.serve import serve
+from polydraft._cli.commands.verify import verify
+from polydraft._cli.options import CommandState, Debug
+from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, show_warnings, tell
+from polydraft._cli.streams import abandon_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="polydraft",
+    help="Speculative decoding over many engines: faster generation, the same output.",
+    epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"polydraft {version('polydraft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Options before the command; both act by their callbacks."""
+
+
+def _help(docstring: str | None) -> str:
+    """Its paragraphs in one line each: typer would keep the source's line breaks, whatever the terminal's width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
+
+
+for _command in (generate, chat, verify, serve, backends, pairs, doctor):
+    app.command(help=_help(_command.__doc__))(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; errors are told, never raised.
+
+    Args:
+        arguments: What follows ``polydraft``.
+
+    Returns:
+        The exit code.
+    """
+    state = CommandState()
+    try:
+        # Not the command's own main(): that would tell errors in its own way.
+        command = typer.main.get_command(app)
+        with command.make_context("polydraft", list(arguments) or ["--help"], obj=state) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        abandon_output()
+        return BROKEN_PIPE
+    except Exception as error:
+        return tell(error, debug=state.debug)
+    return SUCCESS
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    show_warnings()
+    code = run(sys.argv[1:])
+    sys.exit(code)

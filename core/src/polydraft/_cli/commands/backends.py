@@ -1,0 +1,24 @@
+"""``polydraft backends``: what is installed, and what is broken or disabled."""
+
+from __future__ import annotations
+
+from polydraft._cli import options as opt
+from polydraft._cli.streams import claim_output, console_for
+
+__all__ = ["backends"]
+
+
+def backends(json: opt.Json = False, debug: opt.Debug = False) -> None:
+    """List the installed backends, and plugins that are broken or disabled, each with the reason."""
+    from polydraft._cli.render.backends import backends_json, backends_table
+    from polydraft._plugins import default_host
+    from polydraft._registry.describe import describe_backends, plugins_without_backend
+
+    output = claim_output()
+    host = default_host()
+    found, others = describe_backends(host), plugins_without_backend(host)
+    if json:
+        output.write(backends_json(found, others) + "\n")
+        output.flush()
+        return
+    console_for(output).print(backends_table(found, others))

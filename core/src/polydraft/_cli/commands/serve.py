@@ -1,0 +1,97 @@
+"""``polydraft serve``: print and run an engine's own server for a pair."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polydraft._cli import options as opt
+from polydraft._cli.loading import LoadOptions, model_or_builtin, parse_engine_options
+from polydraft._cli.streams import claim_output
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from polydraft.contract import ServerCommand
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    model: opt.Model = None,
+    drafter: opt.DrafterOption = None,
+    backend: opt.BackendOption = "auto",
+    k: opt.K = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Serve without speculation.")] = False,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    context_length: opt.ContextLength = None,
+    engine_option: opt.EngineOption = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    trust_remote_code: opt.TrustRemoteCode = False,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. Others than the loopback's are open to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the command, and do not run it.")] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Serve a pair over HTTP with the engine's own server: the command is printed, then run.
+
+    Pair and versions are checked as for generate. With --print, standard output is the command alone. The exit code
+    is the server's.
+    """
+    from polydraft._load import prepare
+
+    wish = LoadOptions(model, drafter, plain)
+    prepared = prepare(
+        model_or_builtin(model),
+        backend=backend,
+        drafter=wish.load_drafter,
+        num_speculative_tokens=k,
+        engine_options=parse_engine_options(engine_option) or None,
+        context_length=context_length,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        local_files_only=offline,
+        trust_remote_code=trust_remote_code,
+    )
+    command = prepared.backend.server_command(prepared.request, host=host, port=port)
+    if print_only:
+        output = claim_output()
+        output.write(shown(command) + "\n")
+        output.flush()
+        return
+    _check_port(host, port)
+    typer.echo(shown(command), err=True)
+    environment = {**os.environ, **command.environment}
+    if os.name == "posix":  # this process becomes the server: a signal to it leaves none behind
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(command.arguments[0], command.arguments, environment)
+    raise typer.Exit(subprocess.run(command.arguments, env=environment, check=False).returncode)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that is taken or not this machine's, before the server loads the model."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The server cannot listen on {host}:{port}: {error.strerror or error}.", "Give another --port or --host."
+        ) from error
+
+
+def shown(command: ServerCommand) -> str:
+    """The command as one types it into a shell."""
+    settings = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " ".join([*settings, shlex.join(command.arguments)])

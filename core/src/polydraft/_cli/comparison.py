@@ -1,0 +1,119 @@
+"""The same prompt decoded plainly: the verdict on what speculation gave, and how fast each was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft._cli.streams import waiting_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from polydraft._session.session import Session
+    from polydraft.contract import Capabilities, GenerationResult, Prompt, RunningInfo
+    from polydraft.contract.requests import GenerationSettings
+    from polydraft.verification import Judgement, Tie
+
+__all__ = ["Comparison", "compare_with_plain", "warm_up"]
+
+_WARM_UP_TOKENS = 8
+_SIXTEEN_BITS = {"bfloat16", "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A speculative result and the plain one."""
+
+    plain: GenerationResult
+    judgement: Judgement | None
+    """None: the tokens differ, and nothing says that they must not; ``hint`` has the reason."""
+    passes: bool
+    """Whether the promise is kept."""
+    hint: str
+    """What a difference means and what to do, sentences; empty where there is none."""
+    speed_up: float | None
+    """Tokens/s of the speculative decoding over those of the plain one; None if one is unknown."""
+
+
+def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
+    """A few tokens both ways, so that what an engine does once is in neither measurement."""
+    few = {**settings, "max_new_tokens": min(_WARM_UP_TOKENS, settings.get("max_new_tokens", _WARM_UP_TOKENS))}
+    for name in ("min_new_tokens", "forced_token_ids"):  # may reach beyond those few
+        few.pop(name, None)
+    session.generate(prompt, **few)
+    session.generate(prompt, **few, speculate="off")
+
+
+def compare_with_plain(
+    session: Session, prompt: Prompt, settings: dict[str, Any], result: GenerationResult, loaded: Mapping[str, Any]
+) -> Comparison:
+    """Decode the prompt once more without speculation, with the seed that the result used, and judge the difference.
+
+    Args:
+        session: Gave the result.
+        prompt: The prompt.
+        settings: The arguments of ``Session.generate``.
+        result: What they gave.
+        loaded: The arguments of ``polydraft.load``, for the command that verifies.
+    """
+    from polydraft.verification import first_difference, judge
+    from polydraft.verification._measure import measure
+    from polydraft.verification._verdict import passes
+
+    capabilities = capabilities_of(session)
+    seed = {"seed": result.settings.seed} if "seed" in capabilities.sampling else {}
+    with waiting_for("Decoding plainly"):
+        plain = session.generate(prompt, **{**settings, **seed}, speculate="off")
+    fast, slow = result.stats.tokens_per_second, plain.stats.tokens_per_second
+    speed_up = fast / slow if fast and slow else None
+    expected, found = plain.token_ids, result.token_ids
+    if first_difference(expected, found) is not None and (why := _may_differ(result.settings, capabilities)):
+        return Comparison(plain, None, True, why, speed_up)
+
+    def measured(position: int) -> Tie | None:
+        with waiting_for("Measuring the difference"):
+            return measure(session, capabilities, plain, expected, found, position)
+
+    judgement = judge(expected, found, measured)
+    kept = passes(judgement.verdict, session.running.exactness)
+    hint = "" if judgement.verdict == "EXACT" else _hint(judgement, kept, session.running, capabilities, loaded)
+    return Comparison(plain, judgement, kept, hint, speed_up)
+
+
+def capabilities_of(session: Session) -> Capabilities:
+    """What the session's backend claims."""
+    from polydraft._plugins import default_host
+
+    return default_host().backend(session.running.backend).capabilities()
+
+
+def _may_differ(settings: GenerationSettings, capabilities: Capabilities) -> str:
+    """Why these outputs need not be the same tokens; empty if they must."""
+    from polydraft.verification._measure import repeats_seeds
+
+    if settings.temperature == 0.0:
+        return ""
+    if settings.acceptance == "rejection":
+        return "--acceptance rejection keeps the distribution of samples, not the tokens of a seed."
+    if not repeats_seeds(capabilities):
+        return "This backend does not claim that a seed gives the same sample without speculation. Compare greedily."
+    return ""
+
+
+def _hint(
+    judgement: Judgement, kept: bool, running: RunningInfo, capabilities: Capabilities, loaded: Mapping[str, Any]
+) -> str:
+    """What a difference means, what removes it where it is or may be a near tie, and how to check a defect."""
+    from polydraft.verification._gate import command_of
+
+    hints = ["Rounding decided between two tokens that the model rates alike: not a defect."] if kept else []
+    if kept or (judgement.tie is None and None not in (judgement.tokens or ())):
+        if "bitwise" in capabilities.exactness and running.exactness != "bitwise":
+            hints.append("--exactness bitwise removes near ties.")
+        if running.dtype.rpartition(".")[2] in _SIXTEEN_BITS:
+            hints.append("--dtype float32 makes near ties very rare.")
+    if not kept:
+        command = command_of({**loaded, "target": running.target, "backend": running.backend})
+        hints.append(f"Run `{command}`; if that fails too, report it with its --json output.")
+    return " ".join(hints)

@@ -1,0 +1,88 @@
+"""A conversation with a session: its history, and answers that Ctrl-C cancels."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polydraft._session.session import Session
+    from polydraft.contract import Chunk, GenerationResult
+
+__all__ = ["Conversation", "interrupt_flag"]
+
+
+class Conversation:
+    """Messages so far. Thinking is not kept: chat templates want earlier turns without it.
+
+    Args:
+        session: The session that answers.
+        settings: Arguments of ``Session.stream`` for every answer.
+        system: The system message, if any.
+    """
+
+    def __init__(self, session: Session, settings: dict[str, Any], system: str | None = None) -> None:
+        self._session = session
+        self._settings = settings
+        self._system = system
+        self.messages: list[dict[str, Any]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+
+    def say(self, text: str, show: Callable[[Chunk], None]) -> GenerationResult | None:
+        """Answer a message, showing every chunk as it comes.
+
+        A cancelled answer stays in the history as far as it came. A message that got no answer does not, nor does one
+        that raised.
+
+        Returns:
+            The result; None if the answer was cancelled before it began.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        answer: list[str] = []
+        with interrupt_flag() as interrupted:
+            stream = self._session.stream(messages, **self._settings)
+            try:
+                for chunk in stream:
+                    answer.append(chunk.text)
+                    show(chunk)
+                    if interrupted.is_set():
+                        break
+            except KeyboardInterrupt:  # the second Ctrl-C: do not wait for the round to end
+                interrupted.set()
+            finally:
+                stream.close()
+        if "".join(answer).strip():
+            self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
+        return stream.result
+
+
+@contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C set a flag, and only the second one raise.
+
+    So an answer ends between two rounds, never in the middle of an engine's step. Outside the main thread Python
+    gives no signals: then the flag stays unset.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def on_interrupt(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

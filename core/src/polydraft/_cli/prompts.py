@@ -1,0 +1,94 @@
+"""The prompt, from one of the options that can give it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from polydraft._cli.streams import is_terminal
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polydraft.contract import Prompt
+
+__all__ = ["parse_token_ids", "read_prompt"]
+
+_HOW = "Give --prompt TEXT, --prompt-file FILE, --prompt-token-ids 1,2,3, or text on standard input."
+
+
+def read_prompt(
+    text: str | None, file: Path | None, token_ids: str | None, *, chat: bool = False, system: str | None = None
+) -> Prompt:
+    """The prompt that the options give, else what stands on standard input.
+
+    Args:
+        text: ``--prompt``.
+        file: ``--prompt-file``; ``-`` is standard input.
+        token_ids: ``--prompt-token-ids``.
+        chat: Make the text the user's message of a chat.
+        system: The system message of that chat.
+
+    Raises:
+        InvalidRequestError: More than one is given, none is, it is empty, or it cannot be read.
+    """
+    given = [
+        name
+        for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-token-ids", token_ids))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise InvalidRequestError(f"{' and '.join(given)} exclude one another.", "Give one of them.")
+    if system is not None and not chat:
+        raise InvalidRequestError("--system needs --chat.", "Add --chat, or put the text into the prompt.")
+    if token_ids is not None:
+        if chat:
+            raise InvalidRequestError("--chat takes text, not token ids.", "Leave out --chat, or give --prompt.")
+        return parse_token_ids(token_ids)
+    if text is None:
+        text = _read_file(file) if file is not None and str(file) != "-" else _read_stdin()
+    if not text:
+        raise InvalidRequestError("The prompt is empty.", _HOW)
+    if not chat:
+        return text
+    messages = [{"role": "user", "content": text}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """Token ids from ``1,2,3``.
+
+    Raises:
+        InvalidRequestError: It is empty, or a part of it is no id.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    # isdecimal alone takes digits of other scripts too.
+    wrong = next((part for part in parts if not (part.isascii() and part.isdecimal())), None)
+    if wrong is not None:
+        what = f"{wrong!r} is no token id" if text.strip() else "it is empty"
+        raise InvalidRequestError(
+            f"--prompt-token-ids cannot be read: {what}.", "Give whole numbers from 0 on, separated by commas: 1,2,3."
+        )
+    return [int(part) for part in parts]
+
+
+def _read_file(path: Path) -> str:
+    try:
+        # As it is: universal newlines would change the prompt.
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--prompt-file {path} cannot be read: {error.strerror or error}.", "Check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"--prompt-file {path} is not UTF-8 text.", "Save it as UTF-8.") from error
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None or is_terminal(sys.stdin):
+        raise InvalidRequestError("There is no prompt.", _HOW)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("Standard input is not UTF-8 text.", "Give the prompt as UTF-8.") from error

@@ -1,0 +1,94 @@
+"""The answer as it comes: raw text for pipes and files, colours where a terminal has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from polydraft._cli.streams import console_for, diagnostics, is_terminal
+
+if TYPE_CHECKING:
+    from polydraft.contract import Chunk
+
+__all__ = ["AnswerView", "visible"]
+
+_DRAFT, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+
+# A model's text must not command the terminal: control characters are shown as pictures, U+FFFD for the C1 ones.
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
+_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    r"""Text that is safe on a terminal.
+
+    >>> visible("a\x1b[31mb")
+    'a␛[31mb'
+    """
+    return text.translate(_VISIBLE)
+
+
+class AnswerView:
+    """Writes chunks.
+
+    Args:
+        output: Where the answer goes.
+        show_drafts: Colour accepted drafts, where there are colours.
+    """
+
+    def __init__(self, output: TextIO, *, show_drafts: bool = False) -> None:
+        console = console_for(output)
+        self._output = output
+        self._terminal = is_terminal(output)
+        self._colours = console.color_system is not None and not console.no_color
+        self._show_drafts = show_drafts
+        self._thinking = False
+        self._last = "\n"
+
+    def legend(self) -> None:
+        """Say what the colours mean, or that there are none."""
+        if not self._show_drafts:
+            return
+        if self._colours:
+            self._write(f"{_DRAFT}green: accepted draft tokens{_RESET}; the rest: the target's own tokens\n\n")
+        else:
+            diagnostics().print("No colours here: draft tokens are not told apart.", style="dim")
+
+    def chunk(self, chunk: Chunk) -> None:
+        """Write what one round emitted."""
+        # In a pipe only the answer is of use; a person wants to see why it takes so long.
+        if chunk.thinking and self._terminal:
+            self._thinking = True
+            self._write(self._styled(chunk.thinking, _DIM))
+        if chunk.text:
+            if self._thinking:
+                self._write("\n\n" if not self._last.endswith("\n") else "\n")
+                self._thinking = False
+            self._write(self._answer(chunk))
+        self._output.flush()
+
+    def end(self) -> None:
+        """End the line, and on a terminal leave one empty."""
+        if self._terminal:
+            self._write("\n" if self._last.endswith("\n") else "\n\n")
+        elif not self._last.endswith("\n"):
+            self._write("\n")
+        self._output.flush()
+
+    def break_off(self) -> None:
+        """End an unfinished line, before an error is told."""
+        if not self._last.endswith("\n"):
+            self._write("\n")
+            self._output.flush()
+
+    def _answer(self, chunk: Chunk) -> str:
+        if not (self._show_drafts and self._colours and chunk.segments):
+            return self._styled(chunk.text)
+        return "".join(self._styled(piece.text, _DRAFT if piece.is_draft else "") for piece in chunk.segments)
+
+    def _styled(self, text: str, style: str = "") -> str:
+        text = visible(text) if self._terminal else text
+        return f"{style}{text}{_RESET}" if style and text and self._colours else text
+
+    def _write(self, text: str) -> None:
+        self._output.write(text)
+        self._last = text.removesuffix(_RESET) or self._last

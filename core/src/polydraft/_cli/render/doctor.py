@@ -1,0 +1,130 @@
+"""The report of ``polydraft doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from polydraft._cli.render.backends import backend_data, state_of
+from polydraft._cli.render.tables import gigabytes, to_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from polydraft._cli.examination import Findings
+    from polydraft._registry.backends import KnownBackend
+    from polydraft._registry.describe import BackendDescription
+
+__all__ = ["doctor_json", "doctor_report"]
+
+_NO_BACKEND_YET = "This version of polydraft has no backend for it."
+
+
+def doctor_json(findings: Findings) -> str:
+    """One object: ``machine``, ``backends`` (installed or not), ``plugins``, ``notes``, ``usable``."""
+    return to_json(
+        {
+            "usable": findings.usable,
+            "machine": asdict(findings.machine),
+            "backends": [*map(_installed, findings.backends), *map(_missing, findings.missing)],
+            "plugins": [status.model_dump(mode="json") for status in findings.plugins],
+            "notes": list(findings.notes),
+        }
+    )
+
+
+def _installed(found: BackendDescription) -> dict[str, Any]:
+    diagnosis = found.state.diagnosis
+    return {
+        **backend_data(found),
+        "installed": True,
+        "devices": [device.model_dump(mode="json") for device in diagnosis.devices] if diagnosis else [],
+        "notes": list(diagnosis.notes) if diagnosis else [],
+        "faults": [
+            {**fault.model_dump(mode="json"), "installed_version": version} for fault, version in found.state.faults
+        ],
+    }
+
+
+def _missing(known: KnownBackend) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "installed": False,
+        "usable": False,
+        "state": "not installed",
+        "formats": sorted(known.formats),
+        "problem": "It is not installed." if known.install else _NO_BACKEND_YET,
+        "remedy": known.install,
+    }
+
+
+def doctor_report(findings: Findings) -> RenderableType:
+    """A block for every backend, then what is wrong with plugins."""
+    from rich.console import Group
+    from rich.text import Text
+
+    machine = findings.machine
+    memory = gigabytes(machine.memory_bytes)
+    if memory and machine.free_memory_bytes is not None:
+        memory += f" ({gigabytes(machine.free_memory_bytes)} free)"
+    lines = [
+        Text(f"polydraft {machine.polydraft} (contract {machine.contract_version}), Python {machine.python}"),
+        Text(f"{machine.system}, {machine.cpus} CPUs" + (f", memory {memory}" if memory else "")),
+    ]
+    for found in findings.backends:
+        lines += [Text(), *_block(found)]
+    for known in findings.missing:
+        lines += [Text(), _heading(known.name, "not installed", "dim")]
+        lines.append(_line("install", known.install) if known.install else Text(f"  {_NO_BACKEND_YET}", style="dim"))
+    for status in findings.plugins:
+        where = f" ({status.distribution} {status.version})" if status.distribution else ""
+        style = "red" if status.state == "broken" else "yellow"
+        lines += [Text(), _heading(f"plugin {status.name}{where}", status.state, style), _line("why", status.reason)]
+        if status.state == "broken" and status.distribution:
+            lines.append(_line("mend", f"pip install --upgrade {status.distribution}, or pip uninstall it"))
+    lines += [Text(f"\n{note}", style="yellow") for note in findings.notes]
+    if not findings.usable:
+        lines.append(Text("\nNo backend is usable here.", style="bold red"))
+    return Group(*lines)
+
+
+def _block(found: BackendDescription) -> list[Text]:
+    from rich.text import Text
+
+    state, record = found.state, found.state.record
+    style = "green" if state.usable and not state.faults else "yellow" if state.usable else "red"
+    lines = [_heading(record.name, state_of(found), style)]
+    if found.plugin and found.plugin.distribution:
+        lines.append(_line("plugin", f"{found.plugin.distribution} {found.plugin.version}"))
+    if diagnosis := state.diagnosis:
+        lines.append(_line("engine", f"{record.engine} {diagnosis.engine_version or '(not installed)'}"))
+        for device in diagnosis.devices:
+            memory = gigabytes(device.total_memory_bytes)
+            if memory and device.free_memory_bytes is not None:
+                memory += f", {gigabytes(device.free_memory_bytes)} free"
+            what = ", ".join(part for part in (device.description, memory) if part)
+            lines.append(_line("device", f"{device.name}: {what}" if what else device.name))
+    if state.problem:
+        lines.append(_line("why", state.problem))
+    if state.remedy:
+        lines.append(_line("mend", state.remedy))
+    for fault, version in state.faults:
+        does = "refused" if fault.severity == "refuse" else "warning"
+        lines.append(_line("fault", f"{fault.distribution} {version}, {fault.affects} ({does}): {fault.summary}"))
+        lines.append(_line("", f"{fault.remedy} {fault.link}".strip()))
+    if diagnosis is not None:
+        lines += [Text(f"  {note}", style="dim") for note in diagnosis.notes]
+    return lines
+
+
+def _heading(name: str, state: str, style: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((name, "bold"), ": ", (state, style))
+
+
+def _line(label: str, text: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((f"  {label:<8}", "dim"), text)

@@ -1,0 +1,162 @@
+"""``polydraft.load``. This module imports nothing that is slow until it is called."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
+from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
+
+if TYPE_CHECKING:
+    from polydraft._registry.resolver import Prepared
+    from polydraft._session.session import Session
+    from polydraft.contract.stepping import SteppingEngine
+    from polydraft.contract.whole import WholeEngine
+
+__all__ = ["load", "open_prepared", "prepare"]
+
+_log = logging.getLogger("polydraft.load")
+
+
+@load_arguments
+def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
+    """Load a target with its drafter, and return the session that generates.
+
+    Everything is checked before weights are downloaded or loaded: the arguments, that the target exists, that the
+    backend can run here, and that the drafter fits.
+
+    Args:
+        target: Hub id (``google/gemma-4-E4B-it``), a folder or weight file, or ``builtin:<name>``.
+        drafter: ``auto``: the one that belongs to the target, else n-gram drafting (``session.running`` says which and
+            why). ``ngram``: drafts looked up in the text so far. A Hub id, a folder or ``builtin:<name>``: that
+            drafter. None: plain decoding.
+        backend: Name of a backend, or ``auto``: of those that can do what is asked, the fittest for this machine.
+        num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded; None: the registry's
+            recommendation for this pair and backend, else 4.
+        exactness: ``standard``, or ``bitwise`` for steps of fixed shape, where the backend has them.
+        context_length: Tokens of prompt and output together; None: the model's own, within memory.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or the engine's own names. ``auto``: as the weights are stored;
+            on a processor that has no instructions for a checkpoint's 16-bit type, float32, where that fits into memory
+            (``session.running.notes`` says so).
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        revision: Branch, tag or commit of the target on the Hub. A drafter is taken from its default branch, or from
+            the revision that its id names: ``org/name@revision``, as a target's id may.
+        cache_dir: The Hub's cache folder; None: ``huggingface_hub``'s own.
+        token: The Hub's token; None: the stored one, if any; False: none.
+        local_files_only: Use the Hub's cache only, never the network.
+        trust_remote_code: Allow engines to run code from a checkpoint.
+        engine_options: The backend's own options, checked against its ``options`` model.
+        verified: ``require``: refuse what ``polydraft verify`` has not found to be exact on this machine, with exactly
+            these models, versions, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not look. What
+            is known is in ``session.running.verified``. Plain decoding needs no verification.
+        host: The plugins; None: the installed ones.
+
+    Raises:
+        InvalidRequestError: An argument is of the wrong type or out of range, or an engine option is unknown.
+        ModelNotFoundError: The target (or the given drafter) does not exist, may not be read, or cannot be reached.
+        ModelFormatError: It exists, but is not a model of a known layout, or one of its files is damaged.
+        BackendNotFoundError: No backend of that name is installed.
+        BackendUnavailableError: The backend cannot run here, or a known fault of its engine forbids what is asked.
+        PluginError: The backend's plugin is broken.
+        PairMismatchError: Target and drafter do not belong together.
+        SpeculationUnavailableError: The backend cannot run the given drafter.
+        UnsupportedError: The backend cannot load this target, or not with this exactness.
+        ContextLengthError: The context is longer than the target's own.
+        DeviceError: The device does not exist.
+        OutOfMemoryError: Weights or context do not fit.
+        NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
+        EngineError: The engine failed to load it for another reason, which is the error's cause.
+    """
+    given = checked_arguments(target, arguments)
+    prepared = _prepare(target, given)
+    if given["verified"] == "off":
+        return open_prepared(prepared)
+
+    from polydraft._plugins import default_host
+    from polydraft.verification._gate import Gate
+
+    gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
+    gate.before()
+    return open_prepared(prepared, gate)
+
+
+@load_arguments
+def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
+    """What ``load`` does before it loads: arguments checked, backend and drafter chosen.
+
+    Arguments and errors are those of ``load``; ``verified`` is not looked at.
+    """
+    return _prepare(target, checked_arguments(target, arguments))
+
+
+def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
+    from polydraft._plugins import default_host
+    from polydraft._registry.resolver import Resolver
+    from polydraft.contract.requests import HubOptions
+
+    cache_dir = given["cache_dir"]
+    hub = HubOptions(
+        revision=given["revision"],
+        cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+        token=given["token"],
+        local_files_only=given["local_files_only"],
+    )
+    return Resolver(given["host"] or default_host(), hub).prepare(target, given)
+
+
+def open_prepared(prepared: Prepared, gate: Any = None) -> Session:
+    """Load the engine, complete what is known of it, and put it into a session."""
+    from polydraft._session.session import Session
+    from polydraft.text.ids_only import IdsOnlyTokenizer
+
+    engine, notes = _load_engine(prepared)
+    try:
+        if isinstance(engine.tokenizer, IdsOnlyTokenizer):
+            notes.append(engine.tokenizer.note)
+        running = engine.running
+        if notes:
+            running = running.model_copy(update={"notes": (*running.notes, *notes)})
+        if gate is not None:
+            running = gate.after(running)
+        return Session(engine, running, prepared.backend.capabilities())
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _load_engine(prepared: Prepared) -> tuple[SteppingEngine | WholeEngine, list[str]]:
+    """The loaded engine, and notes on it; what an engine raises becomes a typed error. Errors are ``load``'s."""
+    from polydraft._loop.fixed_steps import check_fixed_steps
+    from polydraft.contract.stepping import SteppingEngine
+
+    request = prepared.request
+    started = time.monotonic()
+    try:
+        engine = prepared.backend.load_engine(request)
+        seconds = time.monotonic() - started
+        _log.info("%s loaded %s in %.1f s", request.backend, request.target.id, seconds)
+        if request.exactness != "bitwise" or not isinstance(engine, SteppingEngine):
+            return engine, []
+        try:
+            note = check_fixed_steps(engine, request, seconds)
+        except BaseException:
+            engine.close()
+            raise
+    except PolydraftError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"Memory ran out while {request.backend} loaded {request.target.id}.",
+            "Give a smaller context_length, or a smaller model.",
+        ) from error
+    except Exception as error:
+        message = str(error).strip().partition("\n")[0].rstrip(".")
+        raise EngineError(
+            f"The backend {request.backend} could not load {request.target.id}: {type(error).__name__}"
+            f"{f': {message}' if message else ''}.",
+            "`polydraft doctor` shows whether the engine works; if it does, report this with the error's cause.",
+        ) from error
+    return engine, [note] if note else []

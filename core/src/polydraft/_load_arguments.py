@@ -1,0 +1,162 @@
+"""The keyword arguments of ``load``, written once, and the checks that they pass before anything is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from polydraft._signatures import shows_arguments
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from polydraft._plugins import PluginHost
+    from polydraft.contract.backend import EngineOptions
+    from polydraft.contract.records import Exactness
+
+__all__ = ["MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_arguments", "load_arguments"]
+
+MAX_SPECULATIVE_TOKENS = 128
+"""A larger k is an error before anything is looked for; each backend has a smaller limit of its own."""
+
+Verify = Literal["require", "warn", "off"]
+
+
+class LoadArguments(TypedDict, total=False):
+    """What ``polydraft.load`` documents. What is left out takes its default."""
+
+    drafter: str | Path | None
+    backend: str
+    num_speculative_tokens: int | None
+    exactness: Exactness
+    context_length: int | None
+    dtype: str
+    device: str
+    revision: str | None
+    cache_dir: str | Path | None
+    token: str | bool | None
+    local_files_only: bool
+    trust_remote_code: bool
+    engine_options: Mapping[str, Any] | EngineOptions | None
+    verified: Verify
+    host: PluginHost | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "drafter": "auto",
+    "backend": "auto",
+    "exactness": "standard",
+    "dtype": "auto",
+    "device": "auto",
+    "local_files_only": False,
+    "trust_remote_code": False,
+    "verified": "off",
+}
+"""The default of each argument whose default is not None."""
+
+load_arguments = shows_arguments(LoadArguments, _DEFAULTS)
+"""Decorates a function that takes ``**arguments: Unpack[LoadArguments]``."""
+
+
+def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
+    """All arguments, with defaults where none is given, checked for type and range.
+
+    Raises:
+        InvalidRequestError: An argument is unknown, of the wrong type or out of range; the error names it.
+    """
+    unknown = sorted(set(given) - set(LoadArguments.__annotations__))
+    if unknown:
+        raise InvalidRequestError(
+            f"load has no argument {unknown[0]!r}.", f"It has: {', '.join(LoadArguments.__annotations__)}."
+        )
+    values: dict[str, Any] = {name: _DEFAULTS.get(name) for name in LoadArguments.__annotations__} | dict(given)
+    if not isinstance(target, str | Path):
+        raise _not_understood("target", target, "a Hub id, a folder or builtin:<name>")
+    drafter = values["drafter"]
+    if drafter is not None and not isinstance(drafter, str | Path):
+        raise _not_understood("drafter", drafter, "'auto', 'ngram', None, a Hub id or a folder")
+    if isinstance(drafter, str) and not drafter.strip():
+        raise InvalidRequestError("drafter is empty.", "Give None for plain decoding, or 'auto'.", argument="drafter")
+    _check_k(values["num_speculative_tokens"])
+    for name, wanted in _TEXTS.items():
+        if not (name == "revision" and values[name] is None):
+            _check_text(name, values[name], wanted)
+    for name, allowed in _CHOICES.items():
+        if values[name] not in allowed:
+            raise InvalidRequestError(
+                f"{name}={values[name]!r} is unknown.",
+                f"Give {', '.join(repr(one) for one in allowed[:-1])} or {allowed[-1]!r}.",
+                argument=name,
+            )
+    length = values["context_length"]
+    if length is not None and (not _is_int(length) or length < 1):
+        raise InvalidRequestError(
+            f"context_length={length!r} is not a positive number of tokens.",
+            "Give None for the model's own.",
+            argument="context_length",
+        )
+    if values["cache_dir"] is not None and not isinstance(values["cache_dir"], str | Path):
+        raise _not_understood("cache_dir", values["cache_dir"], "a folder")
+    if values["token"] is not None and not isinstance(values["token"], str | bool):
+        # The value is not shown: it may be a secret in a wrapper.
+        raise InvalidRequestError(
+            "token is of the wrong type.", "Give a string, True for the stored one, or False.", argument="token"
+        )
+    for name in ("local_files_only", "trust_remote_code"):
+        if not isinstance(values[name], bool):
+            raise _not_understood(name, values[name], "True or False")
+    _check_objects(values)
+    return values  # type: ignore[return-value]
+
+
+_TEXTS = {
+    "backend": "'auto' or the name of a backend (`polydraft backends` lists them)",
+    "dtype": "'auto', 'float32', 'bfloat16' or 'float16'",
+    "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
+    "revision": "a branch, tag or commit",
+}
+_CHOICES: dict[str, tuple[str, ...]] = {"exactness": ("standard", "bitwise"), "verified": get_args(Verify)}
+
+
+def _check_objects(values: Mapping[str, Any]) -> None:
+    """Arguments whose types need imports: only looked at if they are given."""
+    options, host = values["engine_options"], values["host"]
+    if options is not None:
+        from polydraft.contract.backend import EngineOptions
+
+        if not isinstance(options, Mapping | EngineOptions):
+            raise _not_understood("engine_options", options, "a dict")
+    if host is not None:
+        from polydraft._plugins import PluginHost
+
+        if not isinstance(host, PluginHost):
+            raise _not_understood("host", host, "a PluginHost")
+
+
+def _check_k(k: object) -> None:
+    if k is None:
+        return
+    name = "num_speculative_tokens"
+    if not _is_int(k):
+        raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, or None")
+    if k == 0:
+        raise InvalidRequestError(f"{name}=0 drafts nothing.", "Use drafter=None for plain decoding.", argument=name)
+    if not 1 <= k <= MAX_SPECULATIVE_TOKENS:  # type: ignore[operator]
+        raise InvalidRequestError(
+            f"{name}={k} is out of range.",
+            f"Give 1 to {MAX_SPECULATIVE_TOKENS}, the bonus token excluded; 4 is a good start.",
+            argument=name,
+        )
+
+
+def _check_text(name: str, value: object, wanted: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _not_understood(name, value, wanted)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _not_understood(name: str, value: object, wanted: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}={value!r} is not understood.", f"Give {wanted}.", argument=name)

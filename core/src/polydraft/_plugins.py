@@ -1,0 +1,373 @@
+"""Finding plugins: entry points of the group ``polydraft``, each imported and checked apart from the others.
+
+A plugin that cannot be imported, breaks the contract or takes a name that is taken is *broken*: nothing of it is used,
+it is listed with the reason, and the others work as if it were not there. Environment:
+
+``POLYDRAFT_DISABLE_PLUGINS``
+    Names of plugins (or of their distributions), separated by commas. They are not imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pluggy
+from pydantic import ValidationError
+
+from polydraft._registry.tables import check_pair_record
+from polydraft.contract.backend import Backend
+from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, PolydraftSpec
+from polydraft.contract.records import (
+    CONTRACT_VERSION,
+    BackendRecord,
+    FaultRecord,
+    LocalModelRecord,
+    PairRecord,
+    Record,
+)
+from polydraft.errors import BackendNotFoundError, PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["DISABLE_VARIABLE", "PluginHost", "PluginStatus", "default_host", "describe_validation_error"]
+
+DISABLE_VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
+
+_HOOKS: dict[str, type[Record]] = {
+    "polydraft_backends": BackendRecord,
+    "polydraft_pairs": PairRecord,
+    "polydraft_faults": FaultRecord,
+    "polydraft_local_models": LocalModelRecord,
+}
+R = TypeVar("R", bound=Record)
+
+
+class PluginStatus(Record):
+    """One plugin that was found, and what became of it."""
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+    state: Literal["loaded", "disabled", "broken"]
+    reason: str = ""
+    backends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A plugin before it is imported."""
+
+    name: str
+    load: Callable[[], Any]
+    distribution: str | None = None
+    version: str | None = None
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """The records of one plugin, by hook."""
+
+    records: dict[str, list[Record]] = field(default_factory=dict)
+
+    def of(self, kind: type[R]) -> list[R]:
+        return [record for records in self.records.values() for record in records if isinstance(record, kind)]
+
+
+class _BrokenPlugin(Exception):  # noqa: N818 - caught in this module, never seen outside
+    """Why a plugin is not used, one sentence; ``backend`` is the name of the one at fault, if known."""
+
+    def __init__(self, reason: str, backend: str | None = None) -> None:
+        super().__init__(reason)
+        self.backend = backend
+
+
+class PluginHost:
+    """The plugins of this process. Discovery happens once, on first use; several threads may use one host.
+
+    Args:
+        plugins: Plugins by name (modules, objects or classes without arguments), in place of the entry points.
+        disabled: Names of plugins or distributions not to load, besides those of ``POLYDRAFT_DISABLE_PLUGINS``.
+        environ: The environment to read; default ``os.environ``.
+    """
+
+    def __init__(
+        self,
+        plugins: Mapping[str, Any] | None = None,
+        *,
+        disabled: Iterable[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        variable = (os.environ if environ is None else environ).get(DISABLE_VARIABLE, "")
+        names = [*disabled, *variable.split(",")]
+        self._disabled = frozenset(_normalized(name) for name in names if name.strip())
+        self._given = None if plugins is None else dict(plugins)
+        self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
+        self._loaded: dict[str, _Loaded] | None = None
+        self._statuses: list[PluginStatus] = []
+        self._notes: list[str] = []
+        self._instances: dict[str, Backend] = {}
+
+    def backends(self) -> dict[str, BackendRecord]:
+        """The records of all backends, by name, in alphabetical order."""
+        found = {record.name: record for record in self._records(BackendRecord)}
+        return dict(sorted(found.items()))
+
+    def pairs(self) -> list[tuple[str, PairRecord]]:
+        """The pairs that plugins bring, each with its plugin's name."""
+        return [(name, pair) for name, loaded in self._discover().items() for pair in loaded.of(PairRecord)]
+
+    def faults(self) -> list[FaultRecord]:
+        """The known faults that plugins bring."""
+        return self._records(FaultRecord)
+
+    def local_models(self) -> dict[str, LocalModelRecord]:
+        """The models that plugins ship, by name."""
+        return {record.name: record for record in self._records(LocalModelRecord)}
+
+    def statuses(self) -> list[PluginStatus]:
+        """Every plugin that was found, loaded or not, by name."""
+        self._discover()
+        return sorted(self._statuses, key=lambda status: (status.name, status.distribution or ""))
+
+    def notes(self) -> list[str]:
+        """Sentences about the plugin settings themselves, such as a disabled name that no plugin has."""
+        self._discover()
+        return list(self._notes)
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name; its module is imported now, its engine not yet.
+
+        Raises:
+            BackendNotFoundError: No such backend is installed, or its plugin is disabled.
+            PluginError: Its plugin is broken, or its class cannot be imported or is none.
+        """
+        record = self.backends().get(name)
+        if record is None:
+            raise self._not_found(name)
+        with self._lock:
+            if name not in self._instances:
+                self._instances[name] = _instantiate(record)
+            return self._instances[name]
+
+    def _records(self, kind: type[R]) -> list[R]:
+        return [record for loaded in self._discover().values() for record in loaded.of(kind)]
+
+    def _not_found(self, name: str) -> PluginError | BackendNotFoundError:
+        from polydraft._registry.backends import not_installed_hint
+
+        for status in self.statuses():
+            if name != status.name and name not in status.backends:
+                continue
+            if status.state == "broken":
+                return PluginError(
+                    f"The plugin {status.name!r}, which brings the backend {name!r}, is broken: {status.reason}",
+                    f"Update or uninstall {status.distribution or status.name}; `polydraft doctor` lists all plugins.",
+                )
+            if status.state == "disabled":
+                return BackendNotFoundError(
+                    f"The backend {name!r} is not there: its plugin is disabled.",
+                    f"Take {status.name!r} out of {DISABLE_VARIABLE} (or of the disabled= argument).",
+                )
+        broken = [
+            f"{status.name} ({status.reason.rstrip('.')})" for status in self.statuses() if status.state == "broken"
+        ]
+        hint = not_installed_hint(name, installed=list(self.backends()))
+        return BackendNotFoundError(
+            f"There is no backend {name!r}.", f"{hint} Broken plugins: {'; '.join(broken)}." if broken else hint
+        )
+
+    def _discover(self) -> dict[str, _Loaded]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load_all()
+            return self._loaded
+
+    def _load_all(self) -> dict[str, _Loaded]:
+        loaded: dict[str, _Loaded] = {}
+        unused = set(self._disabled)
+        for candidate in self._candidates():
+            names = {_normalized(candidate.name), _normalized(candidate.distribution or candidate.name)}
+            unused -= names
+            if names & self._disabled:
+                self._note(candidate, "disabled", f"Disabled by {DISABLE_VARIABLE} or by the caller.")
+                continue
+            try:
+                if candidate.name in loaded:
+                    raise _BrokenPlugin(f"Another plugin is already named {candidate.name!r}.")
+                mine = _load(candidate)
+                _check_names(mine, loaded)
+            except _BrokenPlugin as reason:
+                self._note(candidate, "broken", str(reason), [reason.backend] if reason.backend else [])
+                continue
+            loaded[candidate.name] = mine
+            self._note(candidate, "loaded", "", [record.name for record in mine.of(BackendRecord)])
+        self._notes = [f"{DISABLE_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
+        return loaded
+
+    def _note(
+        self,
+        candidate: _Candidate,
+        state: Literal["loaded", "disabled", "broken"],
+        reason: str,
+        backends: Iterable[str] = (),
+    ) -> None:
+        self._statuses.append(
+            PluginStatus(
+                name=candidate.name,
+                distribution=candidate.distribution,
+                version=candidate.version,
+                state=state,
+                reason=reason,
+                backends=tuple(backends),
+            )
+        )
+
+    def _candidates(self) -> list[_Candidate]:
+        """The plugins in the order in which they may claim names: by plugin name, then by distribution."""
+        if self._given is not None:
+            return [_Candidate(name, partial(self._given.__getitem__, name)) for name in self._given]
+        found = [
+            _Candidate(
+                entry.name,
+                entry.load,
+                entry.dist.name if entry.dist else None,
+                entry.dist.version if entry.dist else None,
+            )
+            for entry in entry_points(group=ENTRY_POINT_GROUP)
+        ]
+        return sorted(found, key=lambda candidate: (candidate.name, candidate.distribution or ""))
+
+
+def _load(candidate: _Candidate) -> _Loaded:
+    """Import, register and ask one plugin. Each has a manager of its own, so that none can disturb another."""
+    manager = pluggy.PluginManager(PROJECT_NAME)
+    manager.add_hookspecs(PolydraftSpec)
+    try:
+        plugin = candidate.load()
+        if inspect.isclass(plugin):
+            plugin = plugin()
+    except (Exception, SystemExit) as error:
+        raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
+    try:
+        manager.register(plugin, name=candidate.name)
+    except Exception as error:  # pluggy looks at every attribute, so a plugin may raise anything here
+        raise _BrokenPlugin(f"It cannot be registered: {_describe(error)}.") from error
+    _check_unknown_hooks(manager, plugin)
+    return _Loaded({hook: _ask(getattr(manager.hook, hook), hook, kind) for hook, kind in _HOOKS.items()})
+
+
+def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
+    """Call one hook of one plugin and check what comes out."""
+    try:
+        records = [record for result in caller() for record in result]
+    except ValidationError as error:
+        raise _BrokenPlugin(f"{hook} makes a wrong record: {describe_validation_error(error)}.") from error
+    except (Exception, SystemExit) as error:
+        raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
+    for record in records:
+        if not isinstance(record, kind):
+            raise _BrokenPlugin(f"{hook} gives a {type(record).__name__}, not a {kind.__name__}.")
+        if isinstance(record, BackendRecord) and record.contract_version != CONTRACT_VERSION:
+            newer = record.contract_version > CONTRACT_VERSION
+            raise _BrokenPlugin(
+                f"Its backend {record.name!r} was written for version {record.contract_version} of the contract, this "
+                f"polydraft has version {CONTRACT_VERSION}: update {'polydraft' if newer else 'the plugin'}.",
+                record.name,
+            )
+        try:
+            _check_contents(record)
+        except ValueError as error:
+            raise _BrokenPlugin(f"{hook} makes a wrong record: {_first_line(error)}.") from error
+    return records
+
+
+def _check_contents(record: Record) -> None:
+    """What the records' types cannot say: version ranges of PEP 440, and at most one group in a pair's ids."""
+    from packaging.specifiers import SpecifierSet
+
+    if isinstance(record, BackendRecord):
+        for specifier in record.requires.values():
+            SpecifierSet(specifier)
+    elif isinstance(record, FaultRecord):
+        SpecifierSet(record.versions)
+    elif isinstance(record, PairRecord):
+        check_pair_record(record)
+
+
+def _check_unknown_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
+    """A misspelt hook would never be called; ``hookimpl(optionalhook=True)`` marks one of another version."""
+    for caller in manager.get_hookcallers(plugin) or ():
+        if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
+            raise _BrokenPlugin(f"It implements an unknown hook, {caller.name!r}.")
+
+
+def _check_names(mine: _Loaded, others: Mapping[str, _Loaded]) -> None:
+    """Names of backends and of local models are unique; the plugin that comes first keeps them."""
+    taken = {name: plugin for plugin, loaded in others.items() for name in _names(loaded)}
+    seen: set[tuple[str, str]] = set()
+    for what, name in _names(mine):
+        owner = taken.get((what, name))
+        if owner is not None:
+            raise _BrokenPlugin(f"Its {what} {name!r} is already brought by the plugin {owner!r}.")
+        if (what, name) in seen:
+            raise _BrokenPlugin(f"It brings the {what} {name!r} twice.")
+        seen.add((what, name))
+
+
+def _names(loaded: _Loaded) -> list[tuple[str, str]]:
+    return [
+        *(("backend", record.name) for record in loaded.of(BackendRecord)),
+        *(("local model", record.name) for record in loaded.of(LocalModelRecord)),
+    ]
+
+
+def _instantiate(record: BackendRecord) -> Backend:
+    module, _, attribute = record.factory.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+        backend = factory()
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"The backend {record.name!r} cannot be made from {record.factory}: {_describe(error)}.",
+            f"Install it again: {record.install_hint}",
+        ) from error
+    if not isinstance(backend, Backend):
+        raise PluginError(
+            f"{record.factory} of the backend {record.name!r} is not a Backend.", "Report it to the plugin's author."
+        )
+    return backend
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """The first fault of a record, as part of a sentence: the record, the field, what is wrong."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{error.title}{'.' if where else ''}{where}: {first['msg']}{more}"
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+
+
+def _normalized(name: str) -> str:
+    """Letter case and the separators '-', '_' and '.' do not count, as in names of distributions (PEP 503)."""
+    return name.strip().lower().replace("_", "-").replace(".", "-")
+
+
+@cache
+def default_host() -> PluginHost:
+    """The host of the installed plugins, made on first use."""
+    return PluginHost()

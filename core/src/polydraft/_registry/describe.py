@@ -1,0 +1,91 @@
+"""What ``polydraft backends``, ``pairs`` and ``doctor`` show, as records. No network, no weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polydraft._plugins import PluginStatus, default_host
+from polydraft._registry.faults import FaultRegistry
+from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
+from polydraft._registry.states import BackendState, backend_state
+from polydraft._registry.versions import VersionLookup, installed_version
+from polydraft.contract.records import FaultRecord, Record
+
+if TYPE_CHECKING:
+    from polydraft._plugins import PluginHost
+
+__all__ = ["BackendDescription", "PairDescription", "describe_backends", "describe_pairs", "plugins_without_backend"]
+
+
+class BackendDescription(Record):
+    """A backend with the plugin that brings it."""
+
+    state: BackendState
+    plugin: PluginStatus | None = None
+
+
+class PairDescription(Record):
+    """A pair with what runs it here."""
+
+    entry: RegisteredPair
+    backends: tuple[str, ...]
+    """Installed backends that load the format and run the kind of drafter."""
+    num_speculative_tokens: dict[str, int]
+    """k by backend, for those of ``backends``; for ``*`` what the registry recommends in general, or the default 4."""
+    faults: tuple[FaultRecord, ...]
+    """Known faults of what is installed that touch this kind of drafter on one of those backends."""
+
+
+def describe_backends(
+    host: PluginHost | None = None, *, lookup: VersionLookup = installed_version
+) -> list[BackendDescription]:
+    """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest."""
+    host = default_host() if host is None else host
+    faults = FaultRegistry.of(host, lookup)
+    plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
+    return [
+        BackendDescription(state=backend_state(host, record, faults), plugin=plugins.get(name))
+        for name, record in host.backends().items()
+    ]
+
+
+def plugins_without_backend(host: PluginHost | None = None) -> list[PluginStatus]:
+    """Plugins that are broken or disabled: what ``describe_backends`` cannot show."""
+    host = default_host() if host is None else host
+    return [status for status in host.statuses() if status.state != "loaded"]
+
+
+def describe_pairs(
+    host: PluginHost | None = None, *, target: str | None = None, lookup: VersionLookup = installed_version
+) -> list[PairDescription]:
+    """The pairs of a target (or all), in the order in which ``drafter="auto"`` considers them.
+
+    Faults that are bound to an architecture are listed for every pair of that kind: the registry does not know the
+    architecture of a pair before its config is read.
+
+    Raises:
+        InvalidRequestError: The user's file of pairs is broken.
+    """
+    host = default_host() if host is None else host
+    registry = PairRegistry.of(host)
+    faults = FaultRegistry.of(host, lookup)
+    return [_pair(entry, host, faults) for entry in (registry.find(target) if target else registry.entries)]
+
+
+def _pair(entry: RegisteredPair, host: PluginHost, faults: FaultRegistry) -> PairDescription:
+    pair = entry.pair
+    able = [
+        record
+        for record in host.backends().values()
+        if pair.format in record.formats and pair.kind in record.drafter_kinds
+    ]
+    found = {fault.id: fault for record in able for fault, _ in faults.faults_of(record, affects=[pair.kind])}
+    return PairDescription(
+        entry=entry,
+        backends=tuple(record.name for record in able),
+        num_speculative_tokens={
+            "*": pair.num_speculative_tokens.get("*", DEFAULT_K),
+            **{record.name: entry.num_speculative_tokens(record.name) or DEFAULT_K for record in able},
+        },
+        faults=tuple(found.values()),
+    )

@@ -1,0 +1,228 @@
+"""From a target and what the caller asked for to a ``SpeculationPlan``: which drafter, which k, or why none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polydraft import reasons
+from polydraft._registry.candidates import Candidate, DrafterLookup, candidates
+from polydraft._registry.pairs import DEFAULT_K, RegisteredPair
+from polydraft._registry.versions import older_than
+from polydraft.checkpoints._names import repository
+from polydraft.checkpoints.compatibility import check_pair, check_target
+from polydraft.checkpoints.config import drafter_kind, model_types
+from polydraft.contract.requests import ModelSource, SpeculationPlan
+from polydraft.errors import (
+    InvalidRequestError,
+    PolydraftError,
+    SpeculationUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polydraft._registry.faults import FaultRegistry
+    from polydraft._registry.pairs import PairRegistry
+    from polydraft.contract.records import BackendRecord, DrafterKind, FaultRecord
+    from polydraft.contract.requests import HubOptions
+
+__all__ = ["plan_speculation"]
+
+
+def plan_speculation(
+    target: ModelSource,
+    drafter: str | Path | None = "auto",
+    *,
+    backend: BackendRecord,
+    registry: PairRegistry,
+    faults: FaultRegistry,
+    resolve: DrafterLookup,
+    hub: HubOptions | None = None,
+    num_speculative_tokens: int | None = None,
+    max_speculative_tokens: int | None = None,
+) -> SpeculationPlan:
+    """Decide how a session speculates. Configs are read, no weights.
+
+    ``auto`` takes the first drafter that this backend can run and that fits the target: from the registry, from a
+    folder beside the target (``<target>-assistant``, ``<target>-draft``, or the one assistant there whose config fits),
+    from the registry by what the checkpoint says it is a copy of; else n-gram drafting with a note that says why; else
+    nothing, with the reason in ``off``.
+
+    Args:
+        target: The resolved target.
+        drafter: ``auto``, ``ngram``, None for plain decoding, or a drafter's id or path.
+        backend: The backend that shall run it.
+        registry: The known pairs.
+        faults: The known faults, with the installed versions.
+        resolve: Resolves a drafter.
+        hub: How to reach the Hub, for the tokenizers of a ``draft-model`` pair and the files of a GGUF repository.
+            None: only local ones are looked at.
+        num_speculative_tokens: k, if the caller gave one; else the registry's for this backend, else 4.
+        max_speculative_tokens: The backend's largest k.
+
+    Raises:
+        PairMismatchError: The target is itself a drafter, or the caller's drafter does not fit.
+        SpeculationUnavailableError: The backend cannot run the caller's drafter.
+        BackendUnavailableError: A known fault of the installed engine forbids the caller's drafter.
+        ModelNotFoundError: The caller's drafter does not exist or cannot be reached.
+        InvalidRequestError: k is larger than the backend's largest.
+    """
+    search = _Search(target, backend, registry, faults, resolve, hub, num_speculative_tokens, max_speculative_tokens)
+    if drafter in {None, "auto", "ngram"}:
+        check_target(target)  # a named drafter may show that both are swapped
+    if drafter is None:
+        return SpeculationPlan(off=reasons.by_caller())
+    if drafter == "auto":
+        return search.auto()
+    if drafter == "ngram":
+        return search.explicit_ngram()
+    return search.explicit(drafter)
+
+
+class _Refusal(Exception):  # noqa: N818 - caught in this module, never seen outside
+    """Why a drafter cannot be used; ``fault`` where a known fault is the cause."""
+
+    def __init__(self, reason: str, fault: tuple[FaultRecord, str] | None = None) -> None:
+        super().__init__(reason)
+        self.fault = fault
+
+
+@dataclass(frozen=True)
+class _Search:
+    target: ModelSource
+    backend: BackendRecord
+    registry: PairRegistry
+    faults: FaultRegistry
+    resolve: DrafterLookup
+    hub: HubOptions | None
+    k: int | None
+    k_max: int | None
+
+    def auto(self) -> SpeculationPlan:
+        refusals: list[str] = []
+        fault: tuple[FaultRecord, str] | None = None
+        for candidate in candidates(self.target, self.registry, self.resolve, self.hub):
+            try:
+                source = self._usable(candidate)
+            except _Refusal as refusal:
+                refusals.append(f"{candidate.name}: {refusal}")
+                fault = fault or refusal.fault
+                continue
+            except PolydraftError as error:
+                refusals.append(f"{candidate.name}: {error.message}")
+                continue
+            return self._plan(candidate.kind, source, candidate.chosen_by, candidate.note, candidate.entry)
+        why = " ".join(refusals) or f"No drafter is known for {self.target.id}."
+        if (
+            "ngram" in self.backend.drafter_kinds
+            and self.faults.refusal(self.backend, ["ngram"], self._types(None)) is None
+        ):
+            return self._plan("ngram", None, "fallback", f"Drafts are looked up in the text so far (n-gram): {why}")
+        off = reasons.by_fault(*fault) if fault else reasons.no_drafter(self.target.id, why)
+        return SpeculationPlan(off=off, note=why)
+
+    def explicit_ngram(self) -> SpeculationPlan:
+        self._check_kind("ngram", "n-gram drafting")
+        self.faults.check(self.backend, ["ngram"], self._types(None))
+        return self._plan("ngram", None, "caller")
+
+    def explicit(self, drafter: str | Path) -> SpeculationPlan:
+        source = self.resolve(drafter)
+        entry = self._known(source)
+        kind = entry.pair.kind if entry else _kind_of(source)
+        check_pair(self.target, source, kind, hub=self.hub)
+        self._check_kind(kind, source.id)
+        if source.format not in self.backend.formats:
+            raise SpeculationUnavailableError(
+                f"The backend {self.backend.name} cannot load the drafter {source.id}: its format is {source.format}.",
+                f"Give one of: {', '.join(sorted(self.backend.formats))}.",
+            )
+        self.faults.check(self.backend, [kind], self._types(source))
+        if entry is not None and entry.pair.drafter_file and source.file is None:
+            source = source.model_copy(update={"file": entry.pair.drafter_file})
+        return self._plan(kind, source, "caller", entry=entry)
+
+    def _usable(self, candidate: Candidate) -> ModelSource | None:
+        """The candidate's source, if this backend can run it with this target."""
+        if candidate.kind not in self.backend.drafter_kinds:
+            raise _Refusal(f"the backend {self.backend.name} has no drafters of kind {candidate.kind}.")
+        for name, first in candidate.entry.pair.min_versions.items() if candidate.entry else ():
+            version = self.faults.lookup(name)
+            if name in _distributions(self.backend) and version is not None and older_than(version, first):
+                raise _Refusal(f"it needs {name}>={first}, {version} is installed.")
+        source = candidate.source()
+        if source is not None and source.format not in self.backend.formats:
+            raise _Refusal(f"the backend {self.backend.name} cannot load the format {source.format}.")
+        found = self.faults.refusal(self.backend, [candidate.kind], self._types(source))
+        if found is not None:
+            fault, version = found
+            raise _Refusal(f"{fault.distribution} {version}: {fault.summary} {fault.remedy}.", found)
+        if source is not None:
+            check_pair(self.target, source, candidate.kind, hub=self.hub)
+        return source
+
+    def _known(self, drafter: ModelSource) -> RegisteredPair | None:
+        """The registry's entry for exactly this pair."""
+        name = repository(drafter.id).lower()
+        return next(
+            (e for e in self.registry.find(repository(self.target.id)) if (e.pair.drafter or "").lower() == name), None
+        )
+
+    def _check_kind(self, kind: DrafterKind, name: str) -> None:
+        if kind not in self.backend.drafter_kinds:
+            raise SpeculationUnavailableError(
+                f"The backend {self.backend.name} cannot run {name}: it has no drafters of kind {kind}.",
+                f"It has: {', '.join(sorted(self.backend.drafter_kinds)) or 'none'}; or use another backend.",
+            )
+
+    def _types(self, source: ModelSource | None) -> frozenset[str]:
+        return model_types(self.target.config) | (model_types(source.config) if source else frozenset())
+
+    def _warnings(self, kind: DrafterKind, source: ModelSource | None) -> list[str]:
+        """Sentences on faults that do not forbid speculation but that the user should know."""
+        affects = [kind, "sampling", "statistics"]
+        found = self.faults.faults_of(self.backend, affects=affects, model_types=self._types(source))
+        return [f"{fault.distribution} {version}: {fault.summary} {fault.remedy}" for fault, version in found]
+
+    def _plan(
+        self,
+        kind: DrafterKind,
+        source: ModelSource | None,
+        chosen_by: str,
+        note: str = "",
+        entry: RegisteredPair | None = None,
+    ) -> SpeculationPlan:
+        recommended = entry.num_speculative_tokens(self.backend.name) if entry else None
+        k = recommended or DEFAULT_K if self.k is None else self.k
+        notes = [note] if note else []
+        if self.k_max is not None and k > self.k_max:
+            if self.k is not None:
+                raise InvalidRequestError(
+                    f"num_speculative_tokens={k} is too large: {self.backend.name} drafts at most {self.k_max}.",
+                    f"Give num_speculative_tokens={self.k_max} or less.",
+                )
+            notes.append(f"k is {self.k_max}, the backend's largest; {k} is recommended.")
+            k = self.k_max
+        notes += self._warnings(kind, source)
+        return SpeculationPlan.model_validate(
+            {
+                "kind": kind,
+                "drafter": source,
+                "num_speculative_tokens": k,
+                "chosen_by": chosen_by,
+                "note": " ".join(notes),
+            }
+        )
+
+
+def _distributions(backend: BackendRecord) -> set[str]:
+    return {name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|")}
+
+
+def _kind_of(source: ModelSource) -> DrafterKind:
+    """The kind of a drafter that the caller named: published GGUF drafters say ``mtp-`` in their names."""
+    name = (source.file or source.id).rpartition("/")[2].lower()
+    if source.format == "gguf" and name.startswith("mtp-"):
+        return "mtp"
+    return drafter_kind(source.config) if source.config else "draft-model"

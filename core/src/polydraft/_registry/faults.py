@@ -1,0 +1,118 @@
+"""Known faults of engines, matched against the installed versions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from polydraft._registry.tables import core_table
+from polydraft._registry.versions import VersionLookup, in_range, installed_version
+from polydraft.contract.records import BackendRecord, FaultRecord
+from polydraft.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from polydraft._plugins import PluginHost
+
+__all__ = ["FaultRegistry", "core_faults", "fault_sentences"]
+
+
+@cache
+def core_faults() -> tuple[FaultRecord, ...]:
+    """The faults of the core's own list."""
+    return tuple(FaultRecord.model_validate(table) for table in core_table("fault"))
+
+
+class FaultRegistry:
+    """Faults of plugins and of the core.
+
+    Args:
+        faults: The faults, those that count first.
+        lookup: Gives installed versions.
+    """
+
+    def __init__(self, faults: Iterable[FaultRecord], lookup: VersionLookup = installed_version) -> None:
+        by_id: dict[str, FaultRecord] = {}
+        for fault in faults:
+            by_id.setdefault(fault.id, fault)
+        self.faults = tuple(by_id.values())
+        self.lookup = lookup
+
+    @classmethod
+    def of(cls, host: PluginHost, lookup: VersionLookup = installed_version) -> FaultRegistry:
+        """The faults that plugins bring (which may correct the core's, by id), then the core's."""
+        return cls([*host.faults(), *core_faults()], lookup)
+
+    def faults_for(
+        self,
+        distribution: str,
+        version: str,
+        *,
+        affects: Iterable[str] | None = None,
+        model_types: Iterable[str] | None = None,
+    ) -> list[FaultRecord]:
+        """The faults of one version of an engine.
+
+        Args:
+            distribution: Name on the package index; letter case, '-' and '_' do not count.
+            version: Its version.
+            affects: What is about to be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
+            model_types: ``model_type`` of target and drafter; None: whatever the model. A fault that names
+                architectures counts if it names one of these.
+        """
+        wanted = None if affects is None else {*affects, "all"}
+        types = None if model_types is None else set(model_types)
+        return [
+            fault
+            for fault in self.faults
+            if _same(fault.distribution, distribution)
+            and (wanted is None or fault.affects in wanted)
+            and (types is None or not fault.architectures or types & set(fault.architectures))
+            and in_range(version, fault.versions)
+        ]
+
+    def faults_of(
+        self,
+        backend: BackendRecord,
+        *,
+        affects: Iterable[str] | None = None,
+        model_types: Iterable[str] | None = None,
+    ) -> list[tuple[FaultRecord, str]]:
+        """The faults of what is installed of a backend's engine and requirements, each with the installed version."""
+        affects = None if affects is None else list(affects)
+        model_types = None if model_types is None else list(model_types)
+        names = dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|"))
+        return [
+            (fault, version)
+            for name in names
+            if (version := self.lookup(name)) is not None
+            for fault in self.faults_for(name, version, affects=affects, model_types=model_types)
+        ]
+
+    def refusal(
+        self, backend: BackendRecord, affects: Iterable[str], model_types: Iterable[str]
+    ) -> tuple[FaultRecord, str] | None:
+        """The first fault that forbids what is about to be used, with the installed version; None if none does."""
+        found = self.faults_of(backend, affects=affects, model_types=model_types)
+        return next((entry for entry in found if entry[0].severity == "refuse"), None)
+
+    def check(self, backend: BackendRecord, affects: Iterable[str], model_types: Iterable[str]) -> None:
+        """Refuse what a known fault forbids.
+
+        Raises:
+            BackendUnavailableError: An installed version has such a fault.
+        """
+        found = self.refusal(backend, affects, model_types)
+        if found is not None:
+            raise BackendUnavailableError(*fault_sentences(*found))
+
+
+def fault_sentences(fault: FaultRecord, version: str) -> tuple[str, str]:
+    """What is wrong with the installed version, and what to do."""
+    link = f" See {fault.link}." if fault.link else ""
+    return f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
+
+
+def _same(a: str, b: str) -> bool:
+    return a.lower().replace("_", "-") == b.lower().replace("_", "-")

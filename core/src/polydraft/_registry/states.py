@@ -1,0 +1,92 @@
+"""Whether a backend can run here: its requirements, its known faults and its own diagnosis, put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polydraft._registry.faults import fault_sentences
+from polydraft._registry.versions import in_range, installed_alternative
+from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
+from polydraft.errors import BackendUnavailableError, PluginError, PolydraftError
+
+if TYPE_CHECKING:
+    from polydraft._plugins import PluginHost
+    from polydraft._registry.faults import FaultRegistry
+
+__all__ = ["BackendState", "backend_state"]
+
+
+class BackendState(Record):
+    """A backend on this machine."""
+
+    record: BackendRecord
+    diagnosis: Diagnosis | None = None
+    """What the backend says of itself; None if it was not asked, since something else is in the way."""
+    problem: str = ""
+    """Why it cannot run here, one sentence; empty if it can."""
+    remedy: str = ""
+    """The exact command or step that fixes it."""
+    faults: tuple[tuple[FaultRecord, str], ...] = ()
+    """Known faults of the installed versions, each with the version."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is in the way."""
+        return not self.problem
+
+    def check(self) -> None:
+        """Do nothing if the backend is usable.
+
+        Raises:
+            BackendUnavailableError: It is not.
+        """
+        if self.problem:
+            raise BackendUnavailableError(
+                f"The backend {self.record.name} cannot run here: {self.problem}", self.remedy
+            )
+
+
+def backend_state(host: PluginHost, record: BackendRecord, faults: FaultRegistry) -> BackendState:
+    """Look at one backend. Never raises: whatever goes wrong is the backend's ``problem``.
+
+    In this order: what the record requires must be installed, no known fault may forbid the engine as a whole, and the
+    backend's own diagnosis, which may import the engine, must find it usable.
+    """
+    known = tuple(faults.faults_of(record))
+    problem, remedy = _installed_problem(record, faults) or _fault_problem(known) or ("", "")
+    if problem:
+        return BackendState(record=record, problem=problem, remedy=remedy, faults=known)
+    try:
+        diagnosis = host.backend(record.name).diagnose()
+        if not isinstance(diagnosis, Diagnosis):
+            raise TypeError(f"diagnose() returned a {type(diagnosis).__name__}")
+    except PluginError as error:
+        return BackendState(record=record, problem=error.message, remedy=error.hint, faults=known)
+    except Exception as error:  # a plugin's fault must not take doctor or backend="auto" down
+        hint = error.hint if isinstance(error, PolydraftError) else "Report it to the plugin's author."
+        return BackendState(
+            record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {error}.", remedy=hint, faults=known
+        )
+    if not diagnosis.usable:
+        problem, remedy = diagnosis.reason or "no reason was given.", diagnosis.remedy or record.install_hint
+    return BackendState(record=record, diagnosis=diagnosis, problem=problem, remedy=remedy, faults=known)
+
+
+def _installed_problem(record: BackendRecord, faults: FaultRegistry) -> tuple[str, str] | None:
+    """What the record requires and this environment lacks, with the command that installs it."""
+    for names, specifier in record.requires.items():
+        found = installed_alternative(names, faults.lookup)
+        wanted = f"{' or '.join(names.split('|'))} {specifier}"
+        if found is None:
+            return f"it needs {wanted}, which is not installed.", record.install_hint
+        if not in_range(found[1], specifier):
+            return f"it needs {wanted}; {found[0]} {found[1]} is installed.", f"pip install '{found[0]}{specifier}'"
+    return None
+
+
+def _fault_problem(known: tuple[tuple[FaultRecord, str], ...]) -> tuple[str, str] | None:
+    """The first known fault that forbids the engine, whatever the model."""
+    for fault, version in known:
+        if fault.severity == "refuse" and fault.affects in {"import", "all"} and not fault.architectures:
+            return fault_sentences(fault, version)
+    return None

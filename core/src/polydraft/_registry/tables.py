@@ -1,0 +1,117 @@
+"""Reading the registry's TOML files: tables into records, and errors that name file, line and field."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from packaging.version import Version
+from pydantic import ValidationError
+
+from polydraft.contract.records import PairRecord, Record
+from polydraft.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["check_pair_record", "core_table", "expand", "read_table", "records"]
+
+R = TypeVar("R", bound=Record)
+_GROUP = re.compile(r"\{([^{}]*)\}")
+
+
+def core_table(name: str) -> list[dict[str, Any]]:
+    """The tables ``[[name]]`` of the core's own file ``data/<name>s.toml``."""
+    text = files("polydraft._registry").joinpath("data", f"{name}s.toml").read_text(encoding="utf-8")
+    tables: list[dict[str, Any]] = tomllib.loads(text)[name]
+    return tables
+
+
+def read_table(path: Path, name: str) -> list[dict[str, Any]]:
+    """The tables ``[[name]]`` of a user's file.
+
+    Raises:
+        InvalidRequestError: The file cannot be read, is not TOML, or holds something else.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Correct that place.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{path} cannot be read: {error}.", "Check the path.") from error
+    unknown = sorted(set(data) - {name})
+    tables = data.get(name, [])
+    if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        what = f"holds {unknown[0]!r}" if unknown else f"has a {name!r} that is no list of tables"
+        raise InvalidRequestError(f"{path} {what}.", f"It may hold tables [[{name}]] only.")
+    return tables
+
+
+def records(kind: type[R], tables: list[dict[str, Any]], path: Path, name: str) -> list[R]:
+    """Validate a user's tables.
+
+    Raises:
+        InvalidRequestError: A field is missing, unknown or wrong; the sentence names file, line and field.
+    """
+    found: list[R] = []
+    for number, table in enumerate(tables):
+        try:
+            found.append(kind.model_validate(table))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or name
+            line = _line(path, name, number)
+            raise InvalidRequestError(
+                f"{path}, line {line}: [[{name}]] number {number + 1} is wrong: {field}: {first['msg']}.",
+                f"Known fields: {', '.join(kind.model_fields)}.",
+            ) from error
+    return found
+
+
+def _line(path: Path, name: str, number: int) -> int:
+    """Line of the n-th ``[[name]]``; 1 if it is written in another way."""
+    pattern = re.compile(rf"\s*\[\[\s*{name}\s*\]\]")
+    lines = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if pattern.match(line)]
+    return lines[number] if number < len(lines) else 1
+
+
+def check_pair_record(pair: PairRecord) -> None:
+    """Check what the record's types cannot say.
+
+    Raises:
+        ValueError: A k is not positive, a version is not of PEP 440, or the groups of the ids do not go together.
+    """
+    for k in pair.num_speculative_tokens.values():
+        if k < 1:
+            raise ValueError(f"it recommends {k} tokens, but k is at least 1")
+    for version in pair.min_versions.values():
+        Version(version)
+    list(expand(pair.target, pair.drafter, pair.drafter_file))
+
+
+def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:
+    """Expand the ``{A,B}`` group that each text may hold; groups of several texts go along with one another.
+
+    >>> list(expand("t-{a,b}", "d-{a,b}", None))
+    [('t-a', 'd-a', None), ('t-b', 'd-b', None)]
+    >>> list(expand("t-{a,b}", "d"))
+    [('t-a', 'd'), ('t-b', 'd')]
+
+    Raises:
+        ValueError: A text holds two groups, or groups are not of one size.
+    """
+    groups = [_GROUP.findall(text) if text else [] for text in texts]
+    if any(len(group) > 1 for group in groups):
+        raise ValueError("an id may hold one {A,B} group only")
+    members = [[part.strip() for part in group[0].split(",")] if group else [] for group in groups]
+    sizes = {len(parts) for parts in members if parts}
+    if len(sizes) > 1:
+        raise ValueError("the {A,B} groups of one entry must have as many members")
+    for i in range(sizes.pop() if sizes else 1):
+        yield tuple(
+            _GROUP.sub(lambda _, part=parts[i]: part, text) if text and parts else text  # type: ignore[misc]
+            for text, parts in zip(texts, members, strict=True)
+        )

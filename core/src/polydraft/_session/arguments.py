@@ -1,0 +1,45 @@
+"""The keyword arguments of a call: one list for ``generate``, ``stream``, their async twins and ``generate_many``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from polydraft._signatures import shows_arguments
+
+if TYPE_CHECKING:
+    from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
+    from polydraft.contract.requests import Acceptance, Speculate
+
+__all__ = ["CallArguments", "call_arguments"]
+
+
+class CallArguments(TypedDict, total=False):
+    """What ``Session.generate`` documents. What is left out or None takes the default of ``GenerationSettings``."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    banned_token_ids: Sequence[int] | None
+    forced_token_ids: Mapping[int, int] | None
+    logits_processor: LogitsProcessor | StatefulLogitsProcessor | None
+    acceptance: Acceptance | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    logprobs: int | None
+    speculate: Speculate
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+
+
+call_arguments = shows_arguments(CallArguments, {"speculate": "auto"})
+"""Decorates a method that takes ``**arguments: Unpack[CallArguments]``."""

@@ -1,0 +1,119 @@
+"""One call in progress: what the engine reads and reports, and the result that is made of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from polydraft._loop.counts import RoundCounts
+from polydraft.contract.results import FinishReason, GenerationResult, Round
+from polydraft.errors import EngineError
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import OffReason, TokenRequest
+    from polydraft.contract.results import GenerationStats, RunningInfo, TokenLogprobs
+    from polydraft.text._tracker import OutputTracker
+
+__all__ = ["Call"]
+
+
+class Call:
+    """Implements ``polydraft.contract.Generation``.
+
+    Args:
+        request: The call in tokens.
+        tracker: Gets every emitted token; says when the output ends.
+        running: What runs, for the result.
+        speculation_off: Why this call does not speculate; None if it does.
+    """
+
+    def __init__(
+        self,
+        request: TokenRequest,
+        tracker: OutputTracker,
+        running: RunningInfo,
+        speculation_off: OffReason | None = None,
+    ) -> None:
+        self.request = request
+        self.tracker = tracker
+        self.running = running
+        self.speculation_off = speculation_off
+        self.counts = RoundCounts()
+        self.logprobs: tuple[TokenLogprobs, ...] | None = None
+        self._cancelled = threading.Event()
+
+    def cancelled(self) -> bool:
+        """Whether the caller has cancelled or closed."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Ask the engine to stop, from any thread."""
+        self._cancelled.set()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens emitted so far."""
+        return self.tracker.token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the output has ended; None while it goes on."""
+        return self.tracker.finish_reason
+
+    @property
+    def stop_match(self) -> str | int | None:
+        """The stop string or token id that ended the output."""
+        return self.tracker.stop_match
+
+    def emit(
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_draft_tokens: int | None,
+        num_accepted_tokens: int | None,
+        logprobs: Sequence[TokenLogprobs] | None = None,
+        seconds: float | None = None,
+    ) -> Round:
+        """Emit one round, cut where the output ends: see ``polydraft.contract.Generation.emit``."""
+        if self.finish_reason is not None:
+            raise EngineError(
+                "The engine emitted tokens after the end of the output.",
+                "This is a defect of the backend; report it to its authors.",
+            )
+        accepted = num_accepted_tokens or 0
+        kept = 0
+        for index, token_id in enumerate(token_ids):
+            kept += 1
+            if self.tracker.push(token_id, is_draft=index < accepted) is not None:
+                break
+        return Round(
+            token_ids=tuple(token_ids[:kept]),
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=None if num_accepted_tokens is None else min(accepted, kept),
+            logprobs=None if logprobs is None else tuple(logprobs[:kept]),
+            seconds=seconds,
+        )
+
+    def report(self, stats: GenerationStats) -> None:
+        """Replace the statistics counted from rounds by the engine's own."""
+        self.counts.reported = stats
+
+    def result(self) -> GenerationResult:
+        """The result of what was generated so far."""
+        tracker = self.tracker
+        return GenerationResult(
+            text=tracker.text,
+            raw_text=tracker.raw_text,
+            token_ids=tracker.token_ids,
+            prompt_token_ids=self.request.prompt_token_ids,
+            finish_reason=tracker.finish_reason or "cancelled",
+            stop_match=tracker.stop_match,
+            thinking=tracker.thinking,
+            tool_calls=tracker.tool_calls,
+            logprobs=self.logprobs,
+            settings=self.request.settings.model_copy(update={"seed": self.request.seed}),
+            stats=self.counts.stats(),
+            running=self.running,
+            speculation_off=self.speculation_off,
+        )

@@ -1,0 +1,401 @@
+"""``Session``: what an app holds. It has an engine, and turns calls into requests for it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack, final
+
+from polydraft import reasons
+from polydraft._loop.stepping import stepping_rounds
+from polydraft._session.arguments import CallArguments, call_arguments
+from polydraft._session.call import Call
+from polydraft._session.call_lock import CallLock, busy_error, current_thread_owner
+from polydraft._session.guards import ProcessGuard, Reentrancy
+from polydraft._session.monitor import AcceptanceMonitor
+from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
+from polydraft._session.stream import TokenStream
+from polydraft.contract.requests import TokenRequest
+from polydraft.contract.results import Chunk, GenerationResult, Round, RunningInfo
+from polydraft.contract.stepping import SteppingEngine
+from polydraft.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    SessionClosedError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+from polydraft.text._prompts import encode_prompt
+from polydraft.text._tracker import OutputTracker
+from polydraft.text.ids_only import IdsOnlyTokenizer
+
+if TYPE_CHECKING:
+    from polydraft.contract.records import Capabilities
+    from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
+    from polydraft.contract.tokenizer import Tokenizer
+    from polydraft.contract.whole import WholeEngine
+
+__all__ = ["Session"]
+
+_TURNS = 20  # of the event loop
+
+
+@final
+class Session:
+    """A loaded target with its drafter. Created by ``polydraft.load``; a context manager.
+
+    Safe to use from several threads: ``running.concurrency`` says whether calls wait for one another (``serial``) or
+    make progress together (``concurrent``). A session cannot be used in a forked process.
+
+    Args:
+        engine: The loaded engine; the session closes it.
+        running: What really runs: the engine's own account, with what was found out after loading.
+        capabilities: The backend's.
+    """
+
+    def __init__(self, engine: SteppingEngine | WholeEngine, running: RunningInfo, capabilities: Capabilities) -> None:
+        self._engine = engine
+        self._tokenizer = engine.tokenizer
+        self._running = running
+        self._capabilities = capabilities
+        self._lock = CallLock(serial=running.concurrency == "serial")
+        self._process = ProcessGuard()
+        self._reentrancy = Reentrancy()
+        self._closed = False
+        self._engine_to_close = False
+        # Reentrant: a signal handler may close the session while its thread does.
+        self._close_lock = threading.RLock()
+        self._in_progress: set[Call] = set()
+        self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        self._streams_lock = threading.RLock()
+        self._monitor = AcceptanceMonitor(running)
+
+    @property
+    def running(self) -> RunningInfo:
+        """What really runs: engine and version, pair, effective k, dtype, device, method."""
+        return self._running
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def engine(self) -> SteppingEngine | WholeEngine:
+        """The loaded engine, for tools that measure it, such as the conformance suite."""
+        return self._engine
+
+    @call_arguments
+    def generate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
+        """Generate to the end.
+
+        Args:
+            prompt: Text (raw, with BOS once), chat messages, or token ids.
+            max_new_tokens: And the other settings: see ``GenerationSettings``, which holds the defaults.
+            min_new_tokens: Tokens before which nothing ends the output.
+            temperature: 0 is greedy.
+            top_p: Nucleus.
+            top_k: 0 keeps all.
+            min_p: Relative to the largest probability.
+            repetition_penalty: Of tokens that prompt or output have; above 1 discourages (Transformers, vLLM).
+            presence_penalty: Of tokens that the output has, -2 to 2 (OpenAI, vLLM).
+            frequency_penalty: The same, times their number in the output.
+            logit_bias: Token id -> number from -100 to 100, added to its logit.
+            banned_token_ids: Tokens that are never chosen.
+            forced_token_ids: Index in the output, from 0 -> the token there.
+            logits_processor: ``(prefix_ids, logits) -> logits``, a pure function, or an object that has ``accept`` and
+                ``rollback`` as well: see ``polydraft.contract.processors``.
+            acceptance: ``exact-match``, or ``rejection``, which is **not seed-identical**: see ``Acceptance``.
+            seed: Drawn if None; the result tells it.
+            stop: Stop strings.
+            stop_token_ids: Ids that end the output.
+            ignore_eos: Go on after end-of-sequence ids.
+            logprobs: How many best tokens to report at each position.
+            speculate: ``auto`` never fails for want of speculation and says why it is off; ``on`` refuses instead.
+            tools: Tool schemas for the chat template.
+            chat_template_kwargs: For the chat template, such as ``{"enable_thinking": True}``.
+
+        Raises:
+            InvalidRequestError: A setting or the prompt is wrong.
+            UnsupportedError: A setting is none that the backend honours.
+            ContextLengthError: The prompt does not fit.
+            SpeculationUnavailableError: ``speculate="on"``, and it cannot.
+            EngineError: The engine failed; ``partial_text`` holds what there was.
+            LogitsProcessorError: The logits processor failed, or gave logits that cannot be used.
+            SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished
+                stream of a session whose calls are serial.
+            SessionClosedError: The session is closed.
+            ForkedSessionError: It was loaded in another process.
+        """
+        stream = self._stream(prompt, arguments)
+        for _ in stream:
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    @call_arguments
+    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> TokenStream:
+        """Generate as an iterator of chunks, one per round. Arguments and errors are those of ``generate``.
+
+        The arguments are checked now; the engine starts with the first chunk. Closing the iterator cancels at once.
+        """
+        return self._stream(prompt, arguments)
+
+    @call_arguments
+    def generate_many(self, prompts: Sequence[Prompt], **arguments: Unpack[CallArguments]) -> list[GenerationResult]:
+        """Generate for each prompt; results in the prompts' order.
+
+        Prompt i draws from noise stream i of the one seed: equal prompts give different samples, and the first result
+        is that of ``generate``. An engine that batches by itself works on all of them at once, any other on one after
+        the other. Keyword arguments are those of ``generate``. All prompts are checked before any runs.
+        """
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+            raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
+        if arguments.get("seed") is None:
+            arguments["seed"] = _draw_seed()
+        streams = [self._stream(prompt, arguments, noise_stream=index) for index, prompt in enumerate(prompts)]
+        results = []
+        try:
+            if self._running.concurrency == "concurrent":
+                for stream in streams:
+                    stream.start()
+            for stream in streams:
+                for _ in stream:
+                    pass
+                assert stream.result is not None
+                results.append(stream.result)
+        finally:
+            for stream in streams[len(results) :]:  # one failed: the others must not go on unread
+                stream.close()
+        return results
+
+    @call_arguments
+    async def agenerate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
+        """``generate`` for an event loop; cancelling the task cancels the generation."""
+        stream = self._stream(prompt, arguments)
+        async with aclosing(self._iterate(stream)) as chunks:
+            async for _ in chunks:
+                pass
+        assert stream.result is not None
+        return stream.result
+
+    @call_arguments
+    async def astream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk]:
+        """``stream`` for an event loop; closing the async iterator cancels."""
+        async with aclosing(self._iterate(self._stream(prompt, arguments))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def cancel(self) -> None:
+        """Cancel all calls under way, from any thread. The session stays usable.
+
+        Raises:
+            ForkedSessionError: The session belongs to the parent process.
+        """
+        self._process.check()
+        for stream in self._open_streams():
+            stream.cancel()
+
+    def close(self) -> None:
+        """Cancel all calls and free the engine. May be called twice.
+
+        Called from inside a step (by a logits processor or a signal handler) it does not wait: calls end, and the
+        engine is freed, when the steps under way are over. In a forked process it does nothing: the engine is the
+        parent's.
+        """
+        if not self._process.is_here:
+            return
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        streams = self._open_streams()
+        for stream in streams:
+            stream.cancel()  # all first: one may wait for another to end
+        for stream in streams:
+            stream.close()
+        self._engine_to_close = True
+        self._close_idle_engine()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # How a call runs ------------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        self._process.check()
+        if self._closed:
+            raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
+
+    def _stream(self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0) -> TokenStream:
+        self._check_usable()
+        self._reentrancy.check()
+        given = dict(arguments)
+        for name in ("speculate", "tools", "chat_template_kwargs"):
+            given.pop(name, None)
+        vocab_size = self._tokenizer.vocab_size
+        settings = effective_settings(given, vocab_size)
+        check_supported(settings, self._capabilities, self._running.backend)
+        if not isinstance(self._engine, SteppingEngine):
+            self._engine.check_settings(settings)
+        if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
+            raise UnsupportedError(
+                "Stop strings were given, and this model has no tokenizer to find them.", "Give stop_token_ids."
+            )
+        encoded = encode_prompt(
+            prompt,
+            self._tokenizer,
+            tools=arguments.get("tools"),
+            chat_template_kwargs=arguments.get("chat_template_kwargs"),
+            vocab_size=vocab_size,
+        )
+        context = self._running.context_length
+        if len(encoded.token_ids) >= context:
+            raise ContextLengthError(
+                f"The prompt has {len(encoded.token_ids)} tokens, and the context holds {context}, output included.",
+                "Shorten the prompt, or load the model with a larger context_length if it has one.",
+            )
+        room = min(settings.max_new_tokens, context - len(encoded.token_ids))
+        off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
+        request = TokenRequest(
+            prompt_token_ids=encoded.token_ids,
+            settings=settings,
+            seed=_draw_seed() if settings.seed is None else settings.seed,
+            stream=noise_stream,
+            speculate=off is None,
+            num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
+            eos_token_ids=frozenset() if settings.ignore_eos else self._tokenizer.eos_token_ids,
+            max_total_tokens=context,
+        )
+        check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
+        tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
+        stream = TokenStream(
+            Call(request, tracker, self._running, off),
+            self._start,
+            self._acquire_for_thread,
+            self._finished,
+            self._reentrancy,
+        )
+        with self._streams_lock:
+            self._streams.add(stream)
+        return stream
+
+    def _open_streams(self) -> list[TokenStream]:
+        with self._streams_lock:
+            return list(self._streams)
+
+    def _off_reason(self, speculate: Speculate, settings: GenerationSettings, room: int) -> OffReason | None:
+        """Why not to speculate; ``room`` is how many tokens may come."""
+        if speculate not in ("auto", "on", "off"):
+            raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
+        if speculate == "off":
+            return reasons.by_caller("speculate='off'")
+        off = None
+        if self._running.method is None or self._running.num_speculative_tokens == 0:
+            off = self._running.speculation_off or reasons.no_drafter(self._running.target)
+        elif room <= 2:  # the first is prefill's, the last one a bonus token
+            off = reasons.too_few_tokens()
+        elif not isinstance(self._engine, SteppingEngine):
+            off = self._engine.speculation_conflict(settings)
+        if off is not None and speculate == "on":
+            raise SpeculationUnavailableError(
+                f"speculate='on', but speculation is off: {off.message}", "Use speculate='auto' to decode plainly."
+            )
+        return off
+
+    def _acquire_for_thread(self, given_up: Callable[[], bool]) -> bool:
+        self._check_usable()
+        if not self._lock.acquire(current_thread_owner(), given_up):
+            return False
+        try:
+            self._check_usable()  # it may have been closed meanwhile
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def _start(self, call: Call) -> Iterator[Round]:
+        self._in_progress.add(call)
+        engine = self._engine
+        return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
+
+    def _finished(self, call: Call) -> None:
+        self._in_progress.discard(call)
+        self._lock.release()
+        self._monitor.add(call)
+        self._close_idle_engine()
+
+    def _close_idle_engine(self) -> None:
+        """Close the engine once ``close`` has asked for it and no call uses it."""
+        with self._close_lock:
+            if not self._engine_to_close or self._in_progress:
+                return
+            self._engine_to_close = False
+        self._engine.close()
+
+    async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
+        """Drive a stream in worker threads; the event loop waits for the call lock itself, so it blocks no worker."""
+        owner: Hashable = ("task", asyncio.current_task())
+        took = held = False
+
+        def use_held_lock(given_up: Callable[[], bool]) -> bool:
+            nonlocal held
+            self._check_usable()
+            held = False
+            return True
+
+        stream.use_lock(use_held_lock)
+        try:
+            took = held = await self._wait_for_lock(owner, stream)
+            while True:
+                chunk = await asyncio.to_thread(next, stream, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            if took and self._lock.held_by(owner):
+                self._lock.leave()
+            stream.cancel()
+            await _to_the_end(asyncio.to_thread(stream.close))
+            if held:
+                self._lock.release()
+
+    async def _wait_for_lock(self, owner: Hashable, stream: TokenStream) -> bool:
+        """Take the call lock; False if the call is cancelled while it waits."""
+        tries = 0
+        while not self._lock.try_acquire(owner):
+            if stream.cancelled:
+                return False
+            # A stream that this task dropped releases the lock within a few turns of the event loop.
+            if tries > _TURNS and self._lock.held_by(owner):
+                raise busy_error("task")
+            tries += 1
+            await asyncio.sleep(0.002)
+        return True
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for ``work`` however often the waiting task is cancelled, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(2**32)

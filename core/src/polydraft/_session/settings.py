@@ -1,0 +1,190 @@
+"""From a call's keyword arguments to effective settings, with errors that name the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from polydraft.contract.requests import DEFAULT_SETTINGS, LONGEST_STOP, GenerationSettings
+from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling._processors import processor_kind
+
+if TYPE_CHECKING:
+    from polydraft.contract.records import Capabilities
+
+__all__ = ["check_some_token_left", "check_supported", "effective_settings"]
+
+_LEAST_TEMPERATURE = 1e-6  # float32 overflows for 1/T of less than about 1e-38
+_LARGEST_BIAS = 100.0
+_LONGEST_SHOWN = 200
+_OBLIGATORY = frozenset({"max_new_tokens", "stop", "stop_token_ids", "ignore_eos"})
+_ALLOWED = {
+    "max_new_tokens": "a whole number of at least 1",
+    "min_new_tokens": "a whole number of at least 0, not above max_new_tokens",
+    "temperature": "0 (greedy), or a number from 1e-6 to 1e6",
+    "top_p": "a number above 0 and at most 1",
+    "top_k": "a whole number of at least 0 (0 keeps all tokens)",
+    "min_p": "a number from 0 to 1",
+    "repetition_penalty": "a number from 0.001 to 1000 (1 is none)",
+    "presence_penalty": "a number from -2 to 2",
+    "frequency_penalty": "a number from -2 to 2",
+    "logit_bias": "a dict from token ids to numbers from -100 to 100",
+    "banned_token_ids": "a sequence of token ids",
+    "forced_token_ids": "a dict from indices in the output, 0 or more, to token ids",
+    "logits_processor": "a function (prefix_ids, logits) -> logits, or an object with accept and rollback as well",
+    "acceptance": "'exact-match' or 'rejection'",
+    "seed": "a whole number from 0 to 2**63 - 1",
+    "stop": f"a text or a sequence of texts of 1 to {LONGEST_STOP} characters",
+    "stop_token_ids": "a sequence of token ids",
+    "ignore_eos": "True or False",
+    "logprobs": "a whole number from 0 to 64",
+}
+
+
+def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> GenerationSettings:
+    """Settings of a call; what is None takes the default of ``GenerationSettings``.
+
+    Args:
+        given: The call's.
+        vocab_size: Token ids lie below it; None where no model is loaded yet.
+
+    Raises:
+        InvalidRequestError: A setting has the wrong type or is out of range.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    stop = values.get("stop")
+    if stop is not None:
+        values["stop"] = (stop,) if isinstance(stop, str) else _sequence("stop", stop)
+        if "" in values["stop"]:
+            raise InvalidRequestError("A stop string is empty.", "Leave it out, or give at least one character.")
+        longest = max((len(one) for one in values["stop"] if isinstance(one, str)), default=0)
+        if longest > LONGEST_STOP:
+            raise InvalidRequestError(
+                f"A stop string has {longest} characters.", f"Give at most {LONGEST_STOP}, such as its first ones."
+            )
+    for name in ("stop_token_ids", "banned_token_ids"):
+        if name in values:
+            values[name] = _sequence(name, values[name])
+    for name in ("logit_bias", "forced_token_ids"):
+        if name in values:
+            values[name] = _mapping(name, values[name])
+    if "logits_processor" in values:
+        processor_kind(values["logits_processor"])
+    for name, value in values.items():
+        if name in _ALLOWED and isinstance(value, bool) and name != "ignore_eos":
+            raise _invalid(name, value)
+    try:
+        settings = GenerationSettings.model_validate(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise _invalid(name, values.get(name)) from error
+    _check_token_ids(settings, vocab_size)
+    _check_values(settings)
+    if settings.min_new_tokens > settings.max_new_tokens:
+        raise InvalidRequestError(
+            f"min_new_tokens ({settings.min_new_tokens}) is above max_new_tokens ({settings.max_new_tokens}).",
+            "Lower the one or raise the other.",
+        )
+    return settings
+
+
+def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], vocab_size: int) -> None:
+    """Refuse settings that forbid every token.
+
+    Args:
+        settings: The call's.
+        ends: What ends the output: forbidden until ``min_new_tokens`` is reached.
+        vocab_size: Number of the model's tokens.
+
+    Raises:
+        InvalidRequestError: No token could be chosen.
+    """
+    if len(settings.banned_token_ids) + settings.min_new_tokens < 1:
+        return
+    forbidden = {*settings.banned_token_ids, *(ends if settings.min_new_tokens else ())}
+    if len(forbidden) >= vocab_size:
+        raise InvalidRequestError(
+            f"banned_token_ids leaves none of the model's {vocab_size} tokens to choose from.",
+            "Ban fewer tokens; while min_new_tokens is not reached, those that end the output are forbidden as well.",
+        )
+
+
+def check_supported(settings: GenerationSettings, capabilities: Capabilities, backend: str) -> None:
+    """Refuse settings that the backend does not claim to honour.
+
+    Raises:
+        UnsupportedError: A setting differs from its default and is not among the capabilities.
+    """
+    for name in GenerationSettings.model_fields:
+        if name in _OBLIGATORY or name in capabilities.sampling:
+            continue
+        value, default = getattr(settings, name), getattr(DEFAULT_SETTINGS, name)
+        if value is not default and (default is None or value != default):
+            raise UnsupportedError(
+                f"The backend {backend} does not honour {name}.",
+                "Leave it out, or choose another backend (`polydraft backends` lists them).",
+            )
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise _invalid(name, value)
+    return tuple(value)
+
+
+def _mapping(name: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _invalid(name, value)
+    if any(isinstance(part, bool) for item in value.items() for part in item):
+        raise _invalid(name, value)
+    return dict(value)
+
+
+def _check_token_ids(settings: GenerationSettings, vocab_size: int | None) -> None:
+    named = {
+        "stop_token_ids": settings.stop_token_ids,
+        "banned_token_ids": settings.banned_token_ids,
+        "logit_bias": settings.logit_bias,
+        "forced_token_ids": settings.forced_token_ids.values(),
+    }
+    for name, token_ids in named.items():
+        for token_id in token_ids:
+            if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
+                raise InvalidRequestError(
+                    f"{name} holds {token_id}, which is no token of this model.",
+                    "Token ids are not negative."
+                    if vocab_size is None
+                    else f"Token ids go from 0 to {vocab_size - 1}.",
+                )
+
+
+def _check_values(settings: GenerationSettings) -> None:
+    if settings.temperature and not _LEAST_TEMPERATURE <= settings.temperature <= 1 / _LEAST_TEMPERATURE:
+        raise _invalid("temperature", settings.temperature)
+    for token_id, bias in settings.logit_bias.items():
+        if not abs(bias) <= _LARGEST_BIAS:
+            raise InvalidRequestError(
+                f"logit_bias of token {token_id} is {bias}.",
+                "Give a number from -100 to 100; a token is forbidden by banned_token_ids.",
+            )
+    for index, token_id in settings.forced_token_ids.items():
+        if not 0 <= index < settings.max_new_tokens:
+            raise InvalidRequestError(
+                f"forced_token_ids names index {index} of an output of {settings.max_new_tokens} tokens.",
+                "The first new token has index 0; raise max_new_tokens for more.",
+            )
+        if token_id in settings.banned_token_ids:
+            raise InvalidRequestError(
+                f"Token {token_id} is banned, and forced at index {index} of the output.", "Leave out the one or other."
+            )
+
+
+def _invalid(name: str, value: Any) -> InvalidRequestError:
+    if name not in _ALLOWED:
+        return InvalidRequestError(f"There is no setting named {name}.", f"Known settings: {', '.join(_ALLOWED)}.")
+    shown = repr(value)
+    shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
+    return InvalidRequestError(f"{name} is {shown}.", f"Give {_ALLOWED[name]}.")

@@ -1,0 +1,234 @@
+"""A generation as its caller sees it: an iterator of chunks with a result at its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from polydraft._session.guards import ProcessGuard, Reentrancy
+from polydraft.contract.results import Chunk, Round
+from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
+
+if TYPE_CHECKING:
+    from polydraft._session.call import Call
+    from polydraft.contract.results import GenerationResult
+    from polydraft.text._tracker import TextDelta
+
+__all__ = ["TokenStream"]
+
+
+class TokenStream(Iterator[Chunk]):
+    """Chunks of one generation, one per round. Also a context manager: leaving it cancels.
+
+    ``cancel()`` may be called from any thread; ``close()`` ends it at once, and is what leaving a ``for`` loop early
+    and dropping the stream comes to. ``result`` is there once the stream has ended, however it ended.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        rounds: Callable[[Call], Iterator[Round]],
+        acquire: Callable[[Callable[[], bool]], bool],
+        finished: Callable[[Call], None],
+        reentrancy: Reentrancy,
+    ) -> None:
+        self._call = call
+        self._acquire = acquire
+        self._finished = finished
+        self._make_rounds = rounds
+        self._rounds: Iterator[Round] | None = None
+        self._state = "new"
+        self._process = ProcessGuard()
+        self._reentrancy = reentrancy
+        self._step_lock = threading.Lock()
+        self._close_asked = False
+        self._result: GenerationResult | None = None
+
+    def use_lock(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
+        """Replace how the stream takes its session's call lock; for a driver that has taken it already.
+
+        Args:
+            acquire: Takes a function that says whether the call was cancelled while it waited; returns False if it was.
+        """
+        self._acquire = acquire
+
+    @property
+    def result(self) -> GenerationResult | None:
+        """The result; None until the stream has ended."""
+        return self._result
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled or closed."""
+        return self._call.cancelled()
+
+    def start(self) -> None:
+        """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
+        with self._step():
+            if self._state != "ended" and self._take_lock():
+                self._open()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        with self._step():
+            if self._state == "ended":
+                raise StopIteration
+            try:
+                return self._advance()
+            except BaseException:
+                self._end()
+                raise
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        self._process.check()  # before the lock: another thread of the parent may hold it for ever
+        self._reentrancy.check()
+        with self._reentrancy.entered():
+            try:
+                with self._step_lock:
+                    yield
+            finally:
+                if self._close_asked:  # meanwhile, by someone who could not wait
+                    self._end_unless_in_use()
+
+    def _take_lock(self) -> bool:
+        """Start; False if the call was cancelled before."""
+        if self._state == "new":
+            if self.cancelled or not self._acquire(self._call.cancelled):
+                return False
+            self._state = "running"
+        return True
+
+    def _open(self) -> Iterator[Round]:
+        if self._rounds is None:
+            with self._typed_errors():
+                self._rounds = self._make_rounds(self._call)
+        return self._rounds
+
+    def _advance(self) -> Chunk:
+        call = self._call
+        emitted: Round | None = None
+        taken = self._take_lock()
+        started = time.perf_counter()  # waiting for other calls is not part of the prefill
+        if taken:
+            rounds = self._open()
+            with self._typed_errors():
+                emitted = next(rounds, None)
+        if emitted is None:
+            if call.tracker.finish_reason is not None:
+                raise StopIteration
+            delta = call.tracker.finish("cancelled")
+            self._end()
+            return _chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), delta, "cancelled")
+        seconds = time.perf_counter() - started if emitted.seconds is None else emitted.seconds
+        call.counts.add(emitted, seconds)
+        if emitted.logprobs is not None:
+            call.logprobs = (call.logprobs or ()) + emitted.logprobs
+        reason = call.tracker.finish_reason or ("cancelled" if self._close_asked else None)
+        delta = call.tracker.take() if reason is None else call.tracker.finish(reason)
+        if reason is not None:
+            self._end()
+        return _chunk(emitted, delta, reason)
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """What an engine raises, as polydraft's errors with the text so far."""
+        call = self._call
+        try:
+            yield
+        except PolydraftError as error:
+            if isinstance(error, EngineError) and not error.partial_text:
+                error.partial_text = call.tracker.text
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                "Memory ran out while generating.", "Give a smaller context_length, or a smaller model."
+            ) from error
+        except Exception as error:
+            raise EngineError(
+                f"The engine {call.running.engine} failed: {type(error).__name__}: {error}",
+                "The text so far is in the error's partial_text.",
+                partial_text=call.tracker.text,
+            ) from error
+
+    def cancel(self) -> None:
+        """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``.
+
+        Raises:
+            ForkedSessionError: The stream belongs to the parent process.
+        """
+        self._process.check()
+        self._call.cancel()
+
+    def close(self) -> None:
+        """Cancel and free what the call holds. Waits only for an engine call under way in another thread.
+
+        Called from inside a step of the session (a logits processor, a signal handler) it does not wait: the stream
+        ends when its step is over. In a forked process it does nothing: what the stream holds is the parent's.
+        """
+        if not self._process.is_here:
+            return
+        self._call.cancel()
+        if self._reentrancy:
+            self._close_asked = True
+            self._end_unless_in_use()
+            return
+        with self._reentrancy.entered(), self._step_lock:
+            self._end()
+
+    def _end_unless_in_use(self) -> None:
+        """End the stream; whoever is stepping or ending it now does so afterwards."""
+        if self._step_lock.acquire(blocking=False):
+            try:
+                self._end()
+            finally:
+                self._step_lock.release()
+
+    def _end(self) -> None:
+        if self._state == "ended":
+            return
+        started = self._state == "running"
+        self._state = "ended"
+        rounds, self._rounds = self._rounds, None
+        close = getattr(rounds, "close", None)
+        try:
+            if close is not None:
+                close()
+        finally:
+            if self._call.tracker.finish_reason is None:
+                self._call.tracker.finish("cancelled")
+            self._result = self._call.result()
+            if started:
+                self._finished(self._call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "ended") == "running":
+            self.close()
+
+
+def _chunk(emitted: Round, delta: TextDelta, reason: str | None) -> Chunk:
+    return Chunk.model_construct(
+        token_ids=emitted.token_ids,
+        text=delta.text,
+        num_accepted_tokens=emitted.num_accepted_tokens,
+        num_draft_tokens=emitted.num_draft_tokens,
+        segments=delta.segments,
+        thinking=delta.thinking,
+        tool_calls=delta.tool_calls,
+        logprobs=emitted.logprobs,
+        finish_reason=reason,
+    )

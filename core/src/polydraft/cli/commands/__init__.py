@@ -1,1 +1,0 @@
-"""The commands, one a file: options in, calls to the library, records out to ``polydraft.cli.render``."""

@@ -1,0 +1,54 @@
+"""How long the context of a loaded model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polydraft.checkpoints.config import text_config
+from polydraft.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import LoadRequest
+
+__all__ = ["check_context_length", "context_length"]
+
+_USUAL = 4096
+"""Tokens of context where neither the caller nor the config names a number."""
+
+
+def context_length(request: LoadRequest, *, longest: int | None = None, usual: int | None = None) -> int:
+    """Tokens of prompt and output together: as asked for, else the model's own number, within ``usual``.
+
+    Args:
+        request: What is being loaded.
+        longest: What the model was made for; None: its config's ``max_position_embeddings``, if it has one.
+        usual: The most that is taken unless the caller asks for more; None: no such limit.
+
+    Raises:
+        ContextLengthError: The caller asked for more than the model's own. The core has checked this before any
+            download for configs with ``max_position_embeddings``.
+    """
+    longest = longest or _longest(request)
+    check_context_length(request, longest)
+    if request.context_length is not None:
+        return request.context_length
+    return min(longest or usual or _USUAL, usual or longest or _USUAL)
+
+
+def check_context_length(request: LoadRequest, longest: int | None = None) -> None:
+    """Refuse a context that is longer than the model's own.
+
+    Raises:
+        ContextLengthError: It is.
+    """
+    longest = longest or _longest(request)
+    if longest is not None and (request.context_length or 0) > longest:
+        raise ContextLengthError(
+            f"context_length={request.context_length} is too long: {request.target.id} was made for {longest} tokens.",
+            f"Give context_length={longest} or less.",
+        )
+
+
+def _longest(request: LoadRequest) -> int | None:
+    found = text_config(request.target.config).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None

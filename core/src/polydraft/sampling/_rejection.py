@@ -1,0 +1,170 @@
+"""Independent rejection sampling: the opt-in rule of acceptance that is not identical by seed.
+
+Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1, and section 2.3: a draft x, drawn from q, is accepted with
+probability min(1, p(x) / q(x)); otherwise a token is drawn from max(p - q, 0), normalised. What comes out is
+distributed as p, the target's. p and q are the distributions after all settings. A draft that was not drawn here, such
+as an n-gram's, has q = 1: that keeps the distribution for any way of drafting that does not look at the noise. A draft
+that was drawn here and then exchanged is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polydraft.errors import EngineError
+from polydraft.sampling._host import choose_on_host, kept_on_host
+from polydraft.sampling._logprobs import token_logprobs
+from polydraft.sampling._sampler import NOT_CHOSEN, RuleSampler
+from polydraft.sampling.noise import gumbel, row_keys
+from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft.sampling.rule import choose_tokens
+
+if TYPE_CHECKING:
+    from polydraft.contract.arrays import ArrayOps
+    from polydraft.contract.requests import TokenRequest
+    from polydraft.contract.results import TokenLogprobs
+
+__all__ = ["RejectionSampler", "make_sampler"]
+
+# Noise of its own for each use: draws must not depend on one another. Callers' streams are small numbers.
+_DRAFT, _ACCEPT, _REST = 1 << 40, 2 << 40, 3 << 40
+_AGAIN = 1 << 32  # apart, for each further draw at one position before it is decided
+_OPS = NumpyOps()
+
+Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Ascending token ids, and their probabilities; all others are 0."""
+
+
+def make_sampler(ops: ArrayOps[Any], request: TokenRequest) -> RuleSampler:
+    """The sampler that a generation's settings ask for. Greedy and plain decoding have no use for rejection."""
+    settings = request.settings
+    if settings.acceptance == "rejection" and settings.temperature > 0.0 and request.speculate:
+        return RejectionSampler(ops, request)
+    return RuleSampler(ops, request)
+
+
+class RejectionSampler(RuleSampler):
+    """A ``RuleSampler`` whose choice for a drafted position is the draft, if it is accepted, and else another token.
+
+    So a loop that accepts drafts while they equal the choices does the right thing. Rows after the first draft that is
+    not accepted are not chosen. The token of a prompt's end, and the bonus token, are chosen by the ordinary rule.
+    """
+
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
+        super().__init__(ops, request)
+        self._drawn: dict[int, tuple[int, Probabilities]] = {}  # position -> token, and what it was drawn from
+        self._on_device: dict[int, tuple[Any, Any]] = {}  # the same before the host has seen it: logits
+        self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
+
+    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
+        """See ``polydraft.contract.Sampler.choose_draft``. Draws with noise of its own, and remembers from what.
+
+        Of several draws for one position the last counts. Each has fresh noise: an engine may look at one before it
+        makes the logits of the next.
+        """
+        forced = self._forced.get(position)
+        ops, entered = self._entered(logits)
+        draft = None if forced is not None else self._draft(ops, entered, position, run_token_ids)
+        self._drawn.pop(position, None)
+        self._on_device.pop(position, None)
+        if draft is None:
+            return self._ops.first_column(self._ops.column([forced or 0], logits))
+        draws = self._draws[position] = self._draws.get(position, -1) + 1
+        stream = self._stream + _DRAFT + draws * _AGAIN
+        view = ops.host_view(draft)
+        if view is None:
+            chosen = choose_tokens(ops, draft, self._settings, self._seed, stream, position)
+            self._on_device[position] = chosen, draft * 1.0  # a copy: the engine may write over it
+            return chosen
+        token_id = int(choose_on_host(view, self._settings, self._seed, stream, position)[0])
+        if np.isfinite(view.max()):
+            self._drawn[position] = token_id, self._distribution(view[0])
+        return self._ops.first_column(self._ops.column([token_id], logits))
+
+    def choose(
+        self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
+    ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
+        """See ``polydraft.contract.Sampler.choose``."""
+        seen = self._begin(first_position, run_token_ids)
+        ops, entered = self._entered(logits)
+        drafts = [*run_token_ids[1:], None]
+        token_ids: list[int] = []
+        for row, draft in enumerate(drafts):
+            position, own = first_position + row, entered[row : row + 1]
+            if position in self._forced:
+                token_ids.append(self._forced[position])
+            else:
+                if self._processor is not None:
+                    changed = self._process(self._processor, own, position, seen[: row + 1], certain=True)
+                else:
+                    changed = self._adjusted(ops, own, position, seen[: row + 1])
+                token_ids.append(self._decide(ops, changed, position, draft))
+            if token_ids[-1] != draft:
+                break
+        self._drawn.clear()
+        self._on_device.clear()
+        self._draws.clear()
+        token_ids += [NOT_CHOSEN] * (len(drafts) - len(token_ids))
+        if self._settings.logprobs is None or not keep_logprobs:
+            return token_ids, None
+        return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)
+
+    def _decide(self, ops: ArrayOps[Any], logits: Any, position: int, draft: int | None) -> int:
+        """The token for one row, shape (1, vocab), that has been changed by the settings."""
+        if draft is None:
+            return int(ops.tolist(self._choose(logits, position, ops))[0])
+        token_ids, target = self._distribution(ops.numpy(logits)[0])
+        drafted = self._drafted(ops, position, draft)
+        chance = _at(token_ids, target, np.array([draft]))[0] / _at(*drafted, np.array([draft]))[0]
+        if self._uniform(position) < chance:
+            return draft
+        rest = target - _at(*drafted, token_ids)
+        rest[token_ids == draft] = 0.0
+        if not (rest > 0.0).any():  # p and q are the same but for rounding
+            return draft
+        with np.errstate(divide="ignore"):
+            scores = np.log(np.maximum(rest, 0.0)) + gumbel(_OPS, token_ids[None], self._keys(position, _REST))[0]
+        return int(token_ids[scores.argmax()])
+
+    def _drafted(self, ops: ArrayOps[Any], position: int, draft: int) -> Probabilities:
+        """What the draft was drawn from."""
+        if position in self._on_device:
+            chosen, logits = self._on_device[position]
+            self._drawn[position] = int(ops.tolist(chosen)[0]), self._distribution(ops.numpy(logits)[0])
+        if position not in self._drawn:
+            return np.array([draft]), np.array([1.0])
+        token_id, probabilities = self._drawn[position]
+        if token_id != draft:  # and where they are the same by chance, q would be wrong
+            raise EngineError(
+                f"The engine had token {token_id} drawn as a draft and put {draft} in its place, so that its drafts' "
+                "distribution is not known.",
+                "Use acceptance='exact-match', and report it to the backend's authors.",
+            )
+        return probabilities
+
+    def _distribution(self, logits: npt.NDArray[np.float32]) -> Probabilities:
+        """The distribution that the ordinary rule draws from: one row, shape (vocab,)."""
+        values, token_ids = kept_on_host(logits, self._settings)
+        weights = np.exp(values.astype(np.float64) - values.max())
+        return token_ids, weights / weights.sum()
+
+    def _keys(self, position: int, use: int) -> tuple[Any, Any]:
+        low, high = row_keys(self._seed, self._stream + use, range(position, position + 1))
+        return np.array([low]), np.array([high])
+
+    def _uniform(self, position: int) -> float:
+        """Between 0 and 1, both excluded."""
+        bits = int(_OPS.noise_bits(np.zeros((1, 1), np.int64), *self._keys(position, _ACCEPT))[0, 0])
+        return (2 * bits + 1) * 2.0**-24
+
+
+def _at(
+    token_ids: npt.NDArray[np.int64], values: npt.NDArray[np.float64], wanted: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The values at the wanted ids; 0 where there is none."""
+    found = np.minimum(np.searchsorted(token_ids, wanted), len(token_ids) - 1)
+    return np.where(token_ids[found] == wanted, values[found], 0.0)

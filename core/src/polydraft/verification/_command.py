@@ -1,0 +1,80 @@
+"""``verify``: load a pair, check it, keep what was found. What ``polydraft verify`` calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polydraft._load import open_prepared, prepare
+from polydraft._plugins import default_host
+from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
+from polydraft.verification._plan import sliding_window
+from polydraft.verification._run import check_session
+from polydraft.verification._store import save
+from polydraft.verification._subject import subject_of, with_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from polydraft.contract.results import RunningInfo
+    from polydraft.verification._records import CheckedCase, Verification
+
+__all__ = ["verify"]
+
+
+def verify(
+    target: str | Path,
+    *,
+    time_limit: float | None = None,
+    keep: bool = True,
+    loaded: Callable[[RunningInfo], None] | None = None,
+    progress: Callable[[CheckedCase], None] | None = None,
+    **arguments: Any,
+) -> Verification:
+    """Load a pair, compare its speculative output with its plain output, and keep what was found.
+
+    Args:
+        target: As for ``polydraft.load``.
+        time_limit: Seconds for the check, loading not counted; None: one pass over the prompts, at most a minute.
+        keep: Keep the result for ``load(verified=...)``.
+        loaded: Told what really runs, once it is loaded.
+        progress: Told each case as it is done.
+        **arguments: Further arguments of ``polydraft.load``.
+
+    Raises:
+        PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept.
+    """
+    if time_limit is not None and not time_limit > 0:
+        raise InvalidRequestError(f"time_limit={time_limit} is not a number of seconds.", "Give a positive number.")
+    prepared = prepare(target, **arguments)
+    plan = prepared.request.plan
+    if plan.kind is None:
+        why = plan.off.message if plan.off else "No drafter was found."
+        raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
+    subject = subject_of(prepared, arguments.get("host") or default_host())
+    if subject is None:
+        raise PolydraftError(
+            "Which weights these are cannot be told, so a verification could not be kept.",
+            "Give the models as folders, or by a commit: revision=.",
+        )
+    window = sliding_window(prepared.request.target.config)
+    with open_prepared(prepared) as session:
+        if loaded is not None:
+            loaded(session.running)
+        found = check_session(
+            session,
+            with_running(subject, session.running),
+            prepared.backend.capabilities(),
+            window,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    if keep:
+        try:
+            save(found)
+        except OSError as error:
+            raise PolydraftError(
+                f"The verification ({found.verdict}) cannot be kept: {error}.",
+                "Mend the folder, or verify without keeping it.",
+            ) from error
+    return found

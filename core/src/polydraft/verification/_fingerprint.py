@@ -1,0 +1,78 @@
+"""Which weights are these? A fingerprint that changes when a model does, without reading gigabytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polydraft.checkpoints._names import repository
+
+if TYPE_CHECKING:
+    from polydraft.contract.requests import HubOptions, ModelSource
+
+__all__ = ["fingerprint"]
+
+_WHOLE = 64 << 20
+"""Files up to so many bytes are hashed as a whole."""
+_PARTS, _PART = 64, 64 << 10
+"""Of larger files: so many parts of so many bytes, evenly spaced, with the size and the time of the last change."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
+    """The commit of a Hub model, or a hash over the files of a local one.
+
+    Args:
+        source: The resolved model; of a Hub model at least the config has been downloaded.
+        hub: Where the Hub's cache is.
+
+    Returns:
+        None where it cannot be told: the commit of a Hub model that is not in the cache.
+    """
+    if source.path is None:
+        return _commit(repository(source.id), source.revision, hub)
+    digest = hashlib.sha256()
+    if source.path.is_file():
+        files = [source.path]
+    else:
+        files = sorted(path for path in source.path.rglob("*") if path.is_file() and _counts(path, source.path))
+    for path in files:
+        digest.update(f"{path.relative_to(source.path.parent)}\0".encode())
+        _add(digest, path)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _counts(path: Path, folder: Path) -> bool:
+    """Whether a file can matter: no hidden ones, no words about the model."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() != ".md"
+
+
+def _add(digest: hashlib._Hash, path: Path) -> None:
+    status = path.stat()
+    digest.update(f"{status.st_size}\0".encode())
+    with path.open("rb") as file:
+        if status.st_size <= _WHOLE:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return
+        digest.update(f"{status.st_mtime_ns}\0".encode())
+        for part in range(_PARTS):
+            file.seek((status.st_size - _PART) * part // (_PARTS - 1))
+            digest.update(file.read(_PART))
+
+
+def _commit(repo: str, revision: str | None, hub: HubOptions) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    cache = Path(hub.cache_dir or constants.HF_HUB_CACHE)
+    reference = cache / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / (revision or "main")
+    try:
+        return reference.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,122 @@
+"""``load(verified=...)``: only what has been verified, or a warning."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+from polydraft.contract.results import Verified
+from polydraft.errors import NotVerifiedError
+from polydraft.verification._store import Found, find
+from polydraft.verification._subject import subject_of, with_running
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from polydraft._plugins import PluginHost
+    from polydraft._registry.resolver import Prepared
+    from polydraft.contract.results import RunningInfo
+    from polydraft.verification._records import Subject
+
+__all__ = ["Gate", "VerificationWarning", "command_of"]
+
+
+class VerificationWarning(UserWarning):
+    """What is loaded has not been verified on this machine."""
+
+
+class Gate:
+    """One load, asked before and after loading.
+
+    Args:
+        prepared: What shall be loaded.
+        host: The plugins.
+        mode: ``require`` refuses what has not been verified, ``warn`` warns.
+        arguments: Those of ``load``, for the command that verifies.
+    """
+
+    def __init__(
+        self, prepared: Prepared, host: PluginHost, mode: Literal["require", "warn"], arguments: Mapping[str, Any]
+    ) -> None:
+        self.plain = prepared.request.plan.kind is None
+        self.subject: Subject | None = subject_of(prepared, host)
+        self.mode = mode
+        options = prepared.request.engine_options
+        given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
+        self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
+
+    def before(self) -> None:
+        """Refuse what cannot have been verified, whatever dtype and device it will have.
+
+        Raises:
+            NotVerifiedError: It has not been verified, or failed, and it is required.
+        """
+        if self.mode == "require" and not self.plain:
+            self._check(self._find(self.subject))
+
+    def after(self, running: RunningInfo) -> RunningInfo:
+        """What really runs, with what is known of it.
+
+        Raises:
+            NotVerifiedError: It was verified with another dtype or on another device, and it is required.
+        """
+        if self.plain:
+            return running
+        found = self._find(self.subject and with_running(self.subject, running))
+        problem = self._check(found)
+        if problem:
+            warnings.warn(f"{problem} Verify it: {self.command}", VerificationWarning, stacklevel=3)
+        kept = found.verification
+        if kept is None:
+            return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})
+        told = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
+        return running.model_copy(update={"verified": told})
+
+    def _find(self, subject: Subject | None) -> Found:
+        if subject is None:
+            return Found(None, "Which weights these are cannot be told, so there is no verification of them.")
+        return find(subject)
+
+    def _check(self, found: Found) -> str:
+        """What is wrong, where it is not required to be right."""
+        kept = found.verification
+        problem = found.why_not
+        if kept is not None and not kept.passes:
+            problem = f"Its verification of {kept.created} found {kept.verdict}: speculation changed the output."
+        if problem and self.mode == "require":
+            raise NotVerifiedError(
+                problem, f"Run: {self.command}" if kept is None else "Decode plainly (drafter=None), and report it."
+            )
+        return problem
+
+
+def command_of(arguments: Mapping[str, Any]) -> str:
+    """The ``polydraft verify`` command that verifies what these arguments of ``load`` load.
+
+    Args:
+        arguments: With the name of the backend, and engine options as a mapping of what can be JSON.
+    """
+    words = ["polydraft", "verify", "--model", str(arguments["target"]), "--backend", arguments["backend"]]
+    for name, option, default in (
+        ("drafter", "--drafter", "auto"),
+        ("num_speculative_tokens", "-k", None),
+        ("dtype", "--dtype", "auto"),
+        ("device", "--device", "auto"),
+        ("context_length", "--context-length", None),
+        ("exactness", "--exactness", "standard"),
+        ("revision", "--revision", None),
+    ):
+        if (value := arguments.get(name, default)) != default:
+            words += [option, str(value)]
+    for name, value in (arguments.get("engine_options") or {}).items():
+        words += ["--engine-option", f"{name}={_json(value)}"]
+    words += ["--offline"] * bool(arguments.get("local_files_only"))
+    words += ["--trust-remote-code"] * bool(arguments.get("trust_remote_code"))
+    return shlex.join(words)
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
