@@ -5,7 +5,7 @@ import inspect
 import time
 
 import pytest
-from polydraft._session import Session
+from polydraft import Session
 from polydraft.contract import GenerationSettings
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from polydraft.contract import HubOptions, ModelSource
-from polydraft.verification import fingerprint as module
+from polydraft.verification import _fingerprint as module
 from polydraft.verification._fingerprint import fingerprint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

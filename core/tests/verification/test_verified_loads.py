@@ -8,7 +8,7 @@ import polydraft
 import pytest
 from defects import Unverified
 from polydraft.errors import InvalidRequestError, NotVerifiedError
-from polydraft.verification import subject
+from polydraft.verification import _subject as subject
 from polydraft.verification._command import verify as verify_for_long
 from polydraft.verification._gate import VerificationWarning
 from polydraft_reference.engine import ReferenceEngine
@@ -118,13 +118,13 @@ class _Plugin:
     def __init__(self, folder):
         self.folder = folder
 
-    @polydraft.hookimpl
+    @hookimpl
     def polydraft_backends(self):
         from polydraft_reference import plugin
 
         return plugin.polydraft_backends()
 
-    @polydraft.hookimpl
+    @hookimpl
     def polydraft_local_models(self):
         for name, folder in (("mine", "toy"), ("mine-draft", "toy-draft")):
             yield polydraft.contract.LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")

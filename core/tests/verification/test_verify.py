@@ -9,7 +9,7 @@ import polydraft
 import pytest
 from defects import NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
-from polydraft.verification import run
+from polydraft.verification import _run as run
 from polydraft.verification._command import verify
 
 EXAMPLE = Path(__file__).parents[3] / "examples/third_party_plugin/src"

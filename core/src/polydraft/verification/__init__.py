@@ -11,4 +11,13 @@ from polydraft.verification._logprobs import tie_from_logprobs
 from polydraft.verification._steps import measure_tie
 from polydraft.verification._verdict import Judgement, Tie, Verdict, first_difference, judge
 
-__all__ = ["Judgement", "Tie", "Verdict", "VerificationWarning", "first_difference", "judge", "measure_tie", "tie_from_logprobs"]
+__all__ = [
+    "Judgement",
+    "Tie",
+    "Verdict",
+    "VerificationWarning",
+    "first_difference",
+    "judge",
+    "measure_tie",
+    "tie_from_logprobs",
+]
