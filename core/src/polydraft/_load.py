@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
@@ -13,10 +13,13 @@ from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
 if TYPE_CHECKING:
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
+    from polydraft.contract.backend import Backend
+    from polydraft.contract.requests import LoadRequest
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import WholeEngine
+    from polydraft.verification._gate import Gate
 
-__all__ = ["load", "open_prepared", "prepare"]
+__all__ = ["load", "open_session", "prepare"]
 
 _log = logging.getLogger("polydraft.load")
 
@@ -73,14 +76,14 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
     given = checked_arguments(target, arguments)
     prepared = _prepare(target, given)
     if given["verified"] == "off":
-        return open_prepared(prepared)
+        return open_session(prepared.backend, prepared.request)
 
     from polydraft._plugins import default_host
     from polydraft.verification._gate import Gate
 
     gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
     gate.before()
-    return open_prepared(prepared, gate)
+    return open_session(prepared.backend, prepared.request, gate)
 
 
 @load_arguments
@@ -107,12 +110,12 @@ def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
     return Resolver(given["host"] or default_host(), hub).prepare(target, given)
 
 
-def open_prepared(prepared: Prepared, gate: Any = None) -> Session:
+def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
     """Load the engine, complete what is known of it, and put it into a session."""
     from polydraft._session.session import Session
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
-    engine, notes = _load_engine(prepared)
+    engine, notes = _load_engine(backend, request)
     try:
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
@@ -121,21 +124,20 @@ def open_prepared(prepared: Prepared, gate: Any = None) -> Session:
             running = running.model_copy(update={"notes": (*running.notes, *notes)})
         if gate is not None:
             running = gate.after(running)
-        return Session(engine, running, prepared.backend.capabilities())
+        return Session(engine, running, backend.capabilities())
     except BaseException:
         engine.close()
         raise
 
 
-def _load_engine(prepared: Prepared) -> tuple[SteppingEngine | WholeEngine, list[str]]:
+def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:
     """The loaded engine, and notes on it; what an engine raises becomes a typed error. Errors are ``load``'s."""
     from polydraft._loop.fixed_steps import check_fixed_steps
     from polydraft.contract.stepping import SteppingEngine
 
-    request = prepared.request
     started = time.monotonic()
     try:
-        engine = prepared.backend.load_engine(request)
+        engine = backend.load_engine(request)
         seconds = time.monotonic() - started
         _log.info("%s loaded %s in %.1f s", request.backend, request.target.id, seconds)
         if request.exactness != "bitwise" or not isinstance(engine, SteppingEngine):

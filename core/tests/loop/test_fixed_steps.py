@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from polydraft._load import open_session
 from polydraft.errors import UnsupportedError
 
 pytest.importorskip("polydraft_reference", reason="the check is tested on the reference engine: polydraft-reference")
@@ -77,7 +78,7 @@ class AfterRollback(ReferenceSequence):
 
 def load(kit, monkeypatch, sequence_class, **fields):
     monkeypatch.setattr(ReferenceEngine, "sequence_class", sequence_class)
-    return kit.backend.load(kit.request("mtp", 4, exactness="bitwise", **fields))
+    return open_session(kit.backend, kit.request("mtp", 4, exactness="bitwise", **fields))
 
 
 @pytest.mark.parametrize("defect", [ByPlace, ByNeighbours, ByNumber, PastTheWindow, SlowPastTheWindow])
@@ -129,5 +130,5 @@ def test_places_that_would_take_too_long_are_named(kit, monkeypatch):
 
 def test_ordinary_sessions_are_not_measured(kit, monkeypatch):
     monkeypatch.setattr(ReferenceEngine, "sequence_class", ByNumber)
-    with kit.backend.load(kit.request("mtp", 4)) as session:
+    with open_session(kit.backend, kit.request("mtp", 4)) as session:
         assert session.running.exactness == "standard"

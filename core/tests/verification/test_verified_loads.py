@@ -7,6 +7,7 @@ import warnings
 import polydraft
 import pytest
 from defects import Unverified
+from polydraft.contract import hookimpl
 from polydraft.errors import InvalidRequestError, NotVerifiedError
 from polydraft.verification import _subject as subject
 from polydraft.verification._command import verify as verify_for_long

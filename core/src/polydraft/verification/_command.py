@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polydraft._load import open_prepared, prepare
+from polydraft._load import open_session, prepare
 from polydraft._plugins import default_host
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification._plan import sliding_window
@@ -58,7 +58,7 @@ def verify(
             "Give the models as folders, or by a commit: revision=.",
         )
     window = sliding_window(prepared.request.target.config)
-    with open_prepared(prepared) as session:
+    with open_session(prepared.backend, prepared.request) as session:
         if loaded is not None:
             loaded(session.running)
         found = check_session(

@@ -48,5 +48,6 @@ def toy_request(
         num_speculative_tokens=k if kind else 0,
         chosen_by="caller",
     )
-    values = {"target": toy_source("toy"), "plan": plan, "engine_options": ReferenceOptions(agreement=agreement)}
+    options = ReferenceOptions(agreement=agreement)
+    values = {"backend": "reference", "target": toy_source("toy"), "plan": plan, "engine_options": options}
     return LoadRequest(**{**values, **fields})

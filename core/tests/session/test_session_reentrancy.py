@@ -74,8 +74,9 @@ def test_a_call_is_refused(session, how, outer):
 @pytest.mark.parametrize("outer", ["generate", "agenerate", "stream"])
 def test_closing_the_session(session, outer):
     closes = []
-    close_engine = session.close_engine
-    session.close_engine = lambda: (closes.append(len(streams_running(session))), close_engine())
+    engine = session.engine
+    close = engine.close
+    engine.close = lambda: (closes.append(len(streams_running(session))), close())
     processor, came = once(prompt_length(session), lambda: (session.close(), len(closes))[1])
     given = {**LONG, "logits_processor": processor}
 
@@ -136,7 +137,7 @@ def test_closing_the_session_while_another_thread_steps(make_session, gate):
     thread.join(20)
     assert not thread.is_alive()
     assert [result.finish_reason, results[0].finish_reason] == ["cancelled", "cancelled"]
-    assert not session._under_way
+    assert not session._in_progress
     assert not session._engine_to_close
 
 
@@ -172,7 +173,7 @@ def test_a_signal_handler_closes_at_any_moment(make_session):
                     with session.stream(PROMPT, max_new_tokens=3, ignore_eos=True) as stream:
                         next(stream, None)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert not session._under_way
+            assert not session._in_progress
             assert not session._engine_to_close
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
