@@ -241,10 +241,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's rules, and its formatting."""
+    """Style: ruff's rules, and its formatting. And one version in all distributions."""
     install(session, "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("python", "ci/version.py")
 
 
 @nox.session
