@@ -4,6 +4,7 @@ nox -s demo                          generate with speculation on the built-in p
 nox -s tests                         every check that can run on this machine, some at a time
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
+nox -s dist                          source archives and wheels for a release, into dist/
 nox -s "conformance(transformers)"   the conformance suite on one backend
 nox -s report                        one page of all results in conformance-reports/
 
@@ -241,10 +242,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's rules, and its formatting."""
+    """Style: ruff's rules, and its formatting. And one version in all distributions."""
     install(session, "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("python", "ci/version.py")
 
 
 @nox.session
@@ -328,6 +330,16 @@ def wheels(session: nox.Session) -> None:
         session.run(program, "doctor", external=True)
         greedy = ["--prompt", DEMO_PROMPT, "--max-new-tokens", "40", "--dtype", "float32"]
         session.run(program, "generate", "--compare", *greedy, external=True)
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Build the source archive and the wheel of every distribution into dist/, for a release: see RELEASING.md."""
+    install(session, "build", "twine")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for folder in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--outdir", "dist", folder)
+    session.run("twine", "check", "--strict", *(str(path) for path in sorted((ROOT / "dist").iterdir())))
 
 
 @nox.session

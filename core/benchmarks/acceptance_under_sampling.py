@@ -1,4 +1,4 @@
-"""Acceptance under sampling: drafts that share the target's noise, against independent rejection sampling.
+"""Acceptance under sampling: drafts that share the target's noise, compared with independent rejection sampling.
 
 Rejection sampling (Leviathan et al. 2023, Algorithm 1) accepts a token as often as any rule can. Exact-match
 acceptance gives a little of that up for outputs that are those of plain decoding, seed by seed. How much, is measured
@@ -10,28 +10,25 @@ in two ways, from the same places all over texts that plain decoding wrote:
   noise. Along each drafted path these chances make the expected length of either rule, without drawing lots. The path
   is the same for both, so that their ratio is known to a percent.
 
-    python core/benchmarks/acceptance_under_sampling.py --backend transformers
-    python core/benchmarks/acceptance_under_sampling.py --table     # write the Markdown anew, from the JSON
+    python core/benchmarks/acceptance_under_sampling.py --backend transformers --save [--keep]
 
-writes ``results/acceptance_under_sampling.json``, after each pair, and from it alone the Markdown beside it. Pairs that
-the JSON has already are kept: delete it to begin anew.
+With ``--keep``, what the file has already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
-import subprocess
+import sys
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results" / "acceptance_under_sampling.json"
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+from benchmarks import Recorder, parser
+
 RULES = ("exact-match", "rejection")
 PAIRS = ("tiny-e2b", "tiny-31b", "tiny-26b", "tiny-llama")
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -122,18 +119,19 @@ def measure(session: Any, prompt: Any, temperature: float, options: argparse.Nam
     return counts
 
 
-def cell_of(texts: list[Counts]) -> dict[str, Any]:
-    """Mean acceptance lengths, and the rules' ratios with 95 % intervals (bootstrap over texts)."""
+def values_of(texts: list[Counts]) -> dict[str, dict[str, Any]]:
+    """Mean acceptance lengths; exact-match's over rejection's, with 95% intervals from a bootstrap over texts."""
 
     def length(chosen: list[Counts], name: str) -> float:
         rounds = [count for counts in chosen for count in counts[name]]
         return 1 + sum(rounds) / len(rounds)
 
-    cell: dict[str, Any] = {"rounds": sum(len(counts[RULES[0]]) for counts in texts)}
+    values: dict[str, dict[str, Any]] = {}
     for rule in RULES:
         rounds = [int(count) for counts in texts for count in counts[rule]]
         shares = [sum(count > place for count in rounds) / len(rounds) for place in range(max(rounds, default=0))]
-        cell[rule] = {
+        values[rule] = {
+            "rounds": len(rounds),
             "mean_acceptance_length": round(length(texts, rule), 4),
             "acceptance_per_position": [round(share, 4) for share in shares],
             "expected_mean_acceptance_length": round(length(texts, f"expected {rule}"), 4),
@@ -143,96 +141,43 @@ def cell_of(texts: list[Counts]) -> dict[str, Any]:
         samples = [texts, *(generator.choices(texts, k=len(texts)) for _ in range(1000))]
         ratios = [length(chosen, prefix + RULES[0]) / length(chosen, prefix + RULES[1]) for chosen in samples]
         ordered = sorted(ratios[1:])
-        cell[f"{key}_ratio"] = [round(ratio, 4) for ratio in (ratios[0], ordered[25], ordered[974])]
-    return cell
-
-
-def table(result: dict[str, Any]) -> str:
-    """The Markdown of a result."""
-    lines = [
-        "# Acceptance under sampling",
-        "",
-        f"Mean acceptance length (1 + accepted / rounds) at k={result['k']}, backend `{result['backend']}` "
-        f"({result['engine']}), {result['dtype']}. `exact-match` is the default rule: a seed gives the tokens of plain "
-        "decoding. `rejection` is independent rejection sampling (Leviathan et al. 2023, Algorithm 1). Both rules run "
-        f"from the same prefixes: every {result['every']}th place of {result['texts']} texts of up to "
-        f"{result['tokens']} tokens, {result['seeds']} seeds each. *Expected* is calculated from the target's and the "
-        "drafter's probabilities along the drafted paths, *counted* is what single rounds accepted: the same quantity "
-        "with far more noise. In brackets the 95 % interval of a bootstrap over texts.",
-        "",
-        "| pair | temperature | rounds | exact-match, expected | rejection, expected | ratio, expected "
-        "| exact-match, counted | rejection, counted | ratio, counted |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in result["cells"]:
-        fields = [cell["pair"], cell["temperature"], cell["rounds"]]
-        for key, name in (("expected", "expected_mean_acceptance_length"), ("counted", "mean_acceptance_length")):
-            ratio, low, high = cell[f"{key}_ratio"]
-            fields += [f"{cell[rule][name]:.2f}" for rule in RULES] + [f"{ratio:.3f} [{low:.3f}, {high:.3f}]"]
-        lines.append(f"| {' | '.join(map(str, fields))} |")
-    ratios = [cell["expected_ratio"][0] for cell in result["cells"]]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines += [
-        "",
-        f"Expected ratios: {min(ratios):.3f} to {max(ratios):.3f}. Commit {result['commit']}; {versions}; "
-        f"{result['machine']}. Written by `core/benchmarks/acceptance_under_sampling.py` from the JSON beside it.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure the pairs that are missing."""
-    import polydraft
-    from polydraft_builtin_pairs import prompts
-
-    texts = [prompt.text or list(prompt.messages) for prompt in prompts()][: options.texts]
-    done = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else []
-    for pair in options.pairs.split(","):
-        if any(cell["pair"] == pair for cell in done):
-            continue
-        load = {"backend": options.backend, "num_speculative_tokens": options.k, "dtype": "float32"}
-        with polydraft.load(f"builtin:{pair}", **load) as session:
-            for temperature in TEMPERATURES:
-                counts = [measure(session, text, temperature, options, seed) for seed, text in enumerate(texts)]
-                done.append({"pair": pair, "temperature": temperature, **cell_of(counts)})
-                print(json.dumps(done[-1]), flush=True)
-            running = session.running
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        result = {
-            "k": options.k,
-            "backend": options.backend,
-            "engine": f"{running.engine} {running.engine_version}",
-            "dtype": running.dtype,
-            "device": running.device,
-            "texts": len(texts),
-            "tokens": options.tokens,
-            "every": options.every,
-            "seeds": options.seeds,
-            "commit": commit.stdout.strip() or "unknown",
-            "versions": {name: version(name) for name in ("polydraft", "polydraft-builtin-pairs", "numpy")},
-            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            "cells": done,
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        values[RULES[0]][f"{key}_ratio"] = round(ratios[0], 4)
+        values[RULES[0]][f"{key}_ratio_interval"] = [round(ordered[25], 4), round(ordered[974], 4)]
+    return values
 
 
 def main() -> None:
-    """Measure, unless only the table is asked for, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="transformers")
-    parser.add_argument("--pairs", default=",".join(PAIRS))
-    parser.add_argument("-k", type=int, default=4)
-    parser.add_argument("--texts", type=int, default=26)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--every", type=int, default=4, help="places in a text that rounds start from")
-    parser.add_argument("--seeds", type=int, default=4, help="rounds of each rule from a place")
-    parser.add_argument("--table", action="store_true", help="only write the Markdown anew")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-    RESULTS.with_suffix(".md").write_text(table(json.loads(RESULTS.read_text())))
+    """Measure pair by pair."""
+    import polydraft
+    from polydraft_builtin_pairs import prompts
+
+    arguments = parser(__doc__)
+    arguments.add_argument("--backend", default="transformers")
+    arguments.add_argument("--pairs", nargs="+", default=list(PAIRS))
+    arguments.add_argument("-k", type=int, default=4)
+    arguments.add_argument("--texts", type=int, default=26)
+    arguments.add_argument("--tokens", type=int, default=64)
+    arguments.add_argument("--every", type=int, default=4, help="places in a text that rounds start from")
+    arguments.add_argument("--seeds", type=int, default=4, help="rounds of each rule from a place")
+    options = arguments.parse_args()
+    record: Recorder | None = None
+    texts = [prompt.text or list(prompt.messages) for prompt in prompts()][: options.texts]
+    load = {"backend": options.backend, "num_speculative_tokens": options.k, "dtype": "float32"}
+    for pair in options.pairs:
+        with polydraft.load(f"builtin:{pair}", **load) as session:
+            running = session.running
+            record = record or Recorder(
+                __file__,
+                __doc__,
+                options,
+                packages=("polydraft-builtin-pairs", "numpy"),
+                constants={"dtype": running.dtype, "device": running.device},
+                versions={running.engine: running.engine_version},
+            )
+            for temperature in (each for each in TEMPERATURES if not record.has(pair=pair, temperature=each)):
+                counts = [measure(session, text, temperature, options, seed) for seed, text in enumerate(texts)]
+                for rule, values in values_of(counts).items():
+                    record.row({"pair": pair, "temperature": temperature, "rule": rule}, values)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Cost of n-gram drafting on long contexts: building the index, and one round. Prints medians as JSON.
+"""Cost of n-gram drafting on long contexts, in CPU time: building the index, and one round.
 
-python core/benchmarks/ngram_lookup.py --tokens 100000 --repeats 5
+python core/benchmarks/ngram_lookup.py --tokens 100000 --repeats 5 --save
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import random
-import statistics
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft._loop.ngram import NgramDrafter
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+from benchmarks import Recorder, parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,9 +39,9 @@ def _periodic(count: int) -> list[int]:
 
 
 def _timed(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     action()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def _built(token_ids: Sequence[int]) -> NgramDrafter:
@@ -65,36 +66,25 @@ def _rounds(drafter: NgramDrafter, count: int, k: int) -> None:
         drafter.extend(proposal[:2] or [index % 1000])
 
 
-def measure(tokens: int, repeats: int, rounds: int, k: int) -> dict[str, object]:
-    """Medians over ``repeats`` for each kind of text."""
-    texts: dict[str, dict[str, float]] = {}
+def main() -> None:
+    """Measure each kind of text."""
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=100_000)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=1000)
+    options.add_argument("-k", type=int, default=5)
+    given = options.parse_args()
+    record = Recorder(__file__, __doc__, given)
     for name, make in {"different": _different, "zipf": _zipf, "periodic": _periodic}.items():
-        token_ids = make(tokens)
+        token_ids = make(given.tokens)
         drafter = _built(token_ids)
-        texts[name] = {
-            "build_seconds": statistics.median(_timed(lambda: _built(token_ids)) for _ in range(repeats)),  # noqa: B023
-            "round_microseconds": statistics.median(
-                _timed(lambda: _rounds(drafter, rounds, k)) / rounds * 1e6  # noqa: B023
-                for _ in range(repeats)
-            ),
-            "memory_megabytes": _peak_bytes(token_ids) / 1e6,
-        }
-    return {
-        "tokens": tokens,
-        "repeats": repeats,
-        "rounds": rounds,
-        "k": k,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "texts": texts,
-    }
+        runs = {"build_seconds": [], "round_microseconds": []}
+        for _ in range(given.repeats):
+            runs["build_seconds"].append(_timed(lambda: _built(token_ids)))  # noqa: B023
+            rounds = _timed(lambda: _rounds(drafter, given.rounds, given.k))  # noqa: B023
+            runs["round_microseconds"].append(rounds / given.rounds * 1e6)
+        record.row({"text": name}, {"memory_megabytes": round(_peak_bytes(token_ids) / 1e6, 2)}, runs)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("-k", type=int, default=5)
-    arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.tokens, arguments.repeats, arguments.rounds, arguments.k), indent=2))
+    main()

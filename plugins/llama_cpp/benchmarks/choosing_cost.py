@@ -1,18 +1,16 @@
 """What choosing tokens costs in a round of this engine at Gemma 4 E2B's shape (35 layers, 262,144 tokens, Q8_0).
 
-    python plugins/llama_cpp/benchmarks/choosing_cost.py /tmp/e2b-shape --threads 2
+    python plugins/llama_cpp/benchmarks/choosing_cost.py /tmp/e2b-shape --threads 2 --save
 
 The weights are random (``e2b_shape.py``, 5 GB written once), so that every draft is rejected: a round is one step of
-k+1 rows and k draft steps. Random weights give flat logits too: the worst case for sampling. Prints JSON: CPU seconds
-of the process in a round, the share of choosing (target's rows and drafts) and of the rest of Python, by medians.
+k+1 rows and k draft steps. Random weights give flat logits too: the worst case for sampling. Measured is the CPU
+time of the process in a round, the share of choosing (target's rows and drafts), and the rest of Python.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,9 @@ from typing import Any
 import polydraft
 from e2b_shape import write_pair
 from polydraft_llama_cpp import context
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
+from benchmarks import Recorder, parser
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -48,17 +49,16 @@ class Clock:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
+    """Measure each setting."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folder", type=Path)
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--rounds", type=int, default=8)
+    arguments.add_argument("--repeats", type=int, default=3)
+    given = arguments.parse_args()
     target, drafter = write_pair(given.folder)
     decode = Clock()
     context.Context.decode = decode.wrap(context.Context.decode)  # type: ignore[method-assign]
-    report: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2), "threads": given.threads}
     options = {"threads": given.threads, "flash_attn": "off"}
     with polydraft.load(
         target,
@@ -69,12 +69,14 @@ def main() -> None:
         num_speculative_tokens=4,
         engine_options=options,
     ) as session:
-        report["running"] = session.running.model_dump(mode="json", include={"engine_version", "dtype", "device"})
-        from polydraft.sampling import sampler
+        running = {"dtype": session.running.dtype, "device": session.running.device}
+        packages = ("llama-cpp-python", "numpy")
+        record = Recorder(__file__, __doc__, given, packages=packages, threads=given.threads, constants=running)
+        from polydraft.sampling import _sampler
 
         choosing = Clock()
         for name in ("choose", "choose_draft"):
-            setattr(sampler.RuleSampler, name, choosing.wrap(getattr(sampler.RuleSampler, name)))
+            setattr(_sampler.RuleSampler, name, choosing.wrap(getattr(_sampler.RuleSampler, name)))
         prompt = [2, *range(300, 330)]
         session.generate(prompt, max_new_tokens=4)
         for name, settings in SETTINGS.items():
@@ -90,13 +92,13 @@ def main() -> None:
                     [value / rounds for value in (whole, choosing.seconds, whole - choosing.seconds - decode.seconds)]
                 )
             whole, chosen, rest = (statistics.median(column) for column in zip(*rows, strict=True))
-            report[name] = {
+            values = {
                 "round_ms": round(1e3 * whole, 2),
                 "choosing_ms": round(1e3 * chosen, 3),
                 "choosing_share": round(chosen / whole, 5),
                 "rest_of_python_ms": round(1e3 * rest, 3),
             }
-    print(json.dumps(report, indent=1))
+            record.row({"settings": name}, values)
 
 
 if __name__ == "__main__":

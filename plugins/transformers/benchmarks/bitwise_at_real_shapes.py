@@ -1,4 +1,4 @@
-"""Are plain and speculative decoding equal bit by bit at Gemma 4's real shapes? And what does that cost?
+"""Equality of plain and speculative decoding, bit by bit, at Gemma 4's real shapes, and its cost.
 
 Weights are random: no checkpoint is needed, and numerics depend on shapes and kernels, not on what was learned. Drafts
 are the plain output with some tokens made wrong, so that acceptance is neither 0 nor 1. For each model and mode
@@ -7,20 +7,18 @@ loop when greedy). Every row of logits is hashed on the device. Tokens and hashe
 to the first differing token and over all of the output. ``bitwise`` also runs chosen positions through every row of a
 step.
 
-    python plugins/transformers/benchmarks/bitwise_at_real_shapes.py --device cuda --json results.json
+    python plugins/transformers/benchmarks/bitwise_at_real_shapes.py --device cuda --save h100
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,9 @@ from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.sequence import TransformersSequence
 from polydraft_transformers.torch_ops import TorchOps
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
+from benchmarks import Recorder, parser
 
 SHAPES: dict[str, dict[str, Any]] = {
     "E2B": {
@@ -106,7 +107,7 @@ def build(name: str, device: str, dtype: torch.dtype, scale: int) -> Any:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-class Recorder:
+class HashingSampler:
     """The core's sampler, which also hashes every row of logits where it lies."""
 
     needs_prefix = False
@@ -120,12 +121,12 @@ class Recorder:
     def choose(
         self, logits: torch.Tensor, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> Any:
-        """See ``polydraft.contract.Sampler``."""
+        """Choose as the sampler does, and keep the rows' hashes."""
         self.rows.append((first_position, self.hashes(logits)))
         return self._sampler.choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """See ``polydraft.contract.Sampler``."""
+        """Choose a draft as the sampler does."""
         return self._sampler.choose_draft(logits, position, run_token_ids)
 
     def hashes(self, logits: torch.Tensor) -> torch.Tensor:
@@ -179,12 +180,12 @@ class PreparedDrafts:
 def decode(target: Decoder, request: TokenRequest, drafts: PreparedDrafts | None) -> dict[str, Any]:
     """One generation: tokens, hashes by position, rounds, and seconds after the first token."""
     sequence = TransformersSequence(target, None, 512, threading.Lock())
-    recorder = Recorder(request, int(target.lm_head.weight.shape[0]), target.device)
+    hashing = HashingSampler(request, int(target.lm_head.weight.shape[0]), target.device)
     tokens: list[int] = []
     accepted = drafted = rounds = 0
     started = 0.0
     length: Any = Length(request.settings.max_new_tokens)
-    for emitted in run_rounds(sequence, request, recorder, length, drafts, lambda: False):
+    for emitted in run_rounds(sequence, request, hashing, length, drafts, lambda: False):
         started = started or time.perf_counter()
         tokens += emitted.token_ids
         rounds += 1
@@ -194,7 +195,7 @@ def decode(target: Decoder, request: TokenRequest, drafts: PreparedDrafts | None
     sequence.close()
     return {
         "tokens": tokens,
-        "hashes": recorder.by_position(),
+        "hashes": hashing.by_position(),
         "rounds": rounds - 1,
         "accepted": accepted,
         "drafted": drafted,
@@ -206,8 +207,8 @@ def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[i
     """Run positions through every row index of a step: (rows compared, rows that differ from the first)."""
     known = [*request.prompt_token_ids, *tokens]
     sequence = TransformersSequence(target, None, 512, threading.Lock())
-    recorder = Recorder(request, int(target.lm_head.weight.shape[0]), target.device)
-    sequence.prefill(request.prompt_token_ids, recorder)
+    hashing = HashingSampler(request, int(target.lm_head.weight.shape[0]), target.device)
+    sequence.prefill(request.prompt_token_ids, hashing)
     base = len(request.prompt_token_ids)
     compared = different = 0
     for position in range(base + rows, len(known) - rows, max((len(known) - base) // 24, 1)):
@@ -215,11 +216,11 @@ def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[i
         for row in range(rows):
             first = position - row
             while sequence.length < first:  # tokens are run one a step, as plain decoding does
-                sequence.verify(known[sequence.length : sequence.length + 1], recorder)
+                sequence.verify(known[sequence.length : sequence.length + 1], hashing)
             sequence.rollback(first)
-            recorder.rows.clear()
-            sequence.verify(known[first : first + rows], recorder)
-            found.append(recorder.by_position()[position + 1])
+            hashing.rows.clear()
+            sequence.verify(known[first : first + rows], hashing)
+            found.append(hashing.by_position()[position + 1])
         compared += len(found)
         different += sum(value != found[0] for value in found)
     sequence.close()
@@ -241,25 +242,25 @@ def compare(plain: dict[str, Any], speculative: dict[str, Any]) -> dict[str, int
     }
 
 
-def examine(name: str, arguments: argparse.Namespace, deadline: float) -> dict[str, Any]:
+def examine(name: str, arguments: argparse.Namespace, deadline: float, record: Recorder) -> None:
     """Both modes of one model."""
     dtype = getattr(torch, arguments.dtype)
     model = build(name, arguments.device, dtype, arguments.scale)
     if arguments.experts and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(arguments.experts)
     vocabulary = model.config.vocab_size
-    report: dict[str, Any] = {"model": name, "parameters": sum(weight.numel() for weight in model.parameters())}
     k = arguments.k
     for mode in ("bitwise", "standard"):
         fixed = mode == "bitwise"
         target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
         totals: dict[str, int] = {}
+        cut: dict[str, bool] = {}
         times: dict[str, list[float]] = {"plain_ms_per_token": [], "speculative_ms_per_round": []}
         accepted = drafted = 0
         for length in PROMPT_LENGTHS:
             for temperature in (0.0, 1.0):
                 if time.perf_counter() > deadline:
-                    report["stopped_early"] = True
+                    cut["stopped_early"] = True
                     continue
                 prompt = random.Random(length).choices(range(vocabulary), k=length)
                 request = TokenRequest(
@@ -283,54 +284,45 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float) -> dict[s
                     rows = through_every_row(target, request, plain["tokens"], target.step_rows)
                     for key, value in zip(("every_row_compared", "every_row_different"), rows, strict=True):
                         totals[key] = totals.get(key, 0) + value
-        report[mode] = {
+        values = {
+            "parameters": sum(weight.numel() for weight in model.parameters()),
             "rows": target.step_rows,
             **totals,
             "acceptance_rate": round(accepted / max(drafted, 1), 3),
             **{key: round(statistics.median(found), 2) for key, found in times.items() if found},
+            **cut,
         }
-        print(name, mode, json.dumps(report[mode]), flush=True)
+        record.row({"model": name, "mode": mode}, values)
         del target
-    return report
 
 
 def main() -> None:
-    """Examine the models one after the other, and write the JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("-k", type=int, default=5)
-    parser.add_argument("--new-tokens", type=int, default=896)
-    parser.add_argument("--experts", help="experts_implementation of Transformers")
-    parser.add_argument("--scale", type=int, default=1, help="above 1: shrunken models, for a trial")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="start no generation after so long")
-    parser.add_argument("--commit", default="", help="noted in the JSON")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    """Examine the models one after the other."""
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("-k", type=int, default=5)
+    options.add_argument("--new-tokens", type=int, default=896)
+    options.add_argument("--experts", help="experts_implementation of Transformers")
+    options.add_argument("--scale", type=int, default=1, help="above 1: shrunken models, for a trial")
+    options.add_argument("--seconds", type=float, default=3600.0, help="start no generation after this time")
+    arguments = options.parse_args()
     deadline = time.perf_counter() + arguments.seconds
     on_gpu = arguments.device.startswith("cuda")
-    about = {
-        "commit": arguments.commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": version("transformers"),
-        "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),
-        "dtype": arguments.dtype,
-        "k": arguments.k,
-        "new_tokens": arguments.new_tokens,
-        "prompt_lengths": PROMPT_LENGTHS,
-        "wrong_drafts": WRONG_DRAFTS,
-        "scale": arguments.scale,
-    }
-    models: list[dict[str, Any]] = []
+    record = Recorder(
+        __file__,
+        __doc__,
+        arguments,
+        packages=("torch", "transformers"),
+        accelerator=torch.cuda.get_device_name() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        constants={"prompt_lengths": list(PROMPT_LENGTHS), "wrong_drafts": WRONG_DRAFTS},
+        versions={"cuda": torch.version.cuda} if on_gpu else {},
+    )
     for name in arguments.models:
         with torch.inference_mode():
-            models.append(examine(name, arguments, deadline))
-        if arguments.json:
-            text = json.dumps({"about": about, "models": models}, indent=2)
-            arguments.json.write_text(text + "\n", encoding="utf-8")
+            examine(name, arguments, deadline, record)
         if on_gpu:
             torch.cuda.empty_cache()
 

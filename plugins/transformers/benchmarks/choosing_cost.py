@@ -1,4 +1,4 @@
-"""What choosing tokens costs at a vocabulary of 262,144, beside a decode step of Gemma 4 E2B's shape.
+"""What choosing tokens costs at a vocabulary of 262,144, as a share of a decode step of Gemma 4 E2B's shape.
 
 Choosing the k+1 = 5 tokens of a round, and drafting one token, by the sampler that engines use: greedy, temperature 1,
 and temperature 1 with top_k 64 and top_p 0.95 (Gemma 4's recommended settings); bf16 logits. Three kinds of logits:
@@ -9,10 +9,9 @@ The decode step is a stand-in: one token through bf16 matrices of all of E2B's s
 output head, 2.2e9 weights, each read once), without attention over the context, norms or a cache. A real step takes
 longer, so shares of it are upper bounds.
 
-    python plugins/transformers/benchmarks/choosing_cost.py --device cpu
-    python plugins/transformers/benchmarks/choosing_cost.py --device cuda > choosing_cost_cuda.json
+    python plugins/transformers/benchmarks/choosing_cost.py --device cpu --save cpu
 
-Prints one JSON object. ``milliseconds`` is the median of ``--repeats`` runs, until the tokens are on the host for
+``milliseconds`` is the median of ``--repeats`` runs, until the tokens are on the host for
 ``choose``, and until the device is done for ``draft``. On CUDA, ``host_milliseconds`` is until the call returned, and
 ``waits`` says whether a draft waited for the device (torch's own detection of synchronizing operations).
 ``same_as_numpy``: whether the same tokens were chosen as by numpy on the host, at 20 positions.
@@ -20,14 +19,11 @@ Prints one JSON object. ``milliseconds`` is the median of ``--repeats`` runs, un
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +33,9 @@ from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft_transformers.fused_noise import fused_gumbel
 from polydraft_transformers.torch_ops import TorchOps
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
+from benchmarks import Recorder, parser
 
 VOCABULARY = 262_144
 ROWS = 5
@@ -134,16 +133,17 @@ def sampler_of(ops: Any, settings: dict[str, Any]) -> RuleSampler:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
-    parser.add_argument("--without-step", action="store_true", help="leave the decode step out (4.5 GB)")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    on_gpu = options.device == "cuda"
+    """Measure: all choices and, in turn with them, the decode step."""
+    options = parser(__doc__)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--repeats", type=int, default=15)
+    options.add_argument("--threads", type=int, help="torch's threads on the CPU")
+    options.add_argument("--without-step", action="store_true", help="leave the decode step out (4.5 GB)")
+    given = options.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    on_gpu = given.device == "cuda"
+    fused = on_gpu and fused_gumbel(torch.device("cuda", torch.cuda.current_device())) is not None
 
     def wait() -> None:
         if on_gpu:
@@ -157,16 +157,16 @@ def main() -> None:
         wait()
         return (time.perf_counter() - started) * 1e3, (returned - started) * 1e3
 
-    step = None if options.without_step else decode_step(options.device)
+    step = None if given.without_step else decode_step(given.device)
     step_times: list[float] = []
-    records: list[dict[str, Any]] = []
+    found: list[tuple[dict[str, str], dict[str, Any]]] = []
     libraries: dict[str, Any] = {"torch": TorchOps()} if on_gpu else {"numpy": NumpyOps(), "torch": TorchOps()}
     for shape in ("peaked", "usual", "flat"):
         rows = logits_of(shape)
         for library, ops in libraries.items():
             logits: Any = rows
             if library == "torch":
-                logits = torch.from_numpy(rows).to(options.device, torch.bfloat16)
+                logits = torch.from_numpy(rows).to(given.device, torch.bfloat16)
             for name, settings in SETTINGS.items():
                 sampler = sampler_of(ops, settings)
                 run_ids = list(range(100, 100 + ROWS))
@@ -181,56 +181,38 @@ def main() -> None:
 
                 for what, call in (("choose", choose), ("draft", draft)):
                     timed(call)
-                    runs = [timed(call) for _ in range(options.repeats)]
-                    record: dict[str, Any] = {
-                        "logits": shape,
-                        "library": library,
-                        "settings": name,
-                        "call": what,
-                        "milliseconds": round(statistics.median(run[0] for run in runs), 3),
-                        "least_milliseconds": round(min(run[0] for run in runs), 3),
-                    }
-                    record["same_as_numpy"] = same
+                    runs = [timed(call) for _ in range(given.repeats)]
+                    values = {**_times([run[0] for run in runs], 3), "same_as_numpy": same}
                     if on_gpu and what == "draft":
-                        record["waits"] = waits(call)
+                        values["waits"] = waits(call)
                     if on_gpu:
-                        record["host_milliseconds"] = round(statistics.median(run[1] for run in runs), 3)
-                    records.append(record)
-                    print(json.dumps(record), file=sys.stderr)
+                        values["host_milliseconds"] = round(statistics.median(run[1] for run in runs), 3)
+                    found.append(({"logits": shape, "library": library, "settings": name, "call": what}, values))
                 if step is not None:  # in turn with what it is compared with
                     timed(step)
                     step_times += [timed(step)[0] for _ in range(2)]
-    result: dict[str, Any] = {
-        "vocabulary": VOCABULARY,
-        "rows": ROWS,
-        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("polydraft", "torch", "numpy")},
-        "python": platform.python_version(),
-        "repeats": options.repeats,
-        "choosing": records,
-    }
-    if on_gpu:
-        result["fused_noise"] = fused_gumbel(torch.device("cuda", torch.cuda.current_device())) is not None
+    record = Recorder(
+        __file__,
+        __doc__,
+        given,
+        packages=("torch", "numpy"),
+        accelerator=torch.cuda.get_device_name() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        constants={"vocabulary": VOCABULARY, "rows": ROWS, "fused_noise": fused},
+    )
+    for case, values in found:
+        share = {"share_of_step": round(values["milliseconds"] / statistics.median(step_times), 4)} if step else {}
+        record.row(case, {**values, **share})
     if step is not None:
-        median = statistics.median(step_times)
-        result["decode_step"] = {
-            "weights": decode_step.weights,  # type: ignore[attr-defined]
-            "milliseconds": round(median, 2),
-            "least_milliseconds": round(min(step_times), 2),
-        }
-        for record in records:
-            record["share_of_step"] = round(record["milliseconds"] / median, 4)
-    print(json.dumps(result, indent=1))
+        weights = decode_step.weights  # type: ignore[attr-defined]
+        record.row({"call": "decode step"}, {"weights": weights, **_times(step_times, 2)})
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no regular file
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        return f"{names[0]}, {len(names)} cores"
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
+def _times(milliseconds: list[float], digits: int) -> dict[str, Any]:
+    return {
+        "milliseconds": round(statistics.median(milliseconds), digits),
+        "least_milliseconds": round(min(milliseconds), digits),
+    }
 
 
 if __name__ == "__main__":

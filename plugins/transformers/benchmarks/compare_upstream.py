@@ -1,37 +1,35 @@
-"""polydraft against Transformers' own ``generate``, plain and speculative: the same pair, prompt, k and process.
+"""Time against Transformers' own ``generate``, plain and speculative: the same pair, prompt, k and process, greedy.
 
-The four ways run in turn, ``--repeats`` times; the table holds medians of the times and of the ratios of neighbours.
-Outputs are compared too: a speed without the same tokens would say nothing.
+The four sides run in turn, ``--repeats`` times. ``time_over_transformers`` is the median ratio of neighbouring
+speculative runs. Outputs are compared too: a speed without the same tokens would mean nothing.
 
-    python plugins/transformers/benchmarks/compare_upstream.py --pair tiny-e2b --num-threads 1 --json results.json
+    python plugins/transformers/benchmarks/compare_upstream.py --pairs tiny-e2b --num-threads 1 --save cpu
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polydraft
 import torch
 from polydraft_builtin_pairs import prompts
-from rich.console import Console
-from rich.table import Table
 
-WAYS = ("polydraft", "upstream", "polydraft plain", "upstream plain")
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
+from benchmarks import Recorder, in_turn, parser
+
+SIDES = ("polydraft", "transformers", "polydraft, plain", "transformers, plain")
+Run = Callable[[], tuple[list[int], float | None]]
+"""Returns the new tokens and, where it is counted, the mean acceptance length."""
 
 
-def ways(
-    session: Any, prompt: list[int], new_tokens: int, k: int
-) -> dict[str, Callable[[], tuple[list[int], float | None]]]:
-    """Each way as a function that returns the new tokens and, where it is counted, the mean acceptance length."""
+def sides(session: Any, prompt: list[int], new_tokens: int, k: int) -> dict[str, Run]:
+    """One function per side."""
     target = session.engine.target.model
     assistant = session.engine.drafter_model
     assistant.generation_config.num_assistant_tokens = k
@@ -39,14 +37,14 @@ def ways(
     assistant.generation_config.assistant_confidence_threshold = 0.0
     device = target.device
 
-    def ours(speculate: str) -> Callable[[], tuple[list[int], float | None]]:
+    def ours(speculate: str) -> Run:
         def run() -> tuple[list[int], float | None]:
             result = session.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True, speculate=speculate)
             return list(result.token_ids), result.stats.mean_acceptance_length
 
         return run
 
-    def upstream(drafter: Any) -> Callable[[], tuple[list[int], float | None]]:
+    def upstream(drafter: Any) -> Run:
         def run() -> tuple[list[int], float | None]:
             with torch.inference_mode():
                 found = target.generate(
@@ -62,78 +60,65 @@ def ways(
 
         return run
 
-    return dict(zip(WAYS, (ours("on"), upstream(assistant), ours("off"), upstream(None)), strict=True))
+    return dict(zip(SIDES, (ours("on"), upstream(assistant), ours("off"), upstream(None)), strict=True))
 
 
-def measure(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Run all in turn: seconds of each run, and the results of the last."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    results: dict[str, Any] = {}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            results[name] = function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return seconds, results
+def timed(run: Run) -> Callable[[], tuple[float, list[int], float | None]]:
+    """The function, with the seconds that it takes in front of what it returns."""
+
+    def measured() -> tuple[float, list[int], float | None]:
+        started = time.perf_counter()
+        tokens, length = run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, tokens, length
+
+    return measured
 
 
 def main() -> None:
-    """Measure, print the table, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", nargs="+", default=["tiny-e2b", "tiny-31b", "tiny-26b"])
-    parser.add_argument("-k", type=int, default=4)
-    parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--num-threads", type=int)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    """Measure each pair in each dtype."""
+    options = parser(__doc__)
+    options.add_argument("--pairs", nargs="+", default=["tiny-e2b", "tiny-31b", "tiny-26b"])
+    options.add_argument("--dtypes", nargs="+", default=["float32"])
+    options.add_argument("-k", type=int, default=4)
+    options.add_argument("--new-tokens", type=int, default=96)
+    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--num-threads", type=int)
+    given = options.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    report: list[dict[str, Any]] = []
-    table = Table(title=f"{arguments.new_tokens} tokens, k={arguments.k}, {arguments.dtype}, {arguments.device}")
-    for column in ("pair", *WAYS, "ours / upstream", "acceptance length", "same tokens"):
-        table.add_column(column, justify="left" if column == "pair" else "right")
+    record = Recorder(
+        __file__,
+        __doc__,
+        given,
+        packages=("torch", "transformers"),
+        accelerator=torch.cuda.get_device_name() if given.device.startswith("cuda") else None,
+        threads=given.num_threads or torch.get_num_threads(),
+    )
     prompt_text = prompts()[0].text or ""
-    for pair in arguments.pair:
+    for pair, dtype in ((pair, dtype) for pair in given.pairs for dtype in given.dtypes):
         with polydraft.load(
             f"builtin:{pair}",
             backend="transformers",
-            dtype=arguments.dtype,
-            device=arguments.device,
-            num_speculative_tokens=arguments.k,
-            engine_options={"num_threads": arguments.num_threads},
+            dtype=dtype,
+            device=given.device,
+            num_speculative_tokens=given.k,
+            engine_options={"num_threads": given.num_threads},
         ) as session:
             prompt = [2, *session.tokenizer.encode(prompt_text)]
-            seconds, results = measure(ways(session, prompt, arguments.new_tokens, arguments.k), arguments.repeats)
-            ratios = [a / b for a, b in zip(seconds["polydraft"], seconds["upstream"], strict=True)]
-            same = all(tokens == results["polydraft"][0] for tokens, _ in results.values())
-            row = {
-                "pair": pair,
-                "median_seconds": {name: round(statistics.median(found), 4) for name, found in seconds.items()},
-                "median_ratio": round(statistics.median(ratios), 3),
-                "mean_acceptance_length": results["polydraft"][1],
-                "same_tokens": same,
-                "seconds": {name: [round(value, 4) for value in found] for name, found in seconds.items()},
+            functions = sides(session, prompt, given.new_tokens, given.k)
+            found = in_turn({side: timed(run) for side, run in functions.items()}, given.repeats)
+        tokens = {side: runs[-1][1] for side, runs in found.items()}
+        ratios = [ours[0] / theirs[0] for ours, theirs in zip(*(found[side] for side in SIDES[:2]), strict=True)]
+        for side, runs in found.items():
+            values = {
+                "mean_acceptance_length": runs[-1][2],
+                "same_tokens": all(other == tokens["polydraft"] for other in tokens.values()),
             }
-        report.append(row)
-        medians = (f"{row['median_seconds'][name]:.3f} s" for name in WAYS)
-        length = f"{row['mean_acceptance_length']:.2f}"
-        table.add_row(pair, *medians, f"{row['median_ratio']:.2f}", length, "yes" if same else "NO")
-    Console(width=140).print(table)
-    if arguments.json:
-        about = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine(),
-            **{name: value for name, value in vars(arguments).items() if name not in ("json", "pair", "device")},
-        }
-        arguments.json.write_text(json.dumps({"about": about, "results": report}, indent=2) + "\n", encoding="utf-8")
+            if side == "polydraft":
+                values["time_over_transformers"] = round(statistics.median(ratios), 3)
+            record.row({"pair": pair, "dtype": dtype, "side": side}, values, {"seconds": [run[0] for run in runs]})
 
 
 if __name__ == "__main__":

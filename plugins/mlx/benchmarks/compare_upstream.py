@@ -1,31 +1,27 @@
-"""Speed of our loop against mlx-lm's draft_model= and mlx-vlm's MTP, on the same pair, prompt and k.
+"""Speed compared with mlx-lm's ``draft_model=`` and mlx-vlm's MTP: the same pair, prompt and k, greedy, in turn.
 
-    pip install mlx-vlm==0.7.10          # beside polydraft-mlx and polydraft-builtin-pairs
-    python plugins/mlx/benchmarks/peers.py --out plugins/mlx/benchmarks/results.json [--only tiny-e2b]
+    pip install mlx-vlm==0.7.10          # as well as polydraft-mlx and polydraft-builtin-pairs
+    python plugins/mlx/benchmarks/compare_upstream.py --save [--pairs tiny-e2b --keep]
 
-Runs alternate (ours, theirs, ours, ...), each in this process and greedy; medians are reported, and the median of the
-peer's time over ours in runs that followed one another. A round is one draft of k tokens and the target forward that
-verifies it. Times run from the first emitted tokens to the last: prefill is not in them. All must emit the same tokens,
-or the comparison is refused. ``--only`` measures one pair, and leaves the others in the file as they are.
+All run in this process. ``time_per_round_over_polydraft`` is the median ratio of runs that followed one another. A
+round is one draft of k tokens and the target forward that verifies it. Times run from the first emitted tokens to the
+last: prefill is not in them. All must emit the same tokens, or the comparison is refused.
 
 mlx-vlm's text-only class cannot be used with assistants, so its target is the same weights in its multimodal class,
-beside a vision tower that is never run; and its habit of changing k by itself is switched off
+next to a vision tower that is never run; and its habit of changing k by itself is switched off
 (``prefer_requested_block_size``).
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +32,9 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.utils import load_model
 from polydraft_builtin_pairs import path as builtin_path
 from polydraft_mlx.config import overrides
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
+from benchmarks import Recorder, in_turn, parser
 
 K = 4
 PROMPT = """class Stack:
@@ -170,101 +169,57 @@ def theirs_mlx_vlm(target: str, drafter: str, dtype: str, prompt: list[int], cou
     return generate
 
 
-def compare(name: str, sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    """Alternate the sides."""
-    runs: dict[str, list[Run]] = {side: [] for side in sides}
-    for repeat in range(repeats + 1):
-        for side, generate in sides.items():
-            run = measured(generate)
-            if repeat:  # the first one compiles and allocates
-                runs[side].append(run)
-    shortest = min(len(found[0].token_ids) for found in runs.values())
-    if len({found[0].token_ids[:shortest] for found in runs.values()}) != 1:
-        raise SystemExit(f"{name}: the sides emit different tokens")
-    result: dict[str, Any] = {}
-    for side, found in runs.items():
-        result[side] = {
-            "ms_per_round": round(statistics.median(1e3 * run.seconds / run.rounds for run in found), 2),
-            "cpu_ms_per_round": round(statistics.median(1e3 * run.cpu_seconds / run.rounds for run in found), 2),
-            "tokens_per_second": round(statistics.median((len(run.token_ids) - 1) / run.seconds for run in found), 1),
-            "tokens_per_round": round(statistics.median((len(run.token_ids) - 1) / run.rounds for run in found), 3),
-            "peak_mib": round(max(run.peak_bytes for run in found) / 2**20, 2),
+def compare(case: dict[str, str], sides: dict[str, Callable[[], Any]], repeats: int, record: Recorder) -> None:
+    """Measure all sides of a pair in one dtype."""
+    found = in_turn({side: partial(measured, generate) for side, generate in sides.items()}, repeats)
+    shortest = min(len(runs[0].token_ids) for runs in found.values())
+    if len({runs[0].token_ids[:shortest] for runs in found.values()}) != 1:
+        raise SystemExit(f"{case}: the sides emit different tokens")
+    for side, runs in found.items():
+        figures = {
+            "ms_per_round": [1e3 * run.seconds / run.rounds for run in runs],
+            "cpu_ms_per_round": [1e3 * run.cpu_seconds / run.rounds for run in runs],
+            "tokens_per_second": [(len(run.token_ids) - 1) / run.seconds for run in runs],
+            "tokens_per_round": [(len(run.token_ids) - 1) / run.rounds for run in runs],
         }
-        if side not in {"polydraft", "polydraft, plain"}:
-            pairs = zip(found, runs["polydraft"], strict=True)
-            ratios = [
-                tuple(
-                    taken * own.rounds / one.rounds / ours
-                    for taken, ours in ((one.seconds, own.seconds), (one.cpu_seconds, own.cpu_seconds))
-                )
-                for one, own in pairs
-            ]
-            for what, values in zip(("time", "cpu_time"), zip(*ratios, strict=True), strict=True):
-                result[side][f"{what}_per_round_over_polydrafts"] = round(statistics.median(values), 3)
-    print(name, json.dumps(result, indent=2), flush=True)
-    return result
+        values = {"peak_mib": round(max(run.peak_bytes for run in runs) / 2**20, 2)}
+        if side == "polydraft":
+            own = figures
+        elif side != "polydraft, plain":
+            for what in ("time", "cpu_time"):
+                name = what.replace("time", "ms") + "_per_round"
+                ratios = [theirs / ours for theirs, ours in zip(figures[name], own[name], strict=True)]
+                values[f"{what}_per_round_over_polydraft"] = round(statistics.median(ratios), 3)
+        record.row({**case, "side": side}, values, figures)
 
 
 def main() -> None:
-    """Run all comparisons and write them down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--only", choices=("tiny-llama", "tiny-e2b", "tiny-31b"))
-    arguments = parser.parse_args()
+    """Run all comparisons."""
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=int, default=9)
+    options.add_argument("--new-tokens", type=int, default=96)
+    options.add_argument("--pairs", nargs="+", default=["tiny-llama", "tiny-e2b", "tiny-31b"])
+    given = options.parse_args()
     with polydraft.load("builtin:tiny-llama", backend="mlx", drafter=None) as session:
         prompt = list(session.generate(PROMPT, max_new_tokens=1).prompt_token_ids)
-    results: dict[str, Any] = {}
-    if arguments.only and arguments.out and arguments.out.exists():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))["results"]
-    for target in [arguments.only] if arguments.only else ["tiny-llama", "tiny-e2b", "tiny-31b"]:
-        for dtype in ("float32", "bfloat16"):
-            given = (dtype, prompt, arguments.tokens)
-            sides = {"polydraft": ours(target, *given), "polydraft, plain": ours(target, *given, "off")}
-            drafter = "tiny-llama-draft" if target == "tiny-llama" else f"{target}-assistant"
-            if target == "tiny-llama":
-                sides["mlx-lm"] = theirs_mlx_lm(target, drafter, *given)
-            else:
-                try:
-                    sides["mlx-vlm"] = theirs_mlx_vlm(target, drafter, *given)
-                except ImportError as error:
-                    raise SystemExit(f"{error}: install mlx-vlm 0.7.10 to compare with it") from error
-            results[f"{target} + {drafter}, {dtype}"] = compare(f"{target}, {dtype}", sides, arguments.repeats)
-    record = {"machine": machine(), "k": K, "prompt_tokens": len(prompt), "new_tokens": arguments.tokens,
-              "repeats": arguments.repeats, "results": results}  # fmt: skip
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    versions = {}
-    for name in ("mlx", "mlx-lm", "mlx-vlm", "polydraft-mlx"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "device": str(mx.default_device()),
-        "cpu": str(mx.device_info(mx.cpu).get("device_name", platform.processor())),
-        "cores": os.cpu_count(),
-        "load": [round(load, 1) for load in os.getloadavg()],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "commit": commit(),
-        **versions,
-    }
-
-
-def commit() -> str:
-    """The repository's."""
-    here = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
+    record = Recorder(
+        __file__,
+        __doc__,
+        given,
+        packages=("polydraft-mlx", "mlx", "mlx-lm", "mlx-vlm"),
+        constants={"k": K, "prompt_tokens": len(prompt), "device": str(mx.default_device())},
+    )
+    for target, dtype in ((target, dtype) for target in given.pairs for dtype in ("float32", "bfloat16")):
+        settings = (dtype, prompt, given.new_tokens)
+        sides = {"polydraft": ours(target, *settings), "polydraft, plain": ours(target, *settings, "off")}
+        if target == "tiny-llama":
+            sides["mlx-lm"] = theirs_mlx_lm(target, "tiny-llama-draft", *settings)
+        else:
+            try:
+                sides["mlx-vlm"] = theirs_mlx_vlm(target, f"{target}-assistant", *settings)
+            except ImportError as error:
+                raise SystemExit(f"{error}: install mlx-vlm 0.7.10 to compare with it") from error
+        compare({"pair": target, "dtype": dtype}, sides, given.repeats, record)
 
 
 if __name__ == "__main__":
