@@ -37,7 +37,8 @@ class NgramDrafter:
     def __init__(self, *, max_ngram: int = 4, min_ngram: int = 2) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise InvalidRequestError(
-                f"N-gram sizes from {min_ngram} to {max_ngram} are none.", "Give 1 <= min_ngram <= max_ngram."
+                f"min_ngram={min_ngram} is greater than max_ngram={max_ngram}, or below 1.",
+                "Give 1 <= min_ngram <= max_ngram.",
             )
         self._tokens: list[int] = []
         # The newest max_ngram tokens, each plus 1, packed with the newest lowest. So an n-gram is a masked suffix, and
@@ -77,8 +78,14 @@ class NgramDrafter:
     def propose(self, k: int) -> list[int]:
         """The tokens that followed the most recent earlier occurrence of the longest suffix that has one.
 
-        Where the occurrence is so near that fewer than k tokens follow it, the text is periodic, and the proposal
-        goes on with its own tokens.
+        If fewer than k tokens follow that occurrence, the text is periodic, and the proposal repeats the period.
+
+        >>> drafter = NgramDrafter()
+        >>> drafter.extend([5, 6, 7, 8, 5, 6, 7])  # ends with 5 6 7, which 8 5 6 followed before
+        >>> drafter.propose(3)
+        [8, 5, 6]
+        >>> drafter.propose(6)  # the period, 8 5 6 7, goes on
+        [8, 5, 6, 7, 8, 5]
 
         Args:
             k: Number of tokens wanted.

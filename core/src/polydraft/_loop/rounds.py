@@ -8,22 +8,37 @@ is Leviathan et al. 2023 (arXiv:2211.17192), section 2 with argmax; for seeded s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+from polydraft._loop.ngram import NgramDrafter
 from polydraft.contract.stepping import PrefillCancelled
 from polydraft.errors import EngineError
+from polydraft.sampling._rejection import make_sampler
+from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
-    from polydraft._loop.drafting import DraftSource
     from polydraft.contract.results import Round
-    from polydraft.contract.stepping import EngineSequence, Sampler
+    from polydraft.contract.stepping import EngineSequence, Sampler, SteppingEngine
     from polydraft.contract.whole import Generation
 
-__all__ = ["run_rounds"]
+__all__ = ["run_rounds", "stepping_rounds"]
+
+
+def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
+    """Run the loop on a new sequence, with a sampler of its own. Errors are those of the engine's primitives."""
+    sampler = make_sampler(array_ops_of(engine), generation.request)
+    try:
+        with closing(engine.open_sequence()) as sequence:
+            drafts = generation.request.num_speculative_tokens > 0
+            ngram = NgramDrafter() if drafts and engine.running.method == "ngram" else None
+            yield from run_rounds(sequence, generation, sampler, ngram)
+    finally:
+        sampler.close(generation.token_ids)
 
 
 def run_rounds(
-    sequence: EngineSequence, generation: Generation, sampler: Sampler, drafts: DraftSource | None
+    sequence: EngineSequence, generation: Generation, sampler: Sampler, ngram: NgramDrafter | None = None
 ) -> Iterator[Round]:
     """Generate until the output ends or the caller cancels.
 
@@ -32,9 +47,9 @@ def run_rounds(
 
     Args:
         sequence: An empty sequence of the engine.
-        generation: Prompt, limits and k; takes each round's tokens, and says when the output ends.
+        generation: Prompt, limits and k (0: plain decoding); takes each round's tokens, and says when the output ends.
         sampler: Chooses the target's and the drafter's tokens.
-        drafts: None for plain decoding.
+        ngram: Drafts in place of the sequence.
 
     Raises:
         EngineError: The engine returned another number of tokens than it was asked for.
@@ -48,22 +63,21 @@ def run_rounds(
     except PrefillCancelled:
         return
     newest = step.token_ids[0]
-    if drafts is not None:
-        drafts.commit(request.prompt_token_ids)
-        drafts.commit((newest,))
+    if ngram is not None:
+        ngram.extend((*request.prompt_token_ids, newest))
     yield generation.emit((newest,), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
-    emitted = 1
     limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(request.prompt_token_ids))
-    while generation.finish_reason is None:
+    left = limit - 1  # tokens that may still be emitted
+    while generation.finish_reason is None and not generation.cancelled():
         # The bonus token always fits: a draft never reaches past the last token that may be emitted.
-        k = min(request.num_speculative_tokens, limit - emitted - 1)
-        if generation.cancelled():
-            return
-        draft = drafts.propose(newest, k) if drafts is not None and k > 0 else []
-        if len(draft) > k:
-            raise _defect(f"The engine's drafter proposed {len(draft)} tokens; at most {k} were asked for.")
-        if generation.cancelled():
-            return
+        k = min(request.num_speculative_tokens, left - 1)
+        draft: list[int] = []
+        if k > 0:
+            draft = ngram.propose(k) if ngram is not None else sequence.propose(newest, k, sampler).token_ids
+            if len(draft) > k:
+                raise _defect(f"The engine's drafter proposed {len(draft)} tokens; at most {k} were asked for.")
+            if generation.cancelled():
+                return
         base = sequence.length
         step = sequence.verify([newest, *draft], sampler)
         if len(step.token_ids) != len(draft) + 1:
@@ -71,19 +85,19 @@ def run_rounds(
         accepted = 0
         while accepted < len(draft) and draft[accepted] == step.token_ids[accepted]:
             accepted += 1
-        emission = generation.emit(
+        emitted = generation.emit(
             step.token_ids[: accepted + 1],
             num_draft_tokens=len(draft),
             num_accepted_tokens=accepted,
             logprobs=step.logprobs,
         )
         # The end of the output may have cut accepted drafts off: they leave the sequence, too.
-        sequence.rollback(base + 1 + min(accepted, len(emission.token_ids)))
-        newest = emission.token_ids[-1]
-        emitted += len(emission.token_ids)
-        if drafts is not None and generation.finish_reason is None:
-            drafts.commit(emission.token_ids)
-        yield emission
+        sequence.rollback(base + 1 + min(accepted, len(emitted.token_ids)))
+        newest = emitted.token_ids[-1]
+        left -= len(emitted.token_ids)
+        if ngram is not None:
+            ngram.extend(emitted.token_ids)
+        yield emitted
 
 
 def _defect(message: str) -> EngineError:

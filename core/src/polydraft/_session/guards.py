@@ -9,62 +9,49 @@ from contextlib import contextmanager
 
 from polydraft.errors import ForkedSessionError, SessionBusyError
 
-__all__ = ["ProcessGuard", "Reentrancy"]
+__all__ = ["StepGuard"]
 
 
-class ProcessGuard:
-    """Remembers the process that created it: a session belongs to the process that loaded it."""
+class StepGuard(threading.local):
+    """One per session: the process that it belongs to, and whether the current thread is inside one of its steps.
 
-    def __init__(self) -> None:
-        self._pid = os.getpid()
+    A logits processor runs inside a step, and a signal handler may: a call that they make must not wait for that step.
+
+    Args:
+        home: Id of the process that loaded the session; each thread's own copy gets it, too.
+    """
+
+    def __init__(self, home: int) -> None:
+        self._home = home
+        self.depth = 0  # of steps that this thread is inside of
 
     @property
-    def is_here(self) -> bool:
-        """False in a process forked from it."""
-        return os.getpid() == self._pid
+    def is_home(self) -> bool:
+        """False in a process forked from the session's."""
+        return os.getpid() == self._home
 
-    def check(self) -> None:
-        """Refuse use in a forked process.
-
-        Raises:
-            ForkedSessionError: This is a forked process.
-        """
-        if not self.is_here:
+    def check_home(self) -> None:
+        """Refuse use in a forked process, with a ``ForkedSessionError``."""
+        if not self.is_home:
             raise ForkedSessionError(
                 "This session was loaded in another process, before a fork.",
                 "Load the session in the process that uses it, or start processes with the spawn method.",
             )
 
-
-class Reentrancy(threading.local):
-    """Whether the current thread is inside a step of the session. One per session, with a value for each thread.
-
-    A logits processor runs inside a step, and a signal handler may: a call that they make must not wait for that step.
-    """
-
-    def __init__(self) -> None:
-        self._depth = 0
-
-    def __bool__(self) -> bool:
-        return self._depth > 0
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """While this thread steps or ends a stream."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-
     def check(self) -> None:
-        """Refuse a call from inside a step.
-
-        Raises:
-            SessionBusyError: This thread is inside a step of the session.
-        """
-        if self:
+        """Refuse use in a forked process, and from inside a step, with a ``SessionBusyError``."""
+        self.check_home()
+        if self.depth:
             raise SessionBusyError(
                 "This session was called from inside one of its own steps (by a logits processor or signal handler).",
                 "Call it when the step is over, or load a second session.",
             )
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """While this thread steps or ends a stream."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1

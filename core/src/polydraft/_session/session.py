@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 import weakref
@@ -12,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, final
 
 from polydraft import reasons
-from polydraft._loop.stepping import stepping_rounds
+from polydraft._loop.rounds import stepping_rounds
 from polydraft._session.arguments import CallArguments, call_arguments
 from polydraft._session.call import Call
 from polydraft._session.call_lock import CallLock, busy_error, current_thread_owner
-from polydraft._session.guards import ProcessGuard, Reentrancy
+from polydraft._session.guards import StepGuard
 from polydraft._session.monitor import AcceptanceMonitor
 from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
 from polydraft._session.stream import TokenStream
@@ -64,8 +65,7 @@ class Session:
         self._running = running
         self._capabilities = capabilities
         self._lock = CallLock(serial=running.concurrency == "serial")
-        self._process = ProcessGuard()
-        self._reentrancy = Reentrancy()
+        self._guard = StepGuard(os.getpid())
         self._closed = False
         self._engine_to_close = False
         # Reentrant: a signal handler may close the session while its thread does.
@@ -197,7 +197,7 @@ class Session:
         Raises:
             ForkedSessionError: The session belongs to the parent process.
         """
-        self._process.check()
+        self._guard.check_home()
         for stream in self._open_streams():
             stream.cancel()
 
@@ -208,7 +208,7 @@ class Session:
         engine is freed, when the steps under way are over. In a forked process it does nothing: the engine is the
         parent's.
         """
-        if not self._process.is_here:
+        if not self._guard.is_home:
             return
         with self._close_lock:
             if self._closed:
@@ -233,13 +233,13 @@ class Session:
     # How a call runs ------------------------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
-        self._process.check()
+        self._guard.check_home()
         if self._closed:
             raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
 
     def _stream(self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0) -> TokenStream:
         self._check_usable()
-        self._reentrancy.check()
+        self._guard.check()
         given = dict(arguments)
         for name in ("speculate", "tools", "chat_template_kwargs"):
             given.pop(name, None)
@@ -284,7 +284,7 @@ class Session:
             self._start,
             self._acquire_for_thread,
             self._finished,
-            self._reentrancy,
+            self._guard,
         )
         with self._streams_lock:
             self._streams.add(stream)

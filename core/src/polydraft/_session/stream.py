@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from polydraft._session.guards import ProcessGuard, Reentrancy
 from polydraft.contract.results import Chunk, Round
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft._session.call import Call
+    from polydraft._session.guards import StepGuard
     from polydraft.contract.results import GenerationResult
-    from polydraft.text._tracker import TextDelta
 
 __all__ = ["TokenStream"]
 
@@ -34,7 +33,7 @@ class TokenStream(Iterator[Chunk]):
         rounds: Callable[[Call], Iterator[Round]],
         acquire: Callable[[Callable[[], bool]], bool],
         finished: Callable[[Call], None],
-        reentrancy: Reentrancy,
+        guard: StepGuard,
     ) -> None:
         self._call = call
         self._acquire = acquire
@@ -42,8 +41,7 @@ class TokenStream(Iterator[Chunk]):
         self._make_rounds = rounds
         self._rounds: Iterator[Round] | None = None
         self._state = "new"
-        self._process = ProcessGuard()
-        self._reentrancy = reentrancy
+        self._guard = guard
         self._step_lock = threading.Lock()
         self._close_asked = False
         self._result: GenerationResult | None = None
@@ -70,7 +68,8 @@ class TokenStream(Iterator[Chunk]):
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
         with self._step():
             if self._state != "ended" and self._take_lock():
-                self._open()
+                with self._typed_errors():
+                    self._rounds = self._rounds or self._make_rounds(self._call)
 
     def __iter__(self) -> Self:
         return self
@@ -87,29 +86,22 @@ class TokenStream(Iterator[Chunk]):
 
     @contextmanager
     def _step(self) -> Iterator[None]:
-        self._process.check()  # before the lock: another thread of the parent may hold it for ever
-        self._reentrancy.check()
-        with self._reentrancy.entered():
+        self._guard.check()  # before the lock: another thread of the parent may hold it for ever
+        with self._guard.step():
             try:
                 with self._step_lock:
                     yield
             finally:
-                if self._close_asked:  # meanwhile, by someone who could not wait
+                if self._close_asked:  # meanwhile, by a caller that could not wait
                     self._end_unless_in_use()
 
     def _take_lock(self) -> bool:
-        """Start; False if the call was cancelled before."""
+        """Start, once the session's call lock is free; False if the call was cancelled before."""
         if self._state == "new":
             if self.cancelled or not self._acquire(self._call.cancelled):
                 return False
             self._state = "running"
         return True
-
-    def _open(self) -> Iterator[Round]:
-        if self._rounds is None:
-            with self._typed_errors():
-                self._rounds = self._make_rounds(self._call)
-        return self._rounds
 
     def _advance(self) -> Chunk:
         call = self._call
@@ -117,24 +109,21 @@ class TokenStream(Iterator[Chunk]):
         taken = self._take_lock()
         started = time.perf_counter()  # waiting for other calls is not part of the prefill
         if taken:
-            rounds = self._open()
             with self._typed_errors():
-                emitted = next(rounds, None)
+                self._rounds = self._rounds or self._make_rounds(call)
+                emitted = next(self._rounds, None)
         if emitted is None:
-            if call.tracker.finish_reason is not None:
+            if call.finish_reason is not None:
                 raise StopIteration
-            delta = call.tracker.finish("cancelled")
+            chunk = call.chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), "cancelled")
             self._end()
-            return _chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), delta, "cancelled")
-        seconds = time.perf_counter() - started if emitted.seconds is None else emitted.seconds
-        call.counts.add(emitted, seconds)
-        if emitted.logprobs is not None:
-            call.logprobs = (call.logprobs or ()) + emitted.logprobs
-        reason = call.tracker.finish_reason or ("cancelled" if self._close_asked else None)
-        delta = call.tracker.take() if reason is None else call.tracker.finish(reason)
+            return chunk
+        call.count(emitted, time.perf_counter() - started if emitted.seconds is None else emitted.seconds)
+        reason = call.finish_reason or ("cancelled" if self._close_asked else None)
+        chunk = call.chunk(emitted, reason)
         if reason is not None:
             self._end()
-        return _chunk(emitted, delta, reason)
+        return chunk
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -163,7 +152,7 @@ class TokenStream(Iterator[Chunk]):
         Raises:
             ForkedSessionError: The stream belongs to the parent process.
         """
-        self._process.check()
+        self._guard.check_home()
         self._call.cancel()
 
     def close(self) -> None:
@@ -172,14 +161,14 @@ class TokenStream(Iterator[Chunk]):
         Called from inside a step of the session (a logits processor, a signal handler) it does not wait: the stream
         ends when its step is over. In a forked process it does nothing: what the stream holds is the parent's.
         """
-        if not self._process.is_here:
+        if not self._guard.is_home:
             return
         self._call.cancel()
-        if self._reentrancy:
+        if self._guard.depth:
             self._close_asked = True
             self._end_unless_in_use()
             return
-        with self._reentrancy.entered(), self._step_lock:
+        with self._guard.step(), self._step_lock:
             self._end()
 
     def _end_unless_in_use(self) -> None:
@@ -218,17 +207,3 @@ class TokenStream(Iterator[Chunk]):
     def __del__(self) -> None:
         if getattr(self, "_state", "ended") == "running":
             self.close()
-
-
-def _chunk(emitted: Round, delta: TextDelta, reason: str | None) -> Chunk:
-    return Chunk.model_construct(
-        token_ids=emitted.token_ids,
-        text=delta.text,
-        num_accepted_tokens=emitted.num_accepted_tokens,
-        num_draft_tokens=emitted.num_draft_tokens,
-        segments=delta.segments,
-        thinking=delta.thinking,
-        tool_calls=delta.tool_calls,
-        logprobs=emitted.logprobs,
-        finish_reason=reason,
-    )

@@ -61,47 +61,45 @@ class RejectionSampler(RuleSampler):
         self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """See ``polydraft.contract.Sampler.choose_draft``. Draws with noise of its own, and remembers from what.
+        """Draw a draft with noise of its own, and remember the distribution that it was drawn from.
 
         Of several draws for one position the last counts. Each has fresh noise: an engine may look at one before it
-        makes the logits of the next.
+        computes the logits of the next.
         """
-        forced = self._forced.get(position)
-        ops, entered = self._entered(logits)
-        draft = None if forced is not None else self._draft(ops, entered, position, run_token_ids)
+        changed = self._draft_logits(logits, position, run_token_ids)
         self._drawn.pop(position, None)
         self._on_device.pop(position, None)
-        if draft is None:
-            return self._ops.first_column(self._ops.column([forced or 0], logits))
+        if changed is None:
+            return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
+        ops, draft = changed
         draws = self._draws[position] = self._draws.get(position, -1) + 1
         stream = self._stream + _DRAFT + draws * _AGAIN
-        view = ops.host_view(draft)
-        if view is None:
+        if ops is self._ops:  # on a device
             chosen = choose_tokens(ops, draft, self._settings, self._seed, stream, position)
             self._on_device[position] = chosen, draft * 1.0  # a copy: the engine may write over it
             return chosen
-        token_id = int(choose_on_host(view, self._settings, self._seed, stream, position)[0])
-        if np.isfinite(view.max()):
-            self._drawn[position] = token_id, self._distribution(view[0])
-        return self._ops.first_column(self._ops.column([token_id], logits))
+        token_id = int(choose_on_host(draft, self._settings, self._seed, stream, position)[0])
+        if np.isfinite(draft.max()):
+            self._drawn[position] = token_id, self._distribution(draft[0])
+        return self._constant(token_id, logits)
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """See ``polydraft.contract.Sampler.choose``."""
-        seen = self._begin(first_position, run_token_ids)
-        ops, entered = self._entered(logits)
+        """The drafts that are accepted, then a token of the target's own; the rows after it are not chosen."""
+        self._start_step(first_position, run_token_ids)
+        ops, rows = (self._ops, logits) if self._processor is not None else self._on_host(logits)
         drafts = [*run_token_ids[1:], None]
         token_ids: list[int] = []
         for row, draft in enumerate(drafts):
-            position, own = first_position + row, entered[row : row + 1]
+            position, own = first_position + row, rows[row : row + 1]
             if position in self._forced:
                 token_ids.append(self._forced[position])
             else:
                 if self._processor is not None:
-                    changed = self._process(self._processor, own, position, seen[: row + 1], certain=True)
+                    changed = self._process(self._processor, own, position, run_token_ids[: row + 1], certain=True)
                 else:
-                    changed = self._adjusted(ops, own, position, seen[: row + 1])
+                    changed = self._adjusted(ops, own, position, run_token_ids[: row + 1])
                 token_ids.append(self._decide(ops, changed, position, draft))
             if token_ids[-1] != draft:
                 break
@@ -116,7 +114,7 @@ class RejectionSampler(RuleSampler):
     def _decide(self, ops: ArrayOps[Any], logits: Any, position: int, draft: int | None) -> int:
         """The token for one row, shape (1, vocab), that has been changed by the settings."""
         if draft is None:
-            return int(ops.tolist(self._choose(logits, position, ops))[0])
+            return self._pick_one(logits, position) if ops is self._ops else int(self._pick(ops, logits, position)[0])
         token_ids, target = self._distribution(ops.numpy(logits)[0])
         drafted = self._drafted(ops, position, draft)
         chance = _at(token_ids, target, np.array([draft]))[0] / _at(*drafted, np.array([draft]))[0]

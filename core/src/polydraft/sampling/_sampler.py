@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import TokenLogprobs
@@ -24,14 +25,14 @@ __all__ = ["NOT_CHOSEN", "RuleSampler"]
 
 _NUMPY = NumpyOps()
 NOT_CHOSEN = 0
-"""Stands where nothing was chosen: after a draft that cannot be accepted, where nobody looks."""
+"""Placeholder for rows after the first rejected draft; never read."""
 
 
 class RuleSampler:
     """Implements ``polydraft.contract.Sampler`` for one generation.
 
-    Row i's history is what was accepted before the step, then the run tokens up to its own; drafts see theirs alike.
-    What is accepted is learnt from the next step's position, so that rejected drafts leave no trace.
+    The tokens before row i are those accepted before the step, then the tokens that the step runs up to its own; drafts
+    see theirs likewise. Which drafts were accepted follows from the next step's position: see ``polydraft.sampling``.
 
     Args:
         ops: The engine's array operations.
@@ -49,11 +50,10 @@ class RuleSampler:
         self._stream = request.stream
         prompt = request.prompt_token_ids
         self._forced = {len(prompt) + index: token_id for index, token_id in settings.forced_token_ids.items()}
-        self._bans = Bans(
-            settings.banned_token_ids,
-            request.eos_token_ids | set(settings.stop_token_ids),
-            len(prompt) + settings.min_new_tokens,
-        )
+        self._bans: Bans | None = None
+        if settings.banned_token_ids or settings.min_new_tokens:
+            ends = request.eos_token_ids | set(settings.stop_token_ids)
+            self._bans = Bans(settings.banned_token_ids, ends, len(prompt) + settings.min_new_tokens)
         penalised = wants_penalties(settings)
         self._penalties = Penalties(settings, len(prompt)) if penalised or settings.logit_bias else None
         self._processor: ProcessorRun | None = None
@@ -71,27 +71,27 @@ class RuleSampler:
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """See ``polydraft.contract.Sampler.choose``."""
-        if self._processor is None:
-            ops, entered = self._entered(logits)
-            block = self._adjusted(ops, entered, first_position, self._begin(first_position, run_token_ids))
-            token_ids: list[int] = ops.tolist(self._choose(block, first_position, ops))
+        """The target's tokens, one per row of ``logits`` (rows, vocab); row 0 chooses for ``first_position``."""
+        self._start_step(first_position, run_token_ids)
+        if self._processor is not None:
+            token_ids = self._choose_rows(self._processor, logits, first_position, run_token_ids)
+        else:
+            ops, rows = self._on_host(logits)
+            rows = self._adjusted(ops, rows, first_position, run_token_ids)
+            token_ids = ops.tolist(self._pick(ops, rows, first_position))
             for position in self._forced.keys() & range(first_position, first_position + len(token_ids)):
                 token_ids[position - first_position] = self._forced[position]
-        else:
-            token_ids = self._choose_rows(self._processor, logits, first_position, run_token_ids)
         if self._settings.logprobs is None or not keep_logprobs:
             return token_ids, None
         return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """See ``polydraft.contract.Sampler.choose_draft``."""
-        forced = self._forced.get(position)
-        ops, entered = self._entered(logits)
-        draft = None if forced is not None else self._draft(ops, entered, position, run_token_ids)
-        if draft is None:
-            return self._ops.first_column(self._ops.column([forced or 0], logits))
-        chosen = self._choose(draft, position, ops)
+        """A draft for ``position``, from logits (1, vocab): shape (1,), in the logits' library and on their device."""
+        changed = self._draft_logits(logits, position, run_token_ids)
+        if changed is None:
+            return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
+        ops, row = changed
+        chosen = self._pick(ops, row, position)
         return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
     def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
@@ -103,14 +103,15 @@ class RuleSampler:
         Returns:
             A list with an array (1, vocab) for each row.
         """
-        seen = self._begin(first_position, run_token_ids)
+        self._start_step(first_position, run_token_ids)
         rows = []
         for row in range(len(run_token_ids)):
+            position, run = first_position + row, run_token_ids[: row + 1]
             one = logits[row : row + 1]
             if self._processor is not None:
-                one = self._process(self._processor, one, first_position + row, seen[: row + 1], certain=True)
+                one = self._process(self._processor, one, position, run, certain=True)
             else:
-                one = self._adjusted(self._ops, one, first_position + row, seen[: row + 1])
+                one = self._adjusted(self._ops, one, position, run)
             rows.append(one)
         return rows
 
@@ -119,24 +120,64 @@ class RuleSampler:
         if self._processor is not None:
             self._processor.close(output)
 
-    def _entered(self, logits: Any) -> tuple[ArrayOps[Any], Any]:
-        """Logits in host memory become numpy's, which is quicker; a processor is given the engine's own arrays."""
-        view = self._ops.host_view(logits) if self._processor is None else None
+    def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
+        """Commit the tokens that this step of the target builds upon."""
+        if self._history is not None:
+            self._history.commit(first_position - 1)
+            self._history.ran(run_token_ids)
+
+    def _on_host(self, logits: Any) -> tuple[ArrayOps[Any], Any]:
+        """Logits in host memory become numpy's, which chooses faster; others stay the engine's own arrays."""
+        view = self._ops.host_view(logits)
         return (self._ops, logits) if view is None else (_NUMPY, view)
 
-    def _choose(self, logits: Any, position: int, ops: ArrayOps[Any] | None = None) -> Any:
-        """A token for each row, in the logits' library; ``ops`` are its operations, by default the engine's."""
-        ops = ops or self._ops
-        view = ops.host_view(logits)
-        if view is None:
-            return choose_tokens(ops, logits, self._settings, self._seed, self._stream, position)
-        return ops.from_numpy(choose_on_host(view, self._settings, self._seed, self._stream, position), logits)
+    def _adjusted(self, ops: ArrayOps[Any], logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
+        """Logits (rows, vocab) with biases, penalties and bans."""
+        logits = self._penalised(ops, logits, run_token_ids) if self._penalties is not None else logits
+        return self._bans.apply(ops, logits, first_position) if self._bans is not None else logits
+
+    def _pick(self, ops: ArrayOps[Any], logits: Any, position: int) -> Any:
+        """A token for each row (rows, vocab) by the rule, in the library of ``ops``: int64, shape (rows,)."""
+        if self._settings.temperature == 0.0:
+            return ops.argmax(logits)  # of equal ones the first: the lowest id
+        choose = choose_on_host if ops is _NUMPY else partial(choose_tokens, ops)
+        return choose(logits, self._settings, self._seed, self._stream, position)
+
+    def _pick_one(self, logits: Any, position: int) -> int:
+        """The token for one row (1, vocab) of the engine's library."""
+        ops, row = self._on_host(logits)
+        return int(ops.tolist(self._pick(ops, row, position))[0])
+
+    def _draft_logits(
+        self, logits: Any, position: int, run_token_ids: Sequence[int] | None
+    ) -> tuple[ArrayOps[Any], Any] | None:
+        """A drafter's changed logits (1, vocab), and the operations for them.
+
+        None where no draft is chosen: the token is forced, or follows tokens that the processor forbids.
+        """
+        if position in self._forced:
+            return None
+        if self._history is not None:
+            if not run_token_ids:
+                raise EngineError(
+                    "The engine drafts without saying after which tokens, though the settings depend on them.",
+                    "This is a defect of the backend; report it to its authors: see Sampler.needs_prefix.",
+                )
+            self._history.commit(position - len(run_token_ids))
+            if self._processor is not None:
+                processed = self._process(self._processor, logits, position, run_token_ids, certain=False)
+                return None if processed is None else self._on_host(processed)
+        ops, row = self._on_host(logits)
+        return ops, self._adjusted(ops, row, position, run_token_ids or ())
+
+    def _constant(self, token_id: int, like: Any) -> Any:
+        """One token id in the engine's library, on the device of ``like``: shape (1,)."""
+        return self._ops.first_column(self._ops.column([token_id], like))
 
     def _choose_rows(
         self, processor: ProcessorRun, logits: Any, first_position: int, run_token_ids: Sequence[int]
     ) -> list[int]:
-        """One row after the other; after a draft that the processor forbids there is nothing to choose."""
-        seen = self._begin(first_position, run_token_ids)
+        """One row after the other; nothing is chosen after a draft that the processor forbids."""
         token_ids: list[int] = []
         for row in range(len(run_token_ids)):
             position = first_position + row
@@ -144,47 +185,24 @@ class RuleSampler:
                 token_ids.append(self._forced[position])
                 continue
             certain = list(run_token_ids[1 : row + 1]) == token_ids
-            one = self._process(processor, logits[row : row + 1], position, seen[: row + 1], certain=certain)
+            one = self._process(processor, logits[row : row + 1], position, run_token_ids[: row + 1], certain=certain)
             if one is None:
                 return token_ids + [NOT_CHOSEN] * (len(run_token_ids) - row)
-            token_ids += self._ops.tolist(self._choose(one, position))
+            token_ids.append(self._pick_one(one, position))
         return token_ids
-
-    def _begin(self, first_position: int, run_token_ids: Sequence[int]) -> Sequence[int]:
-        """Begin a step of the target: settle what it builds upon. Returns the run tokens, if rows depend on them."""
-        if self._history is None:
-            return ()
-        self._history.commit(first_position - 1)
-        self._history.ran(run_token_ids)
-        return run_token_ids
-
-    def _draft(self, ops: ArrayOps[Any], logits: Any, position: int, run_token_ids: Sequence[int] | None) -> Any | None:
-        """A drafter's changed logits; None after tokens that the processor forbids."""
-        if self._history is None:
-            return self._adjusted(ops, logits, position, ())
-        if not run_token_ids:
-            raise EngineError(
-                "The engine drafts without saying after which tokens, though the settings depend on them.",
-                "This is a defect of the backend; report it to its authors: see Sampler.needs_prefix.",
-            )
-        self._history.commit(position - len(run_token_ids))
-        if self._processor is not None:
-            return self._process(self._processor, logits, position, run_token_ids, certain=False)
-        return self._adjusted(ops, logits, position, run_token_ids)
-
-    def _adjusted(self, ops: ArrayOps[Any], logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
-        """With biases, penalties and bans."""
-        return self._bans.apply(ops, self._penalised(ops, logits, run_token_ids), first_position)
 
     def _process(
         self, processor: ProcessorRun, logits: Any, position: int, run_token_ids: Sequence[int], *, certain: bool
     ) -> Any | None:
-        """One row with biases, penalties, the processor and bans."""
+        """One row (1, vocab) with biases, penalties, the processor and bans, in the engine's library.
+
+        None where the processor or the bans leave no token, after drafts that may be wrong (``certain`` is False).
+        """
         assert self._history is not None
         penalised = self._ops.float32(self._penalised(self._ops, logits, run_token_ids))
         processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
-        if processed is None:
-            return None
+        if processed is None or self._bans is None:
+            return processed
         allowed = self._bans.apply(self._ops, processed, position)
         if allowed is not processed and self._ops.tolist(self._ops.row_max(allowed))[0][0] == -math.inf:
             if not certain:
@@ -198,5 +216,6 @@ class RuleSampler:
     def _penalised(self, ops: ArrayOps[Any], logits: Any, run_token_ids: Sequence[int]) -> Any:
         if self._penalties is None:
             return logits
-        committed = len(self._history.tokens) if self._history is not None else 0
-        return self._penalties.apply(ops, ops.float32(logits), committed, run_token_ids)
+        if self._history is None:  # biases alone
+            return self._penalties.apply(ops, ops.float32(logits), 0, ())
+        return self._penalties.apply(ops, ops.float32(logits), len(self._history.tokens), run_token_ids)

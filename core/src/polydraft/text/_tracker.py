@@ -1,14 +1,16 @@
-"""Follows the emitted tokens of one generation: when it ends, and what text it makes."""
+"""Follows the emitted tokens of one generation: when it ends, and which text they make."""
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from polydraft.contract.results import FinishReason, Segment, ToolCall
 from polydraft.text._chat_parser import ChatParser, Part, parse_tool_call
-from polydraft.text._decoder import Utf8Decoder
 from polydraft.text._stops import StopMatcher
 
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = ["OutputTracker", "TextDelta"]
+
+
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    """Never splits a character; joined output equals ``bytes.decode("utf-8", "replace")`` of the joined input."""
+    return codecs.getincrementaldecoder("utf-8")("replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,14 @@ class _Piece:
 
 
 class OutputTracker:
-    """Told each emitted token in order; says when the generation ends, and gives the text in stable pieces.
+    """Takes each emitted token in order; says when the generation ends, and gives the text in stable pieces.
 
     The raw rendering is every token's text, special tokens by their names; stop strings are looked for there. The text
-    of the answer is the raw rendering without special tokens, thinking and tool calls, up to a stop string's begin.
+    of the answer is the raw rendering without special tokens, thinking and tool calls, up to the start of a stop
+    string.
 
     Args:
-        tokenizer: The target's.
+        tokenizer: Gives the tokens' text.
         request: Limits, stops and the prompt.
         parse_chat: Whether thinking and tool calls are parsed apart.
     """
@@ -56,16 +64,16 @@ class OutputTracker:
         self._tokenizer = tokenizer
         self._settings = request.settings
         self._eos = request.eos_token_ids
-        self._stop_ids = frozenset(request.settings.stop_token_ids)
+        self._ends = request.eos_token_ids | frozenset(request.settings.stop_token_ids)
         self._room = request.max_total_tokens - len(request.prompt_token_ids)
         self._special = tokenizer.special_token_ids
-        self._decoder = Utf8Decoder()
+        self._decoder = _utf8_decoder()
         self._stops = StopMatcher(request.settings.stop)
         self._parser = ChatParser(tokenizer, request.prompt_token_ids) if parse_chat else None
         self._ids: list[int] = []
         self._raw: list[str] = []
         self._pending: deque[_Piece] = deque()
-        self._pending_length = 0
+        self._held: deque[_Piece] = deque()
         self._stable: list[tuple[str, bool]] = []
         self._stable_thinking: list[str] = []
         self._stable_calls: list[ToolCall] = []
@@ -84,7 +92,7 @@ class OutputTracker:
 
     @property
     def text(self) -> str:
-        """The answer as far as it has been taken."""
+        """The answer, as far as it is stable."""
         return "".join(self._text)
 
     @property
@@ -94,7 +102,7 @@ class OutputTracker:
 
     @property
     def thinking(self) -> str:
-        """The thoughts as far as they have been taken."""
+        """The thinking, as far as it is stable."""
         return "".join(self._thinking)
 
     @property
@@ -110,18 +118,15 @@ class OutputTracker:
         """
         self._ids.append(token_id)
         count = len(self._ids)
-        matched = self._add_text(token_id, is_draft)
-        if count > self._settings.min_new_tokens:
-            if token_id in self._eos or token_id in self._stop_ids:
-                self.stop_match = token_id
-                self.finish_reason = "eos" if token_id in self._eos else "stop"
-                return self.finish_reason
-            if matched is not None:
-                behind, self.stop_match = matched
-                self._cut(behind)
-                self.finish_reason = "stop"
-                return "stop"
-        if count >= self._settings.max_new_tokens:
+        stop = self._add_text(token_id, is_draft)
+        ends = token_id in self._ends or stop is not None
+        if ends and count > self._settings.min_new_tokens:
+            self.finish_reason = "eos" if token_id in self._eos else "stop"
+            self.stop_match = token_id
+            if stop is not None and token_id not in self._ends:
+                past, self.stop_match = stop
+                self._cut(past)
+        elif count >= self._settings.max_new_tokens:
             self.finish_reason = "length"
         elif count >= self._room:
             self.finish_reason = "context"
@@ -129,82 +134,96 @@ class OutputTracker:
 
     def take(self) -> TextDelta:
         """Text that became stable since the last call."""
-        self._settle(self._stops.held() if self._settings.stop else 0)
-        return self._delta()
+        return self._stable_text(held=self._stops.held() if self._settings.stop else 0)
 
     def finish(self, reason: FinishReason | None = None) -> TextDelta:
         """All text that is left. Gives ``finish_reason`` a value if no token ended the generation."""
         if self.finish_reason is None:
             self.finish_reason = reason
-        rest = self._decoder.flush()
+        rest = self._decoder.decode(b"", final=True)
         if rest:
             self._raw.append(rest)
             if self.finish_reason != "stop" or not isinstance(self.stop_match, str):
                 part: Part = self._parser.part if self._parser else "answer"
-                self._append(_Piece(rest, part, is_draft=False, visible=True))
-        self._settle(0)
-        self._give_up_call()
-        return self._delta()
+                self._pending.append(_Piece(rest, part, is_draft=False, visible=True))
+        return self._stable_text(held=0, ended=True)
 
     def _add_text(self, token_id: int, is_draft: bool) -> tuple[int, str] | None:
+        """Append the token's text to what is pending; what ``StopMatcher.feed`` found in it."""
         special = token_id in self._special
-        before: Part = self._parser.part if self._parser else "answer"
+        part: Part = self._parser.part if self._parser else "answer"
         bracket = self._parser is not None and self._parser.step(token_id)
-        data = self._tokenizer.token_bytes(token_id)
-        text = ""
+        unfinished = ""
         if special or bracket:
             # A special token's name never joins an unfinished character before it.
-            text = self._decoder.flush()
-            if text:
-                self._append(_Piece(text, before, is_draft=is_draft, visible=True))
-            self._decoder = Utf8Decoder()
-        decoded = self._decoder.feed(data)
+            unfinished = self._decoder.decode(b"", final=True)
+            if unfinished:
+                self._pending.append(_Piece(unfinished, part, is_draft, visible=True))
+            self._decoder = _utf8_decoder()
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        # Inside a call the quote token is a part of the call's text.
+        piece = _Piece(text, part, is_draft, visible=not bracket and (not special or part == "tool_call"))
         if bracket:
             assert self._parser is not None
-            piece = _Piece(decoded, before, is_draft, visible=False)
-            piece.ends_call = before == "tool_call"
+            piece.ends_call = part == "tool_call"
             piece.opens_channel = self._parser.names_channel
-            self._append(piece)
-        else:
-            # Inside a call the quote token is a part of the call's text.
-            self._append(_Piece(decoded, before, is_draft, visible=not special or before == "tool_call"))
-        self._raw.append(text + decoded)
-        return self._stops.feed(text + decoded)
-
-    def _append(self, piece: _Piece) -> None:
         self._pending.append(piece)
-        self._pending_length += len(piece.text)
+        self._raw.append(unfinished + text)
+        return self._stops.feed(unfinished + text) if self._settings.stop else None
 
-    def _cut(self, behind: int) -> None:
-        """Drop the last ``behind`` characters of the raw rendering from what is pending."""
-        while behind > 0 and self._pending:
+    def _cut(self, past: int) -> None:
+        """Drop the last ``past`` characters of the raw rendering from what is pending."""
+        while past > 0 and self._pending:
             piece = self._pending.pop()
-            self._pending_length -= len(piece.text)
-            if len(piece.text) > behind:
-                piece.text = piece.text[: len(piece.text) - behind]
+            if len(piece.text) > past:
+                piece.text = piece.text[: len(piece.text) - past]
                 piece.ends_call = piece.opens_channel = False
-                self._append(piece)
+                self._pending.append(piece)
                 return
-            behind -= len(piece.text)
+            past -= len(piece.text)
 
-    def _settle(self, held: int) -> None:
-        """Make all but the last ``held`` raw characters stable."""
+    def _stable_text(self, held: int, *, ended: bool = False) -> TextDelta:
+        """Make all pending text stable but the last ``held`` characters, which may become a stop string."""
+        if held:
+            self._hold(held)
         while self._pending:
-            piece = self._pending[0]
-            free = self._pending_length - held
-            if free <= 0 and piece.text:
-                return
-            if len(piece.text) > free:
-                part = _Piece(piece.text[:free], piece.part, piece.is_draft, piece.visible)
-                piece.text = piece.text[free:]
-                self._pending_length -= free
-                self._route(part)
-                return
-            self._pending.popleft()
-            self._pending_length -= len(piece.text)
-            self._route(piece)
+            piece = self._pending.popleft()
+            if piece.part != "answer" or piece.opens_channel:
+                self._route(piece)
+            elif piece.visible and piece.text:
+                self._stable.append((piece.text, piece.is_draft))
+        if ended:
+            self._give_up_call()
+        self._pending, self._held = self._held, self._pending
+        segments = tuple(
+            Segment(text="".join(text for text, _ in group), is_draft=is_draft)
+            for is_draft, group in groupby(self._stable, key=itemgetter(1))
+        )
+        delta = TextDelta(
+            "".join(text for text, _ in self._stable),
+            segments,
+            "".join(self._stable_thinking),
+            tuple(self._stable_calls),
+        )
+        self._text.append(delta.text)
+        self._thinking.append(delta.thinking)
+        self._calls.extend(delta.tool_calls)
+        self._stable, self._stable_thinking, self._stable_calls = [], [], []
+        return delta
+
+    def _hold(self, held: int) -> None:
+        """Move the pieces of the last ``held`` pending characters to those that are kept for the next call."""
+        while held > 0 and self._pending:
+            piece = self._pending.pop()
+            if len(piece.text) > held:
+                start = _Piece(piece.text[: len(piece.text) - held], piece.part, piece.is_draft, piece.visible)
+                self._pending.append(start)
+                piece.text = piece.text[len(piece.text) - held :]
+            held -= len(piece.text)
+            self._held.appendleft(piece)
 
     def _route(self, piece: _Piece) -> None:
+        """Thinking and tool calls, apart from the answer."""
         if piece.opens_channel:
             self._channel_line = True
         if piece.part == "tool_call":
@@ -212,12 +231,8 @@ class OutputTracker:
                 self._end_call()
             elif piece.visible and piece.text:
                 self._call.append(piece)
-        elif not piece.visible or not piece.text:
-            return
-        elif piece.part == "thinking":
+        elif piece.part == "thinking" and piece.visible and piece.text:
             self._route_thinking(piece.text)
-        else:
-            self._stable.append((piece.text, piece.is_draft))
 
     def _route_thinking(self, text: str) -> None:
         if self._channel_line:  # "thought\n" names the channel
@@ -240,22 +255,3 @@ class OutputTracker:
         """A malformed or unfinished call is text: nothing that the model wrote is lost."""
         self._stable.extend((piece.text, piece.is_draft) for piece in self._call)
         self._call = []
-
-    def _delta(self) -> TextDelta:
-        segments: list[Segment] = []
-        for text, is_draft in self._stable:
-            if segments and segments[-1].is_draft == is_draft:
-                segments[-1] = Segment(text=segments[-1].text + text, is_draft=is_draft)
-            else:
-                segments.append(Segment(text=text, is_draft=is_draft))
-        delta = TextDelta(
-            "".join(text for text, _ in self._stable),
-            tuple(segments),
-            "".join(self._stable_thinking),
-            tuple(self._stable_calls),
-        )
-        self._text.append(delta.text)
-        self._thinking.append(delta.thinking)
-        self._calls.extend(delta.tool_calls)
-        self._stable, self._stable_thinking, self._stable_calls = [], [], []
-        return delta

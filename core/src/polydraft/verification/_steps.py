@@ -132,7 +132,7 @@ class _Replay(RuleSampler):
 
     def _one(self, row: Any, position: int) -> int:
         forced = self._forced.get(position)
-        return int(self._ops.tolist(self._choose(row, position))[0]) if forced is None else forced
+        return self._pick_one(row, position) if forced is None else forced
 
 
 @dataclass(frozen=True, slots=True)
