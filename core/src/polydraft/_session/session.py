@@ -56,7 +56,7 @@ class Session:
     Args:
         engine: The loaded engine; the session closes it.
         running: What really runs: the engine's own account, with what was found out after loading.
-        capabilities: The backend's.
+        capabilities: What its backend claims.
     """
 
     def __init__(self, engine: SteppingEngine | WholeEngine, running: RunningInfo, capabilities: Capabilities) -> None:
@@ -111,7 +111,7 @@ class Session:
             logits_processor: ``(prefix_ids, logits) -> logits``, a pure function, or an object that has ``accept`` and
                 ``rollback`` as well: see ``polydraft.contract.processors``.
             acceptance: ``exact-match``, or ``rejection``, which is **not seed-identical**: see ``Acceptance``.
-            seed: Drawn if None; the result tells it.
+            seed: None: drawn; the result reports it.
             stop: Stop strings.
             stop_token_ids: Ids that end the output.
             ignore_eos: Go on after end-of-sequence ids.
@@ -122,7 +122,7 @@ class Session:
 
         Raises:
             InvalidRequestError: A setting or the prompt is wrong.
-            UnsupportedError: A setting is none that the backend honours.
+            UnsupportedError: The backend does not support a setting.
             ContextLengthError: The prompt does not fit.
             SpeculationUnavailableError: ``speculate="on"``, and it cannot.
             EngineError: The engine failed; ``partial_text`` holds what there was.

@@ -113,7 +113,7 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
 
 
 def check_supported(settings: GenerationSettings, capabilities: Capabilities, backend: str) -> None:
-    """Refuse settings that the backend does not claim to honour.
+    """Refuse settings that the backend does not claim to support.
 
     Raises:
         UnsupportedError: A setting differs from its default and is not among the capabilities.
@@ -124,7 +124,7 @@ def check_supported(settings: GenerationSettings, capabilities: Capabilities, ba
         value, default = getattr(settings, name), getattr(DEFAULT_SETTINGS, name)
         if value is not default and (default is None or value != default):
             raise UnsupportedError(
-                f"The backend {backend} does not honour {name}.",
+                f"The backend {backend} does not support {name}.",
                 "Leave it out, or choose another backend (`polydraft backends` lists them).",
             )
 
@@ -154,7 +154,7 @@ def _check_token_ids(settings: GenerationSettings, vocab_size: int | None) -> No
         for token_id in token_ids:
             if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
                 raise InvalidRequestError(
-                    f"{name} holds {token_id}, which is no token of this model.",
+                    f"{name} holds {token_id}, which is not a token of this model.",
                     "Token ids are not negative."
                     if vocab_size is None
                     else f"Token ids go from 0 to {vocab_size - 1}.",
@@ -178,7 +178,7 @@ def _check_values(settings: GenerationSettings) -> None:
             )
         if token_id in settings.banned_token_ids:
             raise InvalidRequestError(
-                f"Token {token_id} is banned, and forced at index {index} of the output.", "Leave out the one or other."
+                f"Token {token_id} is banned, and forced at index {index} of the output.", "Remove one of the two."
             )
 
 

@@ -23,8 +23,8 @@ __all__ = ["TokenStream"]
 class TokenStream(Iterator[Chunk]):
     """Chunks of one generation, one per round. Also a context manager: leaving it cancels.
 
-    ``cancel()`` may be called from any thread; ``close()`` ends it at once, and is what leaving a ``for`` loop early
-    and dropping the stream comes to. ``result`` is there once the stream has ended, however it ended.
+    ``cancel()`` may be called from any thread. ``close()`` ends the stream at once; it also runs when the stream is
+    left by ``break`` and dropped. ``result`` is set once the stream has ended, for whatever reason.
     """
 
     def __init__(

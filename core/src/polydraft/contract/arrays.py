@@ -1,7 +1,10 @@
-"""The array operations that choosing a token needs, so that one rule serves numpy, torch and mlx.
+"""The array operations that choosing a token needs, so that one rule works in numpy, torch and MLX.
 
-An implementation maps each name to its library's own function. All of them are elementwise, exact integer, or order
-independent, and none fuses a multiply with an add: so the same logits give the same token ids in every library.
+An implementation maps each name to its library's own function. Each operation is elementwise, exact on integers, or
+independent of order, and none fuses a multiply with an add: so the same logits give the same token ids everywhere.
+
+``polydraft.sampling.noise`` and ``polydraft.sampling.rule`` define what is computed with them;
+``polydraft.sampling.numpy_ops`` is a complete example.
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ class ArrayOps(Protocol[A]):
         ...
 
     def argsort_descending(self, keys: A) -> A:
-        """Indices that sort int64 ``keys`` (all different in a row, but for padding) from large to small."""
+        """Indices that sort int64 ``keys`` (all different within a row, except for padding) from large to small."""
         ...
 
     def take(self, array: A, indices: A) -> A:

@@ -69,7 +69,7 @@ class PolydraftSpec:
 
     @hookspec
     def polydraft_faults(self) -> Iterable[FaultRecord]:
-        """Add known faults of an engine's versions; ``doctor`` and ``load`` tell them to users.
+        """Add known faults of an engine's versions; ``doctor`` shows them, and ``load`` refuses what they forbid.
 
         >>> from polydraft import contract
         >>> @contract.hookimpl

@@ -29,6 +29,6 @@ PUBLIC_MODULES = {
 }
 """Module -> what it is for. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
 
-Privacy shows in the name: every other module has an underscore in its path, but for the chapters of
-``polydraft.contract``, whose names that package gives.
+Privacy shows in the name: every other module has an underscore in its path, except the chapters of
+``polydraft.contract``, whose names that package exports.
 """

@@ -54,7 +54,7 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
         "acceptance",
     }
 )
-"""What the core's own sampler honours, and so every stepping engine."""
+"""The settings that the core's own sampler supports, and hence every stepping engine."""
 
 
 class Record(BaseModel):
@@ -96,7 +96,7 @@ class Diagnosis(Record):
     usable: bool
     engine_version: str | None = None
     reason: str = Field(default="", description="Why it is not usable, one sentence.")
-    remedy: str = Field(default="", description="The exact command or step that mends it.")
+    remedy: str = Field(default="", description="The exact command or step that fixes it.")
     devices: tuple[DeviceRecord, ...] = ()
     notes: tuple[str, ...] = ()
     rank: int = Field(
@@ -110,7 +110,7 @@ class Capabilities(Record):
     drafter_kinds: frozenset[DrafterKind]
     sampling: frozenset[str] = Field(
         default=SAMPLER_SETTINGS,
-        description="Names of the GenerationSettings fields it honours beyond the obligatory "
+        description="Names of the GenerationSettings fields that it supports beyond the obligatory "
         "``max_new_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``. The others are refused. The default is "
         "what the core's sampler does for stepping engines; a whole engine names its own.",
     )
@@ -164,10 +164,10 @@ class LocalModelRecord(Record):
 
 
 class Exclusion(Record):
-    """A conformance check that a backend does not pass, and whose business that is.
+    """A conformance check that a backend does not pass, and who has to act on it.
 
-    ``notimpl``: ours, to be done. ``notyet``: upstream's fault, with a probe that says when it is mended.
-    ``never``: it makes no sense for this backend.
+    ``notimpl``: the backend's authors. ``notyet``: upstream; a probe shows when its bug is fixed. ``never``: the check
+    makes no sense for this backend.
     """
 
     check: str = Field(description="Name of the check, a glob pattern: ``test_bitwise*``.")
@@ -177,7 +177,7 @@ class Exclusion(Record):
     drafter_kind: str = "*"
     probe: str | None = Field(
         default=None,
-        description="For ``notyet``: ``module:function``, no arguments, True while the fault is there.",
+        description="For ``notyet``: ``module:function`` without arguments; returns True while the bug exists.",
     )
     run: bool = Field(
         default=True, description="False: not even tried, since it would crash the process or hang in native code."

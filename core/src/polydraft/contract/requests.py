@@ -32,7 +32,7 @@ Speculate = Literal["auto", "on", "off"]
 Message = Mapping[str, Any]
 """A chat message as chat templates take it: ``{"role": ..., "content": ...}``. ``content`` is text, or a list of
 parts ``{"type": "text", "text": ...}``; parts of type ``image`` and ``audio`` are refused until they work. ``content``
-may be empty (``""``, ``[]``; None beside ``tool_calls``): the template renders it as an empty turn. Messages that are
+may be empty (``""``, ``[]``; None next to ``tool_calls``): the template renders it as an empty turn. Messages that are
 all empty are refused, as the empty text is."""
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -54,7 +54,7 @@ class GenerationSettings(Record):
     """The effective settings of one generation. The defaults below are polydraft's own, for every engine.
 
     They are the one place where defaults are kept: a checkpoint's ``generation_config`` does not change sampling
-    silently. Only its end-of-sequence ids are honoured (the whole list).
+    silently. Only its end-of-sequence ids are used (the whole list).
 
     What changes logits comes in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
     ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and what ``min_new_tokens`` forbids); then
@@ -63,7 +63,9 @@ class GenerationSettings(Record):
     """
 
     max_new_tokens: int = Field(default=512, ge=1, description="Tokens to generate at most, EOS included.")
-    min_new_tokens: int = Field(default=0, ge=0, description="Before so many tokens, EOS and stop ids are not chosen.")
+    min_new_tokens: int = Field(
+        default=0, ge=0, description="EOS and stop ids are suppressed until this many tokens have been generated."
+    )
     temperature: float = Field(
         default=0.0, ge=0.0, allow_inf_nan=False, description="0 is greedy: the largest logit, lowest id on a tie."
     )
@@ -113,13 +115,11 @@ class GenerationSettings(Record):
     acceptance: Acceptance = Field(
         default="exact-match", description="``rejection`` is not seed-identical: see ``Acceptance``."
     )
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="Drawn, and told in the result, where not given."
-    )
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="None: drawn; the result reports it.")
     stop: tuple[str, ...] = Field(
         default=(),
-        description=f"Stop strings of at most {LONGEST_STOP} characters; the text ends before the match, token_ids "
-        "hold it.",
+        description=f"Stop strings of at most {LONGEST_STOP} characters; the text ends before the match; token_ids "
+        "include it.",
     )
     stop_token_ids: tuple[int, ...] = Field(
         default=(),
@@ -131,12 +131,13 @@ class GenerationSettings(Record):
         default=None,
         ge=0,
         le=64,
-        description="Log-probabilities of the chosen token and of so many best ones, from the target's raw logits.",
+        description="Report log-probabilities of the chosen token and of this many top candidates, from the target's "
+        "raw logits.",
     )
 
     @field_serializer("logits_processor", when_used="json-unless-none")
     def _name_of_processor(self, processor: Any) -> str:
-        """JSON can only name it."""
+        """Serialised as its qualified name."""
         kind = processor if hasattr(processor, "__qualname__") else type(processor)
         return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -185,7 +186,7 @@ class ModelSource(Record):
 
 
 class SpeculationPlan(Record):
-    """Which drafter a session shall use, or why none."""
+    """Which drafter a session uses, or why it uses none."""
 
     kind: DrafterKind | None = None
     drafter: ModelSource | None = Field(default=None, description="None for ``ngram`` and for plain decoding.")

@@ -49,8 +49,8 @@ class Round(Record):
     seconds: float | None = Field(
         default=None,
         ge=0,
-        description="Since the round before (the first: since the request), told by engines that run ahead of their "
-        "reader; None: as long as the reader waited.",
+        description="Since the previous round (the first: since the request), reported by engines that run ahead of "
+        "their reader; None: as long as the reader waited.",
     )
 
 
@@ -155,7 +155,7 @@ class GenerationStats(Record):
 
 
 class Verified(Record):
-    """What ``polydraft verify`` found of just this: these models, versions, dtype, device, k and exactness."""
+    """What ``polydraft verify`` found for exactly these models, versions, dtype, device, k and exactness."""
 
     verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
     created: str = Field(description="When, in UTC (ISO 8601).")

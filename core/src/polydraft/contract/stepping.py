@@ -68,20 +68,20 @@ class Proposal:
 
 
 class Sampler(Protocol):
-    """Chooses tokens from logits, by the one rule of the core (``polydraft.sampling``). Engines call, never look in.
+    """Chooses tokens from logits, by the one rule of the core (``polydraft.sampling``). Engines only call it.
 
-    The choice at a position depends on the logits there, the settings, the seed and the position, on nothing else.
+    The choice at a position depends on the logits there, the settings, the seed and the position, and on nothing else.
     """
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """The target's tokens for the positions ``first_position`` onwards, one a row.
+        """The target's tokens for the positions ``first_position`` onwards, one per row.
 
         Args:
             logits: The engine's own array, shape (rows, vocab), any float dtype, on any device.
             first_position: Absolute position of the token that row 0 chooses: one past the token that row 0 ran.
-            run_token_ids: The tokens that were run, one a row: processors see them as the rows' prefix.
+            run_token_ids: The tokens that were run, one per row: a row's logits processor sees them as its prefix.
             keep_logprobs: Whether log-probabilities are wanted if the settings ask for them.
         """
         ...
@@ -105,12 +105,12 @@ class Sampler(Protocol):
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether drafts' choices depend on the tokens before them (processors): then give ``run_token_ids``."""
+        """Whether drafts depend on the tokens before them (penalties, processors): then ``run_token_ids`` is needed."""
         ...
 
 
-class PrefillCancelled(Exception):  # noqa: N818  # no error: the caller asked for it
-    """Raised by ``EngineSequence.check_cancelled`` in a prefill that nobody wants any longer; the loop catches it."""
+class PrefillCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """Raised by ``EngineSequence.check_cancelled`` in a prefill whose caller has cancelled; the loop catches it."""
 
 
 class EngineSequence(ABC):
@@ -123,7 +123,7 @@ class EngineSequence(ABC):
         """Call it between the chunks of a long prompt, so that a cancel need not wait for all of them.
 
         Raises:
-            PrefillCancelled: The caller has given up; let it pass.
+            PrefillCancelled: The caller has cancelled; do not catch it.
         """
         if self.cancelled is not None and self.cancelled():
             raise PrefillCancelled

@@ -1,4 +1,4 @@
-"""The tokens before each row, known from what engines run: nobody has to tell the sampler what was accepted."""
+"""The tokens before each row, derived from what engines run: no call reports which drafts were accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TokenHistory:
     Args:
         prompt: The prompt's tokens.
         changed: Called with (position, token id, +1 or -1) for each token that is committed, and for each that is taken
-            back. The prompt's are told at once.
+            back; for the prompt's tokens at once.
     """
 
     def __init__(self, prompt: Sequence[int], changed: Watcher | None = None) -> None:
@@ -31,7 +31,7 @@ class TokenHistory:
         self._extend(prompt)
 
     def commit(self, length: int) -> None:
-        """Let exactly the first ``length`` tokens be committed.
+        """Commit exactly the first ``length`` tokens.
 
         Raises:
             EngineError: Some of them were never run.
@@ -39,7 +39,7 @@ class TokenHistory:
         missing = length - len(self.tokens)
         if missing > len(self._pending):
             raise EngineError(
-                f"The engine wants a token for position {length + 1}, and has not said what comes before it.",
+                f"The engine asked for the token at position {length + 1} before running the tokens that precede it.",
                 "This is a defect of the backend; report it to its authors.",
             )
         if missing > 0:
@@ -52,7 +52,7 @@ class TokenHistory:
                     self._changed(position, token_id, -1)
 
     def ran(self, token_ids: Sequence[int]) -> None:
-        """These tokens were run after the committed ones; how many of them stay is for the next step to say."""
+        """Record the tokens run after the committed ones; the next step's position shows how many of them stay."""
         self._pending = list(token_ids)
 
     def _extend(self, token_ids: Sequence[int]) -> None:

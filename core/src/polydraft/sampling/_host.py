@@ -1,4 +1,4 @@
-"""The rule on a host: the choices of ``rule.choose_tokens``, found in numpy without making noise for every token.
+"""The rule on the host: the choices of ``rule.choose_tokens``, found in numpy without computing noise for every token.
 
 A host can look at values and go on with the few tokens that matter; a device would have to be waited for. One row at a
 time, since a row of a large vocabulary fits into a cache.
@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 Keys = tuple[Any, Any]
 
 _OPS = NumpyOps()
-# These change how long it takes, and no choice.
+# These change how long a choice takes, never the choice.
 _SAMPLE_STRIDE = 64
 _BLOCK = 256
 _FEW = 512
@@ -34,7 +34,7 @@ _STEPS_A_NAT = 16
 
 
 def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stream: int, first_position: int) -> Ints:
-    """Choose one token a row; arguments and result as for ``rule.choose_tokens``, with numpy arrays."""
+    """Choose one token per row; arguments and result as for ``rule.choose_tokens``, with numpy arrays."""
     if settings.temperature == 0.0:
         return np.asarray(logits.argmax(axis=-1))
     low, high = row_keys(seed, stream, range(first_position, first_position + len(logits)))
@@ -54,7 +54,7 @@ def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stre
 
 
 def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, Ints]:
-    """The tokens of one row that temperature and filters leave, but for those too unlikely for any noise.
+    """The tokens of one row that temperature and filters leave, except those that no noise could make win.
 
     Args:
         logits: Shape (vocab,).
@@ -71,7 +71,7 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
         least = largest + np.float32(as_float32(math.log(settings.min_p)))
     blocks = len(scaled) // _BLOCK
     if 0 < settings.top_k <= blocks // 2:
-        # So many blocks have a maximum of at least this: the top_k tokens are not below it.
+        # top_k blocks have a maximum of at least this, so the top_k tokens are not below it.
         maxima = scaled[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=-1)
         floor = max(floor, np.partition(maxima, blocks - settings.top_k)[blocks - settings.top_k])
     elif not settings.top_k and settings.top_p == 1.0:

@@ -61,7 +61,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
             "Give a function (prefix_ids, logits) -> logits.",
         ) from error
     except ValueError:
-        pass  # a built-in function that does not tell its arguments
+        pass  # a built-in function without a signature
     return kind
 
 

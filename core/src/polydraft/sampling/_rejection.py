@@ -122,7 +122,7 @@ class RejectionSampler(RuleSampler):
             return draft
         rest = target - _at(*drafted, token_ids)
         rest[token_ids == draft] = 0.0
-        if not (rest > 0.0).any():  # p and q are the same but for rounding
+        if not (rest > 0.0).any():  # p and q differ by rounding only
             return draft
         with np.errstate(divide="ignore"):
             scores = np.log(np.maximum(rest, 0.0)) + gumbel(_OPS, token_ids[None], self._keys(position, _REST))[0]

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class NumpyOps:
-    """See ``polydraft.contract.arrays.ArrayOps``."""
+    """Implements ``polydraft.contract.ArrayOps``; logits of engines without array operations of their own use it."""
 
     def float32(self, array: Any) -> Array:
         return np.asarray(array, dtype=np.float32)

@@ -62,7 +62,7 @@ def token_weights(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
 def choose_tokens(
     ops: ArrayOps[Any], logits: Any, settings: GenerationSettings, seed: int, stream: int, first_position: int
 ) -> Any:
-    """Choose one token a row.
+    """Choose one token per row.
 
     Args:
         ops: The operations of the library that ``logits`` belong to.
@@ -103,7 +103,7 @@ def _filter_sorted(
     ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
 ) -> tuple[Any, Any]:
     """Sort by (value, lower id first) and keep what top_k and top_p leave; the rest becomes ``-inf``."""
-    bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which the order of bits would tell apart
+    bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which would otherwise sort below it
     ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
     keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
     if 0 < settings.top_k < values.shape[-1]:

@@ -1,4 +1,4 @@
-r"""Thinking and tool calls of chat models, told apart by token ids.
+r"""Thinking and tool calls of chat models, separated by token ids.
 
 Ids, not text: a chunk may hold any number of tokens, and text can be cut anywhere (vllm#42781, #41967, #45588).
 Gemma 4: ``<|channel>thought\n...<channel|>`` and ``<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>``

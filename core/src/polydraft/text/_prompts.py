@@ -61,7 +61,8 @@ def encode_prompt(
         vocab_size: Number of ids that the model knows.
 
     Raises:
-        InvalidRequestError: The prompt is empty, of another type, or holds what is no token or no Unicode text.
+        InvalidRequestError: The prompt is empty, of another type, or holds what is not a token or not
+            Unicode text.
         UnsupportedError: It holds an image or audio, or the model has no chat template.
     """
     if isinstance(prompt, str):
@@ -98,7 +99,7 @@ def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
 def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """The ids of encoded text; a tokenizer may know more tokens than the model."""
     if not token_ids:
-        raise InvalidRequestError("The prompt is empty: its text comes to no token.", "Give other text, or token ids.")
+        raise InvalidRequestError("The prompt is empty: its text has no tokens.", "Give other text, or token ids.")
     _check_id(max(token_ids), vocab_size)
     return tuple(token_ids)
 
@@ -114,7 +115,7 @@ def _check_id(item: Any, vocab_size: int) -> int:
         ) from None
     if not 0 <= token_id < vocab_size:
         raise InvalidRequestError(
-            f"The prompt holds {token_id}, which is no token of this model.",
+            f"The prompt holds {token_id}, which is not a token of this model.",
             f"Token ids go from 0 to {vocab_size - 1}.",
         )
     return token_id
@@ -147,8 +148,8 @@ def _check_unicode(value: Any, depth: int = 0) -> None:
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 f"The prompt holds {value[error.start]!r} at character {error.start} of a text: half of a surrogate "
-                "pair, which is no character.",
-                "Decode the text anew, for example with errors='replace'.",
+                "pair, which is not a character.",
+                "Decode the text again, for example with errors='replace'.",
             ) from None
     elif depth < _DEEPEST:
         if isinstance(value, Mapping):

@@ -26,7 +26,7 @@ class StopMatcher:
         """Take further text.
 
         Returns:
-            None, or (characters between the match's begin and the end of all text fed so far, the stop string) of the
+            None, or (characters from the start of the match to the end of all text fed so far, the stop string) of the
             match in this text that ends first; of several that end there, the longest.
         """
         if not self._stops:
@@ -41,7 +41,7 @@ class StopMatcher:
         return match
 
     def held(self) -> int:
-        """How many of the last characters may be the begin of a match."""
+        """How many of the last characters may be the start of a match."""
         tail = self._tail
         longest = min(len(tail), self._longest - 1) if self._stops else 0
         for length in range(longest, 0, -1):

@@ -1,4 +1,4 @@
-"""What stands for a tokenizer where a checkpoint has none: token ids in, token ids out."""
+"""A stand-in for the tokenizer of a checkpoint that has none: token ids in, token ids out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polydraft.errors import UnsupportedError
 
 __all__ = ["IdsOnlyTokenizer"]
 
-_HINT = "Give the prompt as token ids, or save the model's tokenizer beside its weights."
+_HINT = "Give the prompt as token ids, or save the model's tokenizer next to its weights."
 
 
 class IdsOnlyTokenizer:
