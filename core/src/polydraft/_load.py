@@ -79,7 +79,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         return open_session(prepared.backend, prepared.request)
 
     from polydraft._plugins import default_host
-    from polydraft.verification._gate import Gate
+    from polydraft.verification._gate import Gate  # upwards: what has been verified decides whether loading goes on
 
     gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
     gate.before()
@@ -88,10 +88,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 
 @load_arguments
 def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
-    """What ``load`` does before it loads: arguments checked, backend and drafter chosen.
-
-    Arguments and errors are those of ``load``; ``verified`` is not looked at.
-    """
+    """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
     return _prepare(target, checked_arguments(target, arguments))
 
 
@@ -111,7 +108,7 @@ def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
 
 
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
-    """Load the engine, complete what is known of it, and put it into a session."""
+    """Load the engine and put it into a session, with notes and the verification of what really runs."""
     from polydraft._session.session import Session
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
@@ -131,7 +128,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
 
 
 def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:
-    """The loaded engine, and notes on it; what an engine raises becomes a typed error. Errors are ``load``'s."""
+    """The loaded engine, and notes on it; whatever an engine raises becomes a typed error of ``load``."""
     from polydraft._loop.fixed_steps import check_fixed_steps
     from polydraft.contract.stepping import SteppingEngine
 
@@ -152,7 +149,7 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
     except MemoryError as error:
         raise OutOfMemoryError(
             f"Memory ran out while {request.backend} loaded {request.target.id}.",
-            "Give a smaller context_length, or a smaller model.",
+            "Give a smaller `context_length`, or a smaller model.",
         ) from error
     except Exception as error:
         message = str(error).strip().partition("\n")[0].rstrip(".")

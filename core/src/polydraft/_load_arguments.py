@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polydraft.contract.backend import EngineOptions
     from polydraft.contract.records import Exactness
 
-__all__ = ["MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_arguments", "load_arguments"]
+__all__ = ["DEFAULTS", "MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_arguments", "load_arguments"]
 
 MAX_SPECULATIVE_TOKENS = 128
 """A larger k is an error before anything is looked for; each backend has a smaller limit of its own."""
@@ -42,7 +42,7 @@ class LoadArguments(TypedDict, total=False):
     host: PluginHost | None
 
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "drafter": "auto",
     "backend": "auto",
     "exactness": "standard",
@@ -54,7 +54,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """The default of each argument whose default is not None."""
 
-load_arguments = shows_arguments(LoadArguments, _DEFAULTS)
+load_arguments = shows_arguments(LoadArguments, DEFAULTS)
 """Decorates a function that takes ``**arguments: Unpack[LoadArguments]``."""
 
 
@@ -67,16 +67,20 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
     unknown = sorted(set(given) - set(LoadArguments.__annotations__))
     if unknown:
         raise InvalidRequestError(
-            f"load has no argument {unknown[0]!r}.", f"It has: {', '.join(LoadArguments.__annotations__)}."
+            f"load has no argument {unknown[0]!r}.",
+            f"It has: {', '.join(LoadArguments.__annotations__)}.",
+            argument=unknown[0],
         )
-    values: dict[str, Any] = {name: _DEFAULTS.get(name) for name in LoadArguments.__annotations__} | dict(given)
+    values: dict[str, Any] = {name: DEFAULTS.get(name) for name in LoadArguments.__annotations__} | dict(given)
     if not isinstance(target, str | Path):
         raise _not_understood("target", target, "a Hub id, a folder or builtin:<name>")
     drafter = values["drafter"]
     if drafter is not None and not isinstance(drafter, str | Path):
         raise _not_understood("drafter", drafter, "'auto', 'ngram', None, a Hub id or a folder")
     if isinstance(drafter, str) and not drafter.strip():
-        raise InvalidRequestError("drafter is empty.", "Give None for plain decoding, or 'auto'.", argument="drafter")
+        raise InvalidRequestError(
+            "The drafter's name is empty.", "Give `drafter=None` for plain decoding, or 'auto'.", argument="drafter"
+        )
     _check_k(values["num_speculative_tokens"])
     for name, wanted in _TEXTS.items():
         if not (name == "revision" and values[name] is None):
@@ -84,15 +88,15 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
     for name, allowed in _CHOICES.items():
         if values[name] not in allowed:
             raise InvalidRequestError(
-                f"{name}={values[name]!r} is unknown.",
+                f"`{name}={values[name]!r}` is unknown.",
                 f"Give {', '.join(repr(one) for one in allowed[:-1])} or {allowed[-1]!r}.",
                 argument=name,
             )
     length = values["context_length"]
     if length is not None and (not _is_int(length) or length < 1):
         raise InvalidRequestError(
-            f"context_length={length!r} is not a positive number of tokens.",
-            "Give None for the model's own.",
+            f"`context_length={length!r}` is not a positive number of tokens.",
+            "Leave it out for the model's own.",
             argument="context_length",
         )
     if values["cache_dir"] is not None and not isinstance(values["cache_dir"], str | Path):
@@ -100,7 +104,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
     if values["token"] is not None and not isinstance(values["token"], str | bool):
         # The value is not shown: it may be a secret in a wrapper.
         raise InvalidRequestError(
-            "token is of the wrong type.", "Give a string, True for the stored one, or False.", argument="token"
+            "`token` is of the wrong type.", "Give a string, True for the stored one, or False.", argument="token"
         )
     for name in ("local_files_only", "trust_remote_code"):
         if not isinstance(values[name], bool):
@@ -140,10 +144,12 @@ def _check_k(k: object) -> None:
     if not _is_int(k):
         raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, or None")
     if k == 0:
-        raise InvalidRequestError(f"{name}=0 drafts nothing.", "Use drafter=None for plain decoding.", argument=name)
+        raise InvalidRequestError(
+            f"`{name}=0` drafts nothing.", "Use `drafter=None` for plain decoding.", argument=name
+        )
     if not 1 <= k <= MAX_SPECULATIVE_TOKENS:  # type: ignore[operator]
         raise InvalidRequestError(
-            f"{name}={k} is out of range.",
+            f"`{name}={k}` is out of range.",
             f"Give 1 to {MAX_SPECULATIVE_TOKENS}, the bonus token excluded; 4 is a good start.",
             argument=name,
         )
@@ -159,4 +165,4 @@ def _is_int(value: object) -> bool:
 
 
 def _not_understood(name: str, value: object, wanted: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}={value!r} is not understood.", f"Give {wanted}.", argument=name)
+    return InvalidRequestError(f"`{name}={value!r}` is not understood.", f"Give {wanted}.", argument=name)

@@ -3,6 +3,9 @@
 Each carries one sentence that says what is wrong (``message``) and one that says what to do (``hint``).
 ``str(error)`` is both. Errors are raised before work is lost: before a download, before weights are loaded,
 before the first token.
+
+Sentences write commands and arguments as code, arguments as Python takes them: "Use `drafter=None` for plain
+decoding.". The command line shows the same sentences with its flags in their place: "Use `--drafter none` ...".
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ class InvalidRequestError(PolydraftError, ValueError):
     Args:
         message: One sentence: what is wrong.
         hint: One sentence: what to do.
-        argument: Name of the argument at fault, such as ``top_p``, for callers that name it otherwise (the command
-            line); empty if no single argument is.
+        argument: Name of the argument at fault, such as ``top_p``: a program may look it up, and the command line shows
+            its flag. Empty if no single argument is at fault.
     """
 
     def __init__(self, message: str, hint: str = "", *, argument: str = "") -> None:
@@ -67,7 +70,7 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedError(PolydraftError):
-    """The request is well formed, but this backend or model cannot do it (images, an exactness mode, ...)."""
+    """The request is valid, but this backend or model cannot do it: images, an exactness mode, ..."""
 
 
 class SpeculationUnavailableError(UnsupportedError):
@@ -75,7 +78,7 @@ class SpeculationUnavailableError(UnsupportedError):
 
 
 class PluginError(PolydraftError):
-    """A plugin is broken: it cannot be imported, breaks the contract, or bears a name that is taken."""
+    """A plugin is broken: it cannot be imported, breaks the contract, or uses a name that is taken."""
 
 
 class BackendNotFoundError(PolydraftError, LookupError):
@@ -83,7 +86,7 @@ class BackendNotFoundError(PolydraftError, LookupError):
 
 
 class BackendUnavailableError(PolydraftError):
-    """The backend is installed, but cannot run here (engine missing, version with a known fault, ...)."""
+    """The backend is installed, but cannot run here: engine missing, version with a known fault, ..."""
 
 
 class ModelNotFoundError(PolydraftError, LookupError):
@@ -103,7 +106,7 @@ class NotVerifiedError(PolydraftError):
 
 
 class DeviceError(PolydraftError):
-    """The device that was asked for is not there."""
+    """The requested device does not exist here."""
 
 
 class OutOfMemoryError(PolydraftError, MemoryError):
@@ -111,7 +114,7 @@ class OutOfMemoryError(PolydraftError, MemoryError):
 
 
 class EngineError(PolydraftError):
-    """The engine failed while it worked. ``partial_text`` holds what had been generated until then."""
+    """The engine failed while running. ``partial_text`` holds the text generated until then."""
 
     def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
         super().__init__(message, hint)

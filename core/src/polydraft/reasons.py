@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["by_caller", "by_engine", "by_fault", "by_settings", "no_drafter", "too_few_tokens"]
 
 
-def by_caller(what: str = "drafter=None") -> OffReason:
+def by_caller(what: str = "`drafter=None`") -> OffReason:
     """The caller asked for plain decoding, by ``drafter=None`` or ``speculate="off"``."""
     return OffReason(code="caller", message=f"The caller asked for plain decoding ({what}).")
 
 
 def no_drafter(target: str, why: str = "") -> OffReason:
     """No drafter is known for the target, and n-gram drafting is not available either."""
-    return OffReason(code="no-drafter", message=why or f"No drafter is known for {target}; give one as drafter=.")
+    return OffReason(code="no-drafter", message=why or f"No drafter is known for {target}; give one as `drafter`.")
 
 
 def by_fault(fault: FaultRecord, version: str) -> OffReason:

@@ -1,1 +1,1 @@
-"""The command line. ``app`` puts it together; one command a file in ``commands``, what they show in ``render``."""
+"""The command line: ``app`` puts it together, ``commands`` has one module per command, ``render`` what they show."""

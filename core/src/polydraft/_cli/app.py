@@ -1,4 +1,4 @@
-"""The console script ``polydraft``: the commands put together, and what becomes of their errors."""
+"""The console script ``polydraft``: the commands put together, and how their errors end the process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from polydraft._cli.commands.generate import generate
 from polydraft._cli.commands.pairs import pairs
 from polydraft._cli.commands.serve import serve
 from polydraft._cli.commands.verify import verify
-from polydraft._cli.options import CommandState, Debug
-from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, show_warnings, tell
+from polydraft._cli.options import CommandState, Debug, Verbose, takes_options
+from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, report, show_warnings
 from polydraft._cli.streams import abandon_output
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Options before the command; both act by their callbacks."""
+    """Options before the command; all act by their callbacks."""
 
 
 def _help(docstring: str | None) -> str:
@@ -57,11 +58,11 @@ def _help(docstring: str | None) -> str:
 
 
 for _command in (generate, chat, verify, serve, backends, pairs, doctor):
-    app.command(help=_help(_command.__doc__))(_command)
+    app.command(help=_help(_command.__doc__))(takes_options(_command))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; errors are told, never raised.
+    """Run one command line; errors are reported, never raised.
 
     Args:
         arguments: What follows ``polydraft``.
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     state = CommandState()
     try:
-        # Not the command's own main(): that would tell errors in its own way.
+        # Not the command's own main(): that would report errors in its own way.
         command = typer.main.get_command(app)
         with command.make_context("polydraft", list(arguments) or ["--help"], obj=state) as context:
             command.invoke(context)
@@ -84,12 +85,11 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return BROKEN_PIPE
     except Exception as error:
-        return tell(error, debug=state.debug)
+        return report(error, debug=state.debug)
     return SUCCESS
 
 
 def main() -> None:
     """Entry point of the console script."""
     show_warnings()
-    code = run(sys.argv[1:])
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))

@@ -1,80 +1,65 @@
-"""From the command line's options to ``polydraft.load`` and to the settings of a generation."""
+"""From the command line's options to arguments of ``polydraft.load`` and of ``Session.generate``."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.streams import waiting_for
+from polydraft._flags import FLAGS
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from polydraft._session.session import Session
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "LoadOptions",
-    "check_settings",
-    "model_or_builtin",
-    "open_session",
-    "parse_engine_options",
-    "parse_numbers",
-]
+__all__ = ["DEFAULT_MODEL", "checked_settings", "load_arguments", "open_session"]
 
-_OPTIONS = {"banned_token_ids": "--ban-token", "forced_token_ids": "--force-token"}
 DEFAULT_MODEL = "builtin:tiny-e2b"
 """What runs where no model is named."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """What the user asked to load; the names are ``polydraft.load``'s."""
+def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
+    """The target and the further arguments of ``load``.
 
-    model: str | None
-    drafter: str | None
-    plain: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of ``load``, as they are."""
+    Args:
+        loading: The options, by the names of ``load``'s arguments.
+        plain: Load no drafter, unless one is named: then the pair is loaded, and the generation does without.
 
-    @property
-    def load_drafter(self) -> str | None:
-        """``drafter`` as ``load`` takes it.
+    Raises:
+        InvalidRequestError: No model is named and the built-in pair is not installed, or an engine option is not of
+            the form ``NAME=VALUE``.
+    """
+    drafter = loading["drafter"]
+    if drafter is None:
+        drafter = None if plain else "auto"
+    elif drafter.lower() == "none":
+        drafter = None
+    arguments = {
+        **loading,
+        "drafter": drafter,
+        "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
+    }
+    return arguments.pop("target") or _builtin_pair(), arguments
 
-        Plain decoding loads none, unless one was named: then the pair is loaded, and the generation does without.
-        """
-        if self.drafter is None:
-            return None if self.plain else "auto"
-        return None if self.drafter.lower() == "none" else self.drafter
 
-
-def open_session(wish: LoadOptions) -> Session:
+def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
     """Load what was asked for.
 
     Raises:
-        InvalidRequestError: No model is named and the built-in pair is not installed, or as ``load`` says.
         PolydraftError: As ``load`` says.
     """
     import polydraft
 
-    model = model_or_builtin(wish.model)
-    # huggingface_hub's warnings are of retries; what comes of them is told in one line.
+    # huggingface_hub's warnings are of retries; what comes of them is reported in one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    with waiting_for(f"Loading {model}"):
-        return polydraft.load(model, drafter=wish.load_drafter, **wish.options)
+    with waiting_for(f"Loading {target}"):
+        return polydraft.load(target, **arguments)
 
 
-def model_or_builtin(model: str | None) -> str:
-    """The model that is named, else the built-in target.
-
-    Raises:
-        InvalidRequestError: None is named, and the built-in pair is not installed.
-    """
-    if model:
-        return model
+def _builtin_pair() -> str:
     from polydraft._plugins import default_host
 
     if DEFAULT_MODEL.removeprefix("builtin:") not in default_host().local_models():
@@ -85,61 +70,55 @@ def model_or_builtin(model: str | None) -> str:
     return DEFAULT_MODEL
 
 
-def parse_engine_options(given: Iterable[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` to a dict; a value that is JSON is taken as such, another one as text.
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given, as arguments of ``generate``, checked before anything is loaded.
 
     Raises:
-        InvalidRequestError: There is no ``=``, or a name twice.
-    """
-    options: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise InvalidRequestError(f"--engine-option {text!r} is not NAME=VALUE.", "For example name=4.")
-        if name in options:
-            raise InvalidRequestError(f"--engine-option {name} is given twice.", "Give it once.")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
-
-
-def parse_numbers(option: str, given: Iterable[str] | None, kind: type[int] | type[float]) -> dict[int, Any] | None:
-    """``ID=NUMBER`` to a dict; None where nothing is given.
-
-    Raises:
-        InvalidRequestError: It is not of this form, or an id is given twice.
-    """
-    numbers: dict[int, Any] = {}
-    for text in given or ():
-        key, _, value = text.partition("=")
-        try:
-            entry, number = int(key), kind(value)
-        except ValueError as error:
-            wanted = "a whole number" if kind is int else "a number"
-            raise InvalidRequestError(
-                f"{option} {text!r} is not understood.", f"Give a whole number, = and {wanted}."
-            ) from error
-        if entry in numbers:
-            raise InvalidRequestError(f"{option} {entry} is given twice.", "Give it once.")
-        numbers[entry] = number
-    return numbers or None
-
-
-def check_settings(**settings: Any) -> dict[str, Any]:
-    """The settings that were given, checked before anything is loaded.
-
-    Raises:
-        InvalidRequestError: One is out of range.
+        InvalidRequestError: One is not understood or out of range.
     """
     from polydraft._session.settings import effective_settings
 
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    try:
-        effective_settings(given, vocab_size=None)
-    except InvalidRequestError as error:
-        name = error.message.partition(" ")[0]
-        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name in given else name
-        raise InvalidRequestError(option + error.message.removeprefix(name), error.hint) from error
+    parsed = {
+        **settings,
+        "logit_bias": _pairs("logit_bias", settings["logit_bias"], float, int),
+        "forced_token_ids": _pairs("forced_token_ids", settings["forced_token_ids"], int, int),
+    }
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in parsed.items()
+        if value is not None and value is not False and value != []
+    }
+    effective_settings(given, vocab_size=None)
     return given
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _pairs(
+    argument: str, given: Iterable[str] | None, of_value: Any, of_key: type[str] | type[int] = str
+) -> dict[Any, Any] | None:
+    """``KEY=VALUE`` to a dict; None where nothing is given.
+
+    Raises:
+        InvalidRequestError: It is not of this form, or a key is given twice.
+    """
+    flag = FLAGS[argument][0]
+    pairs: dict[Any, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        try:
+            if not equals or not key.strip():
+                raise ValueError
+            entry, number = of_key(key), of_value(value)
+        except ValueError as error:
+            form = "NAME=VALUE" if of_key is str else f"a whole number, =, and a {'whole ' * (of_value is int)}number"
+            raise InvalidRequestError(f"{flag} {text!r} is not {form}.", "For example 7=4.") from error
+        if entry in pairs:
+            raise InvalidRequestError(f"{flag} {entry} is given twice.", "Give it once.")
+        pairs[entry] = number
+    return pairs or None

@@ -1,50 +1,23 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how a command takes them."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial, wraps
+from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "AcceptanceOption",
-    "BackendOption",
-    "BanToken",
-    "CommandState",
-    "ContextLength",
-    "Debug",
-    "Device",
-    "DrafterOption",
-    "Dtype",
-    "EngineOption",
-    "ExactnessOption",
-    "ForceToken",
-    "FrequencyPenalty",
-    "IgnoreEos",
-    "Json",
-    "K",
-    "LogitBias",
-    "MaxNewTokens",
-    "MinNewTokens",
-    "MinP",
-    "Model",
-    "Offline",
-    "PresencePenalty",
-    "RepetitionPenalty",
-    "Revision",
-    "Seed",
-    "Stop",
-    "Temperature",
-    "TopK",
-    "TopP",
-    "TrustRemoteCode",
-]
+from polydraft._flags import FLAGS
+
+__all__ = ["CommandState", "Debug", "Json", "Verbose", "takes_options"]
 
 
 @dataclass
 class CommandState:
-    """What outlives a command: how its error shall be told."""
+    """State kept for the error handler: whether to print a traceback."""
 
     debug: bool = False
 
@@ -55,194 +28,151 @@ def _note_debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
-_LOADING, _SAMPLING, _OUTPUT = "What runs", "How it generates", "Output"
+def _show_log(value: bool) -> bool:
+    if value:
+        import logging
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="TARGET",
-        help="Hub id, folder or builtin:<name> of the target. Default: the built-in pair, if installed.",
-        rich_help_panel=_LOADING,
-    ),
-]
-DrafterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--drafter",
-        "-d",
-        metavar="DRAFTER",
-        help="auto: the target's own, else n-gram; ngram: looked up in the text so far; none: plain decoding; or a "
-        "Hub id, folder or builtin:<name>.  [default: auto]",
-        rich_help_panel=_LOADING,
-    ),
-]
-BackendOption = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        "-b",
-        metavar="NAME",
-        help="auto, or a name that `polydraft backends` lists.",
-        rich_help_panel=_LOADING,
-    ),
-]
-K = Annotated[
-    int | None,
-    typer.Option(
-        "-k",
-        "--num-speculative-tokens",
-        metavar="K",
-        help="Tokens drafted in one round, the bonus token excluded. Default: what the registry recommends, else 4.",
-        rich_help_panel=_LOADING,
-    ),
-]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel=_LOADING)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=_LOADING)]
-ContextLength = Annotated[
-    int | None,
-    typer.Option(
-        "--context-length",
-        metavar="TOKENS",
-        help="Prompt and output together. Default: the model's own, within memory.",
-        rich_help_panel=_LOADING,
-    ),
-]
-ExactnessOption = Annotated[
-    str,
-    typer.Option("--exactness", help="standard, or bitwise where the backend has it.", rich_help_panel=_LOADING),
-]
-EngineOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine-option",
-        metavar="NAME=VALUE",
-        help="An option of the backend's own, value in JSON or plain text. May be repeated.",
-        rich_help_panel=_LOADING,
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(
-        "--revision",
-        help="Branch, tag or commit of the target on the Hub; a drafter's: --drafter org/name@revision.",
-        rich_help_panel=_LOADING,
-    ),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Use models of the local Hub cache only.", rich_help_panel=_LOADING)
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Allow code that a checkpoint brings.", rich_help_panel=_LOADING),
-]
+        logging.basicConfig(format="%(message)s", force=True)
+        logging.getLogger("polydraft").setLevel(logging.INFO)
+    return value
 
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option("--max-new-tokens", "-n", metavar="N", help="Tokens to generate at most.", rich_help_panel=_SAMPLING),
-]
-MinNewTokens = Annotated[
-    int | None,
-    typer.Option("--min-new-tokens", metavar="N", help="No end of sequence before so many.", rich_help_panel=_SAMPLING),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.", rich_help_panel=_SAMPLING),
-]
-TopP = Annotated[
-    float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.", rich_help_panel=_SAMPLING)
-]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", metavar="N", help="Keep the N largest logits; 0: all.", rich_help_panel=_SAMPLING),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p", metavar="P", help="Drop tokens below P times the best one's probability.", rich_help_panel=_SAMPLING
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty",
-        metavar="P",
-        help="Of tokens that prompt or output have; above 1 discourages.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-PresencePenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--presence-penalty", metavar="P", help="Of tokens that the output has, -2 to 2.", rich_help_panel=_SAMPLING
-    ),
-]
-FrequencyPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--frequency-penalty",
-        metavar="P",
-        help="The same, times their number in the output, -2 to 2.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-LogitBias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--logit-bias",
-        metavar="ID=BIAS",
-        help="Added to the logit of a token id, -100 to 100. May be repeated.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-BanToken = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--ban-token", metavar="ID", help="Never choose this token id. May be repeated.", rich_help_panel=_SAMPLING
-    ),
-]
-ForceToken = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--force-token",
-        metavar="INDEX=ID",
-        help="The token id at an index of the output, from 0. May be repeated.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-AcceptanceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--acceptance",
-        metavar="RULE",
-        help="exact-match, or rejection: then the tokens of a seed depend on k and drafter.  [default: exact-match]",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", help="Drawn, and told with --json, if not given.", rich_help_panel=_SAMPLING),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End before this text. May be repeated.", rich_help_panel=_SAMPLING),
-]
-IgnoreEos = Annotated[
-    bool, typer.Option("--ignore-eos", help="Go on past the end of sequence.", rich_help_panel=_SAMPLING)
-]
 
 Json = Annotated[
     bool,
     typer.Option(
         "--json",
         help="One JSON object on standard output, and nothing else there; nothing at all if the command fails.",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel="Output",
     ),
 ]
 Debug = Annotated[
     bool,
     typer.Option(
-        "--debug", callback=_note_debug, is_eager=True, help="Show the traceback of an error.", rich_help_panel=_OUTPUT
+        "--debug", callback=_note_debug, is_eager=True, help="Show the traceback of an error.", rich_help_panel="Output"
     ),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_show_log,
+        is_eager=True,
+        help="Show on standard error why this backend and this drafter were chosen.",
+        rich_help_panel="Output",
+    ),
+]
+
+
+def _option(
+    panel: str, argument: str, kind: Any, text: str, *, default: Any = None, metavar: str | None = None
+) -> inspect.Parameter:
+    """A command's parameter for an argument of the library.
+
+    The help is the command line's own. ``GenerationSettings`` describes the same settings, but importing it would
+    triple the time that ``--help`` takes.
+    """
+    option = typer.Option(default, *FLAGS[argument], metavar=metavar, help=text, rich_help_panel=panel)
+    return inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+
+_loads = partial(_option, "What runs")
+_sets = partial(_option, "How it generates")
+_COUNT, _NUMBER, _TEXT, _TEXTS = int | None, float | None, str | None, list[str] | None
+
+_GROUPS = {
+    "loading": (
+        _loads(
+            "target",
+            _TEXT,
+            "Hub id, folder or builtin:<name> of the target. Default: the built-in pair, if installed.",
+            metavar="TARGET",
+        ),
+        _loads(
+            "drafter",
+            _TEXT,
+            "auto, the default: the target's own, else n-gram; ngram: looked up in the text so far; none: plain "
+            "decoding; or a Hub id, folder or builtin:<name>.",
+            metavar="DRAFTER",
+        ),
+        _loads("backend", str, "auto, or a name that `polydraft backends` lists.", default="auto", metavar="NAME"),
+        _loads(
+            "num_speculative_tokens",
+            _COUNT,
+            "Tokens drafted in one round, the bonus token excluded. Default: what the registry recommends, else 4.",
+            metavar="K",
+        ),
+        _loads("dtype", str, "auto, float32, bfloat16 or float16.", default="auto"),
+        _loads("device", str, "auto, cpu, cuda, cuda:1, mps, ...", default="auto"),
+        _loads(
+            "context_length",
+            _COUNT,
+            "Prompt and output together. Default: the model's own, within memory.",
+            metavar="TOKENS",
+        ),
+        _loads("exactness", str, "standard, or bitwise where the backend has it.", default="standard"),
+        _loads(
+            "engine_options",
+            _TEXTS,
+            "An option of the backend's own, value in JSON or plain text. May be repeated.",
+            metavar="NAME=VALUE",
+        ),
+        _loads(
+            "revision",
+            _TEXT,
+            "Branch, tag or commit of the target on the Hub; a drafter's: --drafter org/name@revision.",
+        ),
+        _loads("local_files_only", bool, "Use models of the local Hub cache only.", default=False),
+        _loads("trust_remote_code", bool, "Allow engines to run code from a checkpoint.", default=False),
+    ),
+    "settings": (
+        _sets("max_new_tokens", _COUNT, "Tokens to generate at most, EOS included.", metavar="N"),
+        _sets("min_new_tokens", _COUNT, "EOS is suppressed until this many are generated.", metavar="N"),
+        _sets("temperature", _NUMBER, "0 is greedy.", metavar="T"),
+        _sets("top_p", _NUMBER, "Nucleus sampling.", metavar="P"),
+        _sets("top_k", _COUNT, "Keep the N largest logits; 0 keeps all.", metavar="N"),
+        _sets("min_p", _NUMBER, "Drop tokens below P times the largest probability.", metavar="P"),
+        _sets("repetition_penalty", _NUMBER, "For tokens of prompt and output; above 1 discourages.", metavar="P"),
+        _sets("presence_penalty", _NUMBER, "Subtracted from logits of the output's tokens, -2 to 2.", metavar="P"),
+        _sets("frequency_penalty", _NUMBER, "Subtracted times their number in the output, -2 to 2.", metavar="P"),
+        _sets("logit_bias", _TEXTS, "Added to a token's logit, -100 to 100. May be repeated.", metavar="ID=BIAS"),
+        _sets("banned_token_ids", list[int] | None, "Never choose this token. May be repeated.", metavar="ID"),
+        _sets("forced_token_ids", _TEXTS, "The token at an index of the output. May be repeated.", metavar="INDEX=ID"),
+        _sets(
+            "acceptance",
+            _TEXT,
+            "exact-match, the default; or rejection: then the tokens of a seed depend on k and drafter.",
+            metavar="RULE",
+        ),
+        _sets("seed", _COUNT, "Drawn where it is not given; --json shows it.", metavar="N"),
+        _sets("stop", _TEXTS, "End before this text. May be repeated.", metavar="TEXT"),
+        _sets("ignore_eos", bool, "Continue past the end of sequence.", default=False),
+    ),
+}
+"""What a command's parameter of that name stands for: ``loading`` for arguments of ``load``, ``settings`` for those of
+``generate``; the command gets them as a dict."""
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer: ``loading`` and ``settings`` become options, ``--verbose`` and ``--debug`` are added."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups = {name: group for name, group in _GROUPS.items() if name in own}
+    added = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("verbose", Verbose), ("debug", Debug))
+        if name not in own
+    }
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name in added:
+            del given[name]
+        for name, group in groups.items():
+            given[name] = {option.name: given.pop(option.name) for option in group}
+        command(**given)
+
+    shown = [option for name, one in own.items() for option in groups.get(name, (one,))]
+    keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+    run.__signature__ = inspect.Signature([*keyword_only, *added.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {}  # typer is to read the signature
+    return run

@@ -1,14 +1,14 @@
-"""Errors as the command line tells them: one line, a hint, an exit code. A traceback only with ``--debug``."""
+"""Errors as the command line reports them: one line, a hint, an exit code. A traceback only with ``--debug``."""
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 import warnings
 from dataclasses import dataclass
 from typing import TextIO
 
+from polydraft._flags import FLAGS, in_flags
 from polydraft.errors import InvalidRequestError, PolydraftError
 
 __all__ = [
@@ -19,9 +19,8 @@ __all__ = [
     "USAGE",
     "Problem",
     "describe",
-    "in_options",
+    "report",
     "show_warnings",
-    "tell",
 ]
 
 SUCCESS = 0
@@ -35,7 +34,7 @@ BROKEN_PIPE = 141
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is told of an error."""
+    """An error as the command line shows it."""
 
     message: str
     hint: str
@@ -45,9 +44,13 @@ class Problem:
 def describe(error: Exception) -> Problem:
     """The sentence, the hint and the exit code of an error: 2 for a wrong request, 1 for everything else."""
     if isinstance(error, PolydraftError):
-        code = USAGE if isinstance(error, InvalidRequestError) else FAILURE
-        return Problem(in_options(_one_line(error.message)), in_options(_one_line(error.hint)), code)
-    # Usage errors of typer; their class lives in click or in typer itself, as the version has it.
+        message, hint = (in_flags(_one_line(text)) for text in (error.message, error.hint))
+        if not isinstance(error, InvalidRequestError):
+            return Problem(message, hint, FAILURE)
+        flag = FLAGS[error.argument][0] if error.argument in FLAGS else ""
+        named = not flag or f"`{flag}" in message
+        return Problem(message if named else f"{flag}: {message}", hint, USAGE)
+    # Usage errors of typer; their class is click's or, in later versions, typer's own.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "polydraft"
@@ -60,7 +63,7 @@ def describe(error: Exception) -> Problem:
     )
 
 
-def tell(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
+def report(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
     """Write an error to standard error.
 
     Args:
@@ -81,56 +84,6 @@ def tell(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
     return problem.exit_code
 
 
-_ARGUMENTS = {
-    "num_speculative_tokens": "-k",
-    "local_files_only": "--offline",
-    "banned_token_ids": "--ban-token",
-    "forced_token_ids": "--force-token",
-} | {
-    name: f"--{name.replace('_', '-')}"
-    for name in (
-        "acceptance",
-        "backend",
-        "context_length",
-        "device",
-        "drafter",
-        "dtype",
-        "exactness",
-        "frequency_penalty",
-        "ignore_eos",
-        "logit_bias",
-        "max_new_tokens",
-        "min_new_tokens",
-        "min_p",
-        "presence_penalty",
-        "repetition_penalty",
-        "revision",
-        "seed",
-        "stop",
-        "temperature",
-        "time_limit",
-        "top_k",
-        "top_p",
-        "trust_remote_code",
-    )
-}
-_ARGUMENT = re.compile(rf"(?<![\w-])({'|'.join(_ARGUMENTS)})=('[^']*'|[\w:/-]+(?:\.\w+)*)?")
-
-
-def in_options(text: str) -> str:
-    """Python arguments in a sentence of the library, written as options.
-
-    >>> in_options("Use drafter=None, or device='cpu'; context_length=64 is too long.")
-    'Use --drafter none, or --device cpu; --context-length 64 is too long.'
-    """
-
-    def option(match: re.Match[str]) -> str:
-        name, value = _ARGUMENTS[match[1]], (match[2] or "").strip("'")
-        return name if value in {"", "True"} else f"{name} {'none' if value == 'None' else value}"
-
-    return _ARGUMENT.sub(option, text)
-
-
 def show_warnings() -> None:
     """Let warnings be one line on standard error, without the source line that raised them."""
 
@@ -142,7 +95,7 @@ def show_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(f"Warning: {_one_line(str(message))}", file=file or sys.stderr)
+        print(f"Warning: {in_flags(_one_line(str(message)))}", file=file or sys.stderr)
 
     warnings.showwarning = show
 

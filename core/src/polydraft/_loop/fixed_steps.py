@@ -92,9 +92,9 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
                             break
     if not all(same):
         raise UnsupportedError(
-            f"exactness='bitwise' does not hold on {running.device} in {running.dtype}: {same.count(False)} of "
+            f"`exactness='bitwise'` does not hold on {running.device} in {running.dtype}: {same.count(False)} of "
             f"{len(same)} tokens have other logits in a step with drafts than in a step of their own.",
-            "Use exactness='standard', or another dtype or device.",
+            "Use `exactness='standard'`, or another dtype or device.",
         )
     left_out = [str(start) for start in starts if start not in affordable]
     if not left_out:

@@ -14,11 +14,11 @@ from polydraft.contract.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KnownBackend", "known_backends", "not_installed_hint"]
+__all__ = ["KnownBackend", "format_hint", "known_backends", "not_installed_hint"]
 
 
 class KnownBackend(Record):
-    """A backend that polydraft has heard of."""
+    """A backend that polydraft knows by name."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ def known_backends() -> tuple[KnownBackend, ...]:
 
 
 def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
-    """What to do where a backend of that name is not installed: the command, the right name, or the list."""
+    """What to do about a backend that is not installed: the command, the right name, or the list."""
     there = sorted(installed)
     for known in known_backends():
         if name.lower() not in {known.name, *known.aliases}:
@@ -44,6 +44,17 @@ def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
             return f"Install it: {known.install}"
         return f"This version of polydraft has no backend for {known.name}; {_installed(there)}"
     return did_you_mean(name, [*there, *(known.name for known in known_backends())]) or _capitalized(_installed(there))
+
+
+def format_hint(form: str, *, but: str = "") -> str:
+    """Which known backends load a weight format, other than ``but``, and how to get them; empty if none does."""
+    fitting = [known for known in known_backends() if form in known.formats and known.name != but]
+    if not fitting:
+        return ""
+    if install := next((known.install for known in fitting if known.install), ""):
+        return f"Install one that does: {install}"
+    names = " or ".join(known.name for known in fitting)
+    return f"That format is for {names}, for which this version of polydraft has no backend."
 
 
 def _installed(names: list[str]) -> str:

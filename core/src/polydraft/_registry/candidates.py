@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from polydraft.checkpoints._hub import hub_errors
-from polydraft.checkpoints._hub_files import repository_files
+from polydraft.checkpoints._hub import hub_errors, repository_files
 from polydraft.checkpoints._names import repository
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, is_assistant
@@ -132,7 +131,7 @@ def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) ->
     elif fitting:
         names = ", ".join(Path(found.id).name for found in fitting)
         why = f"{len(fitting)} assistants here fit ({names}) and none is named {path.name}-assistant."
-        yield Candidate(str(path.parent), "mtp", "config", _raiser(PairMismatchError(why, "Name one with drafter=.")))
+        yield Candidate(str(path.parent), "mtp", "config", _raiser(PairMismatchError(why, "Name one as `drafter`.")))
 
 
 def _model_folders(parent: Path) -> list[Path]:

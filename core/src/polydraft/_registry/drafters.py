@@ -1,7 +1,8 @@
-"""From a target and what the caller asked for to a ``SpeculationPlan``: which drafter, which k, or why none."""
+"""Choose how a session speculates: which drafter, which k, or why not."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,10 @@ from polydraft._registry.candidates import Candidate, DrafterLookup, candidates
 from polydraft._registry.pairs import DEFAULT_K, RegisteredPair
 from polydraft._registry.versions import older_than
 from polydraft.checkpoints._names import repository
-from polydraft.checkpoints.compatibility import check_pair, check_target
+from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, model_types
 from polydraft.contract.requests import ModelSource, SpeculationPlan
-from polydraft.errors import (
-    InvalidRequestError,
-    PolydraftError,
-    SpeculationUnavailableError,
-)
+from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import HubOptions
 
 __all__ = ["plan_speculation"]
+
+_log = logging.getLogger("polydraft.load")
 
 
 def plan_speculation(
@@ -44,15 +43,15 @@ def plan_speculation(
 ) -> SpeculationPlan:
     """Decide how a session speculates. Configs are read, no weights.
 
-    ``auto`` takes the first drafter that this backend can run and that fits the target: from the registry, from a
-    folder beside the target (``<target>-assistant``, ``<target>-draft``, or the one assistant there whose config fits),
-    from the registry by what the checkpoint says it is a copy of; else n-gram drafting with a note that says why; else
-    nothing, with the reason in ``off``.
+    ``auto`` takes the first drafter that this backend can run and that fits the target: from the registry; from a
+    folder next to the target (``<target>-assistant``, ``<target>-draft``, or the one assistant there whose config
+    fits); from the registry, by the model that the checkpoint says it is a copy of; else n-gram drafting with a note
+    that says why; else none, with the reason in ``off``.
 
     Args:
-        target: The resolved target.
+        target: The resolved target; ``check_target`` has passed it unless a drafter is named.
         drafter: ``auto``, ``ngram``, None for plain decoding, or a drafter's id or path.
-        backend: The backend that shall run it.
+        backend: The backend that will run it.
         registry: The known pairs.
         faults: The known faults, with the installed versions.
         resolve: Resolves a drafter.
@@ -62,15 +61,13 @@ def plan_speculation(
         max_speculative_tokens: The backend's largest k.
 
     Raises:
-        PairMismatchError: The target is itself a drafter, or the caller's drafter does not fit.
+        PairMismatchError: The caller's drafter does not fit.
         SpeculationUnavailableError: The backend cannot run the caller's drafter.
         BackendUnavailableError: A known fault of the installed engine forbids the caller's drafter.
         ModelNotFoundError: The caller's drafter does not exist or cannot be reached.
         InvalidRequestError: k is larger than the backend's largest.
     """
     search = _Search(target, backend, registry, faults, resolve, hub, num_speculative_tokens, max_speculative_tokens)
-    if drafter in {None, "auto", "ngram"}:
-        check_target(target)  # a named drafter may show that both are swapped
     if drafter is None:
         return SpeculationPlan(off=reasons.by_caller())
     if drafter == "auto":
@@ -108,11 +105,11 @@ class _Search:
             except _Refusal as refusal:
                 refusals.append(f"{candidate.name}: {refusal}")
                 fault = fault or refusal.fault
-                continue
             except PolydraftError as error:
                 refusals.append(f"{candidate.name}: {error.message}")
-                continue
-            return self._plan(candidate.kind, source, candidate.chosen_by, candidate.note, candidate.entry)
+            else:
+                return self._plan(candidate.kind, source, candidate.chosen_by, candidate.note, candidate.entry)
+            _log.info("Drafter passed over: %s", refusals[-1])
         why = " ".join(refusals) or f"No drafter is known for {self.target.id}."
         if (
             "ngram" in self.backend.drafter_kinds
@@ -199,8 +196,9 @@ class _Search:
         if self.k_max is not None and k > self.k_max:
             if self.k is not None:
                 raise InvalidRequestError(
-                    f"num_speculative_tokens={k} is too large: {self.backend.name} drafts at most {self.k_max}.",
-                    f"Give num_speculative_tokens={self.k_max} or less.",
+                    f"`num_speculative_tokens={k}` is too large: {self.backend.name} drafts at most {self.k_max}.",
+                    f"Give `num_speculative_tokens={self.k_max}` or less.",
+                    argument="num_speculative_tokens",
                 )
             notes.append(f"k is {self.k_max}, the backend's largest; {k} is recommended.")
             k = self.k_max

@@ -48,7 +48,7 @@ class RegisteredPair(Record):
     source: str
     """The user's file, the plugin's name, or ``polydraft``."""
     variant: bool = False
-    """The target that was looked up is another packing of ``pair.target``, not that very id."""
+    """Whether the target that was looked up is another packing of ``pair.target``."""
 
     def num_speculative_tokens(self, backend: str) -> int | None:
         """The recommended k for a backend; None if the entry has none."""
@@ -60,7 +60,7 @@ class PairRegistry:
     """All known pairs.
 
     Args:
-        entries: Pairs of concrete ids, those that count first.
+        entries: Pairs of concrete ids; of several that fit, the first is taken.
     """
 
     def __init__(self, entries: Iterable[RegisteredPair]) -> None:
@@ -105,21 +105,13 @@ class PairRegistry:
             found = list(variants.values())
         return [entry for entry in found if format is None or entry.pair.format == format]
 
-    def targets(self) -> list[str]:
-        """The ids of all targets, in the registry's order."""
-        return list(dict.fromkeys(entry.pair.target for entry in self.entries))
-
-    def ids(self) -> list[str]:
-        """The ids of all targets and drafters."""
-        return list(dict.fromkeys(i for e in self.entries for i in (e.pair.target, e.pair.drafter) if i))
-
     def formats(self) -> dict[str, str]:
-        """Hub id in lower case -> weight format, of every target and drafter."""
+        """Hub id -> weight format, of every target and drafter."""
         found: dict[str, str] = {}
         for entry in self.entries:
             for name in (entry.pair.target, entry.pair.drafter):
                 if name and not name.startswith("builtin:"):
-                    found.setdefault(name.lower(), entry.pair.format)
+                    found.setdefault(name, entry.pair.format)
         return found
 
 
@@ -139,7 +131,7 @@ def user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     """The user's files that exist: that of ``POLYDRAFT_PAIRS``, then the config folder's ``pairs.toml``.
 
     Raises:
-        InvalidRequestError: ``POLYDRAFT_PAIRS`` names a file that is not there.
+        InvalidRequestError: ``POLYDRAFT_PAIRS`` names a file that does not exist.
     """
     found: list[Path] = []
     named = (os.environ if environ is None else environ).get(PAIRS_VARIABLE, "").strip()
@@ -147,7 +139,7 @@ def user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
         path = Path(named).expanduser()
         if not path.is_file():
             raise InvalidRequestError(
-                f"{PAIRS_VARIABLE} names {named}, which is no file.", "Correct the path, or unset the variable."
+                f"{PAIRS_VARIABLE} names {named}, which is not a file.", "Fix the path, or unset the variable."
             )
         found.append(path)
     from platformdirs import user_config_path

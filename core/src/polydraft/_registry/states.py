@@ -1,4 +1,4 @@
-"""Whether a backend can run here: its requirements, its known faults and its own diagnosis, put together."""
+"""Whether a backend can run here: its requirements, its known faults and its own diagnosis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from polydraft._registry.faults import fault_sentences
 from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
-from polydraft.errors import BackendUnavailableError, PluginError, PolydraftError
+from polydraft.errors import BackendUnavailableError, DeviceError, PluginError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
@@ -21,7 +21,7 @@ class BackendState(Record):
 
     record: BackendRecord
     diagnosis: Diagnosis | None = None
-    """What the backend says of itself; None if it was not asked, since something else is in the way."""
+    """What the backend reports; None if it was not asked, because something else is in the way."""
     problem: str = ""
     """Why it cannot run here, one sentence; empty if it can."""
     remedy: str = ""
@@ -35,7 +35,7 @@ class BackendState(Record):
         return not self.problem
 
     def check(self) -> None:
-        """Do nothing if the backend is usable.
+        """Raise if the backend is not usable.
 
         Raises:
             BackendUnavailableError: It is not.
@@ -44,6 +44,23 @@ class BackendState(Record):
             raise BackendUnavailableError(
                 f"The backend {self.record.name} cannot run here: {self.problem}", self.remedy
             )
+
+    def check_device(self, device: str) -> None:
+        """Check a device against those that the backend reports; do nothing if it reports none.
+
+        Raises:
+            DeviceError: It is not among them.
+        """
+        devices = [found.name for found in self.diagnosis.devices] if self.diagnosis else []
+        kind, _, index = device.partition(":")
+        if device == "auto" or not devices or device in devices:
+            return
+        # `cuda` is any of cuda:0, cuda:1, ...; `cpu:0` is cpu.
+        if kind in {name.partition(":")[0] for name in devices} and (not index or (index == "0" and kind in devices)):
+            return
+        raise DeviceError(
+            f"The backend {self.record.name} sees no device {device!r} here.", f"It sees: {', '.join(devices)}."
+        )
 
 
 def backend_state(host: PluginHost, record: BackendRecord, faults: FaultRegistry) -> BackendState:
@@ -62,7 +79,7 @@ def backend_state(host: PluginHost, record: BackendRecord, faults: FaultRegistry
             raise TypeError(f"diagnose() returned a {type(diagnosis).__name__}")
     except PluginError as error:
         return BackendState(record=record, problem=error.message, remedy=error.hint, faults=known)
-    except Exception as error:  # a plugin's fault must not take doctor or backend="auto" down
+    except Exception as error:  # a broken plugin must not break doctor or backend="auto"
         hint = error.hint if isinstance(error, PolydraftError) else "Report it to the plugin's author."
         return BackendState(
             record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {error}.", remedy=hint, faults=known

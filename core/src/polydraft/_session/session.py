@@ -299,7 +299,7 @@ class Session:
         if speculate not in ("auto", "on", "off"):
             raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
         if speculate == "off":
-            return reasons.by_caller("speculate='off'")
+            return reasons.by_caller("`speculate='off'`")
         off = None
         if self._running.method is None or self._running.num_speculative_tokens == 0:
             off = self._running.speculation_off or reasons.no_drafter(self._running.target)

@@ -1,4 +1,4 @@
-"""From a call's keyword arguments to effective settings, with errors that name the argument."""
+"""Turn a call's keyword arguments into settings, with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ALLOWED = {
 
 
 def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> GenerationSettings:
-    """Settings of a call; what is None takes the default of ``GenerationSettings``.
+    """The settings of a call; None stands for the default of ``GenerationSettings``.
 
     Args:
         given: The call's.
@@ -58,11 +58,15 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
     if stop is not None:
         values["stop"] = (stop,) if isinstance(stop, str) else _sequence("stop", stop)
         if "" in values["stop"]:
-            raise InvalidRequestError("A stop string is empty.", "Leave it out, or give at least one character.")
+            raise InvalidRequestError(
+                "A stop string is empty.", "Leave it out, or give at least one character.", argument="stop"
+            )
         longest = max((len(one) for one in values["stop"] if isinstance(one, str)), default=0)
         if longest > LONGEST_STOP:
             raise InvalidRequestError(
-                f"A stop string has {longest} characters.", f"Give at most {LONGEST_STOP}, such as its first ones."
+                f"A stop string has {longest} characters.",
+                f"Give at most {LONGEST_STOP}, such as its first ones.",
+                argument="stop",
             )
     for name in ("stop_token_ids", "banned_token_ids"):
         if name in values:
@@ -85,8 +89,9 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
     _check_values(settings)
     if settings.min_new_tokens > settings.max_new_tokens:
         raise InvalidRequestError(
-            f"min_new_tokens ({settings.min_new_tokens}) is above max_new_tokens ({settings.max_new_tokens}).",
-            "Lower the one or raise the other.",
+            f"`min_new_tokens={settings.min_new_tokens}` is above `max_new_tokens={settings.max_new_tokens}`.",
+            "Lower the first or raise the second.",
+            argument="min_new_tokens",
         )
     return settings
 
@@ -96,7 +101,7 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
 
     Args:
         settings: The call's.
-        ends: What ends the output: forbidden until ``min_new_tokens`` is reached.
+        ends: Token ids that end the output; they are forbidden until ``min_new_tokens`` is reached.
         vocab_size: Number of the model's tokens.
 
     Raises:
@@ -107,8 +112,9 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
     forbidden = {*settings.banned_token_ids, *(ends if settings.min_new_tokens else ())}
     if len(forbidden) >= vocab_size:
         raise InvalidRequestError(
-            f"banned_token_ids leaves none of the model's {vocab_size} tokens to choose from.",
-            "Ban fewer tokens; while min_new_tokens is not reached, those that end the output are forbidden as well.",
+            f"`banned_token_ids` leaves none of the model's {vocab_size} tokens to choose from.",
+            "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are forbidden as well.",
+            argument="banned_token_ids",
         )
 
 
@@ -124,7 +130,7 @@ def check_supported(settings: GenerationSettings, capabilities: Capabilities, ba
         value, default = getattr(settings, name), getattr(DEFAULT_SETTINGS, name)
         if value is not default and (default is None or value != default):
             raise UnsupportedError(
-                f"The backend {backend} does not support {name}.",
+                f"The backend {backend} does not support `{name}`.",
                 "Leave it out, or choose another backend (`polydraft backends` lists them).",
             )
 
@@ -154,10 +160,11 @@ def _check_token_ids(settings: GenerationSettings, vocab_size: int | None) -> No
         for token_id in token_ids:
             if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
                 raise InvalidRequestError(
-                    f"{name} holds {token_id}, which is not a token of this model.",
+                    f"`{name}` contains {token_id}, which is not a token of this model.",
                     "Token ids are not negative."
                     if vocab_size is None
                     else f"Token ids go from 0 to {vocab_size - 1}.",
+                    argument=name,
                 )
 
 
@@ -167,24 +174,30 @@ def _check_values(settings: GenerationSettings) -> None:
     for token_id, bias in settings.logit_bias.items():
         if not abs(bias) <= _LARGEST_BIAS:
             raise InvalidRequestError(
-                f"logit_bias of token {token_id} is {bias}.",
-                "Give a number from -100 to 100; a token is forbidden by banned_token_ids.",
+                f"The `logit_bias` of token {token_id} is {bias}.",
+                "Give a number from -100 to 100; `banned_token_ids` forbids a token.",
+                argument="logit_bias",
             )
     for index, token_id in settings.forced_token_ids.items():
         if not 0 <= index < settings.max_new_tokens:
             raise InvalidRequestError(
-                f"forced_token_ids names index {index} of an output of {settings.max_new_tokens} tokens.",
-                "The first new token has index 0; raise max_new_tokens for more.",
+                f"`forced_token_ids` names index {index} of an output of {settings.max_new_tokens} tokens.",
+                "The first new token has index 0; raise `max_new_tokens` for more.",
+                argument="forced_token_ids",
             )
         if token_id in settings.banned_token_ids:
             raise InvalidRequestError(
-                f"Token {token_id} is banned, and forced at index {index} of the output.", "Remove one of the two."
+                f"Token {token_id} is banned, and forced at index {index} of the output.",
+                "Remove one of the two.",
+                argument="forced_token_ids",
             )
 
 
 def _invalid(name: str, value: Any) -> InvalidRequestError:
     if name not in _ALLOWED:
-        return InvalidRequestError(f"There is no setting named {name}.", f"Known settings: {', '.join(_ALLOWED)}.")
+        return InvalidRequestError(
+            f"There is no setting named {name}.", f"Known settings: {', '.join(_ALLOWED)}.", argument=name
+        )
     shown = repr(value)
     shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
-    return InvalidRequestError(f"{name} is {shown}.", f"Give {_ALLOWED[name]}.")
+    return InvalidRequestError(f"`{name}={shown}` is not allowed.", f"Give {_ALLOWED[name]}.", argument=name)

@@ -1,9 +1,13 @@
-"""The Hugging Face Hub's errors in polydraft's terms. ``huggingface_hub`` is imported when a call is made."""
+"""Reaching the Hugging Face Hub: its errors in polydraft's terms, and the files of a repository.
+
+``huggingface_hub`` is imported when a call is made.
+"""
 
 from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
@@ -13,9 +17,9 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["hub_errors", "is_unreachable"]
+__all__ = ["cached_files", "hub_errors", "repository_files"]
 
-_LOGIN = "log in with `hf auth login` (or give token=)"
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
 
 
@@ -67,7 +71,9 @@ def _typed(
             similar() or f"Check the spelling; if it is private, {_LOGIN}.",
         )
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return InvalidRequestError("token=True was given, but no token is stored.", f"First {_LOGIN}.")
+        return InvalidRequestError(
+            "`token=True` was given, but no token is stored.", f"First {_LOGIN}.", argument="token"
+        )
     if isinstance(error, errors.HFValidationError):
         return InvalidRequestError(f"{repo!r} is not a Hub id.", "Write it as org/name, or give the path of a folder.")
     cause = error.__cause__
@@ -80,26 +86,29 @@ def _typed(
         if status in {401, 403}:
             return ModelNotFoundError(
                 f"The Hub refused access to the {role} {repo} (HTTP {status}): its token is not valid here.",
-                "Log in with `hf auth login` (or give token=) with a token that may read it, or unset HF_TOKEN.",
+                "Log in with `hf auth login`, with a token that may read it, or set HF_TOKEN to one or unset it.",
             )
         return ModelNotFoundError(
             f"The Hub answered HTTP {status} for the {role} {repo}.",
-            "Try again later; a model that has been downloaded before loads with local_files_only=True.",
+            "Try again later; a model that has been downloaded before loads with `local_files_only=True`.",
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return PolydraftError(
-            f"The disk is full: {repo} could not be stored.", "Free some space, or point cache_dir= to another disk."
+            f"The disk is full: {repo} could not be stored.",
+            "Free some space, or set HF_HOME to a folder on another disk.",
         )
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return InvalidRequestError(
-            f"The cache folder cannot be written: {error}.", "Give cache_dir= a folder of yours, or set HF_HOME."
+            f"The cache folder cannot be written: {error}.",
+            "Give a folder that you may write to as `cache_dir`, or set HF_HOME to one.",
+            argument="cache_dir",
         )
-    if is_unreachable(error):
+    if _is_unreachable(error):
         return _offline(repo, hub, role, similar)
     return None
 
 
-def is_unreachable(error: Exception) -> bool:
+def _is_unreachable(error: Exception) -> bool:
     """Whether no answer came from the Hub at all."""
     library = type(error).__module__.split(".")[0]
     return isinstance(error, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES
@@ -110,7 +119,7 @@ def _offline(repo: str, hub: HubOptions, role: str, similar: Callable[[], str]) 
     from huggingface_hub import constants
 
     if hub.local_files_only:
-        cause, remedy = "local_files_only=True was given", "call once without local_files_only"
+        cause, remedy = "`local_files_only=True` was given", "call once without `local_files_only`"
     elif constants.HF_HUB_OFFLINE:
         cause, remedy = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once"
     else:
@@ -121,3 +130,34 @@ def _offline(repo: str, hub: HubOptions, role: str, similar: Callable[[], str]) 
         f"The {role} {repo}{at} is not completely in {where}, and {cause}.",
         f"To download it, {remedy}; or give the path of a folder that holds it. {similar()}".rstrip(),
     )
+
+
+def repository_files(repo: str, hub: HubOptions) -> list[str]:
+    """Paths of the repository's files, with ``/``. To be called inside ``hub_errors``: errors are the Hub's own."""
+    from huggingface_hub import constants, list_repo_files
+
+    if hub.local_files_only or constants.HF_HUB_OFFLINE:
+        return _in_cache(repo, hub)
+    try:
+        return list(list_repo_files(repo, revision=hub.revision, token=hub.token))
+    except Exception as error:
+        if _is_unreachable(error) and (cached := cached_files(repo, hub)):
+            return cached
+        raise
+
+
+def cached_files(repo: str, hub: HubOptions) -> list[str]:
+    """Paths of the repository's files in the cache; empty if it is not there."""
+    from huggingface_hub import errors
+
+    try:
+        return _in_cache(repo, hub)
+    except errors.LocalEntryNotFoundError:
+        return []
+
+
+def _in_cache(repo: str, hub: HubOptions) -> list[str]:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repo, revision=hub.revision, cache_dir=hub.cache_dir, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -1,10 +1,11 @@
-"""What a user may write for a model: ``builtin:<name>``, a path, or a Hub id; and what may have been meant."""
+"""Names of models: ``builtin:<name>``, a path, or a Hub id; and suggestions for misspelt ones."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,21 @@ from polydraft.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BUILTIN_PREFIX", "Name", "did_you_mean", "parse", "repository", "shown", "sibling_folders"]
+    from polydraft.contract.records import LocalModelRecord
+
+__all__ = [
+    "BUILTIN_PREFIX",
+    "KnownNames",
+    "Name",
+    "Role",
+    "did_you_mean",
+    "parse",
+    "repository",
+    "shown",
+    "sibling_folders",
+]
+
+Role = Literal["target", "drafter"]
 
 BUILTIN_PREFIX = "builtin:"
 _LONGEST_SHOWN = 200
@@ -38,8 +53,25 @@ class Name:
     revision: str | None = None
 
 
+@dataclass(frozen=True)
+class KnownNames:
+    """Names that are known without the disk and the Hub: built-in models, and the registry's ids."""
+
+    local_models: Mapping[str, LocalModelRecord] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Hub id -> weight format, for ids that the registry lists."""
+
+    def format_of(self, repo: str) -> str | None:
+        """The weight format of a listed id; letter case does not matter."""
+        return next((form for name, form in self.formats.items() if name.lower() == repo.lower()), None)
+
+    def suggest(self, wrong: str, more: Iterable[str] = ()) -> str:
+        """A "Did you mean ...?", or an empty string."""
+        return did_you_mean(wrong, [*(f"{BUILTIN_PREFIX}{name}" for name in self.local_models), *self.formats, *more])
+
+
 def parse(target: str | Path) -> Name:
-    """Decide what a name stands for. A path that exists wins over a Hub id.
+    """Decide whether a name is a built-in's, a path or a Hub id. A path that exists wins over a Hub id.
 
     ``org/name`` is a Hub id; ``org/name:Q4_K_M`` and ``org/name/file.gguf`` name one file of a GGUF repository, and
     ``org/name@v1`` a revision.
@@ -89,14 +121,14 @@ def repository(name: str) -> str:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long for the file system is no path
+    except OSError:  # a name too long for the file system is not a path
         return False
 
 
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
-    except RuntimeError:  # ~name of nobody: a name like any other
+    except RuntimeError:  # ~name of an unknown user: a name like any other
         return path
 
 
@@ -124,7 +156,7 @@ def did_you_mean(wrong: str, known: Iterable[str], *, count: int = 3) -> str:
 
 
 def sibling_folders(path: Path) -> list[str]:
-    """Folders beside a path that does not exist and that hold a model, written as the user would."""
+    """Folders next to a path that does not exist and that hold a model, written as the user would."""
     parent = path.parent
     try:
         return sorted(str(other) for other in parent.iterdir() if (other / "config.json").is_file())

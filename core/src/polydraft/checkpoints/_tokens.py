@@ -48,7 +48,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
     if difference:
         raise PairMismatchError(
             f"{names[0]} and {names[1]} do not have the same tokens: {difference}.",
-            "Choose a drafter made for this target (polydraft pairs lists them), or drafter='ngram'.",
+            "Choose a drafter made for this target (`polydraft pairs` lists them), or `drafter='ngram'`.",
         )
 
 

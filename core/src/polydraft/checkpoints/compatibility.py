@@ -35,7 +35,7 @@ def check_target(target: ModelSource) -> None:
     if is_assistant(target.config):
         raise PairMismatchError(
             f"{target.id} is a drafter ({target.model_type}), not a target.",
-            "Load the target that it belongs to, and give this one as drafter=.",
+            "Load the target that it belongs to, and give this one as `drafter`.",
         )
 
 
@@ -62,7 +62,7 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
     if is_assistant(target.config) and not is_assistant(drafter.config) and drafter.config:
         raise PairMismatchError(
             f"Target and drafter are swapped: {target.id} is the drafter ({target.model_type}).",
-            f"Load {drafter.id} with drafter={target.id!r}.",
+            f"Load {drafter.id} with `drafter={target.id!r}`.",
         )
     check_target(target)
     if kind == "mtp":
@@ -90,7 +90,7 @@ def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | Non
         return source.path if source.path is not None and source.path.is_dir() else None
     if hub is None or source.format not in {"safetensors", "mlx"}:
         return None
-    repo = repository(source.id)
+    repo, hub = repository(source.id), hub.model_copy(update={"revision": source.revision})
     with hub_errors(repo, hub):
         from huggingface_hub import errors, hf_hub_download
 
@@ -98,10 +98,7 @@ def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | Non
             path = hf_hub_download(
                 repo,
                 TOKENIZER_FILE,
-                revision=source.revision,
-                cache_dir=hub.cache_dir,
-                token=hub.token,
-                local_files_only=hub.local_files_only,
+                **hub.model_dump(),
             )
         except errors.LocalEntryNotFoundError:
             raise

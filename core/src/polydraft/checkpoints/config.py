@@ -22,6 +22,7 @@ __all__ = [
     "eos_token_ids",
     "family",
     "is_assistant",
+    "is_mlx",
     "kv_shapes",
     "layer_types",
     "model_types",
@@ -167,6 +168,12 @@ def model_types(config: Mapping[str, Any]) -> frozenset[str]:
 def is_assistant(config: Mapping[str, Any]) -> bool:
     """Whether the checkpoint is a drafter that attends to its target's KV cache (kind ``mtp``)."""
     return str(config.get("model_type") or "").endswith(_ASSISTANT)
+
+
+def is_mlx(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint was quantized by MLX: its ``quantization`` names a group size."""
+    quantization = config.get("quantization")
+    return isinstance(quantization, Mapping) and "group_size" in quantization
 
 
 def family(config: Mapping[str, Any]) -> str:

@@ -63,11 +63,8 @@ def _download(source: ModelSource, hub: HubOptions, patterns: Sequence[str]) -> 
         return Path(
             snapshot_download(
                 repo,
-                revision=hub.revision,
                 allow_patterns=list(patterns),
-                cache_dir=hub.cache_dir,
-                token=hub.token,
-                local_files_only=hub.local_files_only,
+                **hub.model_dump(),
             )
         )
 

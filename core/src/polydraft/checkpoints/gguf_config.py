@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from polydraft.checkpoints.gguf import GgufHeader
+from polydraft.checkpoints.gguf import GgufHeader, read_header
 
-__all__ = ["config_of", "tokens_of"]
+__all__ = ["config_of", "read_gguf_config", "tokens_of"]
+
+
+def read_gguf_config(path: Path, name: str = "") -> dict[str, Any]:
+    """The config of a GGUF file, from its header.
+
+    Args:
+        path: The file.
+        name: The model's name, for the message.
+
+    Raises:
+        ModelFormatError: It is not a GGUF file, or its header is damaged.
+    """
+    return config_of(read_header(path, name))
 
 
 def config_of(header: GgufHeader) -> dict[str, Any]:
-    """What target and drafter are compared by; fields that the header lacks are left out.
+    """The fields that target and drafter are compared by; those that the header lacks are left out.
 
     The keys are those of llama.cpp (``src/llama-arch.cpp``), the names those of Transformers: ``embedding_length`` is
     ``hidden_size``, ``embedding_length_out`` of an assistant its ``backbone_hidden_size``, and so on. Head sizes of
-    sliding-window layers have keys of their own; heads may be one number or one a layer.
+    sliding-window layers have keys of their own; heads may be one number or one per layer.
     """
     get = header.of_architecture
     config: dict[str, Any] = {
@@ -33,7 +46,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
 
 
 def tokens_of(header: GgufHeader) -> tuple[Any, ...]:
-    """What decides which ids a text becomes: two models with equal values have the same tokens."""
+    """Everything that decides which ids a text becomes: models with equal values have the same tokens."""
     return tuple(header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens", "merges", "scores"))
 
 

@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polydraft.checkpoints._hub import hub_errors
-from polydraft.checkpoints._hub_files import repository_files
+from polydraft.checkpoints._hub import hub_errors, repository_files
 from polydraft.checkpoints._names import repository
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
@@ -53,10 +52,7 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
             hf_hub_download(
                 repo,
                 name,
-                revision=hub.revision,
-                cache_dir=hub.cache_dir,
-                token=hub.token,
-                local_files_only=hub.local_files_only,
+                **hub.model_dump(),
             )
             for name in chosen
         ]

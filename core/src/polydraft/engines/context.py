@@ -44,8 +44,10 @@ def check_context_length(request: LoadRequest, longest: int | None = None) -> No
     longest = longest or _longest(request)
     if longest is not None and (request.context_length or 0) > longest:
         raise ContextLengthError(
-            f"context_length={request.context_length} is too long: {request.target.id} was made for {longest} tokens.",
-            f"Give context_length={longest} or less.",
+            f"`context_length={request.context_length}` is too long: the context of {request.target.id} is {longest} "
+            "tokens.",
+            f"Give `context_length={longest}` or less.",
+            argument="context_length",
         )
 
 

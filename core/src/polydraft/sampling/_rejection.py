@@ -140,7 +140,7 @@ class RejectionSampler(RuleSampler):
             raise EngineError(
                 f"The engine had token {token_id} drawn as a draft and put {draft} in its place, so that its drafts' "
                 "distribution is not known.",
-                "Use acceptance='exact-match', and report it to the backend's authors.",
+                "Use `acceptance='exact-match'`, and report it to the backend's authors.",
             )
         return probabilities
 

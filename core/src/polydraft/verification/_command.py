@@ -37,15 +37,17 @@ def verify(
         target: As for ``polydraft.load``.
         time_limit: Seconds for the check, loading not counted; None: one pass over the prompts, at most a minute.
         keep: Keep the result for ``load(verified=...)``.
-        loaded: Told what really runs, once it is loaded.
-        progress: Told each case as it is done.
+        loaded: Called with what really runs, once it is loaded.
+        progress: Called with each case as it is done.
         **arguments: Further arguments of ``polydraft.load``.
 
     Raises:
         PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept.
     """
     if time_limit is not None and not time_limit > 0:
-        raise InvalidRequestError(f"time_limit={time_limit} is not a number of seconds.", "Give a positive number.")
+        raise InvalidRequestError(
+            f"`time_limit={time_limit}` is not a number of seconds.", "Give a positive number.", argument="time_limit"
+        )
     prepared = prepare(target, **arguments)
     plan = prepared.request.plan
     if plan.kind is None:
@@ -54,8 +56,8 @@ def verify(
     subject = subject_of(prepared, arguments.get("host") or default_host())
     if subject is None:
         raise PolydraftError(
-            "Which weights these are cannot be told, so a verification could not be kept.",
-            "Give the models as folders, or by a commit: revision=.",
+            "These weights cannot be identified, so a verification could not be kept.",
+            "Give the models as folders, or by a commit: `revision=<commit>`.",
         )
     window = sliding_window(prepared.request.target.config)
     with open_session(prepared.backend, prepared.request) as session:
@@ -75,6 +77,6 @@ def verify(
         except OSError as error:
             raise PolydraftError(
                 f"The verification ({found.verdict}) cannot be kept: {error}.",
-                "Mend the folder, or verify without keeping it.",
+                "Fix the folder, or verify without keeping the result.",
             ) from error
     return found

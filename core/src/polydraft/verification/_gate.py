@@ -6,6 +6,8 @@ import shlex
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
+from polydraft._flags import FLAGS, words
+from polydraft._load_arguments import DEFAULTS
 from polydraft.contract.results import Verified
 from polydraft.errors import NotVerifiedError
 from polydraft.verification._store import Found, find
@@ -75,7 +77,7 @@ class Gate:
 
     def _find(self, subject: Subject | None) -> Found:
         if subject is None:
-            return Found(None, "Which weights these are cannot be told, so there is no verification of them.")
+            return Found(None, "These weights cannot be identified, so no stored verification applies.")
         return find(subject)
 
     def _check(self, found: Found) -> str:
@@ -86,7 +88,7 @@ class Gate:
             problem = f"Its verification of {kept.created} found {kept.verdict}: speculation changed the output."
         if problem and self.mode == "require":
             raise NotVerifiedError(
-                problem, f"Run: {self.command}" if kept is None else "Decode plainly (drafter=None), and report it."
+                problem, f"Run: {self.command}" if kept is None else "Decode plainly (`drafter=None`), and report it."
             )
         return problem
 
@@ -97,26 +99,5 @@ def command_of(arguments: Mapping[str, Any]) -> str:
     Args:
         arguments: With the name of the backend, and engine options as a mapping of what can be JSON.
     """
-    words = ["polydraft", "verify", "--model", str(arguments["target"]), "--backend", arguments["backend"]]
-    for name, option, default in (
-        ("drafter", "--drafter", "auto"),
-        ("num_speculative_tokens", "-k", None),
-        ("dtype", "--dtype", "auto"),
-        ("device", "--device", "auto"),
-        ("context_length", "--context-length", None),
-        ("exactness", "--exactness", "standard"),
-        ("revision", "--revision", None),
-    ):
-        if (value := arguments.get(name, default)) != default:
-            words += [option, str(value)]
-    for name, value in (arguments.get("engine_options") or {}).items():
-        words += ["--engine-option", f"{name}={_json(value)}"]
-    words += ["--offline"] * bool(arguments.get("local_files_only"))
-    words += ["--trust-remote-code"] * bool(arguments.get("trust_remote_code"))
-    return shlex.join(words)
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
+    given = [name for name in FLAGS if arguments.get(name, DEFAULTS.get(name)) != DEFAULTS.get(name)]
+    return shlex.join(["polydraft", "verify", *(word for name in given for word in words(name, arguments[name]))])

@@ -123,7 +123,9 @@ def check_session(
             progress(case)
     if not check.cases:
         raise InvalidRequestError(
-            f"{limit:g} seconds are too few to decode a single prompt both ways.", "Give a longer --time-limit."
+            f"{limit:g} seconds are too few to decode a single prompt both ways.",
+            "Give a larger `time_limit`.",
+            argument="time_limit",
         )
     stats = check.sums.stats()
     if stats.num_draft_tokens == 0:

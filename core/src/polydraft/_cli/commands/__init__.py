@@ -1,1 +1,1 @@
-"""The commands, one a file: options in, calls to the library, records out to ``polydraft._cli.render``."""
+"""One module per command: options in, calls to the library, records out to ``polydraft._cli.render``."""

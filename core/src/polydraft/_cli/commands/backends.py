@@ -8,7 +8,7 @@ from polydraft._cli.streams import claim_output, console_for
 __all__ = ["backends"]
 
 
-def backends(json: opt.Json = False, debug: opt.Debug = False) -> None:
+def backends(json: opt.Json = False) -> None:
     """List the installed backends, and plugins that are broken or disabled, each with the reason."""
     from polydraft._cli.render.backends import backends_json, backends_table
     from polydraft._plugins import default_host

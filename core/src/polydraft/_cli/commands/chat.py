@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polydraft._cli import options as opt
-from polydraft._cli.loading import LoadOptions, check_settings, open_session, parse_engine_options
-from polydraft._cli.problems import tell
+from polydraft._cli.loading import checked_settings, load_arguments, open_session
+from polydraft._cli.problems import report
 from polydraft._cli.streams import claim_output, diagnostics, is_terminal
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
@@ -25,28 +25,12 @@ _COMMANDS = "/exit ends, /reset forgets the conversation, Ctrl-C cancels an answ
 
 def chat(
     *,
-    model: opt.Model = None,
-    drafter: opt.DrafterOption = None,
-    backend: opt.BackendOption = "auto",
-    k: opt.K = None,
+    loading: dict[str, Any],
+    settings: dict[str, Any],
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
     think: Annotated[
         bool, typer.Option("--think", help="Ask the model to think first (enable_thinking of its chat template).")
     ] = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    context_length: opt.ContextLength = None,
-    engine_option: opt.EngineOption = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    max_new_tokens: opt.MaxNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_p: opt.TopP = None,
-    top_k: opt.TopK = None,
-    min_p: opt.MinP = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
     show_drafts: Annotated[
         bool,
         typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
@@ -58,36 +42,18 @@ def chat(
     from polydraft._cli.render.answer import AnswerView
     from polydraft._cli.render.generation import describe_running
 
-    settings = check_settings(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=tuple(stop) if stop else None,
-    )
-    loading: dict[str, Any] = {
-        "backend": backend,
-        "num_speculative_tokens": k,
-        "dtype": dtype,
-        "device": device,
-        "context_length": context_length,
-        "engine_options": parse_engine_options(engine_option) or None,
-        "revision": revision,
-        "local_files_only": offline,
-        "trust_remote_code": trust_remote_code,
-    }
+    given = checked_settings(settings)
+    target, arguments = load_arguments(loading)
     output = claim_output()
-    with open_session(LoadOptions(model, drafter, options=loading)) as session:
+    with open_session(target, arguments) as session:
         if think:
-            settings["chat_template_kwargs"] = {"enable_thinking": True}
+            given["chat_template_kwargs"] = {"enable_thinking": True}
         view = AnswerView(output, show_drafts=show_drafts)
         console = diagnostics()
         for line in (*describe_running(session.running), _COMMANDS):
             console.print(line, style="dim", markup=False)
         view.legend()
-        _converse(Conversation(session, settings, system), view, debug=debug)
+        _converse(Conversation(session, given, system), view, debug=debug)
 
 
 def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> None:
@@ -108,7 +74,7 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
         try:
             result = conversation.say(message, view.chunk)
         except (InvalidRequestError, UnsupportedError) as error:
-            tell(error, debug=debug)
+            report(error, debug=debug)
             continue
         finally:
             view.end()

@@ -1,6 +1,13 @@
-"""``polydraft doctor``: what can run here, and how to mend what cannot."""
+"""``polydraft doctor``: what can run here, and how to fix what cannot."""
 
 from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -8,20 +15,24 @@ from polydraft._cli import options as opt
 from polydraft._cli.problems import FAILURE
 from polydraft._cli.streams import claim_output, console_for
 
-__all__ = ["doctor"]
+if TYPE_CHECKING:
+    from polydraft._plugins import PluginStatus
+    from polydraft._registry.backends import KnownBackend
+    from polydraft._registry.describe import BackendDescription
+
+__all__ = ["Findings", "Machine", "doctor"]
 
 
-def doctor(json: opt.Json = False, debug: opt.Debug = False) -> None:
-    """Say of every backend whether it can run here, and if not, the command that mends it.
+def doctor(json: opt.Json = False) -> None:
+    """Show for every backend whether it can run here, and if not, the command that fixes it.
 
     Backends that are known but not installed are listed too, and the known faults of installed engine versions.
     The exit code is 0 if at least one backend is usable, else 1.
     """
-    from polydraft._cli.examination import examine
     from polydraft._cli.render.doctor import doctor_json, doctor_report
 
     output = claim_output()
-    findings = examine()
+    findings = _examine()
     if json:
         output.write(doctor_json(findings) + "\n")
         output.flush()
@@ -29,3 +40,82 @@ def doctor(json: opt.Json = False, debug: opt.Debug = False) -> None:
         console_for(output).print(doctor_report(findings))
     if not findings.usable:
         raise typer.Exit(FAILURE)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where this runs."""
+
+    polydraft: str
+    contract_version: int
+    python: str
+    executable: str
+    system: str
+    cpus: int
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything in the report."""
+
+    machine: Machine
+    backends: list[BackendDescription]
+    missing: list[KnownBackend]
+    """Backends that are known by name, but not installed."""
+    plugins: list[PluginStatus]
+    """Plugins that are broken or disabled."""
+    notes: list[str]
+
+    @property
+    def usable(self) -> bool:
+        """Whether at least one backend can run."""
+        return any(found.state.usable for found in self.backends)
+
+
+def _examine() -> Findings:
+    """Look at this machine and at all backends. Loads no weights and needs no network."""
+    from polydraft._plugins import default_host
+    from polydraft._registry.backends import known_backends
+    from polydraft._registry.describe import describe_backends, plugins_without_backend
+
+    host = default_host()
+    installed, broken = describe_backends(host), plugins_without_backend(host)
+    # A broken plugin is installed: the command that installs it would not fix it.
+    there = {found.state.record.name for found in installed}
+    there |= {name for status in broken for name in (status.name, *status.backends)}
+    missing = [known for known in known_backends() if known.name not in there]
+    return Findings(_look_at_machine(), installed, missing, broken, host.notes())
+
+
+def _look_at_machine() -> Machine:
+    from importlib.metadata import version
+
+    from polydraft.contract.records import CONTRACT_VERSION
+
+    total, free = _memory()
+    return Machine(
+        polydraft=version("polydraft"),
+        contract_version=CONTRACT_VERSION,
+        python=platform.python_version(),
+        executable=sys.executable,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=total,
+        free_memory_bytes=free,
+    )
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Total and available bytes; None where the system does not report them (macOS reports no available ones)."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        total = None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    except OSError:
+        free = None
+    return total, free

@@ -9,7 +9,7 @@ import typer
 
 from polydraft._cli import options as opt
 from polydraft._cli.comparison import compare_with_plain, warm_up
-from polydraft._cli.loading import LoadOptions, check_settings, open_session, parse_engine_options, parse_numbers
+from polydraft._cli.loading import checked_settings, load_arguments, open_session
 from polydraft._cli.problems import FAILURE
 from polydraft._cli.prompts import read_prompt
 from polydraft._cli.streams import claim_output, console_for, diagnostics, is_terminal
@@ -26,53 +26,29 @@ __all__ = ["generate", "stream_answer"]
 
 def generate(
     *,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, taken raw.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, as raw text.")
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", metavar="FILE", help="The prompt from a file; - is standard input.")
     ] = None,
     prompt_token_ids: Annotated[
-        str | None, typer.Option("--prompt-token-ids", metavar="1,2,3", help="The prompt in token ids, as they are.")
+        str | None, typer.Option("--prompt-token-ids", metavar="1,2,3", help="The prompt as token ids, unchanged.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message, with --chat.")] = None,
-    model: opt.Model = None,
-    drafter: opt.DrafterOption = None,
-    backend: opt.BackendOption = "auto",
-    k: opt.K = None,
+    loading: dict[str, Any],
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs"),
     ] = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    context_length: opt.ContextLength = None,
-    exactness: opt.ExactnessOption = "standard",
-    engine_option: opt.EngineOption = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    max_new_tokens: opt.MaxNewTokens = None,
-    min_new_tokens: opt.MinNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_p: opt.TopP = None,
-    top_k: opt.TopK = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    presence_penalty: opt.PresencePenalty = None,
-    frequency_penalty: opt.FrequencyPenalty = None,
-    logit_bias: opt.LogitBias = None,
-    ban_token: opt.BanToken = None,
-    force_token: opt.ForceToken = None,
-    acceptance: opt.AcceptanceOption = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    ignore_eos: opt.IgnoreEos = False,
+    settings: dict[str, Any],
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Decode the same prompt plainly too, after short warm-up runs: whether the output is the same, and "
-            "both speeds. A near tie is explained; any other difference is exit code 1.",
+            help="Decode the same prompt plainly too, after short warm-up runs, and compare output and speed. A near "
+            "tie is explained; any other difference is exit code 1.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -81,12 +57,11 @@ def generate(
         typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
     ] = False,
     json: opt.Json = False,
-    debug: opt.Debug = False,
 ) -> None:
-    """Generate text, and say what speculation did.
+    """Generate text, and report what speculation did.
 
-    The answer goes to standard output. A small table follows; where standard output is no terminal, the table goes to
-    standard error, so that a pipe or a file gets the text only.
+    The answer goes to standard output. A small table follows; where standard output is not a terminal, the table goes
+    to standard error, so that a pipe or a file gets the text only.
     """
     from polydraft._cli.render.answer import AnswerView
     from polydraft._cli.render.generation import generation_json, summary
@@ -96,49 +71,16 @@ def generate(
     if show_drafts and json:
         raise InvalidRequestError("--show-drafts and --json exclude one another.", "Leave one out.")
     what = read_prompt(prompt, prompt_file, prompt_token_ids, chat=chat, system=system)
-    settings = check_settings(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=parse_numbers("--logit-bias", logit_bias, float),
-        banned_token_ids=tuple(ban_token) if ban_token else None,
-        forced_token_ids=parse_numbers("--force-token", force_token, int),
-        acceptance=acceptance,
-        seed=seed,
-        stop=tuple(stop) if stop else None,
-        ignore_eos=ignore_eos,
-    )
-    wish = LoadOptions(
-        model,
-        drafter,
-        plain,
-        {
-            "backend": backend,
-            "num_speculative_tokens": k,
-            "dtype": dtype,
-            "device": device,
-            "context_length": context_length,
-            "exactness": exactness,
-            "engine_options": parse_engine_options(engine_option) or None,
-            "revision": revision,
-            "local_files_only": offline,
-            "trust_remote_code": trust_remote_code,
-        },
-    )
+    given = checked_settings(settings)
+    target, arguments = load_arguments(loading, plain=plain)
     output = claim_output()
-    with open_session(wish) as session:
+    with open_session(target, arguments) as session:
         if compare:
-            warm_up(session, what, settings)
+            warm_up(session, what, given)
         view = None if json else AnswerView(output, show_drafts=show_drafts)
         if view is not None:
             view.legend()
-        how = {**settings, "speculate": "off"} if plain else settings
+        how = {**given, "speculate": "off"} if plain else given
         try:
             result = stream_answer(session, what, how, view.chunk if view else None)
         except BaseException:
@@ -147,8 +89,7 @@ def generate(
             raise
         if view is not None:
             view.end()
-        loaded = {"drafter": wish.load_drafter, **wish.options}
-        comparison = compare_with_plain(session, what, settings, result, loaded) if compare else None
+        comparison = compare_with_plain(session, what, given, result, arguments) if compare else None
 
     if json:
         output.write(generation_json(result, comparison) + "\n")
@@ -180,5 +121,5 @@ def stream_answer(
     finally:
         stream.close()
     if stream.result is None:
-        raise EngineError("The session ended a stream without a result.", "Tell the plugin's author.")
+        raise EngineError("The session ended a stream without a result.", "Report it to the plugin's author.")
     return stream.result

@@ -18,14 +18,15 @@ __all__ = ["pairs"]
 def pairs(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="Only pairs whose target, drafter or kind holds this; or a target's id."),
+        typer.Argument(
+            metavar="[TEXT]", help="Only pairs whose target, drafter or kind contains this; or a target's id."
+        ),
     ] = None,
     json: opt.Json = False,
-    debug: opt.Debug = False,
 ) -> None:
-    """List the known pairs of target and drafter, what runs them here, and known faults that touch them.
+    """List the known pairs of target and drafter, which backends run them here, and known faults that affect them.
 
-    Your own pairs come first: those of the file that POLYDRAFT_PAIRS names, and of pairs.toml in the config folder.
+    Your own pairs come first: those in the file that POLYDRAFT_PAIRS names, and in pairs.toml in the config folder.
     """
     from polydraft._cli.render.pairs import pairs_json, pairs_table
 

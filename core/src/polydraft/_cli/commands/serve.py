@@ -7,12 +7,11 @@ import shlex
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polydraft._cli import options as opt
-from polydraft._cli.loading import LoadOptions, model_or_builtin, parse_engine_options
+from polydraft._cli.loading import load_arguments
 from polydraft._cli.streams import claim_output
 from polydraft.errors import InvalidRequestError
 
@@ -24,24 +23,13 @@ __all__ = ["serve"]
 
 def serve(
     *,
-    model: opt.Model = None,
-    drafter: opt.DrafterOption = None,
-    backend: opt.BackendOption = "auto",
-    k: opt.K = None,
+    loading: dict[str, Any],
     plain: Annotated[bool, typer.Option("--plain", help="Serve without speculation.")] = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    context_length: opt.ContextLength = None,
-    engine_option: opt.EngineOption = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    trust_remote_code: opt.TrustRemoteCode = False,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. Others than the loopback's are open to the network.")
+        str, typer.Option("--host", help="Address to listen on. Other machines can reach any but the loopback address.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
     print_only: Annotated[bool, typer.Option("--print", help="Print the command, and do not run it.")] = False,
-    debug: opt.Debug = False,
 ) -> None:
     """Serve a pair over HTTP with the engine's own server: the command is printed, then run.
 
@@ -50,20 +38,8 @@ def serve(
     """
     from polydraft._load import prepare
 
-    wish = LoadOptions(model, drafter, plain)
-    prepared = prepare(
-        model_or_builtin(model),
-        backend=backend,
-        drafter=wish.load_drafter,
-        num_speculative_tokens=k,
-        engine_options=parse_engine_options(engine_option) or None,
-        context_length=context_length,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        local_files_only=offline,
-        trust_remote_code=trust_remote_code,
-    )
+    target, arguments = load_arguments(loading, plain=plain)
+    prepared = prepare(target, **arguments)
     command = prepared.backend.server_command(prepared.request, host=host, port=port)
     if print_only:
         output = claim_output()
@@ -92,6 +68,6 @@ def _check_port(host: str, port: int) -> None:
 
 
 def shown(command: ServerCommand) -> str:
-    """The command as one types it into a shell."""
+    """The command as it is typed into a shell."""
     settings = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
     return " ".join([*settings, shlex.join(command.arguments)])

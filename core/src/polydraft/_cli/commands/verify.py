@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from polydraft._cli import options as opt
-from polydraft._cli.loading import LoadOptions, model_or_builtin, parse_engine_options
-from polydraft._cli.problems import FAILURE, USAGE, describe, tell
+from polydraft._cli.loading import load_arguments
+from polydraft._cli.problems import FAILURE, USAGE, describe, report
 from polydraft._cli.streams import claim_output, console_for, diagnostics
+from polydraft._flags import FLAGS
 
 if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
@@ -19,30 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["NOT_CHECKED", "verify"]
 
 NOT_CHECKED = 3
-"""Neither identical nor not: loading failed, say."""
+"""It could not be checked, for example because loading failed."""
 
 
 def verify(
     *,
-    model: opt.Model = None,
-    drafter: opt.DrafterOption = None,
-    backend: opt.BackendOption = "auto",
-    k: opt.K = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    context_length: opt.ContextLength = None,
-    exactness: opt.ExactnessOption = "standard",
-    engine_option: opt.EngineOption = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    trust_remote_code: opt.TrustRemoteCode = False,
+    loading: dict[str, Any],
     time_limit: Annotated[
         float | None,
         typer.Option(
-            "--time-limit",
-            "-t",
+            *FLAGS["time_limit"],
             metavar="SECONDS",
-            help="Check for so long, loading not counted. Default: one pass over the prompts, at most a minute.",
+            help="Check for this long, loading not counted. Default: one pass over the prompts, at most a minute.",
             rich_help_panel="How it checks",
         ),
     ] = None,
@@ -76,29 +65,12 @@ def verify(
 
     output = claim_output()
     try:
-        wish = LoadOptions(model, drafter)
-        found = check(
-            model_or_builtin(model),
-            time_limit=time_limit,
-            keep=keep,
-            loaded=_tell_running,
-            progress=_tell_case,
-            drafter=wish.load_drafter,
-            backend=backend,
-            num_speculative_tokens=k,
-            dtype=dtype,
-            device=device,
-            context_length=context_length,
-            exactness=exactness,
-            engine_options=parse_engine_options(engine_option) or None,
-            revision=revision,
-            local_files_only=offline,
-            trust_remote_code=trust_remote_code,
-        )
+        target, arguments = load_arguments(loading)
+        found = check(target, time_limit=time_limit, keep=keep, loaded=_show_running, progress=_show_case, **arguments)
     except Exception as error:
         if describe(error).exit_code == USAGE:
             raise
-        tell(error, debug=debug)
+        report(error, debug=debug)
         raise typer.Exit(NOT_CHECKED) from error
     if json:
         output.write(verification_json(found) + "\n")
@@ -109,14 +81,14 @@ def verify(
         raise typer.Exit(FAILURE)
 
 
-def _tell_running(running: RunningInfo) -> None:
+def _show_running(running: RunningInfo) -> None:
     from polydraft._cli.render.generation import describe_running
 
     for line in describe_running(running):
         diagnostics().print(line, style="dim")
 
 
-def _tell_case(case: CheckedCase) -> None:
+def _show_case(case: CheckedCase) -> None:
     from polydraft._cli.render.verification import case_line
 
     print(case_line(case), file=sys.stderr, flush=True)

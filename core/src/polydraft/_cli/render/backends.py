@@ -79,4 +79,4 @@ def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginS
             engine,
             Text(f"{status.state}: {status.reason}", style="red" if status.state == "broken" else "dim"),
         )
-    return Group(table, Text("\n`polydraft doctor` says how to mend what is not usable.", style="dim"))
+    return Group(table, Text("\n`polydraft doctor` shows how to fix what is not usable.", style="dim"))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from polydraft._cli.examination import Findings
+    from polydraft._cli.commands.doctor import Findings
     from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 
@@ -82,7 +82,7 @@ def doctor_report(findings: Findings) -> RenderableType:
         style = "red" if status.state == "broken" else "yellow"
         lines += [Text(), _heading(f"plugin {status.name}{where}", status.state, style), _line("why", status.reason)]
         if status.state == "broken" and status.distribution:
-            lines.append(_line("mend", f"pip install --upgrade {status.distribution}, or pip uninstall it"))
+            lines.append(_line("fix", f"pip install --upgrade {status.distribution}, or pip uninstall it"))
     lines += [Text(f"\n{note}", style="yellow") for note in findings.notes]
     if not findings.usable:
         lines.append(Text("\nNo backend is usable here.", style="bold red"))
@@ -108,7 +108,7 @@ def _block(found: BackendDescription) -> list[Text]:
     if state.problem:
         lines.append(_line("why", state.problem))
     if state.remedy:
-        lines.append(_line("mend", state.remedy))
+        lines.append(_line("fix", state.remedy))
     for fault, version in state.faults:
         does = "refused" if fault.severity == "refuse" else "warning"
         lines.append(_line("fault", f"{fault.distribution} {version}, {fault.affects} ({does}): {fault.summary}"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from polydraft._flags import in_flags
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -48,13 +50,13 @@ def generation_json(result: GenerationResult, comparison: Comparison | None = No
 
 
 def summary(result: GenerationResult, comparison: Comparison | None = None) -> RenderableType:
-    """What ran, what speculation did, and the plain decoding next to it."""
+    """What ran, what speculation did, and plain decoding for comparison."""
     from rich.console import Group
     from rich.text import Text
 
     lines: list[RenderableType] = [Text(line, style="dim") for line in describe_running(result.running)]
     if result.speculation_off is not None:
-        lines.append(Text(f"Speculation was off: {result.speculation_off.message}", style="yellow"))
+        lines.append(Text(f"Speculation was off: {in_flags(result.speculation_off.message)}", style="yellow"))
     lines.append(_table(result, comparison))
     if comparison is not None:
         lines.append(_verdict(comparison))
@@ -62,22 +64,22 @@ def summary(result: GenerationResult, comparison: Comparison | None = None) -> R
 
 
 def one_line(result: GenerationResult) -> str:
-    """The numbers that matter after an answer of a chat."""
+    """The numbers shown after each answer of a chat."""
     stats = result.stats
     parts = [f"{stats.num_tokens} tokens"]
     if stats.mean_acceptance_length is not None:
-        parts.append(f"{stats.mean_acceptance_length:.2f} a round")
+        parts.append(f"{stats.mean_acceptance_length:.2f} per round")
     if stats.tokens_per_second is not None:
         parts.append(f"{stats.tokens_per_second:.1f} tokens/s")
     if result.finish_reason not in {"eos", "stop"}:
         parts.append(f"ended by {result.finish_reason}")
     if result.speculation_off is not None:
-        parts.append(f"without speculation: {result.speculation_off.message}")
+        parts.append(f"without speculation: {in_flags(result.speculation_off.message)}")
     return ", ".join(parts)
 
 
 def describe_running(running: RunningInfo) -> list[str]:
-    """What really runs, in one line, and the session's notes below."""
+    """What really runs, in one line, then the session's notes."""
     engine = running.backend if running.engine == running.backend else f"{running.backend} ({running.engine})"
     how = "plain decoding"
     if running.method is not None:
@@ -86,7 +88,7 @@ def describe_running(running: RunningInfo) -> list[str]:
             how += f" ({running.method})"
     exactness = "" if running.exactness == "standard" else f" · {running.exactness}"
     first = f"{engine} {running.engine_version} · {running.target} · {how} · {running.dtype} on {running.device}"
-    return [first + exactness, *running.notes]
+    return [first + exactness, *map(in_flags, running.notes)]
 
 
 def _table(result: GenerationResult, comparison: Comparison | None) -> Table:
@@ -106,7 +108,7 @@ def _table(result: GenerationResult, comparison: Comparison | None) -> Table:
 
 
 def _cells(stats: GenerationStats, *, plain: bool = False) -> dict[str, str]:
-    """The rows. Where nothing was drafted there is no rate: that is a dash, not an unreported number."""
+    """The rows. Where nothing was drafted there is no rate: a dash, not an unreported number."""
     none = "-" if plain or stats.num_draft_tokens == 0 else _UNKNOWN
     drafted = "" if stats.num_draft_tokens is None else f" of {stats.num_draft_tokens}"
     return {

@@ -1,0 +1,75 @@
+"""The command line's flags for arguments of ``load``, ``generate`` and ``verify``: the one map between the two doors.
+
+Sentences of errors and notes name an argument as Python takes it, between backticks: "Use `drafter=None`.". The command
+line shows the same sentence with flags: "Use `--drafter none`.".
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["FLAGS", "in_flags", "words"]
+
+_SHORT = {
+    "target": ("--model", "-m"),
+    "drafter": ("--drafter", "-d"),
+    "backend": ("--backend", "-b"),
+    "num_speculative_tokens": ("-k", "--num-speculative-tokens"),
+    "engine_options": ("--engine-option",),
+    "local_files_only": ("--offline",),
+    "max_new_tokens": ("--max-new-tokens", "-n"),
+    "temperature": ("--temperature", "-t"),
+    "banned_token_ids": ("--ban-token",),
+    "forced_token_ids": ("--force-token",),
+    "time_limit": ("--time-limit", "-t"),
+}
+_LONG = (
+    *("dtype", "device", "context_length", "exactness", "revision", "trust_remote_code"),
+    *("min_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),
+)
+FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')}",) for name in _LONG}
+"""Argument -> its flags, the one that sentences show first. Arguments that are not here have none."""
+
+
+def words(argument: str, value: Any) -> list[str]:
+    """An argument as words of a command line.
+
+    >>> words("drafter", None), words("engine_options", {"threads": 4}), words("local_files_only", True)
+    (['--drafter', 'none'], ['--engine-option', 'threads=4'], ['--offline'])
+    """
+    flag = FLAGS[argument][0]
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, Mapping):
+        value = [f"{name}={json.dumps(entry)}" for name, entry in value.items()]
+    if not isinstance(value, list | tuple):
+        value = ["none" if value is None else str(value)]
+    return [word for entry in value for word in (flag, str(entry))]
+
+
+def in_flags(sentence: str) -> str:
+    """A sentence with its arguments written as flags; arguments without a flag stay as they are.
+
+    >>> in_flags("Use `drafter=None` or `device='cuda:1'`, or log in with `hf auth login`.")
+    'Use `--drafter none` or `--device cuda:1`, or log in with `hf auth login`.'
+    """
+    pieces = sentence.split("`")
+    pieces[1::2] = [_in_flags(code) for code in pieces[1::2]]
+    return "`".join(pieces)
+
+
+def _in_flags(code: str) -> str:
+    argument, given, value = code.partition("=")
+    if argument not in FLAGS:
+        return code
+    if not given:
+        return FLAGS[argument][0]
+    try:
+        return shlex.join(words(argument, ast.literal_eval(value))) or code
+    except (ValueError, SyntaxError):  # a placeholder, or a value that was cut short
+        return f"{FLAGS[argument][0]} {value}"
