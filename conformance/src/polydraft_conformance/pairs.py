@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from polydraft.checkpoints._resolve import KnownNames, resolve
+from polydraft.checkpoints._names import KnownNames
+from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.config import drafter_kind
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError

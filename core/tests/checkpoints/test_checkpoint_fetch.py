@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from polydraft.checkpoints._resolve import KnownNames, resolve
+from polydraft.checkpoints._names import KnownNames
+from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PolydraftError
@@ -103,4 +104,4 @@ def test_disk_full(fake_hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
     with pytest.raises(PolydraftError, match="disk is full") as error:
         fetch(source("org/m"))
-    assert "cache_dir" in error.value.hint
+    assert "HF_HOME" in error.value.hint

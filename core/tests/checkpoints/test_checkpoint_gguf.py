@@ -1,8 +1,8 @@
 """GGUF headers: read without their weights, damaged ones refused; which file of a repository is meant."""
 
 import pytest
-from polydraft.checkpoints._names import parse
-from polydraft.checkpoints._resolve import KnownNames, resolve
+from polydraft.checkpoints._names import KnownNames, parse
+from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import config_of, tokens_of

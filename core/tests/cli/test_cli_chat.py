@@ -116,7 +116,7 @@ def test_a_conversation_through_a_pipe(process):
         "CALL 1 {'enable_thinking': True}",
     ]
     assert "fake-engine" in done.stderr
-    assert "3.00 a round" in done.stderr
+    assert "3.00 per round" in done.stderr
 
 
 RECORD = """

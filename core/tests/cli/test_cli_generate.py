@@ -318,16 +318,16 @@ def test_json_prints_nothing_on_failure(fake, command, arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--temperature", "-1"], "`--temperature -1.0` is not allowed"),
         (["--top-p", "0"], "--top-p"),
         (["--top-p", "1.5"], "--top-p"),
         (["--top-k", "-1"], "--top-k"),
         (["--min-p", "2"], "--min-p"),
-        (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--max-new-tokens", "0"], "`--max-new-tokens 0` is not allowed"),
         (["--seed", "-4"], "--seed"),
         (["--seed", "x"], "--seed"),
-        (["--stop", ""], "stop string is empty"),
-        (["--min-new-tokens", "9", "--max-new-tokens", "3"], "--min-new-tokens (9)"),
+        (["--stop", ""], "--stop: A stop string is empty."),
+        (["--min-new-tokens", "9", "--max-new-tokens", "3"], "`--min-new-tokens 9` is above `--max-new-tokens 3`"),
         (["--prompt-token-ids", "1"], "exclude"),
         (["--prompt-file", "x"], "exclude"),
         (["--plain", "--compare"], "exclude"),
@@ -387,15 +387,17 @@ def test_failure_is_one_line_and_a_hint(fake, command):
 @pytest.mark.parametrize(
     ("python", "options"),
     [
-        ("num_speculative_tokens=0 drafts nothing.", "-k 0 drafts nothing."),
-        ("Use drafter='ngram'.", "Use --drafter ngram."),
-        ("local_files_only=True was given.", "--offline was given."),
-        ("Give one as drafter=.", "Give one as --drafter."),
-        ("Use temperature=0.5. Then", "Use --temperature 0.5. Then"),
-        ("Calls from undertop_p=1 stay.", "Calls from undertop_p=1 stay."),
+        ("`num_speculative_tokens=0` drafts nothing.", "`-k 0` drafts nothing."),
+        ("Use `drafter='ngram'`.", "Use `--drafter ngram`."),
+        ("Use `drafter=None`, or `drafter='my model'`.", "Use `--drafter none`, or `--drafter 'my model'`."),
+        ("`local_files_only=True` was given.", "`--offline` was given."),
+        ("Give one as `drafter`, by a `revision=<commit>`.", "Give one as `--drafter`, by a `--revision <commit>`."),
+        ("`engine_options={'a': True, 'b': 'c d'}`", "`--engine-option a=true --engine-option 'b=\"c d\"'`"),
+        ("`logit_bias={5: 200.0}`, `stop=('a', 'b')`", "`--logit-bias 5=200.0`, `--stop a --stop b`"),
+        ("`verified='warn'` and `hf auth login` stay.", "`verified='warn'` and `hf auth login` stay."),
     ],
 )
-def test_arguments_of_python_are_told_as_options(fake, command, python, options):
+def test_arguments_are_shown_as_flags(fake, command, python, options):
     fake.error = ModelNotFoundError("No.", python)
     assert command("generate", *MODEL, "-p", "Hi").err == f"Error: No.\nHint: {options}\n"
 

@@ -63,8 +63,8 @@ def test_chat():
     [
         (["--model", "builtin:toi", "-p", "x"], 1, "builtin:toy"),
         ([*TOY, "-p", "x", "--backend", "nonsense"], 1, "reference"),
-        ([*TOY, "-p", "x", "-k", "0"], 2, "-k 0"),
-        ([*TOY, "-p", "x", "-k", "1000"], 2, "-k 1000"),
+        ([*TOY, "-p", "x", "-k", "0"], 2, "`-k 0`"),
+        ([*TOY, "-p", "x", "-k", "1000"], 2, "`-k 1000`"),
         ([*TOY, "-p", "x", "--device", "cuda"], 1, "cpu"),
         ([*TOY, "-p", "x", "--engine-option", "nonsense=1"], 2, "agreement"),
         ([*TOY, "--prompt-token-ids", "999999"], 2, "999999"),

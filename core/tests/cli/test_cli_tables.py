@@ -5,7 +5,6 @@ import json
 import polydraft._plugins
 import polydraft._registry.describe
 import pytest
-from polydraft._cli import examination
 from polydraft._plugins import PluginHost
 from polydraft.contract import (
     Backend,
@@ -37,7 +36,7 @@ class GoodBackend(Backend):
     def diagnose(self):
         return self.diagnosis
 
-    def load(self, request):
+    def load_engine(self, request):
         raise NotImplementedError
 
 
@@ -98,11 +97,10 @@ def use(monkeypatch):
     def go(*plugins, disabled=(), versions=()):
         installed = {"an-engine": "2.0", **dict(versions)}
         host = PluginHost({type(plugin).__name__: plugin for plugin in plugins}, disabled=disabled)
-        for module in (polydraft._plugins, polydraft._registry.describe, examination):
+        for module in (polydraft._plugins, polydraft._registry.describe):
             monkeypatch.setattr(module, "default_host", lambda: host)
         for function in (polydraft._registry.describe.describe_backends, polydraft._registry.describe.describe_pairs):
             monkeypatch.setitem(function.__kwdefaults__, "lookup", installed.get)
-        monkeypatch.setitem(examination.examine.__kwdefaults__, "lookup", installed.get)
 
     return go
 

@@ -76,9 +76,9 @@ def test_near_ties_pass_unless_strict(command, broken):
     [
         (["--time-limit", "0"], 2, "--time-limit"),
         (["--time-limit", "x"], 2, "--time-limit"),
-        (["-k", "0"], 2, "-k 0"),
+        (["-k", "0"], 2, "`-k 0`"),
         (["--nonsense"], 2, "--nonsense"),
-        (["--exactness", "perfect"], 2, "--exactness perfect"),
+        (["--exactness", "perfect"], 2, "`--exactness perfect`"),
         (["--drafter", "none"], 3, "nothing to verify"),
         (["--drafter", "/no/such/folder"], 3, "/no/such/folder"),
         (["--device", "cuda"], 3, "cpu"),

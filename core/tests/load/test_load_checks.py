@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from polydraft import load
+from polydraft._load import prepare
 from polydraft._plugins import PluginHost
 from polydraft.contract import (
     Backend,
@@ -41,13 +42,6 @@ class Options(EngineOptions):
     blocks: int = 1
 
 
-class Loaded:
-    """What the fake backends return for a session."""
-
-    def __init__(self, backend, request):
-        self.backend, self.request = backend, request
-
-
 class Fast(Backend):
     """Usable, of high rank."""
 
@@ -61,8 +55,8 @@ class Fast(Backend):
     def diagnose(self):
         return Diagnosis(usable=True, rank=self.rank, devices=(DeviceRecord(name="cpu"), DeviceRecord(name="cuda:0")))
 
-    def load(self, request):
-        return Loaded(type(self).__name__, request)
+    def load_engine(self, request):
+        raise AssertionError("nothing may be loaded")
 
 
 class Exact(Fast):
@@ -148,7 +142,7 @@ TARGET = "builtin:tiny-e2b"
 
 # --- what works ------------------------------------------------------------------------------------------------------
 def test_request(host, tmp_path):
-    loaded = load(
+    prepared = prepare(
         TARGET,
         backend="fast",
         drafter="builtin:tiny-e2b-assistant",
@@ -164,8 +158,8 @@ def test_request(host, tmp_path):
         engine_options={"compile": True},
         host=host,
     )
-    request = loaded.request
-    assert loaded.backend == "Fast"
+    request = prepared.request
+    assert prepared.request.backend == "fast"
     assert (request.target.id, request.plan.kind, request.plan.num_speculative_tokens) == (TARGET, "mtp", 5)
     assert (request.context_length, request.dtype, request.device) == (512, "float32", "cpu")
     assert request.trust_remote_code is True
@@ -175,22 +169,22 @@ def test_request(host, tmp_path):
 
 
 def test_defaults(host):
-    loaded = load(TARGET, host=host)
-    assert loaded.backend == "Fast"
-    assert (loaded.request.plan.kind, loaded.request.plan.num_speculative_tokens) == ("mtp", 4)
-    assert loaded.request.engine_options == Options()
-    assert (loaded.request.exactness, loaded.request.dtype, loaded.request.device) == ("standard", "auto", "auto")
+    prepared = prepare(TARGET, host=host)
+    assert prepared.request.backend == "fast"
+    assert (prepared.request.plan.kind, prepared.request.plan.num_speculative_tokens) == ("mtp", 4)
+    assert prepared.request.engine_options == Options()
+    assert (prepared.request.exactness, prepared.request.dtype, prepared.request.device) == ("standard", "auto", "auto")
 
 
 def test_plain(host):
-    plan = load(TARGET, drafter=None, host=host).request.plan
+    plan = prepare(TARGET, drafter=None, host=host).request.plan
     assert (plan.kind, plan.off.code) == (None, "caller")
 
 
 def test_folder_and_options_as_a_model(host, builtin_data):
-    loaded = load(Path(builtin_data / "tiny-31b"), engine_options=Options(blocks=3), backend="fast", host=host)
-    assert loaded.request.engine_options.blocks == 3
-    assert loaded.request.plan.drafter.path.name == "tiny-31b-assistant"
+    prepared = prepare(Path(builtin_data / "tiny-31b"), engine_options=Options(blocks=3), backend="fast", host=host)
+    assert prepared.request.engine_options.blocks == 3
+    assert prepared.request.plan.drafter.path.name == "tiny-31b-assistant"
 
 
 def test_hub_target(host, fake_hub, builtin_data):
@@ -198,30 +192,31 @@ def test_hub_target(host, fake_hub, builtin_data):
         fake_hub.add(
             f"google/gemma-4-E2B-it{name}", {"config.json": (builtin_data / folder / "config.json").read_bytes()}
         )
-    plan = load("google/gemma-4-E2B-it", host=host).request.plan
+    plan = prepare("google/gemma-4-E2B-it", host=host).request.plan
     assert (plan.drafter.id, plan.num_speculative_tokens) == ("google/gemma-4-E2B-it-assistant", 2)
 
 
 # --- which backend ---------------------------------------------------------------------------------------------------
 def test_highest_rank_that_can_do_it(host_of):
-    assert load(TARGET, host=host_of("exact", "fast", "refusing", "unusable", "raising")).backend == "Fast"
-    assert load(TARGET, exactness="bitwise", host=host_of("exact", "fast")).backend == "Exact"
-    assert load(TARGET, backend="exact", host=host_of("exact", "fast")).backend == "Exact"
+    assert prepare(TARGET, host=host_of("exact", "fast", "refusing", "unusable", "raising")).request.backend == "fast"
+    assert prepare(TARGET, exactness="bitwise", host=host_of("exact", "fast")).request.backend == "exact"
+    assert prepare(TARGET, backend="exact", host=host_of("exact", "fast")).request.backend == "exact"
 
 
 def test_equal_ranks_go_by_name(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 80)
-    assert load(TARGET, host=host_of("fast", "exact")).backend == "Exact"
+    assert prepare(TARGET, host=host_of("fast", "exact")).request.backend == "exact"
 
 
 def test_auto_takes_the_one_that_can_run_the_given_drafter(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 99)
-    assert load(TARGET, drafter="builtin:tiny-e2b-assistant", host=host_of("exact", "fast")).backend == "Fast"
+    prepared = prepare(TARGET, drafter="builtin:tiny-e2b-assistant", host=host_of("exact", "fast"))
+    assert prepared.request.backend == "fast"
 
 
 def test_auto_takes_the_one_that_has_the_device(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 99)
-    assert load(TARGET, device="cuda", host=host_of("exact", "fast")).backend == "Fast"
+    assert prepare(TARGET, device="cuda", host=host_of("exact", "fast")).request.backend == "fast"
 
 
 def test_none_can(host_of):
@@ -306,7 +301,8 @@ def test_requirements(host_of, requires, said, hint):
     with pytest.raises(BackendUnavailableError, match=said) as error:
         load(TARGET, backend="fast", host=host_of("fast", requires=requires))
     assert error.value.hint == hint
-    assert load(TARGET, backend="fast", host=host_of("fast", requires={"no-such|numpy": ">=1"})).backend == "Fast"
+    prepared = prepare(TARGET, backend="fast", host=host_of("fast", requires={"no-such|numpy": ">=1"}))
+    assert prepared.request.backend == "fast"
 
 
 def fault(**changes):
@@ -334,12 +330,12 @@ def test_faults_of_the_engine(host_of):
         fault(severity="warn"),
         fault(affects="draft-model"),
     ):
-        assert load(TARGET, backend="fast", host=host_of("fast", faults=[harmless])).request.plan.kind == "mtp"
+        assert prepare(TARGET, backend="fast", host=host_of("fast", faults=[harmless])).request.plan.kind == "mtp"
 
 
 def test_fault_of_the_drafters_kind(host_of):
     host = host_of("fast", faults=[fault(affects="mtp", architectures=("gemma4_assistant",))])
-    plan = load(TARGET, host=host).request.plan
+    plan = prepare(TARGET, host=host).request.plan
     assert plan.kind == "ngram"
     assert "It breaks" in plan.note
     with pytest.raises(BackendUnavailableError, match="It breaks"):
@@ -354,12 +350,12 @@ def test_fault_of_the_drafters_kind(host_of):
         ({"num_speculative_tokens": -1}, InvalidRequestError, "out of range"),
         ({"num_speculative_tokens": 1000}, InvalidRequestError, "1 to 128"),
         ({"num_speculative_tokens": 9}, InvalidRequestError, "at most 8"),
-        ({"num_speculative_tokens": 9, "backend": "fast"}, InvalidRequestError, "=8 or less"),
+        ({"num_speculative_tokens": 9, "backend": "fast"}, InvalidRequestError, "=8` or less"),
         ({"num_speculative_tokens": 2.0}, InvalidRequestError, "whole number"),
         ({"num_speculative_tokens": True}, InvalidRequestError, "whole number"),
         ({"num_speculative_tokens": "4"}, InvalidRequestError, "whole number"),
         ({"exactness": "exact"}, InvalidRequestError, "'bitwise'"),
-        ({"exactness": "bitwise", "backend": "fast"}, UnsupportedError, "no exactness='bitwise'"),
+        ({"exactness": "bitwise", "backend": "fast"}, UnsupportedError, "no `exactness='bitwise'`"),
         ({"context_length": 0}, InvalidRequestError, "context_length=0"),
         ({"context_length": "8k"}, InvalidRequestError, "context_length='8k'"),
         ({"context_length": True}, InvalidRequestError, "context_length=True"),
@@ -370,7 +366,7 @@ def test_fault_of_the_drafters_kind(host_of):
         ({"device": "cuda:7", "backend": "fast"}, DeviceError, "It sees: cpu, cuda:0."),
         ({"revision": 3}, InvalidRequestError, "branch, tag or commit"),
         ({"cache_dir": 3}, InvalidRequestError, "a folder"),
-        ({"token": 3}, InvalidRequestError, "token is of the wrong type"),
+        ({"token": 3}, InvalidRequestError, "`token` is of the wrong type"),
         ({"local_files_only": "yes"}, InvalidRequestError, "True or False"),
         ({"trust_remote_code": 1}, InvalidRequestError, "True or False"),
         ({"engine_options": "fast"}, InvalidRequestError, "a dict"),
@@ -383,7 +379,7 @@ def test_fault_of_the_drafters_kind(host_of):
         ({"backend": ""}, InvalidRequestError, "backend=''"),
         ({"backend": None}, InvalidRequestError, "backend=None"),
         ({"backend": "fasst"}, BackendNotFoundError, "Did you mean 'fast'?"),
-        ({"drafter": ""}, InvalidRequestError, "drafter is empty"),
+        ({"drafter": ""}, InvalidRequestError, "name is empty"),
         ({"drafter": 3}, InvalidRequestError, "'ngram'"),
         ({"drafter": "builtin:tiny-e2b-asistant"}, ModelNotFoundError, "builtin:tiny-e2b-assistant"),
         ({"drafter": "builtin:tiny-31b-assistant"}, PairMismatchError, "hidden size 192"),
@@ -393,6 +389,8 @@ def test_fault_of_the_drafters_kind(host_of):
         ({"target": b"x"}, InvalidRequestError, "target="),
         ({"target": "builtin:tiny-e3b"}, ModelNotFoundError, "Did you mean 'builtin:tiny-e2b'"),
         ({"target": "builtin:tiny-e2b-assistant"}, PairMismatchError, "is a drafter"),
+        ({"target": "builtin:tiny-e2b-assistant", "drafter": "ngram"}, PairMismatchError, "is a drafter"),
+        ({"target": "builtin:tiny-e2b-assistant", "drafter": None}, PairMismatchError, "is a drafter"),
         (
             {"target": "builtin:tiny-e2b-assistant", "drafter": "builtin:tiny-e2b"},
             PairMismatchError,
@@ -404,17 +402,15 @@ def test_fault_of_the_drafters_kind(host_of):
         ({"target": Path(__file__).parent}, ModelFormatError, "no config.json"),
     ],
 )
-def test_bad_input(host, monkeypatch, arguments, error, said):
-    def loads(self, request):
-        raise AssertionError("nothing may be loaded")
-
-    monkeypatch.setattr(Fast, "load", loads)
+def test_bad_input(host, arguments, error, said):
     given = {"target": TARGET, "host": host, **arguments}
     with pytest.raises(error) as caught:
         load(given.pop("target"), **given)
     assert said in str(caught.value)
     assert caught.value.message
     assert caught.value.hint
+    if error is InvalidRequestError and set(arguments) != {"target"}:
+        assert caught.value.argument in arguments
 
 
 def test_wrong_options_are_found_before_the_target_is_looked_for(host):
@@ -437,7 +433,7 @@ def test_all_backends_lack_the_kind_of_the_given_drafter(host_of):
 
 def test_all_backends_lack_the_exactness(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "capabilities", Fast.capabilities)
-    with pytest.raises(UnsupportedError, match="no exactness='bitwise'"):
+    with pytest.raises(UnsupportedError, match="no `exactness='bitwise'`"):
         load(TARGET, exactness="bitwise", host=host_of("fast", "exact", "unusable"))
 
 
@@ -447,8 +443,8 @@ def test_an_unreachable_drafter_is_asked_for_once(host_of, fake_hub, builtin_dat
     config = (builtin_data / "tiny-e2b/config.json").read_bytes()
     fake_hub.add("google/gemma-4-E2B-it", {"config.json": config})
     fake_hub.fail("google/gemma-4-E2B-it-assistant", 403, "GatedRepo")
-    loaded = load("google/gemma-4-E2B-it", host=host_of("fast", "refusing"))
-    assert loaded.request.plan.kind == "ngram"
+    prepared = prepare("google/gemma-4-E2B-it", host=host_of("fast", "refusing"))
+    assert prepared.request.plan.kind == "ngram"
     asked = [path for _, path in fake_hub.requests if "assistant" in path]
     assert len(asked) == 1
 
@@ -469,7 +465,7 @@ def test_errors_of_a_load_are_typed(host, monkeypatch, raised, error, said, veri
     def loads(self, request):
         raise raised
 
-    monkeypatch.setattr(Fast, "load", loads)
+    monkeypatch.setattr(Fast, "load_engine", loads)
     with pytest.raises(error) as caught:
         load(TARGET, backend="fast", host=host, verified=verified)
     assert said in caught.value.message

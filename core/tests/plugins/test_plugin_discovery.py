@@ -29,7 +29,7 @@ class GoodBackend(Backend):
     def diagnose(self):
         return Diagnosis(usable=True)
 
-    def load(self, request):
+    def load_engine(self, request):
         raise NotImplementedError
 
 
@@ -170,7 +170,7 @@ def raises(error):
         (plugin(backends=lambda: [record(contract_version=2)]), "update polydraft"),
         (plugin(backends=lambda: [record(contract_version=0)]), "update the plugin"),
         (plugin(backends=lambda: [record(), record()]), "brings the backend 'good' twice"),
-        (types.SimpleNamespace(polydraft_backend=hookimpl(nothing)), "hook 'polydraft_backend', which there is not"),
+        (types.SimpleNamespace(polydraft_backend=hookimpl(nothing)), "unknown hook, 'polydraft_backend'"),
         (types.SimpleNamespace(polydraft_backends=hookimpl(with_argument)), "cannot be registered"),
     ],
 )
@@ -233,7 +233,7 @@ def test_backend_of_a_broken_plugin():
     ("factory", "said"),
     [
         ("plugin_test_module:Missing", "has no attribute"),
-        ("plugin_test_module:NotABackend", "no Backend"),
+        ("plugin_test_module:NotABackend", "is not a Backend"),
         ("plugin_test_module:FailingBackend", r"libfoo\.so is missing"),
     ],
 )
@@ -405,12 +405,9 @@ def test_public_names():
     assert missing == []
     assert callable(polydraft.load)
     assert polydraft.__version__
-    assert set(polydraft.__all__) <= set(dir(polydraft))
+    assert set(polydraft.__all__) - {"__version__"} <= set(dir(polydraft))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = polydraft.no_such_name
-    from polydraft import errors
-
-    assert set(errors.__all__) <= set(polydraft.__all__)
 
 
 def test_every_hook_has_an_example_that_runs():

@@ -139,12 +139,13 @@ def test_shards(copy_of):
 def test_a_quantized_drafter(name, given, copy_of):
     """The centroid head reads rows of the packed table."""
     from mlx.utils import tree_flatten
+    from polydraft.checkpoints._names import KnownNames
     from polydraft.checkpoints._resolve import resolve
     from polydraft_mlx.drafter_loading import load_assistant
 
     target = f"builtin:{name.removesuffix('-assistant')}"
     folder = copy_of(name, folder="quantized")
-    network = load_assistant(resolve(f"builtin:{name}", role="drafter"), pairs.path(name), None)
+    network = load_assistant(resolve(pairs.path(name), role="drafter", known=KnownNames()), pairs.path(name), None)
     from mlx import nn
 
     nn.quantize(

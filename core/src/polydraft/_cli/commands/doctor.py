@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,9 @@ from polydraft._cli.problems import FAILURE
 from polydraft._cli.streams import claim_output, console_for
 
 if TYPE_CHECKING:
-    from polydraft._plugins import PluginStatus
-    from polydraft._registry.backends import KnownBackend
-    from polydraft._registry.describe import BackendDescription
+    from polydraft._cli.render.doctor import Findings, Machine
 
-__all__ = ["Findings", "Machine", "doctor"]
+__all__ = ["doctor"]
 
 
 def doctor(json: opt.Json = False) -> None:
@@ -42,40 +39,9 @@ def doctor(json: opt.Json = False) -> None:
         raise typer.Exit(FAILURE)
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where this runs."""
-
-    polydraft: str
-    contract_version: int
-    python: str
-    executable: str
-    system: str
-    cpus: int
-    memory_bytes: int | None
-    free_memory_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Everything in the report."""
-
-    machine: Machine
-    backends: list[BackendDescription]
-    missing: list[KnownBackend]
-    """Backends that are known by name, but not installed."""
-    plugins: list[PluginStatus]
-    """Plugins that are broken or disabled."""
-    notes: list[str]
-
-    @property
-    def usable(self) -> bool:
-        """Whether at least one backend can run."""
-        return any(found.state.usable for found in self.backends)
-
-
 def _examine() -> Findings:
     """Look at this machine and at all backends. Loads no weights and needs no network."""
+    from polydraft._cli.render.doctor import Findings
     from polydraft._plugins import default_host
     from polydraft._registry.backends import known_backends
     from polydraft._registry.describe import describe_backends, plugins_without_backend
@@ -92,6 +58,7 @@ def _examine() -> Findings:
 def _look_at_machine() -> Machine:
     from importlib.metadata import version
 
+    from polydraft._cli.render.doctor import Machine
     from polydraft.contract.records import CONTRACT_VERSION
 
     total, free = _memory()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.render.backends import backend_data, state_of
@@ -12,13 +12,45 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from polydraft._cli.commands.doctor import Findings
+    from polydraft._plugins import PluginStatus
     from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 
-__all__ = ["doctor_json", "doctor_report"]
+__all__ = ["Findings", "Machine", "doctor_json", "doctor_report"]
 
 _NO_BACKEND_YET = "This version of polydraft has no backend for it."
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where this runs."""
+
+    polydraft: str
+    contract_version: int
+    python: str
+    executable: str
+    system: str
+    cpus: int
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything in the report."""
+
+    machine: Machine
+    backends: list[BackendDescription]
+    missing: list[KnownBackend]
+    """Backends that are known by name, but not installed."""
+    plugins: list[PluginStatus]
+    """Plugins that are broken or disabled."""
+    notes: list[str]
+
+    @property
+    def usable(self) -> bool:
+        """Whether at least one backend can run."""
+        return any(found.state.usable for found in self.backends)
 
 
 def doctor_json(findings: Findings) -> str:

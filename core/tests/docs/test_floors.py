@@ -1,0 +1,48 @@
+"""The floors of the core: a module imports from its own floor and those below it."""
+
+import ast
+from pathlib import Path
+
+import polydraft
+
+SOURCE = Path(polydraft.__file__).parent
+FLOORS = (
+    {"contract", "errors"},
+    {"checkpoints", "sampling", "text"},
+    {"engines", "hardware", "reasons", "_signatures"},
+    {"_loop"},
+    {"_session"},
+    {"_plugins", "_registry"},
+    {"_flags", "_load", "_load_arguments"},
+    {"verification"},
+    {"_cli"},
+)
+UPWARD = {("_load", "verification")}
+"""What has been verified decides whether ``load`` goes on, and ``polydraft verify`` loads."""
+
+
+def imports():
+    """Pairs of the parts that import and are imported, late imports and those for types included."""
+    for file in SOURCE.rglob("*.py"):
+        part = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [name.name for name in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file} has a relative import"
+                names = [node.module] if node.module != "polydraft" else [f"polydraft.{one.name}" for one in node.names]
+            else:
+                continue
+            for name in names:
+                package, _, rest = name.partition(".")
+                if package == "polydraft" and rest:
+                    yield part, rest.partition(".")[0]
+
+
+def test_no_import_leads_upwards():
+    floor = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+    found = set(imports())
+    parts = {part for pair in found for part in pair} - {"__init__", "load"}  # `polydraft.load`, for the command line
+    assert parts == set(floor)
+    above = {(one, other) for one, other in found if one in floor and other in floor and floor[other] > floor[one]}
+    assert above == UPWARD
