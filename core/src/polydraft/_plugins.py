@@ -1,4 +1,4 @@
-"""Finding plugins: entry points of the group ``polydraft``, each imported and checked apart from the others.
+"""Finding plugins: entry points of the group ``polydraft``, each imported and checked in isolation.
 
 A plugin that cannot be imported, breaks the contract or takes a name that is taken is *broken*: nothing of it is used,
 it is listed with the reason, and the others work as if it were not there. Environment:
@@ -51,7 +51,7 @@ R = TypeVar("R", bound=Record)
 
 
 class PluginStatus(Record):
-    """One plugin that was found, and what became of it."""
+    """One plugin that was found, and whether it is used."""
 
     name: str
     distribution: str | None = None
@@ -93,7 +93,7 @@ class PluginHost:
     """The plugins of this process. Discovery happens once, on first use; several threads may use one host.
 
     Args:
-        plugins: Plugins by name (modules, objects or classes without arguments), in place of the entry points.
+        plugins: Plugins by name (modules, objects or classes without arguments), instead of the entry points.
         disabled: Names of plugins or distributions not to load, besides those of ``POLYDRAFT_DISABLE_PLUGINS``.
         environ: The environment to read; default ``os.environ``.
     """
@@ -121,15 +121,15 @@ class PluginHost:
         return dict(sorted(found.items()))
 
     def pairs(self) -> list[tuple[str, PairRecord]]:
-        """The pairs that plugins bring, each with its plugin's name."""
+        """The pairs of all plugins, each with its plugin's name."""
         return [(name, pair) for name, loaded in self._discover().items() for pair in loaded.of(PairRecord)]
 
     def faults(self) -> list[FaultRecord]:
-        """The known faults that plugins bring."""
+        """The known faults of all plugins."""
         return self._records(FaultRecord)
 
     def local_models(self) -> dict[str, LocalModelRecord]:
-        """The models that plugins ship, by name."""
+        """The models that plugins contain, by name."""
         return {record.name: record for record in self._records(LocalModelRecord)}
 
     def statuses(self) -> list[PluginStatus]:
@@ -147,7 +147,7 @@ class PluginHost:
 
         Raises:
             BackendNotFoundError: No such backend is installed, or its plugin is disabled.
-            PluginError: Its plugin is broken, or its class cannot be imported or is none.
+            PluginError: Its plugin is broken, or its class cannot be imported or is not a ``Backend``.
         """
         record = self.backends().get(name)
         if record is None:
@@ -168,12 +168,12 @@ class PluginHost:
                 continue
             if status.state == "broken":
                 return PluginError(
-                    f"The plugin {status.name!r}, which brings the backend {name!r}, is broken: {status.reason}",
+                    f"The plugin {status.name!r}, which provides the backend {name!r}, is broken: {status.reason}",
                     f"Update or uninstall {status.distribution or status.name}; `polydraft doctor` lists all plugins.",
                 )
             if status.state == "disabled":
                 return BackendNotFoundError(
-                    f"The backend {name!r} is not there: its plugin is disabled.",
+                    f"The backend {name!r} is not available: its plugin is disabled.",
                     f"Take {status.name!r} out of {DISABLE_VARIABLE} (or of the disabled= argument).",
                 )
         broken = [
@@ -247,7 +247,7 @@ class PluginHost:
 
 
 def _load(candidate: _Candidate) -> _Loaded:
-    """Import, register and ask one plugin. Each has a manager of its own, so that none can disturb another."""
+    """Import, register and call one plugin. Each has a manager of its own, so that none can affect another."""
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(PolydraftSpec)
     try:
@@ -265,11 +265,11 @@ def _load(candidate: _Candidate) -> _Loaded:
 
 
 def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
-    """Call one hook of one plugin and check what comes out."""
+    """Call one hook of one plugin and check the records."""
     try:
         records = [record for result in caller() for record in result]
     except ValidationError as error:
-        raise _BrokenPlugin(f"{hook} makes a wrong record: {describe_validation_error(error)}.") from error
+        raise _BrokenPlugin(f"{hook} makes an invalid record: {describe_validation_error(error)}.") from error
     except (Exception, SystemExit) as error:
         raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
     for record in records:
@@ -285,12 +285,12 @@ def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Recor
         try:
             _check_contents(record)
         except ValueError as error:
-            raise _BrokenPlugin(f"{hook} makes a wrong record: {_first_line(error)}.") from error
+            raise _BrokenPlugin(f"{hook} makes an invalid record: {_first_line(error)}.") from error
     return records
 
 
 def _check_contents(record: Record) -> None:
-    """What the records' types cannot say: version ranges of PEP 440, and at most one group in a pair's ids."""
+    """Check what the records' types do not express: PEP 440 version ranges, at most one group in a pair's ids."""
     from packaging.specifiers import SpecifierSet
 
     if isinstance(record, BackendRecord):
@@ -303,22 +303,22 @@ def _check_contents(record: Record) -> None:
 
 
 def _check_unknown_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """A misspelt hook would never be called; ``hookimpl(optionalhook=True)`` marks one of another version."""
+    """Refuse unknown hooks: a misspelt one would never be called (``optionalhook=True``: of another version)."""
     for caller in manager.get_hookcallers(plugin) or ():
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
             raise _BrokenPlugin(f"It implements an unknown hook, {caller.name!r}.")
 
 
 def _check_names(mine: _Loaded, others: Mapping[str, _Loaded]) -> None:
-    """Names of backends and of local models are unique; the plugin that comes first keeps them."""
+    """Check that names of backends and local models are unique; the plugin that comes first keeps them."""
     taken = {name: plugin for plugin, loaded in others.items() for name in _names(loaded)}
     seen: set[tuple[str, str]] = set()
     for what, name in _names(mine):
         owner = taken.get((what, name))
         if owner is not None:
-            raise _BrokenPlugin(f"Its {what} {name!r} is already brought by the plugin {owner!r}.")
+            raise _BrokenPlugin(f"Its {what} {name!r} is already provided by the plugin {owner!r}.")
         if (what, name) in seen:
-            raise _BrokenPlugin(f"It brings the {what} {name!r} twice.")
+            raise _BrokenPlugin(f"It provides the {what} {name!r} twice.")
         seen.add((what, name))
 
 
@@ -347,7 +347,7 @@ def _instantiate(record: BackendRecord) -> Backend:
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """The first fault of a record, as part of a sentence: the record, the field, what is wrong."""
+    """The first error of a record, as part of a sentence: the record, the field, what is wrong."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -1,4 +1,4 @@
-"""The processor: its name, what it can multiply, and the dtype that fits it."""
+"""The processor: its name, the dtypes that it multiplies natively, and the dtype to use on it."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def cpu_features() -> frozenset[str]:
 
 
 def cpu_model() -> str:
-    """What rounding depends on, as one line: the processor's name, and a digest of its features.
+    """The processor as far as rounding depends on it, in one line: its name, and a digest of its features.
 
-    A virtual machine's name says little: two hosts of one name may have other instruction sets.
+    The name alone is not enough: two virtual machines of one name may have different instruction sets.
     """
     info = _cpuinfo()
     parts = [*(info.get(name, "") for name in ("vendor_id", "cpu family", "model")), *sorted(cpu_features())]
@@ -79,11 +79,11 @@ def multiplies_natively(dtype: str) -> bool:
 
 
 def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: int) -> tuple[str, str]:
-    """What ``dtype="auto"`` means for a safetensors checkpoint that runs on the processor, and why.
+    """The dtype that ``auto`` means for a safetensors checkpoint on the processor, and why.
 
     The checkpoint's own dtype where the processor multiplies it natively. Otherwise float32, where its weights take at
     most three quarters of the free memory: 16-bit types are emulated there, which is slow, and their coarse rounding
-    lets near ties turn. Quantized checkpoints keep their own.
+    lets near ties flip. Quantized checkpoints keep their own.
 
     Args:
         config: The target's parsed config.json.
@@ -92,7 +92,7 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
 
     Returns:
         ``float32``, ``bfloat16`` or ``float16`` (or another name that the config gives), and one sentence, empty where
-        the checkpoint's own dtype is no surprise.
+        the checkpoint's own dtype is used and runs natively.
     """
     own = checkpoint_dtype(config)
     if own not in _NATIVE or multiplies_natively(own) or any(config.get(name) for name in _QUANTIZED):

@@ -41,7 +41,7 @@ def test_cut_at_every_length(model):
 
 def test_not_safetensors_at_all(model):
     (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n")
-    with pytest.raises(ModelFormatError, match=r"no safetensors file"):
+    with pytest.raises(ModelFormatError, match=r"not a safetensors file"):
         check_folder(model)
 
 

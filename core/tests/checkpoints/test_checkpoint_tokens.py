@@ -31,7 +31,7 @@ def changed(base, edit):
         (BPE, lambda t: t["model"]["merges"].reverse(), "merge rule 0 ('a b') is not the same"),
         (BPE, lambda t: t["model"]["merges"].pop(), "merge rule 1 ('b a') is not the same"),
         (BPE, lambda t: t["model"].update(type="WordPiece"), "T has a BPE tokenizer, D a WordPiece one"),
-        (UNIGRAM, lambda t: t["model"]["vocab"][1].__setitem__(1, -3.0), "other scores"),
+        (UNIGRAM, lambda t: t["model"]["vocab"][1].__setitem__(1, -3.0), "scores of their tokens differ"),
         (UNIGRAM, lambda t: t["model"]["vocab"].reverse(), "token 'a' has id 0 in T and 1 in D"),
     ],
 )
@@ -70,5 +70,5 @@ def test_padded_vocabularies_do_not_hide_a_difference(make_model):
 def test_broken_file(make_model, content):
     target, drafter = make_model("t", {}, tokenizer=BPE), make_model("d", {}, tokenizer=BPE)
     (drafter / "tokenizer.json").write_text(content)
-    with pytest.raises(ModelFormatError, match=r"no tokenizer\.json"):
+    with pytest.raises(ModelFormatError, match=r"not a tokenizer\.json"):
         check_tokens(target, drafter)

@@ -81,6 +81,13 @@ def test_bad_requests(arguments, code, says, command):
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["Error", "Hint"]
 
 
+def test_verbose_shows_what_was_chosen():
+    done = polydraft("generate", *TOY, "-p", "Hi", "-n", "3", "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert "Chosen for builtin:toy: reference; mtp with builtin:toy-assistant, k=4, chosen by registry." in done.stderr
+    assert "Chosen" not in polydraft("generate", *TOY, "-p", "Hi", "-n", "3").stderr
+
+
 def test_tables():
     assert "reference" in polydraft("backends").stdout
     assert "builtin:toy-assistant" in polydraft("pairs", "toy").stdout

@@ -342,6 +342,20 @@ def test_fault_of_the_drafters_kind(host_of):
         load(TARGET, drafter="builtin:tiny-e2b-assistant", backend="fast", host=host)
 
 
+def test_the_log_shows_what_is_passed_over(host_of, caplog):
+    host = host_of("refusing", "fast", faults=[fault(affects="mtp", architectures=("gemma4_assistant",))])
+    with caplog.at_level("INFO", "polydraft.load"):
+        prepare(TARGET, host=host)
+    passed_over, *_, chosen = [message for message in caplog.messages if "refusing" in message or "Chosen" in message]
+    assert passed_over == (
+        "Backend passed over: refusing: The backend refusing cannot load this: It knows nothing of gemma4_text."
+    )
+    assert any(
+        message.startswith("Drafter passed over: builtin:tiny-e2b-assistant: numpy") for message in caplog.messages
+    )
+    assert chosen.startswith(f"Chosen for {TARGET}: fast; ngram, k=4, chosen by fallback.")
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),

@@ -169,7 +169,7 @@ def raises(error):
         ),
         (plugin(backends=lambda: [record(contract_version=2)]), "update polydraft"),
         (plugin(backends=lambda: [record(contract_version=0)]), "update the plugin"),
-        (plugin(backends=lambda: [record(), record()]), "brings the backend 'good' twice"),
+        (plugin(backends=lambda: [record(), record()]), "provides the backend 'good' twice"),
         (types.SimpleNamespace(polydraft_backend=hookimpl(nothing)), "unknown hook, 'polydraft_backend'"),
         (types.SimpleNamespace(polydraft_backends=hookimpl(with_argument)), "cannot be registered"),
     ],
@@ -199,7 +199,7 @@ def test_a_plugin_class_that_cannot_be_made():
 
 def test_duplicate_backend_name():
     host = PluginHost({"first": good(), "second": good()})
-    assert "already brought by the plugin 'first'" in broken(host, "second")
+    assert "already provided by the plugin 'first'" in broken(host, "second")
     assert list(host.backends()) == ["good"]
 
 

@@ -241,7 +241,7 @@ def test_fitting_sibling_of_another_name(plan, copy):
     copy("tiny-31b-assistant", "other")
     found = plan(target)
     assert (found.drafter.path.name, found.chosen_by) == ("drafter", "config")
-    assert "found beside the target" in found.note
+    assert "found next to the target" in found.note
 
 
 def test_two_fitting_siblings_are_one_too_many(plan, copy):

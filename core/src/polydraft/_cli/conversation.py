@@ -17,7 +17,7 @@ __all__ = ["Conversation", "interrupt_flag"]
 
 
 class Conversation:
-    """Messages so far. Thinking is not kept: chat templates want earlier turns without it.
+    """The messages so far, without thinking: chat templates expect earlier turns without it.
 
     Args:
         session: The session that answers.
@@ -33,17 +33,17 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Remove all messages but the system message."""
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def say(self, text: str, show: Callable[[Chunk], None]) -> GenerationResult | None:
-        """Answer a message, showing every chunk as it comes.
+        """Answer a message, showing each chunk as it is generated.
 
-        A cancelled answer stays in the history as far as it came. A message that got no answer does not, nor does one
-        that raised.
+        A cancelled answer stays in the history, as far as it was generated. A message without an answer does not, nor
+        does one that raised.
 
         Returns:
-            The result; None if the answer was cancelled before it began.
+            The result; None if the answer was cancelled before its first chunk.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         answer: list[str] = []
@@ -68,8 +68,8 @@ class Conversation:
 def interrupt_flag() -> Iterator[threading.Event]:
     """Let the first Ctrl-C set a flag, and only the second one raise.
 
-    So an answer ends between two rounds, never in the middle of an engine's step. Outside the main thread Python
-    gives no signals: then the flag stays unset.
+    The answer then ends between two rounds, not in the middle of an engine's step. Outside the main thread Python
+    delivers no signals, and the flag stays unset.
     """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

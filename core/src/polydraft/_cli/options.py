@@ -149,8 +149,8 @@ _GROUPS = {
         _sets("ignore_eos", bool, "Continue past the end of sequence.", default=False),
     ),
 }
-"""What a command's parameter of that name stands for: ``loading`` for arguments of ``load``, ``settings`` for those of
-``generate``; the command gets them as a dict."""
+"""The options that a command's parameter stands for: ``loading`` for arguments of ``load``, ``settings`` for those of
+``generate``. The command gets them as a dict."""
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

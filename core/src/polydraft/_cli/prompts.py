@@ -1,4 +1,4 @@
-"""The prompt, from one of the options that can give it."""
+"""The prompt, from one of the options or standard input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOW = "Give --prompt TEXT, --prompt-file FILE, --prompt-token-ids 1,2,3, or tex
 def read_prompt(
     text: str | None, file: Path | None, token_ids: str | None, *, chat: bool = False, system: str | None = None
 ) -> Prompt:
-    """The prompt that the options give, else what stands on standard input.
+    """The prompt given by the options, else standard input.
 
     Args:
         text: ``--prompt``.
@@ -60,13 +60,13 @@ def parse_token_ids(text: str) -> list[int]:
     """Token ids from ``1,2,3``.
 
     Raises:
-        InvalidRequestError: It is empty, or a part of it is no id.
+        InvalidRequestError: It is empty, or a part of it is not an id.
     """
     parts = [part.strip() for part in text.split(",")]
     # isdecimal alone takes digits of other scripts too.
     wrong = next((part for part in parts if not (part.isascii() and part.isdecimal())), None)
     if wrong is not None:
-        what = f"{wrong!r} is no token id" if text.strip() else "it is empty"
+        what = f"{wrong!r} is not a token id" if text.strip() else "it is empty"
         raise InvalidRequestError(
             f"--prompt-token-ids cannot be read: {what}.", "Give whole numbers from 0 on, separated by commas: 1,2,3."
         )
@@ -75,7 +75,7 @@ def parse_token_ids(text: str) -> list[int]:
 
 def _read_file(path: Path) -> str:
     try:
-        # As it is: universal newlines would change the prompt.
+        # Bytes: universal newlines would change the prompt.
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise InvalidRequestError(

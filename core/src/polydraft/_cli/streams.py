@@ -1,7 +1,7 @@
 """Where output goes: the answer to standard output, everything else to standard error.
 
-Engines print to standard output as they like, C libraries straight to file descriptor 1. A command therefore takes
-descriptor 1 for itself before it loads anything, and everybody else's output goes to standard error.
+Engines print to standard output, and C libraries write straight to file descriptor 1. A command therefore takes
+descriptor 1 for itself before it loads anything, and all other output goes to standard error.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NO_LIMIT = 10_000
 
 @cache
 def claim_output() -> TextIO:
-    """The process's standard output, for the command alone; claimed once.
+    """The process's standard output, reserved for the command; claimed once.
 
     From now on file descriptor 1 and ``sys.stdout`` lead to standard error, until the process ends: libraries may
-    hold back what they print and write it at exit.
+    buffer what they print and write it at exit.
 
     Raises:
         PolydraftError: Standard output is closed.
@@ -39,7 +39,7 @@ def claim_output() -> TextIO:
         sys.stdout.flush()
     try:
         os.fstat(_STDERR)
-    except OSError:  # closed: then nobody wants to see it, and its number must not go to the copy made below
+    except OSError:  # closed: its number must not be given to the copy made below
         null = os.open(os.devnull, os.O_WRONLY)
         if null != _STDERR:
             os.dup2(null, _STDERR)
@@ -47,7 +47,7 @@ def claim_output() -> TextIO:
     try:
         saved = os.dup(_STDOUT)
     except OSError as error:
-        raise PolydraftError("Standard output is closed.", "Let it lead to a terminal, a file or a pipe.") from error
+        raise PolydraftError("Standard output is closed.", "Redirect it to a terminal, a file or a pipe.") from error
     os.dup2(_STDERR, _STDOUT)
     if sys.stderr is not None:
         sys.stdout = sys.stderr
@@ -56,7 +56,7 @@ def claim_output() -> TextIO:
 
 
 def abandon_output() -> None:
-    """Nobody reads standard output any more: let what is still to be flushed go nowhere, silently."""
+    """Discard what is still to be flushed to standard output: its reader is gone."""
     stream = claim_output()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
@@ -64,16 +64,16 @@ def abandon_output() -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person reads it."""
+    """Whether the stream is an open terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def console_for(stream: TextIO) -> Console:
-    """A rich console; colours as the terminal, ``NO_COLOR`` and ``FORCE_COLOR`` say. In files no line is folded."""
+    """A rich console with colours as ``NO_COLOR``, ``FORCE_COLOR`` and the terminal say; in files no line is folded."""
     from rich.console import Console
 
     class QuietConsole(Console):
-        """Rich would point ``sys.stdout`` elsewhere and exit; the command line has its own way."""
+        """Raises on a broken pipe, where rich would redirect ``sys.stdout`` and exit."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -84,7 +84,7 @@ def console_for(stream: TextIO) -> Console:
 
 @contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Say on a terminal what takes time, until it is done; progress bars may overwrite it."""
+    """Show on a terminal what is being waited for; progress bars may overwrite it."""
     shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
     if shown:
         print(f"{what} ...", end="\r", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Where a drafter may be found: the registry, a folder beside the target, and the checkpoint's own config."""
+"""Where a drafter may be found: the registry, a folder next to the target, and the checkpoint's own config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "DrafterLookup", "candidates"]
 
 DrafterLookup = Callable[[str | Path], "ModelSource"]
-"""Finds a drafter by what a user could have written, and reads its config."""
+"""Finds a drafter by a name that a user could give, and reads its config."""
 
 _CACHE_FOLDER = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 _GGUF_QUANT = re.compile(r"[-_.](?:bf16|f16|f32|i?q\d\w*|mxfp4\w*|ud)(?=$|[-_.])", re.IGNORECASE)
@@ -31,13 +31,13 @@ _GGUF_QUANT = re.compile(r"[-_.](?:bf16|f16|f32|i?q\d\w*|mxfp4\w*|ud)(?=$|[-_.])
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A drafter that may belong to the target; nothing about it has been checked, except as ``chosen_by`` says."""
+    """A drafter that may belong to the target; whether it fits is checked later."""
 
     name: str
     kind: DrafterKind
     chosen_by: Literal["registry", "sibling", "config"]
     source: Callable[[], ModelSource | None]
-    """Resolves it; None for drafters that are in the target's file or need no model."""
+    """Resolves it; gives None for drafters that are in the target's file or need no model."""
     entry: RegisteredPair | None = None
     note: str = ""
 
@@ -84,7 +84,7 @@ def _registered(
 def _named(
     target: ModelSource, names: list[str | Path] | list[str] | list[Path], resolve: DrafterLookup
 ) -> Iterator[Candidate]:
-    """Drafters whose names say that they belong to the target."""
+    """Drafters that belong to the target by their names."""
     for name in names:
         if isinstance(name, Path) and not name.is_dir():
             continue
@@ -110,7 +110,7 @@ def _raiser(error: PolydraftError) -> Callable[[], ModelSource]:
 
 
 def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) -> Iterator[Candidate]:
-    """The one assistant beside the target whose config fits and that no other target claims; of several, none."""
+    """The one assistant next to the target whose config fits and that no other target claims; of several, none."""
     fitting: list[ModelSource] = []
     for folder in _model_folders(path.parent):
         owner = folder.name.removesuffix("-assistant")
@@ -122,11 +122,11 @@ def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) ->
                 check_pair(target, found, "mtp")
                 fitting.append(found)
         except PolydraftError:
-            continue  # not this target's: the folder next to it is nobody's mistake
+            continue  # belongs to another target; skip it
     if len(fitting) == 1:
         found = fitting[0]
         yield Candidate(
-            found.id, "mtp", "config", _given(found), note=f"{found.id} was found beside the target; it fits."
+            found.id, "mtp", "config", _given(found), note=f"{found.id} was found next to the target; it fits."
         )
     elif fitting:
         names = ", ".join(Path(found.id).name for found in fitting)
@@ -142,7 +142,7 @@ def _model_folders(parent: Path) -> list[Path]:
 
 
 def _gguf_beside(path: Path, file: str | None, resolve: DrafterLookup) -> Iterator[Candidate]:
-    """A file ``mtp-<model>*.gguf`` beside a GGUF target, or in a folder ``MTP`` there, as the published ones lie."""
+    """A file ``mtp-<model>*.gguf`` next to a GGUF target, or in a folder ``MTP`` there, as they are published."""
     folder, name = (path, file or "") if path.is_dir() else (path.parent, path.name)
     found = _gguf_drafters(
         other.relative_to(folder).as_posix() for place in (folder, folder / "MTP") for other in place.glob("*.gguf")
@@ -160,7 +160,7 @@ def _gguf_in_repository(target: ModelSource, resolve: DrafterLookup, hub: HubOpt
         with hub_errors(repo, hub):
             found = list(_gguf_drafters(repository_files(repo, hub)).values())
     except PolydraftError:
-        return  # the target's own files cannot be had either, which is said when they are wanted
+        return  # the target's own files cannot be listed either; the error comes when they are fetched
     if len(found) == 1:
         name = f"{repo}{at}/{found[0][0]}"
         yield Candidate(name, "mtp", "sibling", lambda: resolve(name))
@@ -184,7 +184,7 @@ def _model_of(file: str) -> str:
 def _by_own_name(
     target: ModelSource, path: Path, registry: PairRegistry, resolve: DrafterLookup
 ) -> Iterator[Candidate]:
-    """What the checkpoint is a copy of, by the Hub's cache folder, its config or its folder's name."""
+    """Drafters of the model that this is a copy of, by the Hub's cache folder, the config or the folder's name."""
     hints: list[str] = []
     if cached := _CACHE_FOLDER.search(path.as_posix()):
         hints.append(f"{cached['org']}/{cached['name']}")
@@ -192,7 +192,7 @@ def _by_own_name(
         hints.append(origin)
     hints.append(path.name if path.is_dir() else path.stem)
     for hint in dict.fromkeys(hints):
-        entries = [entry for entry in registry.find(hint) if entry.pair.format == target.format]
+        entries = registry.find(hint, format=target.format)
         for entry in entries:
             note = f"{target.id} is taken for a copy of {entry.pair.target}, by its name."
             yield _registered(entry, "config", resolve, note)

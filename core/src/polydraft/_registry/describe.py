@@ -1,4 +1,4 @@
-"""What ``polydraft backends``, ``pairs`` and ``doctor`` show, as records. No network, no weights."""
+"""The records that ``polydraft backends``, ``pairs`` and ``doctor`` show. No network, no weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["BackendDescription", "PairDescription", "describe_backends", "descri
 
 
 class BackendDescription(Record):
-    """A backend with the plugin that brings it."""
+    """A backend with the plugin that provides it."""
 
     state: BackendState
     plugin: PluginStatus | None = None
 
 
 class PairDescription(Record):
-    """A pair with what runs it here."""
+    """A pair, and the backends that run it here."""
 
     entry: RegisteredPair
     backends: tuple[str, ...]
     """Installed backends that load the format and run the kind of drafter."""
     num_speculative_tokens: dict[str, int]
-    """k by backend, for those of ``backends``; for ``*`` what the registry recommends in general, or the default 4."""
+    """k by backend, for those of ``backends``; ``*``: the registry's general recommendation, or the default 4."""
     faults: tuple[FaultRecord, ...]
-    """Known faults of what is installed that touch this kind of drafter on one of those backends."""
+    """Known faults of installed versions that affect this kind of drafter on one of those backends."""
 
 
 def describe_backends(
@@ -50,7 +50,7 @@ def describe_backends(
 
 
 def plugins_without_backend(host: PluginHost | None = None) -> list[PluginStatus]:
-    """Plugins that are broken or disabled: what ``describe_backends`` cannot show."""
+    """Plugins that are broken or disabled, which ``describe_backends`` does not show."""
     host = default_host() if host is None else host
     return [status for status in host.statuses() if status.state != "loaded"]
 

@@ -56,7 +56,7 @@ def plan_speculation(
         faults: The known faults, with the installed versions.
         resolve: Resolves a drafter.
         hub: How to reach the Hub, for the tokenizers of a ``draft-model`` pair and the files of a GGUF repository.
-            None: only local ones are looked at.
+            None: only local ones are used.
         num_speculative_tokens: k, if the caller gave one; else the registry's for this backend, else 4.
         max_speculative_tokens: The backend's largest k.
 
@@ -177,7 +177,7 @@ class _Search:
         return model_types(self.target.config) | (model_types(source.config) if source else frozenset())
 
     def _warnings(self, kind: DrafterKind, source: ModelSource | None) -> list[str]:
-        """Sentences on faults that do not forbid speculation but that the user should know."""
+        """Sentences about faults that do not forbid speculation but that the user should know of."""
         affects = [kind, "sampling", "statistics"]
         found = self.faults.faults_of(self.backend, affects=affects, model_types=self._types(source))
         return [f"{fault.distribution} {version}: {fault.summary} {fault.remedy}" for fault, version in found]

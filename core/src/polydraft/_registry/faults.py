@@ -28,7 +28,7 @@ class FaultRegistry:
     """Faults of plugins and of the core.
 
     Args:
-        faults: The faults, those that count first.
+        faults: The faults; of several with one id, the first counts.
         lookup: Gives installed versions.
     """
 
@@ -41,7 +41,7 @@ class FaultRegistry:
 
     @classmethod
     def of(cls, host: PluginHost, lookup: VersionLookup = installed_version) -> FaultRegistry:
-        """The faults that plugins bring (which may correct the core's, by id), then the core's."""
+        """The faults of plugins (which may correct the core's, by id), then the core's."""
         return cls([*host.faults(), *core_faults()], lookup)
 
     def faults_for(
@@ -57,7 +57,7 @@ class FaultRegistry:
         Args:
             distribution: Name on the package index; letter case, '-' and '_' do not count.
             version: Its version.
-            affects: What is about to be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
+            affects: What will be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
             model_types: ``model_type`` of target and drafter; None: whatever the model. A fault that names
                 architectures counts if it names one of these.
         """
@@ -79,7 +79,7 @@ class FaultRegistry:
         affects: Iterable[str] | None = None,
         model_types: Iterable[str] | None = None,
     ) -> list[tuple[FaultRecord, str]]:
-        """The faults of what is installed of a backend's engine and requirements, each with the installed version."""
+        """The faults of the installed versions of a backend's engine and requirements, each with that version."""
         affects = None if affects is None else list(affects)
         model_types = None if model_types is None else list(model_types)
         names = dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|"))
@@ -93,12 +93,12 @@ class FaultRegistry:
     def refusal(
         self, backend: BackendRecord, affects: Iterable[str], model_types: Iterable[str]
     ) -> tuple[FaultRecord, str] | None:
-        """The first fault that forbids what is about to be used, with the installed version; None if none does."""
+        """The first fault that forbids what will be used, with the installed version; None if none does."""
         found = self.faults_of(backend, affects=affects, model_types=model_types)
         return next((entry for entry in found if entry[0].severity == "refuse"), None)
 
     def check(self, backend: BackendRecord, affects: Iterable[str], model_types: Iterable[str]) -> None:
-        """Refuse what a known fault forbids.
+        """Raise if a known fault forbids what will be used.
 
         Raises:
             BackendUnavailableError: An installed version has such a fault.
@@ -109,7 +109,7 @@ class FaultRegistry:
 
 
 def fault_sentences(fault: FaultRecord, version: str) -> tuple[str, str]:
-    """What is wrong with the installed version, and what to do."""
+    """The message and the hint of an error."""
     link = f" See {fault.link}." if fault.link else ""
     return f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
 

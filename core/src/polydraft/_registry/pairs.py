@@ -32,7 +32,7 @@ __all__ = ["DEFAULT_K", "PAIRS_VARIABLE", "PairRegistry", "RegisteredPair", "use
 PAIRS_VARIABLE = "POLYDRAFT_PAIRS"
 DEFAULT_K = 4
 
-# Parts of a name that say how the weights were quantized or packed, not which model it is.
+# Parts of a name that describe quantization and packing, not the model.
 _VARIANT = re.compile(
     r"[-_.](?:[2-8]bit|bf16|fp16|f16|fp8|int[48]|mxfp[48]|nvfp4|w\d+a\d+|q\d_(?:0|1|k(?:_[sml])?)|awq|gptq|bnb|hqq|exl[23]|"
     r"autoround|dynamic|quantized|unsloth|qat|gguf|mlx|optiq|dwq|ud)(?=$|[-_.])",

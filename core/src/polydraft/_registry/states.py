@@ -70,7 +70,8 @@ def backend_state(host: PluginHost, record: BackendRecord, faults: FaultRegistry
     backend's own diagnosis, which may import the engine, must find it usable.
     """
     known = tuple(faults.faults_of(record))
-    problem, remedy = _installed_problem(record, faults) or _fault_problem(known) or ("", "")
+    fault = faults.refusal(record, {"import"}, model_types=())  # one that holds for every model
+    problem, remedy = _installed_problem(record, faults) or (fault_sentences(*fault) if fault else ("", ""))
     if problem:
         return BackendState(record=record, problem=problem, remedy=remedy, faults=known)
     try:
@@ -98,12 +99,4 @@ def _installed_problem(record: BackendRecord, faults: FaultRegistry) -> tuple[st
             return f"it needs {wanted}, which is not installed.", record.install_hint
         if not in_range(found[1], specifier):
             return f"it needs {wanted}; {found[0]} {found[1]} is installed.", f"pip install '{found[0]}{specifier}'"
-    return None
-
-
-def _fault_problem(known: tuple[tuple[FaultRecord, str], ...]) -> tuple[str, str] | None:
-    """The first known fault that forbids the engine, whatever the model."""
-    for fault, version in known:
-        if fault.severity == "refuse" and fault.affects in {"import", "all"} and not fault.architectures:
-            return fault_sentences(fault, version)
     return None

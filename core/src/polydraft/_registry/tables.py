@@ -39,13 +39,13 @@ def read_table(path: Path, name: str) -> list[dict[str, Any]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Correct that place.") from error
+        raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Fix the syntax there.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path} cannot be read: {error}.", "Check the path.") from error
     unknown = sorted(set(data) - {name})
     tables = data.get(name, [])
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        what = f"holds {unknown[0]!r}" if unknown else f"has a {name!r} that is no list of tables"
+        what = f"holds {unknown[0]!r}" if unknown else f"has a {name!r} that is not a list of tables"
         raise InvalidRequestError(f"{path} {what}.", f"It may hold tables [[{name}]] only.")
     return tables
 
@@ -79,10 +79,10 @@ def _line(path: Path, name: str, number: int) -> int:
 
 
 def check_pair_record(pair: PairRecord) -> None:
-    """Check what the record's types cannot say.
+    """Check what the record's types do not express.
 
     Raises:
-        ValueError: A k is not positive, a version is not of PEP 440, or the groups of the ids do not go together.
+        ValueError: A k is not positive, a version is not of PEP 440, or the groups of the ids differ in size.
     """
     for k in pair.num_speculative_tokens.values():
         if k < 1:
@@ -93,7 +93,7 @@ def check_pair_record(pair: PairRecord) -> None:
 
 
 def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:
-    """Expand the ``{A,B}`` group that each text may hold; groups of several texts go along with one another.
+    """Expand the ``{A,B}`` group that each text may hold; groups of several texts are expanded in step.
 
     >>> list(expand("t-{a,b}", "d-{a,b}", None))
     [('t-a', 'd-a', None), ('t-b', 'd-b', None)]
@@ -109,7 +109,7 @@ def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:
     members = [[part.strip() for part in group[0].split(",")] if group else [] for group in groups]
     sizes = {len(parts) for parts in members if parts}
     if len(sizes) > 1:
-        raise ValueError("the {A,B} groups of one entry must have as many members")
+        raise ValueError("the {A,B} groups of one entry must have equally many members")
     for i in range(sizes.pop() if sizes else 1):
         yield tuple(
             _GROUP.sub(lambda _, part=parts[i]: part, text) if text and parts else text  # type: ignore[misc]

@@ -33,7 +33,7 @@ def installed_alternative(names: str, lookup: VersionLookup = installed_version)
 
 
 def in_range(version: str, specifier: str) -> bool:
-    """Whether a version lies in a PEP 440 range; pre-releases and local builds (``0.32.0+cpu``) count as what they are.
+    """Whether a version lies in a PEP 440 range, pre-releases and local builds (``0.32.0+cpu``) included.
 
     A version that is not of PEP 440 lies in no range.
 
@@ -45,7 +45,7 @@ def in_range(version: str, specifier: str) -> bool:
 
 
 def older_than(version: str, first: str) -> bool:
-    """Whether a version is older than the first one that will do; False where that cannot be told."""
+    """Whether a version is older than ``first``; False if either is not of PEP 440."""
     parsed, limit = _parsed(version), _parsed(first)
     return parsed is not None and limit is not None and parsed < limit
 

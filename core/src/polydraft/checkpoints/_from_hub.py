@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft.checkpoints._hub import cached_files, hub_errors, repository_files
+from polydraft.checkpoints._hub import cached_files, hub_errors, repository_format
 from polydraft.checkpoints.config import is_mlx, read_config
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError
@@ -65,7 +65,7 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
             raise
         return {}, single_file
     except errors.EntryNotFoundError as error:
-        found = single_file or _format_of_files(repository_files(repo, hub))
+        found = single_file or repository_format(repo, hub)
         if found is None:
             raise ModelFormatError(
                 f"{repo} is not a model that can be loaded: it has no config.json.",
@@ -73,13 +73,5 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
             ) from error
         return {}, found
     if form is None and "gguf" in repo.lower():
-        form = _format_of_files(repository_files(repo, hub))
+        form = repository_format(repo, hub)
     return config, form or ("mlx" if is_mlx(config) else "safetensors")
-
-
-def _format_of_files(files: list[str]) -> str | None:
-    names = [name.lower() for name in files]
-    for suffix, form in ((".safetensors", None), (".gguf", "gguf"), (".litertlm", "litertlm")):
-        if any(name.endswith(suffix) for name in names):
-            return form
-    return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["cached_files", "hub_errors", "repository_files"]
+__all__ = ["cached_files", "hub_errors", "repository_files", "repository_format"]
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
@@ -144,6 +144,15 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
         if _is_unreachable(error) and (cached := cached_files(repo, hub)):
             return cached
         raise
+
+
+def repository_format(repo: str, hub: HubOptions) -> str | None:
+    """The format of single-file models that a repository holds; None if it holds safetensors or none of them."""
+    names = [name.lower() for name in repository_files(repo, hub)]
+    for suffix, form in ((".safetensors", None), (".gguf", "gguf"), (".litertlm", "litertlm")):
+        if any(name.endswith(suffix) for name in names):
+            return form
+    return None
 
 
 def cached_files(repo: str, hub: HubOptions) -> list[str]:

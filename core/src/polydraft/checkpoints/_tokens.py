@@ -1,4 +1,4 @@
-"""Do two models mean the same tokens? Compares ``tokenizer.json`` files; needs no tokenizer library."""
+"""Whether two models have the same tokens, by their ``tokenizer.json``; needs no tokenizer library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Tokens:
 
 
 def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the target", "the drafter")) -> None:
-    """Check that two checkpoints give the same token ids to the same text.
+    """Check that two checkpoints turn the same text into the same token ids.
 
     Equal sizes prove nothing (vocabularies are padded), so the tokens, the merge rules (or scores) and the added tokens
     of both ``tokenizer.json`` are compared. A model without that file is not checked.
@@ -35,7 +35,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
     Args:
         target: The target's folder.
         drafter: The drafter's folder.
-        names: What to call both in the sentence.
+        names: The names of both models in the sentence.
 
     Raises:
         PairMismatchError: A token differs; the sentence names one.
@@ -55,7 +55,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
 def first_difference(
     target: Mapping[str, Any], drafter: Mapping[str, Any], *, names: tuple[str, str] = ("the target", "the drafter")
 ) -> str:
-    """What differs first between two parsed ``tokenizer.json``, as part of a sentence; empty if nothing does."""
+    """The first difference of two parsed ``tokenizer.json``, as part of a sentence; empty if there is none."""
     ours, theirs = _tokens(target), _tokens(drafter)
     if ours.kind != theirs.kind:
         return f"{names[0]} has a {ours.kind} tokenizer, {names[1]} a {theirs.kind} one"
@@ -69,7 +69,7 @@ def first_difference(
         rule = (ours.merges if at < len(ours.merges) else theirs.merges)[at]
         return f"merge rule {at} ({rule!r}) is not the same"
     if ours.scores != theirs.scores:
-        return "their tokens have other scores"
+        return "the scores of their tokens differ"
     return ""
 
 
@@ -89,7 +89,7 @@ def _load(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
         _tokens(data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ModelFormatError(f"{file} is no tokenizer.json: {error!r}.", "Download the model again.") from error
+        raise ModelFormatError(f"{file} is not a tokenizer.json: {error!r}.", "Download the model again.") from error
     return dict(data)
 
 

@@ -1,7 +1,7 @@
-"""Do a target and a drafter belong together? Checked on their configs, before any weights are loaded.
+"""Whether a target and a drafter belong together, by their configs, before any weights are loaded.
 
-A drafter that does not belong to its target never makes the output wrong, but it wastes the time, and some engines
-crash on it. An assistant of equal width for another target loads silently in engines and is hardly ever accepted.
+A drafter of another target never makes the output wrong, but it wastes time, and some engines crash on it. An assistant
+of equal width for another target loads without an error, and its drafts are hardly ever accepted.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
     For ``mtp``: the architectures belong together, ``backbone_hidden_size`` is the target's ``hidden_size``, both have
     the same vocabulary size and sliding window, and for each attention type of the assistant the target has keys and
     values of the same shape. For ``mtp`` and ``draft-model``: both have the same tokens, where both ``tokenizer.json``
-    are on this machine; for ``draft-model`` they are fetched from the Hub if need be, as there is no other sign. What a
-    config does not say (GGUF files, say) is left to the engine's plugin.
+    are on this machine; for ``draft-model`` they are fetched from the Hub if need be, as nothing else shows it. What
+    a config lacks, as for some GGUF files, is left to the engine's plugin.
 
     Args:
         target: The resolved target.
         drafter: The resolved drafter.
-        kind: How the drafter shall be used.
+        kind: How the drafter will be used.
         hub: How to reach the Hub for tokenizers; None: only local ones are compared.
 
     Raises:

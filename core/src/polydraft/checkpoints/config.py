@@ -1,4 +1,4 @@
-"""Reading ``config.json``: the text model's part, and what of it a drafter depends on. Pure dictionaries, no engine."""
+"""Reading ``config.json``: the text model's part, and the fields that a drafter depends on. No engine is needed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> froz
         folder: Where ``generation_config.json`` may lie.
 
     Raises:
-        ModelFormatError: ``generation_config.json`` cannot be read, or what is listed are no token ids.
+        ModelFormatError: ``generation_config.json`` cannot be read, or lists something other than token ids.
     """
     listed: Any = None
     if folder is not None and (file := folder / "generation_config.json").is_file():
@@ -66,7 +66,7 @@ def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> froz
     if not all(_is_count(token_id) for token_id in token_ids):
         raise ModelFormatError(
             f"eos_token_id of the model is {reprlib.repr(listed)}, not a token id or a list of them.",
-            "Correct its generation_config.json or config.json, or download or save the model again.",
+            "Fix its generation_config.json or config.json, or download or save the model again.",
         )
     return frozenset(token_ids)
 
@@ -127,7 +127,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 
 
 def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
-    """Refuse the fields that this module reads where they are of another type; null is as good as missing."""
+    """Refuse fields of a wrong type, of those that this module reads; null counts as missing."""
     for part in (data, text_config(data)):
         for kind, fits, fields in _FIELDS:
             for field in fields:
@@ -135,7 +135,7 @@ def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
                 if value is not None and not fits(value):
                     raise ModelFormatError(
                         f"{field} in {file} of {name} is {reprlib.repr(value)}, not {kind}.",
-                        "Correct the file, or download or save the model again.",
+                        "Fix the file, or download or save the model again.",
                     )
 
 
@@ -204,7 +204,7 @@ _SLIDING_PATTERN = 6
 
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:
-    """The attention type of each layer of the text model; empty if the config does not tell them apart."""
+    """The attention type of each layer of the text model; empty if the config does not distinguish them."""
     text = text_config(config)
     given = text.get("layer_types")
     if given:
@@ -227,7 +227,7 @@ def kv_shapes(config: Mapping[str, Any]) -> dict[str, KVShape]:
     ``per_layer_config`` (transformers 5.17 and later) and ``global_head_dim`` with ``num_global_key_value_heads``.
 
     Returns:
-        Attention type -> shape; empty if the config does not say enough.
+        Attention type -> shape; empty if the config does not give them all.
     """
     text = text_config(config)
     kinds = layer_types(config)

@@ -1,4 +1,4 @@
-"""Fetching the files of a resolved model, with a check that they are whole. Plugins call this in ``load``."""
+"""Fetch the files of a resolved model, and check that they are complete. Plugins call this in ``load_engine``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SAFETENSORS_PATTERNS", "fetch"]
 
 SAFETENSORS_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-"""What a checkpoint in the layout of Transformers consists of."""
+"""The files of a checkpoint in the layout of Transformers."""
 
 
 def fetch(
@@ -27,8 +27,8 @@ def fetch(
 ) -> Path:
     """Make the files of a model present, and return the folder that holds them.
 
-    A Hub model is downloaded into the Hub's cache, with ``huggingface_hub``'s progress bar on stderr; a download that
-    was cut off goes on where it stopped. A local folder is only checked. ``source.revision`` decides the revision: the
+    A Hub model is downloaded into the Hub's cache, with ``huggingface_hub``'s progress bar on stderr; an interrupted
+    download continues where it stopped. A local folder is only checked. ``source.revision`` decides the revision: the
     one in ``hub`` belongs to the target, and a drafter has its own.
 
     Args:

@@ -1,4 +1,4 @@
-"""A GGUF header in the words of ``config.json``, so that one set of checks does for every format."""
+"""A GGUF header in the words of ``config.json``, so that one set of checks serves every format."""
 
 from __future__ import annotations
 

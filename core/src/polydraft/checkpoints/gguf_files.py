@@ -1,4 +1,4 @@
-"""Which files of a folder or repository are the GGUF model that was asked for; split models included."""
+"""Choose and fetch the files of a GGUF model in a folder or repository, split models included."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_TARGETS = ("mtp-", "mmproj")
 
 
 def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
-    """Make a GGUF model present, and return its file; of a split model the first part, with all others beside it.
+    """Make a GGUF model present, and return its file; of a split model the first part, with all others next to it.
 
     Args:
         source: The resolved model: a file, a folder, or a Hub repository with a file name or pattern.

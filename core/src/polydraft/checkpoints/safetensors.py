@@ -1,4 +1,4 @@
-"""Are a folder's safetensors files all there and whole? Looks at headers and sizes only; reads no weights."""
+"""Whether a folder's safetensors files are complete, by their headers and sizes; reads no weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelFormatError(
             f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing ({listed}).",
-            "Download the model again; a download that was cut off goes on where it stopped.",
+            "Download the model again; an interrupted download continues where it stopped.",
         )
     return [folder / name for name in names]
 
@@ -47,14 +47,14 @@ def header(path: Path) -> dict[str, Any]:
     tensors, whose offsets count from the end of the JSON.
 
     Raises:
-        ModelFormatError: The file is cut short, or is no safetensors file.
+        ModelFormatError: The file is cut short, or is not a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
             raise ModelFormatError(
-                f"{path} is cut short or no safetensors file: its header wants {length} bytes, the file has {size}.",
+                f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
                 _AGAIN,
             )
         raw = file.read(length)
@@ -62,7 +62,7 @@ def header(path: Path) -> dict[str, Any]:
         data = json.loads(raw)
         end = max((int(entry["data_offsets"][1]) for name, entry in data.items() if name != "__metadata__"), default=0)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ModelFormatError(f"{path} is no safetensors file: its header cannot be read.", _AGAIN) from error
+        raise ModelFormatError(f"{path} is not a safetensors file: its header cannot be read.", _AGAIN) from error
     wanted = _LENGTH_BYTES + length + end
     if size < wanted:
         raise ModelFormatError(f"{path} is cut short: it has {size} of {wanted} bytes.", _AGAIN)

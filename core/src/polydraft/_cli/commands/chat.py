@@ -83,7 +83,7 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
 
 
 def _read() -> str | None:
-    """The next message without surrounding space; None at the end of input."""
+    """The next message, stripped; None at the end of input."""
     if not is_terminal(sys.stdin):
         line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.strip() if line else None

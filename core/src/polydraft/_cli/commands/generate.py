@@ -1,4 +1,4 @@
-"""``polydraft generate``: one prompt, one answer, and what speculation did."""
+"""``polydraft generate``: one prompt, one answer, and the statistics of speculation."""
 
 from __future__ import annotations
 
@@ -104,13 +104,13 @@ def generate(
 def stream_answer(
     session: Session, prompt: Prompt, settings: dict[str, Any], show: Callable[[Chunk], None] | None
 ) -> GenerationResult:
-    """Generate, showing every chunk as it comes.
+    """Generate, showing each chunk as it is generated.
 
     Args:
         session: The session.
         prompt: The prompt.
         settings: Arguments of ``Session.stream``.
-        show: What to do with a chunk; None: nothing.
+        show: Shows a chunk; None: show none.
     """
     if show is None:
         return session.generate(prompt, **settings)

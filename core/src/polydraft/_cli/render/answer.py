@@ -1,4 +1,4 @@
-"""The answer as it comes: raw text for pipes and files, colours where a terminal has them."""
+"""The answer as it is generated: raw text for pipes and files, colours on terminals that have them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["AnswerView", "visible"]
 
 _DRAFT, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
-# A model's text must not command the terminal: control characters are shown as pictures, U+FFFD for the C1 ones.
+# A model's text must not control the terminal: C0 characters are shown as Unicode pictures, C1 ones as U+FFFD.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -45,17 +45,17 @@ class AnswerView:
         self._last = "\n"
 
     def legend(self) -> None:
-        """Say what the colours mean, or that there are none."""
+        """Explain the colours, or say that there are none."""
         if not self._show_drafts:
             return
         if self._colours:
             self._write(f"{_DRAFT}green: accepted draft tokens{_RESET}; the rest: the target's own tokens\n\n")
         else:
-            diagnostics().print("No colours here: draft tokens are not told apart.", style="dim")
+            diagnostics().print("No colours here: draft tokens are not highlighted.", style="dim")
 
     def chunk(self, chunk: Chunk) -> None:
         """Write what one round emitted."""
-        # In a pipe only the answer is of use; a person wants to see why it takes so long.
+        # A pipe gets the answer only; on a terminal the thinking shows why it takes so long.
         if chunk.thinking and self._terminal:
             self._thinking = True
             self._write(self._styled(chunk.thinking, _DIM))
@@ -75,7 +75,7 @@ class AnswerView:
         self._output.flush()
 
     def break_off(self) -> None:
-        """End an unfinished line, before an error is told."""
+        """End an unfinished line, before an error is shown."""
         if not self._last.endswith("\n"):
             self._write("\n")
             self._output.flush()

@@ -25,7 +25,7 @@ def state_of(found: BackendDescription) -> str:
 
 
 def backend_data(found: BackendDescription) -> dict[str, Any]:
-    """What is known of a backend, JSON-ready."""
+    """Everything known about a backend, ready for JSON."""
     record, diagnosis = found.state.record, found.state.diagnosis
     return {
         "name": record.name,
@@ -54,7 +54,7 @@ def backends_json(found: Sequence[BackendDescription], others: Sequence[PluginSt
 
 
 def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginStatus]) -> RenderableType:
-    """One row a backend; then the plugins that are broken or disabled."""
+    """One row per backend; then the plugins that are broken or disabled."""
     from rich.console import Group
     from rich.text import Text
 

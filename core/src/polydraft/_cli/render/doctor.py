@@ -92,7 +92,7 @@ def _missing(known: KnownBackend) -> dict[str, Any]:
 
 
 def doctor_report(findings: Findings) -> RenderableType:
-    """A block for every backend, then what is wrong with plugins."""
+    """A block for each backend, then the problems of plugins."""
     from rich.console import Group
     from rich.text import Text
 

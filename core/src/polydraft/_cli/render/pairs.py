@@ -17,7 +17,7 @@ __all__ = ["pairs_json", "pairs_table"]
 
 
 def pairs_json(found: Sequence[PairDescription]) -> str:
-    """A list of objects, one a pair."""
+    """A list of objects, one per pair."""
     return to_json(
         [
             {
@@ -35,7 +35,7 @@ def pairs_json(found: Sequence[PairDescription]) -> str:
 
 
 def pairs_table(found: Sequence[PairDescription], text: str | None) -> RenderableType:
-    """One row a pair; below it the faults that touch any of them, once each."""
+    """One row per pair; below, the faults that affect any of them, once each."""
     from rich.console import Group
     from rich.text import Text
 
@@ -65,7 +65,7 @@ def pairs_table(found: Sequence[PairDescription], text: str | None) -> Renderabl
 
 
 def _k(pair: PairDescription) -> str:
-    """One number, or one a backend where they differ."""
+    """One number, or one per backend where they differ."""
     values = pair.num_speculative_tokens
     here = {name: values[name] for name in pair.backends if name in values}
     if len(set(here.values())) > 1:

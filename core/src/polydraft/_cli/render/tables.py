@@ -15,7 +15,7 @@ _UNLIMITED = 10_000
 
 
 def to_json(data: Any) -> str:
-    """JSON for a program and a reader."""
+    """Indented JSON."""
     return json.dumps(data, indent=2, allow_nan=False)
 
 
@@ -31,7 +31,7 @@ class FittingTable:
         self._rows: list[tuple[Text | str, ...]] = []
 
     def add_row(self, *cells: Text | str) -> None:
-        """Add a row; cells that are left out are empty."""
+        """Add a row; missing cells are empty."""
         self._rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -43,7 +43,7 @@ class FittingTable:
         for index, column in enumerate(self._columns):
             cells = [column, *(row[index] for row in self._rows if index < len(row))]
             words = max(Measurement.get(console, options, _text(cell)).minimum for cell in cells)
-            table.add_column(column, overflow="fold", min_width=words)  # names of models are never folded
+            table.add_column(column, overflow="fold", min_width=words)  # no word, such as a model's name, is folded
         for row in self._rows:
             table.add_row(*row)
         if Measurement.get(console, options.update(max_width=_UNLIMITED), table).minimum <= options.max_width:

@@ -1,4 +1,4 @@
-"""A finished verification: one line a case, the summary, and the JSON object."""
+"""A finished verification: one line per case, the summary, and the JSON object."""
 
 from __future__ import annotations
 
