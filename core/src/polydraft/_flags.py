@@ -16,8 +16,8 @@ __all__ = ["FLAGS", "in_flags", "words"]
 
 _SHORT = {
     "target": ("--model", "-m"),
-    "drafter": ("--drafter", "-d"),
     "backend": ("--backend", "-b"),
+    "drafter": ("--drafter", "-d"),
     "num_speculative_tokens": ("-k", "--num-speculative-tokens"),
     "engine_options": ("--engine-option",),
     "local_files_only": ("--offline",),

@@ -32,7 +32,7 @@ class Gate:
     """One load, asked before and after loading.
 
     Args:
-        prepared: What will be loaded.
+        prepared: What shall be loaded.
         host: The plugins.
         mode: ``require`` refuses what has not been verified, ``warn`` warns.
         arguments: Those of ``load``, for the command that verifies.
@@ -72,8 +72,8 @@ class Gate:
         kept = found.verification
         if kept is None:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})
-        verified = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
-        return running.model_copy(update={"verified": verified})
+        told = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
+        return running.model_copy(update={"verified": told})
 
     def _find(self, subject: Subject | None) -> Found:
         if subject is None:
