@@ -1,4 +1,4 @@
-"""The guide for plugin authors says everything that the contract asks, and its code is real."""
+"""The guide for plugin authors covers the whole contract, and its code is real."""
 
 import inspect
 import re
@@ -39,15 +39,7 @@ HOOK_RECORDS = {
     "polydraft_faults": FaultRecord,
     "polydraft_local_models": LocalModelRecord,
 }
-INTERFACES = {
-    Backend: (),
-    SteppingEngine: (),
-    EngineSequence: (),
-    Sampler: (),
-    Tokenizer: (),
-    WholeEngine: (),
-    Generation: (),
-}
+INTERFACES = (Backend, SteppingEngine, EngineSequence, Sampler, Tokenizer, WholeEngine, Generation)
 BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```\n", re.DOTALL)
 
 
@@ -56,18 +48,17 @@ def guide():
 
 
 def section(title):
-    """The text under the first heading that begins with ``title``."""
+    """The text under the first heading that starts with ``title``."""
     match = re.search(rf"^(#+) {re.escape(title)}.*?$(.*?)(?=^#{{1,3}} |\Z)", guide(), re.DOTALL | re.MULTILINE)
     assert match, f"the guide has no section {title!r}"
     return match[2]
 
 
 def public_members():
-    for interface, only in INTERFACES.items():
-        for name, member in vars(interface).items():
-            if (only and name not in only) or name.startswith("_"):
-                continue
-            yield pytest.param(interface, name, member, id=f"{interface.__name__}.{name}")
+    for interface in INTERFACES:
+        for name, member in {**dict.fromkeys(interface.__annotations__), **vars(interface)}.items():
+            if not name.startswith("_"):
+                yield pytest.param(name, member, id=f"{interface.__name__}.{name}")
 
 
 def written(name, function):
@@ -94,8 +85,8 @@ def test_every_hook_its_arguments_and_its_fields_are_in_the_guide(hook):
     assert not missing
 
 
-@pytest.mark.parametrize(("interface", "name", "member"), list(public_members()))
-def test_every_method_and_its_arguments_are_in_the_guide(interface, name, member):
+@pytest.mark.parametrize(("name", "member"), list(public_members()))
+def test_every_method_and_its_arguments_are_in_the_guide(name, member):
     wanted = written(name, member) if inspect.isfunction(member) else f"`{name}`"
     assert wanted in guide()
 
@@ -135,7 +126,7 @@ def test_the_links_of_the_guide_lead_somewhere():
         assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(("file", "most"), [("stepping.py", 150), ("whole.py", 100)])
+@pytest.mark.parametrize(("file", "most"), [("stepping.py", 120), ("whole.py", 80)])
 def test_the_example_is_small(file, most):
     lines = (EXAMPLE / "src/polydraft_markov" / file).read_text(encoding="utf-8").splitlines()
     assert len(lines) < most

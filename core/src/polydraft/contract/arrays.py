@@ -10,21 +10,25 @@ independent of order, and none fuses a multiply with an add: so the same logits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Indices = Sequence[int] | npt.NDArray[np.int64]
-
-__all__ = ["ArrayOps"]
+__all__ = ["ArrayOps", "Indices"]
 
 A = TypeVar("A")
 
+Indices: TypeAlias = "Sequence[int] | npt.NDArray[np.int64]"
+"""Row or column numbers of ``ArrayOps.entries``."""
+
 
 class ArrayOps(Protocol[A]):
-    """Operations on the arrays of one library. ``A`` also has the operators + - * & | ^ << >> < <= > >= ==.
+    """Operations on the arrays of one library.
+
+    ``A`` also has ``shape`` and the operators + - * & | ^ << >> < <= > >= ==, with another array or a Python number
+    on the right, and - with a number on the left.
 
     Shapes: ``rows`` is the number of positions chosen at once, ``n`` the number of candidates of a row.
     """

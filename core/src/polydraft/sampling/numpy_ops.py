@@ -1,8 +1,9 @@
-"""The sampler's array operations on numpy."""
+"""What the sampler and the loop need of an array library, on numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps, Indices
     from polydraft.contract.stepping import SteppingEngine
 
-__all__ = ["NumpyOps", "array_ops_of"]
+__all__ = ["NumpyLogits", "NumpyOps", "array_ops_of"]
 
 Array = npt.NDArray[Any]
 
@@ -122,6 +123,21 @@ class NumpyOps:
 
     def from_numpy(self, array: Any, like: Any) -> Array:
         return np.asarray(array)
+
+
+@dataclass(frozen=True, slots=True)
+class NumpyLogits:
+    """Logits in host memory, as a ``polydraft.contract.LogitsHandle``.
+
+    Args:
+        array: Shape (rows, vocab), any float dtype. Not copied until ``numpy`` is called.
+    """
+
+    array: Array
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """A float32 copy of shape (rows, vocab)."""
+        return self.array.astype(np.float32)
 
 
 def _lowbias32(values: Array, shifted: Array) -> None:

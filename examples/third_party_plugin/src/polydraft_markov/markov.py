@@ -7,13 +7,15 @@ an empty line; ``END`` ends each of them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+VERSION = "0.1.0"
 END = 256
 VOCAB_SIZE = 257
 
@@ -34,6 +36,11 @@ class Markov:
                 counts[tuple(tokens[index - length : index])][token] += 1
         self._counts = dict(counts)
 
+    @classmethod
+    def read(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        """A model of a folder, from its parsed ``config.json``: the file ``text``, and ``order``."""
+        return cls((folder / config["text"]).read_text(encoding="utf-8"), int(config["order"]))
+
     def logits(self, context: Sequence[int]) -> Logits:
         """Log-probabilities of the token after ``context``, of shape (VOCAB_SIZE,)."""
         probabilities = np.full(VOCAB_SIZE, 1 / VOCAB_SIZE)
@@ -47,6 +54,18 @@ class Markov:
         return logits
 
 
+def sampler(temperature: float, seed: Sequence[int]) -> Choose:
+    """The engine's own way to choose: greedy, or with noise that depends on seed and position only."""
+
+    def choose(logits: Logits, position: int) -> int:
+        if temperature == 0:
+            return int(logits.argmax())
+        noise = np.random.default_rng([*seed, position]).gumbel(size=VOCAB_SIZE)
+        return int((logits / temperature + noise).argmax())
+
+    return choose
+
+
 @dataclass(frozen=True)
 class Output:
     """What one round of ``generate`` adds: accepted drafts, then a token of the target's own."""
@@ -58,7 +77,7 @@ class Output:
 def generate(
     target: Markov, drafter: Markov | None, prompt: Sequence[int], k: int, limit: int, choose: Choose
 ) -> Iterator[Output]:
-    """Generate ``limit`` tokens, k drafts a round; the first round, which reads the prompt, drafts nothing."""
+    """Generate ``limit`` tokens, with k drafts per round; the first round, which reads the prompt, drafts nothing."""
     tokens = list(prompt)
     end = len(prompt) + limit
     while len(tokens) < end:

@@ -35,7 +35,7 @@ def polydraft_local_models() -> Iterable[LocalModelRecord]:
 
 @hookimpl
 def polydraft_pairs() -> Iterable[PairRecord]:
-    """Which drafter belongs to which target."""
+    """The draft model of ``builtin:markov``."""
     yield PairRecord(
         target="builtin:markov",
         drafter="builtin:markov-draft",

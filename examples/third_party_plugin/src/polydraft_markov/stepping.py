@@ -1,80 +1,88 @@
-"""A stepping engine: polydraft runs the speculative loop, samples, stops and counts; here are the few primitives."""
+"""A stepping engine: polydraft runs the speculative loop, samples, stops and counts; the plugin runs the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from polydraft.contract import (
-    Backend,
-    Capabilities,
-    Diagnosis,
-    EngineSequence,
-    LoadRequest,
-    Proposal,
-    RunningInfo,
-    Sampler,
-    Step,
-    SteppingEngine,
-)
+from polydraft import contract
+from polydraft.checkpoints.fetch import fetch
+from polydraft.contract import Sampler, Step
+from polydraft.engines import context_length
+from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.errors import ModelFormatError, UnsupportedError
+from polydraft.sampling.numpy_ops import NumpyLogits
 
-from polydraft_markov import loading
-from polydraft_markov.markov import Logits
+from polydraft_markov.markov import VERSION, Markov
 from polydraft_markov.tokenizer import ByteTokenizer
 
 
-class SteppingMarkov(Backend):
+class SteppingMarkov(contract.Backend):
     """The backend ``markov``."""
 
-    def capabilities(self) -> Capabilities:
-        """What is claimed here, the conformance suite tests."""
-        return Capabilities(
+    def capabilities(self) -> contract.Capabilities:
+        """Claims that the conformance suite tests."""
+        return contract.Capabilities(
             drafter_kinds=frozenset({"draft-model", "ngram"}),
             seed_identical=True,
             exposes_logits=True,
             concurrent_calls=True,
         )
 
-    def diagnose(self) -> Diagnosis:
-        """See ``loading``."""
-        return loading.diagnose()
+    def diagnose(self) -> contract.Diagnosis:
+        """Always usable. An engine that may be missing gives a reason, and the command that installs it."""
+        return contract.Diagnosis(usable=True, engine_version=VERSION, devices=(contract.DeviceRecord(name="cpu"),))
 
-    def load_engine(self, request: LoadRequest) -> SteppingEngine:
-        """See ``loading``."""
-        return MarkovEngine(loading.load(request, "markov"))
+    def load_engine(self, request: contract.LoadRequest) -> contract.SteppingEngine:
+        """Refuse what the engine cannot do, then read the models."""
+        if request.dtype not in {"auto", "float32"} or request.device not in {"auto", "cpu"}:
+            raise UnsupportedError("Markov models run in float32 on the CPU.", "Leave out dtype and device.")
+        sources = filter(None, [request.target, request.plan.drafter])
+        try:
+            models = [Markov.read(fetch(source), source.config) for source in sources]
+        except (OSError, KeyError, ValueError) as error:
+            raise ModelFormatError(f"{request.target.id} cannot be read: {error!r}.", "Install it again.") from error
+        return MarkovEngine(request, *models)
 
 
-class MarkovEngine(SteppingEngine):
+class MarkovEngine(contract.SteppingEngine):
     """A loaded pair."""
 
     tokenizer = ByteTokenizer()
 
-    def __init__(self, loaded: loading.Loaded) -> None:
-        self.loaded = loaded
+    def __init__(self, request: contract.LoadRequest, target: Markov, drafter: Markov | None = None) -> None:
+        self.target, self.drafter = target, drafter
+        self.running = contract.RunningInfo.of(
+            request,
+            engine="polydraft-markov",
+            engine_version=VERSION,
+            dtype="float32",
+            device="cpu",
+            context_length=context_length(request),
+            concurrency="concurrent",
+        )
 
     @property
     def max_draft_tokens(self) -> int:
         """The session's k."""
-        return self.loaded.running.num_speculative_tokens
+        return self.running.num_speculative_tokens
 
-    def running(self, request: LoadRequest) -> RunningInfo:
-        """What really runs."""
-        return self.loaded.running
-
-    def open_sequence(self) -> EngineSequence:
-        """A new, empty sequence."""
-        return MarkovSequence(self.loaded)
+    def open_sequence(self) -> contract.EngineSequence:
+        """A sequence of the target; with a draft model, a second one that drafts for it."""
+        target = MarkovSequence(self.target)
+        if self.drafter is None:
+            return target
+        return DraftModelSequence(target, MarkovSequence(self.drafter), self.max_draft_tokens + 1)
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-class MarkovSequence(EngineSequence):
-    """One sequence. Its state is the tokens so far; in a transformer it is their keys and values."""
+class MarkovSequence(contract.EngineSequence):
+    """One sequence. Its state is the tokens so far; a transformer stores their keys and values."""
 
-    def __init__(self, loaded: loading.Loaded) -> None:
-        self.loaded = loaded
+    def __init__(self, model: Markov) -> None:
+        self.model = model
         self.tokens: list[int] = []
 
     @property
@@ -83,44 +91,24 @@ class MarkovSequence(EngineSequence):
         return len(self.tokens)
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt; only its last token's row is wanted."""
+        """Store the prompt. Only the row of its last token is needed."""
         self.tokens += token_ids[:-1]
         return self.verify(token_ids[-1:], sampler, keep_logits=keep_logits)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts; row i holds the logits after the i-th of them."""
+        first_position = self.length + 1
         rows = []
         for token_id in token_ids:
             self.tokens.append(token_id)
-            rows.append(self.loaded.target.logits(self.tokens))
+            rows.append(self.model.logits(self.tokens))
         logits = np.stack(rows)
-        chosen, logprobs = sampler.choose(logits, self.length - len(rows) + 1, token_ids)
-        return Step(chosen, Rows(logits) if keep_logits else None, logprobs)
+        chosen, logprobs = sampler.choose(logits, first_position, token_ids)
+        return Step(chosen, NumpyLogits(logits) if keep_logits else None, logprobs)
 
     def rollback(self, length: int) -> None:
         """Forget the tokens that were not accepted."""
         del self.tokens[length:]
 
-    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        """Run the drafter on its own choices, which use the noise that the target's choices will use."""
-        drafts: list[int] = []
-        rows: list[Logits] = []
-        while self.loaded.drafter is not None and len(drafts) < k:
-            run = [newest, *drafts]
-            rows.append(self.loaded.drafter.logits([*self.tokens, *run]))
-            drafts.append(int(sampler.choose_draft(rows[-1][None], self.length + len(run), run)[0]))
-        return Proposal(drafts, Rows(np.stack(rows)) if keep_logits and rows else None)
-
     def close(self) -> None:
         """Nothing to free."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Logits of one step, of shape (rows, vocab): implements ``polydraft.contract.LogitsHandle``."""
-
-    array: Logits
-
-    def numpy(self) -> Logits:
-        """A copy on the host."""
-        return self.array.copy()

@@ -13,7 +13,7 @@ _END = "<end>"
 
 
 class ByteTokenizer:
-    """Implements ``polydraft.contract.Tokenizer``.
+    """A ``polydraft.contract.Tokenizer``.
 
     For tokenizers of Transformers there is an adapter: ``polydraft.text.hub_tokenizer``.
     """
@@ -51,7 +51,7 @@ class ByteTokenizer:
         turns: list[int] = []
         for message in messages:
             if message["role"] not in names:
-                raise InvalidRequestError(f"There is no role {message['role']!r}.", f"Use {', '.join(names)}.")
+                raise InvalidRequestError(f"The chat format has no role {message['role']!r}.", f"Use {', '.join(names)}.")
             end = _END if message["role"] == "assistant" else "\n"
             turns += self.encode(f"{names[message['role']]}{_text(message['content'])}{end}")
         return [*turns, *self.encode("A: ")]

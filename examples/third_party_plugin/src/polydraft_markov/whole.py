@@ -1,76 +1,75 @@
-"""A whole engine: it keeps its own loop and sampler; the plugin translates requests and reports."""
+"""A whole engine: it keeps its own loop and sampler; the plugin translates requests and reports rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-from polydraft import Session
-from polydraft._session import Generation
-from polydraft.contract import Backend, Capabilities, Diagnosis, LoadRequest, Round
+from polydraft import contract
+from polydraft.checkpoints.fetch import fetch
+from polydraft.engines import context_length
+from polydraft.errors import ModelFormatError, UnsupportedError
 
-from polydraft_markov import loading
-from polydraft_markov.markov import VOCAB_SIZE, Logits, generate
+from polydraft_markov.markov import VERSION, Markov, generate, sampler
 from polydraft_markov.tokenizer import ByteTokenizer
 
 
-class WholeMarkov(Backend):
+class WholeMarkov(contract.Backend):
     """The backend ``markov-whole``."""
 
-    def capabilities(self) -> Capabilities:
-        """What is not claimed here, polydraft refuses: top_p, say, and log-probabilities."""
-        return Capabilities(
+    def capabilities(self) -> contract.Capabilities:
+        """What is not claimed here, polydraft refuses: ``top_p``, for example, and log-probabilities."""
+        return contract.Capabilities(
             drafter_kinds=frozenset({"draft-model"}),
             sampling=frozenset({"temperature", "seed"}),
             seed_identical=True,
             concurrent_calls=True,
         )
 
-    def diagnose(self) -> Diagnosis:
-        """See ``loading``."""
-        return loading.diagnose()
+    def diagnose(self) -> contract.Diagnosis:
+        """Always usable."""
+        return contract.Diagnosis(usable=True, engine_version=VERSION, devices=(contract.DeviceRecord(name="cpu"),))
 
-    def load(self, request: LoadRequest) -> Session:
-        """See ``loading``."""
-        loaded = loading.load(request, "markov-whole")
-        return WholeSession(loaded, self.capabilities())
+    def load_engine(self, request: contract.LoadRequest) -> contract.WholeEngine:
+        """Refuse what the engine cannot do, then read the models."""
+        if request.dtype not in {"auto", "float32"} or request.device not in {"auto", "cpu"}:
+            raise UnsupportedError("Markov models run in float32 on the CPU.", "Leave out dtype and device.")
+        sources = filter(None, [request.target, request.plan.drafter])
+        try:
+            models = [Markov.read(fetch(source), source.config) for source in sources]
+        except (OSError, KeyError, ValueError) as error:
+            raise ModelFormatError(f"{request.target.id} cannot be read: {error!r}.", "Install it again.") from error
+        return MarkovLoop(request, *models)
 
 
-class WholeSession(Session):
+class MarkovLoop(contract.WholeEngine):
     """A loaded pair."""
 
-    def __init__(self, loaded: loading.Loaded, capabilities: Capabilities) -> None:
-        super().__init__(ByteTokenizer(), loaded.running, capabilities)
-        self.loaded = loaded
+    tokenizer = ByteTokenizer()
 
-    def rounds(self, generation: Generation) -> Iterator[Round]:
-        """Pass on what the engine emits, cut at the token that ends the output."""
-        request = generation.request
-        temperature = request.settings.temperature
+    def __init__(self, request: contract.LoadRequest, target: Markov, drafter: Markov | None = None) -> None:
+        self.target, self.drafter = target, drafter
+        self.running = contract.RunningInfo.of(
+            request,
+            engine="polydraft-markov",
+            engine_version=VERSION,
+            dtype="float32",
+            device="cpu",
+            context_length=context_length(request),
+            concurrency="concurrent",
+        )
 
-        def choose(logits: Logits, position: int) -> int:
-            if temperature == 0:
-                return int(logits.argmax())
-            noise = np.random.default_rng([request.seed, request.stream, position]).gumbel(size=VOCAB_SIZE)
-            return int((logits / temperature + noise).argmax())
-
-        prompt = request.prompt_token_ids
-        drafter = self.loaded.drafter if request.speculate else None
-        limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(prompt))
-        for output in generate(self.loaded.target, drafter, prompt, request.num_speculative_tokens, limit, choose):
-            if generation.cancelled.is_set():
-                return
-            accepted, finished, emitted = len(output.tokens) - 1, None, 0
-            while finished is None and emitted < len(output.tokens):
-                finished = generation.tracker.push(output.tokens[emitted], is_draft=emitted < accepted)
-                emitted += 1
-            yield Round(
-                token_ids=tuple(output.tokens[:emitted]),
-                num_draft_tokens=output.drafted,
-                num_accepted_tokens=min(accepted, emitted),
-            )
-            if finished is not None:
+    def rounds(self, generation: contract.Generation) -> Iterator[contract.Round]:
+        """Report what the engine generates; ``emit`` cuts it at the token that ends the output."""
+        request, settings = generation.request, generation.request.settings
+        prompt, k = request.prompt_token_ids, request.num_speculative_tokens
+        drafter = self.drafter if request.speculate else None
+        limit = min(settings.max_new_tokens, request.max_total_tokens - len(prompt))
+        choose = sampler(settings.temperature, [request.seed, request.stream])
+        for output in generate(self.target, drafter, prompt, k, limit, choose):
+            accepted = len(output.tokens) - 1  # the last one is the bonus token
+            yield generation.emit(output.tokens, num_draft_tokens=output.drafted, num_accepted_tokens=accepted)
+            if generation.finish_reason or generation.cancelled():
                 return
 
-    def close_engine(self) -> None:
+    def close(self) -> None:
         """Nothing to free."""
