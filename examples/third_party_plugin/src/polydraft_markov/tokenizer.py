@@ -51,7 +51,9 @@ class ByteTokenizer:
         turns: list[int] = []
         for message in messages:
             if message["role"] not in names:
-                raise InvalidRequestError(f"The chat format has no role {message['role']!r}.", f"Use {', '.join(names)}.")
+                raise InvalidRequestError(
+                    f"The chat format has no role {message['role']!r}.", f"Use {', '.join(names)}."
+                )
             end = _END if message["role"] == "assistant" else "\n"
             turns += self.encode(f"{names[message['role']]}{_text(message['content'])}{end}")
         return [*turns, *self.encode("A: ")]
