@@ -17,7 +17,8 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft_reference import plugin
-from polydraft_reference.backend import ReferenceBackend, ReferenceOptions
+from polydraft_reference.backend import ReferenceBackend
+from polydraft_reference.options import ReferenceOptions
 from polydraft_reference.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, ByteTokenizer
 from polydraft_reference.toys import toy_request, toy_source
 from pydantic import ValidationError
@@ -60,7 +61,7 @@ def test_shipped_models_load():
 
 def test_running_says_what_was_asked_for():
     request = toy_request("draft-model", 3, dtype="float64", context_length=99, exactness="bitwise", device="cpu")
-    running = ReferenceBackend().load_engine(request).running(request)
+    running = ReferenceBackend().load_engine(request).running
     assert (running.backend, running.method, running.num_speculative_tokens) == ("reference", "draft-model", 3)
     assert (running.dtype, running.device, running.context_length) == ("float64", "cpu", 99)
     assert (running.exactness, running.concurrency, running.drafter) == ("bitwise", "concurrent", "builtin:toy-draft")

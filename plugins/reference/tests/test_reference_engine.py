@@ -247,13 +247,14 @@ def test_the_target_as_its_own_draft_model_is_always_right():
 @pytest.mark.parametrize("length", [3, WINDOW - 1, WINDOW, WINDOW + 5])
 def test_proposing_leaves_the_target_as_it_was(kind, length):
     sequence, step = prefilled(engine(kind, 4), list(range(60, 60 + length)))
-    before = [(cache.keys.tobytes(), cache.values.tobytes(), cache.length) for cache in sequence.cache.layers]
+    layers = getattr(sequence, "target", sequence).cache.layers
+    before = [(cache.keys.tobytes(), cache.values.tobytes(), cache.length) for cache in layers]
     first = sequence.propose(step.token_ids[0], 4, GREEDY, keep_logits=True)
     again = sequence.propose(step.token_ids[0], 4, GREEDY, keep_logits=True)
     assert first.token_ids == again.token_ids
     assert first.logits.numpy().tobytes() == again.logits.numpy().tobytes()
     assert sequence.length == length
-    assert before == [(cache.keys.tobytes(), cache.values.tobytes(), cache.length) for cache in sequence.cache.layers]
+    assert before == [(cache.keys.tobytes(), cache.values.tobytes(), cache.length) for cache in layers]
 
 
 @fast

@@ -44,7 +44,7 @@ class ModelConfig(_Config):
 
 
 class AssistantConfig(_Config):
-    """A drafter of adjustable quality for one target: see ``drafters.AssistantDrafter``."""
+    """A drafter of adjustable quality for one target; ``drafters.mtp`` runs it."""
 
     model_type: Literal["polydraft_reference_assistant"]
     backbone_hidden_size: int = Field(ge=2, description="hidden_size of the target it belongs to.")
@@ -71,6 +71,6 @@ def read_config(kind: type[C], data: Mapping[str, Any], name: str) -> C:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "config"
         raise ModelFormatError(
-            f"config.json of {name} is not one of a toy model: {field}: {first['msg']}.",
+            f"config.json of {name} is not a toy model's: {field}: {first['msg']}.",
             "Compare it with the folder models/ of polydraft_reference.",
         ) from error

@@ -1,4 +1,4 @@
-"""The KV cache: one buffer a layer, with rollback that is exact past a sliding window too."""
+"""The KV cache: one buffer per layer, with a rollback that is exact past a sliding window too."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class LayerCache:
     """Keys and values of one layer. Position p lies in slot ``p % capacity``.
 
     A full-attention layer has a slot for every position. A sliding layer is a ring: a new row overwrites the oldest
-    one. If the ring were only ``window`` rows long, running k drafts would overwrite k rows that are seen again once
-    those drafts are rolled back. So it has ``slack`` more, and remembers how far it was ever written.
+    one. In a ring of only ``window`` rows, k drafts would overwrite k rows that are visible again once those drafts
+    are rolled back. So it has ``slack`` more rows, and records how far it has ever been written.
 
     Args:
-        window: Rows that attention sees, the newest included; None: all.
+        window: Rows visible to attention, the newest included; None: all.
         slack: Rows that can be rolled back.
-        context_length: Positions there can be.
+        context_length: Number of positions.
         row_shape: Shape of a key, (heads, head_dim).
         dtype: float32 or float64.
     """
@@ -55,7 +55,7 @@ class LayerCache:
         """Forget all but the first ``length`` rows.
 
         Raises:
-            EngineError: A row that the next one must see has been overwritten.
+            EngineError: A row that the next token must see has been overwritten.
         """
         first_stored = max(0, self.written - self.capacity)
         if not 0 <= length <= self.length or self._first_visible(length) < first_stored:
@@ -66,7 +66,7 @@ class LayerCache:
         self.length = length
 
     def copy(self) -> LayerCache:
-        """A cache with buffers of its own."""
+        """A copy with its own buffers."""
         twin = copy(self)
         twin.keys, twin.values = self.keys.copy(), self.values.copy()
         return twin
@@ -92,5 +92,5 @@ class KVCache:
             layer.truncate(length)
 
     def copy(self) -> KVCache:
-        """A scratch copy: what is run on it leaves the original as it is."""
+        """A scratch copy; running tokens on it does not change the original."""
         return KVCache([layer.copy() for layer in self.layers])

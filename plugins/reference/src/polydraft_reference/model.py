@@ -1,9 +1,9 @@
-"""The toy transformer: a decoder of a few small layers in numpy, one token a time.
+"""The toy transformer: a decoder of a few small layers in numpy, run one token at a time.
 
 Every sum is a numpy reduction over one row, never a BLAS call, and a forward runs one row: so a row's bits depend on
 its token, its position and the rows before it, and on nothing else: not on how many rows are run together, on threads,
-or on where in a buffer they lie. This is what ``exactness="bitwise"`` asks of an engine. (No dtype is written in the
-arithmetic: under numpy 2 Python's floats leave a float32 array float32.)
+or on where in a buffer they lie. ``exactness="bitwise"`` asks this of an engine. (The arithmetic names no dtype: in
+numpy 2 a Python float leaves a float32 array float32.)
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["LayerWeights", "ReferenceModel"]
 Array = npt.NDArray[Any]
 
 ATTENTION_SCALE = 4.0
-"""Attention is sharp, so that single rows of the KV cache matter."""
+"""Sharp attention, so that single rows of the KV cache matter."""
 
 EMBEDDING_SCALE = 0.3
-"""Embeddings are small beside what the layers add: with a tied head, a token would repeat itself otherwise."""
+"""Small next to what the layers add: with a tied head, a token would otherwise repeat itself."""
 
 POSITION_SCALE = 0.7
-"""Positions weigh more: the toy seldom falls into a loop, as small models do when greedy."""
+"""Larger, so that the toy seldom falls into a loop, as greedy small models do."""
 
 LOGIT_SCALE = 2.2
 
@@ -50,11 +50,11 @@ class LayerWeights:
 
 
 class ReferenceModel:
-    """Weights and forward of a toy. Read-only once made: sequences in several threads share it.
+    """Weights and forward of a toy. Read-only, so that sequences in several threads can share it.
 
     Args:
-        config: Sizes and seed. Each matrix is drawn from (seed, its name): models of one seed and width share what
-            they both have, so a shallower one drafts passably for a deeper one.
+        config: Sizes and seed. Each matrix is drawn from (seed, its name), so models of one seed and width share
+            the layers that both have, and a shallower one drafts passably for a deeper one.
         dtype: float32 or float64, of weights, KV cache and logits.
     """
 
@@ -140,7 +140,7 @@ class ReferenceModel:
 
 
 def _matvec(matrix: Array, vector: Array) -> Array:
-    """``matrix @ vector`` as a row-wise sum: see the module's docstring."""
+    """``matrix @ vector`` as row-wise sums, which have the same bits everywhere."""
     product: Array = (matrix * vector).sum(axis=-1)
     return product
 

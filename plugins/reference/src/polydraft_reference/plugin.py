@@ -1,4 +1,4 @@
-"""The entry point: cheap records, no numpy. This is all that polydraft imports until the backend is used."""
+"""The entry point: cheap records. polydraft imports this module for every user, so numpy is not imported here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def polydraft_local_models() -> Iterable[LocalModelRecord]:
 
 @hookimpl
 def polydraft_pairs() -> Iterable[PairRecord]:
-    """The pairs, the assistant first: it is what ``drafter="auto"`` takes."""
+    """The pairs. ``drafter="auto"`` takes the first one, the assistant."""
     k = {"*": 4}
     yield PairRecord(
         target="builtin:toy", drafter="builtin:toy-assistant", kind="mtp", format="reference", num_speculative_tokens=k

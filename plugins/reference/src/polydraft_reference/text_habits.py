@@ -1,8 +1,8 @@
-"""A bigram table that makes the toy's output look like text: which bytes may follow which, and which like to.
+"""A bigram table that makes the output of the toy look like text: which bytes may follow which, and how likely.
 
 Random weights alone would emit random bytes. With the table, words alternate consonants and vowels, characters of
-several UTF-8 bytes come whole, sentences end, and sometimes the text does. Bigrams repeat, so n-gram drafting finds
-something; which of a byte's successors comes is up to the transformer, so that a wrong KV row changes the text.
+several UTF-8 bytes are complete, sentences end, and sometimes the text ends. Bigrams repeat, so n-gram drafting finds
+something. The transformer decides which successor a byte gets, so a wrong KV row changes the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polydraft_reference.tokenizer import VOCAB_SIZE, ByteTokenizer
 __all__ = ["bigram_logits"]
 
 FORBIDDEN = -40.0
-"""Too low for any noise to win at a temperature up to 2: the sampling rule's noise spans less than 20."""
+"""Too low to be sampled at a temperature of up to 2: the sampling noise spans less than 20."""
 
 LIKING = 1.2
 """Standard deviation of an allowed successor's logit."""
@@ -56,7 +56,7 @@ def bigram_logits(seed: int) -> npt.NDArray[np.float64]:
                 allowed[here, after] = True
             for follower in followers:
                 allowed[encoded[-1], follower.encode()[0]] = True
-    # After anything else, special tokens and foreign bytes of a prompt, a line begins.
+    # Anything else, such as special tokens and other bytes of a prompt, is followed by the start of a line.
     unknown = ~allowed.any(axis=1)
     allowed[unknown] = allowed[ord("\n")]
     logits = np.where(allowed, liking, FORBIDDEN)

@@ -1,4 +1,4 @@
-"""The byte tokenizer of the toy models: a byte is its own id, then come Gemma 4's special tokens."""
+"""The byte tokenizer of the toy models: a byte is its own id; Gemma 4's special tokens follow."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 class ByteTokenizer:
-    """Implements ``polydraft.contract.Tokenizer`` without any file."""
+    """A ``polydraft.contract.Tokenizer`` that needs no files."""
 
     vocab_size = VOCAB_SIZE
     bos_token_id: int | None = _IDS["<bos>"]
-    # Gemma 4's generation config names three: a parser or a loop that knows one only would run on.
+    # Gemma 4's generation config names three. A loop or parser that knows only one would not stop.
     eos_token_ids = frozenset({_IDS["<eos>"], _IDS["<turn|>"], _IDS["<|tool_response>"]})
     special_token_ids = frozenset(_IDS.values())
 
@@ -71,7 +71,7 @@ class ByteTokenizer:
             InvalidRequestError: There is no such id.
         """
         if not 0 <= token_id < VOCAB_SIZE:
-            raise InvalidRequestError(f"There is no token {token_id}.", f"Ids go from 0 to {VOCAB_SIZE - 1}.")
+            raise InvalidRequestError(f"Token id {token_id} does not exist.", f"Ids go from 0 to {VOCAB_SIZE - 1}.")
         return bytes([token_id]) if token_id < 256 else SPECIAL_TOKENS[token_id - 256].encode()
 
     def token_id(self, token: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The shipped toy checkpoints, and requests to load them without the core's registry: for tests of loop and suite."""
+"""The shipped toy checkpoints, and requests that load them without the core's registry, for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from polydraft.contract import DrafterKind, LoadRequest, ModelSource, SpeculationPlan
 
-from polydraft_reference.backend import ReferenceOptions
+from polydraft_reference.options import ReferenceOptions
 
 __all__ = ["MODELS", "toy_request", "toy_source"]
 
@@ -23,7 +23,7 @@ def toy_source(name: str, **changes: Any) -> ModelSource:
 
     Args:
         name: ``toy``, ``toy-assistant`` or ``toy-draft``.
-        changes: Fields of its config.json to be replaced.
+        changes: Fields that replace those of its config.json.
     """
     path = MODELS / name
     config = {**json.loads((path / "config.json").read_text("utf-8")), **changes}
@@ -37,8 +37,8 @@ def toy_request(
 
     Args:
         kind: ``mtp``, ``draft-model``, ``ngram``, or None for plain decoding.
-        k: Tokens a round drafts; 0 where ``kind`` is None.
-        agreement: In place of the assistant's own.
+        k: Tokens drafted per round; 0 where ``kind`` is None.
+        agreement: Replaces the assistant's own; None: does not.
         fields: Further fields of the request, e.g. ``context_length``.
     """
     drafter = _DRAFTERS[kind] if kind else None
