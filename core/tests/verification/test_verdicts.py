@@ -4,8 +4,9 @@ import json
 
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.sampling.numpy_ops import NumpyLogits
 from polydraft.verification import Tie, first_difference, judge, measure_tie
-from polydraft_reference.engine import NumpyLogits, ReferenceSequence
+from polydraft_reference.sequence import ReferenceSequence
 from polydraft_reference.toys import toy_request
 
 PROMPT = tuple(b"the quick brown fox jumps over the lazy dog")
