@@ -1,4 +1,4 @@
-"""Record what the Transformers backend writes on the built-in pairs in float32, for tests/test_mlx_peer.py.
+"""Record the Transformers backend's output on the built-in pairs in float32, for tests/test_mlx_peer.py.
 
     python plugins/mlx/scripts/record_peer.py     # needs polydraft-transformers and polydraft-builtin-pairs
 
@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 72, "ignore_eos": True}
 
 
 def outputs(backend: str, target: str) -> list[dict[str, Any]]:
-    """Prompt tokens, output and counts of one backend, one entry a prompt."""
+    """Prompt tokens, output and counts of one backend, one entry per prompt."""
     found = []
     with polydraft.load(f"builtin:{target}", backend=backend, dtype="float32", device="cpu") as session:
         for prompt in PROMPTS:

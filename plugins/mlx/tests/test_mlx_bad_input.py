@@ -170,17 +170,17 @@ def test_a_chunk_is_no_longer_than_the_context():
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     """As cgroup v2 shows it inside a container."""
-    from polydraft_mlx import runtime
+    from polydraft_mlx import resources
 
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("2500000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 400000\n")
-    monkeypatch.setattr(runtime, "_CGROUP", tmp_path)
-    assert runtime.free_memory(runtime.find_device("cpu")) == 900_000
+    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
+    assert resources.free_memory(resources.find_device("cpu")) == 900_000
     with pytest.raises(OutOfMemoryError, match="free"):
         load()
     (tmp_path / "memory.max").write_text("max\n")
-    assert runtime.free_memory(runtime.find_device("cpu")) > 3_000_000
+    assert resources.free_memory(resources.find_device("cpu")) > 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_gpu_where_there_is_none():
 def test_mlx_fails_in_the_middle():
     """What MLX raises becomes a typed error, and the session can be used again."""
     from polydraft.errors import EngineError
-    from polydraft_mlx.runtime import Runtime
+    from polydraft_mlx.resources import Runtime
 
     runtime = Runtime(mx.Device(mx.cpu, 0))
     narrow = mx.zeros((1, 2, 2), dtype=mx.float16)

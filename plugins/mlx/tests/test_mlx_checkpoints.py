@@ -24,7 +24,7 @@ def tokens(target, drafter="auto", **given):
 
 
 def quantize(folder, **given):
-    """As mlx_lm.convert does: the model packed, its config told."""
+    """As mlx_lm.convert does: pack the model, and record it in the config."""
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
     from polydraft_mlx.config import overrides
 
@@ -141,7 +141,7 @@ def test_a_quantized_drafter(name, given, copy_of):
     from mlx.utils import tree_flatten
     from polydraft.checkpoints._names import KnownNames
     from polydraft.checkpoints._resolve import resolve
-    from polydraft_mlx.drafter_loading import load_assistant
+    from polydraft_mlx.assistant import load_assistant
 
     target = f"builtin:{name.removesuffix('-assistant')}"
     folder = copy_of(name, folder="quantized")

@@ -20,7 +20,7 @@ SETTINGS = [
 @pytest.fixture(params=["host", "device"])
 def ops(request, monkeypatch):
     """As on a CPU, and as on a GPU, where the rule runs in MLX's own operations."""
-    from polydraft_mlx.mlx_ops import MlxOps
+    from polydraft_mlx.array_ops import MlxOps
 
     if request.param == "device":
         monkeypatch.setattr(MlxOps, "host_view", lambda self, array: None)
@@ -51,7 +51,7 @@ def test_ties_and_bfloat16(given, ops):
 
 def test_noise_and_its_functions_have_the_same_bits():
     from polydraft.sampling.noise import exp_nonpositive, gumbel, log_positive, row_keys
-    from polydraft_mlx.mlx_ops import MlxOps
+    from polydraft_mlx.array_ops import MlxOps
 
     ids = np.arange(20_000, dtype=np.int64)[None].repeat(2, axis=0)
     keys = row_keys(2**63 - 1, 5, range(7, 9))
@@ -68,7 +68,7 @@ def test_noise_and_its_functions_have_the_same_bits():
 
 
 def test_entries_leave_the_original():
-    from polydraft_mlx.mlx_ops import MlxOps
+    from polydraft_mlx.array_ops import MlxOps
 
     array = mx.zeros((2, 4))
     changed = MlxOps().with_entries(array, [0, 1], np.array([3, 0]), -np.inf)

@@ -1,4 +1,4 @@
-"""The network of a Gemma 4 assistant, built on mlx-lm's own Gemma 4 layers.
+"""A Gemma 4 assistant: its network, built on mlx-lm's own Gemma 4 layers, and its checkpoint.
 
 Source of the architecture: ``modeling_gemma4_assistant.py`` in Transformers 5.22. ``gemma4_unified_assistant`` is the
 same network.
@@ -7,16 +7,22 @@ same network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx_lm.models import gemma4_text
+from mlx_lm.utils import infer_quant_config
+from polydraft.checkpoints.safetensors import weight_files
+from polydraft.contract import ModelSource
+from polydraft.errors import ModelFormatError, PolydraftError
 
 from polydraft_mlx.config import text_overrides
+from polydraft_mlx.resources import in_one_line
 
-__all__ = ["Assistant"]
+__all__ = ["Assistant", "load_assistant"]
 
 
 class _Layers(nn.Module):  # type: ignore[misc]
@@ -28,7 +34,7 @@ class _Layers(nn.Module):  # type: ignore[misc]
 
 
 class _Centroids(nn.Module):  # type: ignore[misc]
-    """Chooses the clusters of tokens that get logits of their own (Gemma4AssistantMaskedEmbedder)."""
+    """Chooses the clusters of tokens whose logits are computed (Gemma4AssistantMaskedEmbedder)."""
 
     def __init__(self, hidden_size: int, vocab_size: int, clusters: int, best: int) -> None:
         super().__init__()
@@ -39,12 +45,6 @@ class _Centroids(nn.Module):  # type: ignore[misc]
         if not 0 < best <= clusters:
             raise ValueError(f"centroid_intermediate_top_k is {best}, and num_centroids {clusters}")
 
-    def check(self) -> None:
-        """See ``Assistant.check_ordering``."""
-        stored, vocab_size = np.array(self.token_ordering), self.token_ordering.size
-        if stored.min() < 0 or stored.max() >= vocab_size:
-            raise ValueError(f"masked_embedding.token_ordering holds numbers that are no token ids below {vocab_size}")
-
     def __call__(self, row: mx.array) -> mx.array:
         """Ids of the tokens of the best clusters for a hidden row (1, hidden_size): (1, tokens)."""
         scores = self.centroids(row)
@@ -53,7 +53,7 @@ class _Centroids(nn.Module):  # type: ignore[misc]
 
 
 class Assistant(nn.Module):  # type: ignore[misc]
-    """See the module. It stores no keys and values: its layers attend to the target's.
+    """The network. It stores no keys and values: its layers attend to the target's.
 
     Args:
         config: The checkpoint's ``config.json``.
@@ -82,10 +82,10 @@ class Assistant(nn.Module):  # type: ignore[misc]
         """One draft step.
 
         Args:
-            inputs: The token's embedding and h side by side, (1, 1, 2 * width of the target).
+            inputs: The token's embedding, then h, concatenated: (1, 1, 2 * width of the target).
             shared: Attention type -> the target's keys and values, (1, heads, slots, head_dim), and a mask (1, slots)
                 or None.
-            position: The newest token's position, an int array without axes.
+            position: The newest token's position, an int array of shape ().
 
         Returns:
             Logits (1, vocab), and the next h (1, 1, width of the target).
@@ -98,13 +98,18 @@ class Assistant(nn.Module):  # type: ignore[misc]
         return self._head(hidden[0]), self.post_projection(hidden)
 
     def check_ordering(self) -> None:
-        """Check the ids that a centroid head gives to its tokens: MLX does not, and reads past the end of arrays.
+        """Check the token ids of a centroid head: MLX does not, and reads past the end of arrays.
 
         Raises:
-            ValueError: They are not those of the vocabulary.
+            ValueError: An id is not in the vocabulary.
         """
-        if self.masked_embedding is not None:
-            self.masked_embedding.check()
+        if self.masked_embedding is None:
+            return
+        stored = np.array(self.masked_embedding.token_ordering)
+        if stored.min() < 0 or stored.max() >= stored.size:
+            raise ValueError(
+                f"masked_embedding.token_ordering holds ids outside the vocabulary of {stored.size} tokens"
+            )
 
     def _head(self, row: mx.array) -> mx.array:
         table = self.lm_head if "lm_head" in self else self.model.embed_tokens
@@ -113,6 +118,60 @@ class Assistant(nn.Module):  # type: ignore[misc]
             return dense
         ids = self.masked_embedding(row)
         chosen = row @ table(ids[0]).T
-        # The other tokens get one less than the smallest of these.
+        # All other tokens get the smallest of these, less one.
         lowest = mx.broadcast_to(chosen.min(axis=-1, keepdims=True) - 1.0, (1, table.weight.shape[0]))
         return mx.put_along_axis(lowest, ids, chosen, axis=-1)
+
+
+def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> Assistant:
+    """Load the drafter lazily; MLX reads its weights when they are evaluated.
+
+    Raises:
+        ModelFormatError: It is quantized in a way that MLX cannot read, or its weights do not match its config.
+    """
+    config = source.config
+    _check_quantization(config, source.id)
+    weights: dict[str, Any] = {}
+    try:
+        for file in weight_files(path):
+            weights.update(mx.load(str(file)))
+        if config.get("tie_word_embeddings", True):
+            weights.pop("lm_head.weight", None)
+        if (ordering := weights.get("masked_embedding.token_ordering")) is not None:
+            weights["masked_embedding.token_ordering"] = ordering.astype(mx.int32)
+        assistant = Assistant(config, source.id)
+        if any(name.endswith(".scales") for name in weights):
+            nn.quantize(assistant, class_predicate=lambda name, module: _packed(name, module, weights))
+        assistant.eval()
+        assistant.load_weights(list(weights.items()), strict=True)
+        assistant.check_ordering()
+    except PolydraftError:
+        raise
+    except Exception as error:  # of any kind, where config and weights do not match
+        raise ModelFormatError(
+            f"The assistant {source.id} does not match its config: {in_one_line(error)}",
+            "Download it again, or convert it again from the original.",
+        ) from error
+    if dtype is not None:
+        assistant.set_dtype(dtype)
+    return assistant
+
+
+def _packed(name: str, module: Any, weights: Mapping[str, Any]) -> bool | dict[str, Any]:
+    """How a layer was packed, inferred from its arrays: layers may differ from what the config says of all."""
+    if f"{name}.scales" not in weights or not hasattr(module, "to_quantized"):
+        return False
+    found: dict[str, Any] = infer_quant_config(name, module, weights)
+    return found
+
+
+def _check_quantization(config: Mapping[str, Any], name: str) -> None:
+    if isinstance(config.get("quantization"), Mapping):  # MLX's own
+        return
+    given = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    if given:
+        method = given.get("quant_method", "an unknown method") if isinstance(given, Mapping) else given
+        raise ModelFormatError(
+            f"The drafter {name} is quantized with {method}, which MLX cannot read.",
+            "Use the original in bfloat16, or one converted for MLX.",
+        )

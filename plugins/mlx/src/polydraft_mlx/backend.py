@@ -1,12 +1,10 @@
-"""The backend: diagnosis, capabilities, and from a load request to an engine."""
+"""The backend: what it can do, whether it can run here, and which models it refuses."""
 
 from __future__ import annotations
 
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
-from packaging.version import Version
 from polydraft.checkpoints.config import is_assistant
 from polydraft.contract import (
     Backend,
@@ -21,16 +19,11 @@ from polydraft.contract import (
 
 from polydraft_mlx.options import MlxOptions
 
-__all__ = ["FIRST", "NEXT", "MlxBackend"]
-
-FIRST, NEXT = Version("0.32.2"), Version("0.33")
-"""The versions of mlx-lm that this backend was tried with: from the first, before the second."""
-
-_RANGE = ">=0.32.2,<0.33"
+__all__ = ["MlxBackend"]
 
 
 class MlxBackend(Backend):
-    """Runs safetensors checkpoints and MLX's own on Apple silicon, on Linux CPUs, and on CUDA."""
+    """Runs checkpoints of Transformers and of MLX on Apple silicon, on Linux CPUs, and on CUDA."""
 
     options = MlxOptions
 
@@ -46,25 +39,20 @@ class MlxBackend(Backend):
         )
 
     def diagnose(self) -> Diagnosis:
-        """Look at the platform, the versions, then the devices (imports mlx)."""
-        if found := _platform_problem():
-            return Diagnosis(usable=False, reason=found[0], remedy=found[1])
+        """Import mlx and list the devices."""
+        installed = version("mlx-lm")
         try:
-            installed = version("mlx-lm")
-        except PackageNotFoundError:
-            return Diagnosis(usable=False, reason="mlx-lm is not installed.", remedy=_install())
-        if not FIRST <= Version(installed) < NEXT:
-            return Diagnosis(
-                usable=False,
-                engine_version=installed,
-                reason=f"mlx-lm {installed} is outside the range that this backend was tried with, {_RANGE}.",
-                remedy=_install(),
-            )
-        try:
-            import mlx.core  # noqa: F401
+            devices = _devices()
         except (ImportError, OSError) as error:
-            return Diagnosis(usable=False, engine_version=installed, reason=_import_problem(error), remedy=_install())
-        devices = _devices()
+            # What `import mlx.core` says after `pip install mlx` without an extra on Linux.
+            if "libmlx" in str(error):
+                reason = (
+                    "mlx is installed without its library; on Linux it needs an extra: [cpu], [cuda12] or [cuda13]."
+                )
+            else:
+                reason = f"mlx cannot be imported: {error}"
+            remedy = f"pip install 'mlx-lm{'[cpu]' if sys.platform == 'linux' else ''}=={installed}'"
+            return Diagnosis(usable=False, engine_version=installed, reason=reason, remedy=remedy)
         return Diagnosis(
             usable=True,
             engine_version=installed,
@@ -74,55 +62,22 @@ class MlxBackend(Backend):
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """An assistant cannot be a target; what mlx-lm has no class for cannot be loaded."""
+        """Refuse an assistant as the target."""
         if is_assistant(target.config):
             return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
         return None
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
-        """Load the pair; see ``loading``."""
+        """Load the pair."""
         from polydraft_mlx.loading import load_pair
 
         return load_pair(request)
 
 
-def _install() -> str:
-    extra = "[cpu]" if sys.platform == "linux" else ""
-    return f"pip install 'mlx-lm{extra}{_RANGE}'"
-
-
-def _platform_problem() -> tuple[str, str] | None:
-    """What stands in the way before any package can, and what to do."""
-    if sys.platform == "darwin" and platform.machine() != "arm64":
-        return (
-            "MLX has no packages for Macs with Intel processors (or for a Python that runs as one).",
-            "Use the transformers or llama_cpp backend; on Apple silicon install Python for arm64.",
-        )
-    if sys.platform not in {"darwin", "linux"}:
-        return f"MLX has no packages for {sys.platform}.", "Use the transformers or llama_cpp backend."
-    name, found = platform.libc_ver()
-    if sys.platform == "linux" and name != "glibc":
-        return f"MLX's Linux packages need glibc, and this system has {name or 'another C library'}.", _OTHER
-    if sys.platform == "linux" and Version(found) < Version("2.35"):
-        return f"MLX's Linux packages need glibc 2.35 or later, and this system has {found}.", _OTHER
-    return None
-
-
-_OTHER = "Use a newer system (Ubuntu 22.04, Debian 12 or later) or a container of one, or another backend."
-
-
-def _import_problem(error: Exception) -> str:
-    if "libmlx" in str(error):
-        return (
-            "mlx is installed without a library to run with: on Linux it needs an extra, [cpu], [cuda12] or [cuda13]."
-        )
-    return f"mlx cannot be imported: {error}"
-
-
 def _devices() -> tuple[DeviceRecord, ...]:
     import mlx.core as mx
 
-    from polydraft_mlx.runtime import devices, find_device, free_memory
+    from polydraft_mlx.resources import devices, find_device, free_memory
 
     found = []
     for name in devices():

@@ -1,4 +1,4 @@
-"""Configs in the layout of Transformers, as the classes of mlx-lm read them. Nothing on disk is rewritten."""
+"""Translate configs of Transformers for mlx-lm's classes, in memory; nothing on disk is changed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from polydraft.errors import ModelFormatError, UnsupportedError
 
 __all__ = ["is_gemma4", "overrides", "text_overrides"]
 
-# Defaults of Gemma4TextConfig (transformers 5.22, configuration_gemma4.py) where those of mlx-lm differ: a field that a
-# config.json leaves out has the first, not the second.
+# Defaults of Gemma4TextConfig (transformers 5.22, configuration_gemma4.py) that differ from mlx-lm's. A field that is
+# missing in config.json has Transformers' default.
 _GEMMA4_DEFAULTS: dict[str, Any] = {
     "attention_k_eq_v": False,
     "final_logit_softcapping": None,
@@ -39,14 +39,14 @@ def is_gemma4(config: Mapping[str, Any]) -> bool:
 
 
 def overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What ``mlx_lm.utils.load_model`` gets as ``model_config`` for a target or draft model.
+    """The ``model_config`` of ``mlx_lm.utils.load_model`` for a target or draft model.
 
     Args:
         config: The parsed ``config.json``.
         name: The model's name, for messages.
 
     Raises:
-        ModelFormatError: Layers differ in a way that mlx-lm cannot express.
+        ModelFormatError: Layers differ in a way that mlx-lm cannot express, or the activation is not Gemma 4's.
         UnsupportedError: Attention is not causal.
     """
     if not is_gemma4(config):
@@ -54,27 +54,25 @@ def overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     text = text_overrides(config, name)
     if "text_config" not in config:
         return text
-    # mlx-lm's wrapper reads the vocabulary's size from the outer config, whose default is that of the real models.
+    # mlx-lm's wrapper reads vocab_size from the outer config, and defaults to that of Google's models.
     merged = {**config["text_config"], **text}
     return {"text_config": merged, "vocab_size": merged["vocab_size"]}
 
 
 def text_overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fields of a Gemma 4 text model in the names that mlx-lm reads.
+    """Fields of a Gemma 4 text model under the names that mlx-lm reads; errors as for ``overrides``.
 
-    Transformers writes since 5.17 what differs between layers as ``per_layer_config``; before, and in mlx-lm, full
-    attention layers have ``global_head_dim`` and ``num_global_key_value_heads``. Errors as for ``overrides``.
+    Transformers 5.17 and later write the differences between layers as ``per_layer_config``. Earlier versions, and
+    mlx-lm, have ``global_head_dim`` and ``num_global_key_value_heads`` for layers with full attention.
     """
     text = text_config(config)
     if text.get("use_bidirectional_attention") == "all":
-        raise UnsupportedError(
-            f"The attention of {name} is bidirectional.", "Choose a model that generates from left to right."
-        )
+        raise UnsupportedError(f"The attention of {name} is bidirectional.", "Choose a causal model.")
     activation = text.get("hidden_activation") or _ACTIVATION
     if activation != _ACTIVATION:
         raise ModelFormatError(
-            f"The activation of {name} is {activation}, and mlx-lm computes {_ACTIVATION} in every Gemma 4.",
-            "Use a backend of Transformers or vLLM for this model.",
+            f"The activation of {name} is {activation}, but mlx-lm always computes {_ACTIVATION} in Gemma 4.",
+            "Load this model with the transformers or vllm backend.",
         )
     changed = {key: default for key, default in _GEMMA4_DEFAULTS.items() if key not in text}
     changed["layer_types"] = layer_types({"model_type": "gemma4_text", **text})
@@ -91,8 +89,8 @@ def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str
         layer = listed.get(index) or {}
         if unknown := set(layer) - {"head_dim", "num_key_value_heads"}:
             raise ModelFormatError(
-                f"per_layer_config of {name} sets {', '.join(sorted(unknown))}, which mlx-lm cannot set by layer.",
-                "Use a backend of Transformers or vLLM for this model.",
+                f"per_layer_config of {name} sets {', '.join(sorted(unknown))}, which mlx-lm cannot set per layer.",
+                "Load this model with the transformers or vllm backend.",
             )
         for key in ("head_dim", "num_key_value_heads"):
             value = layer.get(key) or text.get(key) or changed.get(key)
@@ -100,7 +98,7 @@ def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str
     if any(len(values) > 1 for kinds in found.values() for values in kinds.values()):
         raise ModelFormatError(
             f"Layers of one attention type differ in {name}, which mlx-lm cannot express.",
-            "Use a backend of Transformers or vLLM for this model.",
+            "Load this model with the transformers or vllm backend.",
         )
     translated: dict[str, Any] = {}
     if sliding := found.get("sliding_attention"):
@@ -111,20 +109,20 @@ def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str
         translated["num_global_key_value_heads"] = next(iter(full["num_key_value_heads"]))
         apart = translated["num_global_key_value_heads"] != translated.get("num_key_value_heads")
         if apart and not (text.get("attention_k_eq_v") or changed.get("attention_k_eq_v")):
-            # mlx-lm reads num_global_key_value_heads only where keys and values are one (gemma4_text.Attention).
+            # mlx-lm reads num_global_key_value_heads only where keys and values are the same (gemma4_text.Attention).
             raise ModelFormatError(
-                f"Full-attention layers of {name} have heads of their own but attention_k_eq_v is false, which mlx-lm "
-                "cannot express.",
-                "Use a backend of Transformers or vLLM for this model.",
+                f"Full-attention layers of {name} have their own number of heads without attention_k_eq_v, which "
+                "mlx-lm cannot express.",
+                "Load this model with the transformers or vllm backend.",
             )
     return translated
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling``, which Transformers writes since version 5 as ``rope_parameters``.
+    """``rope_theta`` and ``rope_scaling``, which Transformers 5 writes as ``rope_parameters``.
 
-    mlx-lm's older classes take their own defaults where they find no ``rope_theta``, silently. Models with two kinds of
-    attention (Gemma 3) have parameters for each.
+    Without ``rope_theta``, mlx-lm's older classes silently use their own defaults. Models with two kinds of attention
+    (Gemma 3) have parameters for each.
     """
     text = text_config(config)
     given = text.get("rope_parameters")

@@ -1,4 +1,4 @@
-"""A model of mlx-lm run over a ``KvCache``: hidden rows and logits."""
+"""Run a model of mlx-lm over a ``KvCache``: hidden rows and logits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Decoder:
     Args:
         model: What ``mlx_lm.utils.load_model`` returns.
         name: The model's name, for messages.
-        rows: Tokens that one step runs at most: k_max + 1.
-        fixed: Every step runs exactly ``rows`` tokens over buffers whose length depends on the position alone; steps
-            are padded with copies of their last token, and cut where the length changes. A token's logits are then
-            the same bits however the text was cut into steps.
+        rows: The most tokens that one step runs: k_max + 1.
+        fixed: Run exactly ``rows`` tokens in every step, over buffers whose length depends on the position alone.
+            Steps are padded with copies of their last token, and split where the length changes. A token's logits then
+            have the same bits, however the text was divided into steps.
 
     Raises:
-        UnsupportedError: Layers keep a state that cannot be rolled back.
+        UnsupportedError: The state of a layer cannot be rolled back.
     """
 
     def __init__(self, model: Any, name: str, rows: int, *, fixed: bool = False) -> None:
@@ -38,13 +38,13 @@ class Decoder:
         self.gemma4: Any = self.language_model if isinstance(self.language_model, gemma4_text.Model) else None
         self._windows = [_window(cache, name) for cache in make_prompt_cache(model)]
         if not self._windows:
-            raise UnsupportedError(f"{name} keeps no KV cache.", "Choose a model with attention layers.")
+            raise UnsupportedError(f"{name} has no KV cache.", "Choose a model with attention layers.")
         self._probe()
 
     def new_cache(self) -> KvCache:
         """An empty cache."""
         layers: list[LayerCache] = []
-        # A step that is cut in two, both padded, stores up to twice as many rows.
+        # A step that is split in two, each padded, stores up to twice as many rows.
         spare = 2 * self.rows if self.fixed else self.rows
         for window in self._windows:
             if window is None:
@@ -56,15 +56,15 @@ class Decoder:
     def prefill(
         self, cache: KvCache, token_ids: Sequence[int], chunk: int, between: Callable[[], None] = lambda: None
     ) -> tuple[mx.array | None, mx.array]:
-        """Run a prompt in chunks, evaluated one after the other, so that one chunk's activations are held at a time.
+        """Run a prompt in chunks. Each is evaluated before the next, so that memory holds one chunk's activations.
 
-        ``between`` is called between them; what it raises ends the prefill.
+        ``between`` is called between chunks; an exception that it raises ends the prefill.
 
         Returns:
-            Of the last token: its hidden row (see ``step``), and its logits (1, vocab).
+            The last token's hidden row, as from ``step``, and its logits (1, vocab).
         """
         tokens = mx.array([list(token_ids)])
-        # Gemma 4's head is applied to one row. Other models' heads come with their forward: the last token goes alone.
+        # Gemma 4's head is applied to one row only. Other models apply theirs to all rows: the last token runs alone.
         before = len(token_ids) - (1 if self.gemma4 is None else (len(token_ids) - 1) % chunk + 1)
         for start in range(0, before, chunk):
             self._forward(cache, tokens[:, start : min(start + chunk, before)])
@@ -73,15 +73,15 @@ class Decoder:
             between()
         hidden, logits = self._rows(self._forward(cache, tokens[:, before:]), 1)
         if hidden is not None:
-            hidden = mx.contiguous(hidden)  # not a view that keeps the whole chunk
+            hidden = mx.contiguous(hidden)  # a view would keep the whole chunk in memory
         return hidden, logits
 
     def step(self, cache: KvCache, tokens: mx.array) -> tuple[mx.array | None, mx.array]:
-        """Run at most ``rows`` tokens, (1, count), after the stored ones; stores their KV. Nothing is evaluated.
+        """Run at most ``rows`` tokens, (1, count), after the stored ones, and store their KV. Nothing is evaluated.
 
         Returns:
-            Final-normed hidden rows, shape (1, count, hidden_size), of a Gemma 4, else None; and logits, soft-cap
-            applied, shape (count, vocab).
+            Final-normed hidden rows of a Gemma 4, (1, count, hidden_size), else None; and logits with the soft-cap
+            applied, (count, vocab).
         """
         if not self.fixed:
             return self._rows(self._forward(cache, tokens), tokens.shape[1])
@@ -102,13 +102,13 @@ class Decoder:
         return mx.concatenate(hidden, axis=1) if hidden else None, mx.concatenate(logits)
 
     def embed(self, token_ids: mx.array) -> mx.array:
-        """Input embeddings of a Gemma 4, scaled as it scales them; shape (*token_ids.shape, hidden_size)."""
+        """Scaled input embeddings of a Gemma 4: (*token_ids.shape, hidden_size)."""
         text = self.gemma4.model
         embedded: mx.array = text.embed_tokens(token_ids) * text.embed_scale
         return embedded
 
     def _forward(self, cache: KvCache, tokens: mx.array) -> mx.array:
-        """Hidden rows of a Gemma 4, else logits; (1, count, width)."""
+        """Hidden rows of a Gemma 4, logits of other models: (1, count, width)."""
         run = self.model if self.gemma4 is None else self.gemma4.model
         output: mx.array = run(tokens, cache=cache.layers)
         return output
@@ -128,9 +128,9 @@ class Decoder:
         return logits
 
     def _probe(self) -> None:
-        """Dtype and number of the logits, KV bytes of one more token, KV bytes of the sliding layers.
+        """Find the dtype and number of the logits, the KV bytes per token, and those of the sliding layers.
 
-        The forward is only built, never evaluated: shapes and dtypes are known without reading a weight.
+        The forward is built but never evaluated: shapes and dtypes are known without reading a weight.
         """
         cache = self.new_cache()
         _, logits = self._rows(self._forward(cache, mx.array([[0]])), 1)
@@ -145,12 +145,12 @@ class Decoder:
 
 
 def _window(cache: Any, name: str) -> int | None:
-    """The sliding window of a layer, by the cache that mlx-lm would give it."""
+    """The sliding window of a layer, from the cache that mlx-lm would give it; None: full attention."""
     if type(cache) is KVCache:
         return None
     if type(cache) is RotatingKVCache and cache.keep == 0:
         return int(cache.max_size)
     raise UnsupportedError(
-        f"A layer of {name} keeps its state in a {type(cache).__name__}, which cannot be rolled back here.",
+        f"A layer of {name} keeps its state in a {type(cache).__name__}, which this backend cannot roll back.",
         "Choose a model with full and sliding attention only.",
     )

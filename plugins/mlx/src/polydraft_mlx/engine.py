@@ -8,11 +8,11 @@ from importlib.metadata import version
 import mlx.core as mx
 from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
 
+from polydraft_mlx.array_ops import MlxOps
 from polydraft_mlx.decoder import Decoder
-from polydraft_mlx.draft_model import DraftModel
-from polydraft_mlx.mlx_ops import MlxOps
-from polydraft_mlx.mtp import MtpDrafter
-from polydraft_mlx.runtime import Runtime
+from polydraft_mlx.drafters.draft_model import DraftModel
+from polydraft_mlx.drafters.mtp import MtpDrafter
+from polydraft_mlx.resources import Runtime
 from polydraft_mlx.sequence import MlxSequence
 
 __all__ = ["MlxEngine"]
@@ -26,9 +26,9 @@ class MlxEngine(SteppingEngine):
         target: The target.
         drafter: An MTP drafter, a draft model, or None.
         tokenizer: The target's.
-        request: What was asked for.
-        context_length: Tokens a sequence may hold.
-        notes: What the user should know of what was loaded, one sentence each.
+        request: What was loaded.
+        context_length: Tokens that a sequence can hold.
+        notes: What the user should know about it, one sentence each.
     """
 
     array_ops = MlxOps()
@@ -67,28 +67,28 @@ class MlxEngine(SteppingEngine):
 
     @property
     def target(self) -> Decoder:
-        """The target; not after ``close``."""
+        """The target; gone after ``close``."""
         assert self._target is not None
         return self._target
 
     @staticmethod
     def peak_memory_bytes() -> int:
-        """The most that MLX has held at a time in this process, since its start or ``reset_peak_memory``."""
+        """Peak memory of MLX in this process, since its start or the last ``reset_peak_memory``."""
         return int(mx.get_peak_memory())
 
     @staticmethod
     def reset_peak_memory() -> None:
-        """Begin to measure the peak anew."""
+        """Start measuring the peak again."""
         mx.reset_peak_memory()
 
     def open_sequence(self) -> MlxSequence:
-        """A sequence with buffers of its own."""
+        """A sequence with its own buffers."""
         drafter = self._drafter
         side = DraftModel(drafter, self._chunk, self.target.vocab_size) if isinstance(drafter, Decoder) else drafter
         return MlxSequence(self._runtime, self.target, side, self._chunk)
 
     def close(self) -> None:
-        """Drop the models, and give MLX's cached buffers back."""
+        """Drop the models, and free the buffers that MLX has cached."""
         self._target = None
         self._drafter = None
         mx.clear_cache()

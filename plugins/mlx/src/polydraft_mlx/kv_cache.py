@@ -1,9 +1,9 @@
-"""KV caches that can be rolled back: one buffer a layer, in place of mlx-lm's own.
+"""KV caches that can be rolled back, in place of mlx-lm's own: one buffer per layer.
 
-mlx-lm's ``RotatingKVCache`` overwrites what a rollback past the window needs. Here the token at position p always lies
-in slot ``p % capacity``, with ``capacity = window + spare``: the window's memory plus what may be taken back.
-A step of at most ``rows`` tokens attends to the whole buffer, with a mask made of positions, so its shape is constant
-and a token's place in it does not depend on how the tokens were cut into steps.
+mlx-lm's ``RotatingKVCache`` overwrites rows that a rollback past the window needs. Here the token at position p is
+always in slot ``p % capacity``, where ``capacity = window + spare``: the window, and the tokens that may be rolled
+back. A step of at most ``rows`` tokens attends to the whole buffer under a mask computed from positions. So the shape
+is constant, and a token's slot does not depend on how the tokens were divided into steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LayerCache:
     """Keys and values of one layer, (1, heads, slots, head_dim), with the interface that mlx-lm's models expect.
 
     Args:
-        rows: Tokens that one step runs at most.
+        rows: The most tokens that one step runs.
     """
 
     def __init__(self, rows: int) -> None:
@@ -44,15 +44,15 @@ class LayerCache:
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask of the ``count`` tokens that are about to be stored."""
+        """The mask of the ``count`` tokens that will be stored next."""
         raise NotImplementedError
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Store new rows; return what they attend to."""
+        """Store new rows; return the keys and values that they attend to."""
         raise NotImplementedError
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Stored keys and values from position ``first`` on, for a drafter: with a mask (1, slots), or None."""
+        """Stored keys and values from position ``first`` on, for a drafter, and a mask (1, slots) or None."""
         raise NotImplementedError
 
 
@@ -60,9 +60,8 @@ class FullCache(LayerCache):
     """A layer with full attention.
 
     Args:
-        rows: See ``LayerCache``.
-        whole: Steps attend to all slots up to the next multiple of ``BLOCK`` after the last one that ``rows`` more
-            tokens could take, so that the shape depends on the position alone.
+        rows: The most tokens that one step runs.
+        whole: Steps attend to all slots up to ``block_end``, so that their shape depends on the position alone.
     """
 
     def __init__(self, rows: int, *, whole: bool) -> None:
@@ -70,7 +69,7 @@ class FullCache(LayerCache):
         self._whole = whole
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Causal; with ``window_size`` for models that keep a window's layer in a full cache."""
+        """A causal mask; ``window_size`` is set by models that use a full cache for a sliding layer."""
         if not self._step(count) and window_size is None:
             return None if count == 1 else "causal"
         slots = self._slots(count)
@@ -81,7 +80,7 @@ class FullCache(LayerCache):
         return mx.array(mask)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Store new rows; return all up to them."""
+        """Store new rows; return all rows up to them (with ``whole``, up to ``block_end``)."""
         count = int(keys.shape[2])
         slots, end = self._slots(count), self.offset + count
         self._grow(keys, values, max(slots, end))
@@ -93,7 +92,7 @@ class FullCache(LayerCache):
         return self.keys[..., :slots, :], self.values[..., :slots, :]
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """See ``LayerCache``."""
+        """All rows from ``first`` on, without a mask."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys[..., first : self.offset, :], self.values[..., first : self.offset, :], None
@@ -120,20 +119,20 @@ class FullCache(LayerCache):
 
 
 def block_end(position: int, rows: int) -> int:
-    """Slots of a ``whole`` cache that a step of ``rows`` tokens beginning at ``position`` attends to."""
+    """Slots of a ``whole`` cache that a step of ``rows`` tokens at ``position`` attends to: a multiple of ``BLOCK``."""
     return -(-(position + rows) // BLOCK) * BLOCK
 
 
 class SlidingCache(LayerCache):
     """A layer whose tokens attend to the last ``window`` tokens, themselves included.
 
-    After any step and any rollback of it the ``window + 1`` tokens before the next one are still there: one more than
-    the target's layers need, as Gemma 4's drafters see one more.
+    After any step, and any rollback of it, the ``window + 1`` tokens before the next one are still stored: one more
+    than the target's layers need, because Gemma 4's drafters see one more.
 
     Args:
-        window: Tokens.
-        rows: See ``LayerCache``.
-        spare: Tokens that may be stored and rolled back; at least ``rows``.
+        window: Number of these tokens.
+        rows: The most tokens that one step runs.
+        spare: The most tokens that may be stored and rolled back; at least ``rows``.
     """
 
     def __init__(self, window: int, rows: int, spare: int) -> None:
@@ -143,7 +142,7 @@ class SlidingCache(LayerCache):
         self.capacity = window + spare
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """By positions; a slot's stale row is always outside the window."""
+        """A mask computed from positions; a stale row is always outside the window."""
         positions = np.arange(self.offset, self.offset + count)[:, None]
         if count <= self.rows:
             held = self._held(self.offset + count)
@@ -152,7 +151,7 @@ class SlidingCache(LayerCache):
         return mx.array((held >= 0) & (held <= positions) & (held > positions - self.window))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Store new rows. A step gets the whole buffer, a longer block the window before it and itself, in order."""
+        """Store new rows. A step gets the whole buffer, a longer chunk the window before it and itself, in order."""
         count = int(keys.shape[2])
         if self.keys is None or self.values is None:
             self.keys = mx.zeros((*keys.shape[:2], self.capacity, keys.shape[3]), keys.dtype)
@@ -172,14 +171,14 @@ class SlidingCache(LayerCache):
         return all_keys, all_values
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """See ``LayerCache``; ``first`` is at least ``offset - window - 1``."""
+        """The whole buffer, with a mask; ``first`` is at least ``offset - window - 1``."""
         assert self.keys is not None
         assert self.values is not None
         held = self._held(self.offset)
         return self.keys, self.values, mx.array(held >= first)[None]
 
     def _held(self, end: int) -> Any:
-        """The position whose row each slot holds once ``end`` tokens are stored; negative: none."""
+        """The position of the row in each slot once ``end`` tokens are stored; negative: empty."""
         slots = np.arange(self.capacity)
         return end - 1 - (end - 1 - slots) % self.capacity
 
@@ -191,7 +190,7 @@ class SlidingCache(LayerCache):
             buffer[..., : count - fits, :] = rows[..., fits:, :]
 
     def _read(self, buffer: mx.array, first: int) -> list[mx.array]:
-        """The rows of the positions ``first`` to ``offset``, in order."""
+        """The rows of the positions from ``first`` to before ``offset``, in order, in one or two parts."""
         if first == self.offset:
             return []
         start, end = first % self.capacity, (self.offset - 1) % self.capacity + 1
@@ -204,7 +203,7 @@ class KvCache:
     """All layers of one sequence.
 
     Args:
-        layers: Those that store keys and values of their own, in order.
+        layers: The layers that store their own keys and values, in order.
     """
 
     def __init__(self, layers: list[LayerCache]) -> None:
@@ -230,15 +229,15 @@ class KvCache:
         """Forget all but the first ``length`` tokens.
 
         Raises:
-            EngineError: A sliding layer has overwritten what it would need.
+            EngineError: A sliding layer has overwritten rows that it would need.
         """
         self._written = max(self._written, self.length)
         for layer in self.layers:
             if isinstance(layer, SlidingCache) and self._written > max(layer.capacity, length + layer.spare):
                 raise EngineError(
-                    f"{self._written - length} tokens were to be rolled back past a sliding window, and at most "
-                    f"{layer.spare} can be.",
-                    "This is a defect of the caller; report it.",
+                    f"Cannot roll back {self._written - length} tokens past a sliding window; the most is "
+                    f"{layer.spare}.",
+                    "This is a bug in the caller; report it.",
                 )
         for layer in self.layers:
             layer.offset = length

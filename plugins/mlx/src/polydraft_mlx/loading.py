@@ -1,4 +1,4 @@
-"""From a load request to a loaded pair: files, device, dtype, memory, models."""
+"""From a load request to a loaded pair."""
 
 from __future__ import annotations
 
@@ -11,26 +11,20 @@ from mlx_lm.utils import load_model
 from polydraft.checkpoints.config import eos_token_ids, text_config
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
-from polydraft.errors import (
-    ContextLengthError,
-    InvalidRequestError,
-    ModelFormatError,
-    OutOfMemoryError,
-    UnsupportedError,
-)
+from polydraft.engines import context_length
+from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
 from polydraft.hardware import cpu_dtype
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoTokenizer
 
+from polydraft_mlx.assistant import load_assistant
 from polydraft_mlx.config import is_gemma4, overrides
 from polydraft_mlx.decoder import Decoder
-from polydraft_mlx.drafter_loading import in_one_line, load_assistant
+from polydraft_mlx.drafters.mtp import MtpDrafter
 from polydraft_mlx.engine import MlxEngine
-from polydraft_mlx.experts import widen_experts
-from polydraft_mlx.layout import lay_by_columns
-from polydraft_mlx.mtp import MtpDrafter
-from polydraft_mlx.runtime import Runtime, find_device, free_memory
+from polydraft_mlx.resources import Runtime, find_device, free_memory, in_one_line
+from polydraft_mlx.workarounds import lay_by_columns, widen_experts
 
 __all__ = ["load_pair"]
 
@@ -45,23 +39,26 @@ _DTYPES = {
     "bf16": mx.bfloat16,
 }
 _LEAST_CONTEXT = 256
-"""Where the model's own context does not fit into memory, so many tokens at least must."""
+"""If the model's own context does not fit into memory, at least this many tokens must."""
 
 
 def load_pair(request: LoadRequest) -> MlxEngine:
-    """Load target and drafter. Weights are read only after it is known that they, and the context, fit.
+    """Load target and drafter. Weights are read only once weights and context are known to fit.
 
     Raises:
-        DeviceError: The device is not there.
-        OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
-        ModelFormatError: A file is missing or damaged, or the architecture unknown to mlx-lm.
+        DeviceError: The device does not exist.
+        OutOfMemoryError: The weights, or the requested context, do not fit into the free memory.
+        ModelFormatError: A file is missing or damaged, or mlx-lm does not know the architecture.
         InvalidRequestError: Unknown dtype, or a context longer than the model's.
-        UnsupportedError: The model's layers keep a state that cannot be rolled back.
+        UnsupportedError: The state of the model's layers cannot be rolled back.
     """
     runtime = Runtime(find_device(request.device))
-    _check_dtype(request.dtype)
+    if request.dtype != "auto" and request.dtype not in _DTYPES:
+        raise InvalidRequestError(f"dtype={request.dtype!r} is unknown.", f"Use auto, {', '.join(_DTYPES)}.")
     plan = request.plan
-    own_context = _own_context(request)
+    gemma4_default = 131_072 if is_gemma4(request.target.config) else None
+    longest = text_config(request.target.config).get("max_position_embeddings") or gemma4_default
+    wanted = context_length(request, longest=longest)
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     dtype, note = _dtype(request, [path for path in (target_path, drafter_path) if path is not None], runtime)
@@ -74,7 +71,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
             if plan.kind == "mtp":
                 if target.gemma4 is None:
                     raise UnsupportedError(
-                        f"{request.target.id} is no Gemma 4, and assistants are made for these.",
+                        f"{request.target.id} is not a Gemma 4, and assistants draft only for these.",
                         "Use a draft model, or drafter='ngram'.",
                     )
                 models.append(load_assistant(plan.drafter, drafter_path, dtype))
@@ -83,7 +80,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
                 models.append(_model(plan.drafter, drafter_path, request, dtype))
                 drafter = Decoder(models[1], plan.drafter.id, rows)
         widened = runtime.name == "cpu" and sum(widen_experts(model) for model in models) > 0
-        context, notes = _fit(request, own_context, models, target, drafter, runtime)
+        context, notes = _fit(request, wanted, models, target, drafter, runtime)
         for model in models:
             if runtime.name == "cpu":
                 lay_by_columns(model)
@@ -94,18 +91,13 @@ def load_pair(request: LoadRequest) -> MlxEngine:
     if quantized := _quantization(request.target):
         notes.append(quantized)
     if widened:
-        notes.append("The experts run in float32: on the CPU, MLX has no other product of chosen experts.")
+        notes.append("The experts run in float32: on the CPU, MLX multiplies chosen experts in no other dtype.")
     tokenizer = _tokenizer(target_path, request, target.vocab_size)
     return MlxEngine(runtime, target, drafter, tokenizer, request, context, notes)
 
 
-def _check_dtype(name: str) -> None:
-    if name != "auto" and name not in _DTYPES:
-        raise InvalidRequestError(f"dtype is {name!r}.", f"Give auto, {', '.join(_DTYPES)}.")
-
-
 def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple[mx.Dtype | None, str]:
-    """What is not quantized is turned into this dtype (None: left as it is stored), and a note on it, or empty."""
+    """The dtype to convert unquantized weights to (None: keep the stored one), and a note about it, if any."""
     if request.dtype != "auto":
         return _DTYPES[request.dtype], ""
     if runtime.name != "cpu":
@@ -115,7 +107,7 @@ def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple
 
 
 def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:
-    """A model of mlx-lm, its weights not read yet."""
+    """Load a model of mlx-lm lazily; MLX reads its weights when they are evaluated."""
     try:
         model, _ = load_model(
             path,
@@ -123,10 +115,10 @@ def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtyp
             model_config=overrides(source.config, source.id),
             trust_remote_code=request.trust_remote_code,
         )
-    except Exception as error:  # what mlx-lm meets in a config or file that it was not written for is of any kind
+    except Exception as error:  # of any kind: mlx-lm does not check configs and files
         raise ModelFormatError(
             f"mlx-lm cannot load {source.id}: {in_one_line(error)}",
-            "Check that the checkpoint is complete, and its architecture and quantization known to mlx-lm.",
+            "Check that the checkpoint is complete, and that mlx-lm knows its architecture and quantization.",
         ) from error
     if dtype is not None:
         model.set_dtype(dtype)
@@ -134,7 +126,7 @@ def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtyp
 
 
 def _quantization(source: ModelSource) -> str:
-    """One sentence on a quantized checkpoint, or an empty string."""
+    """One sentence about a quantized checkpoint, or an empty string."""
     found = source.config.get("quantization") or text_config(source.config).get("quantization")
     if not isinstance(found, dict) or "bits" not in found:
         return ""
@@ -158,30 +150,18 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
 
 
-def _own_context(request: LoadRequest) -> int:
-    default = 131_072 if is_gemma4(request.target.config) else 4096
-    own = int(text_config(request.target.config).get("max_position_embeddings") or default)
-    if request.context_length is not None and request.context_length > own:
-        raise ContextLengthError(
-            f"context_length is {request.context_length}, and {request.target.id} was made for {own} tokens.",
-            f"Give at most {own}.",
-        )
-    return own
-
-
 def _fit(
     request: LoadRequest,
-    own_context: int,
+    wanted: int,
     models: list[Any],
     target: Decoder,
     drafter: MtpDrafter | Decoder | None,
     runtime: Runtime,
 ) -> tuple[int, list[str]]:
-    """The context that fits beside the weights, and notes."""
+    """The context length that fits next to the weights, and notes."""
     weights = sum(int(array.nbytes) for model in models for _, array in tree_flatten(model.parameters()))
     free = free_memory(runtime.device)
     decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
-    wanted = request.context_length or own_context
     scores = _scores(request, wanted, runtime)
     growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + scores
     fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
@@ -197,18 +177,18 @@ def _fit(
     if fits < wanted:
         if request.context_length is not None:
             raise OutOfMemoryError(
-                f"A context of {wanted} tokens needs {_gib(growing * wanted)} beside {_gib(weights)} of weights, and "
+                f"A context of {wanted} tokens needs {_gib(growing * wanted)} next to {_gib(weights)} of weights, and "
                 f"{runtime.name} has {_gib(free)} free.",
                 f"Give context_length={fits // 2} or less.",
             )
-        notes.append(f"The context is shortened from {wanted} to {fits} tokens, which is what fits into memory.")
+        notes.append(f"The context is shortened from {wanted} to {fits} tokens to fit into memory.")
     return int(fits), notes
 
 
 def _scores(request: LoadRequest, context: int, runtime: Runtime) -> int:
-    """Bytes a token of context that attention takes in a chunk of a prompt, in a context of so many tokens.
+    """Bytes per token of a full context that attention to it takes, while a chunk of a prompt is run.
 
-    On the CPU MLX writes the scores of all heads down, and their softmax; on GPUs its kernel does not.
+    On the CPU MLX stores the scores of all heads and their softmax; on GPUs its kernel does not.
     """
     if runtime.name != "cpu":
         return 0

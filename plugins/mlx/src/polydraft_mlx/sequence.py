@@ -1,4 +1,4 @@
-"""One sequence on a loaded pair."""
+"""One sequence on a loaded pair, and its logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy.typing as npt
 from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 
 from polydraft_mlx.decoder import Decoder
-from polydraft_mlx.draft_model import DraftModel
-from polydraft_mlx.mtp import MtpDrafter
-from polydraft_mlx.runtime import Runtime
+from polydraft_mlx.drafters.draft_model import DraftModel
+from polydraft_mlx.drafters.mtp import MtpDrafter
+from polydraft_mlx.resources import Runtime
 
 __all__ = ["MlxLogits", "MlxSequence"]
 
 
 class MlxLogits:
-    """Logits where MLX keeps them.
+    """Logits in MLX's memory, as a ``polydraft.contract.LogitsHandle``.
 
     Args:
         logits: Shape (rows, vocab); evaluated here.
@@ -34,13 +34,13 @@ class MlxLogits:
 
 
 class MlxSequence(EngineSequence):
-    """See ``EngineSequence``.
+    """The target's KV cache and tokens, and the drafter's side of the sequence.
 
     Args:
         runtime: Device and stream.
         target: The target.
-        drafter: The pair's MTP drafter, or the draft model's side of this sequence, or None.
-        chunk: Prompt tokens run in one forward.
+        drafter: The pair's MTP drafter, or a draft model's side of this sequence, or None.
+        chunk: Prompt tokens per forward.
     """
 
     def __init__(self, runtime: Runtime, target: Decoder, drafter: MtpDrafter | DraftModel | None, chunk: int) -> None:
@@ -104,6 +104,6 @@ class MlxSequence(EngineSequence):
 
     def _choose(self, logits: mx.array, run: Sequence[int], sampler: Sampler, *, keep_logits: bool) -> Step:
         chosen, logprobs = sampler.choose(logits, self._cache.length - len(run) + 1, run)
-        # Evaluated already, but for rows of the KV that no chosen token depends on.
+        # Most of it has been evaluated; not the rows of the KV on which no chosen token depends.
         mx.eval(self._cache.state)
         return Step(chosen, MlxLogits(logits) if keep_logits else None, logprobs)

@@ -1,4 +1,4 @@
-"""Where MLX works: the device, one stream that any thread may use, and errors in polydraft's words."""
+"""The device, its free memory, a stream that any thread may use, and MLX's errors as polydraft's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import mlx.core as mx
 from polydraft.errors import DeviceError, EngineError, OutOfMemoryError, PolydraftError
 
-__all__ = ["Runtime", "begin", "devices", "find_device", "free_memory"]
+__all__ = ["Runtime", "devices", "find_device", "free_memory", "in_one_line", "start"]
 
 _LOCK = threading.Lock()
-"""One for all sessions: streams that may be used in any thread must not be used in two at a time."""
+"""One for all sessions: a stream that any thread may use must not be used by two at a time."""
 
 _NO_MEMORY = re.compile(
     r"^\[[^\]]*malloc\]|^\[METAL\].*Insufficient Memory|^cuda.*out of memory", re.IGNORECASE | re.DOTALL
@@ -31,11 +31,11 @@ _GPU_NAMES = {"gpu", "metal", "mps", "cuda"}
 class Runtime:
     """The device and stream of one engine.
 
-    MLX's ordinary streams belong to the thread that made them (since 0.31.2), and lazy arrays to their stream. An
-    engine is used by several threads, one at a time, so it has a stream of the other kind.
+    An ordinary stream of MLX belongs to the thread that made it (since 0.31.2), and a lazy array to its stream. Several
+    threads use an engine, one at a time, so its stream is a thread-unsafe one.
 
     Args:
-        device: As ``find_device`` gives it.
+        device: From ``find_device``.
     """
 
     def __init__(self, device: mx.Device) -> None:
@@ -45,10 +45,10 @@ class Runtime:
 
     @contextmanager
     def use(self, what: str) -> Iterator[None]:
-        """Do MLX's work in here, and evaluate what is needed before leaving.
+        """A context for all work with MLX. Evaluate what is needed before leaving it.
 
         Args:
-            what: What is being done, for messages: "A prompt was run".
+            what: What is being done, for error messages: "A prompt was run".
 
         Raises:
             OutOfMemoryError: MLX could not allocate memory.
@@ -60,30 +60,29 @@ class Runtime:
             except PolydraftError:
                 raise
             except (RuntimeError, MemoryError) as error:
-                # Others' errors, a logits processor's say, are theirs; MLX's begin with "[operation]".
+                # MLX's own errors start with "[operation]"; others, such as a logits processor's, pass.
                 text = str(error)
                 if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
                     raise OutOfMemoryError(
-                        f"{what}, and memory ran out: {text or error!r}",
+                        f"{what}, but memory ran out: {text or error!r}",
                         "Give a smaller context_length, a shorter prompt, or a quantized model.",
                     ) from error
                 if text.startswith("["):
-                    raise EngineError(f"{what}, and MLX failed: {text}", "Report it with this message.") from error
+                    raise EngineError(f"{what}, but MLX failed: {text}", "Report it with this message.") from error
                 raise
 
 
-def begin(array: mx.array) -> None:
-    """Let a GPU compute an array while the next step's graph is built; on the CPU that costs more than it saves."""
+def start(array: mx.array) -> None:
+    """Let a GPU compute an array while the next step's graph is built. On the CPU this costs more than it saves."""
     if mx.default_device().type == mx.gpu:
-        start: Any = mx.async_eval
-        start(array)
+        mx.async_eval(array)
 
 
 def find_device(name: str) -> mx.Device:
     """The device of a name: ``auto``, ``cpu``, ``gpu`` (Metal or CUDA), ``gpu:1``.
 
     Raises:
-        DeviceError: It is not there, or the name is none.
+        DeviceError: It does not exist here, or the name is unknown.
     """
     if name == "auto":
         return mx.default_device()
@@ -92,33 +91,33 @@ def find_device(name: str) -> mx.Device:
         return mx.Device(mx.cpu, 0)
     here = ", ".join(devices())
     if kind not in _GPU_NAMES or not (index or "0").isdigit():
-        raise DeviceError(f"MLX has no device {name!r}; there are: {here}.", "Give auto, cpu or gpu.")
+        raise DeviceError(f"MLX has no device {name!r}; available: {here}.", "Use auto, cpu or gpu.")
     count = gpu_count()
     wrong_kind = (kind in {"metal", "mps"} and not mx.metal.is_available()) or (
         kind == "cuda" and not mx.cuda.is_available()
     )
     if wrong_kind or int(index or 0) >= count:
         raise DeviceError(
-            f"The device {name} was asked for, and MLX {version('mlx')} has: {here}.",
+            f"The device {name} does not exist here; MLX {version('mlx')} has: {here}.",
             "Use device='cpu', or a Mac with Apple silicon, or on Linux with an NVIDIA GPU: pip install 'mlx[cuda13]'.",
         )
     return mx.Device(mx.gpu, int(index or 0))
 
 
 def gpu_count() -> int:
-    """GPUs that the installed build of MLX can use."""
+    """Number of GPUs that the installed build of MLX can use."""
     if not (mx.metal.is_available() or mx.cuda.is_available()):
         return 0
     return int(mx.device_count(mx.gpu))
 
 
 def devices() -> list[str]:
-    """Names of the devices, the best first."""
+    """Names of the devices, best first."""
     return [*(f"gpu:{index}" if index else "gpu" for index in range(gpu_count())), "cpu"]
 
 
 def device_name(device: mx.Device) -> str:
-    """As ``find_device`` takes it."""
+    """The name that ``find_device`` takes."""
     if device.type == mx.cpu:
         return "cpu"
     index = int(str(device).rpartition(",")[2].strip(" )"))
@@ -143,7 +142,7 @@ def free_memory(device: mx.Device) -> int:
 
 
 def _left_in_container(otherwise: int) -> int:
-    """What a container's limit leaves (cgroup v2): more than that ends the process."""
+    """Bytes left of a container's limit (cgroup v2); a process that takes more is killed."""
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -152,5 +151,11 @@ def _left_in_container(otherwise: int) -> int:
         reclaimable = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - reclaimable
         return max(0, int(limit) - used)
-    except (OSError, ValueError):  # no such limit here
+    except (OSError, ValueError):  # no limit here
         return otherwise
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of a loader's error, which may list hundreds of names, as one readable line."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{text[:300]}{' ...' if len(text) > 300 else '.'}" if text else f"{error!r}."

@@ -1,10 +1,10 @@
 """Drafting with a Gemma 4 assistant: the protocol between it and the target.
 
 As in Transformers 5.22 (``SinglePositionMultiTokenCandidateGenerator`` in generation/candidate_generator.py): the
-newest token has position p. All steps of a round give p as the position and attend to the target's keys and values of
-the positions before p, of the last layer of each attention type that stores its own. The first step's input is the
-newest token's embedding (the target's, scaled) beside the target's final-normed hidden row of position p-1; each
-further step takes the drafted token and the assistant's own output, projected back to the target's width.
+newest token has position p. All steps of a round use p as the position and attend to the target's keys and values of
+the positions before p, taken from the last layer of each attention type that stores its own. The first step's input is
+the newest token's embedding (the target's, scaled), concatenated with the target's final-normed hidden row of position
+p-1. Each further step takes the drafted token and the assistant's own output, projected back to the target's width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polydraft.contract import Sampler
 from polydraft_mlx.assistant import Assistant
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
-from polydraft_mlx.runtime import begin
+from polydraft_mlx.resources import start
 
 __all__ = ["MtpDrafter"]
 
@@ -42,7 +42,7 @@ class MtpDrafter:
         """Draft k tokens after ``newest``.
 
         Args:
-            cache: The target's; its ``length`` is the position of ``newest``.
+            cache: The target's KV cache; its ``length`` is the position of ``newest``.
             hidden: The target's hidden row before it, shape (1, 1, hidden_size).
             newest: The newest token.
             k: At least 1.
@@ -60,7 +60,7 @@ class MtpDrafter:
             logits, hidden = self._assistant(inputs, shared, position)
             prefix = known if sampler.needs_prefix else None
             token = sampler.choose_draft(logits, cache.length + 1 + step, prefix)
-            begin(token)
+            start(token)
             drafts.append(token)
             if sampler.needs_prefix:
                 known.append(int(token))
@@ -73,7 +73,7 @@ class MtpDrafter:
     def _shared(layer: LayerCache) -> tuple[mx.array, mx.array, mx.array | None]:
         first = 0
         if isinstance(layer, SlidingCache):
-            # Upstream's mask lets the drafter see distances up to the window, inclusive: one row more than the
-            # target's own layers (create_bidirectional_sliding_window_mask in masking_utils.py).
+            # Upstream's mask shows the drafter distances up to and including the window: one row more than the
+            # target's own layers see (create_bidirectional_sliding_window_mask in masking_utils.py).
             first = max(layer.offset - layer.window - 1, 0)
         return layer.visible(first)

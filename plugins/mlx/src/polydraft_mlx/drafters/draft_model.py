@@ -1,4 +1,7 @@
-"""A second, smaller causal language model as the drafter, with a KV cache of its own."""
+"""Drafting with a second, smaller model that has its own KV cache.
+
+``polydraft.engines.draft_model`` would wait for the device after each draft; here one wait ends a round of k drafts.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ import mlx.core as mx
 from polydraft.contract import Sampler
 
 from polydraft_mlx.decoder import Decoder
-from polydraft_mlx.runtime import begin
+from polydraft_mlx.resources import start
 
 __all__ = ["DraftModel"]
 
 
 class DraftModel:
-    """The drafter's side of one sequence. It catches up on tokens that it has not run yet.
+    """The drafter's side of one sequence. Before it drafts, it runs the tokens that it has not run yet.
 
-    The same tokens may come with embeddings of two sizes, as sizes are padded. Ids that only the drafter has are never
-    drafted; for one that only the target has, the drafter runs its own last token.
+    Target and drafter with the same tokens may pad their embeddings to different sizes. Ids that only the drafter has
+    are never drafted; in place of an id that only the target has, the drafter runs its own last one.
 
     Args:
         decoder: The draft model.
-        chunk: Tokens run in one forward while catching up.
-        vocab_size: The target's number of tokens.
+        chunk: Tokens per forward while it catches up.
+        vocab_size: Number of the target's tokens.
     """
 
     def __init__(self, decoder: Decoder, chunk: int, vocab_size: int) -> None:
@@ -36,31 +39,31 @@ class DraftModel:
     def propose(
         self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
     ) -> tuple[list[int], mx.array | None]:
-        """Draft k tokens after ``token_ids``, all of the sequence with its newest token."""
+        """Draft k tokens after ``token_ids``: all tokens of the sequence, the newest included."""
         agreed = self._agreed(token_ids)
         del self._run[agreed:]
         if agreed < self._cache.length:
             self._cache.rollback(agreed)
         pending = list(token_ids[agreed:])
         last = self._decoder.vocab_size - 1
-        known_to_it = [min(token, last) for token in pending]
+        runnable = [min(token, last) for token in pending]
         if len(pending) <= self._decoder.rows:
-            _, logits = self._decoder.step(self._cache, mx.array([known_to_it]))
+            _, logits = self._decoder.step(self._cache, mx.array([runnable]))
         else:
-            _, logits = self._decoder.prefill(self._cache, known_to_it, self._chunk)
+            _, logits = self._decoder.prefill(self._cache, runnable, self._chunk)
         self._run.extend(pending)
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [token_ids[-1]]
         for step in range(k):
             if step:
-                # The drafted token stays on the device: one wait at the end of k steps.
-                token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)  # a forced one
+                # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
+                token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)
                 _, logits = self._decoder.step(self._cache, token[None])
-            row = self._as_wide_as_the_targets(logits[-1:])
+            row = self._target_wide(logits[-1:])
             prefix = known if sampler.needs_prefix else None
             drafts.append(sampler.choose_draft(row, len(token_ids) + step, prefix))
-            begin(drafts[-1])
+            start(drafts[-1])
             if sampler.needs_prefix:
                 known.append(int(drafts[-1]))
             if keep_logits:
@@ -69,14 +72,15 @@ class DraftModel:
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
 
-    def _as_wide_as_the_targets(self, row: mx.array) -> mx.array:
+    def _target_wide(self, row: mx.array) -> mx.array:
+        """A row (1, vocab) cut or padded to the target's number of tokens."""
         lacking = self._vocab_size - row.shape[1]
         if lacking <= 0:
             return row[:, : self._vocab_size] if lacking else row
         return mx.pad(row, [(0, 0), (0, lacking)], constant_values=mx.array(-mx.inf, row.dtype))
 
     def _agreed(self, token_ids: Sequence[int]) -> int:
-        """How many of the tokens that were run stand in the sequence; at least one token is left to run."""
+        """How many of the tokens run are a prefix of the sequence; at least one token is left to run."""
         agreed = min(len(self._run), len(token_ids) - 1)
         while agreed > 0 and self._run[agreed - 1] != token_ids[agreed - 1]:
             agreed -= 1

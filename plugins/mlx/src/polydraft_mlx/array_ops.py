@@ -1,22 +1,20 @@
-"""The sampler's array operations on MLX, on any device."""
+"""The sampler's array operations in MLX, on any device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from polydraft.contract import Indices
 from polydraft.sampling.noise import gumbel
-
-if TYPE_CHECKING:
-    from polydraft.contract.arrays import Indices
 
 __all__ = ["MlxOps"]
 
 
 class MlxOps:
-    """See ``polydraft.contract.arrays.ArrayOps``. No operation is compiled, so none is fused with another."""
+    """``polydraft.contract.ArrayOps`` in MLX. No operation is compiled, so that none is fused with another."""
 
     def float32(self, array: Any) -> mx.array:
         return mx.array(array) if not isinstance(array, mx.array) else array.astype(mx.float32)
@@ -74,7 +72,7 @@ class MlxOps:
         return mx.take_along_axis(array, indices, axis=-1)
 
     def candidates(self, values: mx.array, floor: mx.array) -> tuple[mx.array, mx.array]:
-        # All of them: on a device, to compact means to wait. (On hosts the rule runs in numpy: see host_view.)
+        # All columns: compacting them would wait for the device. (On the CPU the rule runs in numpy, by host_view.)
         columns = mx.broadcast_to(mx.arange(values.shape[-1], dtype=mx.int64), values.shape)
         return mx.where(values >= floor, values, -mx.inf), columns
 
@@ -118,7 +116,7 @@ def _index(values: Indices) -> mx.array:
 
 
 def _lowbias32(values: mx.array) -> mx.array:
-    """On uint32: see ``polydraft.sampling.noise``."""
+    """The finaliser of ``polydraft.sampling.noise`` in uint32, whose products wrap as the definition's do."""
     values = (values ^ (values >> 16)) * 0x7FEB352D
     values = (values ^ (values >> 15)) * mx.array(0x846CA68B, dtype=mx.uint32)
     return values ^ (values >> 16)

@@ -1,0 +1,1 @@
+"""Drafters in MLX: Gemma 4 assistants and draft models."""
