@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 from polydraft.contract import Proposal, Step
-from polydraft_reference.engine import ReferenceSequence
+from polydraft_reference.sequence import ReferenceSequence
 
 
 class Unverified(ReferenceSequence):

@@ -48,7 +48,7 @@ class Kit:
 
     def __init__(self):
         from polydraft_reference.backend import ReferenceBackend
-        from polydraft_reference.engine import ReferenceSequence
+        from polydraft_reference.sequence import ReferenceSequence
         from polydraft_reference.toys import toy_request, toy_source
 
         self.backend = ReferenceBackend()

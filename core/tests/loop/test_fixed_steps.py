@@ -9,7 +9,8 @@ from polydraft.errors import UnsupportedError
 
 pytest.importorskip("polydraft_reference", reason="the check is tested on the reference engine: polydraft-reference")
 
-from polydraft_reference.engine import ReferenceEngine, ReferenceSequence
+from polydraft_reference.engine import ReferenceEngine
+from polydraft_reference.sequence import ReferenceSequence
 
 
 class Nudging(ReferenceSequence):

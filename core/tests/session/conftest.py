@@ -28,7 +28,7 @@ def make_session():
     """Makes sessions: ``concurrency``, and a ``gate`` that every target step passes."""
     reference = pytest.importorskip("polydraft_reference.backend", reason="needs polydraft-reference")
     from polydraft._session.session import Session
-    from polydraft_reference.engine import ReferenceSequence
+    from polydraft_reference.sequence import ReferenceSequence
     from polydraft_reference.toys import toy_request
 
     made = []

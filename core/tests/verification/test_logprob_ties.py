@@ -3,7 +3,7 @@
 import polydraft
 import pytest
 from polydraft.verification import judge, tie_from_logprobs
-from polydraft_reference.engine import ReferenceSequence
+from polydraft_reference.sequence import ReferenceSequence
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 SETTINGS = {"speculate": "off", "temperature": 0.0, "ignore_eos": True}

@@ -1,4 +1,4 @@
-"""What several tests of this backend use."""
+"""Fixtures of several tests of this backend."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 
 class Greedy:
-    """A sampler apart from the core's rule."""
+    """A sampler that does not use the core's rule."""
 
     needs_prefix = False
 
@@ -25,7 +25,7 @@ def greedy():
 
 @pytest.fixture
 def copy_of(tmp_path):
-    """Copy a built-in checkpoint, with changes of its config; returns the folder."""
+    """Copy a built-in checkpoint and change its config; returns the folder."""
     pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
     def copy(name, folder=None, **changes):

@@ -96,7 +96,7 @@ def test_layers_that_cannot_be_rolled_back(copy_of):
     from polydraft_mlx.decoder import Decoder
 
     class Recurrent:
-        """A model whose layers keep what mlx-lm's state-space models keep."""
+        """A model with the cache of mlx-lm's state-space models."""
 
         def make_cache(self):
             from mlx_lm.models.cache import ArraysCache
@@ -133,7 +133,7 @@ def test_a_drafter_of_an_unknown_dtype(copy_of):
 
 
 def test_a_centroid_head_with_ids_of_no_tokens(copy_of):
-    """MLX looks up any number, and ends the process where there is no such row."""
+    """MLX does not check the ids, and a row that does not exist ends the process."""
     folder = copy_of("tiny-e2b-assistant")
     weights = mx.load(str(folder / "model.safetensors"))
     weights["masked_embedding.token_ordering"] += 10**6
@@ -169,7 +169,7 @@ def test_a_chunk_is_no_longer_than_the_context():
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    """As cgroup v2 shows it inside a container."""
+    """Files as cgroup v2 shows them inside a container."""
     from polydraft_mlx import resources
 
     (tmp_path / "memory.max").write_text("3000000\n")
@@ -208,7 +208,7 @@ def test_a_gpu_where_there_is_none():
 
 
 def test_mlx_fails_in_the_middle():
-    """What MLX raises becomes a typed error, and the session can be used again."""
+    """MLX's errors become typed ones, and the session stays usable."""
     from polydraft.errors import EngineError
     from polydraft_mlx.resources import Runtime
 

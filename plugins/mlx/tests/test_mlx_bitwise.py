@@ -1,4 +1,4 @@
-"""``exactness="bitwise"``: a token's logits have the same bits however the text was cut into steps."""
+"""``exactness="bitwise"``: a token's logits have the same bits however the text was divided into steps."""
 
 import random
 
@@ -13,7 +13,7 @@ K = 4
 
 
 def bits(engine, tokens, start, sizes, greedy):
-    """The bits of all rows from ``start`` on; steps of ``sizes``, each with wrong tokens behind it, rolled back."""
+    """The bits of all rows from ``start`` on, in steps of ``sizes``; wrong tokens after each are rolled back."""
     rng = random.Random(len(tokens))
     sequence, rows, position = engine.open_sequence(), [], start
     sequence.prefill(tokens[:start], greedy)
@@ -41,7 +41,7 @@ def test_rows_have_the_same_bits_in_every_step(target, dtype, greedy):
 
 
 def test_a_device_that_does_not_keep_its_bits_is_refused(monkeypatch):
-    """The core's check finds steps of MLX whose rows depend on their place."""
+    """The core's check finds steps of MLX whose rows depend on their place in the step."""
     import mlx.core as mx
     from polydraft.errors import UnsupportedError
     from polydraft_mlx.decoder import Decoder

@@ -1,4 +1,4 @@
-"""Every form that people have their checkpoints in, made here from the built-in ones."""
+"""Checkpoints in every common form, made from the built-in ones."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_the_old_layout_of_configs(copy_of):
 @pytest.mark.parametrize("model_type", ["gemma4", "gemma4_unified"])
 @pytest.mark.parametrize("layout", ["transformers", "mlx-vlm"])
 def test_the_multimodal_wrapper(model_type, layout, copy_of, tmp_path):
-    """Its text model's weights have another name, and there are others, which are left out."""
+    """The text model's weights have other names; those of other modalities are left out."""
     folder = copy_of("tiny-e2b")
     text = json.loads((folder / "config.json").read_text())
     text.pop("architectures")
@@ -164,7 +164,7 @@ def test_a_quantized_drafter(name, given, copy_of):
 
 @pytest.mark.parametrize("size", [900, 2500])
 def test_a_draft_model_padded_to_another_size(size, copy_of):
-    """Ids that one of the two models has no rows for are neither drafted nor looked up."""
+    """Ids for which one of the two models has no row are neither drafted nor looked up."""
     folder = copy_of("tiny-llama-draft", vocab_size=size)
     weights = mx.load(str(folder / "model.safetensors"))
     for name, value in weights.items():

@@ -1,4 +1,4 @@
-"""Configs of Transformers, old and new, as mlx-lm reads them."""
+"""Old and new configs of Transformers, translated for mlx-lm."""
 
 import json
 

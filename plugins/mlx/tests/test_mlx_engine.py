@@ -47,7 +47,7 @@ def test_after_a_rollback_the_logits_are_those_of_a_fresh_prefill(session, lengt
 
 
 def test_a_drafter_sees_one_row_more_than_the_window(greedy):
-    """Rows of the sliding layers before that one make no difference to the drafts' logits, that one does."""
+    """That row of the sliding layers changes the drafts' logits; rows before it do not."""
     with polydraft.load("builtin:tiny-31b", backend="mlx", dtype="float32", device="cpu") as loaded:
         sequence = loaded.engine.open_sequence()
         newest = sequence.prefill(LONG, greedy).token_ids[0]
@@ -77,8 +77,8 @@ def test_chunks_of_a_prompt_make_no_difference(greedy):
     assert abs(logits[1] - logits[2]).max() < 1e-4
 
 
-def test_weights_laid_out_anew_give_the_same_bits(session, greedy):
-    """See layout.py: on other platforms nothing is laid out, and this compares the same with itself."""
+def test_weights_stored_by_columns_give_the_same_bits(session, greedy):
+    """``lay_by_columns`` changes nothing on other platforms; this test then compares equal layouts."""
     engine = session.engine
     step = engine.open_sequence().prefill(LONG, greedy, keep_logits=True).logits.numpy()
     with engine._runtime.use("A test ran"):
@@ -90,7 +90,7 @@ def test_weights_laid_out_anew_give_the_same_bits(session, greedy):
 
 
 def test_threads_that_did_not_load_it_use_it(session):
-    """MLX's ordinary streams belong to one thread."""
+    """An ordinary stream of MLX belongs to one thread."""
     wanted = session.generate(PROMPT, max_new_tokens=12, ignore_eos=True).token_ids
     found = []
     threads = [

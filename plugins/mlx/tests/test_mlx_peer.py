@@ -24,7 +24,7 @@ def script():
 
 
 def of_transformers(target):
-    """Asked where it is installed, else as recorded."""
+    """Computed if Transformers is installed, else read from the record."""
     try:
         version("polydraft-transformers")
     except PackageNotFoundError:

@@ -19,7 +19,7 @@ SETTINGS = [
 
 @pytest.fixture(params=["host", "device"])
 def ops(request, monkeypatch):
-    """As on a CPU, and as on a GPU, where the rule runs in MLX's own operations."""
+    """As on a CPU, and as on a GPU, where the rule runs in MLX's operations."""
     from polydraft_mlx.array_ops import MlxOps
 
     if request.param == "device":
