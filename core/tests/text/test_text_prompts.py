@@ -130,7 +130,7 @@ def test_wrong_chat_arguments(encode, given):
 
 
 def test_text_whose_tokens_the_model_lacks(byte_tokenizer):
-    with pytest.raises(InvalidRequestError, match="no token of this model"):
+    with pytest.raises(InvalidRequestError, match="not a token of this model"):
         encode_prompt("Hi<bos>", byte_tokenizer, vocab_size=100)
 
 
@@ -170,7 +170,7 @@ def test_text_that_comes_to_no_token(hub_tokenizer):
             return []
 
     for prompt in ("\0", [USER]):
-        with pytest.raises(InvalidRequestError, match="no token"):
+        with pytest.raises(InvalidRequestError, match="no tokens"):
             encode_prompt(prompt, Dropping(), vocab_size=10)
 
 

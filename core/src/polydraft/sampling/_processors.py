@@ -34,6 +34,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
         raise InvalidRequestError(
             f"logits_processor is {processor!r}, which cannot be called.",
             "Give a function (prefix_ids, logits) -> logits.",
+            argument="logits_processor",
         )
     methods = [name for name in ("accept", "rollback") if callable(getattr(processor, name, None))]
     kind: Literal["pure", "stateful"]
@@ -47,11 +48,14 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
             f"logits_processor is {'the class' if isinstance(processor, type) else 'an object of'} {name}, which may "
             "keep a state that cannot be taken back when a draft is rejected.",
             "Give it accept(token_id) and rollback(num_tokens), or, if it keeps no state, wrap it into a function.",
+            argument="logits_processor",
         )
     target = processor if kind == "pure" else type(processor).__call__
     if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target):
         raise InvalidRequestError(
-            "logits_processor is a coroutine or generator function.", "Give a function that returns the logits."
+            "logits_processor is a coroutine or generator function.",
+            "Give a function that returns the logits.",
+            argument="logits_processor",
         )
     try:
         inspect.signature(processor).bind((), None)
@@ -59,6 +63,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
         raise InvalidRequestError(
             f"logits_processor cannot be called with two arguments: {error}.",
             "Give a function (prefix_ids, logits) -> logits.",
+            argument="logits_processor",
         ) from error
     except ValueError:
         pass  # a built-in function without a signature
@@ -107,6 +112,7 @@ class ProcessorRun:
                     raise InvalidRequestError(
                         "This logits_processor keeps a state, and another generation is using it.",
                         "Make one for each generation that runs at the same time.",
+                        argument="logits_processor",
                     )
                 _IN_USE.add(id(processor))
             self._open = True
