@@ -1,0 +1,250 @@
+"""An engine's server as a child process: started, awaited, and ended with this process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
+
+__all__ = ["LOOPBACK", "ServerProcess", "check_port", "free_port"]
+
+LOOPBACK = "127.0.0.1"
+"""Address of this machine that no other machine reaches."""
+_POLL = 0.1
+"""Seconds between two looks at a server that is starting."""
+_GRACE = 20.0
+"""Seconds that a server has to end after SIGTERM."""
+_LAST_WORDS = 400
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now; another program may take it before a server does."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that a server cannot listen on, before it loads the model.
+
+    Args:
+        host: Name or address (IPv4 or IPv6) of this machine.
+        port: Port to listen on.
+
+    Raises:
+        InvalidRequestError: The port is taken, or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The server cannot listen on {host}:{port}: {error.strerror or error}.",
+            "Choose another port or host.",
+            argument="port",
+        ) from error
+
+
+class ServerProcess:
+    """A server that runs as a child of this process and ends with it.
+
+    On POSIX the server and its own children are a process group of their own: Ctrl+C in the app does not interrupt them
+    in the middle of an answer, and they end together. They are killed when this object is deleted and when the
+    interpreter exits; a small process watches this one, and kills them if this one is killed. In a forked child of this
+    process the object has no effect.
+
+    On Windows Ctrl+C does not reach the server either, but nothing ends it when this process is killed, and its own
+    children are not ended with it.
+
+    Args:
+        command: The program and its arguments, with the port (and ``LOOPBACK`` as host) among them.
+        name: What errors call the server: ``llama-server``, ``The vLLM server of org/model``.
+        port: Where it will listen, on the loopback interface.
+        environment: Variables in addition to this process's. An API key goes here: command lines can be read by others.
+
+    Raises:
+        BackendUnavailableError: The program cannot be started.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, name: str, port: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.url = f"http://{LOOPBACK}:{port}"
+        folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
+        self.log = folder / "server.log"
+        """What the server writes to its standard output and error."""
+        self.log.touch(mode=0o600)
+        try:
+            with self.log.open("wb") as log:
+                self._process = _start(
+                    command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+                )
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise BackendUnavailableError(
+                f"{name} cannot be started ({command[0]}): {error.strerror or error}.", "Check the program's path."
+            ) from error
+        self._home = os.getpid()
+        self._discard_log = weakref.finalize(self, _remove, folder, self._home)
+        self._end = weakref.finalize(self, _kill, self._process, _watch(self._process, folder), self._home)
+
+    @property
+    def pid(self) -> int:
+        """Its process id; on POSIX the id of its process group, too."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def wait_until_ready(
+        self, seconds: float, *, health: str = "/health", failure: Callable[[int, str], PolydraftError] | None = None
+    ) -> None:
+        """Wait until the server answers ``health`` with HTTP status 200. If this raises, the server has been stopped.
+
+        Args:
+            seconds: How long to wait at most.
+            health: Path of its health check, which must not need a key.
+            failure: Makes the error for a server that ended before it was ready, from its exit code (negative: the
+                signal that ended it) and the text of its log. None: an ``EngineError`` with the last words.
+
+        Raises:
+            PolydraftError: It ended before it was ready.
+            EngineError: It was not ready in time. Its log is kept, and named in the message.
+        """
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not lead to the loopback
+        deadline = time.monotonic() + seconds
+        try:
+            while time.monotonic() < deadline:
+                code = self._process.poll()
+                if code is not None:
+                    raise failure(code, self._log_text()) if failure else self._ended(code, "before it was ready")
+                with (
+                    contextlib.suppress(OSError, http.client.HTTPException),  # no connection, or another status
+                    opener.open(f"{self.url}{health}", timeout=5),
+                ):
+                    return
+                time.sleep(_POLL)
+            self._discard_log.detach()
+            raise EngineError(
+                f"{self.name} was not ready within {seconds:g} seconds.",
+                f"Give start_timeout a larger value, or look at its log: {self.log}",
+            )
+        except BaseException:
+            self.stop()
+            raise
+
+    def check_alive(self) -> None:
+        """Refuse to go on with a server that has ended.
+
+        Raises:
+            EngineError: It has ended; the message holds its last words.
+        """
+        code = self._process.poll()
+        if code is not None:
+            raise self._ended(code, "unexpectedly")
+
+    def last_words(self) -> str:
+        """The end of its log as one line; empty if it has written nothing, or after ``discard_log``."""
+        return " ".join(self._log_text().split())[-_LAST_WORDS:]
+
+    def stop(self) -> None:
+        """End it and its children: by SIGTERM, and after 20 seconds by SIGKILL. May be called twice."""
+        try:
+            if self._home == os.getpid() and self.running:
+                _signal(self._process, "SIGTERM")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_GRACE)
+        finally:  # also when the wait is interrupted
+            self._end()
+
+    def kill(self) -> None:
+        """End it and its children at once, as a crash would."""
+        self._end()
+
+    def discard_log(self) -> None:
+        """Remove its log. Without this call it is removed when this object is deleted or the interpreter exits."""
+        self._discard_log()
+
+    def _log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def _ended(self, code: int, when: str) -> EngineError:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        return EngineError(f"{self.name} {how} {when}. {self.last_words()}".strip(), "Load the session again.")
+
+
+def _start(command: Sequence[str], **pipes: Any) -> subprocess.Popen[bytes]:
+    """Start a process that a terminal's Ctrl+C does not reach."""
+    if sys.platform == "win32":
+        pipes["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        pipes["start_new_session"] = True
+    return subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **pipes})
+
+
+def _signal(server: subprocess.Popen[bytes], name: str) -> None:
+    """Send a signal to the server's group; Windows has neither and ends the process."""
+    if sys.platform == "win32":
+        server.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.Signals[name])
+
+
+def _watch(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[bytes] | None:
+    """A process that kills the server's group and removes its log once the pipe from here closes; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
+    watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    _watchers.add(watcher)
+    return watcher
+
+
+_watchers: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+
+
+def _close_pipes() -> None:
+    """A forked child must not hold the pipes open after this process has ended."""
+    for watcher in _watchers:
+        assert watcher.stdin is not None
+        watcher.stdin.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_pipes)
+
+
+def _kill(server: subprocess.Popen[bytes], watcher: subprocess.Popen[bytes] | None, home: int) -> None:
+    """Kill the server's group. One whose leader has ended may still have members."""
+    if os.getpid() != home:
+        return  # this is a forked child, and the server its parent's
+    if watcher is not None:
+        watcher.kill()
+        watcher.communicate()
+    _signal(server, "SIGKILL")
+    server.wait()
+
+
+def _remove(folder: Path, home: int) -> None:
+    if os.getpid() == home:
+        shutil.rmtree(folder, ignore_errors=True)
