@@ -65,7 +65,7 @@ def test_cut_short(write, share):
 def test_no_gguf(tmp_path, data):
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
-    with pytest.raises(ModelFormatError, match="no GGUF file"):
+    with pytest.raises(ModelFormatError, match="not a GGUF file"):
         read_header(path)
 
 

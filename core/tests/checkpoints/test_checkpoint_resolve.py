@@ -62,7 +62,7 @@ def test_gguf_shards_are_one_model(tmp_path, gguf_bytes):
 
 def test_gguf_that_is_none(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"version https://git-lfs")
-    with pytest.raises(ModelFormatError, match="no GGUF file"):
+    with pytest.raises(ModelFormatError, match="not a GGUF file"):
         local(tmp_path / "x.gguf")
 
 

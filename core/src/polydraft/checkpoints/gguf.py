@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydraft.checkpoints._gguf_check import check_values
 from polydraft.errors import ModelFormatError
 
 __all__ = ["GgufHeader", "StringArray", "read_header"]
@@ -25,11 +24,34 @@ _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 _DEEPEST = 4
 _MOST_DIMENSIONS = 8
 _AGAIN = "Download it again."
+_MOST_LAYERS = 10_000
+_MOST = 2**32 - 1
+_NUMBERS = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "embedding_length_out",
+    "vocab_size",
+    "attention.key_length",
+    "attention.key_length_swa",
+    "attention.value_length",
+    "attention.value_length_swa",
+    "attention.sliding_window",
+    "attention.shared_kv_layers",
+    "rope.dimension_count",
+    "rope.dimension_count_swa",
+    "expert_count",
+    "nextn_predict_layers",
+)
+_PATTERN = "attention.sliding_window_pattern"
+"""May be shorter than the number of layers: those that only draft are not always in it."""
+_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "expert_used_count", _PATTERN)
+"""One number for all layers, or one number (or bool) per layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class StringArray:
-    """An array of strings as it stands in the file. Equal bytes are equal strings; ``strings`` decodes them."""
+    """An array of strings as the file stores it. Equal bytes are equal strings; ``strings`` decodes them."""
 
     raw: bytes
     count: int
@@ -80,14 +102,14 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
         name: The model's name, for the message; default: the path.
 
     Raises:
-        ModelFormatError: It is no GGUF file, of an unknown version, cut short, or has values that cannot be.
+        ModelFormatError: It is not a GGUF file, of an unknown version, cut short, or has values that no model has.
     """
     name = name or str(path)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
             if magic != MAGIC:
-                raise ModelFormatError(f"{name} is no GGUF file: it begins with {magic!r}.", _AGAIN)
+                raise ModelFormatError(f"{name} is not a GGUF file: it starts with {magic!r}.", _AGAIN)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Reader(data).header(name)
     except OSError as error:
@@ -96,7 +118,7 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
         raise ModelFormatError(
             f"{name} is cut short or damaged: its GGUF header cannot be read to its end.", _AGAIN
         ) from error
-    check_values(header, name)
+    _check_values(header, name)
     return header
 
 
@@ -130,7 +152,7 @@ class _Reader:
             end = max(end, self._number("Q"))
         if self._at + end > len(self._data):
             raise ModelFormatError(
-                f"{name} is cut short: it has {len(self._data)} bytes, and a tensor begins {end} after the header.",
+                f"{name} is cut short: it has {len(self._data)} bytes, and a tensor starts {end} after the header.",
                 _AGAIN,
             )
         return GgufHeader(metadata, tensors, types)
@@ -174,3 +196,55 @@ class _Reader:
             at += 8 + unpack(data, at)[0]
         self._skip(at - start)
         return StringArray(data[start:at], count)
+
+
+def _check_values(header: GgufHeader, name: str) -> None:
+    """Refuse values that their keys cannot have: a header that can be read to its end may be damaged all the same.
+
+    This checks what polydraft and its plugins read; the limits are far beyond any model's.
+
+    Raises:
+        ModelFormatError: A value is of another kind, negative, or larger than any model's.
+    """
+    wrong = next(_impossible(header), None)
+    if wrong is not None:
+        key, value = wrong
+        raise ModelFormatError(
+            f"{name} is damaged: its GGUF header says {key} = {_shown(value)}.", "Download or convert it again."
+        )
+
+
+def _impossible(header: GgufHeader) -> Iterator[tuple[str, Any]]:
+    """Each key with a value that it cannot have."""
+    metadata, get = header.metadata, header.of_architecture
+    for key in ("general.architecture", "tokenizer.ggml.model"):
+        if not isinstance(metadata.get(key, ""), str):
+            yield key, metadata[key]
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
+        if key in metadata and not isinstance(metadata[key], StringArray):
+            yield key, metadata[key]
+    if not _is_number(metadata.get("general.file_type", 0)):
+        yield "general.file_type", metadata["general.file_type"]
+    for key in _NUMBERS:
+        value = get(key, 0)
+        if not _is_number(value) or (key == "block_count" and value > _MOST_LAYERS):
+            yield f"{header.architecture}.{key}", value
+    for key in _BY_LAYER:
+        value = get(key, 0)
+        if not _is_number(value) and not (
+            isinstance(value, tuple)
+            and (key == _PATTERN or len(value) >= get("block_count", 0))
+            and all(isinstance(item, bool) or _is_number(item) for item in value)
+        ):
+            yield f"{header.architecture}.{key}", value
+    if get("attention.shared_kv_layers", 0) > get("block_count", _MOST_LAYERS):
+        yield f"{header.architecture}.attention.shared_kv_layers", get("attention.shared_kv_layers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
