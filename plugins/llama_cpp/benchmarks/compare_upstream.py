@@ -99,7 +99,7 @@ def _clock(session: Any) -> Callable[[], float]:
     """CPU seconds of the process that decodes for a session."""
     if session.running.backend == "llama_cpp":
         return time.process_time
-    status = Path(f"/proc/{session.drafting_process}/stat")
+    status = Path(f"/proc/{session.engine.server.process.pid}/stat")
 
     def read() -> float:
         fields = status.read_text().rsplit(")", 1)[1].split()

@@ -1,4 +1,4 @@
-"""The built-in pairs as GGUF files, made once."""
+"""The built-in pairs as GGUF files, each written once."""
 
 import ctypes
 import json
@@ -11,11 +11,11 @@ import pytest
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 DATA = Path(pairs.__file__).parent / "data"
 QUANTIZED = {"q4_0": 2, "q4_k": 15}
-"""What llama.cpp makes of f32: ``llama_ftype`` by name."""
+"""Types that llama.cpp itself quantizes to: ``llama_ftype`` by name."""
 
 
 def quantize(source, target, kind):
-    """Let llama.cpp quantize a GGUF file; tensors whose rows do not fill its blocks get another type."""
+    """Let llama.cpp quantize a GGUF file; tensors whose rows do not fill whole blocks get another type."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
@@ -71,7 +71,7 @@ def changed(tmp_path):
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
-    """Conversions of this run only."""
+    """A cache of conversions for this run only."""
     before = os.environ.get("POLYDRAFT_LLAMA_CPP_CACHE")
     os.environ["POLYDRAFT_LLAMA_CPP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

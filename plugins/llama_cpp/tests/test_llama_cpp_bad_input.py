@@ -1,4 +1,4 @@
-"""Bad input is a typed error, and the process survives it: each is run in a child process, and its exit looked at."""
+"""Bad input is a typed error, and the process survives it: each case runs in a child process, whose exit is checked."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ except PolydraftError as error:
 
 
 def outcome(target, **arguments):
-    """What a child process says of a load; fails if it was killed."""
+    """What a child process reports about a load; fails if it was killed."""
     given = json.dumps([str(target), {name: str(v) if name == "drafter" else v for name, v in arguments.items()}])
     run = subprocess.run([sys.executable, "-c", CHILD, given], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, f"the process ended with {run.returncode}: {run.stderr[-2000:]}"
@@ -43,7 +43,7 @@ def test_a_good_file(gguf):
 def test_not_a_gguf(tmp_path):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"<!DOCTYPE html>" * 100)
-    expect(outcome(file, drafter="ngram"), "ModelFormatError", "no GGUF file")
+    expect(outcome(file, drafter="ngram"), "ModelFormatError", "not a GGUF file")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.5, 0.99])
@@ -120,7 +120,7 @@ def test_a_context_larger_than_memory(changed):
 
     file = changed("tiny-e2b", longer)
     expect(outcome(file, drafter="ngram", context_length=2**31 - 1), "OutOfMemoryError", "GiB")
-    # Not asked for, it becomes as long as memory allows, and the session says so.
+    # Without context_length it becomes as long as memory allows, with a note.
     assert outcome(file, drafter="ngram", engine_options={"flash_attn": "off"})[0] == "loaded"
 
 

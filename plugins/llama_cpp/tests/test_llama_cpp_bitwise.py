@@ -1,4 +1,4 @@
-"""exactness="bitwise": a step's rows have the same bits however many of them are real, and whatever was rolled back."""
+"""exactness="bitwise": a step's rows have the same bits however many are padding, and whatever was rolled back."""
 
 import random
 
@@ -6,8 +6,8 @@ import numpy as np
 import polydraft
 import pytest
 from polydraft.errors import UnsupportedError
-from polydraft_llama_cpp import bindings
 from polydraft_llama_cpp.context import Context
+from polydraft_llama_cpp.resources import Device
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(200))]
 LENGTH = 130  # across position 256, where llama.cpp's attention takes a longer cache, and far past the window of 64
@@ -32,7 +32,7 @@ def one_by_one(engine, tokens):
 
 
 def in_blocks(engine, tokens, k):
-    """Blocks of 1 to k+1 tokens, of which a random number is right; the rest is rolled back."""
+    """Logits from blocks of 1 to k+1 tokens, of which a random number is right; the others are rolled back."""
     choose, rows, at = random.Random(k), [], 0
     sequence = engine.open_sequence()
     sequence.prefill(PROMPT, Greedy())
@@ -54,7 +54,7 @@ CASES = [
         for name in ("tiny-e2b", "tiny-26b", "tiny-llama")
         for weights in ("f32", "f16", "bf16", "q8_0")
     ),
-    # Of these, processors with AVX2 and more repack the weights: other kernels run what is left of four rows.
+    # Processors with AVX2 or more repack these weights: rows beyond a multiple of four use another kernel.
     *(("tiny-26b", weights, k) for weights in ("q4_0", "q4_k") for k in (4, 6)),
     *(case for k in (1, 7, 12) for case in (("tiny-e2b", "f32", k), ("tiny-26b", "bf16", k))),
 ]
@@ -75,7 +75,7 @@ def test_bits(gguf, name, weights, k):
 
 @pytest.mark.parametrize(("exactness", "rows"), [("bitwise", {8}), ("standard", {1, 2, 3, 4, 5})])
 def test_the_rows_of_a_step(gguf, monkeypatch, exactness, rows):
-    """What the mode does: each step runs as many rows as every other, in groups of four."""
+    """Bitwise steps all run the same number of rows, a multiple of four."""
     arguments = {"drafter": "ngram", "num_speculative_tokens": 4, "device": "cpu"}
     tokens = [300 + (11 * i) % 500 for i in range(40)]
     with polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", exactness=exactness, **arguments) as session:
@@ -92,7 +92,7 @@ def test_the_rows_of_a_step(gguf, monkeypatch, exactness, rows):
 
 
 def test_refused_where_it_was_not_measured(gguf, monkeypatch):
-    gpu = bindings.Device("cuda:0", "a GPU", 1, 0, 0, False)
+    gpu = Device("cuda:0", "a GPU", 1, 0, 0, False)
     monkeypatch.setattr("polydraft_llama_cpp.loading.find_device", lambda name: gpu)
     with pytest.raises(UnsupportedError, match="on the CPU only"):
         polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None, exactness="bitwise")

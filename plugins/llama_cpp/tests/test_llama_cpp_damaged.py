@@ -1,4 +1,4 @@
-"""Headers that llama.cpp ends the process at, and models that are no targets: typed errors, and the process goes on."""
+"""Headers on which llama.cpp ends the process, and models that cannot be targets: typed errors instead."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ DRAFTER = [("nextn_predict_layers", 99), ("attention.value_length", 3), ("block_
 
 
 def damaged(file, folder, key, value):
-    """A copy of a file in which the four bytes of a metadata value are others."""
+    """A copy of a file in which the four bytes of a metadata value are replaced."""
     data = bytearray(file.read_bytes())
     name = f".{key}".encode()
     at = data.index(name + b"\x04\0\0\0" if name + b"\x04\0\0\0" in data else name + b"\x06\0\0\0") + len(name) + 4
@@ -60,7 +60,7 @@ def damaged(file, folder, key, value):
 
 
 def test_what_llama_cpp_asserts(gguf, tmp_path):
-    harmless = {("rope.dimension_count", 2)}  # its tensor of wavelengths decides
+    harmless = {("rope.dimension_count", 2)}  # llama.cpp uses the tensor of wavelengths instead
     target, drafter = gguf("tiny-26b"), gguf("tiny-26b-assistant")
     targets = [damaged(target, tmp_path, *case) for case in TARGET]
     twins = tmp_path / "twins.gguf"
@@ -109,6 +109,6 @@ def test_a_recurrent_model_is_decoded_plainly_only(other):
             load(file, drafter)
 
 
-def test_a_header_is_checked_before_its_drafter_is_looked_for(gguf, tmp_path):
+def test_a_header_is_checked_before_a_drafter_is_searched(gguf, tmp_path):
     with pytest.raises(ModelFormatError, match=r"says gemma4\.block_count = 4294967295"):
         load(damaged(gguf("tiny-e2b"), tmp_path, "block_count", 2**32 - 1), "auto")

@@ -12,9 +12,9 @@ from polydraft.errors import (
 )
 from polydraft.verification import first_difference
 from polydraft_conformance.noise import measure_noise
-from polydraft_llama_cpp import bindings, memory
+from polydraft_llama_cpp import bindings, resources
 
-LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64, and past one batch
+LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64 tokens, and past one batch
 
 
 class Greedy:
@@ -35,7 +35,7 @@ def load(target, drafter, **arguments):
     return polydraft.load(target, backend="llama_cpp", drafter=drafter, device="cpu", **arguments)
 
 
-def test_the_drafter_beside_the_target_is_found(gguf, tmp_path):
+def test_the_drafter_next_to_the_target_is_found(gguf, tmp_path):
     (tmp_path / "MTP").mkdir()
     (tmp_path / "tiny-Q8_0.gguf").write_bytes(gguf("tiny-e2b", "q8_0").read_bytes())
     (tmp_path / "MTP/mtp-tiny-BF16.gguf").write_bytes(gguf("tiny-e2b-assistant", "bf16").read_bytes())
@@ -145,14 +145,14 @@ def test_weights_that_are_not_mapped_must_fit(gguf, monkeypatch):
 
 
 def test_memory_of_a_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    without = memory.available_bytes()
+    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
+    without = resources.available_bytes()
     assert without > 1 << 28
     for name, text in (("max", "max"), ("current", f"{96 << 20}"), ("stat", f"anon 5\ninactive_file {32 << 20}")):
         (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-    assert memory.available_bytes() > 1 << 28
+    assert resources.available_bytes() > 1 << 28
     (tmp_path / "memory.max").write_text(f"{128 << 20}\n")
-    assert memory.available_bytes() == 64 << 20
+    assert resources.available_bytes() == 64 << 20
 
 
 def test_n_ctx_is_context_length(gguf):
@@ -198,7 +198,7 @@ def test_a_version_without_mtp(gguf, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tiny-e2b", "tiny-31b", "tiny-26b"])
 def test_drafter_logits_inside_the_window_are_those_of_transformers(name):
-    """Past it they are not: the suite has an exclusion for that, which would hide a wrong position or hidden row."""
+    """Past the window they differ: the suite excludes that, which would hide a wrong position or hidden row."""
     from polydraft_conformance.reference_logits import _file, largest_gap, rows_of
 
     records = _file()["pairs"][f"builtin:{name} + builtin:{name}-assistant"]

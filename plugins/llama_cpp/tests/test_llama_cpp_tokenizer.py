@@ -1,6 +1,6 @@
-"""The tokenizer inside a GGUF file gives what the library ``tokenizers``, Transformers' own, gives.
+"""The tokenizer in a GGUF file gives the same tokens as the library ``tokenizers``, which Transformers uses.
 
-Recorded as checksums, as that library is no part of this backend's environment. To record again:
+Its tokens are recorded as checksums, as that library is not in this backend's environment. To record again:
 ``python test_llama_cpp_tokenizer.py builtin_pairs/src/polydraft_builtin_pairs/data/tiny-e2b/tokenizer.json``
 """
 
@@ -15,7 +15,7 @@ _WORDS = """def class return self import from for in range if else while with as
 the a of to and is that it on was He she They can't won't I'm you're we've she'd O'Neill 's 'S don\u2019t print(x) x+=1
 == != <= >= -> := ** // {} [] () "quoted" 'single' `tick` # TODO: /* */ <!-- --> https://example.org/a?b=c&d=e
 user@host.tld 0 1 42 3.14159 1e-10 0xFF 1_000_000 2026-11-24 12:30:59 $9.99 50% ½ Ⅷ ① Straße naïve café
-ÅNGSTRÖM ﬁligree ǅ""".split()  # noqa: SIM905 - one a line would be long
+ÅNGSTRÖM ﬁligree ǅ""".split()  # noqa: SIM905 - one word per line would be long
 _RANGES = [
     (0x20, 0x7E),
     (0xA0, 0x17F),
@@ -93,7 +93,7 @@ def _unicode(choose):
 
 
 def texts():
-    """The texts; always the same."""
+    """The texts, the same at every call."""
     choose = random.Random(20261124)
     found = ["a", " ", "\n", "<bos>", "<bos><bos>", "\x00a", "é", "👍"]
     while len(found) < 1000:
@@ -127,7 +127,7 @@ def test_a_thousand_texts(gguf):
         tokenizer = session.tokenizer
         for text, wanted in zip(texts(), recorded, strict=True):
             token_ids = tokenizer.encode(text)
-            assert digest(token_ids) == wanted, f"other tokens for {text!r}"
+            assert digest(token_ids) == wanted, f"different tokens for {text!r}"
             assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
 
 

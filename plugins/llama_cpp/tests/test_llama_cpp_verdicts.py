@@ -1,4 +1,4 @@
-"""Greedy speculation is plain decoding: equal in f32 and f16; for other weights every difference is a near tie."""
+"""Greedy speculation equals plain decoding in f32 and f16; with other weights every difference is a near tie."""
 
 import polydraft
 import pytest
@@ -13,7 +13,7 @@ FTYPES = {"q4_0": 2, "q4_k_m": 15}
 
 @pytest.fixture(scope="session")
 def quantized(gguf):
-    """A function: a built-in model in a type that llama.cpp itself quantizes to."""
+    """A function: a built-in model, quantized by llama.cpp."""
 
     def make(name, weights):
         source = gguf(name)
@@ -62,7 +62,7 @@ def test_equal(gguf, name, weights):
     found, accepted = verdicts(gguf(name, weights), gguf(f"{name}-assistant", weights))
     assert accepted > 0
     assert "DIVERGED" not in found
-    assert found.count("EXACT") > len(found) / 2  # near ties are rare, on some processors less than on others
+    assert found.count("EXACT") > len(found) / 2  # near ties are rare, though not equally on all processors
 
 
 @pytest.mark.parametrize("weights", ["bf16", "q8_0"])

@@ -1,12 +1,17 @@
-"""The backend llama-server: with the user's binary where there is one, else with a stand-in that says what it said."""
+"""The backend llama-server: with the user's binary if there is one, and with a stand-in that answers as it did."""
 
+import contextlib
 import itertools
+import json
 import os
 import signal
+import socket
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import polydraft
 import pytest
@@ -19,6 +24,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft_llama_cpp.server.options import KEY_VARIABLE, URL_VARIABLE
 from polydraft_llama_cpp.server.program import VARIABLE, program
 
 BINARY = os.environ.get(VARIABLE)
@@ -73,9 +79,10 @@ def test_plain_calls_go_to_a_second_server(gguf, stand_in):
     with load(gguf) as session:
         result = session.generate([2, 3, 4], max_new_tokens=5, speculate="off")
         assert result.stats.num_draft_tokens == 0
-        processes = list(session._owned)
-        assert len(processes) == 2
-    assert not any(process.alive for process in processes)
+        processes = [session.engine.server.process, session.engine.plain_server.process]
+        assert processes[0] is not processes[1]
+        assert all(process.running for process in processes)
+    assert not any(process.running for process in processes)
 
 
 def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):
@@ -87,7 +94,7 @@ def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):
 
 def flags(session):
     """The command line of the server with the drafter."""
-    line = Path(f"/proc/{session.drafting_process}/cmdline").read_text().split("\0")
+    line = Path(f"/proc/{session.engine.server.process.pid}/cmdline").read_text().split("\0")
     return {flag: value for flag, value in itertools.pairwise(line) if flag.startswith("--")}
 
 
@@ -125,9 +132,9 @@ def test_options_that_do_not_fit(gguf, stand_in):
     ("mode", "error", "said"),
     [
         ("silent", SpeculationUnavailableError, "drafts nothing"),
-        ("old", SpeculationUnavailableError, "does not know --spec-draft-n-max"),
+        ("old", SpeculationUnavailableError, "does not have --spec-draft-n-max"),
         ("crash", ModelFormatError, "unknown model architecture"),
-        ("other", BackendUnavailableError, "is no llama-server"),
+        ("other", BackendUnavailableError, "is not llama-server"),
     ],
 )
 def test_what_is_wrong_is_said(gguf, stand_in, mode, error, said):
@@ -143,23 +150,133 @@ def test_no_server(gguf, monkeypatch):
         load(gguf)
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BackendUnavailableError, match=r"No llama-server was found\."):
+    with pytest.raises(BackendUnavailableError, match=r"No llama-server was found\.") as error:
         load(gguf)
+    assert VARIABLE in error.value.hint
+    assert URL_VARIABLE in error.value.hint
 
 
 def test_no_server_at_the_url(gguf, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9")
+    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:9")
     with pytest.raises(BackendUnavailableError, match="No llama-server answers at"):
         load(gguf)
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://localhost", "http://user:secret@localhost", "http://[::1"])
+def test_a_url_that_is_not_a_servers(gguf, url):
+    with pytest.raises(InvalidRequestError) as error:
+        load(gguf, engine_options={"url": url})
+    assert "secret" not in str(error.value)
+
+
+def test_a_url_in_the_variable_for_the_program(gguf, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "http://127.0.0.1:8080")
+    with pytest.raises(BackendUnavailableError, match=f"Set {URL_VARIABLE} to the URL of a running server"):
+        load(gguf)
+
+
+def test_a_url_and_options_for_a_server_of_our_own(gguf):
+    options = {"url": "http://127.0.0.1:9", "start_timeout": 5, "n_batch": 64}
+    with pytest.raises(InvalidRequestError, match="n_batch, start_timeout cannot be set: with url"):
+        load(gguf, engine_options=options)
+
+
+TEXT = "def main():\n    return 'naïve', 12345 # ☃"
+
+
+@pytest.mark.parametrize("variable", [KEY_VARIABLE, "LLAMA_API_KEY"])
+def test_the_key_of_a_running_server_comes_from_the_environment(gguf, stand_in, monkeypatch, variable):
+    stand_in("good")
+    with polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None) as session:
+        monkeypatch.setenv("STAND_IN_TOKENS", json.dumps(session.tokenizer.encode(TEXT)))
+    with load(gguf) as owner:
+        client = owner.engine.server.client
+        options = {"url": client.url}
+        monkeypatch.delenv("LLAMA_API_KEY", raising=False)
+        with pytest.raises(BackendUnavailableError, match="does not accept the API key") as error:
+            load(gguf, engine_options=options)
+        assert KEY_VARIABLE in error.value.hint
+        monkeypatch.setenv("LLAMA_API_KEY", "wrong")
+        monkeypatch.setenv(variable, client._headers["Authorization"].removeprefix("Bearer "))
+        with load(gguf, engine_options=options) as session:
+            assert (session.running.engine_version, session.running.context_length) == ("b0-stand-in", 512)
+            assert session.generate([2, 3, 4], max_new_tokens=4).token_ids == (300, 301, 302, 303)
+            with pytest.raises(UnsupportedError, match="drafts for every request"):
+                session.generate([2, 3, 4], max_new_tokens=4, speculate="off")
+        assert owner.generate([2, 3, 4], max_new_tokens=4).token_ids == (300, 301, 302, 303)
+
+
+def test_another_model_at_the_url(gguf, stand_in, monkeypatch):
+    stand_in("good")
+    monkeypatch.setenv("STAND_IN_TOKENS", "[1, 2]")
+    with load(gguf) as owner:
+        client = owner.engine.server.client
+        monkeypatch.setenv(URL_VARIABLE, client.url)
+        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        with pytest.raises(UnsupportedError, match="are not those of"):
+            load(gguf)
+
+
+APP = """
+import signal, sys, time
+import polydraft
+signal.signal(signal.SIGINT, lambda *_: None)  # an app that finishes its answer first
+with polydraft.load(sys.argv[1], backend="llama-server", drafter=sys.argv[2], device="cpu") as session:
+    stream = session.stream([2, 3, 4], max_new_tokens=40, ignore_eos=True)
+    next(stream)
+    print(session.engine.server.client.url, flush=True)
+    print(1 + sum(len(chunk.token_ids) for chunk in stream), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def app(gguf, stand_in):
+    """An app in the middle of an answer: its process, and a function whether its server listens."""
+    stand_in("slow")
+    models = [str(gguf("tiny-e2b")), str(gguf("tiny-e2b-assistant"))]
+    process = subprocess.Popen(
+        [sys.executable, "-c", APP, *models], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    address = urlsplit(process.stdout.readline().strip())
+
+    def listens():
+        with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=5):
+            return True
+        return False
+
+    assert listens()
+    yield process, listens
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_ctrl_c_does_not_reach_the_server_in_the_middle_of_an_answer(app):
+    process, listens = app
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the app and all its children
+    assert process.stdout.readline() == "40\n"
+    assert listens()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_a_killed_app_takes_its_server_with_it(app):
+    process, listens = app
+    process.kill()
+    deadline = time.monotonic() + 20
+    while listens() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not listens()
 
 
 def test_a_server_that_dies_says_its_last_words(gguf, stand_in):
     stand_in("good")
     with load(gguf) as session:
         assert session.generate([2, 3, 4], max_new_tokens=10).token_ids
-        os.kill(session.drafting_process, signal.SIGKILL)
-        session._owned[0]._process.wait()
-        with pytest.raises(EngineError, match="has ended with code -9"):
+        process = session.engine.server.process
+        os.kill(process.pid, signal.SIGKILL)
+        process._process.wait()
+        with pytest.raises(EngineError, match="llama-server was ended by signal 9"):
             session.generate([2, 3, 4], max_new_tokens=10)
 
 
@@ -209,10 +326,10 @@ def test_a_flag_that_is_unknown(gguf):
 def test_a_running_server(gguf, monkeypatch):
     with load(gguf) as owner:
         wanted = owner.generate(PROMPT, max_new_tokens=20).token_ids
-        client = owner._drafting
-        monkeypatch.setenv(VARIABLE, client.url)
-        options = {"api_key": client._headers["Authorization"].removeprefix("Bearer ")}
-        with load(gguf, engine_options=options) as session:
+        client = owner.engine.server.client
+        monkeypatch.setenv(URL_VARIABLE, client.url)
+        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        with load(gguf) as session:
             assert session.generate(PROMPT, max_new_tokens=20).token_ids == wanted
             with pytest.raises(UnsupportedError, match="drafts for every request"):
                 session.generate(PROMPT, max_new_tokens=20, speculate="off")

@@ -1,11 +1,9 @@
-"""The backend: diagnosis, capabilities, and from a load request to an engine."""
+"""The backend ``llama_cpp``: llama.cpp in this process."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError
 
 from polydraft.contract import (
     Backend,
@@ -23,8 +21,6 @@ from polydraft_llama_cpp.options import LlamaCppOptions
 
 __all__ = ["LlamaCppBackend"]
 
-_INSTALL = "pip install 'llama-cpp-python>=0.3.36'"
-
 
 class LlamaCppBackend(Backend):
     """Runs GGUF files in this process, and checkpoints that it can convert to GGUF."""
@@ -32,7 +28,7 @@ class LlamaCppBackend(Backend):
     options = LlamaCppOptions
 
     def capabilities(self) -> Capabilities:
-        """What works with the installed version. Bitwise steps are refused on GPUs: they were measured on the CPU."""
+        """What works with the installed version. Bitwise steps were measured on the CPU: GPUs are refused at load."""
         from polydraft_llama_cpp.bindings import extension
 
         kinds = {"draft-model", "ngram", "mtp"}
@@ -40,7 +36,7 @@ class LlamaCppBackend(Backend):
             if extension() is None:
                 kinds.remove("mtp")
         except ImportError:
-            pass  # not installed: `diagnose` says so
+            pass  # `diagnose` reports it
         return Capabilities.model_validate(
             {
                 "drafter_kinds": kinds,
@@ -53,26 +49,25 @@ class LlamaCppBackend(Backend):
         )
 
     def diagnose(self) -> Diagnosis:
-        """Import the engine and look at its devices."""
+        """Import the engine and list its devices."""
         from polydraft_llama_cpp import bindings
+        from polydraft_llama_cpp.resources import devices
 
+        installed = bindings.version_of()
         try:
-            installed = bindings.version_of()
-        except PackageNotFoundError:
-            return Diagnosis(usable=False, reason="llama-cpp-python is not installed.", remedy=_how_to_build())
-        try:
-            found = bindings.devices()
+            found = devices()
         except (ImportError, AttributeError) as error:
             return Diagnosis(
                 usable=False,
                 engine_version=installed,
                 reason=f"llama-cpp-python {installed} cannot be imported: {error}",
-                remedy=f"Build it again: {_how_to_build('--force-reinstall --no-cache-dir ')}",
+                remedy="Build it again: pip install --force-reinstall --no-cache-dir llama-cpp-python (it needs a C++ "
+                f"compiler and some minutes). {_gpu_hint()}",
             )
         notes = [bindings.library().llama_print_system_info().decode(errors="replace").strip(" |\n")]
         if reason := bindings.missing_for_mtp():
             notes.append(
-                f"{reason} engine_options={{'allow_untested': True}} runs MTP all the same, if it is exported."
+                f"{reason} engine_options={{'allow_untested': True}} runs MTP nevertheless, if it is exported."
             )
         if len(found) == 1:
             notes.append("Built for the CPU only. " + _gpu_hint())
@@ -93,7 +88,7 @@ class LlamaCppBackend(Backend):
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """Checkpoints that are not GGUF and cannot be converted."""
+        """Why a checkpoint that is not GGUF cannot be converted."""
         from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
         from polydraft_llama_cpp.conversion.write import why_not
 
@@ -107,14 +102,14 @@ class LlamaCppBackend(Backend):
         return None
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
-        """The drafter's window, and the CPU's GELU; a build with a GPU is checked there, where GELU is exact."""
-        from polydraft_llama_cpp.bindings import devices
+        """The drafter's window, and the CPU's GELU. A build for a GPU is checked on that, where GELU is exact."""
+        from polydraft_llama_cpp.resources import devices
 
         yield Exclusion(
             check="test_drafter_logits_equal_reference",
             drafter_kind="mtp",
             status="notyet",
-            reason="In sliding-window layers llama.cpp lets an MTP drafter see two tokens fewer than Transformers; "
+            reason="In sliding-window layers an MTP drafter sees two tokens fewer in llama.cpp than in Transformers; "
             "up to the window's length the logits are the same.",
             probe="polydraft_llama_cpp.probes:drafter_window_is_narrow",
         )
@@ -123,13 +118,13 @@ class LlamaCppBackend(Backend):
                 check="test_rows_equal_single_steps",
                 pair="tiny-[e23]*",
                 status="notyet",
-                reason="llama.cpp's CPU looks GELU up in a table of float16, so that logits in float32 carry float16's "
-                "noise (0.002); tiny-llama has no GELU, and passes.",
+                reason="On the CPU, llama.cpp looks GELU up in a table of float16 values, so logits in float32 carry "
+                "float16's noise (0.002); tiny-llama, which does not use GELU, passes.",
                 probe="polydraft_llama_cpp.probes:gelu_is_rounded",
             )
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
-        """Load the pair; see ``loading``."""
+        """Load the pair into this process."""
         from polydraft_llama_cpp.loading import load_pair
 
         return load_pair(request)
@@ -141,10 +136,3 @@ def _gpu_hint() -> str:
         f"For a GPU: CMAKE_ARGS='{flag}' pip install --force-reinstall --no-cache-dir llama-cpp-python "
         "(Vulkan: -DGGML_VULKAN=on)."
     )
-
-
-def _how_to_build(extra: str = "") -> str:
-    """It is a source package: what building it here lacks, then the command."""
-    compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    missing = "" if compiler else "Install a C++ compiler first (apt install g++; xcode-select --install). "
-    return f"{missing}{_INSTALL.replace('install ', f'install {extra}', 1)} (compiles for some minutes). {_gpu_hint()}"

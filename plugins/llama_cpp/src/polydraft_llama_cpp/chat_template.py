@@ -19,7 +19,7 @@ class ChatTemplate:
     """A compiled template.
 
     Args:
-        source: The template's text.
+        source: Text of the template.
         tokens: Names of special tokens as templates use them: ``bos_token``, ``eos_token``.
 
     Raises:
@@ -45,7 +45,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         arguments: Mapping[str, Any] | None,
     ) -> str:
-        """The prompt, with the beginning of the answer at its end.
+        """The prompt, ending with the start of the answer.
 
         Raises:
             InvalidRequestError: The template refuses the messages.
@@ -62,7 +62,7 @@ class ChatTemplate:
             return self._template.render(values)
         except Exception as error:  # jinja2's errors, and whatever a template's expressions raise
             raise InvalidRequestError(
-                f"The model's chat template refuses the messages: {error}", "Look at the roles and their order."
+                f"The model's chat template refuses the messages: {error}", "Check the roles and their order."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""A llama.cpp context: a KV cache and the buffers of a forward, for one sequence."""
+"""A llama.cpp context: the KV cache of one sequence, and the buffers of a forward."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CACHE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class ContextSettings:
-    """What target and drafter share. Flash attention must be the same in both: drafts are hardly accepted otherwise."""
+    """What target and drafter share. Flash attention must be the same in both, else hardly any draft is accepted."""
 
     length: int
     """Tokens that the cache holds."""
     n_batch: int
     outputs: int
-    """Rows of logits that one forward gives at most."""
+    """The most rows of logits that one forward gives."""
     threads: int
     threads_batch: int
     type_k: str
@@ -51,17 +51,17 @@ class ContextSettings:
 
 
 class Context:
-    """One sequence's context. Positions go up one by one from 0; sequence 0 is the only one.
+    """One sequence's context. It holds only sequence 0, whose positions count from 0.
 
     Args:
-        model: Its weights.
+        model: The weights.
         settings: Sizes and types.
-        shared: For an MTP drafter the target's context, whose memory it attends to.
+        shared: For an MTP drafter, the target's context, whose memory it attends to.
         keeps_hidden: Whether the hidden rows of outputs are kept, for an MTP drafter.
 
     Raises:
-        OutOfMemoryError: The context cannot be made; llama.cpp's own words are in the message.
-        UnsupportedError: The model does not generate.
+        OutOfMemoryError: llama.cpp cannot create the context; its own words are in the message.
+        UnsupportedError: The model does not generate text.
     """
 
     def __init__(
@@ -90,22 +90,22 @@ class Context:
         self.pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise OutOfMemoryError(
-                f"llama.cpp cannot make a context of {settings.length} tokens for {model.name}: "
+                f"llama.cpp cannot create a context of {settings.length} tokens for {model.name}: "
                 f"{recent_errors() or 'it gives no reason'}.",
                 "Give a smaller context_length.",
             )
         self._memory: Any = lib.llama_get_memory(self.pointer)
-        if not self._memory:  # without a cache llama.cpp encodes, and aborts where it is to give logits
+        if not self._memory:  # without a cache llama.cpp only encodes, and aborts when asked for logits
             lib.llama_free(self.pointer)
             raise UnsupportedError(
-                f"{model.name} does not generate text: it has no KV cache, as models for embeddings have none.",
+                f"{model.name} does not generate text: like models for embeddings, it has no KV cache.",
                 "Give the GGUF file of a language model.",
             )
-        self._model = model
+        self.model = model
         self._settings = settings
         self._keeps_hidden = keeps_hidden
         self._views: dict[tuple[int, int], Rows] = {}
-        # A batch with a width holds hidden rows; its tokens are then ours to allocate.
+        # A batch with a width holds hidden rows; llama.cpp then allocates no tokens for it.
         width = model.hidden_size if shared is not None else 0
         self._batch: Any = lib.llama_batch_init(settings.n_batch if width == 0 else 1, width, 1)
         self._tokens = (lib.llama_token * settings.n_batch)() if width else None
@@ -115,21 +115,26 @@ class Context:
         for index in range(settings.n_batch if width == 0 else 1):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
+        self._slots = (
+            self._batch.token,
+            self._batch.pos,
+            self._batch.logits,
+        )  # ctypes creates new objects at every access
         if keeps_hidden:
             extension().llama_set_embeddings_nextn(self.pointer, True, True)
 
     @property
     def n_batch(self) -> int:
-        """Tokens that one forward takes at most; a larger batch would abort the process."""
+        """The most tokens of one forward; a larger batch would abort the process."""
         return self._settings.n_batch
 
     def decode(self, token_ids: Sequence[int], position: int, *, all_rows: bool) -> None:
         """Run tokens at ``position`` onwards.
 
         Args:
-            token_ids: At most ``n_batch``; one for a context with ``input_row``, which is to be filled before.
-            position: Absolute position of the first.
-            all_rows: Whether every token gives logits, or the last one only.
+            token_ids: At most ``n_batch``; exactly one if the context has an ``input_row``, which must be filled first.
+            position: Absolute position of the first token.
+            all_rows: Whether every token gives logits, or only the last.
 
         Raises:
             EngineError: llama.cpp failed.
@@ -137,24 +142,24 @@ class Context:
         """
         if not 0 < len(token_ids) <= (self.n_batch if self._tokens is None else 1):
             raise EngineError(f"A forward of {len(token_ids)} tokens was asked for; 1 to {self.n_batch} are possible.")
-        batch, last = self._batch, len(token_ids) - 1
-        tokens, positions, flags = batch.token, batch.pos, batch.logits
-        batch.n_tokens = last + 1
+        last = len(token_ids) - 1
+        tokens, positions, flags = self._slots
+        self._batch.n_tokens = last + 1
         for index, token_id in enumerate(token_ids):
             tokens[index] = token_id
             positions[index] = position + index
             flags[index] = all_rows or index == last
-        code = library().llama_decode(self.pointer, batch)
+        code = library().llama_decode(self.pointer, self._batch)
         if code:
             raise _failure(code, len(token_ids), position, self._settings.length)
 
     def logits(self, rows: int) -> Rows:
-        """Logits of the last forward's outputs, shape (rows, vocab): a view, valid until the next one."""
-        return self._view(library().llama_get_logits(self.pointer), rows, self._model.vocab_size)
+        """Logits of the last forward's outputs, float32, shape (rows, vocab): a view, valid until the next forward."""
+        return self._view(library().llama_get_logits(self.pointer), rows, self.model.vocab_size)
 
     def hidden(self, rows: int) -> Rows:
-        """Final-normed hidden rows of the last forward's outputs, (rows, hidden_size): a view, as ``logits``."""
-        return self._view(extension().llama_get_embeddings_nextn(self.pointer), rows, self._model.hidden_size)
+        """Hidden rows after the final norm, float32, shape (rows, hidden_size): a view, valid as ``logits``."""
+        return self._view(extension().llama_get_embeddings_nextn(self.pointer), rows, self.model.hidden_size)
 
     def _view(self, pointer: Any, rows: int, width: int) -> Rows:
         address = ctypes.cast(pointer, ctypes.c_void_p).value
@@ -168,19 +173,19 @@ class Context:
         return found
 
     def forget(self, length: int) -> None:
-        """Drop all but the first ``length`` tokens from the cache.
+        """Remove all but the first ``length`` tokens from the cache.
 
         Raises:
-            EngineError: llama.cpp cannot, or a sliding-window layer has dropped what it would need again.
+            EngineError: llama.cpp cannot, or a sliding-window layer no longer holds what the next token needs.
         """
         lib = library()
         if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use drafter=None.")
-        if self._model.window and length:
+        if self.model.window and length:
             first = lib.llama_memory_seq_pos_min(self._memory, 0)
-            if first > max(0, length - self._model.window + 1):
+            if first > max(0, length - self.model.window + 1):
                 raise EngineError(
-                    f"The sliding window's cache begins at token {first}, too late to go back to {length} tokens.",
+                    f"The sliding window's cache starts at token {first}, too late to go back to {length} tokens.",
                     "Give engine_options={'swa_full': True}.",
                 )
 
@@ -189,11 +194,11 @@ class Context:
         library().llama_memory_clear(self._memory, False)
 
     def free(self) -> None:
-        """Free it; a drafter's that shares memory before its target's. May be called twice."""
+        """Free it: an MTP drafter's before its target's, whose memory it shares. May be called twice."""
         if self.pointer:
             lib = library()
             if self._tokens is not None:
-                self._batch.token = type(self._batch.token)()  # not llama.cpp's to free
+                self._batch.token = type(self._batch.token)()  # allocated here: llama_batch_free must not free it
             lib.llama_batch_free(self._batch)
             lib.llama_free(self.pointer)
             self.pointer = None
@@ -214,5 +219,5 @@ def _failure(code: int, count: int, position: int, length: int) -> EngineError |
         )
     return EngineError(
         f"llama_decode failed with code {code} for {count} tokens at position {position}. {said}".rstrip(),
-        "Report it with the model's name; a larger log is in the logger polydraft.llama_cpp.",
+        "Report it with the model's name and what the logger polydraft.llama_cpp has.",
     )

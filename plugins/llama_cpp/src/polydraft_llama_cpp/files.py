@@ -1,4 +1,4 @@
-"""The GGUF files of a request: fetched or converted, their headers read, and checked against one another."""
+"""The GGUF files of a request: fetched or converted, and their headers checked against each other."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A file on this machine with its header."""
+    """A file on this machine, and its header."""
 
     path: Path
     header: GgufHeader
@@ -68,34 +68,36 @@ class GgufFile:
 
     @property
     def weights(self) -> str:
-        """Type of most weights, by the file's own word: ``f32``, ``q4_k_m``; ``gguf`` if it does not say."""
+        """Type of most weights as the file names it: ``f32``, ``q4_k_m``; ``gguf`` if it does not name one."""
         return _FILE_TYPES.get(int(self.header.metadata.get("general.file_type", -1)), "gguf")
 
     @property
     def bytes(self) -> int:
-        """Size of the file, of a split model all its parts together."""
+        """Size of the file; of a split model, of all its parts together."""
         parts = self.path.parent.glob(re.sub(r"-\d{5}-of-", "-*-of-", glob.escape(self.path.name)))
         return sum(part.stat().st_size for part in parts)
 
     @property
     def dtype(self) -> str:
-        """``weights`` by the names of numpy and torch where there is one."""
+        """``weights`` by numpy's and torch's name, if there is one."""
         return _NAMES.get(self.weights, self.weights)
 
 
 def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
-    """Target and drafter, present and checked: a pair that does not fit would abort the process in llama.cpp.
+    """Target and drafter, on this machine and checked: llama.cpp would abort the process on a pair that does not fit.
 
     Raises:
         PairMismatchError: They do not belong together.
-        ModelFormatError: A file is missing, damaged, or of an architecture that cannot be what it is used as.
+        ModelFormatError: A file is missing or damaged, or its architecture does not fit its use.
         InvalidRequestError: The dtype is not the file's.
     """
     plan = request.plan
     target = _fetch(request.target, request)
     check_target(target.source)
     if "tokenizer.ggml.tokens" not in target.header.metadata:
-        raise ModelFormatError(f"{request.target.id} holds no vocabulary.", "Give the GGUF file of a language model.")
+        raise ModelFormatError(
+            f"{request.target.id} does not hold a vocabulary.", "Give the GGUF file of a language model."
+        )
     if plan.drafter is None:
         return target, None
     drafter = _fetch(plan.drafter, request)
@@ -103,8 +105,8 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
     check_pair(target.source, drafter.source, plan.kind)
     if plan.kind == "mtp" and drafter.header.architecture != "gemma4-assistant":
         raise PairMismatchError(
-            f"{plan.drafter.id} is of architecture {drafter.header.architecture!r}; llama.cpp runs gemma4-assistant as "
-            "an MTP drafter.",
+            f"{plan.drafter.id} has the architecture {drafter.header.architecture!r}; as an MTP drafter, llama.cpp "
+            "runs only gemma4-assistant.",
             "Give the target's assistant, or drafter='ngram'.",
         )
     if tokens_of(target.header) != tokens_of(drafter.header):
@@ -121,7 +123,7 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
     else:
         if source.path is None:
             raise ModelFormatError(
-                f"{source.id} is no GGUF model.", "Load a GGUF file of it: `polydraft pairs` lists published ones."
+                f"{source.id} is not a GGUF model.", "Load a GGUF file of it: `polydraft pairs` lists published ones."
             )
         path = converted(source.path, _wanted(source, request.dtype))
     header = read_header(path, source.id)
@@ -132,7 +134,7 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
         if wanted != file.weights:
             raise InvalidRequestError(
                 f"dtype is {request.dtype!r}, and the weights of {source.id} are {file.dtype}.",
-                "Give dtype='auto', or a GGUF file of the dtype that is wanted.",
+                "Give dtype='auto', or a GGUF file of that dtype.",
             )
     return file
 

@@ -1,6 +1,6 @@
-"""What llama.cpp asserts of a file's header: there it ends the process, here it is an error.
+"""What llama.cpp asserts about a file's header: there it ends the process, here it is an error.
 
-Each group names where it stands in llama.cpp 0c1e57098. Much else that a damaged header may say llama.cpp refuses.
+Each group names the function that asserts it in llama.cpp 0c1e57098. Most other damage llama.cpp itself reports.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
     if not 0 < layers <= _MOST_LAYERS:
         yield f"it has {layers} layers"
     if number("nextn_predict_layers") > layers:
-        yield f"{number('nextn_predict_layers')} of its {layers} layers predict"
+        yield f"{number('nextn_predict_layers')} of its {layers} layers are MTP layers"
     if header.architecture.startswith("hunyuan") and experts == 1:
-        used = 1  # dense models that say "one expert": llama.cpp passes over it
+        used = 1  # dense models that declare one expert: llama.cpp ignores it
     if experts > _MOST_EXPERTS or used > experts or (experts > 0) != (used > 0):
         yield f"it uses {used} of {experts} experts"
     # ggml_compute_forward_rms_norm, ggml_compute_forward_norm
@@ -57,22 +57,22 @@ def _wrong(header: GgufHeader) -> Iterator[str]:
     if header.architecture in _GEMMA4:
         yield from _gemma4(header, number, layers)
         yield from _tensors_of_gemma4(header)
-    # llama_vocab::impl::load: each text is one token; empty ones get names
+    # llama_vocab::impl::load: each text must be one token; it names the empty ones itself
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, StringArray):
         texts = [text for text in tokens.items() if text]
         if len(set(texts)) < len(texts):
-            yield f"{len(texts) - len(set(texts))} of its tokens are the same as others"
+            yield f"{len(texts) - len(set(texts))} of its tokens repeat others"
 
 
 def _gemma4(header: GgufHeader, number: Callable[..., int], layers: int) -> Iterator[str]:
     shared = header.of_architecture("attention.shared_kv_layers", 0)
     if header.architecture == "gemma4" and shared:
-        # llama_model::create_memory: they use those of the last two that store any, a sliding one and then a full one.
+        # llama_model::create_memory: they use those of the last two layers that store any, first sliding, then full.
         pattern = header.of_architecture("attention.sliding_window_pattern")
         last = pattern[max(0, layers - shared - 2) : layers - shared] if isinstance(pattern, tuple) else ()
         if [bool(item) for item in last] != [True, False]:
-            yield f"{shared} of its {layers} layers share keys and values, and the two before are not of both kinds"
+            yield f"{shared} of its {layers} layers share keys and values, not after a sliding and a full one"
     if not 0 < number("attention.sliding_window") < _LONGEST_WINDOW:  # llama_kv_cache_iswa
         yield f"its sliding window is {number('attention.sliding_window')}"
     usual = number("embedding_length") // max(1, number("attention.head_count"))
@@ -92,4 +92,4 @@ def _tensors_of_gemma4(header: GgufHeader) -> Iterator[str]:
         if len(shape) == 1 and kind != _F32:
             yield f"its tensor {tensor} is not in float32"
         if kind in _NOT_OF_WEIGHTS and tensor.endswith(".weight"):
-            yield f"its tensor {tensor} is of a type that no weights have"
+            yield f"its tensor {tensor} is of a type that is not used for weights"

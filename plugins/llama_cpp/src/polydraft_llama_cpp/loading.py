@@ -6,191 +6,185 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from polydraft.contract import LoadRequest
-from polydraft.errors import (
-    ContextLengthError,
-    InvalidRequestError,
-    OutOfMemoryError,
-    SpeculationUnavailableError,
-    UnsupportedError,
-)
+from polydraft.contract import LoadRequest, RunningInfo
+from polydraft.engines import context_length
+from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 
-from polydraft_llama_cpp.bindings import Device, devices, missing_for_mtp
+from polydraft_llama_cpp.bindings import missing_for_mtp, version_of
 from polydraft_llama_cpp.context import Context, ContextSettings
-from polydraft_llama_cpp.devices import check_layers, find_device, usual_threads
-from polydraft_llama_cpp.draft_model import DraftModel
-from polydraft_llama_cpp.engine import LlamaCppEngine, Loaded, step_rows
+from polydraft_llama_cpp.drafters.mtp import MtpDrafter
+from polydraft_llama_cpp.engine import LlamaCppEngine, step_rows
 from polydraft_llama_cpp.files import GgufFile, fetch_pair
-from polydraft_llama_cpp.memory import available_bytes, context_bytes
 from polydraft_llama_cpp.model import Model
-from polydraft_llama_cpp.mtp import MtpDrafter
 from polydraft_llama_cpp.options import LlamaCppOptions
+from polydraft_llama_cpp.resources import (
+    Device,
+    available_bytes,
+    check_layers,
+    context_bytes,
+    default_threads,
+    devices,
+    find_device,
+)
 
 __all__ = ["load_pair"]
 
 _MULTIPLE = 256
-"""llama.cpp's caches are a multiple of so many tokens long."""
+"""llama.cpp rounds the length of its caches up to a multiple of this many tokens."""
 _SHARE = 0.5
-"""Of the free memory, what a context may take whose length the caller did not give."""
+"""Of the free memory, what a context may take if the caller did not give its length."""
 
 
 def load_pair(request: LoadRequest) -> LlamaCppEngine:
     """Load target and drafter.
 
     Raises:
-        PairMismatchError: They do not fit.
+        PairMismatchError: They do not fit together.
         ModelFormatError: A file is missing, damaged, or unknown to llama.cpp.
-        DeviceError: The device is not there.
-        OutOfMemoryError: The context does not fit into the free memory.
-        ContextLengthError: It is longer than the model's.
-        SpeculationUnavailableError: The installed version has no MTP, or was not tested with it; a recurrent model.
-        UnsupportedError: Bitwise steps on a device where they have not been measured; no model that generates.
+        DeviceError: The device does not exist.
+        OutOfMemoryError: Weights or context do not fit into the free memory.
+        ContextLengthError: The context is longer than the model's.
+        InvalidRequestError: An option does not fit the others.
+        SpeculationUnavailableError: The installed version does not have MTP, or was not tested with it; or the model
+            is recurrent.
+        UnsupportedError: Bitwise steps on a device where they have not been measured; a model that does not generate.
     """
     options: LlamaCppOptions = request.engine_options or LlamaCppOptions()
-    rows = step_rows(request)
-    if options.n_batch < rows:
-        raise InvalidRequestError(
-            f"n_batch is {options.n_batch}, and a step runs {rows} tokens.", f"Give at least n_batch={rows}."
-        )
-    if request.plan.kind == "mtp" and (reason := missing_for_mtp(allow_untested=options.allow_untested)):
+    request = _with_n_ctx(request, options)
+    is_mtp = request.plan.kind == "mtp"
+    options.check_batch(step_rows(request))
+    if is_mtp and (reason := missing_for_mtp(allow_untested=options.allow_untested)):
         raise SpeculationUnavailableError(
             reason, "Install a tested version, give engine_options={'allow_untested': True}, or use drafter='ngram'."
         )
     device = find_device(request.device)
     draft_device = find_device(options.device_draft) if options.device_draft else device
-    on_gpu = device is None or not device.is_cpu
+    on_gpu = _on_gpu(device)
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
-    drafts_on_gpu = draft_device is None or not draft_device.is_cpu
-    check_layers("n_gpu_layers_draft", options.n_gpu_layers_draft, on_gpu=drafts_on_gpu)
+    check_layers("n_gpu_layers_draft", options.n_gpu_layers_draft, on_gpu=_on_gpu(draft_device))
     if request.exactness == "bitwise" and on_gpu:
         raise UnsupportedError(
             "exactness='bitwise' has been measured with llama.cpp on the CPU only.", "Use device='cpu'."
         )
     target, drafter = fetch_pair(request)
-    settings, context_length, notes = _settings(request, options, target, drafter, on_gpu=on_gpu)
+    settings, length, note = _settings(request, options, target, drafter, on_gpu=on_gpu)
     with ExitStack() as undo:
-        model = _model(target, device, options.n_gpu_layers, options)
-        undo.callback(model.free)
-        _check_rollback(model, request)
-        is_mtp = request.plan.kind == "mtp"
-        context = Context(model, settings, keeps_hidden=is_mtp)
+        context = Context(_model(target, device, options.n_gpu_layers, request, undo), settings, keeps_hidden=is_mtp)
         undo.callback(context.free)
-        side: MtpDrafter | DraftModel | None = None
-        weights: Model | None = None
+        side: MtpDrafter | Context | None = None
         if drafter is not None:
             layers = options.n_gpu_layers if options.n_gpu_layers_draft is None else options.n_gpu_layers_draft
-            weights = _model(drafter, draft_device, layers, options)
-            undo.callback(weights.free)
-            _check_rollback(weights, request)
-            side = MtpDrafter(weights, context, settings) if is_mtp else _draft_model(weights, settings)
-        undo.pop_all()
-    return LlamaCppEngine(
-        Loaded(model, context, side, weights, context_length, target.dtype, _name(device), notes), request
-    )
-
-
-def _model(file: GgufFile, device: Device | None, layers: int | None, options: LlamaCppOptions) -> Model:
-    on_cpu = device is not None and device.is_cpu
-    return Model(
-        file.path,
-        file.source.id,
-        device=device,
-        n_gpu_layers=0 if on_cpu else -1 if layers is None else layers,
-        mmap=options.mmap,
-        mlock=options.mlock,
-    )
-
-
-def _check_rollback(model: Model, request: LoadRequest) -> None:
-    if model.is_recurrent and request.plan.kind is not None:
-        raise SpeculationUnavailableError(
-            f"{model.name} has recurrent layers, whose state llama.cpp cannot take back when a draft is rejected.",
-            "Use drafter=None." if model.name == request.target.id else "Use another drafter, or drafter=None.",
-        )
-
-
-def _draft_model(model: Model, settings: ContextSettings) -> DraftModel:
-    # Drafts go in one by one: a sliding window's cache that drops tokens could not be rolled back.
-    return DraftModel(Context(model, replace(settings, swa_full=True, outputs=1)))
-
-
-def _settings(
-    request: LoadRequest, options: LlamaCppOptions, target: GgufFile, drafter: GgufFile | None, *, on_gpu: bool
-) -> tuple[ContextSettings, int, tuple[str, ...]]:
-    rows = step_rows(request)
-    auto_type = "f32" if target.weights == "f32" else "f16"
-    type_k, type_v = (auto_type if given == "auto" else given for given in (options.type_k, options.type_v))
-    quantized = type_v not in {"f32", "f16", "bf16"}
-    if quantized and options.flash_attn == "off":
-        raise InvalidRequestError(
-            f"type_v is {type_v}, and flash_attn off: llama.cpp needs flash attention for quantized values.",
-            "Give flash_attn='auto', or type_v='f16'.",
-        )
-    flash_attn = options.flash_attn == "on" or (options.flash_attn == "auto" and (on_gpu or quantized))
-    swa_full = options.swa_full or request.exactness == "bitwise"
-
-    def needed(length: int) -> int:
-        total = context_bytes(
-            target.header, length, options.n_batch, (type_k, type_v), flash_attn=flash_attn, swa_full=swa_full
-        )
-        if drafter is not None and request.plan.kind == "draft-model":
-            total += context_bytes(
-                drafter.header, length, options.n_batch, (type_k, type_v), flash_attn=flash_attn, swa_full=True
+            weights = _model(drafter, draft_device, layers, request, undo)
+            # A draft model decodes its drafts one by one: in a sliding window's own cache, a later one would overwrite
+            # keys that a rollback needs.
+            side = (
+                MtpDrafter(weights, context, settings) if is_mtp else Context(weights, replace(settings, swa_full=True))
             )
-        return total
-
-    # Mapped weights can be dropped from memory and read again; others are there to stay.
-    stay = not on_gpu and (options.mlock or not options.mmap)
-    weights = sum(file.bytes for file in (target, drafter) if file is not None) if stay else 0
-    context_length, notes = _context_length(request, options, target, needed, _free_beside(weights))
-    threads = options.threads or usual_threads()
-    settings = ContextSettings(
-        length=_rounded(context_length + rows),
-        n_batch=options.n_batch,
-        outputs=rows,
-        threads=threads,
-        threads_batch=options.threads_batch or threads,
-        type_k=type_k,
-        type_v=type_v,
-        flash_attn=flash_attn,
-        swa_full=swa_full,
-        on_gpu=on_gpu,
-    )
-    return settings, context_length, notes
+            undo.callback(side.free)
+        running = RunningInfo.of(
+            request,
+            engine="llama-cpp-python",
+            engine_version=version_of(),
+            dtype=target.dtype,
+            device=device.name if device else ",".join(found.name for found in devices() if not found.is_cpu),
+            context_length=length,
+            concurrency="serial",
+            notes=[note],
+        )
+        return LlamaCppEngine(request, running, context, side, undo.pop_all())
 
 
-def _context_length(
-    request: LoadRequest, options: LlamaCppOptions, target: GgufFile, needed: Callable[[int], int], free: int
-) -> tuple[int, tuple[str, ...]]:
-    """The tokens a sequence may hold, and a note where it is less than the model's own."""
-    given = request.context_length if request.context_length is not None else options.n_ctx
-    if request.context_length is not None and options.n_ctx not in {None, request.context_length}:
+def _with_n_ctx(request: LoadRequest, options: LlamaCppOptions) -> LoadRequest:
+    """The request, with ``context_length`` as the option ``n_ctx`` gives it."""
+    if options.n_ctx is None:
+        return request
+    if request.context_length not in {None, options.n_ctx}:
         raise InvalidRequestError(
             f"context_length is {request.context_length}, and n_ctx {options.n_ctx}.",
             "Give one of them: they mean the same.",
         )
-    own = int(target.header.of_architecture("context_length") or 4096)
-    if given is not None and given > own:
-        raise ContextLengthError(
-            f"context_length is {given}, and {target.source.id} was made for {own} tokens.", f"Give at most {own}."
+    return request.model_copy(update={"context_length": options.n_ctx})
+
+
+def _on_gpu(device: Device | None) -> bool:
+    return device is None or not device.is_cpu
+
+
+def _model(file: GgufFile, device: Device | None, layers: int | None, request: LoadRequest, undo: ExitStack) -> Model:
+    """Load a file's weights; ``undo`` frees them."""
+    options: LlamaCppOptions = request.engine_options or LlamaCppOptions()
+    model = Model(
+        file.path,
+        file.source.id,
+        device=device,
+        n_gpu_layers=(-1 if layers is None else layers) if _on_gpu(device) else 0,
+        mmap=options.mmap,
+        mlock=options.mlock,
+    )
+    undo.callback(model.free)
+    if model.is_recurrent and request.plan.kind is not None:
+        raise SpeculationUnavailableError(
+            f"{model.name} has recurrent layers, and llama.cpp cannot restore their state when a draft is rejected.",
+            "Use drafter=None." if model.name == request.target.id else "Use another drafter, or drafter=None.",
         )
-    if given is not None:
-        if needed(given) > free:
+    return model
+
+
+def _settings(
+    request: LoadRequest, options: LlamaCppOptions, target: GgufFile, drafter: GgufFile | None, *, on_gpu: bool
+) -> tuple[ContextSettings, int, str]:
+    """The contexts' settings, the tokens that a sequence may hold, and a note if these are fewer than the model's."""
+    rows = step_rows(request)
+    types = options.cache_types(target.weights)
+    flash_attn = options.uses_flash_attn(types[1], on_gpu=on_gpu)
+    swa_full = options.swa_full or request.exactness == "bitwise"
+
+    def needed(length: int) -> int:
+        total = context_bytes(target.header, length, options.n_batch, types, flash_attn=flash_attn, swa_full=swa_full)
+        if drafter is not None and request.plan.kind == "draft-model":
+            total += context_bytes(drafter.header, length, options.n_batch, types, flash_attn=flash_attn, swa_full=True)
+        return total
+
+    # Mapped weights can be dropped from memory and read again; others stay.
+    stay = not on_gpu and (options.mlock or not options.mmap)
+    weights = sum(file.bytes for file in (target, drafter) if file is not None) if stay else 0
+    length, note = _context_length(request, target, needed, _free_after(weights))
+    threads = options.threads or default_threads()
+    settings = ContextSettings(
+        length=_rounded(length + rows),
+        n_batch=options.n_batch,
+        outputs=rows,
+        threads=threads,
+        threads_batch=options.threads_batch or threads,
+        type_k=types[0],
+        type_v=types[1],
+        flash_attn=flash_attn,
+        swa_full=swa_full,
+        on_gpu=on_gpu,
+    )
+    return settings, length, note
+
+
+def _context_length(request: LoadRequest, target: GgufFile, needed: Callable[[int], int], free: int) -> tuple[int, str]:
+    """The tokens a sequence may hold, and a note if memory allows fewer than the model's own."""
+    own = context_length(request, longest=target.header.of_architecture("context_length"))
+    if request.context_length is not None:
+        if needed(own) > free:
             raise OutOfMemoryError(
-                f"A context of {given} tokens needs about {needed(given) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+                f"A context of {own} tokens needs about {needed(own) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
                 "of memory are free.",
                 "Give a smaller context_length, or engine_options={'type_k': 'q8_0', 'type_v': 'q8_0'}.",
             )
-        return given, ()
+        return own, ""
     length = own
     while length > _MULTIPLE and needed(length) > _SHARE * free:
         length = _rounded(length // 2)
-    if length == own:
-        return own, ()
-    return length, (f"The context holds {length} tokens, of {own} that the model can: memory is scarce.",)
+    note = f"The context holds {length} tokens of the model's {own}: memory is scarce." if length < own else ""
+    return length, note
 
 
-def _free_beside(weights: int) -> int:
+def _free_after(weights: int) -> int:
+    """Bytes of memory that are free once the weights are loaded."""
     free = available_bytes()
     if weights > free:
         raise OutOfMemoryError(
@@ -202,9 +196,3 @@ def _free_beside(weights: int) -> int:
 
 def _rounded(length: int) -> int:
     return -(-length // _MULTIPLE) * _MULTIPLE
-
-
-def _name(device: Device | None) -> str:
-    if device is not None:
-        return device.name
-    return ",".join(found.name for found in devices() if not found.is_cpu)

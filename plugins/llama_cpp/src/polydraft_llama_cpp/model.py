@@ -8,7 +8,8 @@ from typing import Any
 
 from polydraft.errors import ModelFormatError, UnsupportedError
 
-from polydraft_llama_cpp.bindings import Device, library, recent_errors
+from polydraft_llama_cpp.bindings import library, recent_errors
+from polydraft_llama_cpp.resources import Device
 
 __all__ = ["Model"]
 
@@ -19,14 +20,14 @@ class Model:
     Args:
         path: The file; of a split model its first part.
         name: What to call it in messages.
-        device: Where to put it: one device only. None: where llama.cpp puts it, which is all GPUs.
+        device: The one device to load it to. None: where llama.cpp loads it, which is all GPUs.
         n_gpu_layers: Layers on the GPU; -1: all.
-        mmap: Map the file.
-        mlock: Keep it in memory.
+        mmap: Map the file instead of reading it.
+        mlock: Keep the weights in memory.
 
     Raises:
-        ModelFormatError: llama.cpp does not take the file; its own words are in the message.
-        UnsupportedError: It is no decoder-only model.
+        ModelFormatError: llama.cpp rejects the file; its own words are in the message.
+        UnsupportedError: It is not a decoder-only model.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Model:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_mmap, params.use_mlock = mmap, mlock
-        # An empty list keeps GPUs out altogether; without one they would still be given the large products.
+        # For the CPU an empty list: without one, llama.cpp would still run large matrix products on GPUs.
         chosen = [] if device is None or device.is_cpu else [device.handle]
         handles = (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
         if device is not None:
@@ -49,7 +50,7 @@ class Model:
         if not self.pointer:
             raise ModelFormatError(
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
-                "Check that the file is complete, and its architecture known to the installed llama-cpp-python.",
+                "Check that the file is complete, and that the installed llama-cpp-python knows its architecture.",
             )
         if lib.llama_model_has_encoder(self.pointer) or lib.llama_model_is_diffusion(self.pointer):
             self.free()
@@ -61,7 +62,11 @@ class Model:
 
     @classmethod
     def vocabulary(cls, path: Path, name: str) -> Model:
-        """The vocabulary alone: no weights are read. Errors as for the class."""
+        """Load the vocabulary alone, without weights.
+
+        Raises:
+            ModelFormatError: llama.cpp rejects the file.
+        """
         lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = True
@@ -84,7 +89,7 @@ class Model:
         self.window = int(lib.llama_model_n_swa(self.pointer))
         self.trained_context = int(lib.llama_model_n_ctx_train(self.pointer))
         self.is_recurrent = bool(lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))
-        """Whether a token changes a state that llama.cpp cannot take back: drafts cannot be rolled back."""
+        """Whether it has a recurrent state, which llama.cpp cannot restore: drafts cannot be rolled back."""
 
     def free(self) -> None:
         """Free it. May be called twice."""

@@ -1,4 +1,4 @@
-"""The entry point: cheap records, no engine."""
+"""The entry point: records of the two backends. It imports no engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Iterable
 from polydraft.contract import BackendRecord, hookimpl
 
 __all__ = ["polydraft_backends"]
+
+
+_INSTALL = (
+    "pip install 'polydraft[llama_cpp]'  # compiles llama.cpp for some minutes, with a C++ compiler (apt install g++; "
+    "xcode-select --install); for a GPU, set CMAKE_ARGS='-DGGML_CUDA=on' first (Metal: -DGGML_METAL=on, Vulkan: "
+    "-DGGML_VULKAN=on)"
+)
 
 
 @hookimpl
@@ -20,7 +27,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
         engine="llama-cpp-python",
         requires={"llama-cpp-python": ">=0.3.36"},
-        install_hint="pip install 'polydraft[llama_cpp]'",
+        install_hint=_INSTALL,
     )
     yield BackendRecord(
         name="llama-server",
@@ -30,5 +37,5 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         drafter_kinds=frozenset({"mtp", "draft-model"}),
         engine="llama-server",
         requires={"llama-cpp-python": ">=0.3.36"},
-        install_hint="pip install 'polydraft[llama_cpp]'",
+        install_hint=_INSTALL,
     )

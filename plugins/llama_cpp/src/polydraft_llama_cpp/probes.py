@@ -1,4 +1,4 @@
-"""Faults of llama.cpp that the conformance suite is told of, each looked at anew."""
+"""Probes: whether the faults of llama.cpp that the conformance suite excludes are still there."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _F32 = 0
 _BUFFER = 16 << 20
 _CONTEXT = (2, *(300 + (7 * index) % 600 for index in range(90)))
 _UPSTREAM = {346: 0.6253, 306: 0.0524, 280: 0.3489, 1875: -7.5419}
-"""Logits of tiny-31b's drafter after that context, by Transformers 5.22.2 in float32."""
+"""Token id -> logit of tiny-31b's drafter after that context, by Transformers 5.22.2 in float32."""
 _NARROW = {346: 0.4814, 306: -0.0650, 280: 0.4649, 1875: -7.6574}
-"""The same with a sliding window two positions shorter."""
+"""The same with a sliding window two positions shorter, as in llama.cpp."""
 
 
 class _InitParams(ctypes.Structure):
@@ -29,8 +29,8 @@ class _InitParams(ctypes.Structure):
 def gelu_is_rounded() -> bool:
     """Whether ggml's GELU on the CPU is a table of float16 values, whatever the type of its input.
 
-    It is while ``ggml/src/ggml-cpu/vec.h`` defines GGML_GELU_FP16: then two inputs that differ in the last bit of
-    float32 may give values that differ by 1 part in 2,048, and logits in float32 carry the noise of float16.
+    It is as long as ``ggml/src/ggml-cpu/vec.h`` defines GGML_GELU_FP16: then two inputs that differ in the last bit of
+    float32 may give values that differ by 1 part in 2,048, and logits in float32 carry float16's noise.
     """
     lib = library()._lib
 
@@ -60,7 +60,7 @@ def gelu_is_rounded() -> bool:
 
 
 def _gelu(x: float) -> float:
-    """Hendrycks and Gimpel 2016, with tanh."""
+    """GELU with tanh (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -74,7 +74,7 @@ def drafter_window_is_narrow() -> bool:
     import polydraft
 
     with polydraft.load("builtin:tiny-31b", backend="llama_cpp", dtype="float32", device="cpu") as session:
-        engine: Any = session.engine  # type: ignore[attr-defined]
+        engine: Any = session.engine
         sequence = engine.open_sequence()
         sampler: Any = _Greedy()
         newest = sequence.prefill(_CONTEXT, sampler).token_ids[0]

@@ -22,7 +22,7 @@ _SHOWN_BY_CONVERTER = frozenset(
 
 
 class GgufTokenizer:
-    """Implements ``polydraft.contract.Tokenizer`` over a loaded model's vocabulary."""
+    """``polydraft.contract.Tokenizer`` over a loaded model's vocabulary."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -36,14 +36,14 @@ class GgufTokenizer:
 
     @cached_property
     def bos_token_id(self) -> int | None:
-        """The id that begins a sequence; None if the file says that none is added."""
+        """The id that starts a sequence; None if the file says that none is added."""
         lib = library()
         bos = int(lib.llama_vocab_bos(self._vocab))
         return bos if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab) else None
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """What llama.cpp itself ends at: the file's EOS, end-of-turn and end-of-message, and tokens known by name."""
+        """The ids at which llama.cpp stops: the file's EOS, end-of-turn and end-of-message, and those known by name."""
         lib = library()
         return frozenset(index for index in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, index))
 
@@ -84,7 +84,7 @@ class GgufTokenizer:
         raise InvalidRequestError("llama.cpp cannot split the text into tokens.", "Give the prompt as token ids.")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes of a token where it is not the first one; a special token's own name."""
+        """The UTF-8 bytes of a token that is not the first one; of a special token, its name."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._piece(token_id)
@@ -112,7 +112,7 @@ class GgufTokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of the messages through the file's chat template, BOS once.
+        """Token ids of the messages through the file's chat template, with BOS once.
 
         Raises:
             UnsupportedError: The file has no chat template.
@@ -142,7 +142,7 @@ class GgufTokenizer:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Texts of the special tokens that templates name."""
+        """Texts of the special tokens that templates refer to."""
         lib = library()
         ids = {
             "bos_token": lib.llama_vocab_bos(self._vocab),

@@ -1,4 +1,4 @@
-"""Small random models of architectures that are no targets as others are: an encoder, and a recurrent one."""
+"""Small random models of architectures that are not ordinary targets: an encoder, and a recurrent model."""
 
 import gguf
 import numpy as np

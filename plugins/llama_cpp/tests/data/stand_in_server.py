@@ -1,13 +1,14 @@
-"""NOT llama-server: a stand-in for tests where no binary is. It says what the real one (0c1e57098) said, or misbehaves.
+"""NOT llama-server: a stand-in for tests without a binary. It answers as the real one (0c1e57098) did, or misbehaves.
 
-``STAND_IN`` chooses: ``good``, ``silent`` (loads the drafter, drafts nothing), ``old`` (flags of 2025), ``crash`` (ends
-while it loads), ``other`` (another program), ``gpu`` (lists two). Its answers are tokens 300, 301, ...: rounds of 1,
-then of 3 (2 of 4 drafts accepted), with the timings' fields as recorded.
+``STAND_IN`` chooses: ``good``, ``slow`` (30 ms per token), ``silent`` (loads the drafter, drafts nothing),
+``old`` (flags of 2025), ``crash`` (ends while it loads), ``other`` (another program), ``gpu`` (lists two). Its answers
+are tokens 300, 301, ...: rounds of 1, then of 3 (2 of 4 drafts accepted), with the timings' fields as recorded.
 """
 
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE = os.environ.get("STAND_IN", "good")
@@ -35,14 +36,25 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def authorized(self):
+        if self.headers.get("Authorization") == f"Bearer {os.environ['LLAMA_API_KEY']}":
+            return True
+        self.answer(401, {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}})
+        return False
+
     def do_GET(self):
-        self.answer(200, {"status": "ok"})
+        if self.path == "/health":
+            self.answer(200, {"status": "ok"})
+        elif self.authorized():
+            self.answer(200, {"build_info": "b0-stand-in", "default_generation_settings": {"n_ctx": 512}})
 
     def do_POST(self):
-        if self.headers.get("Authorization") != f"Bearer {os.environ['LLAMA_API_KEY']}":
-            self.answer(401, {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}})
+        if not self.authorized():
             return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            self.answer(200, {"tokens": json.loads(os.environ["STAND_IN_TOKENS"])})
+            return
         drafts = MODE != "silent" and "--spec-type" in sys.argv
         if not body.get("stream"):
             self.answer(200, {"timings": {"draft_n": 12, "draft_n_accepted": 4} if drafts else {}})
@@ -52,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         first = max(0, len(body["prompt"]) - 3)
         for index in range(first, first + body["n_predict"]):
             rounds = (index - first + 2) // 3
+            if MODE == "slow":
+                time.sleep(0.03)
             timings = {"predicted_ms": 0.001 + 2.5 * rounds if drafts else 0.001 + index}
             if drafts and rounds:
                 timings |= {"draft_n": 4 * rounds, "draft_n_accepted": 2 * rounds}

@@ -1,1 +1,1 @@
-"""From a checkpoint in the layout of Transformers to a GGUF file; needs the ``gguf`` package and numpy only."""
+"""Converts a checkpoint in the layout of Transformers to a GGUF file, with the ``gguf`` package and numpy alone."""

@@ -1,4 +1,4 @@
-"""Converted checkpoints, each made once and kept in the user's cache folder."""
+"""Converted checkpoints, each written once and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polydraft_llama_cpp.conversion.write import WeightType, convert
 __all__ = ["converted"]
 
 _VERSION = 1
-"""Raised when the converter writes other files than before."""
+"""Incremented whenever the converter writes something else than before."""
 _VARIABLE = "POLYDRAFT_LLAMA_CPP_CACHE"
 
 
@@ -26,8 +26,8 @@ def converted(folder: Path, weights: WeightType) -> Path:
     The cache is ``llama_cpp`` in polydraft's cache folder, or the folder that POLYDRAFT_LLAMA_CPP_CACHE names.
 
     Raises:
-        UnsupportedError: See ``convert``.
-        ModelFormatError: See ``convert``.
+        UnsupportedError: The checkpoint is of a kind that is not converted here.
+        ModelFormatError: A file of the checkpoint is missing or damaged.
         PolydraftError: The disk is full, or the cache folder cannot be written.
     """
     given = os.environ.get(_VARIABLE)
@@ -37,7 +37,7 @@ def converted(folder: Path, weights: WeightType) -> Path:
         return file
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Beside the file, so that it appears whole or not at all, also to another process that converts the same.
+        # In the same folder, so that renaming is atomic: another process sees the whole file or none.
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             written = Path(scratch) / file.name
             convert(folder, written, weights)
@@ -49,7 +49,7 @@ def converted(folder: Path, weights: WeightType) -> Path:
                 f"Free some space, or set {_VARIABLE} to a folder on another disk.",
             ) from error
         raise InvalidRequestError(
-            f"The cache folder {cache} cannot be written: {error}.", f"Set {_VARIABLE} to a folder of yours."
+            f"The cache folder {cache} cannot be written: {error}.", f"Set {_VARIABLE} to a folder that you may write."
         ) from error
     return file
 

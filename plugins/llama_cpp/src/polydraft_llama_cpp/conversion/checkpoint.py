@@ -1,4 +1,4 @@
-"""A checkpoint folder in the layout of Transformers: its config, and its tensors one by one."""
+"""A checkpoint folder in the layout of Transformers: its config and its tensors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Checkpoint:
         """The parsed tokenizer.json.
 
         Raises:
-            ModelFormatError: There is none, or it cannot be read.
+            ModelFormatError: It is missing or cannot be read.
         """
         path = self.folder / "tokenizer.json"
         try:
@@ -57,10 +57,10 @@ class Checkpoint:
         return data
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-        """Every tensor of floats by name, as float32; others (index tables) are left out.
+        """Name and values of every float tensor, as float32; others (index tables) are left out.
 
         Raises:
-            ModelFormatError: A file is missing or damaged, or a tensor has a dtype that is no float of 2 or 4 bytes.
+            ModelFormatError: A file is missing or damaged, or a tensor is not in float32, float16 or bfloat16.
         """
         check_folder(self.folder)
         for path in weight_files(self.folder):

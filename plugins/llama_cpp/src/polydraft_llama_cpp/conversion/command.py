@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convert",
         help="write a checkpoint as a GGUF file",
         description="Write a Gemma 4 or Llama checkpoint with a byte-level BPE tokenizer, or a Gemma 4 assistant, as "
-        "GGUF. Name a drafter mtp-<target>.gguf and put it beside its target: then it is found.",
+        "GGUF. A drafter that is named mtp-<target>.gguf and lies next to its target is found there.",
     )
     writing.add_argument("folder", type=Path, help="the checkpoint: config.json, tokenizer.json, *.safetensors")
     writing.add_argument("file", type=Path, help="the GGUF file to write")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if not given.folder.is_dir():
-            parser.error(f"{given.folder} is no folder")
+            parser.error(f"{given.folder} is not a folder")
         convert(given.folder, given.file, given.type)
     except PolydraftError as error:
         print(error, file=sys.stderr)

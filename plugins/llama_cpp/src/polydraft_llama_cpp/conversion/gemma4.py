@@ -1,7 +1,7 @@
 """Gemma 4 targets and assistants: metadata and tensor names.
 
-Keys and shapes are those that llama.cpp reads (``src/models/gemma4.cpp``, ``gemma4-assistant.cpp``); names of tensors
-come from the ``gguf`` package, which does not know the assistant's two projections yet.
+Keys and shapes are those that llama.cpp reads (``src/models/gemma4.cpp``, ``gemma4-assistant.cpp``). Names of tensors
+come from the ``gguf`` package, which does not have the assistant's two projections yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 __all__ = ["add_metadata", "architecture", "extra_tensors", "tensor_name", "unknown"]
 
 _UNROTATED = 1e30
-"""A wavelength that turns nothing: how llama.cpp leaves part of a head unrotated."""
+"""A wavelength factor so large that nothing rotates: how llama.cpp leaves part of a head unrotated."""
 _OWN_NAMES = {
     "pre_projection.weight": "nextn.pre_projection.weight",
     "post_projection.weight": "nextn.post_projection.weight",
@@ -25,12 +25,12 @@ _OWN_NAMES = {
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-    """The name by which llama.cpp knows it."""
+    """llama.cpp's name of the architecture."""
     return "gemma4-assistant" if "backbone_hidden_size" in checkpoint.config else "gemma4"
 
 
 def unknown(checkpoint: Checkpoint) -> str:
-    """What of the config llama.cpp would compute otherwise, part of a sentence; empty if nothing."""
+    """What llama.cpp would compute differently, as part of a sentence; empty if nothing."""
     text = checkpoint.text
     if text.get("tie_word_embeddings") is False or checkpoint.config.get("tie_word_embeddings") is False:
         return "its head is not tied to its embedding"
@@ -51,7 +51,7 @@ def unknown(checkpoint: Checkpoint) -> str:
 
 
 def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    """Add the architecture's numbers."""
+    """Add the architecture's hyperparameters."""
     text, layers, arch = checkpoint.text, checkpoint.layers, writer.arch
     window = [kind == "sliding_attention" for kind in text["layer_types"]]
     head_dim, full_dim = int(text["head_dim"]), int(_full(text, "head_dim", "global_head_dim"))
@@ -63,7 +63,7 @@ def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_block_count(layers)
     writer.add_head_count(text["num_attention_heads"])
     writer.add_head_count_kv([kv_heads if sliding else full_heads for sliding in window])
-    # Layers that use the keys and values of others have a feed-forward part of twice the width.
+    # Layers that use the keys and values of others have feed-forward parts of twice the width.
     widths = [2 * width if wide and layer >= layers - shared else width for layer in range(layers)]
     writer.add_feed_forward_length(widths if wide else width)
     writer.add_key_length(full_dim)
@@ -79,7 +79,7 @@ def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_array(f"{arch}.attention.sliding_window_pattern", window)
     writer.add_uint32(f"{arch}.attention.shared_kv_layers", shared)
     writer.add_uint32(f"{arch}.embedding_length_per_layer_input", int(text.get("hidden_size_per_layer_input") or 0))
-    # Where the key is missing llama.cpp caps at 30, so that "none" must be said.
+    # If the key is missing, llama.cpp caps at 30: "no cap" has to be written as 0.
     writer.add_final_logit_softcapping(text.get("final_logit_softcapping") or 0.0)
     if text.get("enable_moe_block"):
         writer.add_expert_count(text["num_experts"])
@@ -91,7 +91,7 @@ def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
 
 
 def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
-    """Tensors that a checkpoint computes: the wavelength factors of full-attention layers."""
+    """Tensors that no checkpoint has: the wavelength factors of full-attention layers, shape (head_dim / 2,)."""
     text = checkpoint.text
     half = int(_full(text, "head_dim", "global_head_dim")) // 2
     rotated = int(2 * half * text["rope_parameters"]["full_attention"]["partial_rotary_factor"]) // 2
@@ -99,13 +99,13 @@ def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
-    """The GGUF name of a checkpoint's tensor; None for those that llama.cpp does not use.
+    """The GGUF name of a checkpoint's tensor; None if llama.cpp does not use it.
 
     Raises:
         KeyError: The tensor is unknown.
     """
     if name.startswith("masked_embedding.") or name == "lm_head.weight":
-        return None  # the assistant's centroid head: llama.cpp drafts with the full head; a tied head is the embedding
+        return None  # the centroid head (llama.cpp drafts with the full head), or the tied head (it is the embedding)
     if name in _OWN_NAMES:
         return _OWN_NAMES[name]
     name = name.replace("model.language_model.", "model.")
@@ -121,7 +121,7 @@ def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
 
 
 def _full(text: dict[str, Any], name: str, older: str) -> Any:
-    """A number of full-attention layers: newer configs have it by layer, older ones in a field of its own."""
+    """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a field of its own."""
     layer = str(text["layer_types"].index("full_attention"))
     of_layer = (text.get("per_layer_config") or {}).get(layer) or {}
     return of_layer.get(name) or text.get(older) or text[name]

@@ -12,7 +12,7 @@ __all__ = ["add_metadata", "arranged", "tensor_name", "unknown"]
 
 
 def unknown(checkpoint: Checkpoint) -> str:
-    """What of the config llama.cpp would compute otherwise, part of a sentence; empty if nothing."""
+    """What llama.cpp would compute differently, as part of a sentence; empty if nothing."""
     text = checkpoint.text
     if (text.get("rope_scaling") or (text.get("rope_parameters") or {}).get("rope_type")) not in {None, "default"}:
         return "it scales its rotary embedding"
@@ -22,7 +22,7 @@ def unknown(checkpoint: Checkpoint) -> str:
 
 
 def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    """Add the architecture's numbers."""
+    """Add the architecture's hyperparameters."""
     text = checkpoint.text
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     writer.add_context_length(text["max_position_embeddings"])
@@ -52,7 +52,7 @@ def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
 
 
 def arranged(name: str, values: npt.NDArray[np.float32], checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
-    """Queries and keys in llama.cpp's order: it rotates neighbours where Transformers rotates halves."""
+    """Rows of queries and keys in llama.cpp's order: it rotates adjacent pairs, Transformers rotates halves."""
     if not name.endswith(("attn_q.weight", "attn_k.weight")):
         return values
     heads = checkpoint.text["num_attention_heads" if name.endswith("attn_q.weight") else "num_key_value_heads"]

@@ -15,10 +15,10 @@ _ADDED_OPTIONS = ("lstrip", "rstrip", "single_word")
 
 
 def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
-    """Why a tokenizer cannot be written, part of a sentence; empty if it can.
+    """Why a tokenizer cannot be written, as part of a sentence; empty if it can.
 
-    llama.cpp splits text before BPE by rules that it knows by name (``src/llama-vocab.cpp``). Only GPT-2's is written
-    here: another one under its name would give other tokens, silently.
+    Before BPE, llama.cpp splits text by rules that a file names (``src/llama-vocab.cpp``). Only GPT-2's rule is written
+    here: for a tokenizer that splits otherwise it would silently give other tokens.
     """
     splitter, model = tokenizer.get("pre_tokenizer") or {}, tokenizer.get("model") or {}
     if model.get("type") != "BPE":
@@ -28,9 +28,9 @@ def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
     if splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True) or splitter.get("add_prefix_space"):
         return "its tokenizer does not split text as GPT-2's does"
     if any(model.get(name) for name in _OPTIONS):
-        return "its BPE has options that GPT-2's has not"
+        return "its BPE has options that GPT-2's does not have"
     if any(token.get(name) for token in tokenizer.get("added_tokens") or () for name in _ADDED_OPTIONS):
-        return "its added tokens take spaces beside them along, or stand for whole words only"
+        return "its added tokens absorb adjacent spaces, or match whole words only"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Writing the file."""
+"""Write a checkpoint as a GGUF file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def why_not(checkpoint: Checkpoint) -> str:
     name = (checkpoint.config.get("architectures") or [""])[0]
     if name not in _KNOWN:
         return (
-            f"{checkpoint.folder.name} is a {name or 'model of unknown architecture'}; {', '.join(_KNOWN)} are known."
+            f"{checkpoint.folder.name} is a {name or 'model of unknown architecture'}; only {', '.join(_KNOWN)} can be "
+            "converted here."
         )
     family = llama if name == "LlamaForCausalLM" else gemma4
     reason = family.unknown(checkpoint) or unknown_tokenizer(checkpoint.tokenizer)
@@ -52,16 +53,16 @@ def why_not(checkpoint: Checkpoint) -> str:
 def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
     """Write a checkpoint as one GGUF file.
 
-    Norms, scales and routers stay in float32, as llama.cpp's own converter leaves them; in ``q8_0`` rows that are no
-    multiple of 32 long are written in float16.
+    Norms, scales and routers stay in float32, as in llama.cpp's own converter. With ``q8_0``, matrices whose rows are
+    not a multiple of 32 long are written in float16.
 
     Args:
-        folder: Checkpoint with config.json, tokenizer.json and safetensors.
+        folder: The checkpoint: config.json, tokenizer.json and safetensors.
         out: The file to write; an existing one is replaced.
         weights: Type of the weight matrices.
 
     Raises:
-        UnsupportedError: The architecture or tokenizer is of a kind that is not written here.
+        UnsupportedError: The architecture or tokenizer is of a kind that is not converted here.
         ModelFormatError: A file is missing or damaged.
     """
     checkpoint = Checkpoint(folder)
@@ -92,7 +93,7 @@ def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
         writer.write_tensors_to_file()
     except KeyError as error:
         raise ModelFormatError(
-            f"{folder} has no field or an unknown tensor {error.args[0]!r}, where {name} is expected.", _ELSEWHERE
+            f"{folder} lacks the field {error.args[0]!r} of {name}, or has an unknown tensor of that name.", _ELSEWHERE
         ) from error
     finally:
         writer.close()

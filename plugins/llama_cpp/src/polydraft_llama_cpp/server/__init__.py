@@ -1,1 +1,1 @@
-"""``llama-server``, the user's own program or a running one: a crash of llama.cpp does not end the app."""
+"""The backend ``llama-server``: a crash of llama.cpp does not end the app."""

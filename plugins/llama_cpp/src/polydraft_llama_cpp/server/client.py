@@ -1,4 +1,4 @@
-"""HTTP to a llama-server: JSON requests, and a completion as a stream of events."""
+"""The HTTP client of a llama-server: JSON requests, and completions as streams of events."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from polydraft.errors import ContextLengthError, EngineError, OutOfMemoryError
+from polydraft.errors import (
+    BackendUnavailableError,
+    ContextLengthError,
+    EngineError,
+    InvalidRequestError,
+    PolydraftError,
+)
+
+from polydraft_llama_cpp.server.options import KEY_VARIABLE
 
 __all__ = ["Client", "Completion"]
 
 
 class Client:
-    """One server. Each call has a connection of its own.
+    """A client of one server, with a connection per request.
 
     Args:
         url: ``http://127.0.0.1:8080``; https as well.
-        api_key: Sent as a bearer token; None: none.
+        api_key: Sent as a bearer token; None: no token is sent.
         timeout: Seconds to wait for the next bytes.
+
+    Raises:
+        InvalidRequestError: The url is not an HTTP URL, or contains a password.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0) -> None:
         self.url = url.rstrip("/")
-        self._parts = urlsplit(self.url)
+        self._parts = _parts(self.url)
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -36,6 +47,8 @@ class Client:
 
         Raises:
             EngineError: The server cannot be reached, or answers with an error.
+            BackendUnavailableError: It does not accept the key.
+            ContextLengthError: The prompt is longer than its context.
         """
         return self._json("GET", path, None)
 
@@ -44,7 +57,7 @@ class Client:
         return self._json("POST", path, body)
 
     def complete(self, body: dict[str, Any]) -> Completion:
-        """Begin a streamed completion. Errors as for ``get``."""
+        """Start a streamed completion. Errors as for ``get``."""
         connection, response = self._open("POST", "/completion", {**body, "stream": True})
         return Completion(connection, response)
 
@@ -78,7 +91,7 @@ class Client:
 
 
 class Completion:
-    """A completion under way: iterate for its events, one a token. ``close`` makes the server stop."""
+    """A completion in progress: iterate over its events, one per token. ``close`` makes the server stop."""
 
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         self._connection = connection
@@ -107,13 +120,34 @@ class Completion:
             self._connection.close()
 
 
+def _parts(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if "@" in url or (usable and (parts.query or parts.fragment)):
+        raise InvalidRequestError(
+            "The url contains more than the server's address (a user name, a password or a query).",
+            f"Set the API key in the environment variable {KEY_VARIABLE}.",
+        )
+    if not usable:
+        raise InvalidRequestError(f"url={url!r} is not the URL of a server.", "Give it as http://host:8080.")
+    return parts
+
+
 def _lost(error: Exception) -> EngineError:
     return EngineError(
         f"The connection to llama-server was lost: {error!r}.", "Look at the server's log; load the session again."
     )
 
 
-def _refused(status: int, body: bytes) -> EngineError | ContextLengthError | OutOfMemoryError:
+def _refused(status: int, body: bytes) -> PolydraftError:
+    if status in {401, 403}:
+        return BackendUnavailableError(
+            "llama-server does not accept the API key.",
+            f"Set the environment variable {KEY_VARIABLE} to the right one.",
+        )
     try:
         found = json.loads(body)
         error = found.get("error", found)

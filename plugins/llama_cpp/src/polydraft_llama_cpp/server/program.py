@@ -1,45 +1,60 @@
-"""Where ``llama-server`` is, which version, and which flags it knows."""
+"""The program ``llama-server``: where it is, its version, the flags it has, and how it is started."""
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from polydraft.errors import BackendUnavailableError, DeviceError, SpeculationUnavailableError
+from polydraft.engines.serving import LOOPBACK, ServerProcess, free_port
+from polydraft.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    InvalidRequestError,
+    ModelFormatError,
+    OutOfMemoryError,
+    PolydraftError,
+    SpeculationUnavailableError,
+)
 
-from polydraft_llama_cpp.bindings import device_name
+from polydraft_llama_cpp.resources import device_name
+from polydraft_llama_cpp.server.client import Client
+from polydraft_llama_cpp.server.options import URL_VARIABLE
 
-__all__ = ["VARIABLE", "Program", "find", "is_url", "program"]
+__all__ = ["HOW_TO_FIND", "NOT_FOUND", "SPEC_TYPES", "VARIABLE", "Program", "Server", "find", "program", "start"]
 
 VARIABLE = "POLYDRAFT_LLAMA_SERVER"
-"""Path of the program, or the URL of a running server."""
+"""Environment variable with the path of the program."""
+NOT_FOUND = "No llama-server was found."
+HOW_TO_FIND = f"Set {VARIABLE} to the path of llama-server, or {URL_VARIABLE} to the URL of a running one."
 SPEC_TYPES = {"mtp": "draft-mtp", "draft-model": "draft-simple"}
 _NEEDED = ("--spec-draft-model", "--spec-draft-n-max", "--spec-type")
 _DEVICE = re.compile(r"^  ([A-Za-z]+\d+): .* MiB free\)$", re.MULTILINE)
-"""A line of ``--list-devices``; what has no number is no GPU (BLAS)."""
-_SECONDS = 60
+"""A line of ``--list-devices``; a device without a number is not a GPU (BLAS)."""
+_TIMEOUT = 60  # seconds
+_LAST_WORDS = 400  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What the program says of itself."""
+    """What the program reports about itself."""
 
     path: str
     version: str
     help: str
     devices: Mapping[str, str] = field(default_factory=dict)
-    """The GPUs that it sees, by polydraft's names (``cuda:0``), with its own (``CUDA0``)."""
+    """The GPUs that it sees: polydraft's name (``cuda:0``) -> its own (``CUDA0``)."""
 
     def device(self, name: str) -> str | None:
-        """Its own word for a device, ``none`` for the CPU; None for ``auto``, which is its own choice.
+        """Its own name of a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
 
         Raises:
-            DeviceError: It sees no such device.
+            DeviceError: It does not see such a device.
         """
         if name == "auto":
             return None
@@ -54,17 +69,17 @@ class Program:
         )
 
     def check_drafter(self, kind: str) -> None:
-        """Check that this version can run a drafter of a kind.
+        """Refuse a kind of drafter that this version cannot run.
 
         Raises:
-            SpeculationUnavailableError: A flag is missing: it is older (or newer) than what is known.
+            SpeculationUnavailableError: It lacks a flag: it is older (or newer) than the versions that were tested.
         """
         missing = [flag for flag in _NEEDED if not self.has(flag)]
         types = next((line for line in self.help.splitlines() if line.lstrip().startswith("--spec-type")), "")
         if missing or SPEC_TYPES[kind] not in types:
             what = missing[0] if missing else f"--spec-type {SPEC_TYPES[kind]}"
             raise SpeculationUnavailableError(
-                f"{self.path} ({self.version}) does not know {what}.",
+                f"{self.path} ({self.version}) does not have {what}.",
                 "Use a llama-server of 2026-10 or later (its commit 0c1e57098 was tested), or drafter=None.",
             )
 
@@ -74,13 +89,18 @@ class Program:
 
 
 def find() -> str | None:
-    """The path or URL that the variable names, else ``llama-server`` on the path; None if there is neither."""
-    return os.environ.get(VARIABLE) or shutil.which("llama-server")
+    """The path that the environment variable gives, else that of ``llama-server`` on the PATH; None if neither.
 
-
-def is_url(place: str) -> bool:
-    """Whether a server is running there already."""
-    return place.startswith(("http://", "https://"))
+    Raises:
+        BackendUnavailableError: The variable holds a URL.
+    """
+    path = os.environ.get(VARIABLE)
+    if path and path.startswith(("http://", "https://")):
+        raise BackendUnavailableError(
+            f"{VARIABLE} holds a URL, and names the program llama-server.",
+            f"Set {URL_VARIABLE} to the URL of a running server, and unset {VARIABLE}.",
+        )
+    return path or shutil.which("llama-server")
 
 
 @cache
@@ -88,23 +108,76 @@ def program(path: str) -> Program:
     """Ask a program for its version, flags and devices.
 
     Raises:
-        BackendUnavailableError: It cannot be started, or is no llama-server.
+        BackendUnavailableError: It cannot be started, or is not llama-server.
     """
-    said = [_run(path, flag) for flag in ("--version", "--help", "--list-devices")]
-    version = re.search(r"version:\s*(\S.*)", said[0])
-    if version is None or "--ctx-size" not in said[1]:
+    version_text, help_text, device_text = (_run(path, flag) for flag in ("--version", "--help", "--list-devices"))
+    version = re.search(r"version:\s*(\S.*)", version_text)
+    if version is None or "--ctx-size" not in help_text:
         raise BackendUnavailableError(
-            f"{path} is no llama-server: it says {said[0].strip()[:80]!r} of its version.",
-            f"Set {VARIABLE} to the path of llama-server, or to the URL of a running one.",
+            f"{path} is not llama-server: it reports the version {version_text.strip()[:80]!r}.", HOW_TO_FIND
         )
-    return Program(path, version[1].strip(), said[1], {device_name(own): own for own in _DEVICE.findall(said[2])})
+    devices = {device_name(own): own for own in _DEVICE.findall(device_text)}
+    return Program(path, version[1].strip(), help_text, devices)
 
 
 def _run(path: str, flag: str) -> str:
     try:
-        done = subprocess.run([path, flag], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run([path, flag], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BackendUnavailableError(
-            f"{path} cannot be started: {error}", f"Set {VARIABLE} to the path of llama-server."
-        ) from error
+        raise BackendUnavailableError(f"{path} cannot be started: {error}", HOW_TO_FIND) from error
     return done.stdout + done.stderr
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready: its client, and its process if it was started here."""
+
+    client: Client
+    process: ServerProcess | None = None
+
+    def stop(self) -> None:
+        """Stop it if it was started here. May be called twice."""
+        if self.process is not None:
+            self.process.stop()
+            self.process.discard_log()
+
+
+def start(command: Sequence[str], seconds: float) -> Server:
+    """Start a server on this machine's loopback interface, with a random API key, and wait until it is ready.
+
+    Args:
+        command: Program and flags, without host, port and key.
+        seconds: Within which it must be ready.
+
+    Raises:
+        ModelFormatError: It ended before it was ready; its last words are in the message.
+        EngineError: It was not ready in time.
+        OutOfMemoryError: It was killed while it loaded the model.
+        InvalidRequestError: It rejects a flag.
+        BackendUnavailableError: It cannot be started.
+    """
+    key, port = secrets.token_hex(16), free_port()
+    process = ServerProcess(
+        [*command, "--host", LOOPBACK, "--port", str(port)],
+        name="llama-server",
+        port=port,
+        environment={"LLAMA_API_KEY": key},
+    )
+    process.wait_until_ready(seconds, failure=_start_error)
+    return Server(Client(process.url, key), process)
+
+
+def _start_error(code: int, log: str) -> PolydraftError:
+    """Why a server ended before it was ready."""
+    said = " ".join(log.split())[-_LAST_WORDS:]
+    if code == -9:  # SIGKILL, as the kernel sends it when memory runs out
+        return OutOfMemoryError("llama-server was killed while it loaded.", "Give a smaller context_length.")
+    if "invalid argument" in said:
+        return InvalidRequestError(
+            f"llama-server rejects its command line. {said}",
+            "Check extra_args; if there are none, this llama-server is too old or too new.",
+        )
+    return ModelFormatError(
+        f"llama-server ended with code {code} before it was ready. {said}",
+        "Check the file, and that this llama-server knows its architecture.",
+    )

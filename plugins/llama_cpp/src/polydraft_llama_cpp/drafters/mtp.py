@@ -1,8 +1,8 @@
 """Gemma 4's MTP drafter ("assistant"): a context of its own that attends to the target's memory and stores nothing.
 
-Protocol: llama.cpp's ``common/speculative.cpp`` (draft-mtp). To draft after the newest token x at position p: a batch
-of one token that carries both x and h, the target's final-normed hidden row of position p-1; position p for all steps
-of the round. Each step gives logits and the h of the next step.
+The protocol is that of llama.cpp's ``common/speculative.cpp`` (draft-mtp). To draft after the newest token x at
+position p, run a batch of one token that carries both x and h, the target's hidden row at position p-1 after the final
+norm. Each step gives logits and the h of the next step; all steps of a round run at position p.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class MtpDrafter:
 
     Args:
         model: The assistant.
-        target: The target's context, which keeps its hidden rows.
-        settings: The target's, but for the threads and device.
+        target: The target's context, created with ``keeps_hidden``.
+        settings: The target's settings.
 
     Raises:
         EngineError: The contexts do not share their memory.
@@ -38,7 +38,7 @@ class MtpDrafter:
         if extension().llama_get_ctx_other(self._context.pointer) != target.pointer:
             self._context.free()
             raise EngineError(
-                "llama.cpp made a drafter that does not share the target's memory.", "Use drafter='ngram'."
+                "llama.cpp created a drafter that does not share the target's memory.", "Use drafter='ngram'."
             )
 
     def propose(
@@ -54,12 +54,15 @@ class MtpDrafter:
         """Draft k tokens after ``newest``, which has ``position``.
 
         Args:
-            hidden: The target's hidden row before it, shape (hidden_size,).
+            hidden: The target's hidden row of the token before ``newest``, float32, shape (hidden_size,).
             newest: The newest token.
             position: Its absolute position.
             k: At least 1.
             sampler: Chooses the drafts.
-            keep_logits: Whether to return the logits, k rows of shape (vocab,).
+            keep_logits: Whether to return logits.
+
+        Returns:
+            The k drafts, and their logits: k rows, float32, shape (vocab,); no rows without ``keep_logits``.
         """
         context, drafts, kept = self._context, [newest], []
         row: Any = hidden
@@ -75,5 +78,5 @@ class MtpDrafter:
         return drafts[1:], kept
 
     def free(self) -> None:
-        """Free the context; before the target's."""
+        """Free the context, before the target's."""
         self._context.free()

@@ -1,0 +1,181 @@
+"""From a load request to a connected server: one that runs already, or one that is started here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+from polydraft.contract import LoadRequest, RunningInfo
+from polydraft.engines import context_length
+from polydraft.errors import (
+    BackendUnavailableError,
+    EngineError,
+    InvalidRequestError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+
+from polydraft_llama_cpp.files import GgufFile, fetch_pair
+from polydraft_llama_cpp.model import Model
+from polydraft_llama_cpp.resources import check_layers, default_threads
+from polydraft_llama_cpp.server import program as programs
+from polydraft_llama_cpp.server.client import Client
+from polydraft_llama_cpp.server.engine import LlamaServerEngine
+from polydraft_llama_cpp.server.options import LlamaServerOptions, api_key
+from polydraft_llama_cpp.server.program import Program, Server
+from polydraft_llama_cpp.tokenizer import GgufTokenizer
+
+__all__ = ["load_pair"]
+
+_DEFAULT_CONTEXT = 8192
+_PLAIN_NOTE = "speculate='off' starts a second llama-server: one cannot turn drafts off for a request."
+
+
+class _Found(NamedTuple):
+    """A server that is ready, and what it runs."""
+
+    server: Server
+    version: str
+    device: str
+    context_length: int | None
+    """Tokens; None: as it was started here."""
+    start_plain: Callable[[], Server] | None
+    """Starts a second server, without the drafter; None: there is none to start."""
+
+
+def load_pair(request: LoadRequest) -> LlamaServerEngine:
+    """Connect to the server, or start one.
+
+    Raises:
+        BackendUnavailableError: There is no llama-server, or none at the url.
+        SpeculationUnavailableError: It cannot run the drafter, or loads it and drafts nothing.
+        PairMismatchError: The pair does not fit together.
+        ModelFormatError: A file is damaged, or the server rejects it.
+        ContextLengthError: The context is longer than the model's.
+        DeviceError: The program does not see the device.
+        InvalidRequestError: An option does not fit the others, or was given together with a url.
+        UnsupportedError: The server at the url runs another model.
+    """
+    place = _place(request)
+    target, drafter = fetch_pair(request)
+    length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
+    with ExitStack() as undo:
+        vocabulary = Model.vocabulary(target.path, request.target.id)
+        undo.callback(vocabulary.free)
+        tokenizer = GgufTokenizer(vocabulary)
+        if isinstance(place, Program):
+            found = _start(place, request, target, drafter, length)
+        else:
+            found = _connect(place, tokenizer, request.target.id)
+        undo.callback(found.server.stop)
+        if request.plan.kind is not None and not _drafts(found.server.client, tokenizer):
+            raise SpeculationUnavailableError(
+                "llama-server has loaded the drafter, but drafts nothing.",
+                "A running server needs --spec-type draft-mtp (or draft-simple) in addition to --spec-draft-model.",
+            )
+        running = RunningInfo.of(
+            request,
+            engine="llama-server",
+            engine_version=found.version,
+            dtype=target.dtype,
+            device=found.device,
+            context_length=min(length, found.context_length or length),
+            concurrency="serial",
+            notes=[_PLAIN_NOTE] if found.start_plain else [],
+        )
+        undo.pop_all()
+        return LlamaServerEngine(vocabulary, tokenizer, running, found.server, found.start_plain)
+
+
+def _place(request: LoadRequest) -> Program | Client:
+    """The program that can run the pair, or the client of the server that runs already."""
+    options: LlamaServerOptions = request.engine_options
+    if options.url is not None:
+        if given := options.model_fields_set - {"url"}:
+            raise InvalidRequestError(
+                f"{', '.join(sorted(given))} cannot be set: with url, the server runs already.",
+                "Leave it out, or give it to the command that starts the server.",
+            )
+        return Client(options.url, api_key())
+    path = programs.find()
+    if path is None:
+        raise BackendUnavailableError(programs.NOT_FOUND, programs.HOW_TO_FIND)
+    found, plan = programs.program(path), request.plan
+    if plan.kind is not None:
+        options.check_batch(plan.num_speculative_tokens + 1)
+        found.check_drafter(plan.kind)
+    return found
+
+
+def _start(program: Program, request: LoadRequest, target: GgufFile, drafter: GgufFile | None, length: int) -> _Found:
+    """Start a server for the pair."""
+    options: LlamaServerOptions = request.engine_options
+    start_plain = None
+    command = _command(program, target, length, request)
+    if drafter is not None:
+        start_plain = partial(programs.start, command, options.start_timeout)
+        command = [*command, *_drafter_flags(program, target, drafter, request)]
+    own = program.device(request.device)
+    used = [name for name, known in program.devices.items() if own in {None, known}]
+    server = programs.start(command, options.start_timeout)
+    return _Found(server, program.version, ",".join(used) or "cpu", None, start_plain)
+
+
+def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
+    """Ask a running server what it runs."""
+    try:
+        found = client.get("/props")
+    except EngineError as error:
+        raise BackendUnavailableError(
+            f"No llama-server answers at {client.url}: {error.message}", "Start it, or correct the url."
+        ) from error
+    text = "def main():\n    return 'naïve', 12345 # ☃"
+    token_ids = client.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+    if token_ids != tokenizer.encode(text):
+        raise UnsupportedError(
+            f"The tokens of the server at {client.url} are not those of {target}.",
+            "Load the file that the server runs.",
+        )
+    longest = int(found["default_generation_settings"]["n_ctx"])
+    return _Found(Server(client), str(found.get("build_info", "unknown")), "the server's", longest, None)
+
+
+def _command(program: Program, target: GgufFile, length: int, request: LoadRequest) -> list[str]:
+    """The command of a server without a drafter, without host and port."""
+    options: LlamaServerOptions = request.engine_options
+    types, device = options.cache_types(target.weights), program.device(request.device)
+    on_gpu = bool(program.devices) if device is None else device != "none"
+    check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
+    flash_attn = "on" if options.uses_flash_attn(types[1], on_gpu=on_gpu) else "off"
+    cells = length + request.plan.num_speculative_tokens + 2
+    command = [program.path, "--model", str(target.path), "--ctx-size", str(cells), "--parallel", "1"]
+    command += ["--batch-size", str(options.n_batch), "--ubatch-size", str(options.n_batch)]
+    command += ["--cache-type-k", types[0], "--cache-type-v", types[1], "--flash-attn", flash_attn]
+    command += [flag for flag in ("--no-ui", "--no-webui") if program.has(flag)][:1]
+    if device is not None:
+        command += ["--device", device]
+    # Always given: with more threads than free cores the server waits at every operation.
+    command += ["--threads", str(options.threads or default_threads())]
+    if options.n_gpu_layers is not None:
+        command += ["--n-gpu-layers", "999" if options.n_gpu_layers < 0 else str(options.n_gpu_layers)]
+    return [*command, *options.extra_args]
+
+
+def _drafter_flags(program: Program, target: GgufFile, drafter: GgufFile, request: LoadRequest) -> list[str]:
+    options: LlamaServerOptions = request.engine_options
+    types, device = options.cache_types(target.weights), program.device(request.device)
+    assert request.plan.kind is not None
+    flags = ["--spec-draft-model", str(drafter.path), "--spec-type", programs.SPEC_TYPES[request.plan.kind]]
+    flags += ["--spec-draft-n-max", str(request.plan.num_speculative_tokens)]
+    flags += ["--spec-draft-type-k", types[0], "--spec-draft-type-v", types[1]]
+    return flags if device is None else [*flags, "--spec-draft-device", device]
+
+
+def _drafts(client: Client, tokenizer: GgufTokenizer) -> bool:
+    """Whether the server drafts for a short greedy answer."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
+    body = {"prompt": prompt, "n_predict": 12, "temperature": 0, "cache_prompt": False}
+    return bool(client.post("/completion", body).get("timings", {}).get("draft_n"))

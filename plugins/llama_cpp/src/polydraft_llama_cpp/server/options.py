@@ -1,0 +1,56 @@
+"""``engine_options`` of the backend ``llama-server``, and what it reads from the environment."""
+
+from __future__ import annotations
+
+import os
+
+from polydraft.errors import InvalidRequestError
+from pydantic import Field
+
+from polydraft_llama_cpp.options import CommonOptions
+
+__all__ = ["KEY_VARIABLE", "URL_VARIABLE", "LlamaServerOptions", "api_key"]
+
+URL_VARIABLE = "POLYDRAFT_LLAMA_SERVER_URL"
+KEY_VARIABLE = "POLYDRAFT_LLAMA_SERVER_API_KEY"
+_ENGINE_KEY_VARIABLE = "LLAMA_API_KEY"
+
+
+class LlamaServerOptions(CommonOptions):
+    """Options by llama.cpp's names.
+
+    With ``url`` the session is a client of that server, and no other option can be given. Without it the session starts
+    a server with these options, and stops it when it is closed. The API key of a running server comes from the
+    environment: ``POLYDRAFT_LLAMA_SERVER_API_KEY``, else ``LLAMA_API_KEY``.
+    """
+
+    url: str | None = Field(
+        default_factory=lambda: os.environ.get(URL_VARIABLE) or None,
+        description="URL of a running server, ``http://host:8080``. Default: the environment variable "
+        f"{URL_VARIABLE}; if that is not set, the session starts a server.",
+    )
+    n_gpu_layers: int | None = Field(
+        default=None, ge=-1, description="Layers on the GPU, -1 for all; None: the server's own choice."
+    )
+    start_timeout: float = Field(
+        default=300.0, gt=0, description="Seconds within which a server that the session starts must be ready."
+    )
+    extra_args: tuple[str, ...] = Field(default=(), description="Further flags for a server that the session starts.")
+
+
+def api_key() -> str | None:
+    """The key of a running server; None if there is none.
+
+    Raises:
+        InvalidRequestError: An HTTP header cannot hold it.
+    """
+    for variable in (KEY_VARIABLE, _ENGINE_KEY_VARIABLE):
+        key = os.environ.get(variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidRequestError(
+                f"The API key in the environment variable {variable} has characters that an HTTP header cannot hold.",
+                "Set it again.",
+            )
+        if key:
+            return key
+    return None
