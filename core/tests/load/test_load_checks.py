@@ -203,6 +203,13 @@ def test_highest_rank_that_can_do_it(host_of):
     assert prepare(TARGET, backend="exact", host=host_of("exact", "fast")).request.backend == "exact"
 
 
+def test_a_backend_of_rank_0_is_used_only_if_it_is_named(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "rank", 0)
+    assert prepare(TARGET, backend="exact", host=host_of("exact", "unusable")).request.backend == "exact"
+    with pytest.raises(BackendUnavailableError, match="It is used only if it is named.*pip install the-engine"):
+        prepare(TARGET, host=host_of("exact", "unusable"))
+
+
 def test_equal_ranks_go_by_name(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 80)
     assert prepare(TARGET, host=host_of("fast", "exact")).request.backend == "exact"

@@ -111,6 +111,8 @@ class Resolver:
         errors: list[tuple[BackendState, PolydraftError]] = []
         for state in states:
             try:
+                if state.diagnosis and state.diagnosis.usable and state.diagnosis.rank == 0:
+                    raise BackendUnavailableError("It is used only if it is named.", " ".join(state.diagnosis.notes))
                 return self._prepare(state.record, source, arguments)
             except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
                 _log.info("Backend passed over: %s: %s", state.record.name, error.message)

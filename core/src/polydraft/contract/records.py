@@ -100,7 +100,11 @@ class Diagnosis(Record):
     devices: tuple[DeviceRecord, ...] = ()
     notes: tuple[str, ...] = ()
     rank: int = Field(
-        default=50, description="How well it fits this machine, 0 to 100: ``auto`` takes the highest usable one."
+        default=50,
+        ge=0,
+        le=100,
+        description="How well it fits this machine: ``auto`` takes the highest usable one. 0: only if it is named, since "
+        "it needs something that the caller has to give.",
     )
 
 

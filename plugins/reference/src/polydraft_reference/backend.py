@@ -49,7 +49,7 @@ class ReferenceBackend(Backend):
             engine_version=version("polydraft-reference"),
             devices=(DeviceRecord(name="cpu", description="numpy"),),
             notes=("Toy models only: for tests and plugin authors.",),
-            rank=0,
+            rank=1,  # the toy models have no other backend
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
