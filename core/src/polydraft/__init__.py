@@ -1,11 +1,11 @@
-"""One API for speculative decoding, whatever engine runs it: what apps use.
+"""One API for speculative decoding, whatever engine runs it.
 
 >>> import polydraft
 >>> with polydraft.load("google/gemma-4-E4B-it") as session:  # doctest: +SKIP
 ...     result = session.generate("Explain speculative decoding.", max_new_tokens=256)
 
-Errors are in ``polydraft.errors``; plugins build on ``polydraft.contract``. Importing this package imports no engine,
-and nothing else that is slow: the names, which ``__init__.pyi`` lists, are loaded on first use.
+Errors are in ``polydraft.errors``; plugins build on ``polydraft.contract``. Importing this package imports no engine
+and nothing else that is slow: the names, listed in ``__init__.pyi``, are loaded on first use.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-# What apps use. `__init__.py` loads each name from here on first use.
+# The names that apps use; `__init__.py` loads each of them on first use.
 from . import contract as contract
 from . import errors as errors
 from ._load import load as load

@@ -1,4 +1,4 @@
-"""Arguments that are written once, as a ``TypedDict``, and taken by several functions as ``**arguments``."""
+"""Arguments that are declared once, as a ``TypedDict``, and taken by several functions as ``**arguments``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def shows_arguments(arguments: type, defaults: Mapping[str, Any]) -> Callable[[_Function], _Function]:
-    """Let ``help`` and completion show each argument of a function that takes ``**arguments: Unpack[...]``.
+    """Make ``help`` and completion show each argument of a function that takes ``**arguments: Unpack[...]``.
 
     Args:
         arguments: The ``TypedDict``.
-        defaults: Default by name; None for the others.
+        defaults: Name -> default; the others default to None.
     """
 
     def decorate(function: _Function) -> _Function:

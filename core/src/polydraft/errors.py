@@ -1,6 +1,6 @@
 """Every error that polydraft raises on purpose.
 
-Each carries one sentence that says what is wrong (``message``) and one that says what to do (``hint``).
+Each has one sentence that says what is wrong (``message``) and one that says what to do (``hint``).
 ``str(error)`` is both. Errors are raised before work is lost: before a download, before weights are loaded,
 before the first token.
 
@@ -38,7 +38,7 @@ class PolydraftError(Exception):
 
     Args:
         message: One sentence: what is wrong.
-        hint: One sentence: what to do. May be empty where nothing can be done.
+        hint: One sentence: what to do. Empty if nothing can be done.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -66,7 +66,7 @@ class InvalidRequestError(PolydraftError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt does not fit into the context."""
+    """The prompt does not fit into the context, or the requested context is longer than the model's."""
 
 
 class UnsupportedError(PolydraftError):
@@ -102,11 +102,11 @@ class PairMismatchError(PolydraftError):
 
 
 class NotVerifiedError(PolydraftError):
-    """``load(verified="require")``: this has not been verified here, or was found wrong. The hint names the command."""
+    """``load(verified="require")`` found no passed verification of this configuration. The hint names the command."""
 
 
 class DeviceError(PolydraftError):
-    """The requested device does not exist here."""
+    """The requested device does not exist."""
 
 
 class OutOfMemoryError(PolydraftError, MemoryError):
@@ -122,7 +122,7 @@ class EngineError(PolydraftError):
 
 
 class LogitsProcessorError(EngineError):
-    """The caller's logits processor failed while generating, or gave logits that cannot be used."""
+    """The caller's logits processor failed, or returned unusable logits."""
 
 
 class SessionClosedError(PolydraftError, RuntimeError):
@@ -130,10 +130,10 @@ class SessionClosedError(PolydraftError, RuntimeError):
 
 
 class SessionBusyError(PolydraftError, RuntimeError):
-    """This call would wait for itself.
+    """The call would deadlock.
 
-    The session runs one call at a time and this thread holds an unfinished stream of it, or it was called from inside
-    one of its own steps (by a logits processor).
+    The session runs one call at a time and this thread or task holds an unfinished stream of it, or it was called from
+    inside one of its own steps (by a logits processor or a signal handler).
     """
 
 

@@ -90,7 +90,7 @@ def test_an_engine_whose_rows_are_not_their_own_is_refused(kit, monkeypatch, def
         closed.append(self)
 
     monkeypatch.setattr(ReferenceEngine, "close", close)
-    with pytest.raises(UnsupportedError, match="tokens have other logits") as caught:
+    with pytest.raises(UnsupportedError, match="tokens have different logits") as caught:
         load(kit, monkeypatch, defect)
     assert "standard" in caught.value.hint
     assert len(closed) == 1

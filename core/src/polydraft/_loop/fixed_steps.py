@@ -1,8 +1,8 @@
-"""Does this engine keep the promise of ``exactness="bitwise"``, here and with this model? Measured when it is loaded.
+"""Check ``exactness="bitwise"`` on a loaded engine: it depends on the machine and the model.
 
-Kernels are chosen by shape, and each processor has its own: what held on one may fail on the next. So the core runs a
-text once with one token per step, as plain decoding does, and once as speculation does, in steps that hold several of
-its tokens with wrong drafts behind them, and compares the bits of the logits that each token is chosen from.
+Engines choose kernels by shape and processor, so what holds on one machine may fail on the next. The core runs a text
+twice, once with one token per step, as in plain decoding, and once in steps of several of its tokens followed by wrong
+drafts, as in speculation, and compares the logits that each token is chosen from bit by bit.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ __all__ = ["check_fixed_steps"]
 _LEAST_SECONDS, _SHARE_OF_LOADING = 1.0, 0.2
 """Time limit of the check: this many seconds, or this share of the time that loading took, whichever is longer."""
 _PROMPT = 12
+"""Tokens of the short prompt."""
 _POWER_OF_TWO = 256
-"""Engines let buffers grow at powers of two."""
-_DIFFERENT = 48
-"""Different tokens of the text."""
+"""A length at which engines enlarge their buffers."""
+_DISTINCT = 48
+"""Distinct tokens of the text."""
 _SPANS = 8
-"""Spans of k+1 tokens that are compared from each start on, as far as the time allows; one in any case."""
+"""Spans of k+1 tokens that are compared after each prompt, time permitting; at least one."""
 
 
 def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seconds: float) -> str:
-    """Compare the logits of steps of one token with those of steps as speculation makes them, bit by bit.
+    """Compare the logits of single-token steps with those of speculative steps, bit by bit.
 
-    The text is random, of a few different tokens: in a mixture of experts some of a step's tokens choose the same
-    experts, and some others. It is compared after a short prompt, and around the ends of the sliding window and of a
-    buffer: first a few tokens at each of these places, then more, as far as the time allows.
+    The text is random, with few distinct tokens: in a mixture of experts some tokens of a step then share experts, and
+    some do not. Steps are compared after a short prompt, and around the ends of the sliding window and of a buffer:
+    first one span at each place, then more, time permitting.
 
     Args:
         engine: The loaded engine; one sequence at a time is opened.
@@ -51,11 +52,11 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
         loading_seconds: How long loading took.
 
     Returns:
-        A note: which places were left out, since their prompts alone would have taken longer than the time limit. May
-        be empty.
+        A note on the places that were left out because their prompts alone would exceed the time limit; empty if there
+        are none.
 
     Raises:
-        UnsupportedError: Some logits differ.
+        UnsupportedError: Logits differ.
     """
     running, k = engine.running, engine.max_draft_tokens
     if k == 0:
@@ -64,7 +65,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
     deadline = time.monotonic() + limit
     starts = _starts(request, running.context_length - (_SPANS + 1) * (k + 1))
     vocabulary, draw = engine.tokenizer.vocab_size, random.Random(0)
-    ids = [draw.randrange(vocabulary) for _ in range(_DIFFERENT)]
+    ids = [draw.randrange(vocabulary) for _ in range(_DISTINCT)]
     text = draw.choices(ids, k=max(starts) + _SPANS * (k + 1))
     prompt = TokenRequest(
         prompt_token_ids=tuple(text[:1]),
@@ -77,7 +78,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
     )
     same: list[bool] = []
     with closing(RuleSampler(array_ops_of(engine), prompt)) as sampler:
-        # Twice, since an engine does some things only once.
+        # Twice, since the first run includes what an engine does only once.
         seconds = min(_prefill_seconds(engine, text[: starts[0]], sampler) for _ in range(2)) / starts[0]
         affordable = [start for start in starts if start == starts[0] or start * seconds < limit]
         for spans in (1, _SPANS - 1):
@@ -93,7 +94,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
     if not all(same):
         raise UnsupportedError(
             f"`exactness='bitwise'` does not hold on {running.device} in {running.dtype}: {same.count(False)} of "
-            f"{len(same)} tokens have other logits in a step with drafts than in a step of their own.",
+            f"{len(same)} tokens have different logits in a step with drafts and in a step of their own.",
             "Use `exactness='standard'`, or another dtype or device.",
         )
     left_out = [str(start) for start in starts if start not in affordable]
@@ -103,7 +104,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
 
 
 def _starts(request: LoadRequest, most: int) -> list[int]:
-    """Prompt lengths, rising."""
+    """Prompt lengths, ascending."""
     window = text_config(request.target.config).get("sliding_window")
     edges = [_POWER_OF_TWO, *([window, 2 * window] if isinstance(window, int) and window > 0 else [])]
     first = max(1, min(_PROMPT, most))
@@ -120,7 +121,7 @@ def _prefill_seconds(engine: SteppingEngine, token_ids: Sequence[int], sampler: 
 def _span(
     sequence: EngineSequence, text: Sequence[int], k: int, sampler: Sampler, draw: random.Random
 ) -> Iterator[bool]:
-    """Run the next k+1 tokens of the text both ways: whether each has the same logits."""
+    """Run the next k+1 tokens of the text both ways; yield for each whether its logits are equal."""
     start, end = sequence.length, sequence.length + k + 1
     alone = [_bits(sequence.verify([token], sampler, keep_logits=True))[0] for token in text[start:end]]
     sequence.rollback(start)
@@ -136,5 +137,5 @@ def _span(
 
 def _bits(step: Step) -> list[bytes]:
     """A digest of each row of logits."""
-    assert step.logits is not None  # it was asked to keep them
+    assert step.logits is not None  # keep_logits=True
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in step.logits.numpy()]

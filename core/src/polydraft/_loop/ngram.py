@@ -1,7 +1,7 @@
-"""N-gram drafting: propose what followed the last time the text ended like this.
+"""N-gram drafting: propose the tokens that followed the latest earlier occurrence of the text's last n-gram.
 
 Prompt lookup decoding (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding), with an index that grows
-with the text: no rescans, so a context of 100,000 tokens costs a round no more than one of 100.
+with the text instead of rescans: a round costs no more with a context of 100,000 tokens than with one of 100.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["NgramDrafter"]
 
-_TOKEN_BITS = 30  # a digit of CPython's int: an n-gram packed so takes n digits, the least memory for a dict's key
+_TOKEN_BITS = 30  # a digit of CPython's int, so that a packed n-gram, as a dict key, takes n digits of memory
 _TOKEN_LIMIT = (1 << _TOKEN_BITS) - 1
 
 
 class NgramDrafter:
     """Drafts for one sequence from its own tokens.
 
-    The index maps every n-gram of each size to the position after its latest occurrence. A step costs O(``max_ngram``)
-    dictionary operations a token, whatever the length. Memory: at most about 100 bytes for a token and a size, where
-    all n-grams differ (30 MB for 100,000 tokens and three sizes); less where the text repeats itself.
+    The index maps every n-gram of each size to the position after its latest occurrence. A token costs
+    O(``max_ngram``) dictionary operations, whatever the length. Memory: at most about 100 bytes per token and size, if
+    all n-grams differ (30 MB for 100,000 tokens and three sizes); less if the text repeats itself.
 
     Args:
         max_ngram: Longest n-gram looked up; of several lengths that occurred before, the longest decides.
@@ -41,11 +41,11 @@ class NgramDrafter:
                 "Give 1 <= min_ngram <= max_ngram.",
             )
         self._tokens: list[int] = []
-        # The newest max_ngram tokens, each plus 1, packed with the newest lowest. So an n-gram is a masked suffix, and
-        # one that begins before the text has a 0 in it, which no real n-gram has.
+        # The newest max_ngram tokens, each plus 1, packed with the newest in the lowest bits. So an n-gram is a masked
+        # suffix, and one that would start before the text contains a 0, which no real n-gram does.
         self._suffix = 0
         # (mask of the n-gram's digits, n-gram -> position after it), longest first. The n-gram that ends the text is
-        # entered only once a token follows it: so looking the suffix up finds an earlier occurrence.
+        # entered only once a token follows it, so looking it up finds an earlier occurrence.
         self._tables: list[tuple[int, dict[int, int]]] = [
             ((1 << _TOKEN_BITS * size) - 1, {}) for size in range(max_ngram, min_ngram - 1, -1)
         ]
@@ -56,7 +56,7 @@ class NgramDrafter:
         return len(self._tokens)
 
     def extend(self, token_ids: Iterable[int]) -> None:
-        """Append committed tokens: the prompt, then what each round emitted. Drafts are not.
+        """Append committed tokens: the prompt, then what each round emitted; never drafts.
 
         Args:
             token_ids: Ids from 0 to 2**30 - 2.

@@ -26,7 +26,7 @@ __all__ = ["run_rounds", "stepping_rounds"]
 
 
 def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
-    """Run the loop on a new sequence, with a sampler of its own. Errors are those of the engine's primitives."""
+    """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives."""
     sampler = make_sampler(array_ops_of(engine), generation.request)
     try:
         with closing(engine.open_sequence()) as sequence:
@@ -47,12 +47,13 @@ def run_rounds(
 
     Args:
         sequence: An empty sequence of the engine.
-        generation: Prompt, limits and k (0: plain decoding); takes each round's tokens, and says when the output ends.
+        generation: Has the prompt, limits and k (0: plain decoding), gets each round's tokens, and decides when the
+            output ends.
         sampler: Chooses the target's and the drafter's tokens.
-        ngram: Drafts in place of the sequence.
+        ngram: Drafts instead of the sequence, if given.
 
     Raises:
-        EngineError: The engine returned another number of tokens than it was asked for.
+        EngineError: The engine drafted too many tokens, or chose more or fewer than one per row.
     """
     request = generation.request
     if generation.cancelled():
@@ -91,7 +92,7 @@ def run_rounds(
             num_accepted_tokens=accepted,
             logprobs=step.logprobs,
         )
-        # The end of the output may have cut accepted drafts off: they leave the sequence, too.
+        # Accepted drafts after the end of the output were not emitted: remove them from the KV cache, too.
         sequence.rollback(base + 1 + min(accepted, len(emitted.token_ids)))
         newest = emitted.token_ids[-1]
         left -= len(emitted.token_ids)

@@ -1,1 +1,1 @@
-"""Sessions: a loaded pair that generates. ``session`` is what apps use, ``stream`` and ``call`` one call of it."""
+"""Sessions: ``session`` holds a loaded engine for apps; ``stream`` and ``call`` are one call of it."""

@@ -15,7 +15,7 @@ __all__ = ["CallArguments", "call_arguments"]
 
 
 class CallArguments(TypedDict, total=False):
-    """What ``Session.generate`` documents. What is left out or None takes the default of ``GenerationSettings``."""
+    """The keyword arguments of ``Session.generate``. Omitted or None: the default of ``GenerationSettings``."""
 
     max_new_tokens: int | None
     min_new_tokens: int | None

@@ -1,4 +1,4 @@
-"""One call in progress: what the engine reads and reports, and the result that is made of it."""
+"""One call in progress: what the engine reads and reports, and the result built from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Call:
 
     Args:
         request: The call in tokens.
-        tracker: Gets every emitted token; says when the output ends.
-        running: What runs, for the result.
+        tracker: Gets every emitted token and decides when the output ends.
+        running: Copied into the result.
         speculation_off: Why this call does not speculate; None if it does.
     """
 
@@ -43,7 +43,7 @@ class Call:
         self._cancelled = threading.Event()
 
     def cancelled(self) -> bool:
-        """Whether the caller has cancelled or closed."""
+        """Whether the caller has cancelled or closed the stream."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
@@ -57,12 +57,12 @@ class Call:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the output has ended; None while it goes on."""
+        """Why the output has ended; None until then."""
         return self.tracker.finish_reason
 
     @property
     def stop_match(self) -> str | int | None:
-        """The stop string or token id that ended the output."""
+        """The stop string or token id that ended the output; None if something else ended it, and until then."""
         return self.tracker.stop_match
 
     def emit(
@@ -74,7 +74,7 @@ class Call:
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
     ) -> Round:
-        """Emit one round, cut where the output ends: see ``polydraft.contract.Generation.emit``."""
+        """Push a round's tokens to the tracker; return the round, cut after the token that ends the output."""
         if self.finish_reason is not None:
             raise EngineError(
                 "The engine emitted tokens after the end of the output.",
@@ -95,7 +95,7 @@ class Call:
         )
 
     def report(self, stats: GenerationStats) -> None:
-        """Replace the statistics counted from rounds by the engine's own."""
+        """Use the engine's own statistics instead of those counted from rounds."""
         self.counts.reported = stats
 
     def count(self, emitted: Round, seconds: float) -> None:
@@ -105,7 +105,7 @@ class Call:
             self.logprobs = (self.logprobs or ()) + emitted.logprobs
 
     def chunk(self, emitted: Round, reason: FinishReason | None) -> Chunk:
-        """A round with the text that became stable since the last one: all of it, if the output ends for a reason."""
+        """The chunk of a round, with the text that became stable since the last one; all that is left if ``reason``."""
         delta = self.tracker.take() if reason is None else self.tracker.finish(reason)
         return Chunk.model_construct(
             token_ids=emitted.token_ids,
@@ -120,7 +120,7 @@ class Call:
         )
 
     def result(self) -> GenerationResult:
-        """The result of what was generated so far."""
+        """The result of the tokens generated so far."""
         tracker = self.tracker
         return GenerationResult(
             text=tracker.text,
@@ -140,7 +140,7 @@ class Call:
 
 
 class RoundCounts:
-    """Adds up rounds. An engine that reports statistics of its own puts them into ``reported``."""
+    """Sums over the rounds of a call; ``reported`` replaces them if the engine counts by itself."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -152,7 +152,7 @@ class RoundCounts:
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
         self.reported: GenerationStats | None = None
-        self._known = True
+        self._known = True  # False once a round lacks its counts of drafts
 
     def add(self, emitted: Round, seconds: float) -> None:
         """Count one round that took ``seconds`` of the engine's time; the first one is prefill."""

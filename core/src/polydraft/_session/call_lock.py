@@ -1,4 +1,4 @@
-"""Who may use a session now: one call after the other, or all together."""
+"""The lock of a session's calls: one after the other, or all together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polydraft.errors import SessionBusyError
 
 __all__ = ["CallLock", "busy_error", "current_thread_owner"]
 
-_LOOK_EVERY = 0.02  # seconds between two looks at whether a waiting call was cancelled
+_LOOK_EVERY = 0.02  # seconds between checks whether a waiting call was cancelled
 
 
 def current_thread_owner() -> Hashable:
@@ -18,7 +18,7 @@ def current_thread_owner() -> Hashable:
 
 
 def busy_error(owner: str) -> SessionBusyError:
-    """The error for an owner (``thread`` or ``task``) that would wait for itself."""
+    """The error for an owner (``thread`` or ``task``) that would deadlock, waiting for itself."""
     return SessionBusyError(
         f"This session runs one call at a time, and an unfinished stream of this {owner} holds it.",
         "Finish or close that stream first, or load a second session.",
@@ -47,10 +47,10 @@ class CallLock:
 
         Args:
             owner: Who takes it.
-            given_up: Looked at while waiting.
+            given_up: Returns whether to stop waiting; polled.
 
         Returns:
-            Whether the lock was taken; False: given up.
+            True if the lock was taken, False if ``given_up``.
 
         Raises:
             SessionBusyError: The same owner holds it, so that waiting would never end.
@@ -66,7 +66,7 @@ class CallLock:
         return True
 
     def held_by(self, owner: Hashable) -> bool:
-        """Whether this owner has the lock, and has not begun to give it back."""
+        """Whether this owner holds the lock, and has not called ``leave``."""
         return self._serial and self._owner == owner
 
     def leave(self) -> None:
@@ -74,7 +74,7 @@ class CallLock:
         self._owner = None
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._serial:
             self._owner = None
             self._lock.release()

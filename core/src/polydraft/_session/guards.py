@@ -1,4 +1,4 @@
-"""What refuses a call that could not work: in a forked process, or from inside a step of the same session."""
+"""Refuse calls that cannot work: in a forked process, or from inside a step of the same session."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["StepGuard"]
 
 
 class StepGuard(threading.local):
-    """One per session: the process that it belongs to, and whether the current thread is inside one of its steps.
+    """One per session: knows its process, and whether the current thread is inside one of its steps.
 
-    A logits processor runs inside a step, and a signal handler may: a call that they make must not wait for that step.
+    A logits processor runs inside a step, and a signal handler may: a call from there would wait for itself.
 
     Args:
-        home: Id of the process that loaded the session; each thread's own copy gets it, too.
+        home: Id of the process that loaded the session; ``threading.local`` passes it to each thread's copy.
     """
 
     def __init__(self, home: int) -> None:
         self._home = home
-        self.depth = 0  # of steps that this thread is inside of
+        self.depth = 0  # nested steps that this thread is inside of
 
     @property
     def is_home(self) -> bool:
@@ -49,7 +49,7 @@ class StepGuard(threading.local):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """While this thread steps or ends a stream."""
+        """Mark this thread as inside a step while it advances or ends a stream."""
         self.depth += 1
         try:
             yield

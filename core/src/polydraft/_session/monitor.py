@@ -1,4 +1,4 @@
-"""Warns once when a session's drafter is silent or hardly ever right."""
+"""Warn once when a session's drafter proposes nothing, or is almost never accepted."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 __all__ = ["AcceptanceMonitor", "SpeculationWarning"]
 
 _SILENT_STEPS = 32  # target steps without any draft
-_MIN_DRAFTED = 200  # drafted tokens before acceptance means something
+_MIN_DRAFTED = 200  # drafted tokens before the acceptance rate is meaningful
 _NEAR_ZERO = 0.02  # an assistant of another target is accepted 2 times in 304 (vLLM, measured)
 
 
 class SpeculationWarning(UserWarning):
-    """Speculation runs, but does nothing for speed."""
+    """Speculation runs, but gains no speed."""
 
 
 class AcceptanceMonitor:
-    """Adds up a session's generations. N-gram drafting is exempt: it is often silent, and rightly so."""
+    """Sums over a session's generations. N-gram drafting is exempt: it often has nothing to propose."""
 
     def __init__(self, running: RunningInfo) -> None:
         self._running = running
         self._active = running.method not in (None, "ngram")
-        self._lock = threading.RLock()  # collecting a forgotten stream may count it at any moment
+        self._lock = threading.RLock()  # reentrant: garbage collection may end a dropped stream at any moment
         self._steps = self._drafted = self._accepted = 0
 
     def add(self, call: Call) -> None:
-        """Count a finished generation, and warn if it is time to."""
+        """Count a finished generation, and warn if the counts now show a useless drafter."""
         stats = call.counts.stats()
         if call.speculation_off is not None or stats.num_draft_tokens is None:
             return
@@ -53,6 +53,6 @@ class AcceptanceMonitor:
         if self._drafted >= _MIN_DRAFTED and self._accepted < _NEAR_ZERO * self._drafted:
             return (
                 f"Only {self._accepted} of {self._drafted} tokens of {pair} were accepted: it may belong to another "
-                "target, or the target's KV cache or weights are quantized beyond what it knows."
+                "target, or the target's weights or KV cache are quantized too coarsely for it."
             )
         return None

@@ -1,4 +1,4 @@
-"""``Session``: what an app holds. It has an engine, and turns calls into requests for it."""
+"""``Session``, the object that apps hold: it has an engine, and turns calls into requests for it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_TURNS = 20  # of the event loop
+_TURNS = 20  # turns of the event loop that a task waits for a lock it holds itself, before that is an error
 
 
 @final
@@ -55,8 +55,8 @@ class Session:
 
     Args:
         engine: The loaded engine; the session closes it.
-        running: What really runs: the engine's own account, with what was found out after loading.
-        capabilities: What its backend claims.
+        running: What really runs: ``engine.running``, completed by the checks after loading.
+        capabilities: What the backend claims; other settings are refused.
     """
 
     def __init__(self, engine: SteppingEngine | WholeEngine, running: RunningInfo, capabilities: Capabilities) -> None:
@@ -96,41 +96,45 @@ class Session:
 
         Args:
             prompt: Text (raw, with BOS once), chat messages, or token ids.
-            max_new_tokens: And the other settings: see ``GenerationSettings``, which holds the defaults.
-            min_new_tokens: Tokens before which nothing ends the output.
-            temperature: 0 is greedy.
-            top_p: Nucleus.
-            top_k: 0 keeps all.
-            min_p: Relative to the largest probability.
-            repetition_penalty: Of tokens that prompt or output have; above 1 discourages (Transformers, vLLM).
-            presence_penalty: Of tokens that the output has, -2 to 2 (OpenAI, vLLM).
-            frequency_penalty: The same, times their number in the output.
+            max_new_tokens: Maximum number of tokens to generate, EOS included. This and the arguments up to
+                ``logprobs`` are ``GenerationSettings``, which holds their defaults.
+            min_new_tokens: EOS and stop ids are suppressed until this many tokens have been generated.
+            temperature: 0 is greedy: the largest logit, lowest id on a tie.
+            top_p: Keep the most likely tokens that hold this share of the probability.
+            top_k: Keep the k largest logits; 0 keeps all.
+            min_p: Drop tokens below min_p times the largest probability.
+            repetition_penalty: Divides positive and multiplies negative logits of tokens in the prompt or the output;
+                above 1 discourages them.
+            presence_penalty: Subtracted from the logits of tokens in the output.
+            frequency_penalty: Subtracted from a token's logit once per occurrence in the output.
             logit_bias: Token id -> number from -100 to 100, added to its logit.
             banned_token_ids: Tokens that are never chosen.
-            forced_token_ids: Index in the output, from 0 -> the token there.
-            logits_processor: ``(prefix_ids, logits) -> logits``, a pure function, or an object that has ``accept`` and
-                ``rollback`` as well: see ``polydraft.contract.processors``.
-            acceptance: ``exact-match``, or ``rejection``, which is **not seed-identical**: see ``Acceptance``.
-            seed: None: drawn; the result reports it.
-            stop: Stop strings.
-            stop_token_ids: Ids that end the output.
-            ignore_eos: Go on after end-of-sequence ids.
-            logprobs: How many best tokens to report at each position.
-            speculate: ``auto`` never fails for want of speculation and says why it is off; ``on`` refuses instead.
+            forced_token_ids: Index in the output, from 0 -> the token there, whatever the logits and other settings.
+            logits_processor: A pure function ``(prefix_ids, logits) -> logits``, or an object with
+                ``accept(token_id)`` and ``rollback(num_tokens)`` as well, such as a grammar.
+            acceptance: When a draft is accepted under sampling: ``exact-match``, or ``rejection`` (rejection sampling),
+                which is **not seed-identical**.
+            seed: None: one is drawn; the result reports it.
+            stop: Stop strings; ``text`` ends before the match, ``token_ids`` include it.
+            stop_token_ids: Tokens that end the output.
+            ignore_eos: Continue after end-of-sequence ids.
+            logprobs: Report log-probabilities of the chosen token and of this many top candidates.
+            speculate: ``auto``: speculate where possible, and report why where not. ``on``: raise an error where not.
+                ``off``: plain decoding.
             tools: Tool schemas for the chat template.
-            chat_template_kwargs: For the chat template, such as ``{"enable_thinking": True}``.
+            chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
 
         Raises:
             InvalidRequestError: A setting or the prompt is wrong.
             UnsupportedError: The backend does not support a setting.
             ContextLengthError: The prompt does not fit.
-            SpeculationUnavailableError: ``speculate="on"``, and it cannot.
-            EngineError: The engine failed; ``partial_text`` holds what there was.
-            LogitsProcessorError: The logits processor failed, or gave logits that cannot be used.
+            SpeculationUnavailableError: ``speculate="on"``, and speculation is not possible.
+            EngineError: The engine failed; ``partial_text`` holds the text so far.
+            LogitsProcessorError: The logits processor failed, or returned unusable logits.
             SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished
                 stream of a session whose calls are serial.
             SessionClosedError: The session is closed.
-            ForkedSessionError: It was loaded in another process.
+            ForkedSessionError: The session was loaded in another process.
         """
         stream = self._stream(prompt, arguments)
         for _ in stream:
@@ -150,9 +154,9 @@ class Session:
     def generate_many(self, prompts: Sequence[Prompt], **arguments: Unpack[CallArguments]) -> list[GenerationResult]:
         """Generate for each prompt; results in the prompts' order.
 
-        Prompt i draws from noise stream i of the one seed: equal prompts give different samples, and the first result
-        is that of ``generate``. An engine that batches by itself works on all of them at once, any other on one after
-        the other. Keyword arguments are those of ``generate``. All prompts are checked before any runs.
+        Prompt i uses noise stream i of the same seed: equal prompts give different samples, and the first result is
+        that of ``generate``. A concurrent engine works on all prompts at once, others on one after the other. Keyword
+        arguments and errors are those of ``generate``. All prompts are checked before any runs.
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
@@ -170,7 +174,7 @@ class Session:
                 assert stream.result is not None
                 results.append(stream.result)
         finally:
-            for stream in streams[len(results) :]:  # one failed: the others must not go on unread
+            for stream in streams[len(results) :]:  # after an error: stop the others
                 stream.close()
         return results
 
@@ -205,8 +209,8 @@ class Session:
         """Cancel all calls and free the engine. May be called twice.
 
         Called from inside a step (by a logits processor or a signal handler) it does not wait: calls end, and the
-        engine is freed, when the steps under way are over. In a forked process it does nothing: the engine is the
-        parent's.
+        engine is freed, when the steps under way are over. In a forked process it does nothing: the engine belongs to
+        the parent.
         """
         if not self._guard.is_home:
             return
@@ -216,7 +220,7 @@ class Session:
             self._closed = True
         streams = self._open_streams()
         for stream in streams:
-            stream.cancel()  # all first: one may wait for another to end
+            stream.cancel()  # all of them before closing any: one may wait for another to end
         for stream in streams:
             stream.close()
         self._engine_to_close = True
@@ -295,7 +299,7 @@ class Session:
             return list(self._streams)
 
     def _off_reason(self, speculate: Speculate, settings: GenerationSettings, room: int) -> OffReason | None:
-        """Why not to speculate; ``room`` is how many tokens may come."""
+        """Why this call does not speculate, or None; ``room`` is how many tokens it may generate."""
         if speculate not in ("auto", "on", "off"):
             raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
         if speculate == "off":
@@ -303,7 +307,7 @@ class Session:
         off = None
         if self._running.method is None or self._running.num_speculative_tokens == 0:
             off = self._running.speculation_off or reasons.no_drafter(self._running.target)
-        elif room <= 2:  # the first is prefill's, the last one a bonus token
+        elif room <= 2:  # prefill chooses the first, and the last is a bonus token: none is left to draft
             off = reasons.too_few_tokens()
         elif not isinstance(self._engine, SteppingEngine):
             off = self._engine.speculation_conflict(settings)
@@ -346,6 +350,7 @@ class Session:
     async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
         """Drive a stream in worker threads; the event loop waits for the call lock itself, so it blocks no worker."""
         owner: Hashable = ("task", asyncio.current_task())
+        # took: this task acquired the lock. held: and the stream, which releases it at its end, has not taken it over.
         took = held = False
 
         def use_held_lock(given_up: Callable[[], bool]) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_some_token_left", "check_supported", "effective_settings"]
 
-_LEAST_TEMPERATURE = 1e-6  # float32 overflows for 1/T of less than about 1e-38
+_LEAST_TEMPERATURE = 1e-6  # 1/T overflows float32 for T below about 1e-38
 _LARGEST_BIAS = 100.0
 _LONGEST_SHOWN = 200
 _OBLIGATORY = frozenset({"max_new_tokens", "stop", "stop_token_ids", "ignore_eos"})
@@ -27,7 +27,7 @@ _ALLOWED = {
     "top_p": "a number above 0 and at most 1",
     "top_k": "a whole number of at least 0 (0 keeps all tokens)",
     "min_p": "a number from 0 to 1",
-    "repetition_penalty": "a number from 0.001 to 1000 (1 is none)",
+    "repetition_penalty": "a number from 0.001 to 1000 (1 changes nothing)",
     "presence_penalty": "a number from -2 to 2",
     "frequency_penalty": "a number from -2 to 2",
     "logit_bias": "a dict from token ids to numbers from -100 to 100",
@@ -36,7 +36,7 @@ _ALLOWED = {
     "logits_processor": "a function (prefix_ids, logits) -> logits, or an object with accept and rollback as well",
     "acceptance": "'exact-match' or 'rejection'",
     "seed": "a whole number from 0 to 2**63 - 1",
-    "stop": f"a text or a sequence of texts of 1 to {LONGEST_STOP} characters",
+    "stop": f"a string or a sequence of strings, of 1 to {LONGEST_STOP} characters each",
     "stop_token_ids": "a sequence of token ids",
     "ignore_eos": "True or False",
     "logprobs": "a whole number from 0 to 64",
@@ -44,11 +44,11 @@ _ALLOWED = {
 
 
 def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> GenerationSettings:
-    """The settings of a call; None stands for the default of ``GenerationSettings``.
+    """The settings of a call.
 
     Args:
-        given: The call's.
-        vocab_size: Token ids lie below it; None where no model is loaded yet.
+        given: The call's arguments by name; None means the default of ``GenerationSettings``.
+        vocab_size: Token ids must lie below it; None if no model is loaded yet.
 
     Raises:
         InvalidRequestError: A setting has the wrong type or is out of range.
@@ -100,8 +100,8 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
     """Refuse settings that forbid every token.
 
     Args:
-        settings: The call's.
-        ends: Token ids that end the output; they are forbidden until ``min_new_tokens`` is reached.
+        settings: The call's settings.
+        ends: Token ids that end the output; they are suppressed until ``min_new_tokens`` is reached.
         vocab_size: Number of the model's tokens.
 
     Raises:
@@ -113,7 +113,7 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
     if len(forbidden) >= vocab_size:
         raise InvalidRequestError(
             f"`banned_token_ids` leaves none of the model's {vocab_size} tokens to choose from.",
-            "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are forbidden as well.",
+            "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed as well.",
             argument="banned_token_ids",
         )
 
@@ -175,7 +175,7 @@ def _check_values(settings: GenerationSettings) -> None:
         if not abs(bias) <= _LARGEST_BIAS:
             raise InvalidRequestError(
                 f"The `logit_bias` of token {token_id} is {bias}.",
-                "Give a number from -100 to 100; `banned_token_ids` forbids a token.",
+                "Give a number from -100 to 100; to forbid a token, use `banned_token_ids`.",
                 argument="logit_bias",
             )
     for index, token_id in settings.forced_token_ids.items():

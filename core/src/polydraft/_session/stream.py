@@ -1,4 +1,4 @@
-"""A generation as its caller sees it: an iterator of chunks with a result at its end."""
+"""``TokenStream``: an iterator over the chunks of one generation, with the result at its end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["TokenStream"]
 
 
 class TokenStream(Iterator[Chunk]):
-    """Chunks of one generation, one per round. Also a context manager: leaving it cancels.
+    """Chunks of one generation, one per round. Also a context manager: leaving it closes the stream.
 
-    ``cancel()`` may be called from any thread. ``close()`` ends the stream at once; it also runs when the stream is
-    left by ``break`` and dropped. ``result`` is set once the stream has ended, for whatever reason.
+    ``cancel()`` may be called from any thread. ``close()`` ends the stream at once; garbage collection calls it on a
+    stream that was left unfinished. ``result`` is set once the stream has ended, for whatever reason.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class TokenStream(Iterator[Chunk]):
         self._result: GenerationResult | None = None
 
     def use_lock(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
-        """Replace how the stream takes its session's call lock; for a driver that has taken it already.
+        """Replace how the stream takes its session's call lock, for a caller that has taken it already.
 
         Args:
-            acquire: Takes a function that says whether the call was cancelled while it waited; returns False if it was.
+            acquire: Gets a function that says whether the call has been cancelled; returns False if it was cancelled
+                while waiting, else True.
         """
         self._acquire = acquire
 
@@ -61,7 +62,7 @@ class TokenStream(Iterator[Chunk]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was cancelled or closed."""
+        """Whether the stream was cancelled or closed."""
         return self._call.cancelled()
 
     def start(self) -> None:
@@ -86,17 +87,17 @@ class TokenStream(Iterator[Chunk]):
 
     @contextmanager
     def _step(self) -> Iterator[None]:
-        self._guard.check()  # before the lock: another thread of the parent may hold it for ever
+        self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
         with self._guard.step():
             try:
                 with self._step_lock:
                     yield
             finally:
-                if self._close_asked:  # meanwhile, by a caller that could not wait
+                if self._close_asked:  # by a call of close from inside this step
                     self._end_unless_in_use()
 
     def _take_lock(self) -> bool:
-        """Start, once the session's call lock is free; False if the call was cancelled before."""
+        """Wait for the session's call lock, unless taken already; False if the call was cancelled before."""
         if self._state == "new":
             if self.cancelled or not self._acquire(self._call.cancelled):
                 return False
@@ -127,7 +128,7 @@ class TokenStream(Iterator[Chunk]):
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
-        """What an engine raises, as polydraft's errors with the text so far."""
+        """Turn what an engine raises into polydraft's errors, with the text so far."""
         call = self._call
         try:
             yield
@@ -159,7 +160,7 @@ class TokenStream(Iterator[Chunk]):
         """Cancel and free what the call holds. Waits only for an engine call under way in another thread.
 
         Called from inside a step of the session (a logits processor, a signal handler) it does not wait: the stream
-        ends when its step is over. In a forked process it does nothing: what the stream holds is the parent's.
+        ends when its step is over. In a forked process it does nothing: what the stream holds belongs to the parent.
         """
         if not self._guard.is_home:
             return
@@ -172,7 +173,7 @@ class TokenStream(Iterator[Chunk]):
             self._end()
 
     def _end_unless_in_use(self) -> None:
-        """End the stream; whoever is stepping or ending it now does so afterwards."""
+        """End the stream; if another step is under way, that one ends it afterwards."""
         if self._step_lock.acquire(blocking=False):
             try:
                 self._end()

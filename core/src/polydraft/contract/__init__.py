@@ -1,7 +1,7 @@
 """The contract between the core and its plugins: hooks, records, and the interfaces of engines.
 
-Import each name from here; the modules of this package are its chapters. The contract's version is
-``CONTRACT_VERSION``. Apart from this package a plugin may use the other ``PUBLIC_MODULES``.
+Import names from this package, not from its modules. ``CONTRACT_VERSION`` is its version. Besides this package, plugins
+may import the other ``PUBLIC_MODULES``.
 """
 
 from polydraft.contract import (

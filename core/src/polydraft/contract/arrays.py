@@ -30,7 +30,7 @@ class ArrayOps(Protocol[A]):
     ``A`` also has ``shape`` and the operators + - * & | ^ << >> < <= > >= ==, with another array or a Python number
     on the right, and - with a number on the left.
 
-    Shapes: ``rows`` is the number of positions chosen at once, ``n`` the number of candidates of a row.
+    Shapes: ``rows`` is the number of positions chosen at once, ``n`` the number of candidates per row.
     """
 
     def float32(self, array: Any) -> A:
@@ -62,28 +62,32 @@ class ArrayOps(Protocol[A]):
         ...
 
     def host_view(self, array: Any) -> npt.NDArray[np.float32] | None:
-        """The values as numpy, float32, if they lie in host memory: a view where possible; it is not written to.
+        """The values as a float32 numpy array if they are in host memory: a view where possible, never written to.
 
-        None if they lie on a device: then choosing goes on there, and waits for it once, at its end.
+        None if they are on a device: tokens are then chosen there, with one synchronisation at the end.
         """
         ...
 
     def noise_bits(self, token_ids: A, low: A, high: A) -> A:
-        """The hash that noise is made of: whole numbers from 0 to 2**23 - 1, of any integer dtype.
+        """The hash that the noise is made from.
 
-        ``polydraft.sampling.noise.generic_noise_bits`` defines it and can be called; libraries have faster ways.
+        ``polydraft.sampling.noise.generic_noise_bits`` defines it; call that unless the library has a faster way.
 
         Args:
             token_ids: Int64, shape (rows, n).
-            low: Int64, shape (rows, 1): the first keys of ``row_keys``.
-            high: The second ones.
+            low: Int64, shape (rows, 1): the first list of ``polydraft.sampling.noise.row_keys``.
+            high: Int64, shape (rows, 1): the second list.
+
+        Returns:
+            Integers from 0 to 2**23 - 1, of any integer dtype, shape (rows, n).
         """
         ...
 
     def gumbel(self, token_ids: A, low: A, high: A) -> A:
-        """Noise for each token id, bit by bit that of ``polydraft.sampling.noise.gumbel``, which can be called.
+        """Noise for each token id.
 
-        A library that can make it in one kernel saves a device a hundred small ones. Arguments as for ``noise_bits``.
+        ``polydraft.sampling.noise.gumbel`` defines it, bit by bit; call that unless the library has a faster way, such
+        as one fused kernel in place of a hundred small ones. The arguments are those of ``noise_bits``.
 
         Returns:
             Float32, shape (rows, n).
@@ -91,19 +95,19 @@ class ArrayOps(Protocol[A]):
         ...
 
     def row_max(self, array: A) -> A:
-        """Maximum over the last axis, kept: (rows, 1)."""
+        """Maximum over the last axis, shape (rows, 1)."""
         ...
 
     def row_min(self, array: A) -> A:
-        """Minimum over the last axis, kept: (rows, 1)."""
+        """Minimum over the last axis, shape (rows, 1)."""
         ...
 
     def row_sum(self, array: A) -> A:
-        """Int64 sum over the last axis, kept: (rows, 1)."""
+        """Int64 sum over the last axis, shape (rows, 1)."""
         ...
 
     def row_cumsum(self, array: A) -> A:
-        """Int64 running sum over the last axis, the element itself included."""
+        """Inclusive int64 cumulative sum over the last axis, shape (rows, n)."""
         ...
 
     def argmax(self, array: A) -> A:
@@ -111,7 +115,7 @@ class ArrayOps(Protocol[A]):
         ...
 
     def argsort_descending(self, keys: A) -> A:
-        """Indices that sort int64 ``keys`` (all different within a row, except for padding) from large to small."""
+        """Int64 indices that sort each row of int64 ``keys`` in descending order; only padding has equal keys."""
         ...
 
     def take(self, array: A, indices: A) -> A:
@@ -119,7 +123,7 @@ class ArrayOps(Protocol[A]):
         ...
 
     def candidates(self, values: A, floor: A) -> tuple[A, A]:
-        """The entries of each row that are at least ``floor`` (rows, 1), with their column indices.
+        """The entries of each row of at least ``floor`` (rows, 1), with their column indices.
 
         Returns:
             Float32 values of shape (rows, n), ``-inf`` where they are below the floor or padding, and int64 column
@@ -129,7 +133,7 @@ class ArrayOps(Protocol[A]):
         ...
 
     def best(self, array: A, count: int) -> tuple[A, A]:
-        """The ``count`` largest values of each row, descending, and their column indices (int64)."""
+        """The ``count`` largest values of each row, descending, and their int64 column indices: both (rows, count)."""
         ...
 
     def first_column(self, array: A) -> A:
@@ -137,23 +141,23 @@ class ArrayOps(Protocol[A]):
         ...
 
     def columns(self, array: A) -> A:
-        """Int64, of the shape of ``array`` (rows, n): 0 to n - 1 in each row. Need not be contiguous."""
+        """Column indices 0 to n - 1 in each row: int64, shape of ``array`` (rows, n). Need not be contiguous."""
         ...
 
     def entries(self, array: A, rows: Indices, columns: Indices) -> A:
-        """``array[rows[i], columns[i]]``: shape (len(rows),). Many indices come as numpy arrays."""
+        """``array[rows[i], columns[i]]``: shape (len(rows),). Indices are sequences or int64 numpy arrays."""
         ...
 
     def with_entries(self, array: A, rows: Indices, columns: Indices, values: A | float) -> A:
-        """A copy of ``array`` with ``[rows[i], columns[i]]`` replaced by ``values[i]`` (or the one number)."""
+        """A copy of ``array`` with ``[rows[i], columns[i]]`` replaced by ``values[i]``, or by one number."""
         ...
 
     def tolist(self, array: A) -> list[Any]:
-        """The array's values on the host; the one place that waits for the device."""
+        """The array's values as (nested) lists on the host. Waits for the device."""
         ...
 
     def numpy(self, array: Any) -> Any:
-        """Copy to the host as a numpy array: float32 for any float dtype, else int64."""
+        """Copy to the host as a numpy array: float32 for any float dtype, else int64. Waits for the device."""
         ...
 
     def from_numpy(self, array: Any, like: Any) -> A:

@@ -1,4 +1,4 @@
-"""``Backend``: what a plugin implements. It loads a stepping engine or a whole engine."""
+"""``Backend``, the class that a plugin implements: it loads a stepping engine or a whole engine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Backend", "EngineOptions"]
 
 
 class EngineOptions(BaseModel):
-    """Base of a backend's own options: ``load(..., engine_options={...})``. Unknown names are errors."""
+    """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Backend(ABC):
-    """An engine behind polydraft's API. Created without arguments; it imports its engine on the first call."""
+    """Connects an engine to polydraft. Created without arguments; imports its engine on the first call."""
 
     options: ClassVar[type[EngineOptions]] = EngineOptions
     """The pydantic model that ``engine_options`` is checked against."""
@@ -37,16 +37,16 @@ class Backend(ABC):
 
     @abstractmethod
     def diagnose(self) -> Diagnosis:
-        """Whether the backend can run here, and if not, the exact step that fixes it. Must not raise.
+        """Report whether the backend can run on this machine, and if not, the exact step that fixes it. Must not raise.
 
-        The versions that the record ``requires`` have been found installed.
+        The core has already checked the versions that the record ``requires``.
         """
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """Why this target (or pair) cannot be loaded by this backend, one sentence; None if it can.
+        """Why this backend cannot load this target or pair, in one sentence; None if it can.
 
-        Called before any weights are downloaded, by ``backend="auto"`` too. Formats and drafter kinds have been
-        checked against the record.
+        Called before any weights are downloaded, and for each candidate of ``backend="auto"``. Weight format and
+        drafter kind have already been checked against the record.
         """
         return None
 
@@ -54,13 +54,13 @@ class Backend(ABC):
     def load_engine(self, request: LoadRequest) -> SteppingEngine | WholeEngine:
         """Fetch the weights and load the pair.
 
-        With ``request.exactness == "bitwise"`` the core compares the bits of a stepping engine's steps afterwards, and
+        If ``request.exactness`` is ``"bitwise"``, the core then compares a stepping engine's logits bit by bit and
         refuses the pair if they differ.
 
         Raises:
             ModelFormatError: A file is missing, truncated or of an unknown kind.
             DeviceError: The device does not exist.
-            OutOfMemoryError: Weights or context do not fit.
+            OutOfMemoryError: The weights or the context do not fit.
             UnsupportedError: The request asks for something that the capabilities do not claim.
         """
 
@@ -68,7 +68,7 @@ class Backend(ABC):
         """The command that serves this pair over HTTP, for ``polydraft serve``. Starts nothing.
 
         Raises:
-            UnsupportedError: By default: the engine has no server of its own.
+            UnsupportedError: The engine has no server of its own (the default).
         """
         raise UnsupportedError(
             f"The backend {request.backend} has no server.",

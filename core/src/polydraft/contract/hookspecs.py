@@ -2,7 +2,7 @@
 
 A plugin is a module (or class) named by an entry point of the group ``polydraft``; it implements any of these
 hooks with ``polydraft.contract.hookimpl``. Hooks return cheap records: import the engine only in the backend's class,
-which the record names.
+which ``BackendRecord.factory`` names.
 
     # pyproject.toml
     [project.entry-points.polydraft]
@@ -31,7 +31,7 @@ class PolydraftSpec:
 
     @hookspec
     def polydraft_backends(self) -> Iterable[BackendRecord]:
-        """Name the backends that this plugin brings.
+        """Name the backends that this plugin provides.
 
         >>> from polydraft import contract
         >>> @contract.hookimpl
@@ -69,7 +69,7 @@ class PolydraftSpec:
 
     @hookspec
     def polydraft_faults(self) -> Iterable[FaultRecord]:
-        """Add known faults of an engine's versions; ``doctor`` shows them, and ``load`` refuses what they forbid.
+        """Add known faults of engine versions: ``doctor`` shows them, ``load`` refuses those of severity ``refuse``.
 
         >>> from polydraft import contract
         >>> @contract.hookimpl

@@ -1,4 +1,4 @@
-"""The doors of polydraft: the modules that apps and plugins import from."""
+"""The public modules: what apps and plugins may import."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PUBLIC_MODULES = {
     "polydraft.verification": "whether two outputs are equal as far as an engine's numerics allow",
     "polydraft_conformance.testing": "the conformance suite in one's own tests",
 }
-"""Module -> what it is for. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
+"""Module -> its purpose. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
 
-Privacy shows in the name: every other module has an underscore in its path, except the chapters of
-``polydraft.contract``, whose names that package exports.
+All other modules are private and have an underscore in their path, except the modules of ``polydraft.contract``: that
+package exports their names.
 """

@@ -24,16 +24,17 @@ __all__ = [
 ]
 
 CONTRACT_VERSION = 1
-"""Version of everything under ``polydraft.contract``. Raised only by a change that breaks plugins; see CONTRIBUTING."""
+"""Version of the plugin contract. Only a change that breaks plugins raises it."""
 
 DrafterKind = Literal["mtp", "draft-model", "ngram", "eagle3", "dflash"]
 """How drafts are made. ``mtp``: a head that attends to the target's KV cache and has none of its own (Gemma 4
-assistants). ``draft-model``: any small model with the same tokens. ``ngram``: looked up in the text so far."""
+assistants). ``draft-model``: any small model with the same tokens. ``ngram``: looked up in the text so far. ``eagle3``
+and ``dflash``: drafters that read the target's hidden states."""
 
 Exactness = Literal["standard", "bitwise"]
-"""``standard``: the engine's ordinary kernels, equal up to near ties. ``bitwise``: fixed-shape steps, equal bits; of a
-stepping engine the core measures it when a pair is loaded, and refuses where it does not hold."""
-
+"""How plain and speculative decoding agree. ``standard``: the engine's ordinary kernels; equal tokens except at near
+ties. ``bitwise``: fixed-shape steps; equal bits. The core measures this when a stepping engine is loaded, and refuses
+the pair if it does not hold."""
 
 SAMPLER_SETTINGS: frozenset[str] = frozenset(
     {
@@ -54,7 +55,7 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
         "acceptance",
     }
 )
-"""The settings that the core's own sampler supports, and hence every stepping engine."""
+"""The settings that the core's sampler supports, and hence every stepping engine."""
 
 
 class Record(BaseModel):
@@ -64,14 +65,14 @@ class Record(BaseModel):
 
 
 class BackendRecord(Record):
-    """What the core must know of a backend before it imports it. Cheap: no engine is imported to make one."""
+    """What the core knows of a backend before importing it. Creating one must not import the engine."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What users type: ``backend='transformers'``.")
     factory: str = Field(pattern=r"^[\w.]+:\w+$", description="``module:Class`` of the Backend; imported on first use.")
     summary: str = Field(description="One line for ``polydraft backends``.")
     formats: frozenset[str] = Field(description="Weight formats it loads: safetensors, gguf, mlx, litertlm, ...")
     drafter_kinds: frozenset[DrafterKind]
-    engine: str = Field(description="The distribution whose version counts, e.g. ``transformers``.")
+    engine: str = Field(description="Distribution of the engine, e.g. ``transformers``; its version is shown.")
     requires: dict[str, str] = Field(
         default_factory=dict,
         description="Distribution name -> PEP 440 specifier of the supported versions. A key may name "
@@ -82,16 +83,16 @@ class BackendRecord(Record):
 
 
 class DeviceRecord(Record):
-    """A device that an engine sees."""
+    """A device that an engine can use."""
 
-    name: str = Field(description="As ``device=`` takes it: ``cpu``, ``cuda:0``, ``mps``.")
+    name: str = Field(description="A value for ``device=``: ``cpu``, ``cuda:0``, ``mps``.")
     description: str = ""
     total_memory_bytes: int | None = None
     free_memory_bytes: int | None = None
 
 
 class Diagnosis(Record):
-    """What a backend says of itself on this machine, for ``doctor`` and for ``backend="auto"``."""
+    """A backend's report on this machine, for ``doctor`` and ``backend="auto"``."""
 
     usable: bool
     engine_version: str | None = None
@@ -109,26 +110,26 @@ class Diagnosis(Record):
 
 
 class Capabilities(Record):
-    """What a backend can do. The conformance suite tests each claim, and that what is not claimed is refused."""
+    """What a backend can do. The conformance suite tests each claim, and that all else is refused."""
 
     drafter_kinds: frozenset[DrafterKind]
     sampling: frozenset[str] = Field(
         default=SAMPLER_SETTINGS,
-        description="Names of the GenerationSettings fields that it supports beyond the obligatory "
-        "``max_new_tokens``, ``stop``, ``stop_token_ids`` and ``ignore_eos``. The others are refused. The default is "
-        "what the core's sampler does for stepping engines; a whole engine names its own.",
+        description="Supported fields of ``GenerationSettings``, besides the obligatory ``max_new_tokens``, ``stop``, "
+        "``stop_token_ids`` and ``ignore_eos``. Others are refused. The default is what the core's sampler supports, "
+        "for stepping engines; a whole engine lists its own.",
     )
     exactness: frozenset[Exactness] = frozenset({"standard"})
     seed_identical: bool = Field(
         default=False, description="A seed gives the same tokens with and without speculation, and for every k."
     )
-    exposes_logits: bool = Field(default=False, description="It is a stepping engine whose logits can be read.")
-    concurrent_calls: bool = Field(default=False, description="Calls of several threads make progress together.")
-    max_speculative_tokens: int = Field(default=16, ge=1)
+    exposes_logits: bool = Field(default=False, description="A stepping engine whose logits can be read.")
+    concurrent_calls: bool = Field(default=False, description="Calls from several threads make progress together.")
+    max_speculative_tokens: int = Field(default=16, ge=1, description="Largest k, the bonus token excluded.")
 
 
 class PairRecord(Record):
-    """A target with a drafter that belongs to it. Ids may hold one ``{A,B}`` group, which stands for several."""
+    """A target with a drafter that belongs to it. Ids may contain one ``{A,B}`` group, which expands to several ids."""
 
     target: str
     drafter: str | None = Field(description="Hub id or ``builtin:`` name; None for ``ngram`` or a drafter in the file.")
@@ -144,14 +145,14 @@ class PairRecord(Record):
 
 
 class FaultRecord(Record):
-    """A known fault of an engine; ``doctor``, ``pairs`` and ``load`` read it."""
+    """A known fault of some versions of an engine, for ``doctor``, ``pairs`` and ``load``."""
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     distribution: str = Field(description="Distribution on the package index, e.g. ``transformers``.")
-    versions: str = Field(description="PEP 440 specifier of the faulty versions.")
+    versions: str = Field(description="PEP 440 specifier of the affected versions.")
     affects: Literal["import", "mtp", "draft-model", "ngram", "sampling", "statistics", "all"]
     architectures: tuple[str, ...] = Field(
-        default=(), description="``model_type`` of the target or drafter that is hit; empty: all."
+        default=(), description="Affected ``model_type``s of target or drafter; empty: all."
     )
     severity: Literal["refuse", "warn"]
     summary: str = Field(description="What goes wrong, one sentence.")
@@ -184,7 +185,7 @@ class Exclusion(Record):
         description="For ``notyet``: ``module:function`` without arguments; returns True while the bug exists.",
     )
     run: bool = Field(
-        default=True, description="False: not even tried, since it would crash the process or hang in native code."
+        default=True, description="False: do not try it, because it would crash the process or hang in native code."
     )
 
 
@@ -193,5 +194,5 @@ class ServerCommand(Record):
 
     arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments.")
     environment: dict[str, str] = Field(
-        default_factory=dict, description="Variables that it needs beyond the environment it is started in. No secrets."
+        default_factory=dict, description="Variables to set on top of the inherited environment. No secrets."
     )

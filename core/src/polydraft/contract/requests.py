@@ -1,4 +1,4 @@
-"""What goes in: settings, prompts' types and the load request. Data flows request -> session -> loop -> engine."""
+"""Inputs: generation settings, prompts and requests. Data flows request -> session -> loop -> engine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ __all__ = [
 ]
 
 Speculate = Literal["auto", "on", "off"]
-"""``auto``: speculate where possible, and say why where not. ``on``: refuse instead. ``off``: plain decoding."""
+"""``auto``: speculate where possible, and report why where not. ``on``: raise an error where not. ``off``: plain
+decoding."""
 
 Message = Mapping[str, Any]
 """A chat message as chat templates take it: ``{"role": ..., "content": ...}``. ``content`` is text, or a list of
-parts ``{"type": "text", "text": ...}``; parts of type ``image`` and ``audio`` are refused until they work. ``content``
-may be empty (``""``, ``[]``; None next to ``tool_calls``): the template renders it as an empty turn. Messages that are
-all empty are refused, as the empty text is."""
+parts ``{"type": "text", "text": ...}``; images, audio and video are not supported yet. ``content`` may be empty (``""``
+or ``[]``; None next to ``tool_calls``): the template renders an empty turn. A prompt of empty messages only is refused,
+like an empty text."""
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text (taken raw, with BOS once), chat messages (through the model's chat template), or token ids (as they are)."""
@@ -42,34 +43,39 @@ Prompt = str | Sequence[Message] | Sequence[int]
 Acceptance = Literal["exact-match", "rejection"]
 """When a drafted token is accepted under sampling. ``exact-match``: it equals the target's own choice, made with the
 noise of seed and position; a seed gives the same tokens with and without speculation. ``rejection``: with probability
-min(1, p/q), else a token of the rest is drawn (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1); the distribution
-is the same, **the tokens of a seed are not**: they depend on k and on the drafter."""
+min(1, p/q), else a token is drawn from the residual distribution (Leviathan et al. 2023, arXiv:2211.17192, Algorithm
+1). The distribution is that of plain decoding, **the tokens of a seed are not**: they depend on k and the drafter."""
 
 
 LONGEST_STOP = 1024
-"""Characters of a stop string at most: looking for it costs time for each of them at every token."""
+"""Maximum length of a stop string in characters. Matching costs time for each of them at every token."""
 
 
 class GenerationSettings(Record):
-    """The effective settings of one generation. The defaults below are polydraft's own, for every engine.
+    """The effective settings of one generation. The defaults are polydraft's own, the same for every engine.
 
-    They are the one place where defaults are kept: a checkpoint's ``generation_config`` does not change sampling
-    silently. Only its end-of-sequence ids are used (the whole list).
+    A checkpoint's ``generation_config`` does not silently change sampling: only its end-of-sequence ids are used, all
+    of them.
 
-    What changes logits comes in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
-    ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and what ``min_new_tokens`` forbids); then
-    temperature, ``top_k``, ``top_p``, ``min_p``; ``forced_token_ids`` has the last word. Each position sees the tokens
-    before it, drafts too, as in plain decoding.
+    Logits are changed in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
+    ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and the ids that ``min_new_tokens`` suppresses),
+    temperature, ``top_k``, ``top_p``, ``min_p``. ``forced_token_ids`` overrides them all. Each position sees the tokens
+    before it, drafts included, as in plain decoding.
     """
 
-    max_new_tokens: int = Field(default=512, ge=1, description="Tokens to generate at most, EOS included.")
+    max_new_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to generate, EOS included.")
     min_new_tokens: int = Field(
         default=0, ge=0, description="EOS and stop ids are suppressed until this many tokens have been generated."
     )
     temperature: float = Field(
         default=0.0, ge=0.0, allow_inf_nan=False, description="0 is greedy: the largest logit, lowest id on a tie."
     )
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus sampling (Holtzman et al. 2020).")
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Keep the most likely tokens that hold this share of the probability (Holtzman et al. 2020).",
+    )
     top_k: int = Field(default=0, ge=0, description="Keep the k largest logits; 0 keeps all.")
     min_p: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
@@ -79,54 +85,54 @@ class GenerationSettings(Record):
         ge=0.001,
         le=1000.0,
         allow_inf_nan=False,
-        description="Tokens of prompt and output so far: positive logits are divided by it, negative ones multiplied "
-        "(Keskar et al. 2019, arXiv:1909.05858; as in Transformers and vLLM). Above 1 discourages.",
+        description="Divides positive and multiplies negative logits of tokens in the prompt or the output; above 1 "
+        "discourages them (Keskar et al. 2019, arXiv:1909.05858; as in Transformers and vLLM).",
     )
     presence_penalty: float = Field(
         default=0.0,
         ge=-2.0,
         le=2.0,
-        description="Subtracted from the logits of tokens that the output, not the prompt, has so far (as in OpenAI's "
-        "API and vLLM).",
+        description="Subtracted from the logits of tokens in the output (as in OpenAI's API and vLLM).",
     )
     frequency_penalty: float = Field(
         default=0.0,
         ge=-2.0,
         le=2.0,
-        description="Subtracted times the number of occurrences in the output so far, the prompt not counted (as in "
-        "OpenAI's API and vLLM).",
+        description="Subtracted from a token's logit once per occurrence in the output (as in OpenAI's API and vLLM).",
     )
     logit_bias: dict[int, float] = Field(
-        default_factory=dict, description="Token id -> what is added to its logit, -100 to 100 (as in OpenAI's API)."
+        default_factory=dict,
+        description="Token id -> number from -100 to 100, added to its logit (as in OpenAI's API).",
     )
     banned_token_ids: tuple[int, ...] = Field(
         default=(), description="Tokens that are never chosen (Transformers' suppress_tokens)."
     )
     forced_token_ids: dict[int, int] = Field(
         default_factory=dict,
-        description="Index in the output (0: the first new token) -> the token that stands there, whatever the logits "
-        "and all other settings say.",
+        description="Index in the output, from 0 -> the token there, whatever the logits and other settings.",
     )
     logits_processor: Any = Field(
         default=None,
-        description="A pure function (prefix ids, logits) -> logits, or an object that has accept and rollback as "
-        "well: see ``polydraft.contract.processors``.",
+        description="A pure function ``(prefix_ids, logits) -> logits``, or an object with ``accept(token_id)`` and "
+        "``rollback(num_tokens)`` as well, such as a grammar.",
     )
     acceptance: Acceptance = Field(
-        default="exact-match", description="``rejection`` is not seed-identical: see ``Acceptance``."
+        default="exact-match",
+        description="When a draft is accepted under sampling: ``exact-match``, or ``rejection`` (rejection sampling), "
+        "which is not seed-identical.",
     )
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="None: drawn; the result reports it.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="None: one is drawn; the result reports it.")
     stop: tuple[str, ...] = Field(
         default=(),
-        description=f"Stop strings of at most {LONGEST_STOP} characters; the text ends before the match; token_ids "
+        description=f"Stop strings of at most {LONGEST_STOP} characters; ``text`` ends before the match, ``token_ids`` "
         "include it.",
     )
     stop_token_ids: tuple[int, ...] = Field(
         default=(),
-        description="Tokens that end the output. The token itself is in token_ids and raw_text, and in text unless it "
-        "is a special one (as Transformers decodes its own stop ids, and as vLLM documents them).",
+        description="Tokens that end the output. The token itself is in ``token_ids`` and ``raw_text``, and in "
+        "``text`` unless it is special (as in Transformers and vLLM).",
     )
-    ignore_eos: bool = False
+    ignore_eos: bool = Field(default=False, description="Continue after end-of-sequence ids.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
@@ -150,17 +156,17 @@ class OffReason(Record):
 
     code: Literal[
         "caller",  # speculate="off" or drafter=None
-        "no-drafter",  # none is known for the target, and n-gram drafting is not available
+        "no-drafter",  # none is known for the target, and the backend has no n-gram drafting
         "settings",  # these sampling settings cannot be combined with speculation on this engine
         "length",  # too few tokens left to draft any
         "fault",  # a known fault of the installed engine version
-        "engine",  # the engine says so
+        "engine",  # the engine does not speculate, for a reason of its own
     ]
     message: str = Field(description="One sentence.")
 
 
 class HubOptions(Record):
-    """How models are fetched from the Hugging Face Hub; the names are ``huggingface_hub``'s."""
+    """How models are fetched from the Hugging Face Hub; the names are those of ``huggingface_hub``."""
 
     revision: str | None = None
     cache_dir: Path | None = None
@@ -169,13 +175,13 @@ class HubOptions(Record):
 
 
 class ModelSource(Record):
-    """A resolved model: its config has been read, its weights not yet."""
+    """A resolved model: its config has been read, but not its weights."""
 
     id: str = Field(description="As the user wrote it: Hub id, folder or ``builtin:<name>``.")
     kind: Literal["hub", "local", "builtin"]
     path: Path | None = Field(default=None, description="Local folder or file; None for a Hub model.")
     format: str = Field(description="Weight format: safetensors, gguf, mlx, litertlm, reference, ...")
-    config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty where there is none.")
+    config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty if there is none.")
     revision: str | None = None
     file: str | None = Field(default=None, description="File or pattern inside the repo or folder, for single files.")
 
@@ -192,12 +198,12 @@ class SpeculationPlan(Record):
     drafter: ModelSource | None = Field(default=None, description="None for ``ngram`` and for plain decoding.")
     num_speculative_tokens: int = Field(default=0, ge=0, description="k, the bonus token excluded.")
     chosen_by: Literal["caller", "registry", "sibling", "config", "fallback", "none"] = "none"
-    note: str = Field(default="", description="What the user should know of the choice, one sentence.")
+    note: str = Field(default="", description="What the user should know about the choice, one sentence.")
     off: OffReason | None = None
 
 
 class LoadRequest(Record):
-    """Everything a backend needs to load a pair. The core has checked it: the pair fits, the backend is usable."""
+    """Everything a backend needs to load a pair. The core has checked that the pair fits and the backend is usable."""
 
     backend: str = Field(description="Name of the backend that loads it.")
     target: ModelSource
@@ -212,17 +218,17 @@ class LoadRequest(Record):
 
 
 class TokenRequest(Record):
-    """One generation in tokens: what a session asks of its loop or engine."""
+    """One generation, in tokens: a session's request to the loop or a whole engine."""
 
     prompt_token_ids: tuple[int, ...] = Field(min_length=1)
     settings: GenerationSettings
-    seed: int = Field(ge=0, lt=2**63, description="The effective seed; the settings' own or a drawn one.")
+    seed: int = Field(ge=0, lt=2**63, description="The effective seed: that of the settings, or a drawn one.")
     stream: int = Field(
         default=0,
         ge=0,
-        description="Number of the noise stream: prompts of one batch with one seed get different ones.",
+        description="Number of the noise stream: prompts of one batch share a seed and differ in this.",
     )
     speculate: bool
-    num_speculative_tokens: int = Field(ge=0)
-    eos_token_ids: frozenset[int] = Field(description="Empty where ``ignore_eos`` is set.")
-    max_total_tokens: int = Field(description="Prompt and output together: the context length.")
+    num_speculative_tokens: int = Field(ge=0, description="k, the bonus token excluded; 0: plain decoding.")
+    eos_token_ids: frozenset[int] = Field(description="Empty if ``ignore_eos`` is set.")
+    max_total_tokens: int = Field(description="Context length: prompt and output together.")

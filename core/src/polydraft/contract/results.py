@@ -1,4 +1,4 @@
-"""What comes out: chunks, results and statistics."""
+"""Outputs: chunks, results and statistics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
-"""``length``: max_new_tokens. ``eos``: an end-of-sequence id. ``stop``: a stop string or stop id. ``context``: the
+"""``length``: ``max_new_tokens``. ``eos``: an end-of-sequence id. ``stop``: a stop string or stop id. ``context``: the
 context is full. ``cancelled``: closed or cancelled by the caller."""
 
 
 class TokenLogprobs(Record):
-    """Natural-log probabilities at one position, of the target's raw logits (before temperature and filters)."""
+    """Natural log-probabilities at one position, from the target's raw logits (before temperature and filters)."""
 
     token_id: int
     logprob: float
@@ -37,25 +37,25 @@ class TokenLogprobs(Record):
 
 
 class Round(Record):
-    """What one round (or one engine output) emitted. The engine-neutral unit.
+    """What one round (or one output of a whole engine) emitted: the unit that all engines share.
 
     Accepted drafts come first, the bonus token last. What an engine does not report is None, never 0.
     """
 
     token_ids: tuple[int, ...]
-    num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: no draft was made.")
+    num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: there was no draft.")
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` are accepted drafts.")
     logprobs: tuple[TokenLogprobs, ...] | None = None
     seconds: float | None = Field(
         default=None,
         ge=0,
-        description="Since the previous round (the first: since the request), reported by engines that run ahead of "
-        "their reader; None: as long as the reader waited.",
+        description="Time since the previous round (the first: since the request), from engines that run ahead of "
+        "their reader; None: the core measures how long the reader waits.",
     )
 
 
 class Segment(Record):
-    """A piece of a chunk's text that is all drafted, or all the target's own."""
+    """A piece of a chunk's text of one origin: accepted drafts, or the target's own tokens."""
 
     text: str
     is_draft: bool
@@ -73,14 +73,16 @@ class Chunk(Record):
     """What one round emitted, as the user sees it.
 
     The ``text`` of all chunks, joined, is ``GenerationResult.text``. A chunk never splits a UTF-8 character, and
-    text that may become a stop string is held back, so ``text`` can be empty or hold text of earlier tokens.
+    text that may be part of a stop string is held back, so ``text`` may be empty or include text of earlier tokens.
     """
 
     token_ids: tuple[int, ...]
     text: str
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` were accepted drafts.")
     num_draft_tokens: int | None = None
-    segments: tuple[Segment, ...] = Field(default=(), description="``text`` cut by origin; joined they are ``text``.")
+    segments: tuple[Segment, ...] = Field(
+        default=(), description="``text`` split by origin; joined, they are ``text``."
+    )
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = Field(default=(), description="Calls completed in this chunk.")
     logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -100,37 +102,37 @@ class GenerationStats(Record):
     num_draft_tokens: int | None = None
     num_accepted_tokens: int | None = None
     accepted_per_position: tuple[int, ...] | None = Field(
-        default=None, description="Element i: rounds whose draft was accepted at position i."
+        default=None, description="Element i: number of rounds whose draft token i (from 0) was accepted."
     )
     prefill_seconds: float | None = Field(
-        default=None, description="Until the first token was chosen, waiting for the session's other calls excluded."
+        default=None, description="Time to the first token, without waiting for the session's other calls."
     )
     decode_seconds: float | None = Field(default=None, description="From the first token to the last.")
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted / drafted tokens; None if nothing was drafted or the engine does not say."""
+        """Accepted / drafted tokens; None if nothing was drafted or the engine does not report it."""
         if not self.num_draft_tokens or self.num_accepted_tokens is None:
             return None
         return self.num_accepted_tokens / self.num_draft_tokens
 
     @property
     def mean_acceptance_length(self) -> float | None:
-        """1 + accepted / rounds: tokens per round, the bonus token included."""
+        """1 + accepted / rounds: tokens per round, the bonus token included; None as for ``acceptance_rate``."""
         if not self.num_drafts or self.num_accepted_tokens is None:
             return None
         return 1 + self.num_accepted_tokens / self.num_drafts
 
     @property
     def acceptance_rate_per_position(self) -> tuple[float, ...] | None:
-        """Accepted at position i / rounds."""
+        """Element i: rounds whose draft token i was accepted / rounds; None as for ``acceptance_rate``."""
         if not self.num_drafts or self.accepted_per_position is None:
             return None
         return tuple(count / self.num_drafts for count in self.accepted_per_position)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens after the first / decode seconds: prefill is not in it."""
+        """Tokens after the first / decode seconds, so prefill is excluded; None for fewer than 2 tokens."""
         if not self.decode_seconds or self.num_tokens < 2:
             return None
         return (self.num_tokens - 1) / self.decode_seconds
@@ -148,7 +150,7 @@ class GenerationStats(Record):
 
     @property
     def tokens_per_target_step(self) -> float | None:
-        """Tokens after the first / target forwards after prefill."""
+        """Tokens after the first / target forwards after prefill; None for fewer than 2 tokens."""
         if not self.num_target_steps or self.num_tokens < 2:
             return None
         return (self.num_tokens - 1) / self.num_target_steps
@@ -158,12 +160,12 @@ class Verified(Record):
     """What ``polydraft verify`` found for exactly these models, versions, dtype, device, k and exactness."""
 
     verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
-    created: str = Field(description="When, in UTC (ISO 8601).")
-    num_tokens: int = Field(description="Tokens that were compared.")
+    created: str = Field(description="Time in UTC, ISO 8601.")
+    num_tokens: int = Field(description="Number of compared tokens.")
 
 
 class RunningInfo(Record):
-    """What really runs in a session."""
+    """What a session really runs."""
 
     backend: str
     engine: str
@@ -181,7 +183,9 @@ class RunningInfo(Record):
     )
     speculation_off: OffReason | None = None
     notes: tuple[str, ...] = ()
-    verified: Verified | None = Field(default=None, description="None: never, or ``load(verified=...)`` did not ask.")
+    verified: Verified | None = Field(
+        default=None, description="None: never verified, or ``load`` did not look (``verified=``)."
+    )
 
     @classmethod
     def of(
@@ -196,17 +200,17 @@ class RunningInfo(Record):
         concurrency: Literal["serial", "concurrent"],
         notes: Iterable[str] = (),
     ) -> Self:
-        """What runs after ``request`` was loaded as planned: the pair, method, k and exactness are the request's.
+        """Describe an engine that loaded ``request`` as planned: pair, method, k and exactness are the request's.
 
         Args:
-            request: What was loaded.
+            request: The request that was loaded.
             engine: Name of the engine.
             engine_version: Its version.
-            dtype: Of the weights, as loaded.
-            device: Where they lie.
-            context_length: Tokens of prompt and output together.
-            concurrency: See the field.
-            notes: What the user should know, a sentence each; the plan's own note comes first. Empty ones are dropped.
+            dtype: Dtype of the weights as loaded.
+            device: Device of the weights.
+            context_length: Maximum number of tokens, prompt and output together.
+            concurrency: ``serial``: calls wait for one another. ``concurrent``: they make progress together.
+            notes: Sentences for the user, added after the plan's own note; empty ones are dropped.
         """
         plan = request.plan
         return cls(
@@ -230,18 +234,18 @@ class RunningInfo(Record):
 class GenerationResult(Record):
     """A finished generation."""
 
-    text: str = Field(description="The answer: no special tokens, thinking and tool calls parsed apart.")
+    text: str = Field(description="The answer, without special tokens, thinking and tool calls.")
     raw_text: str = Field(description="All emitted tokens as text, special tokens included.")
     token_ids: tuple[int, ...] = Field(
         description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string."
     )
     prompt_token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    stop_match: str | int | None = Field(default=None, description="The stop string or id that ended it.")
+    stop_match: str | int | None = Field(default=None, description="The stop string or token id that ended the output.")
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    settings: GenerationSettings = Field(description="The effective settings; ``seed`` is the one used.")
+    settings: GenerationSettings = Field(description="The effective settings, with the seed that was used.")
     stats: GenerationStats
     running: RunningInfo
     speculation_off: OffReason | None = Field(default=None, description="Why this call did not speculate.")

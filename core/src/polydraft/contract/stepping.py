@@ -40,7 +40,7 @@ __all__ = [
 
 
 class LogitsHandle(Protocol):
-    """Logits of one step, still where the engine made them."""
+    """Logits of one step, still on the engine's device."""
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """Copy to the host: float32, shape (rows, vocab)."""
@@ -51,7 +51,8 @@ class LogitsHandle(Protocol):
 class Step:
     """The target's choices of one forward: ``token_ids[i]`` follows the i-th token that was run.
 
-    ``logits`` is set on demand only (``keep_logits=True``), raw as the model gives them (soft-cap applied).
+    ``logits``: one row per token, the model's raw output (soft-cap applied); set only with ``keep_logits=True``.
+    ``logprobs``: what ``Sampler.choose`` returned.
     """
 
     token_ids: list[int]
@@ -61,7 +62,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A drafter's tokens, at most the k that were asked for; fewer, or none, is allowed."""
+    """A drafter's tokens: at most the k asked for, possibly fewer or none.
+
+    ``logits``: the drafter's, one row per token; set only with ``keep_logits=True``.
+    """
 
     token_ids: list[int]
     logits: LogitsHandle | None = None
@@ -81,13 +85,17 @@ class Sampler(Protocol):
         Args:
             logits: The engine's own array, shape (rows, vocab), any float dtype, on any device.
             first_position: Absolute position of the token that row 0 chooses: one past the token that row 0 ran.
-            run_token_ids: The tokens that were run, one per row: a row's logits processor sees them as its prefix.
-            keep_logprobs: Whether log-probabilities are wanted if the settings ask for them.
+            run_token_ids: The tokens that were run, one per row: row i's prefix, for penalties and processors, ends
+                with the i-th.
+            keep_logprobs: False leaves log-probabilities out even if the settings ask for them.
+
+        Returns:
+            One token id per row, and their log-probabilities; None if the settings ask for none.
         """
         ...
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """A drafter's token for one position, with the very noise that the target's choice will use.
+        """A drafter's token for one position, with the noise that the target's choice there uses.
 
         The choice stays on the device, so that a drafter can feed it back without waiting for the host.
 
@@ -95,8 +103,8 @@ class Sampler(Protocol):
             logits: One row of the drafter's logits, shape (1, vocab), any float dtype, on any device.
             position: Absolute position of the drafted token; the first draft after the newest token has
                 ``length + 1``.
-            run_token_ids: The newest token and the earlier drafts of this round; needed, and read, only where
-                ``needs_prefix`` is True.
+            run_token_ids: The newest token and the earlier drafts of this round; required if ``needs_prefix``, else not
+                read.
 
         Returns:
             The engine's own integer array of shape (1,).
@@ -105,22 +113,22 @@ class Sampler(Protocol):
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether drafts depend on the tokens before them (penalties, processors): then ``run_token_ids`` is needed."""
+        """Whether drafts depend on the tokens before them (penalties, processors), so need ``run_token_ids``."""
         ...
 
 
 class PrefillCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
-    """Raised by ``EngineSequence.check_cancelled`` in a prefill whose caller has cancelled; the loop catches it."""
+    """Raised by ``EngineSequence.check_cancelled`` during the prefill of a cancelled call; the loop catches it."""
 
 
 class EngineSequence(ABC):
-    """One token sequence on an engine: the target's KV cache, and what the drafter needs of it."""
+    """One token sequence on an engine: the target's KV cache and the drafter's state."""
 
     cancelled: Callable[[], bool] | None = None
-    """Set by the loop before ``prefill``: whether the caller has given up."""
+    """Returns whether the caller has cancelled. Set by the loop before ``prefill``."""
 
     def check_cancelled(self) -> None:
-        """Call it between the chunks of a long prompt, so that a cancel need not wait for all of them.
+        """Call this between the chunks of a long prompt, so that cancelling need not wait for all of them.
 
         Raises:
             PrefillCancelled: The caller has cancelled; do not catch it.
@@ -135,7 +143,7 @@ class EngineSequence(ABC):
 
     @abstractmethod
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt (in chunks, as the engine likes), and choose the token after it: a Step of one row.
+        """Run the prompt, in chunks if the engine prefers, and choose the token after it: a ``Step`` of one row.
 
         Called once, on an empty sequence, with at least one token.
 
@@ -146,7 +154,7 @@ class EngineSequence(ABC):
 
     @abstractmethod
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run ``token_ids`` (the newest token, then the drafts) after the stored ones; one chosen token a row.
+        """Run ``token_ids`` (the newest token, then the drafts) after the stored ones; choose one token per row.
 
         Plain decoding is ``verify([newest], sampler)``. At most ``max_draft_tokens + 1`` tokens are given.
         """
@@ -155,12 +163,12 @@ class EngineSequence(ABC):
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens, in every layer and in the drafter.
 
-        Must be exact for up to ``max_draft_tokens + 1`` tokens after any verify, past a sliding window too. The row
-        of token ``length - 1`` stays available to ``propose`` if the last prefill or verify ran it.
+        Must restore the state exactly for up to ``max_draft_tokens + 1`` tokens after any verify, also past a sliding
+        window. The row of token ``length - 1`` stays available to ``propose`` if the last prefill or verify ran it.
         """
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        """Draft up to k tokens after ``newest``, the token at position ``length``. Nothing stored changes.
+        """Draft up to k tokens after ``newest``, the token at position ``length``. The stored tokens do not change.
 
         An engine without a model drafter need not implement it: the core drafts n-grams itself.
         """
@@ -172,19 +180,20 @@ class EngineSequence(ABC):
 
 
 class SteppingEngine(ABC):
-    """A loaded target, with its drafter if there is one."""
+    """A loaded target, with its drafter if it has one, on which the core runs the speculative loop."""
 
     tokenizer: Tokenizer
     """The target's tokenizer."""
 
     running: RunningInfo
-    """What really runs; ``concurrency`` must be ``serial`` if ``max_sequences`` is 1."""
+    """Engine, pair, k, dtype, device and limits as loaded: ``RunningInfo.of`` makes it. With ``max_sequences`` 1,
+    ``concurrency`` must be ``serial``."""
 
     array_ops: ArrayOps[Any] | None = None
-    """Operations of the engine's arrays, to choose tokens where the logits are. None: its logits are numpy arrays."""
+    """Operations on the engine's arrays, to choose tokens where the logits are. None: its logits are numpy arrays."""
 
     max_sequences: int | None = None
-    """Sequences that may be open at a time; None: as many as memory holds. With 1, a session's calls are serial."""
+    """How many sequences may be open at a time; None: limited by memory only."""
 
     @property
     @abstractmethod
@@ -193,8 +202,8 @@ class SteppingEngine(ABC):
 
     @abstractmethod
     def open_sequence(self) -> EngineSequence:
-        """A new, empty sequence. It shares no state with another that could change its output."""
+        """A new, empty sequence. What other sequences do must not change its output."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free the models. May be called twice; no sequence is open then."""
+        """Free the models. May be called twice, but never while a sequence is open."""

@@ -1,4 +1,4 @@
-"""The whole engine: it keeps its own loop and sampler, and reports what each round emitted."""
+"""``WholeEngine``: an engine that keeps its own loop and sampler, and reports what each round emitted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Generation(Protocol):
 
     @property
     def request(self) -> TokenRequest:
-        """The call in tokens."""
+        """Prompt token ids, settings, seed, k and limits."""
         ...
 
     @property
@@ -28,7 +28,7 @@ class Generation(Protocol):
         ...
 
     def cancelled(self) -> bool:
-        """Whether the caller has cancelled or closed. Look at it between engine calls, and end the request then."""
+        """Whether the caller has cancelled or closed the stream. Check between engine calls, then end the request."""
         ...
 
     @property
@@ -38,12 +38,12 @@ class Generation(Protocol):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the output has ended; None while it goes on."""
+        """Why the output has ended; None until then."""
         ...
 
     @property
     def stop_match(self) -> str | int | None:
-        """The stop string or token id that ended the output; None for any other ending, or before it."""
+        """The stop string or token id that ended the output; None if something else ended it, and until then."""
         ...
 
     def emit(
@@ -55,17 +55,18 @@ class Generation(Protocol):
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
     ) -> Round:
-        """Emit the tokens of one round, up to the one that ends the output; the caller yields the result.
+        """Emit the tokens of one round, up to the token that ends the output. Yield the returned round.
 
-        Afterwards ``finish_reason`` says whether the output has ended. Tokens after its end are cut off, together with
-        their ``logprobs`` and their share of ``num_accepted_tokens``.
+        ``finish_reason`` then says whether the output has ended. Tokens after its end are dropped, with their
+        ``logprobs`` and their share of ``num_accepted_tokens``.
 
         Args:
             token_ids: Accepted drafts first, then the bonus token; at least one.
-            num_draft_tokens: Tokens drafted in this round; 0 if none were, None if the engine does not report it.
+            num_draft_tokens: Tokens drafted in this round; 0 if there was no draft, None if not reported.
             num_accepted_tokens: How many leading ``token_ids`` are accepted drafts; None if not reported.
-            logprobs: One entry per token; None if the request asks for none.
-            seconds: Duration of this round; None: as long as the reader waits for it. See ``Round.seconds``.
+            logprobs: One entry per token; None unless the request asks for them.
+            seconds: Time since the previous round (the first: since the request), for engines that run ahead of their
+                reader. None: the core measures how long the reader waits.
 
         Raises:
             EngineError: The output has already ended.
@@ -73,36 +74,36 @@ class Generation(Protocol):
         ...
 
     def report(self, stats: GenerationStats) -> None:
-        """Replace the statistics counted from rounds by the engine's own."""
+        """Use the engine's own statistics instead of those counted from rounds."""
         ...
 
 
 class WholeEngine(ABC):
-    """A loaded target, with its drafter if there is one, that generates by itself. It may live in another process."""
+    """A loaded target, with its drafter if it has one, that runs its own loop. It may live in another process."""
 
     tokenizer: Tokenizer
     """The target's tokenizer."""
 
     running: RunningInfo
-    """What really runs."""
+    """Engine, pair, k, dtype, device and limits as loaded: ``RunningInfo.of`` makes it."""
 
     @abstractmethod
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Generate: yield ``generation.emit(...)`` for each round (or each output of the engine).
 
-        Return once ``generation.finish_reason`` is set, or ``generation.cancelled()``. The iterator is closed
-        (``GeneratorExit``) when the caller closes the stream: free the request then. The first round is the
-        prefill's.
+        Return once ``generation.finish_reason`` is set or ``generation.cancelled()`` is true. When the caller closes
+        the stream, the iterator is closed (``GeneratorExit``): free the request then. The first round is that of the
+        prefill.
 
         A concurrent engine may submit the request as soon as this is called, and return an iterator with a ``close``
         method: ``Session.generate_many`` calls this for all prompts before it reads the first round, so that they
-        share the engine's batches. Such rounds report their ``seconds``.
+        share the engine's batches. It then passes ``seconds`` to ``emit``.
         """
 
-    def check_settings(self, settings: GenerationSettings) -> None:  # noqa: B027 - accepting all is a fair default
-        """Refuse values that the engine would change or not accept. Called before any work.
+    def check_settings(self, settings: GenerationSettings) -> None:  # noqa: B027 - the default accepts all
+        """Refuse values that the engine would alter or reject. Called before any work.
 
-        Settings that the capabilities do not claim have been refused already. The default accepts the others.
+        Settings that the capabilities do not claim have already been refused. The default accepts all others.
 
         Raises:
             UnsupportedError: The engine does not support a value.
@@ -114,4 +115,4 @@ class WholeEngine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free the engine. May be called twice; no generation is in progress then."""
+        """Free the engine. May be called twice, but never during a generation."""

@@ -1,4 +1,4 @@
-"""How long the context of a loaded model is."""
+"""The context length of a model that is being loaded."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["check_context_length", "context_length"]
 
 _USUAL = 4096
-"""Tokens of context where neither the caller nor the config names a number."""
+"""Context length if neither the caller nor the config gives one."""
 
 
 def context_length(request: LoadRequest, *, longest: int | None = None, usual: int | None = None) -> int:
-    """Tokens of prompt and output together: as asked for, else the model's own number, within ``usual``.
+    """Context length in tokens, prompt and output together: the caller's, else the model's own up to ``usual``.
 
     Args:
         request: What is being loaded.
-        longest: What the model was made for; None: its config's ``max_position_embeddings``, if it has one.
-        usual: The most that is taken unless the caller asks for more; None: no such limit.
+        longest: The model's own context length; None: ``max_position_embeddings`` of its config, if it has it.
+        usual: Upper limit unless the caller asks for more; None: no limit.
 
     Raises:
-        ContextLengthError: The caller asked for more than the model's own. The core has checked this before any
-            download for configs with ``max_position_embeddings``.
+        ContextLengthError: The caller asked for more than the model's own. For configs with
+            ``max_position_embeddings``, the core has already checked this before any download.
     """
     longest = longest or _longest(request)
     check_context_length(request, longest)
@@ -39,7 +39,7 @@ def check_context_length(request: LoadRequest, longest: int | None = None) -> No
     """Refuse a context that is longer than the model's own.
 
     Raises:
-        ContextLengthError: It is.
+        ContextLengthError: ``request.context_length`` exceeds ``longest``, or the config's number if that is None.
     """
     longest = longest or _longest(request)
     if longest is not None and (request.context_length or 0) > longest:

@@ -1,4 +1,4 @@
-"""What settings do to single tokens' logits: biases, penalties, bans. Only the entries concerned are touched."""
+"""Biases, penalties and bans: settings that change single tokens' logits. Only the affected entries are touched."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def wants_penalties(settings: GenerationSettings) -> bool:
 class Penalties:
     """``logit_bias`` and the three penalties, in this order.
 
-    A table holds each token that a setting concerns, with how often prompt and output have it. It grows with the text
-    and never shrinks; a token that occurs no more has no effect. Factors are computed on the host in float32 and
-    applied with one rounding an operation: so every array library gives the same bits.
+    A table holds each affected token, with its numbers of occurrences in prompt and output. It grows with the text and
+    never shrinks; a token whose counts are 0 has no effect. Factors are computed on the host in float32, and each
+    operation rounds once: so every array library gives the same bits.
 
     Args:
-        settings: The generation's.
-        prompt_length: Tokens at later positions are output.
+        settings: The generation's settings.
+        prompt_length: Number of prompt tokens; positions from here on are output.
     """
 
     def __init__(self, settings: GenerationSettings, prompt_length: int) -> None:
@@ -45,29 +45,30 @@ class Penalties:
         self._biased = bool(settings.logit_bias)
         self._index: dict[int, int] = {}
         self._token_ids: Ints = np.zeros(64, np.int64)
-        self._counts = np.zeros((2, 64), np.int32)  # in the prompt; in the output
+        self._counts = np.zeros((2, 64), np.int32)  # occurrences in the prompt; in the output
         for token_id in settings.logit_bias:
             self._entry(token_id)
         self._biases = np.array(list(settings.logit_bias.values()), np.float32)
 
     def changed(self, position: int, token_id: int, times: int) -> None:
-        """Told by the history: a token is committed (1) or taken back (-1)."""
+        """Update the counts: the history has committed a token (``times`` 1) or taken it back (-1)."""
         is_output = position >= self._prompt_length
         if is_output or self._repetition:
             entry = self._entry(token_id)  # may replace the table
             self._counts[int(is_output), entry] += times
 
     def apply(self, ops: ArrayOps[Any], logits: Any, committed: int, run_token_ids: Sequence[int]) -> Any:
-        """The changed logits.
+        """The changed logits, in a new array.
 
         Args:
             ops: The operations of the logits' library.
-            logits: Float32, shape (rows, vocab). Row i comes after the committed tokens and ``run_token_ids[:i + 1]``,
-                or all of them where there is one row.
+            logits: Float32, shape (rows, vocab). Row i follows the committed tokens and ``run_token_ids[:i + 1]``; a
+                single row follows all of them.
             committed: Number of committed tokens: the position of ``run_token_ids[0]``.
             run_token_ids: Tokens after the committed ones; empty if no penalty is in use.
         """
         rows = logits.shape[0]
+        # (first row that sees the run token, its position, its entry)
         running = [(i if rows > 1 else 0, committed + i, self._entry(t)) for i, t in enumerate(run_token_ids)]
         size = len(self._index)
         if not size:
@@ -76,7 +77,7 @@ class Penalties:
         for row, position, entry in running:
             is_output = position >= self._prompt_length
             if is_output or self._repetition:
-                counts[int(is_output), row:, entry] += 1
+                counts[int(is_output), row:, entry] += 1  # counts: (2, rows, size)
         in_prompt, in_output = counts.reshape(2, rows * size)
         row_indices = np.repeat(np.arange(rows), size)
         columns = np.tile(self._token_ids[:size], rows)
@@ -109,11 +110,11 @@ class Penalties:
 
 
 class Bans:
-    """Tokens that may not be chosen: everywhere, or before the output is long enough to end.
+    """Tokens that may not be chosen: anywhere, or before the output is long enough to end.
 
     Args:
-        banned: Never chosen.
-        ends: Not chosen before position ``free_from``.
+        banned: Tokens that are never chosen.
+        ends: Tokens that are not chosen before position ``free_from``.
         free_from: Absolute position.
     """
 
@@ -124,7 +125,7 @@ class Bans:
         self._free_from = free_from
 
     def apply(self, ops: ArrayOps[Any], logits: Any, first_position: int) -> Any:
-        """The logits (rows, vocab), with ``-inf`` where a token may not be chosen: float32 if any is."""
+        """The logits (rows, vocab) with ``-inf`` for tokens that may not be chosen; float32 if there are any."""
         rows = logits.shape[0]
         early = min(max(self._free_from - first_position, 0), rows)
         columns = [self._early] * early + [self._always] * (rows - early)

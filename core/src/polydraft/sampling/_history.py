@@ -14,8 +14,8 @@ Watcher = Callable[[int, int, int], None]
 class TokenHistory:
     """The committed tokens of one sequence: prompt, and output up to the newest step.
 
-    A step runs tokens at the positions before those that it chooses for. The next step says by its first position how
-    many of them stayed. So a token is committed only once a later step builds upon it; a rejected draft never is.
+    A step runs tokens at the positions before those that it chooses for. The first position of the next step shows how
+    many of them were kept. So a token is committed only once a later step builds on it; a rejected draft never is.
 
     Args:
         prompt: The prompt's tokens.
@@ -26,7 +26,7 @@ class TokenHistory:
     def __init__(self, prompt: Sequence[int], changed: Watcher | None = None) -> None:
         self.prompt_length = len(prompt)
         self.tokens: list[int] = []
-        self._pending: list[int] = []
+        self._pending: list[int] = []  # run by the newest step, after the committed ones
         self._changed = changed
         self._extend(prompt)
 
@@ -52,7 +52,7 @@ class TokenHistory:
                     self._changed(position, token_id, -1)
 
     def ran(self, token_ids: Sequence[int]) -> None:
-        """Record the tokens run after the committed ones; the next step's position shows how many of them stay."""
+        """Record the tokens run after the committed ones; the next step's position shows how many are kept."""
         self._pending = list(token_ids)
 
     def _extend(self, token_ids: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """The rule on the host: the choices of ``rule.choose_tokens``, found in numpy without computing noise for every token.
 
-A host can look at values and go on with the few tokens that matter; a device would have to be waited for. One row at a
-time, since a row of a large vocabulary fits into a cache.
+On the host, code can branch on values and go on with the few tokens that matter; a device would have to be waited for
+at each branch. Rows are done one at a time, since one row of a large vocabulary fits into the CPU's cache.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Keys = tuple[Any, Any]
 
 _OPS = NumpyOps()
 # These change how long a choice takes, never the choice.
-_SAMPLE_STRIDE = 64
-_BLOCK = 256
-_FEW = 512
-_STEPS_A_NAT = 16
+_SAMPLE_STRIDE = 64  # distance of the values that are scored first, for a lower bound of the winning score
+_BLOCK = 256  # values whose maximum stands for them in a first bound of top_k
+_FEW = 512  # up to this many values are scored directly
+_STEPS_PER_NAT = 16  # bins per unit of logit / temperature, to find the cut of top_p
 
 
 def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stream: int, first_position: int) -> Ints:
@@ -54,7 +54,7 @@ def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stre
 
 
 def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, Ints]:
-    """The tokens of one row that temperature and filters leave, except those that no noise could make win.
+    """The tokens of one row that the filters keep, without those that cannot win whatever the noise.
 
     Args:
         logits: Shape (vocab,).
@@ -93,7 +93,7 @@ def _scaled(logits: Floats, settings: GenerationSettings) -> Floats:
 
 
 def _largest(values: Floats, token_ids: Ints, count: int) -> tuple[Floats, Ints]:
-    """The ``count`` largest in the order (value, lower id); the ids are ascending, and stay so."""
+    """The ``count`` largest in the order (value, lower id). The ids are ascending, and stay ascending."""
     surplus = len(values) - count
     if surplus <= 0:
         return values, token_ids
@@ -101,17 +101,17 @@ def _largest(values: Floats, token_ids: Ints, count: int) -> tuple[Floats, Ints]
 
 
 def _from(values: Floats, token_ids: Ints, least: np.float32, count: int) -> tuple[Floats, Ints]:
-    """The ``count`` largest, of which ``least`` is the last."""
+    """The ``count`` largest, the last of which has the value ``least``."""
     left = values > least
     left[np.flatnonzero(values == least)[: count - np.count_nonzero(left)]] = True
     return values[left], token_ids[left]
 
 
 def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: GenerationSettings) -> tuple[Floats, Ints]:
-    """The largest that hold the share top_p of the weight. Only those near the cut are sorted."""
+    """The largest tokens that hold the share top_p of the weight. Only those near the cut are sorted."""
     weights = token_weights(_OPS, values, largest)
     needed = int(weights.sum()) * share_of(settings)
-    steps = ((largest - values) * np.float32(_STEPS_A_NAT)).astype(np.int64)
+    steps = ((largest - values) * np.float32(_STEPS_PER_NAT)).astype(np.int64)
     sums = np.bincount(steps, weights=weights).astype(np.int64)  # exact: below 2**53
     before = np.cumsum(sums) - sums
     last = int(np.flatnonzero(before * SHARE_ONE < needed)[-1])
@@ -123,17 +123,17 @@ def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: Gen
 
 
 def _race(values: Floats, token_ids: Ints | None, keys: Keys) -> int:
-    """Index of the largest value with noise; of equal ones the first.
+    """Index of the largest value plus noise; the first of equal ones.
 
     The scores of the largest value and of a sample bound the winning score from below. A token can reach the bound
     only if its value is near enough and its noise large: noise = -log(-log(u)) is at most -log(1 - u), so
     ``1 - u <= exp(value - bound)`` is needed, which is tested on the hash before any logarithm. The margin covers all
-    rounding, and what is left is scored exactly: so the winner is that of scoring everything.
+    rounding, and the tokens left are scored exactly, so the winner is that of scoring all of them.
 
     Args:
         values: Shape (n,).
         token_ids: Ascending, shape (n,); None: 0, 1, ...
-        keys: The row's, of shape (1, 1) each.
+        keys: The row's keys, shape (1, 1) each.
     """
 
     def ids(indices: Ints) -> Ints:

@@ -1,4 +1,4 @@
-"""A user's logits processor: which ones are taken, and how one is driven along drafts and back."""
+"""Logits processors: which are accepted, and how a stateful one is moved along drafts and back."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _IN_USE_LOCK = threading.Lock()
 
 
 def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
-    """What sort of processor it is.
+    """Classify a processor.
 
-    Functions (lambdas, built-in ones, partials of them, static and class methods) are taken as pure. An object is taken
-    if it can be moved back: a state that is hidden from the session would see drafts that are then rejected.
+    Functions (lambdas, built-in ones, partials of them, static and class methods) count as pure. An object is accepted
+    only if it can be rolled back: a hidden state would keep drafts that are later rejected.
 
     Raises:
-        InvalidRequestError: It is neither.
+        InvalidRequestError: It is neither pure nor stateful, or cannot be called with two arguments.
     """
     if not callable(processor):
         raise InvalidRequestError(
@@ -47,7 +47,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
         raise InvalidRequestError(
             f"logits_processor is {'the class' if isinstance(processor, type) else 'an object of'} {name}, which may "
             "keep a state that cannot be taken back when a draft is rejected.",
-            "Give it accept(token_id) and rollback(num_tokens), or, if it keeps no state, wrap it into a function.",
+            "Give it accept(token_id) and rollback(num_tokens), or, if it keeps no state, wrap it in a function.",
             argument="logits_processor",
         )
     target = processor if kind == "pure" else type(processor).__call__
@@ -81,15 +81,15 @@ def _is_function(processor: Any) -> bool:
 class ProcessorRun:
     """A processor in one generation.
 
-    It is only asked for, and only moved to, prefixes that it allows itself: those of tokens whose logits it left above
-    ``-inf`` (and forced ones). A draft that it forbids ends the rows that it is asked for, since plain decoding would
-    never get there, and a grammar's ``accept`` may refuse such a token.
+    It is only called for, and moved to, prefixes that it allows itself: those of tokens whose logits it left above
+    ``-inf``, and of forced tokens. Rows after a draft that it forbids are skipped: plain decoding would never get
+    there, and a grammar's ``accept`` may refuse such a token.
 
     Args:
         ops: The operations of the logits' library.
-        processor: The user's.
+        processor: The user's processor.
         prompt_length: Number of the prompt's tokens.
-        forced: Absolute position -> token that stands there in any case.
+        forced: Absolute position -> forced token.
 
     Raises:
         InvalidRequestError: It is neither pure nor stateful; or stateful, and in use by another generation.
@@ -102,7 +102,7 @@ class ProcessorRun:
         self._forced = forced
         self._stateful = processor_kind(processor) == "stateful"
         self._reset = getattr(processor, "reset", None) if self._stateful else None
-        self._fed: list[int] = []  # output tokens that the processor stands at
+        self._fed: list[int] = []  # output tokens that its state reflects
         self._certain = 0  # how many of them are known to be committed
         self._asked: tuple[int, list[int], Any] = (-1, [], None)  # committed length, tokens after it, processed logits
         self._open = False
@@ -128,13 +128,13 @@ class ProcessorRun:
             logits: Float32, shape (1, vocab).
             committed: Tokens before ``run_token_ids``.
             run_token_ids: The newest token and the drafts after it, as far as the row sees them.
-            certain: Whether this prefix is part of the output. If not, what the processor makes of it can be no error.
+            certain: Whether this prefix is certainly part of the output. If not, an error of the processor is ignored.
 
         Returns:
             Shape (1, vocab); None for a prefix that the processor does not allow.
 
         Raises:
-            LogitsProcessorError: It failed, or gave logits that cannot be used.
+            LogitsProcessorError: It failed, or returned unusable logits.
         """
         if not self._allows(len(committed), run_token_ids):
             return None
@@ -184,7 +184,7 @@ class ProcessorRun:
     def _ask(self, logits: Any, prefix: tuple[int, ...]) -> Any:
         row = logits[0]
         try:
-            found = self._processor(prefix, row * 1.0)  # a copy: it may write into it
+            found = self._processor(prefix, row * 1.0)  # a copy, which it may change in place
         except Exception as error:
             raise _failure("the call", error) from error
         if type(found) is not type(row) or tuple(found.shape) != tuple(row.shape):
@@ -205,7 +205,7 @@ class ProcessorRun:
         return processed
 
     def _move(self, committed: Sequence[int], tail: Sequence[int]) -> None:
-        """Bring the state to the output tokens among ``committed``, and to those among ``tail``."""
+        """Move the state to the output tokens in ``committed``, then those in ``tail``."""
         prompt = self._prompt_length
         known = max(len(committed) - prompt, 0)
         extra = list(tail[max(prompt - len(committed), 0) :])

@@ -1,10 +1,10 @@
-"""Independent rejection sampling: the opt-in rule of acceptance that is not identical by seed.
+"""Independent rejection sampling: the opt-in rule of acceptance, which is not seed-identical.
 
 Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1, and section 2.3: a draft x, drawn from q, is accepted with
-probability min(1, p(x) / q(x)); otherwise a token is drawn from max(p - q, 0), normalised. What comes out is
-distributed as p, the target's. p and q are the distributions after all settings. A draft that was not drawn here, such
-as an n-gram's, has q = 1: that keeps the distribution for any way of drafting that does not look at the noise. A draft
-that was drawn here and then exchanged is an error.
+probability min(1, p(x) / q(x)); otherwise a token is drawn from max(p - q, 0), normalised (the residual distribution).
+The output is distributed as p, the target's distribution. p and q are taken after all settings. A draft that was not
+drawn here, such as an n-gram's, has q = 1, which is right for any drafter that does not see the noise. Replacing a
+draft that was drawn here is an error.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RejectionSampler", "make_sampler"]
 
-# Noise of its own for each use: draws must not depend on one another. Callers' streams are small numbers.
+# Noise streams of the three uses, so that draws are independent. The streams of requests are small numbers.
 _DRAFT, _ACCEPT, _REST = 1 << 40, 2 << 40, 3 << 40
-_AGAIN = 1 << 32  # apart, for each further draw at one position before it is decided
+_AGAIN = 1 << 32  # from one stream to the next, where several drafts are drawn for one position
 _OPS = NumpyOps()
 
 Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -40,7 +40,7 @@ Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
 def make_sampler(ops: ArrayOps[Any], request: TokenRequest) -> RuleSampler:
-    """The sampler that a generation's settings ask for. Greedy and plain decoding have no use for rejection."""
+    """The sampler that a generation's settings ask for. Greedy and plain decoding need no rejection."""
     settings = request.settings
     if settings.acceptance == "rejection" and settings.temperature > 0.0 and request.speculate:
         return RejectionSampler(ops, request)
@@ -48,10 +48,10 @@ def make_sampler(ops: ArrayOps[Any], request: TokenRequest) -> RuleSampler:
 
 
 class RejectionSampler(RuleSampler):
-    """A ``RuleSampler`` whose choice for a drafted position is the draft, if it is accepted, and else another token.
+    """A ``RuleSampler`` that chooses an accepted draft itself, and in place of a rejected one a residual token.
 
-    So a loop that accepts drafts while they equal the choices does the right thing. Rows after the first draft that is
-    not accepted are not chosen. The token of a prompt's end, and the bonus token, are chosen by the ordinary rule.
+    So the loop, which accepts drafts while they equal the choices, needs no other rule. Rows after the first rejected
+    draft are not chosen. The token after the prompt and the bonus token are chosen by the ordinary rule.
     """
 
     def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
@@ -61,10 +61,10 @@ class RejectionSampler(RuleSampler):
         self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """Draw a draft with noise of its own, and remember the distribution that it was drawn from.
+        """Draw a draft with independent noise, and remember its distribution.
 
-        Of several draws for one position the last counts. Each has fresh noise: an engine may look at one before it
-        computes the logits of the next.
+        Of several draws for one position the last counts. Each has fresh noise, since the logits of one may depend on
+        the draw before it.
         """
         changed = self._draft_logits(logits, position, run_token_ids)
         self._drawn.pop(position, None)
@@ -86,7 +86,7 @@ class RejectionSampler(RuleSampler):
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """The drafts that are accepted, then a token of the target's own; the rows after it are not chosen."""
+        """The accepted drafts, then one token of the target's; ``NOT_CHOSEN`` for the rows after it."""
         self._start_step(first_position, run_token_ids)
         ops, rows = (self._ops, logits) if self._processor is not None else self._on_host(logits)
         drafts = [*run_token_ids[1:], None]
@@ -112,15 +112,16 @@ class RejectionSampler(RuleSampler):
         return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)
 
     def _decide(self, ops: ArrayOps[Any], logits: Any, position: int, draft: int | None) -> int:
-        """The token for one row, shape (1, vocab), that has been changed by the settings."""
+        """The token for one row (1, vocab) of logits, after all settings."""
         if draft is None:
             return self._pick_one(logits, position) if ops is self._ops else int(self._pick(ops, logits, position)[0])
         token_ids, target = self._distribution(ops.numpy(logits)[0])
         drafted = self._drafted(ops, position, draft)
+        # p(draft) / q(draft); the draft was drawn from q, so q(draft) > 0
         chance = _at(token_ids, target, np.array([draft]))[0] / _at(*drafted, np.array([draft]))[0]
         if self._uniform(position) < chance:
             return draft
-        rest = target - _at(*drafted, token_ids)
+        rest = target - _at(*drafted, token_ids)  # p - q; negative entries are dropped below
         rest[token_ids == draft] = 0.0
         if not (rest > 0.0).any():  # p and q differ by rounding only
             return draft
@@ -129,17 +130,17 @@ class RejectionSampler(RuleSampler):
         return int(token_ids[scores.argmax()])
 
     def _drafted(self, ops: ArrayOps[Any], position: int, draft: int) -> Probabilities:
-        """What the draft was drawn from."""
+        """The distribution that the draft was drawn from."""
         if position in self._on_device:
             chosen, logits = self._on_device[position]
             self._drawn[position] = int(ops.tolist(chosen)[0]), self._distribution(ops.numpy(logits)[0])
         if position not in self._drawn:
             return np.array([draft]), np.array([1.0])
         token_id, probabilities = self._drawn[position]
-        if token_id != draft:  # and where they are the same by chance, q would be wrong
+        if token_id != draft:
             raise EngineError(
-                f"The engine had token {token_id} drawn as a draft and put {draft} in its place, so that its drafts' "
-                "distribution is not known.",
+                f"The engine replaced the draft token {token_id} by {draft} after it was drawn, so the distribution of "
+                "its drafts is unknown.",
                 "Use `acceptance='exact-match'`, and report it to the backend's authors.",
             )
         return probabilities
@@ -163,6 +164,6 @@ class RejectionSampler(RuleSampler):
 def _at(
     token_ids: npt.NDArray[np.int64], values: npt.NDArray[np.float64], wanted: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """The values at the wanted ids; 0 where there is none."""
+    """The values of the wanted ids; 0 for ids that are not in ``token_ids``."""
     found = np.minimum(np.searchsorted(token_ids, wanted), len(token_ids) - 1)
     return np.where(token_ids[found] == wanted, values[found], 0.0)

@@ -31,15 +31,15 @@ NOT_CHOSEN = 0
 class RuleSampler:
     """Implements ``polydraft.contract.Sampler`` for one generation.
 
-    The tokens before row i are those accepted before the step, then the tokens that the step runs up to its own; drafts
-    see theirs likewise. Which drafts were accepted follows from the next step's position: see ``polydraft.sampling``.
+    Row i sees the tokens accepted before the step, then the step's tokens up to its own; drafts likewise. The position
+    of the next step shows which drafts were accepted (diagram in ``polydraft.sampling``).
 
     Args:
         ops: The engine's array operations.
-        request: Settings, seed and stream are read, the prompt, and what ends the output.
+        request: Its prompt, settings, seed, noise stream and end-of-sequence ids are used.
 
     Raises:
-        InvalidRequestError: The settings' logits processor is refused: see ``processor_kind``.
+        InvalidRequestError: The logits processor is neither a pure function nor stateful, or is in use.
     """
 
     def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
@@ -95,10 +95,9 @@ class RuleSampler:
         return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
     def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
-        """The logits as the rule sees them, before temperature and filters.
+        """The logits after biases, penalties, processor and bans, before temperature and filters.
 
-        A step like ``choose``: arguments are the same, and the same history follows from them. All of the run tokens
-        must be part of the output.
+        Counts as a step, like ``choose``, with the same arguments. All run tokens must be part of the output.
 
         Returns:
             A list with an array (1, vocab) for each row.
@@ -116,18 +115,18 @@ class RuleSampler:
         return rows
 
     def close(self, output: Sequence[int] = ()) -> None:
-        """End the generation; ``output``: what was emitted. A stateful processor is free again. May be called twice."""
+        """End the generation and release a stateful processor; ``output``: the emitted tokens. May be called twice."""
         if self._processor is not None:
             self._processor.close(output)
 
     def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
-        """Commit the tokens that this step of the target builds upon."""
+        """Commit the tokens that this step of the target builds on."""
         if self._history is not None:
             self._history.commit(first_position - 1)
             self._history.ran(run_token_ids)
 
     def _on_host(self, logits: Any) -> tuple[ArrayOps[Any], Any]:
-        """Logits in host memory become numpy's, which chooses faster; others stay the engine's own arrays."""
+        """Logits in host memory as numpy arrays, for which choosing is faster; others as they are."""
         view = self._ops.host_view(logits)
         return (self._ops, logits) if view is None else (_NUMPY, view)
 
@@ -151,9 +150,9 @@ class RuleSampler:
     def _draft_logits(
         self, logits: Any, position: int, run_token_ids: Sequence[int] | None
     ) -> tuple[ArrayOps[Any], Any] | None:
-        """A drafter's changed logits (1, vocab), and the operations for them.
+        """A drafter's logits (1, vocab) after all settings but temperature and filters, and the operations for them.
 
-        None where no draft is chosen: the token is forced, or follows tokens that the processor forbids.
+        None if no draft is chosen: the token is forced, or follows tokens that the processor forbids.
         """
         if position in self._forced:
             return None
@@ -177,7 +176,7 @@ class RuleSampler:
     def _choose_rows(
         self, processor: ProcessorRun, logits: Any, first_position: int, run_token_ids: Sequence[int]
     ) -> list[int]:
-        """One row after the other; nothing is chosen after a draft that the processor forbids."""
+        """Choose row by row; ``NOT_CHOSEN`` after a draft that the processor forbids."""
         token_ids: list[int] = []
         for row in range(len(run_token_ids)):
             position = first_position + row
@@ -196,7 +195,7 @@ class RuleSampler:
     ) -> Any | None:
         """One row (1, vocab) with biases, penalties, the processor and bans, in the engine's library.
 
-        None where the processor or the bans leave no token, after drafts that may be wrong (``certain`` is False).
+        None if the processor or the bans leave no token after drafts that may be wrong (``certain`` is False).
         """
         assert self._history is not None
         penalised = self._ops.float32(self._penalised(self._ops, logits, run_token_ids))
@@ -209,7 +208,7 @@ class RuleSampler:
                 return None
             raise LogitsProcessorError(
                 f"The logits processor leaves only tokens for position {position} that are banned there.",
-                "See banned_token_ids; min_new_tokens forbids what would end the output.",
+                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed as well.",
             )
         return allowed
 

@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 NOISE_MIN = -2.8116
-"""No noise lies below: -log(24 log 2), for the smallest u, 2**-24."""
+"""Lower bound of the noise: -log(24 log 2), for the smallest u, 2**-24."""
 
 NOISE_MAX = 16.6356
-"""No noise lies above: 24 log 2, for the largest u, 1 - 2**-24."""
+"""Upper bound of the noise: 24 log 2, for the largest u, 1 - 2**-24."""
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -69,7 +69,7 @@ LOG_CONSTANTS: dict[str, float | tuple[float, ...]] = {
     "LOG2_LOW": _LOG2_LOW,
     "SQRT_2": _SQRT_2,
 }
-"""What ``log_positive`` computes with, for kernels that repeat it."""
+"""The constants of ``log_positive``, for kernels that reimplement it."""
 
 
 def _splitmix64(state: int) -> int:
@@ -86,6 +86,9 @@ def row_keys(seed: int, stream: int, positions: range) -> tuple[list[int], list[
         seed: 0 to 2**63 - 1.
         stream: Number of the noise stream, from 0.
         positions: Absolute positions of the tokens to be chosen.
+
+    Returns:
+        The low and the high halves of one 64-bit key per position.
     """
     base = _splitmix64(_splitmix64(seed) ^ stream)
     keys = [_splitmix64(base ^ _splitmix64(position)) for position in positions]
@@ -96,20 +99,30 @@ def _lowbias32(values: Any) -> Any:
     values = values ^ (values >> 16)
     values = (values * 0x7FEB352D) & _MASK32
     values = values ^ (values >> 15)
-    # The product may pass 2**63; int64 wraps, and its low 32 bits are right all the same.
+    # The product may exceed 2**63: int64 wraps around, and its low 32 bits stay right.
     values = (values * 0x846CA68B) & _MASK32
     return values ^ (values >> 16)
 
 
 def generic_noise_bits(ops: ArrayOps[Any], token_ids: Any, low: Any, high: Any) -> Any:
-    """The hash of ``ArrayOps.noise_bits``, in int64 operations that every library has."""
+    """The hash that ``ArrayOps.noise_bits`` must equal, in int64 operations that every library has.
+
+    Args:
+        ops: The library's operations.
+        token_ids: Int64, shape (rows, n).
+        low: Int64, shape (rows, 1): the first list of ``row_keys``.
+        high: Int64, shape (rows, 1): the second list.
+
+    Returns:
+        Int64 from 0 to 2**23 - 1, shape (rows, n).
+    """
     return _lowbias32((_lowbias32(token_ids ^ low) + high) & _MASK32) >> 9
 
 
 def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
-    """Standard Gumbel noise for each token id, in separate operations: what ``ArrayOps.gumbel`` must equal.
+    """Standard Gumbel noise for each token id, in separate operations: ``ArrayOps.gumbel`` must equal it bit by bit.
 
-    ``u = (2 * bits + 1) / 2**24`` is never 0 nor 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
+    ``u = (2 * bits + 1) / 2**24`` is never 0 or 1; the noise is ``-log(-log(u))``, between ``NOISE_MIN`` and
     ``NOISE_MAX``.
 
     Args:
@@ -124,13 +137,14 @@ def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
 
 
 def gumbel_of_bits(ops: ArrayOps[Any], bits: Any) -> Any:
-    """The noise of whole numbers from 0 to 2**23 - 1."""
+    """The noise (float32, same shape) of hash values from 0 to 2**23 - 1."""
     uniform = (ops.float32(bits) * 2.0 + 1.0) * 2.0**-24
     return log_positive(ops, log_positive(ops, uniform) * -1.0) * -1.0
 
 
 def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
     """Natural logarithm of normal positive float32 numbers, to about 1 ulp, with equal bits in every library."""
+    # values = mantissa * 2**exponent with mantissa in (sqrt(1/2), sqrt(2)], then Cephes' polynomial of mantissa - 1
     bits = ops.bits(values)
     exponent = (bits >> 23) - 127
     mantissa = ops.from_bits((bits & 0x7FFFFF) | 0x3F800000)
@@ -149,6 +163,7 @@ def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
 
 def exp_nonpositive(ops: ArrayOps[Any], values: Any) -> Any:
     """Exponential of float32 numbers from -infinity to 0, to about 1 ulp; below -80 it is ``exp(-80)``."""
+    # values = whole * log(2) + x; Cephes' polynomial gives exp(x), the exponent bits 2**whole
     x = ops.where(values < -80.0, -80.0, values)
     whole = ops.floor(x * _LOG2_E + 0.5)
     x = x - whole * _LOG2_HIGH

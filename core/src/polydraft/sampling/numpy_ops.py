@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 
 class NumpyOps:
-    """Implements ``polydraft.contract.ArrayOps``; logits of engines without array operations of their own use it."""
+    """Implements ``polydraft.contract.ArrayOps``; used for engines without array operations of their own."""
 
     def float32(self, array: Any) -> Array:
         return np.asarray(array, dtype=np.float32)
@@ -141,7 +141,7 @@ class NumpyLogits:
 
 
 def _lowbias32(values: Array, shifted: Array) -> None:
-    """In place, on uint32: see ``polydraft.sampling.noise``."""
+    """The finaliser of ``polydraft.sampling.noise``, in place on uint32 arrays; ``shifted`` is a buffer."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None)):
         np.right_shift(values, shift, out=shifted)
         values ^= shifted
@@ -150,5 +150,5 @@ def _lowbias32(values: Array, shifted: Array) -> None:
 
 
 def array_ops_of(engine: SteppingEngine) -> ArrayOps[Any]:
-    """The operations of an engine's arrays: its own, or numpy's where it names none."""
+    """An engine's own array operations, or numpy's if it has none."""
     return engine.array_ops or NumpyOps()

@@ -1,7 +1,7 @@
 """The rule: which token is chosen at each position, from logits that processors have already changed.
 
-This module is its definition, in operations that run on a device without waiting for it. ``host`` finds the same
-choices faster where logits lie in host memory.
+This module is its definition, in operations that run on a device without waiting for it. ``_host`` finds the same
+choices faster for logits in host memory.
 
 Greedy (temperature 0) takes the largest logit, and of equal ones the lowest id. Sampling takes the largest of
 ``logit / temperature + Gumbel noise`` among the tokens that the filters leave, which is a draw from their softmax
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["REACH", "SHARE_ONE", "as_float32", "choose_tokens", "scale_of", "share_of", "token_weights"]
 
 REACH = NOISE_MAX - NOISE_MIN + 0.01
-"""A token further below the largest one cannot win, whatever the noise; and its weight for ``top_p`` is 0."""
+"""A token this far below the largest one (in logit / temperature) cannot win whatever the noise; its weight for
+``top_p`` is 0."""
 
 SHARE_ONE = 1 << 20
-"""``top_p`` is counted in parts of this."""
+"""1.0 of ``top_p`` in fixed point."""
 
-_WEIGHT_ONE = 1 << 24
-_ID_BITS = 21
+_WEIGHT_ONE = 1 << 24  # 1.0 of a token's weight in fixed point
+_ID_BITS = 21  # low bits of a sort key, which hold the token id; the bits of the value are above them
 _ID_MAX = (1 << _ID_BITS) - 1
 
 
@@ -41,7 +42,7 @@ def as_float32(value: float) -> float:
 
 
 def scale_of(settings: GenerationSettings) -> float:
-    """What logits are multiplied by. Not divided: some libraries divide through the reciprocal, others do not."""
+    """1 / temperature, to multiply logits by. Dividing would differ: some libraries multiply by the reciprocal."""
     return as_float32(1.0 / settings.temperature)
 
 
@@ -51,10 +52,10 @@ def share_of(settings: GenerationSettings) -> int:
 
 
 def token_weights(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
-    """Probabilities up to a factor, as whole numbers, so that no order of adding them up changes their sum.
+    """Unnormalised probabilities as integers, so that their sum does not depend on the order of adding.
 
-    At most 2**21 tokens of weight 2**24, times 2**20, could pass 2**63, but no model's softmax comes near: 2**43 is
-    enough for 2**19 equally likely tokens.
+    Sums are multiplied by 2**20 in int64, so they must stay below 2**43: that is 2**19 equally likely tokens of the
+    largest weight, 2**24, and no model's softmax comes near.
     """
     return ops.int64(ops.floor(exp_nonpositive(ops, values - largest) * float(_WEIGHT_ONE)))
 
@@ -91,11 +92,12 @@ def choose_tokens(
         values = _above(ops, values, largest, settings)
     score = values + ops.gumbel(token_ids, *keys)
     winners = score == ops.row_max(score)
+    # The lowest id of equal scores. ``token_ids * 0`` makes an array of the largest id, with the shape and device.
     return ops.first_column(ops.row_min(ops.where(winners, token_ids, token_ids * 0 + _ID_MAX)))
 
 
 def _above(ops: ArrayOps[Any], values: Any, largest: Any, settings: GenerationSettings) -> Any:
-    """Without the values that are too small for min_p."""
+    """``-inf`` for the values that are too small for min_p."""
     return ops.where(values >= largest + as_float32(math.log(settings.min_p)), values, -math.inf)
 
 
@@ -104,6 +106,7 @@ def _filter_sorted(
 ) -> tuple[Any, Any]:
     """Sort by (value, lower id first) and keep what top_k and top_p leave; the rest becomes ``-inf``."""
     bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which would otherwise sort below it
+    # As integers, negative floats' bits sort the wrong way round: reverse them.
     ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
     keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
     if 0 < settings.top_k < values.shape[-1]:

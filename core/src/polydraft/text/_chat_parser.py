@@ -2,7 +2,7 @@ r"""Thinking and tool calls of chat models, separated by token ids.
 
 Ids, not text: a chunk may hold any number of tokens, and text can be cut anywhere (vllm#42781, #41967, #45588).
 Gemma 4: ``<|channel>thought\n...<channel|>`` and ``<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>``
-(ai.google.dev, "Gemma 4 prompt formatting"). Families that wrap thoughts in ``<think>`` tokens are known too.
+(ai.google.dev, "Gemma 4 prompt formatting"). Formats that wrap thinking in ``<think>`` tokens are known, too.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ChatParser:
     """Follows the token ids of one answer.
 
     Args:
-        tokenizer: Families whose tokens it lacks are not looked for.
-        prompt_token_ids: A prompt that ends inside open thinking makes the answer begin there. An opening token that
-            a message merely mentions opens nothing: other special tokens follow it, those that end the message.
+        tokenizer: Formats whose tokens it lacks are ignored.
+        prompt_token_ids: If the prompt ends inside thinking, the answer starts there. An opening token that a message
+            merely mentions has no effect, since the special tokens that end the message close it.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
@@ -56,13 +56,13 @@ class ChatParser:
         self._begin_answer()
 
     def _begin_answer(self) -> None:
-        """A call left open in the prompt is not the answer's; neither is a channel's name."""
+        """Forget a tool call or a channel's name that the prompt left open."""
         self.names_channel = False
         if self.part == "tool_call":
             self._close()
 
     def step(self, token_id: int) -> bool:
-        """Follow one token. True if it is a bracket and belongs to no part; ``part`` is then the part after it."""
+        """Process one token. True if it is a bracket, which belongs to no part; ``part`` is then the part after it."""
         if self._closing is None:
             found = self._opening.get(token_id)
             if found is None:
@@ -79,7 +79,7 @@ class ChatParser:
 
 
 def parse_tool_call(raw: str) -> ToolCall | None:
-    """The call that ``raw`` (the text between the tool-call tokens) writes; None if it is malformed."""
+    """Parse ``raw``, the text between the tool-call tokens; None if it is malformed."""
     match = re.match(r"\s*call:\s*([\w.-]+)\s*", raw)
     if match is None:
         return None
@@ -117,7 +117,7 @@ def _scalar(word: str) -> Any:
     constants = {"true": True, "false": False, "null": None}
     if word in constants:
         return constants[word]
-    if not _NUMBER.fullmatch(word):  # Python would take nan, infinity and 1_000 too
+    if not _NUMBER.fullmatch(word):  # float() accepts nan, infinity and 1_000, too
         raise ValueError(word)
     number = float(word)
     if number in (float("inf"), float("-inf")):

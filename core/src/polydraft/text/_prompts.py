@@ -1,4 +1,4 @@
-"""From a prompt of any kind to token ids."""
+"""Encode a prompt of any kind as token ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
         "return_tensors",
     }
 )
-_DEEPEST = 100  # levels of nesting to look for text in; what is deeper is the template's to refuse
+_DEEPEST = 100  # levels of nesting checked for invalid Unicode; deeper ones are left to the template
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 
 
@@ -50,20 +50,19 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Token ids of a prompt.
 
-    Text is taken raw, with BOS exactly once if the model has one (also where the tokenizer's own ``add_bos_token`` is
-    false, as Gemma 4's is). Messages go through the model's chat template. Ids are taken as they are.
+    Text is taken raw, with BOS exactly once if the model has one (even if the tokenizer's own ``add_bos_token`` is
+    false, as Gemma 4's is). Messages go through the model's chat template. Ids are used as they are.
 
     Args:
         prompt: Text, messages, or ids from 0 to ``vocab_size - 1``.
-        tokenizer: The target's.
+        tokenizer: The target's tokenizer.
         tools: Tool schemas; for messages only.
-        chat_template_kwargs: For the template; for messages only.
-        vocab_size: Number of ids that the model knows.
+        chat_template_kwargs: Variables for the chat template; for messages only.
+        vocab_size: Number of ids that the model takes.
 
     Raises:
-        InvalidRequestError: The prompt is empty, of another type, or holds what is not a token or not
-            Unicode text.
-        UnsupportedError: It holds an image or audio, or the model has no chat template.
+        InvalidRequestError: The prompt is empty or of another type, or contains an invalid token id or invalid Unicode.
+        UnsupportedError: It contains an image, audio or video, or the model has no chat template.
     """
     if isinstance(prompt, str):
         _refuse_chat_arguments(tools, chat_template_kwargs)
@@ -97,7 +96,7 @@ def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    """The ids of encoded text; a tokenizer may know more tokens than the model."""
+    """Check the ids of encoded text: a tokenizer may know more tokens than the model."""
     if not token_ids:
         raise InvalidRequestError("The prompt is empty: its text has no tokens.", "Give other text, or token ids.")
     _check_id(max(token_ids), vocab_size)
@@ -111,7 +110,7 @@ def _check_id(item: Any, vocab_size: int) -> int:
         token_id = operator.index(item)
     except TypeError:
         raise InvalidRequestError(
-            f"The prompt holds {reprlib.repr(item)}, which is neither message nor token id.", _KINDS
+            f"The prompt holds {reprlib.repr(item)}, which is neither a message nor a token id.", _KINDS
         ) from None
     if not 0 <= token_id < vocab_size:
         raise InvalidRequestError(
@@ -141,7 +140,7 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _check_unicode(value: Any, depth: int = 0) -> None:
-    """Refuse halves of surrogate pairs, which have no UTF-8, anywhere in the texts of a prompt."""
+    """Refuse lone surrogates, which UTF-8 cannot encode, anywhere in the texts of a prompt."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -168,7 +167,7 @@ def _check_parts(role: str, content: Any) -> None:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _MEDIA:
             raise UnsupportedError(
-                f"The {role} message holds a part of type {kind}; only text works with drafts so far.",
+                f"The {role} message holds a part of type {kind}; only text is supported so far.",
                 "Leave the part out, or describe it in words.",
             )
         if kind != "text" or not isinstance(part.get("text"), str):

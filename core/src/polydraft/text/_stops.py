@@ -1,4 +1,4 @@
-"""Stop strings, found as text arrives in pieces."""
+"""Match stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["StopMatcher"]
 
 
 class StopMatcher:
-    """Looks for the first of several stop strings to be completed.
+    """Finds the stop string that is completed first.
 
     Keeps only the tail that may still become a match: the cost of a character is bounded by the stop strings' lengths,
     not by the text's.
@@ -23,7 +23,7 @@ class StopMatcher:
         self._tail = ""
 
     def feed(self, text: str) -> tuple[int, str] | None:
-        """Take further text.
+        """Append text.
 
         Returns:
             None, or (characters from the start of the match to the end of all text fed so far, the stop string) of the
@@ -41,7 +41,7 @@ class StopMatcher:
         return match
 
     def held(self) -> int:
-        """How many of the last characters may be the start of a match."""
+        """How many trailing characters may be the start of a match."""
         tail = self._tail
         longest = min(len(tail), self._longest - 1) if self._stops else 0
         for length in range(longest, 0, -1):

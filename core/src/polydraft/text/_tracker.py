@@ -1,4 +1,4 @@
-"""Follows the emitted tokens of one generation: when it ends, and which text they make."""
+"""Track the emitted tokens of one generation: when it ends, and its text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _utf8_decoder() -> codecs.IncrementalDecoder:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text that became stable: it will not change, nor be taken back by a stop string."""
+    """Text that became stable: no later token or stop string can change it."""
 
     text: str
     segments: tuple[Segment, ...]
@@ -48,16 +48,15 @@ class _Piece:
 
 
 class OutputTracker:
-    """Takes each emitted token in order; says when the generation ends, and gives the text in stable pieces.
+    """Gets each emitted token in order, decides when the generation ends, and releases text once it is stable.
 
-    The raw rendering is every token's text, special tokens by their names; stop strings are looked for there. The text
-    of the answer is the raw rendering without special tokens, thinking and tool calls, up to the start of a stop
-    string.
+    The raw text is every token's text, special tokens by name; stop strings are matched in it. The answer is the raw
+    text without special tokens, thinking and tool calls, up to the start of a stop string.
 
     Args:
-        tokenizer: Gives the tokens' text.
-        request: Limits, stops and the prompt.
-        parse_chat: Whether thinking and tool calls are parsed apart.
+        tokenizer: The target's tokenizer.
+        request: Its limits, stops and prompt are used.
+        parse_chat: Whether to separate thinking and tool calls from the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, request: TokenRequest, *, parse_chat: bool) -> None:
@@ -72,12 +71,12 @@ class OutputTracker:
         self._parser = ChatParser(tokenizer, request.prompt_token_ids) if parse_chat else None
         self._ids: list[int] = []
         self._raw: list[str] = []
-        self._pending: deque[_Piece] = deque()
-        self._held: deque[_Piece] = deque()
-        self._stable: list[tuple[str, bool]] = []
+        self._pending: deque[_Piece] = deque()  # decoded since the last delta, or held back by it
+        self._held: deque[_Piece] = deque()  # may become a stop string
+        self._stable: list[tuple[str, bool]] = []  # of the next delta: answer and whether drafted, thinking, calls
         self._stable_thinking: list[str] = []
         self._stable_calls: list[ToolCall] = []
-        self._call: list[_Piece] = []
+        self._call: list[_Piece] = []  # of the tool call that is open
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._calls: list[ToolCall] = []
@@ -111,10 +110,10 @@ class OutputTracker:
         return tuple(self._calls)
 
     def push(self, token_id: int, *, is_draft: bool) -> FinishReason | None:
-        """Follow one more token.
+        """Add one emitted token.
 
         Returns:
-            Why the generation ends with this token; None if it goes on.
+            Why the generation ends with this token; None if it continues.
         """
         self._ids.append(token_id)
         count = len(self._ids)
@@ -137,7 +136,7 @@ class OutputTracker:
         return self._stable_text(held=self._stops.held() if self._settings.stop else 0)
 
     def finish(self, reason: FinishReason | None = None) -> TextDelta:
-        """All text that is left. Gives ``finish_reason`` a value if no token ended the generation."""
+        """All remaining text. Sets ``finish_reason`` to ``reason`` if no token ended the generation."""
         if self.finish_reason is None:
             self.finish_reason = reason
         rest = self._decoder.decode(b"", final=True)
@@ -149,7 +148,7 @@ class OutputTracker:
         return self._stable_text(held=0, ended=True)
 
     def _add_text(self, token_id: int, is_draft: bool) -> tuple[int, str] | None:
-        """Append the token's text to what is pending; what ``StopMatcher.feed`` found in it."""
+        """Append the token's text to what is pending. Returns what ``StopMatcher.feed`` found in it."""
         special = token_id in self._special
         part: Part = self._parser.part if self._parser else "answer"
         bracket = self._parser is not None and self._parser.step(token_id)
@@ -172,7 +171,7 @@ class OutputTracker:
         return self._stops.feed(unfinished + text) if self._settings.stop else None
 
     def _cut(self, past: int) -> None:
-        """Drop the last ``past`` characters of the raw rendering from what is pending."""
+        """Drop the last ``past`` characters of the raw text from what is pending."""
         while past > 0 and self._pending:
             piece = self._pending.pop()
             if len(piece.text) > past:
@@ -183,7 +182,7 @@ class OutputTracker:
             past -= len(piece.text)
 
     def _stable_text(self, held: int, *, ended: bool = False) -> TextDelta:
-        """Make all pending text stable but the last ``held`` characters, which may become a stop string."""
+        """Make all pending text stable, except the last ``held`` characters, which may become a stop string."""
         if held:
             self._hold(held)
         while self._pending:
@@ -223,7 +222,7 @@ class OutputTracker:
             self._held.appendleft(piece)
 
     def _route(self, piece: _Piece) -> None:
-        """Thinking and tool calls, apart from the answer."""
+        """Collect a piece of thinking or of a tool call."""
         if piece.opens_channel:
             self._channel_line = True
         if piece.part == "tool_call":
@@ -252,6 +251,6 @@ class OutputTracker:
         self._stable_calls.append(call)
 
     def _give_up_call(self) -> None:
-        """A malformed or unfinished call is text: nothing that the model wrote is lost."""
+        """Treat a malformed or unfinished call as text, so that nothing that the model wrote is lost."""
         self._stable.extend((piece.text, piece.is_draft) for piece in self._call)
         self._call = []

@@ -1,4 +1,4 @@
-"""A Transformers tokenizer as polydraft's ``Tokenizer``; several backends use it. Imports nothing of Transformers."""
+"""Adapt a tokenizer of Transformers to polydraft's ``Tokenizer``. Does not import Transformers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class HubTokenizer:
     Args:
         tokenizer: A ``PreTrainedTokenizerFast``, with a ``backend_tokenizer``.
         eos_token_ids: End-of-sequence ids of the generation config; united with the tokenizer's own.
-        vocab_size: Rows of the model's embedding. A model may have more ids than its tokenizer knows (they have no
-            text), or fewer (those cannot be run). None: the tokenizer's ids.
+        vocab_size: Rows of the model's embedding. A model may have more ids than its tokenizer (these have no text), or
+            fewer (the others cannot be run). None: the tokenizer's number of ids.
 
     Raises:
         ModelFormatError: It is not a fast tokenizer, or its decoder is of an unknown kind.
@@ -69,7 +69,7 @@ class HubTokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
-        """The tokenizer's BOS."""
+        """The tokenizer's BOS id; None if it has none."""
         bos = self._tokenizer.bos_token_id
         return None if bos is None else int(bos)
 
@@ -88,12 +88,12 @@ class HubTokenizer:
         return frozenset(token_id for token_id, token in self._added.items() if token.special)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; nothing is added."""
+        """Token ids of ``text``, without added special tokens."""
         token_ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return token_ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes of the token where it is not the first one; a special token's own name."""
+        """UTF-8 bytes of the token inside a text; for an added token, its name; ``b""`` for an unknown id."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._make_bytes(token_id)
@@ -116,7 +116,7 @@ class HubTokenizer:
         return str(token).replace("\u2581", " ").encode()
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its name."""
+        """The id of the token of this name; None if there is none."""
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
 
@@ -147,11 +147,11 @@ class HubTokenizer:
             )
         except Exception as error:  # jinja2's errors, and what a template raises
             raise InvalidRequestError(
-                f"The model's chat template refuses the messages: {error}", "Look at the roles and their order."
+                f"The model's chat template refuses the messages: {error}", "Check the roles and their order."
             ) from error
         token_ids = self.encode(text)
         bos = self.bos_token_id
-        # Most templates write BOS themselves; where one does not, it is added, and it never stands twice.
+        # Most templates write BOS themselves. Where one does not, it is added; a second one is removed.
         if bos is not None and token_ids[:1] != [bos] and self._adds_bos:
             token_ids = [bos, *token_ids]
         while bos is not None and token_ids[:2] == [bos, bos]:

@@ -18,7 +18,7 @@ class IdsOnlyTokenizer:
     Args:
         vocab_size: Rows of the model's embedding.
         eos_token_ids: End-of-sequence ids of the model's configuration.
-        bos_token_id: The configuration's, if it has one.
+        bos_token_id: BOS id of the model's configuration, if it has one.
     """
 
     note = "The checkpoint has no tokenizer: prompts are token ids, and results have no text."
@@ -32,7 +32,7 @@ class IdsOnlyTokenizer:
         self.bos_token_id = bos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Refuses.
+        """Not possible without a tokenizer.
 
         Raises:
             UnsupportedError: Always.
@@ -40,7 +40,7 @@ class IdsOnlyTokenizer:
         raise UnsupportedError("This model has no tokenizer, so text cannot become tokens.", _HINT)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Nothing."""
+        """``b""``: no token has text."""
         return b""
 
     def token_id(self, token: str) -> int | None:
@@ -54,7 +54,7 @@ class IdsOnlyTokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Refuses.
+        """Not possible without a tokenizer.
 
         Raises:
             UnsupportedError: Always.
