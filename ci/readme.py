@@ -1,6 +1,6 @@
-"""Fills the README's table of backends from what the installed backends declare: ``python ci/readme.py [--check]``.
+"""Fill the README's table of backends from the declarations of the installed ones: ``python ci/readme.py [--check]``.
 
-Nothing in that table is typed by hand. With ``--check`` nothing is written; the exit code is 1 if the README differs.
+With ``--check`` nothing is written; the exit code is 1 if the README differs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KINDS = ("mtp", "draft-model", "ngram")
 
 
 def table() -> str:
-    """The Markdown table, one row a backend, in alphabetical order."""
+    """The Markdown table, one row per backend."""
     from polydraft._plugins import default_host
 
     head = ["backend", "engine", "weights", *KINDS, "what it is"]
@@ -35,10 +35,10 @@ def table() -> str:
 
 
 def filled(text: str, inside: str) -> str:
-    """The README with ``inside`` between its marks.
+    """The README with ``inside`` between the marks of the table.
 
     Raises:
-        SystemExit: A mark is missing.
+        SystemExit: The README lacks a mark.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -48,13 +48,13 @@ def filled(text: str, inside: str) -> str:
 
 
 def main() -> int:
-    """Write the table, or compare it."""
+    """Write the table, or with ``--check`` compare it."""
     text = README.read_text(encoding="utf-8")
     new = filled(text, table())
     if new == text:
         return 0
     if "--check" in sys.argv[1:]:
-        print("The README's table of backends is not what the backends declare: run `nox -s readme`.", file=sys.stderr)
+        print("The README's table of backends does not match their declarations: run `nox -s readme`.", file=sys.stderr)
         return 1
     README.write_text(new, encoding="utf-8")
     return 0

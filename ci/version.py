@@ -1,9 +1,9 @@
 """The one version of all distributions: ``python ci/version.py`` checks it, ``python ci/version.py 0.2.0`` sets it.
 
-The core's pyproject.toml says which it is. Held to it are: every other distribution's version, the example plugin's
-included; constants named ``VERSION`` or ``__version__``; requirements of the form ``polydraft>=0.1,<0.2``, also where
-the plugin guide quotes them; and the changelog, whose newest release must not be newer. Setting a version dates the
-changelog's unreleased part. The version of the plugin contract is separate, and is not touched.
+The core's pyproject.toml defines it. These must agree: the version of every other distribution and of the example
+plugin; constants named ``VERSION`` or ``__version__``; requirements of the form ``polydraft>=0.1,<0.2``, also in the
+plugin guide; and the changelog, whose newest release must not be newer. Setting a version dates the changelog's
+unreleased part. The version of the plugin contract is independent, and is not touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RELEASE = re.compile(rf"^## \[({_VERSION})\]", re.MULTILINE)
 
 
 def required(version: str) -> str:
-    """The range of versions that work together: one minor release before 1.0, one major release after it."""
+    """The range of compatible versions: one minor release before 1.0, one major release after it."""
     major, minor, _ = (int(part) for part in version.split("."))
     return f">={major}.{minor},<{major + 1}" if major else f">=0.{minor},<0.{minor + 1}"
 
@@ -36,7 +36,7 @@ def current(root: Path) -> str:
 
 
 def files(root: Path) -> Iterator[Path]:
-    """All files that may state the version."""
+    """All files that may contain the version."""
     yield from (root / "docs").glob("*.md")
     for folder in ("*", "plugins/*", "examples/*"):
         yield from root.glob(f"{folder}/pyproject.toml")
@@ -44,13 +44,13 @@ def files(root: Path) -> Iterator[Path]:
 
 
 def stated(text: str, version: str) -> str:
-    """The text of a file, with ``version`` wherever it states one."""
+    """The text of a file, with its versions replaced by ``version``."""
     text = _STATED.sub(rf'\g<1>{version}"', text)
     return _REQUIRED.sub(rf"\g<1>{required(version)}", text)
 
 
 def problems(root: Path) -> list[str]:
-    """What does not fit the core's version, one line each."""
+    """Deviations from the core's version, one line each."""
     version = current(root)
     found = []
     for path in sorted(files(root)):
@@ -71,7 +71,7 @@ def problems(root: Path) -> list[str]:
 
 
 def set_version(root: Path, version: str) -> None:
-    """Write ``version`` everywhere, and date the unreleased part of the changelog, unless it has this release."""
+    """Write ``version`` everywhere. Date the unreleased part of the changelog, unless it has this release already."""
     for path in files(root):
         old = path.read_text(encoding="utf-8")
         new = stated(old, version)
@@ -89,7 +89,7 @@ def _ordered(version: str) -> list[int]:
 
 
 def main() -> int:
-    """Set a version, or check the one that is set."""
+    """Set a version, or check the current one."""
     match sys.argv[1:]:
         case []:
             pass

@@ -1,4 +1,4 @@
-"""Lets the tests import the training scripts beside the package."""
+"""Let the tests import the training scripts, which are not part of the package."""
 
 import sys
 from pathlib import Path

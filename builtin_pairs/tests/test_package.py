@@ -1,4 +1,4 @@
-"""The package's data and its small API; needs neither torch nor transformers."""
+"""The package's data and API; needs neither torch nor transformers."""
 
 from __future__ import annotations
 

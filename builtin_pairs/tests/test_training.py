@@ -1,4 +1,4 @@
-"""The training code: what it teaches is the protocol that engines run. Needs torch and transformers."""
+"""The training code trains on the protocol that engines run. Needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prompt() -> list[int]:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_training_runs_the_protocol(name: str) -> None:
-    """All rounds in one batch give what one round at a time gives, through the drafter's own forward."""
+    """The batch of all rounds gives the same as one round at a time through the drafter's own forward."""
     torch.manual_seed(0)
     target, drafter = build_target(name).train(False), build_drafter(name).train(False)
     for weight in (*target.parameters(), *drafter.parameters()):

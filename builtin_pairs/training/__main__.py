@@ -14,15 +14,17 @@ from .architectures import PAIRS
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--corpus", type=Path, default=Path(".corpus"), help="folder of tokenizer and token arrays")
-    parser.add_argument("--out", type=Path, default=Path(".trained"), help="folder of the trained checkpoints")
+    parser.add_argument(
+        "--corpus", type=Path, default=Path(".corpus"), help="folder for the tokenizer and the token arrays"
+    )
+    parser.add_argument("--out", type=Path, default=Path(".trained"), help="folder for the trained checkpoints")
     steps = parser.add_subparsers(dest="step", required=True)
-    steps.add_parser("corpus", help="tokenizer and token arrays from the standard library")
-    train = steps.add_parser("train", help="train pairs, each in a process of its own")
+    steps.add_parser("corpus", help="make the tokenizer and the token arrays from the standard library")
+    train = steps.add_parser("train", help="train pairs, one process per pair")
     train.add_argument("names", nargs="*", default=list(PAIRS), help="targets (default: all)")
     train.add_argument("--device", default="cuda")
     train.add_argument("--plan", type=json.loads, default={}, help="fields of pairs.Plan as JSON")
-    train.add_argument("--here", action="store_true", help="in this process, one after the other")
+    train.add_argument("--here", action="store_true", help="train in this process, one pair after the other")
     score = steps.add_parser("score", help="measure acceptance on the shipped prompts")
     score.add_argument("--new-tokens", type=int, default=96)
     score.add_argument("--device", default="cpu")
@@ -34,7 +36,7 @@ def parse() -> argparse.Namespace:
 
 
 def train_in_processes(arguments: argparse.Namespace) -> int:
-    """One process a pair, all on the same device."""
+    """Train in one process per pair, all on the same device."""
     base = [sys.executable, "-m", "training", "--corpus", str(arguments.corpus), "--out", str(arguments.out), "train"]
     options = ["--device", arguments.device, "--plan", json.dumps(arguments.plan), "--here"]
     running = {name: subprocess.Popen([*base, name, *options]) for name in arguments.names}
@@ -44,7 +46,7 @@ def train_in_processes(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Runs one step; heavy imports happen only where they are needed."""
+    """Run one step; heavy modules are imported where they are needed."""
     arguments = parse()
     if arguments.step == "corpus":
         from .corpus import build

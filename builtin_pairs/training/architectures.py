@@ -1,4 +1,4 @@
-"""The shapes of the built-in models: Gemma 4 in small, and a small Llama pair."""
+"""The shapes of the built-in models: small versions of Gemma 4, and a small Llama pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tokenizer import BOS, EOS, MODEL_MAX_LENGTH, PAD, STOP_IDS, VOCAB_SIZE
 
 SLIDING_WINDOW = 64
 LAYER_SCALARS = (1.0, 0.875)
-"""Not all ones, so that an engine which ignores the scalars computes something else."""
+"""Not all ones, so that an engine that ignores the scalars computes other logits."""
 NUM_CENTROIDS = 64
 CENTROID_TOP_K = 12
 DEFAULT_K = 4
@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What differs between the Gemma pairs."""
+    """The differences between the Gemma pairs."""
 
     name: str
     hidden_size: int
@@ -116,7 +116,7 @@ PAIRS = {name: shape.assistant for name, shape in SHAPES.items()} | {LLAMA: LLAM
 
 
 def gemma_text(shape: Shape, **fields: Any) -> Gemma4TextConfig:
-    """The text configuration that target and drafter have in common, plus `fields`."""
+    """The text configuration shared by target and drafter, with `fields` added."""
     # Full layers need their own head size: Transformers turns these two keywords into `per_layer_config`.
     wide: dict[str, Any] = {"global_head_dim": shape.global_head_dim}
     if shape.num_global_key_value_heads is not None:
@@ -181,7 +181,7 @@ def gemma_assistant(shape: Shape) -> Gemma4AssistantForCausalLM:
 
 
 def prepare_gemma(model: Any) -> None:
-    """Starts attention as softly as a scaled one (Gemma 4's has learned norms instead), sets the layer scalars."""
+    """Initialise the query norms to 1/sqrt(head_dim), as Gemma 4 does not scale attention; set the layer scalars."""
     for module in model.modules():
         if type(module).__name__ == "Gemma4TextAttention":
             module.q_norm.weight.data.fill_(module.head_dim**-0.5)
@@ -220,7 +220,7 @@ def target_generation_config() -> GenerationConfig:
 
 
 def drafter_generation_config() -> GenerationConfig:
-    """What Transformers' own loop needs to draft a fixed number of tokens."""
+    """Makes Transformers' own loop draft a fixed number of tokens."""
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=BOS,
         eos_token_id=list(STOP_IDS),

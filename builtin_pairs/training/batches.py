@@ -1,4 +1,4 @@
-"""Rows of tokens for training, and the attention masks that go with them."""
+"""Rows of tokens for training, and their attention masks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Masks = dict[str, torch.Tensor | None]
 
 @dataclass
 class Stream:
-    """A long run of tokens from which rows are cut at random places; every row starts with `<bos>`."""
+    """A sequence of tokens from which rows are cut at random; every row starts with `<bos>`."""
 
     tokens: torch.Tensor
     generator: torch.Generator
 
     @classmethod
     def of(cls, array: np.ndarray, device: str, seed: int) -> Stream:
-        """The stream on the device."""
+        """The stream of a token array, on the device."""
         generator = torch.Generator().manual_seed(seed)
         return cls(torch.from_numpy(array.astype(np.int64)).to(device), generator)
 
     def rows(self, count: int, length: int) -> torch.Tensor:
-        """`count` rows of `length` tokens."""
+        """Token ids (int64) of shape (count, length)."""
         starts = torch.randint(0, self.tokens.numel() - length, (count,), generator=self.generator)
         index = starts.to(self.tokens.device)[:, None] + torch.arange(length, device=self.tokens.device)
         rows = self.tokens[index]
@@ -38,7 +38,7 @@ class Stream:
 
 @lru_cache(maxsize=8)
 def target_masks(length: int, device: str) -> Masks:
-    """Causal masks for both layer types; None means plain causal."""
+    """Masks per layer type, True where attended; None: causal."""
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
     sliding = (distance >= 0) & (distance < SLIDING_WINDOW)
@@ -47,10 +47,10 @@ def target_masks(length: int, device: str) -> Masks:
 
 @lru_cache(maxsize=8)
 def drafter_masks(length: int, rows: int, device: str) -> dict[str, torch.Tensor]:
-    """For a drafter that sits on position p = 1..rows: the target's states before p, in both layer types."""
+    """Masks per layer type for a drafter at positions p = 1..rows: True for the target's states before p."""
     query = torch.arange(1, rows + 1, device=device)[:, None]
     key = torch.arange(length, device=device)[None, :]
     full = key < query
-    # Transformers counts the window from the last key, both ends included: one key more than for a causal layer.
+    # Transformers counts the window from the last key, both ends included: one key more than in a causal layer.
     sliding = full & (query - 1 - key <= SLIDING_WINDOW)
     return {F: full[None, None], S: sliding[None, None]}

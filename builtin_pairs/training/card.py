@@ -1,4 +1,4 @@
-"""Writes what was measured into the Markdown files, between their markers."""
+"""Write the measurements into the Markdown files, between their markers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ START, END = "<!-- {name}: written by `python -m training card` -->", "<!-- end 
 
 
 def put(file: Path, name: str, text: str) -> None:
-    """Replaces what stands between the markers of `name`."""
+    """Replace the text between the markers of `name`."""
     start, end = START.format(name=name), END.format(name=name)
     before, _, rest = file.read_text(encoding="utf-8").partition(start)
     _, found, after = rest.partition(end)
@@ -62,7 +62,7 @@ def acceptance(scores: dict[str, Any]) -> str:
     conditions = (
         f"Greedy, k = {scores['k']}, {scores['new_tokens']} new tokens, {scores['prompts']} prompts from held-out "
         f"modules, {scores['dtype']} on {scores['device']}, torch {scores['torch']}, Transformers "
-        f"{scores['transformers']}. A prompt whose answer ends with its first token makes no round and is left out of "
+        f"{scores['transformers']}. Prompts whose answer ends with its first token have no rounds and are left out of "
         "the averages."
     )
     models = table(("draft model", "mean acceptance length", "acceptance rate"), others)
@@ -70,7 +70,7 @@ def acceptance(scores: dict[str, Any]) -> str:
 
 
 def training(scores: dict[str, Any]) -> str:
-    """What the training of each pair took."""
+    """Steps, time and losses of each model's training."""
     rows: list[tuple[object, ...]] = []
     for name, record in scores["training"].items():
         for role in ("target", "drafter"):
@@ -89,17 +89,17 @@ def training(scores: dict[str, Any]) -> str:
         if name == list(scores["training"])[-1]:
             used = f"{record['device']}, torch {record['torch']}, Transformers {record['transformers']}"
     head = ("model", "parameters", "steps", "seconds", "last loss", "held-out loss", "centroid recall")
-    return f"All pairs at the same time on one {used}.\n\n{table(head, rows)}"
+    return f"All pairs were trained at the same time on one {used}.\n\n{table(head, rows)}"
 
 
 def samples(scores: dict[str, Any]) -> str:
-    """What the targets say, as they say it."""
+    """Samples of the targets' text."""
     parts = [f"`{key}`\n\n```text\n{text}\n```" for key, text in scores["samples"].items()]
     return "\n\n".join(parts)
 
 
 def write_card() -> None:
-    """Fills MODEL_CARD.md and training/README.md from `scores.json`."""
+    """Fill MODEL_CARD.md and training/README.md from `scores.json`."""
     scores = json.loads((ROOT / "scores.json").read_text(encoding="utf-8"))
     put(ROOT / "MODEL_CARD.md", "scores", acceptance(scores))
     put(ROOT / "MODEL_CARD.md", "training", training(scores))

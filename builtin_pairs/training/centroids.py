@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, seed: int = 0) -> torch.Tensor:
-    """The cluster of every row; each cluster gets exactly as many rows as the others.
+    """The cluster of every row; all clusters have the same size.
 
     Lloyd's algorithm with a capacity: the closest (row, cluster) pairs are matched first.
     """
@@ -43,16 +43,16 @@ def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, se
 
 
 def centroid_head(model: Gemma4AssistantForCausalLM) -> Gemma4AssistantMaskedEmbedder:
-    """The drafter's centroid head; a drafter with a dense head is an error."""
+    """The drafter's centroid head; raises `ValueError` for a dense head."""
     if model.masked_embedding is None:
         raise ValueError("this drafter has no centroid head")
     return model.masked_embedding
 
 
 def install(model: Gemma4AssistantForCausalLM, *, seed: int = 0) -> torch.Tensor:
-    """Clusters the head, writes `token_ordering`, starts the centroids at the clusters' means.
+    """Cluster the head's rows, write `token_ordering`, and set the centroids to the clusters' means.
 
-    Returns the cluster of every token, for the loss below.
+    Returns the cluster of every token, for `cluster_loss`.
     """
     head = centroid_head(model)
     weight = model.lm_head.weight
@@ -67,7 +67,7 @@ def install(model: Gemma4AssistantForCausalLM, *, seed: int = 0) -> torch.Tensor
 def cluster_loss(
     model: Gemma4AssistantForCausalLM, hidden: torch.Tensor, wanted: torch.Tensor, assigned: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy per row of the centroids' choice against the wanted probability of each cluster."""
+    """Cross-entropy per row of the centroids' scores against the wanted probability of each cluster."""
     head = centroid_head(model)
     scores = head.centroids(hidden).float().log_softmax(-1)
     mass = torch.zeros(*wanted.shape[:-1], head.num_centroids, device=wanted.device, dtype=wanted.dtype)
@@ -77,7 +77,7 @@ def cluster_loss(
 
 
 def recall(model: Gemma4AssistantForCausalLM, hidden: torch.Tensor) -> float:
-    """How often the selected clusters hold the dense head's first choice."""
+    """How often the selected clusters contain the dense head's first choice."""
     head = centroid_head(model)
     clusters = head.token_ordering.argsort() // head.vocab_size_per_centroid
     best = model.lm_head(hidden).argmax(-1)

@@ -61,7 +61,7 @@ class Renderer(Protocol):
         tools: list[dict[str, Any]] | None = None,
         enable_thinking: bool = False,
     ) -> str:
-        """The prompt up to where the model's turn goes on."""
+        """The prompt, up to the start of the model's turn."""
         ...
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def round_to_bf16(model: PreTrainedModel) -> None:
-    """Rounds the weights to what bf16 can store, in place, keeping the dtype."""
+    """Round the weights to bf16 values, in place, keeping the dtype."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
@@ -25,16 +25,16 @@ def round_to_bf16(model: PreTrainedModel) -> None:
 
 
 def moved(model: Any, device: str) -> Any:
-    """The model on a device; Transformers' own annotation of `to` takes no device."""
+    """The model on a device. Transformers' annotation of `to` accepts no device."""
     return model.to(device)
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes the whole folder anew."""
+    """Write the folder, replacing what is there."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    # Buffers that are not stored must stay exact in the live model, so only a copy is cast.
+    # Cast a copy: buffers that are not stored must stay exact in the model itself.
     state = {
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()

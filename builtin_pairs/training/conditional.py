@@ -1,4 +1,4 @@
-"""A conditional-generation copy of a text-only target, as Gemma 4 is published: for tests of loading code.
+"""Make a conditional-generation copy of a text-only target, the layout of published Gemma 4, for tests of loading code.
 
 The language model's weights are the same, under their other names; a tiny vision tower with random weights is added.
 
@@ -47,7 +47,7 @@ MEDIA = {
 
 
 def conditional_copy(source: Path, destination: Path) -> Path:
-    """Writes the copy into `destination`, a new folder, and returns it."""
+    """Write the copy into `destination`, a new folder, and return its path."""
     added = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
     config = Gemma4Config(

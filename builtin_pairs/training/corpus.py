@@ -27,7 +27,7 @@ TOKENS_FILE = "tokens.npz"
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a document without `<bos>` twice; special tokens in the text become their ids."""
+    """Token ids of a document without a leading `<bos>`; special tokens in the text are recognised."""
     return tokenizer.encode(text.removeprefix("<bos>"), add_special_tokens=False).ids
 
 
@@ -43,7 +43,7 @@ def take(documents: list[list[int]], budget: int) -> list[list[int]]:
 
 
 def build(folder: Path) -> dict[str, object]:
-    """Builds tokenizer and token arrays in `folder`; returns what was counted."""
+    """Build tokenizer and token arrays in `folder`; return counts and checksums."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(SEED)
     train, held = read_sources()
@@ -57,7 +57,7 @@ def build(folder: Path) -> dict[str, object]:
     chat_ids = [encode(tokenizer, text) for text in chat_texts]
     functions = [encode(tokenizer, item.code) for item in items if len(item.code) <= MAX_FUNCTION_BYTES]
     total = sum(map(len, modules)) / (1 - CHAT_SHARE - FUNCTION_SHARE)
-    # A chat is shorter than its share of the tokens asks for: go round with other questions for the same items.
+    # One chat per item may fall short of the share: add chats with other questions about the same items.
     repeats = 1
     while sum(map(len, chat_ids)) < CHAT_SHARE * total and repeats < 4:
         chat_ids += [encode(tokenizer, text) for text in chats(items, ChatTemplate(), seed=SEED + repeats)]
@@ -99,5 +99,5 @@ def load_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer beside the token arrays."""
+    """The tokenizer of the corpus in `folder`."""
     return Tokenizer.from_file(str(folder / TOKENIZER_FILE))

@@ -1,9 +1,9 @@
-"""Training a Gemma drafter on its target's distribution, through the steps of the drafting protocol itself.
+"""Train a Gemma drafter on its target's distribution, over the steps of the drafting protocol itself.
 
-To draft after position p the drafter gets the embedding of token p beside the target's last hidden state of p - 1,
-sits on position p in every step of the round, and attends to the target's keys and values before p. From the second
-step on, its own projected state replaces the target's. All positions of a row are rounds of one batch here: masks keep
-them apart. The tokens of a round are teacher-forced, which is what an accepted draft would have been.
+To draft after position p, the drafter gets the embedding of token p and the target's last hidden state of p - 1, uses
+position p in every step of the round, and attends to the target's keys and values before p. From the second step on,
+its own projected state replaces the target's. All positions of a row are rounds of one batch, separated by masks. The
+tokens of a round are teacher-forced, as if the drafts were accepted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ CLUSTER_WEIGHT = 0.5
 
 @dataclass
 class Rounds:
-    """What the target says about a batch of rows, as seen by the rounds at positions 1..count."""
+    """The target's outputs for a batch of rows, for the rounds at positions 1..count.
+
+    Shapes: `embeds` and `hidden` (batch, length, hidden size), `wanted` (batch, length, vocab), `best` and `rows`
+    (batch, length); `shared` holds keys and values per layer type.
+    """
 
     embeds: torch.Tensor
     hidden: torch.Tensor
@@ -66,7 +70,7 @@ def ask_target(target: PreTrainedModel, rows: torch.Tensor) -> Rounds:
 def draft_step(
     drafter: Gemma4AssistantForCausalLM, rounds: Rounds, step: int, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of every round: the hidden rows that the head reads, and the state for the next step."""
+    """One step of every round: the hidden states for the head, and the projected state for the next step."""
     length = rounds.rows.shape[1]
     tokens = rounds.embeds[:, 1 + step : 1 + step + rounds.count]
     inputs = drafter.pre_projection(torch.cat([tokens, state.to(tokens.dtype)], -1))
@@ -83,9 +87,9 @@ def draft_step(
 def round_loss(
     drafter: Gemma4AssistantForCausalLM, rounds: Rounds, assigned: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss over all steps, and how often each step's first choice is the target's while the round is alive.
+    """The mean loss over all steps, and how often each step's first choice is the target's, over live rounds.
 
-    A round is alive while its tokens are the target's own greedy choices; steps of dead rounds count little.
+    A round is alive while its tokens are the target's greedy choices; later steps have the weight `DEAD_WEIGHT`.
     """
     state = rounds.hidden[:, : rounds.count]
     alive = torch.ones(rounds.rows.shape[0], rounds.count, device=state.device)
@@ -123,7 +127,7 @@ def train_drafter(
     batch_tokens: int,
     seed: int,
 ) -> dict[str, object]:
-    """Trains in place on the target's own continuations and on the corpus; returns what was seen on the way."""
+    """Train in place on the target's continuations and the corpus; return the losses and the centroids' recall."""
     device = stream.tokens.device.type
     generator = torch.Generator().manual_seed(seed)
     drafter.train()
@@ -170,7 +174,7 @@ def train_draft_model(
     batch_tokens: int,
     seed: int,
 ) -> dict[str, object]:
-    """The same for a small plain model that drafts with a cache of its own."""
+    """Like `train_drafter`, for a small plain model that drafts with a cache of its own."""
     device = stream.tokens.device.type
     generator = torch.Generator().manual_seed(seed)
     drafter.train()

@@ -1,4 +1,4 @@
-"""Training a mixture of experts: every expert computed densely, and a loss that keeps the load balanced."""
+"""Training of mixtures of experts: dense experts, and a load-balancing loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def dense_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """What the experts layer computes, as two large products: for 8 small experts faster than routing."""
+    """The forward of the experts layer as two large products: faster than routing for 8 small experts."""
     count, width = hidden_states.shape[0], self.intermediate_dim
     gates = torch.zeros(count, self.num_experts, device=hidden_states.device, dtype=hidden_states.dtype)
     gates = gates.scatter(1, top_k_index, top_k_weights.to(hidden_states.dtype))
@@ -25,7 +25,7 @@ def dense_forward(
 
 
 class Balance:
-    """Collects the routers' choices during a forward; `loss()` is least when the experts are used alike."""
+    """Collects the routers' choices during a forward; `loss()` is least if all experts are used equally."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -40,7 +40,7 @@ class Balance:
             self._seen.append((output[0], output[2]))
 
     def loss(self) -> torch.Tensor | float:
-        """Switch-style balance loss, summed over the layers."""
+        """Load-balancing loss as in Switch Transformers, summed over the layers."""
         total: torch.Tensor | float = 0.0
         for probabilities, chosen in self._seen:
             experts = probabilities.shape[-1]
@@ -53,7 +53,7 @@ class Balance:
 
 
 def use_dense_experts(model: PreTrainedModel) -> None:
-    """Replaces the experts' forward on this model only."""
+    """Replace the experts' forward in this model only."""
     for module in model.modules():
         if type(module).__name__ == "Gemma4TextExperts":
             module.forward = MethodType(dense_forward, module)

@@ -1,4 +1,4 @@
-"""Norms as one kernel: most of the time of a small model's training step goes into unfused elementwise work."""
+"""Norms as one kernel: unfused elementwise operations take most of a small model's training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def rms_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """What the norm computes in fp32; under autocast the result is rounded to what the next product takes anyway."""
+    """The norm, computed in fp32; under autocast rounded to the dtype that the next product uses anyway."""
     weight = getattr(self, "weight", None)
     eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
     normed = nn.functional.rms_norm(hidden_states.float(), hidden_states.shape[-1:], weight, eps)
@@ -22,7 +22,7 @@ def rms_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def use_fused_norms(model: PreTrainedModel) -> None:
-    """Replaces the norms' forward on this model only."""
+    """Replace the norms' forward in this model only."""
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(rms_forward, module)

@@ -1,4 +1,4 @@
-"""Puts trained checkpoints and prompts into the package, with checksums."""
+"""Copy trained checkpoints and prompts into the package, with checksums."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_prompts(corpus: Path) -> None:
 
 
 def write_checksums() -> None:
-    """SHA-256 of every file of `data` and of the prompts."""
+    """Write the SHA-256 of every file in `data` and of the prompts."""
     files = sorted(path for path in DATA.rglob("*") if path.is_file())
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(PACKAGE).as_posix()}"
@@ -41,7 +41,7 @@ def write_checksums() -> None:
 
 
 def package(corpus: Path, trained: Path) -> None:
-    """Saves each checkpoint anew with the Transformers that is installed, so that all configs are of one version."""
+    """Save each checkpoint again with the installed Transformers, so that all configs have one version."""
     tokenizer = load_tokenizer(corpus)
     records = ROOT / "training" / "records"
     records.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Training one pair from start to end: target, its continuations, drafter, the two checkpoints and a record."""
+"""Train one pair: target, its continuations, drafter; write both checkpoints and a record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to train."""
+    """Limits of a training: optimizer steps, seconds, tokens per batch; rows that the target generates."""
 
     target_steps: int = 6000
     target_seconds: float = 235.0
@@ -45,7 +45,7 @@ def device_name(device: str) -> str:
 
 
 def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> dict[str, Any]:
-    """Trains a pair and writes `<name>/`, its drafter's folder and `<name>.json` into `out`."""
+    """Train a pair; write `<name>/`, its drafter's folder and `<name>.json` into `out`; return the record."""
     started = time.monotonic()
     torch.manual_seed(plan.seed)
     torch.set_float32_matmul_precision("high")
@@ -57,7 +57,7 @@ def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> d
     target_losses = train_target(target, stream, budget, batch_tokens=plan.target_batch_tokens)
     round_to_bf16(target)
     save(target.cpu(), out / name, tokenizer)
-    # Loaded afresh: without what was put on for training, and just as every engine will see it.
+    # Reload: without the training's replacements and hooks, and with the weights that engines will load.
     target = load(out / name, device=device)
     target.requires_grad_(False)
     use_fused_norms(target)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LENGTHS = (20, 20, 100, 300, 20, 100, 300, 700)
-"""Tokens a text prompt has at most, taken in turn."""
+"""Maximum numbers of tokens of the text prompts, used in turn."""
 TEXTS = 18
 CHATS = 8
 
 
 def cut(tokenizer: Tokenizer, text: str, start: int, tokens: int) -> str:
-    """About `tokens` tokens of whole lines' text from `start`, cut at a token's end that is also a character's."""
+    """At most `tokens` tokens of text from the first blank line after `start`, cut between characters."""
     begin = text.find("\n\n", start)
     begin = 0 if start == 0 or begin < 0 else begin + 1
     ids = tokenizer.encode(text[begin:].lstrip("\n"), add_special_tokens=False).ids[:tokens]
@@ -26,7 +26,7 @@ def cut(tokenizer: Tokenizer, text: str, start: int, tokens: int) -> str:
 
 
 def text_prompts(tokenizer: Tokenizer, held: list[Source]) -> list[dict[str, Any]]:
-    """Raw text, from different places of different modules."""
+    """Raw texts from different places in different modules."""
     prompts: list[dict[str, Any]] = []
     for index in range(TEXTS):
         source = held[index % len(held)]
@@ -75,7 +75,7 @@ def build_prompts(tokenizer: Tokenizer, held: list[Source]) -> list[dict[str, An
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: dict[str, Any]) -> list[int]:
-    """Token ids of a prompt, with `<bos>` once."""
+    """Token ids of a prompt, with one `<bos>`."""
     if prompt["kind"] == "text":
         text = "<bos>" + prompt["text"]
     else:

@@ -1,4 +1,4 @@
-"""Speculative decoding of one sequence, greedy, as simply as it can be written: the yardstick for scoring."""
+"""Greedy speculative decoding of one sequence, as simple as possible, for scoring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tokenizer import STOP_IDS
 
 @dataclass
 class Outcome:
-    """What one generation emitted and what its rounds were like."""
+    """The tokens and statistics of one generation."""
 
     tokens: list[int] = field(default_factory=list)
     rounds: int = 0
@@ -29,7 +29,7 @@ class Outcome:
 
 
 class Runner:
-    """A model with a cache of full length for every layer, so that rolling back is cutting."""
+    """A model with a full-length cache in every layer, so that a rollback only crops it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -38,7 +38,7 @@ class Runner:
         self.length = 0
 
     def run(self, tokens: list[int]) -> Any:
-        """Appends tokens; returns the decoder's output for them."""
+        """Append tokens; return the decoder's output for them."""
         ids = torch.tensor([tokens], device=self.model.device)
         query = torch.arange(self.length, self.length + len(tokens), device=ids.device)
         masks = None
@@ -63,7 +63,7 @@ class Runner:
         return logits_of(self.model, output.last_hidden_state)[0].argmax(-1).tolist()
 
     def cut(self, length: int) -> None:
-        """Forgets everything from position `length` on."""
+        """Roll back to the first `length` tokens."""
         if length < self.length:
             self.cache.crop(length - self.length)
             self.length = length
@@ -73,7 +73,7 @@ class Drafter(Protocol):
     """Proposes tokens after the target's last run."""
 
     def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]:
-        """At most `k` tokens to follow `tokens`, whose last one the target has not run yet."""
+        """At most `k` tokens to follow `tokens`, the last of which the target has not run yet."""
         ...
 
 
@@ -111,21 +111,21 @@ class ModelDrafter:
         self.runner = Runner(model)
 
     def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]:
-        """Runs what it has not seen yet, then one token at a time."""
+        """Run the tokens that are not in the cache yet, then draft one token at a time."""
         self.runner.cut(min(self.runner.length, len(tokens) - 1))
         pending, drafts = tokens[self.runner.length :], []
         for _ in range(k):
             token = self.runner.choices(self.runner.run(pending))[-1]
             drafts.append(token)
             pending = [token]
-        # What was drafted may be refused: only the accepted text stays in the cache.
+        # Drafts may be rejected: keep only accepted tokens in the cache.
         self.runner.cut(len(tokens))
         return drafts
 
 
 @torch.no_grad()
 def decode(target: PreTrainedModel, drafter: Drafter | None, prompt: list[int], *, new_tokens: int, k: int) -> Outcome:
-    """Greedy decoding; without a drafter plainly, one token a round."""
+    """Greedy decoding; without a drafter plain, one token per round."""
     runner, outcome = Runner(target), Outcome()
     output = runner.run(prompt)
     tokens = [*prompt, runner.choices(output)[-1]]

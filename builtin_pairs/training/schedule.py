@@ -1,4 +1,4 @@
-"""How long a training runs and how its learning rate moves."""
+"""The length of a training, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Budget:
-    """Ends after `steps` or after `seconds`, whichever is first; the learning rate is annealed by either."""
+    """Ends after `steps` or `seconds`, whichever comes first; the learning rate follows `progress`."""
 
     steps: int
     seconds: float
@@ -26,7 +26,7 @@ class Budget:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start, until the end."""
+        """Seconds from the start until now, or until the end."""
         return (self.ended or time.monotonic()) - self.started
 
     @property
@@ -42,7 +42,7 @@ class Budget:
 
 
 def rate(step: int, progress: float, *, warmup: int = 100, final: float = 0.02) -> float:
-    """A linear warm-up, then a cosine down to `final`, as a factor of the peak."""
+    """Learning rate as a fraction of the peak: linear warm-up, then cosine down to `final`."""
     cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
     return min(1.0, (step + 1) / warmup) * cosine
 

@@ -1,4 +1,4 @@
-"""Measures acceptance on the shipped prompts, and checks the numbers against Transformers' own loop."""
+"""Measure acceptance on the shipped prompts, and compare it with Transformers' own loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CROSS_CHECKED = ("text-00", "text-02", "text-03", "text-07", "chat-00", "chat-03
 
 
 def ratio(outcomes: list[Outcome]) -> dict[str, Any]:
-    """The averages over prompts; a prompt whose answer ended at once made no round and counts for nothing."""
+    """Averages over prompts, without those whose answer ended with its first token and so had no rounds."""
     lengths = [outcome.mean_acceptance_length for outcome in outcomes if outcome.rounds]
     rounds = sum(outcome.rounds for outcome in outcomes)
     accepted = sum(outcome.accepted for outcome in outcomes)
@@ -43,7 +43,7 @@ def ratio(outcomes: list[Outcome]) -> dict[str, Any]:
 def measure(
     target: PreTrainedModel, drafter: Any, prompts: dict[str, list[int]], new_tokens: int, k: int
 ) -> dict[str, Outcome]:
-    """Every prompt decoded greedily with the drafter."""
+    """Decode every prompt greedily with the drafter."""
     outcomes: dict[str, Outcome] = {}
     for name, ids in prompts.items():
         mtp = drafter.config.model_type == "gemma4_assistant"
@@ -53,7 +53,7 @@ def measure(
 
 
 def upstream(target: Any, drafter: Any, ids: list[int], new_tokens: int) -> Outcome:
-    """The same by `generate(assistant_model=)`; rounds are the target's forwards after the prompt's."""
+    """Decode with `generate(assistant_model=)`; rounds are the target's forwards after the prefill."""
     forwards: list[int] = []
     hook = target.register_forward_hook(lambda *_: forwards.append(1))
     answer = target.generate(
@@ -72,12 +72,12 @@ def upstream(target: Any, drafter: Any, ids: list[int], new_tokens: int) -> Outc
 
 
 def agreement(outcomes: dict[str, Outcome], plain: dict[str, Outcome]) -> int:
-    """On how many prompts the speculative output is the plain one."""
+    """Number of prompts whose speculative output equals the plain one."""
     return sum(outcomes[name].tokens == plain[name].tokens for name in plain)
 
 
 def score_pair(name: str, prompts: dict[str, list[int]], new_tokens: int, device: str) -> dict[str, Any]:
-    """One pair: by our loop, per kind of prompt, against plain decoding and against Transformers."""
+    """Score one pair with our loop, per kind of prompt, and compare with plain decoding and Transformers."""
     target, drafter = load(DATA / name, device=device), load(DATA / PAIRS[name], device=device)
     plain = {key: decode(target, None, ids, new_tokens=new_tokens, k=0) for key, ids in prompts.items()}
     outcomes = measure(target, drafter, prompts, new_tokens, DEFAULT_K)
@@ -106,14 +106,14 @@ def score_pair(name: str, prompts: dict[str, list[int]], new_tokens: int, device
 
 
 def mean_length(outcomes: dict[str, Outcome]) -> float:
-    """Mean acceptance length over prompts."""
+    """Acceptance length averaged over prompts."""
     lengths = [outcome.mean_acceptance_length for outcome in outcomes.values() if outcome.rounds]
     return round(sum(lengths) / len(lengths), 3)
 
 
 @torch.no_grad()
 def score_all(*, new_tokens: int, device: str, threads: int) -> None:
-    """Scores every pair, and each other target as a drafter of tiny-31b; writes `scores.json`."""
+    """Score every pair, and the other models as draft models of tiny-31b; write `scores.json`."""
     torch.set_num_threads(threads)
     started = time.monotonic()
     tokenizer = load_tokenizer(DATA / LLAMA)
@@ -152,6 +152,6 @@ def score_all(*, new_tokens: int, device: str, threads: int) -> None:
 
 
 def training_record(name: str) -> dict[str, Any]:
-    """What the training wrote down about a pair."""
+    """The training record of a pair."""
     record: dict[str, Any] = json.loads((ROOT / "training" / "records" / f"{name}.json").read_text(encoding="utf-8"))
     return record

@@ -1,4 +1,4 @@
-"""The corpus: which files of the standard library are trained on, and which are held out for scoring."""
+"""The corpus: the files of the standard library for training, and those held out for scoring."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HELD_OUT = (
     "urllib/robotparser.py",
     "wsgiref/headers.py",
 )
-"""Whole modules that no training document is taken from."""
+"""Modules that are not used for training."""
 
 SKIPPED_FOLDERS = ("site-packages", "encodings", "pydoc_data", "idlelib", "turtledemo", "bad_coding", "__pycache__")
 MAX_FILE_BYTES = 250_000
@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Described:
-    """A function or class with a docstring, as the chat documents need it."""
+    """A function or class with a docstring, for the chat documents."""
 
     module: str
     name: str
@@ -89,7 +89,7 @@ def read_sources() -> tuple[list[Source], list[Source]]:
 
 
 def module_name(path: str) -> str:
-    """`json/encoder.py` as `json.encoder`."""
+    """The dotted name: `json/encoder.py` is `json.encoder`."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 

@@ -1,4 +1,4 @@
-"""Training a target on next-token loss, and letting it continue texts for its drafter to learn from."""
+"""Train a target on next-token loss, and generate continuations to train its drafter on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BALANCE_WEIGHT = 0.01
 
 
 def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """The head's logits in fp32, softcapped where the model does that."""
+    """The head's logits in fp32, soft-capped if the model does so."""
     logits = model.lm_head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     capped: torch.Tensor = logits if cap is None else cap * torch.tanh(logits / cap)
@@ -36,13 +36,13 @@ def forward(model: PreTrainedModel, rows: torch.Tensor, **options: Any) -> Any:
 
 
 def next_token_loss(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of every next token."""
+    """Mean cross-entropy of next tokens."""
     logits = logits_of(model, forward(model, rows).last_hidden_state[:, :-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
 def train_target(model: PreTrainedModel, stream: Stream, budget: Budget, *, batch_tokens: int) -> list[float]:
-    """Trains in place; returns the loss at every hundredth step."""
+    """Train in place; return the loss of every hundredth step."""
     device = stream.tokens.device.type
     model.train()
     use_dense_experts(model)
@@ -72,7 +72,7 @@ def held_out_loss(model: PreTrainedModel, stream: Stream, *, batches: int, count
 
 @torch.no_grad()
 def continuations(model: PreTrainedModel, stream: Stream, *, count: int, length: int, seed: int) -> torch.Tensor:
-    """Rows of `length` tokens: short beginnings of texts, each continued by the target itself.
+    """Rows of `length` tokens: short starts of texts, continued by the target.
 
     Half are continued greedily and half sampled, at temperatures 0.6 and 1.0.
     """

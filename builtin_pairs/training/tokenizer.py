@@ -46,7 +46,7 @@ MODEL_MAX_LENGTH = 8192
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Learns the merges; ids 0..22 are the special tokens, then the 256 bytes, then merges."""
+    """Train the tokenizer; ids 0..22 are the special tokens, then come the 256 bytes, then the merges."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -67,7 +67,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """What `tokenizer_config.json` holds."""
+    """The contents of `tokenizer_config.json`."""
     return {
         "add_bos_token": False,
         "add_eos_token": False,
@@ -110,7 +110,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         enable_thinking: bool = False,
     ) -> str:
-        """The prompt up to where the model's turn goes on."""
+        """The prompt, up to the start of the model's turn."""
         return self._template.render(
             messages=messages,
             tools=tools,

@@ -1,4 +1,4 @@
-"""The scripts in ci/ are modules without a package: put them on the path."""
+"""Put ci/ on the path: its scripts are modules without a package."""
 
 import sys
 from pathlib import Path

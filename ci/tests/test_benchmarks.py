@@ -1,4 +1,4 @@
-"""All stored results follow the schema, and docs/benchmarks.md shows them as they are."""
+"""All stored results follow the schema, and docs/benchmarks.md shows them unchanged."""
 
 import itertools
 import re

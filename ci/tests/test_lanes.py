@@ -1,4 +1,4 @@
-"""Sessions side by side, with a program in nox's place that sleeps, fails or starts further programs."""
+"""Parallel sessions, with a program in place of nox that sleeps, fails or starts other programs."""
 
 import importlib.util
 import os
@@ -65,7 +65,7 @@ def nox(tmp_path: Path) -> Path:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waits for stays as a zombie."""
+    """Whether a process has ended; a zombie has."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
@@ -88,7 +88,7 @@ def test_results_and_output(lanes: ModuleType, nox: Path, tmp_path: Path, capfd:
     lines = capfd.readouterr().out.splitlines()
     begun = [line for line in lines if line.startswith("begin")]
     assert len(begun) == 4
-    # In one block: each one's last line follows its first.
+    # In one block: the last line of each follows its first.
     assert all(lines[lines.index(line) + 1].startswith("===== 3 passed in") for line in begun)
     for name in names:
         assert sum(line.startswith(f"{name} started") for line in said) == 1
@@ -140,7 +140,7 @@ def test_what_a_session_leaves_behind_is_ended(
     [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False)],
 )
 def test_signals_end_all(nox: Path, tmp_path: Path, number: signal.Signals, ignored: bool) -> None:
-    """Also what ignores them, what has a group of its own, and where shells have started this in the background."""
+    """Also processes that ignore them or have their own group, and a run that a shell started in the background."""
     call = [sys.executable, "-c", RUNS, str(LANES), str(nox), str(tmp_path / "logs"), "stubborn", "sleep 30", "never"]
     if ignored:
         call = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *call]
@@ -151,7 +151,7 @@ def test_signals_end_all(nox: Path, tmp_path: Path, number: signal.Signals, igno
             said.append(run.stdout.readline())
             assert said[-1], "it ended"
         run.send_signal(number)
-        rest, errors = run.communicate(timeout=14)  # less than the time that sessions get
+        rest, errors = run.communicate(timeout=14)  # less than PATIENCE
     assert run.returncode not in (0, None)
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "say: stubborn: interrupted after" in rest

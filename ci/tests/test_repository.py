@@ -1,4 +1,4 @@
-"""Facts that stand in several places of the repository agree."""
+"""Facts that are stated in several places of the repository agree."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
 
 
 def command_of_the_readme() -> list[str]:
-    """The README's test command, without the environment that it is run in."""
+    """The README's test command, without creating its environment."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = [line for line in readme.splitlines() if line.endswith("nox -s tests")]
     first, *steps = line.split(" && ")

@@ -1,4 +1,4 @@
-"""Versions: what is checked, and what is set."""
+"""Checking and setting the version."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of all files that state a version."""
+    """A copy of all files that contain a version."""
     for path in (*version.files(ROOT), ROOT / "CHANGELOG.md"):
         copied = tmp_path / path.relative_to(ROOT)
         copied.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small trained targets with their drafters, shipped as package data.
+"""Small trained targets with their drafters, as package data.
 
 >>> import polydraft_builtin_pairs as builtin
 >>> builtin.pairs()["tiny-e2b"]

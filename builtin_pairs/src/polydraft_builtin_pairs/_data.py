@@ -1,4 +1,4 @@
-"""Where the model folders are, which belong together, and whether they are intact."""
+"""The model folders: their paths, which belong together, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class UnknownNameError(KeyError):
 
 
 class DataError(RuntimeError):
-    """A file of the package's data is missing or differs from what was shipped."""
+    """A data file of the package is missing, changed or not listed."""
 
 
 def names() -> tuple[str, ...]:
-    """The names of all models, targets and drafters: each is a folder.
+    """The names of all targets and drafters; each has a folder.
 
     >>> names()[:2]
     ('tiny-e2b', 'tiny-e2b-assistant')
@@ -50,7 +50,7 @@ def names() -> tuple[str, ...]:
 
 
 def pairs() -> Mapping[str, str]:
-    """Each target's name and its drafter's.
+    """Target's name -> its drafter's name.
 
     >>> pairs()["tiny-llama"]
     'tiny-llama-draft'
@@ -59,12 +59,13 @@ def pairs() -> Mapping[str, str]:
 
 
 def path(name: str) -> Path:
-    """The folder of a model, in the layout that Transformers saves.
-
-    Raises `UnknownNameError`, a `KeyError`, for any other name.
+    """The folder of a model, in the layout of Transformers' ``save_pretrained``.
 
     >>> path("tiny-31b").name
     'tiny-31b'
+
+    Raises:
+        UnknownNameError: No model has this name. It is a ``KeyError``.
     """
     if name not in _NAMES:
         raise UnknownNameError(name)
@@ -72,7 +73,7 @@ def path(name: str) -> Path:
 
 
 def checksums() -> dict[str, str]:
-    """The SHA-256 of every shipped file, by its path below the package."""
+    """File's path in the package -> its SHA-256."""
     sums: dict[str, str] = {}
     for line in CHECKSUMS.read_text(encoding="utf-8").splitlines():
         digest, _, file = line.partition("  ")
@@ -81,9 +82,12 @@ def checksums() -> dict[str, str]:
 
 
 def verify() -> None:
-    """Reads every shipped file; raises `DataError`, naming those missing, changed or not listed.
+    """Check every data file against its SHA-256.
 
     >>> verify()
+
+    Raises:
+        DataError: Files are missing, changed or not listed; the error names them.
     """
     expected = checksums()
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""The prompts that scores and tests use: texts and chats that no model was trained on."""
+"""The prompts for scores and tests: texts and chats from modules held out of the training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Message(TypedDict):
 class Prompt:
     """One prompt: either raw text or a chat.
 
-    `text` is to be taken raw, with `<bos>` once before it; `messages` go through the model's chat template together
-    with `tools` and `enable_thinking`. `source` is the standard library's module that the prompt comes from.
+    `text` is used raw, with one `<bos>` in front; `messages` go through the model's chat template, with `tools` and
+    `enable_thinking`. `source` is the file of the standard library that the prompt comes from.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Prompt:
 
 @cache
 def prompts() -> tuple[Prompt, ...]:
-    """All prompts, in a fixed order: first texts, then chats.
+    """All prompts, in a fixed order: texts, then chats.
 
     >>> prompts()[0].kind
     'text'

@@ -1,4 +1,4 @@
-"""The plugin's entry point: makes the pairs known as ``builtin:<name>``. Nothing else here needs polydraft."""
+"""The plugin: registers the models as ``builtin:<name>``. Only this module needs polydraft."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polydraft.contract import DrafterKind
 
 _K = 4
-"""The k that the pairs were scored with; see the model card."""
+"""The k of the scores in the model card."""
 
 
 @hookimpl
@@ -26,7 +26,7 @@ def polydraft_local_models() -> Iterable[LocalModelRecord]:
 
 @hookimpl
 def polydraft_pairs() -> Iterable[PairRecord]:
-    """Each target with its own drafter: a plain model's is a plain model, the others' are assistants."""
+    """Each target with its drafter: a draft model for the Llama target, assistants for the others."""
     for target, drafter in pairs().items():
         kind: DrafterKind = "draft-model" if target == "tiny-llama" else "mtp"
         yield PairRecord(

@@ -30,6 +30,6 @@ PUBLIC_MODULES = {
 }
 """Module -> its purpose. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
 
-All other modules are private and have an underscore in their path, except the modules of ``polydraft.contract``: that
-package exports their names.
+All other modules are private and have an underscore in their path, except those whose names a listed package exports
+(``polydraft.contract``, ``polydraft.engines``).
 """
