@@ -1,4 +1,4 @@
-"""The loop over the reference engine, with counts of what was really asked of the engine."""
+"""The loop over the reference engine, with a log of the calls that the engine got."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ settings.load_profile("loop")
 
 @dataclass
 class SequenceLog:
-    """What one sequence of the engine was asked for."""
+    """The calls that one sequence of the engine got."""
 
     prompt: list[int] = field(default_factory=list)
     proposals: list[tuple[int, list[int]]] = field(default_factory=list)  # (k asked for, drafts)
@@ -29,7 +29,7 @@ class SequenceLog:
     closes: int = 0
 
     def accepted(self, emitted: int) -> list[int]:
-        """Accepted drafts of each step that had drafts, if ``emitted`` tokens came out in all."""
+        """Accepted drafts of each step that had drafts, if ``emitted`` tokens were emitted in total."""
         left = emitted - 1  # the first comes from prefill
         counts = []
         for run, chosen in self.steps:
@@ -44,7 +44,7 @@ class SequenceLog:
 
 
 class Kit:
-    """Makes sessions; loaded engines are kept, since sessions of one engine may be many."""
+    """Makes sessions. Loaded engines are kept, to be shared by many sessions."""
 
     def __init__(self):
         from polydraft_reference.backend import ReferenceBackend
@@ -122,6 +122,6 @@ class Kit:
 
 @pytest.fixture(scope="session")
 def kit():
-    """Of the whole session, since hypothesis runs a test's examples on one fixture: tests clear ``kit.logs``."""
+    """Session-scoped, since hypothesis runs all examples of a test on one fixture: tests clear ``kit.logs``."""
     pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
     return Kit()

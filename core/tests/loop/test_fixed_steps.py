@@ -1,4 +1,4 @@
-"""``exactness="bitwise"`` is measured when it is loaded: engines whose rows depend on anything else are refused."""
+"""``exactness="bitwise"`` is checked at load: engines whose rows depend on other rows or the shape are refused."""
 
 import time
 
@@ -42,7 +42,7 @@ class ByNeighbours(Nudging):
 
 
 class ByNumber(Nudging):
-    """Steps of several tokens take other kernels than steps of one."""
+    """Steps of several tokens use other kernels than steps of one."""
 
     def nudged(self, row, token_ids):
         return len(token_ids) > 1

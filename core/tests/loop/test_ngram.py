@@ -10,12 +10,12 @@ from polydraft._loop.ngram import NgramDrafter
 from polydraft.errors import InvalidRequestError
 
 sizes = st.tuples(st.integers(1, 4), st.integers(0, 4)).map(lambda pair: (pair[0], pair[0] + pair[1]))
-# Few different ids, 0 among them, so that n-grams repeat.
+# Few distinct ids, 0 among them, so that n-grams repeat.
 texts = st.lists(st.integers(0, 3), max_size=60)
 
 
 def rescan(tokens, k, min_ngram, max_ngram):
-    """What the drafter shall propose, by its definition."""
+    """What the drafter should propose, by definition."""
     for size in range(max_ngram, min_ngram - 1, -1):
         if len(tokens) <= size:
             continue
@@ -86,7 +86,7 @@ def test_nothing_to_propose():
     drafter.extend([0])
     assert drafter.propose(4) == []
     drafter.extend([0])
-    # [0, 0] has not occurred before: tokens before the text are no zeros.
+    # [0, 0] has not occurred before: positions before the text do not count as zeros.
     assert drafter.propose(4) == []
     drafter.extend([0])
     assert drafter.propose(4) == [0, 0, 0, 0]
@@ -116,7 +116,7 @@ def test_large_ids_do_not_mix():
 
 
 def test_a_long_context_costs_a_step_no_more_than_a_short_one():
-    """Growth by a factor of 100 may not show; generous, since machines are busy."""
+    """A text 100 times as long must not be slower; generous, since machines are busy."""
 
     def seconds_per_step(length):
         drafter = NgramDrafter()

@@ -1,4 +1,4 @@
-"""The stepping session's life: cancelling, threads, forks, closing, async twins, reasons and warnings."""
+"""Sessions over a stepping engine: cancelling, threads, forks, closing, async twins, reasons and warnings."""
 
 import asyncio
 import os
@@ -324,7 +324,7 @@ def test_generate_many_keeps_the_order_and_gives_each_its_noise(session):
     assert [result.token_ids for result in results] == [result.token_ids for result in plain]
 
 
-def test_a_drawn_seed_is_told(session):
+def test_a_drawn_seed_is_reported(session):
     result = session.generate(PROMPT, max_new_tokens=40, temperature=1.0)
     again = session.generate(PROMPT, max_new_tokens=40, temperature=1.0, seed=result.settings.seed)
     assert again.token_ids == result.token_ids

@@ -29,7 +29,7 @@ samplings = st.one_of(greedy, sampled)
 
 
 def outcome(result):
-    """All of a result that speculation may not change."""
+    """The parts of a result that speculation must not change."""
     return (
         result.token_ids,
         result.text,
@@ -78,7 +78,7 @@ def check_statistics(result, log):
 
 
 def check_stored(result, log):
-    """What is left in the KV cache are emitted tokens only, at most all of them, at least all but the last."""
+    """Only emitted tokens are left in the KV cache: all of them, or all but the last."""
     emitted = [*result.prompt_token_ids, *result.token_ids]
     assert log.closes == 1
     assert log.stored_at_end == emitted[: log.length_at_end]
@@ -141,7 +141,7 @@ def test_stop_string_wherever_it_falls_in_a_draft(kit, drafter, k, prompt, sampl
     assert result.finish_reason == "stop"
     assert result.stop_match == stop
     assert result.text == text[: text.index(stop)]
-    # The token that completed the match is the last one: without it there is no match.
+    # The last token completed the match: without it there is none.
     assert result.token_ids == free.token_ids[: len(result.token_ids)]
     tokenizer = session.tokenizer
     with_last = b"".join(map(tokenizer.token_bytes, result.token_ids))
@@ -227,7 +227,7 @@ def test_a_stream_is_the_result_in_pieces(kit, drafter, k, prompt, sampling):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("kind", ["mtp", "draft-model", "ngram"])
 def test_no_property_here_is_empty(kit, kind, sampling):
-    """Drafts are made, some are accepted and some are not: or the tests above would show nothing."""
+    """Some drafts are accepted and some rejected; otherwise the tests above would prove nothing."""
     drafted = accepted = 0
     for index in range(6):
         stats = (

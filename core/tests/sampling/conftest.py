@@ -52,10 +52,10 @@ class Toys:
         )
 
     def by_definition(self, prompt, **given):
-        """Plain decoding without the sampler: settings are applied to whole rows, in loops, as they are defined."""
+        """Plain decoding without the sampler: settings are applied to whole rows as they are defined."""
         settings = GenerationSettings(**given)
         prompt, output = list(prompt), []
-        raw = RuleSampler(NumpyOps(), self.request(prompt))  # the engine wants one; its choices are not looked at
+        raw = RuleSampler(NumpyOps(), self.request(prompt))  # the engine needs one; its choices are not used
         sequence = self.engine.open_sequence()
         step = sequence.prefill(prompt, raw, keep_logits=True)
         ends = set(settings.stop_token_ids) | (set() if settings.ignore_eos else self.engine.tokenizer.eos_token_ids)

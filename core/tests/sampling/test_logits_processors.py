@@ -1,4 +1,4 @@
-"""Logits processors: which are taken, how one with a state is moved, and what its failures become."""
+"""Logits processors: which are accepted, how a stateful one is moved, and what its failures raise."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ class Automaton:
 
     def __init__(self):
         self.states = [0]
-        self.moves = []  # what it was asked for
+        self.moves = []  # the calls of accept and rollback
         self.calls = 0
 
     def allowed(self):
@@ -125,7 +125,7 @@ def test_one_generation_at_a_time(toys):
 
 
 def test_forced_tokens_go_before_it(toys):
-    """The grammar is told of a forced token, even of one that it forbids, and goes on from there."""
+    """The grammar gets a forced token, even one that it forbids, and continues from there."""
 
     class Lenient(Automaton):
         def accept(self, token_id):
@@ -288,7 +288,7 @@ def test_failures_are_errors_with_the_text_so_far(toys, failure, speculate):
 
 @pytest.mark.parametrize("failure", sorted(FAILURES))
 def test_what_happens_on_a_rejected_path_is_no_error(toys, failure):
-    """The output never gets there: plain decoding would not have asked."""
+    """The output never gets there: plain decoding would not have called the processor."""
     given = {"max_new_tokens": 30, "ignore_eos": True}
     plain = toys.session("mtp", 4, 0.5).generate(PROMPT, speculate="off", **given).token_ids
     strayed = []
@@ -315,7 +315,7 @@ def test_a_state_that_fails_to_move(toys, method):
         raise RuntimeError("broken")
 
     setattr(automaton, method, fail)
-    for _ in range(2):  # it is not held as in use for ever
+    for _ in range(2):  # it does not stay marked as in use
         with pytest.raises(LogitsProcessorError, match="broken"):
             session.generate(PROMPT, logits_processor=automaton, max_new_tokens=30)
 

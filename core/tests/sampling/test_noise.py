@@ -1,4 +1,4 @@
-"""Noise: fixed bit by bit, bounded, and Gumbel."""
+"""The noise: fixed bit by bit, bounded, and Gumbel-distributed."""
 
 import math
 
@@ -31,7 +31,7 @@ def keys_of(seed, stream, position):
 
 
 def test_bits_of_old_releases():
-    """A seed means the same tokens tomorrow: these numbers may never change."""
+    """A seed must give the same tokens tomorrow: these numbers may never change."""
     ids = np.array([[0, 1, 2, 262143]])
     assert row_keys(1, 0, range(5, 6)) == ([RECORDED_KEYS[0]], [RECORDED_KEYS[1]])
     assert OPS.noise_bits(ids, *keys_of(1, 0, 5)).tolist() == [RECORDED_BITS]
@@ -58,7 +58,7 @@ def test_bounds():
 
 
 def test_noise_is_standard_gumbel():
-    """Kolmogorov-Smirnov over a whole vocabulary; 2.5 / sqrt(n) is passed by chance once in 130,000 times."""
+    """Kolmogorov-Smirnov over a whole vocabulary; 2.5 / sqrt(n) is exceeded by chance once in 130,000 times."""
     ids = np.arange(262_144)[None]
     for position in (0, 1, 100_000):
         found = np.sort(gumbel(OPS, ids, keys_of(12, 0, position))[0].astype(float))

@@ -20,7 +20,7 @@ VOCABULARY = 12
 
 
 class Device(NumpyOps):
-    """numpy as if its arrays lay on a device."""
+    """numpy, as if its arrays were on a device."""
 
     def host_view(self, array):
         return None
@@ -45,7 +45,7 @@ def softmax(row, temperature=1.0):
 
 
 def best_of(row, top_k):
-    """The row with all but its ``top_k`` largest at -infinity; 0: as it is."""
+    """The row with all but its ``top_k`` largest entries at -infinity; 0: unchanged."""
     return np.where(row >= np.sort(row)[-top_k], row, -np.inf) if top_k else row
 
 
@@ -62,7 +62,7 @@ def chi_square_fits(counts, chances):
     ("ops", "how"),
     [
         *((NumpyOps(), how) for how in ("drawn", "argmax", "own noise", "wrong on purpose")),
-        *((Device(), how) for how in ("drawn", "wrong on purpose")),  # the others leave nothing on the device
+        *((Device(), how) for how in ("drawn", "wrong on purpose")),  # the others keep nothing on the device
     ],
     ids=lambda value: value if isinstance(value, str) else "device" if isinstance(value, Device) else "host",
 )

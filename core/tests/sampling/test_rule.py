@@ -1,4 +1,4 @@
-"""The rule against its definition: all noise made, everything sorted, nothing preselected."""
+"""The rule against its definition: noise for every token, everything sorted, nothing preselected."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def by_definition(logits, settings, seed, stream, position):
 
 
 def choose(logits, settings, seed=0, stream=0, position=0):
-    """The choices; both ways of finding them must agree."""
+    """The choices; host and device code must agree on them."""
     found = choose_on_host(OPS.host_view(logits), settings, seed, stream, position).tolist()
     assert found == choose_tokens(OPS, logits, settings, seed, stream, position).tolist()
     return found
@@ -103,7 +103,7 @@ def test_keeps_what_it_shall(logits, given):
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 12.0])
 @pytest.mark.parametrize("given", [{}, {"top_k": 64, "top_p": 0.95}, {"top_p": 0.9}, {"min_p": 0.02}], ids=str)
 def test_a_large_vocabulary(spread, given):
-    """Where most tokens are discarded before noise is made of them."""
+    """Most tokens are discarded before their noise is computed."""
     settings = GenerationSettings(temperature=1.0, **given)
     logits = np.random.default_rng(5).normal(size=(2, 100_003)).astype(np.float32) * np.float32(spread)
     for seed in range(3):
@@ -143,7 +143,7 @@ def test_nothing_allowed_gives_some_id():
 
 @pytest.mark.parametrize("varied", ["seed", "stream", "position"])
 def test_seed_stream_and_position_are_independent(varied):
-    """Changing one changes the choice as often as chance would have it, and two never walk together."""
+    """Changing one of them changes the choice as often as by chance; no two are correlated."""
     logits = np.zeros((1, 64), np.float32)
     settings = GenerationSettings(temperature=1.0)
     chosen = [choose(logits, settings, **{varied: value})[0] for value in range(2000)]
@@ -159,7 +159,7 @@ def test_seed_stream_and_position_are_independent(varied):
     ids=str,
 )
 def test_choices_have_the_softmax_distribution(given):
-    """Chi-square over 20,000 positions; its 0.99999 quantile is below the bound used."""
+    """Chi-square over 20,000 positions; its 0.99999 quantile is below the bound."""
     settings = GenerationSettings(**given)
     logits = np.random.default_rng(11).normal(size=(1, 12)).astype(np.float32) * 2
     _, kept = by_definition(logits[0], settings, 0, 0, 0)

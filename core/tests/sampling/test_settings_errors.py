@@ -1,4 +1,4 @@
-"""Bad sampling settings: a typed error with a hint, before any work."""
+"""Invalid sampling settings: a typed error with a hint, before any work."""
 
 import math
 

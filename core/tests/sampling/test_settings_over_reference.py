@@ -1,4 +1,4 @@
-"""Every sampling setting: the same tokens by definition, plainly, and with speculation of any kind."""
+"""Every sampling setting gives the tokens of its definition, in plain decoding and with any speculation."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytest.importorskip("polydraft_reference", reason="settings are tested on the re
 VOCABULARY = 279
 LENGTH = 24
 
-# Few different tokens, so that penalties have much to do; the special tokens among them.
+# Few distinct tokens, special ones among them, so that penalties often apply.
 tokens = st.integers(0, VOCABULARY - 1)
 prompts = st.lists(st.one_of(st.integers(97, 104), tokens), min_size=1, max_size=30)
 ks = st.integers(1, 8)
@@ -25,7 +25,7 @@ samplings = st.one_of(
 
 
 def discourage_twins(prefix, logits):
-    """Pure: the last two tokens shall not come again at once, and every fifth token is pushed."""
+    """Pure: the last two tokens may not be repeated at once, and every fifth token is favoured."""
     logits[list(prefix[-2:])] -= 4
     logits[len(prefix) % 5 :: 5] += 1
     return logits
@@ -93,7 +93,7 @@ def test_all_together(toys, drafter, k, prompt, sampling, settings, ignore_eos):
 
 @pytest.mark.parametrize("drafter", [("mtp", 0.6), ("ngram", None)], ids=str)
 def test_a_history_of_many_different_tokens(toys, drafter):
-    """More than the table of penalised tokens begins with, in the prompt and again in the output."""
+    """More tokens than the table of penalties has room for at first, in the prompt and again in the output."""
     given = {"repetition_penalty": 1.5, "frequency_penalty": 1.0, "logit_bias": dict.fromkeys(range(10, 80), 0.5)}
     check(toys, drafter, 4, list(range(130, 279)), temperature=8.0, seed=2, **given, max_new_tokens=200)
     check(toys, drafter, 4, [97], temperature=8.0, seed=2, **given, max_new_tokens=200)
@@ -138,7 +138,7 @@ def test_prompts_of_one_call_have_histories_of_their_own(toys, sampling, drafter
     ids=str,
 )
 def test_drafts_are_treated_alike(toys, given):
-    """A drafter that knows the target is always right: so drafts see the very logits that the target's rows see."""
+    """A drafter that equals the target is always right, so drafts see the same changed logits as the target's rows."""
     result = toys.session("mtp", 4, 1.0).generate([258, 97, 98], max_new_tokens=41, ignore_eos=True, **given)
     assert result.stats.num_accepted_tokens == result.stats.num_draft_tokens == 32
     plain = toys.session("mtp", 4, 1.0).generate([258, 97, 98], max_new_tokens=41, ignore_eos=True)
@@ -146,7 +146,7 @@ def test_drafts_are_treated_alike(toys, given):
 
 
 def test_penalties_of_output_only_spare_the_prompt(toys):
-    """What the prompt holds is discouraged by the repetition penalty, and not by the other two."""
+    """Only the repetition penalty discourages tokens of the prompt; the other two do not."""
     session = toys.session("mtp", 4, 0.8)
     candidates = ([258, *range(97, 123), 32, last] for last in range(97, 123))
     prompt, free = next(

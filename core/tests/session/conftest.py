@@ -6,7 +6,7 @@ import pytest
 
 
 class Gate:
-    """Holds the engine before a step until it is opened."""
+    """Holds the engine before a step until the gate is opened."""
 
     def __init__(self):
         self.open = threading.Event()

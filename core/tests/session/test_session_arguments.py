@@ -1,4 +1,4 @@
-"""The arguments of calls: the same for all five, none that is private; how much room they leave; what is timed."""
+"""The arguments of calls: the same for all five methods, all public; the room they leave; what is timed."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ CALLS = ["generate", "stream", "generate_many", "agenerate", "astream"]
 
 
 def call(session, name, **arguments):
-    """What a call of any kind generated."""
+    """The results of a call of any kind."""
 
     async def last(chunks):
         return [chunk async for chunk in chunks]

@@ -38,7 +38,7 @@ def in_thread(work):
     return join
 
 
-# The slot alone
+# The lock alone
 
 
 def test_a_serial_slot():
@@ -217,7 +217,7 @@ def test_cancelled_tasks_give_the_slot_back(make_session, gate, again):
         task = asyncio.create_task(session.agenerate(PROMPT, **LONG))
         await asyncio.to_thread(gate.waiting.wait, 10)
         task.cancel()
-        if again:  # while the first cancelling waits for the engine
+        if again:  # while the first cancellation waits for the engine
             await asyncio.sleep(0.05)
             task.cancel()
         waiting = asyncio.create_task(session.agenerate(PROMPT, **SHORT))

@@ -13,7 +13,7 @@ PROMPT = "<bos>Once upon a time"
 
 
 def in_child(work):
-    """What ``work`` comes to in a forked child: a result's repr, or the name of what it raised."""
+    """The outcome of ``work`` in a forked child: the repr of its result, or the name of the exception."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork of a process with threads

@@ -30,7 +30,7 @@ def in_thread(work):
 
 
 def once(prompt_length, act):
-    """A processor that acts once, after ``AT`` tokens; and what came of it."""
+    """A processor that calls something once, after ``AT`` tokens, and the outcome of that call."""
     came = []
 
     def processor(prefix_ids, logits):
@@ -119,7 +119,7 @@ def test_closing_a_stream(session):
 
 
 def test_closing_the_session_while_another_thread_steps(make_session, gate):
-    """The closer stands inside a step; the other thread's stream ends by itself, and the engine after both."""
+    """The closing thread is inside a step; the other thread's stream ends by itself, and the engine after both."""
     session = make_session("concurrent", gate=gate)
     length = prompt_length(session)
     gate.shut()
@@ -132,7 +132,7 @@ def test_closing_the_session_while_another_thread_steps(make_session, gate):
         session.close()
         gate.open.set()
 
-    processor, _ = once(length - AT, act)  # at the prefill, which passes no gate
+    processor, _ = once(length - AT, act)  # at the prefill, which does not pass the gate
     result = in_thread(lambda: session.generate(PROMPT, **LONG, logits_processor=processor))
     thread.join(20)
     assert not thread.is_alive()
@@ -161,7 +161,7 @@ def test_a_signal_handler_closes_the_session(session):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no interval timers")
 def test_a_signal_handler_closes_at_any_moment(make_session):
-    """Wherever the main thread is, in steps, in closing or in between: both ends are reached."""
+    """Wherever the main thread is, in a step, closing or in between, session and stream end."""
     before = signal.getsignal(signal.SIGALRM)
     try:
         for tenths in range(1, 40):

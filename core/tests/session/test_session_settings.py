@@ -1,4 +1,4 @@
-"""Settings of a call: types, ranges, the one place of defaults."""
+"""Settings of a call: types, ranges, and one place for the defaults."""
 
 import math
 

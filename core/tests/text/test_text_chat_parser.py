@@ -1,4 +1,4 @@
-"""Brackets of chat formats by token ids, and tool calls by their text."""
+"""Chat brackets found by token id, and tool calls parsed from text."""
 
 import json
 import math

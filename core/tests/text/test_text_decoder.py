@@ -1,4 +1,4 @@
-"""UTF-8 in pieces."""
+"""Decoding UTF-8 that arrives in pieces."""
 
 from itertools import pairwise
 

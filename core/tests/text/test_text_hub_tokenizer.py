@@ -1,4 +1,4 @@
-"""``HubTokenizer`` against the tokenizers it stands for: the built-in pairs' and one of SentencePiece's kind."""
+"""``HubTokenizer`` against the tokenizers that it wraps: the built-in pairs', and one like SentencePiece's."""
 
 import pytest
 from hypothesis import given, settings

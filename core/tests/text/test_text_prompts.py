@@ -1,4 +1,4 @@
-"""Prompts of every kind, right and wrong; models without a tokenizer."""
+"""Prompts of every kind, valid and invalid; models without a tokenizer."""
 
 import re
 
@@ -142,7 +142,7 @@ def test_surrogates_in_tools(encode):
 
 
 def test_empty_content_is_an_empty_turn(encode):
-    """As chat templates take it; a whole pair of surrogates is a character."""
+    """The chat template gets it; and a complete surrogate pair is a character."""
     full = encode([USER]).token_ids
     calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     for empty in (

@@ -1,4 +1,4 @@
-"""Stop strings against a search of the whole text."""
+"""The stop matcher against a search of the whole text."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The tracker against a slow and plain account of the same tokens, for every way of cutting the stream."""
+"""The tracker against a slow, simple reference, for every way of cutting the stream."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,7 +70,7 @@ def track(tokenizer, ids, *, takes=(), chat=True, eos=frozenset(), prompt=(65,),
     return tracker, deltas
 
 
-# The account
+# The reference
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Cell:
 
 
 def unfinished(data):
-    """How many bytes at the end begin a character that may still be finished."""
+    """Number of trailing bytes that start a character which may still be completed."""
     for length in (3, 2, 1):
         try:
             data[-length:].decode("utf-8")
@@ -312,7 +312,7 @@ def test_brackets_that_are_not_special(byte_tokenizer):
 
 @pytest.mark.parametrize(("piece", "text"), [("b", "ab"), ("<turn|>", "a")])
 def test_the_token_that_stops_is_text_unless_it_is_special(byte_tokenizer, piece, text):
-    """A stop string is cut off the text, a stop token is not."""
+    """A stop string is removed from the text, a stop token is not."""
     ids = ids_of(byte_tokenizer, ["a", piece, "a"])
     (stop,) = ids_of(byte_tokenizer, [piece])
     tracker, _ = track(byte_tokenizer, ids, stop_token_ids=(stop,))
