@@ -313,7 +313,8 @@ class Session:
             off = self._engine.speculation_conflict(settings)
         if off is not None and speculate == "on":
             raise SpeculationUnavailableError(
-                f"speculate='on', but speculation is off: {off.message}", "Use speculate='auto' to decode plainly."
+                f"`speculate='on'` was given, but speculation is off: {off.message}",
+                "Use `speculate='auto'` to decode plainly.",
             )
         return off
 

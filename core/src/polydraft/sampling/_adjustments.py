@@ -58,7 +58,7 @@ class Penalties:
             self._counts[int(is_output), entry] += times
 
     def apply(self, ops: ArrayOps[Any], logits: Any, committed: int, run_token_ids: Sequence[int]) -> Any:
-        """The changed logits, in a new array.
+        """The changed logits; the given array if nothing applies.
 
         Args:
             ops: The operations of the logits' library.

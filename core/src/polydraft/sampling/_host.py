@@ -28,7 +28,7 @@ Keys = tuple[Any, Any]
 _OPS = NumpyOps()
 # These change how long a choice takes, never the choice.
 _SAMPLE_STRIDE = 64  # distance of the values that are scored first, for a lower bound of the winning score
-_BLOCK = 256  # values whose maximum stands for them in a first bound of top_k
+_BLOCK = 256  # the maxima of blocks of this many values give a lower bound for top_k
 _FEW = 512  # up to this many values are scored directly
 _STEPS_PER_NAT = 16  # bins per unit of logit / temperature, to find the cut of top_p
 

@@ -48,7 +48,7 @@ def make_sampler(ops: ArrayOps[Any], request: TokenRequest) -> RuleSampler:
 
 
 class RejectionSampler(RuleSampler):
-    """A ``RuleSampler`` that chooses an accepted draft itself, and in place of a rejected one a residual token.
+    """A ``RuleSampler`` that chooses an accepted draft, or a token of the residual distribution for a rejected one.
 
     So the loop, which accepts drafts while they equal the choices, needs no other rule. Rows after the first rejected
     draft are not chosen. The token after the prompt and the bonus token are chosen by the ordinary rule.

@@ -208,7 +208,7 @@ class RuleSampler:
                 return None
             raise LogitsProcessorError(
                 f"The logits processor leaves only tokens for position {position} that are banned there.",
-                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed as well.",
+                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed, too.",
             )
         return allowed
 

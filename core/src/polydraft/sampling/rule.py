@@ -92,7 +92,7 @@ def choose_tokens(
         values = _above(ops, values, largest, settings)
     score = values + ops.gumbel(token_ids, *keys)
     winners = score == ops.row_max(score)
-    # The lowest id of equal scores. ``token_ids * 0`` makes an array of the largest id, with the shape and device.
+    # The lowest id of equal scores. ``token_ids * 0 + _ID_MAX``: the largest id, as an array of the same library.
     return ops.first_column(ops.row_min(ops.where(winners, token_ids, token_ids * 0 + _ID_MAX)))
 
 
