@@ -161,7 +161,7 @@ def test_a_draft_that_was_exchanged_is_an_error():
     logits = np.zeros((2, VOCABULARY), np.float32)
     sampler = RejectionSampler(NumpyOps(), request_of(temperature=1.0))
     draft = int(sampler.choose_draft(logits[:1], 5)[0])
-    with pytest.raises(EngineError, match="in its place"):
+    with pytest.raises(EngineError, match="after it was drawn"):
         sampler.choose(logits, 5, [7, (draft + 1) % VOCABULARY])
 
 

@@ -24,6 +24,7 @@ ENTRY_POINT_GROUP = "polydraft"
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+"""Decorator: marks a function as the plugin's implementation of the hook of the same name."""
 
 
 class PolydraftSpec:

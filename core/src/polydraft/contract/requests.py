@@ -149,6 +149,7 @@ class GenerationSettings(Record):
 
 
 DEFAULT_SETTINGS = GenerationSettings()
+"""All settings at their defaults."""
 
 
 class OffReason(Record):

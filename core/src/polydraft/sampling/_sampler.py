@@ -160,7 +160,7 @@ class RuleSampler:
             if not run_token_ids:
                 raise EngineError(
                     "The engine drafts without saying after which tokens, though the settings depend on them.",
-                    "This is a defect of the backend; report it to its authors: see Sampler.needs_prefix.",
+                    "This is a defect of the backend; report it to its authors (Sampler.needs_prefix).",
                 )
             self._history.commit(position - len(run_token_ids))
             if self._processor is not None:
