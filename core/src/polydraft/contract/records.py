@@ -104,8 +104,8 @@ class Diagnosis(Record):
         default=50,
         ge=0,
         le=100,
-        description="How well it fits this machine: ``auto`` takes the highest usable one. 0: only if it is named, "
-        "since it needs something that the caller has to give.",
+        description="How well it fits this machine: ``auto`` takes the usable backend of the highest rank. 0: only "
+        "if it is named, since it needs something that the caller must provide.",
     )
 
 

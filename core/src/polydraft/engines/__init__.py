@@ -1,4 +1,4 @@
-"""What several engines need and no engine owns: the context's length, and servers as child processes."""
+"""Helpers for engines: ``context_length``; in ``serving`` child servers, in ``draft_model`` a drafter."""
 
 from polydraft.engines.context import context_length
 

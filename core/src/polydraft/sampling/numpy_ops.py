@@ -1,4 +1,4 @@
-"""What the sampler and the loop need of an array library, on numpy."""
+"""``ArrayOps`` and ``LogitsHandle`` on numpy."""
 
 from __future__ import annotations
 
