@@ -8,8 +8,9 @@ from polydraft.contract import ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft_vllm.checks import refusal
 from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
-from polydraft_vllm.options import VllmOptions, VllmServerOptions
+from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
+from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
 
 V32, V33 = Version("0.32.0"), Version("0.33.0")
@@ -111,13 +112,21 @@ def test_unknown_arguments_get_a_suggestion():
     with pytest.raises(InvalidRequestError, match="max_num_seq'") as caught:
         check_arguments({"max_num_seq": 1}, ["max_num_seqs"])
     assert "max_num_seqs" in caught.value.hint
-    assert check_arguments({"max_num_seqs": 1}, ["max_num_seqs"]) == {"max_num_seqs": 1}
+    check_arguments({"max_num_seqs": 1}, ["max_num_seqs"])
 
 
 def test_options_take_any_engine_argument():
     options = VllmOptions(swa_bounded_replay=True, tensor_parallel_size=2)
     assert options.further == {"swa_bounded_replay": True}
-    assert "url" in VllmServerOptions.model_fields
+    further = VllmServerOptions(swa_bounded_replay=True, tensor_parallel_size=2, port=1)
+    assert further.engine_arguments == {"swa_bounded_replay", "tensor_parallel_size"}
+
+
+def test_the_url_of_a_running_server_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv(URL_VARIABLE, "http://host:1")
+    assert VllmServerOptions().url == "http://host:1"
+    assert VllmServerOptions(url="http://other:1").url == "http://other:1"
+    assert VllmServerOptions(url=None).url is None
 
 
 def _source(name="t", **config):
