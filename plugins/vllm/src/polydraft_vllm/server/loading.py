@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from polydraft import reasons
 from polydraft.checkpoints.fetch import fetch
@@ -22,6 +22,7 @@ from polydraft_vllm.tokenizer import TOKENIZER_PATTERNS, load_tokenizer
 if TYPE_CHECKING:
     from polydraft.contract import LoadRequest
 
+    from polydraft_vllm.server.command import PreparedCommand
     from polydraft_vllm.server.inspection import Abilities
     from polydraft_vllm.server.options import VllmServerOptions
 
@@ -29,14 +30,6 @@ __all__ = ["load_pair"]
 
 _THE_SERVERS = "the server's"
 """Device and dtype of a server that was started elsewhere: it reports neither."""
-
-
-class _Started(NamedTuple):
-    """A server that was started here."""
-
-    process: ServerProcess
-    dtype: str
-    note: str
 
 
 def load_pair(request: LoadRequest) -> VllmServerEngine:
@@ -55,54 +48,56 @@ def load_pair(request: LoadRequest) -> VllmServerEngine:
                 f"{', '.join(sorted(options.engine_arguments))} cannot be set: with url, the server runs already.",
                 "Leave it out, or give it to the command that starts the server.",
             )
-        return _connect(request, options.url, None)
-    started = _start(request)
+        return _connect(request, options.url)
+    process, command = _start(request, options)
     try:
-        return _connect(request, started.process.url, started)
+        return _connect(request, process.url, process, command)
     except BaseException:
-        started.process.stop()
+        process.stop()
         raise
 
 
-def _start(request: LoadRequest) -> _Started:
+def _start(request: LoadRequest, options: VllmServerOptions) -> tuple[ServerProcess, PreparedCommand]:
     """Start a server on the loopback interface and wait until it is ready."""
-    options: VllmServerOptions = request.engine_options
     port = options.port or free_port()
     check_port(LOOPBACK, port)
     key = api_key()
-    command, dtype, note = server_command(request, host=LOOPBACK, port=port)
+    prepared = server_command(request, host=LOOPBACK, port=port)
     target = request.target.id
     process = ServerProcess(
-        command.arguments,
+        prepared.command.arguments,
         name=f"The vLLM server of {target}",
         port=port,
-        environment={**command.environment, **({"VLLM_API_KEY": key} if key else {})},
+        environment={**prepared.command.environment, **({"VLLM_API_KEY": key} if key else {})},
     )
     process.wait_until_ready(options.start_timeout, failure=lambda code, log: server_start_error(target, log))
-    return _Started(process, dtype, note)
+    return process, prepared
 
 
-def _connect(request: LoadRequest, url: str, started: _Started | None) -> VllmServerEngine:
+def _connect(
+    request: LoadRequest, url: str, process: ServerProcess | None = None, command: PreparedCommand | None = None
+) -> VllmServerEngine:
+    """Connect, and find out what the server can do; ``process`` and ``command`` are those of a server started here."""
     options: VllmServerOptions = request.engine_options
     folder = fetch(request.target, request.hub, patterns=TOKENIZER_PATTERNS)
     tokenizer = load_tokenizer(folder, request)
-    client = ServerClient(url, options, own=started is not None)
+    client = ServerClient(url, options, own=process is not None)
     try:
-        name = options.served_model_name if started is None else request.target.id
+        name = options.served_model_name if process is None else request.target.id
         abilities = inspect(client, request, tokenizer, name)
-        running = _running(request, abilities, client.url, started)
+        running = _running(request, abilities, client.url, command)
     except BaseException:
         client.close()
         raise
-    return VllmServerEngine(client, started.process if started else None, abilities, tokenizer, running)
+    return VllmServerEngine(client, process, abilities, tokenizer, running)
 
 
-def _running(request: LoadRequest, abilities: Abilities, url: str, started: _Started | None) -> RunningInfo:
-    """What runs. A server that was started elsewhere may run something else than what was asked for."""
+def _running(request: LoadRequest, abilities: Abilities, url: str, command: PreparedCommand | None) -> RunningInfo:
+    """What runs. A server that was started elsewhere (``command`` is None) may not run what was asked for."""
     method, k, off = request.plan.kind, request.plan.num_speculative_tokens, request.plan.off
     notes = [f"Server: {url}"]
-    if started is not None:
-        notes.append(started.note)
+    if command is not None:
+        notes.append(command.note)
     elif abilities.model != request.target.id:
         notes.append(f"The server calls the target {abilities.model} (from {abilities.root}).")
     if not abilities.speculates:
@@ -110,7 +105,7 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, started: _Sta
             found = "runs without speculation" if abilities.speculates is False else "does not report speculation"
             off = reasons.by_engine(f"The vLLM server at {url} {found}.")
         method = None
-    elif started is None:
+    elif command is None:
         notes.append("The server does not report its drafter; the one named here belongs to the target.")
         if abilities.num_speculative_tokens is None:
             notes.append(f"The server does not report num_speculative_tokens; {k} was asked for here.")
@@ -121,8 +116,8 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, started: _Sta
         request,
         engine="vllm",
         engine_version=abilities.version,
-        dtype=started.dtype if started else _THE_SERVERS,
-        device=request.device if started and request.device != "auto" else _THE_SERVERS,
+        dtype=command.dtype if command else _THE_SERVERS,
+        device=request.device if command and request.device != "auto" else _THE_SERVERS,
         context_length=min(abilities.context_length, request.context_length or abilities.context_length),
         concurrency="concurrent",
         notes=notes,
