@@ -12,8 +12,8 @@ import time
 
 import polydraft
 import psutil
+from polydraft.engines.serving import ServerProcess, free_port
 from polydraft.errors import BackendUnavailableError, PolydraftError
-from polydraft_vllm.server.process import ServerProcess, free_port
 
 SECONDS = float(os.environ.get("POLYDRAFT_LOAD_SECONDS", "120"))
 STREAMS = 64
@@ -132,7 +132,7 @@ def test_a_server_restarted_in_mid_run():
     port = free_port()
 
     def start():
-        running = ServerProcess(command, port, TARGET)
+        running = ServerProcess(command.arguments, name="The server", port=port, environment=command.environment)
         running.wait_until_ready(400)
         return running
 
@@ -151,7 +151,7 @@ def test_a_server_restarted_in_mid_run():
             sampled = []
             for _ in range(2):
                 time.sleep(SECONDS / 4)
-                sampled.append(memory(process._process.pid) >> 20)
+                sampled.append(memory(process.pid) >> 20)
             clients.join()
             deadline = time.monotonic() + 20
             while _busy(session) and time.monotonic() < deadline:
@@ -166,20 +166,13 @@ def test_a_server_restarted_in_mid_run():
 
 def _command(backend, port):
     """What ``polydraft serve`` would run for the pair."""
-    from polydraft._registry.resolver import Resolver
+    from polydraft._load import prepare
 
-    prepared = Resolver(polydraft.default_host()).prepare(
-        TARGET,
-        backend="vllm-server",
-        num_speculative_tokens=4,
-        context_length=1024,
-        dtype="float32",
-        engine_options=OPTIONS,
-    )
+    prepared = prepare(TARGET, backend="vllm-server", engine_options=OPTIONS, **LOAD)
     return backend.server_command(prepared.request, host="127.0.0.1", port=port)
 
 
 def _busy(session):
-    samples = session.client.metrics()
+    samples = session.engine.client.metrics()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     return sum(sum(samples.get(name, {}).values()) for name in names)

@@ -51,7 +51,7 @@ def test_two_workers_give_what_one_gives(target, drafter):
 
 
 def test_ray_is_not_for_the_cpu_build():
-    """VLLM's CPU platform has no Ray device ("current platform cpu does not support ray"): refused before any work."""
+    """vLLM's CPU platform has no Ray device ("current platform cpu does not support ray"): refused before any work."""
     from vllm.platforms import current_platform
 
     with pytest.raises(UnsupportedError, match="CPU build"):

@@ -51,7 +51,7 @@ def test_the_language_model_alone_is_loaded(published, mtp):
         context_length=512,
         engine_options={"kv_cache_memory_bytes": 1 << 26},
     ) as session:
-        assert any("language model alone" in note for note in session.running.notes)
+        assert any("Only the language model" in note for note in session.running.notes)
         found = session.generate(PROMPT, **GREEDY)
     assert found.token_ids == wanted.token_ids
     assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens

@@ -1,4 +1,4 @@
-"""The client, before servers that are not what they should be: real sockets, made-up answers. No vLLM runs."""
+"""The client with servers that are not what they should be: real sockets, made-up answers. vLLM does not run."""
 
 import contextlib
 import http.server
@@ -21,8 +21,8 @@ from polydraft.errors import (
     PolydraftError,
     UnsupportedError,
 )
-from polydraft_vllm.options import VllmServerOptions
 from polydraft_vllm.server.client import ServerClient, base_url
+from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions, api_key
 
 TARGET = "builtin:tiny-e2b"
 PROMPT = "def read_lines(path):\n"
@@ -118,17 +118,17 @@ NOT_VLLM = {
 
 @pytest.mark.parametrize("answers", NOT_VLLM.values(), ids=NOT_VLLM)
 def test_a_server_that_is_not_vllm(answers):
-    with serving(answers, EVENTS) as (url, _), pytest.raises(BackendUnavailableError, match="no vLLM server"):
+    with serving(answers, EVENTS) as (url, _), pytest.raises(BackendUnavailableError, match="not a vLLM server"):
         load(url)
 
 
 @pytest.mark.parametrize(
     ("events", "error", "says"),
     [
-        ([{"id": "x", "choices": None}], BackendUnavailableError, "no vLLM server"),
-        ([event([5]), "{nonsense"], BackendUnavailableError, "no vLLM server"),
+        ([{"id": "x", "choices": None}], BackendUnavailableError, "not a vLLM server"),
+        ([event([5]), "{nonsense"], BackendUnavailableError, "not a vLLM server"),
         ([event(None), event(None, "length")], UnsupportedError, "no token ids"),
-        ([event([5])], EngineError, "before its end"),
+        ([event([5])], EngineError, "broke off"),
         ([event([5]), {"error": {"message": "it died", "code": 500}}], EngineError, "it died"),
         (429, EngineError, "429"),
         (503, EngineError, "503"),
@@ -141,9 +141,9 @@ def test_answers_of_another_shape(events, error, says):
 
 
 @pytest.mark.parametrize(
-    ("counters", "says"), [(None, "does not tell"), (b"vllm:num_requests_running 0\n", "runs without speculation")]
+    ("counters", "says"), [(None, "does not report"), (b"vllm:num_requests_running 0\n", "runs without speculation")]
 )
-def test_what_a_server_does_not_tell_is_not_assumed(counters, says):
+def test_what_a_server_does_not_report_is_not_assumed(counters, says):
     answers = {**OK, "/metrics": counters}
     with serving(answers, EVENTS) as (url, _), load(url) as session:
         assert session.running.method is None
@@ -219,6 +219,16 @@ def test_a_key_with_a_line_end_works(monkeypatch):
         load(url).close()
 
 
+def test_the_key_of_this_backend_comes_before_vllms(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert api_key() is None
+    monkeypatch.setenv("VLLM_API_KEY", "one")
+    assert api_key() == "one"
+    monkeypatch.setenv(KEY_VARIABLE, "other")
+    assert api_key() == "other"
+
+
 @pytest.mark.parametrize("key", [f"{KEY}\u00e4", f"a\n{KEY}", f"a\x07{KEY}"])
 def test_a_key_that_no_header_can_hold(key, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
@@ -231,7 +241,7 @@ def test_a_key_that_no_header_can_hold(key, monkeypatch, caplog):
 def test_a_redirect_is_not_followed():
     """The key would go along, and another server's answers would be taken for this one's."""
     with serving() as (other, asked), serving({"/version": f"{other}/version"}) as (url, _):
-        with pytest.raises(BackendUnavailableError, match="no vLLM server"):
+        with pytest.raises(BackendUnavailableError, match="not a vLLM server"):
             load(url)
         assert asked == []
 

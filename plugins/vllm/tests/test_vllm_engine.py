@@ -72,7 +72,7 @@ def test_plain_and_speculative_requests_share_a_batch(mtp):
 
 
 def test_greedy_requests_beside_sampled_ones(mtp):
-    """The CPU verifier mixed these up: see the mend cpu-sampling."""
+    """The CPU verifier mixed these up: see the workaround cpu-sampling."""
     wanted = mtp.generate(PROMPT, **GREEDY).token_ids
     noise = [mtp.stream(PROMPT, temperature=1.2, top_k=20, top_p=0.9, seed=seed, **GREEDY) for seed in range(6)]
     for stream in noise:
@@ -86,7 +86,7 @@ def test_greedy_requests_beside_sampled_ones(mtp):
 
 @pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 1, "top_p": 0.5}], ids=str)
 def test_filters_that_leave_one_token_are_greedy(mtp, filters):
-    """Each by itself, from a prefill alone on: see the mend cpu-top-k."""
+    """Each by itself, from a prefill alone on: see the workaround cpu-top-k."""
     wanted = mtp.generate(PROMPT, **GREEDY).token_ids
     assert mtp.generate(PROMPT, temperature=1.5, seed=1, **filters, **GREEDY).token_ids == wanted
 
@@ -128,7 +128,7 @@ def test_equal_prompts_of_one_batch_get_noise_of_their_own(mtp):
 
 
 def test_a_seed_decides_whatever_parts_a_prompt_comes_in(mtp):
-    """Beside others the parts are smaller: see the mend cpu-seeds."""
+    """Beside others the parts are smaller: see the workaround cpu-seeds."""
     settings = {"temperature": 1.0, "seed": 3, **GREEDY}
     alone = mtp.generate(LONG, **settings)
     first, second, *_ = mtp.generate_many([LONG] * 5, **settings)
@@ -271,7 +271,7 @@ BAD_LOADS = [
     ({"engine_options": {"tensor_parallel_size": 3}}, InvalidRequestError, "4 att"),
     ({"engine_options": {"kv_cache_memory_bytes": 1000}}, OutOfMemoryError, "kv_cache_memory_bytes"),
     ({"engine_options": {"kv_cache_memory_bytes": 1 << 45}}, OutOfMemoryError, "kv_cache_memory_bytes"),
-    ({"context_length": 10**7}, ContextLengthError, "at most"),
+    ({"context_length": 10**7}, ContextLengthError, "or less"),
     ({"dtype": "float7"}, InvalidRequestError, "float32"),
     ({"device": "cuda:3"}, DeviceError, "cuda:3"),
     ({"exactness": "bitwise"}, UnsupportedError, "standard"),

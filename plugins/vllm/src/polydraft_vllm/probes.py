@@ -1,10 +1,10 @@
-"""Probes: whether a fault of the installed vLLM is still there. They run the engine itself, on a built-in pair."""
+"""Probes: whether a bug of the installed vLLM is still there. They run the engine on a built-in pair."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from polydraft import default_host
+from polydraft import Session, default_host
 from polydraft.checkpoints.config import read_config
 from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.errors import PolydraftError
@@ -15,11 +15,13 @@ _TARGET = "tiny-31b"
 
 
 def draft_model_reads_one_kv_group() -> bool:
-    """Whether ``draft_model`` still goes wrong with sliding and full attention.
+    """Whether ``draft_model`` is still wrong with sliding and full attention.
 
-    The target drafts for itself: rightly run, nearly all its drafts are accepted and the output is the plain one.
+    The target drafts for itself: if that is right, nearly all drafts are accepted and the output is that of plain
+    decoding.
     """
     from polydraft_vllm.backend import VllmBackend
+    from polydraft_vllm.loading import load_pair
     from polydraft_vllm.options import VllmOptions
 
     path = Path(default_host().local_models()[_TARGET].path)
@@ -31,6 +33,7 @@ def draft_model_reads_one_kv_group() -> bool:
         config=read_config(path / "config.json", _TARGET),
     )
     request = LoadRequest(
+        backend="vllm",
         target=target,
         plan=SpeculationPlan(kind="draft-model", drafter=target, num_speculative_tokens=4, chosen_by="caller"),
         dtype="float32",
@@ -38,7 +41,8 @@ def draft_model_reads_one_kv_group() -> bool:
         engine_options=VllmOptions(),
     )
     try:
-        with VllmBackend().load(request) as session:  # not through the core, which refuses the pair
+        engine = load_pair(request)  # not through polydraft.load, which refuses the pair
+        with Session(engine, engine.running, VllmBackend().capabilities()) as session:
             prompt = "def add(a, b):\n    return a + b\n\n\n" * 12
             plain = session.generate(prompt, max_new_tokens=64, ignore_eos=True, speculate="off")
             found = session.generate(prompt, max_new_tokens=64, ignore_eos=True)

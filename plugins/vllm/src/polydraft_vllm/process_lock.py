@@ -1,6 +1,7 @@
-"""One lock for all of vLLM in this process.
+"""One lock for all vLLM engines of this process.
 
-vLLM keeps the forward context and the current configuration in module variables: two engines must not work at once.
+vLLM keeps the forward context and the current configuration in module variables: two engines must not run at the same
+time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["VLLM_LOCK", "FairLock"]
 
 
 class FairLock:
-    """A lock that goes to the thread that has waited longest: engines that step in loops would else starve others."""
+    """A lock that goes to the thread that has waited longest, so that an engine that steps does not starve others."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()

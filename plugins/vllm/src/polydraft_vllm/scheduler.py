@@ -1,6 +1,6 @@
-"""vLLM's scheduler with additions: single requests without drafts, what each round drafted, no drafts past a limit.
+"""vLLM's scheduler with three additions: requests without drafts, counts of each round, no drafts past the limit.
 
-Loaded by vLLM through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
+vLLM loads it through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def _is_plain(request: Any) -> bool:
 
 
 class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not in every environment of mypy
-    """The additions. They use methods of ``SchedulerInterface`` and fields of its arguments only."""
+    """Counts of each round. Uses only methods of ``SchedulerInterface`` and fields of their arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.drafted: dict[str, tuple[int, int]] = {}
-        """Of the latest step, by request: (tokens drafted, tokens that came out before any stop)."""
+        """Of the latest step, by request: (draft tokens, tokens that the verifier produced, before any stop)."""
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         drafts = scheduler_output.scheduled_spec_decode_tokens
@@ -42,19 +42,19 @@ class PolydraftScheduler(_Additions):
     """The synchronous scheduler."""
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Take the drafts of the next step, cut to what is of use."""
+        """Accept the drafts of the next step, cut to those that can be used."""
         super().update_draft_token_ids(draft_token_ids)
         for request_id in draft_token_ids.req_ids:
             request = self.requests.get(request_id)
             if request is None or not request.spec_token_ids:
                 continue
-            # As in polydraft's own loop, the bonus token fits: a draft never reaches past the last token that counts.
+            # As in polydraft's own loop, the bonus token fits: no draft goes past the last token of the output.
             room = 0 if _is_plain(request) else request.max_tokens - request.num_output_tokens - 1
             request.spec_token_ids = request.spec_token_ids[: max(room, 0)]
 
 
 class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,unused-ignore]
-    """The asynchronous one: there drafts are placeholders that are scheduled before they are known."""
+    """The asynchronous scheduler: drafts are placeholders there, scheduled before they are known."""
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         super()._update_after_schedule(scheduler_output)

@@ -1,7 +1,7 @@
-"""Seeded requests whose prompt is processed in parts, on CPU.
+"""Seeded requests whose prompt is prefilled in chunks, on CPU.
 
-Each part makes vLLM sample a token that it throws away; it then winds the request's generator back, by an offset that
-only GPUs' generators have. Here the generator goes back to the state from before the step.
+After each chunk vLLM samples a token and discards it; it then rewinds the request's generator by an offset that only
+generators on GPUs have. Here the generator returns to its state before the step.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from typing import Any
 
 import torch
 
-from polydraft_vllm.mends import upstream
+from polydraft_vllm.patches import upstream
 
 __all__ = ["RewindableGenerator", "add_request", "sample"]
 
 
 class RewindableGenerator(torch.Generator):
-    """A generator on CPU with the interface that vLLM uses to wind one back: any offset is the last marked state."""
+    """A generator on CPU with the interface by which vLLM rewinds one: any offset means the last marked state."""
 
     _marked: torch.Tensor
 
     @classmethod
     def of(cls, generator: torch.Generator) -> RewindableGenerator:
-        """One in the state of ``generator``."""
+        """A generator in the state of ``generator``."""
         made = cls(device="cpu")
         made.set_state(generator.get_state())
         made.mark()
         return made
 
     def mark(self) -> None:
-        """Keep the state to go back to."""
+        """Keep the current state, to return to it."""
         self._marked = self.get_state()
 
     def get_offset(self) -> int:
-        """Any number: ``set_offset`` does not look at it."""
+        """0: ``set_offset`` ignores it."""
         return 0
 
     def set_offset(self, offset: int) -> torch.Generator:
-        """Go back to the mark."""
+        """Return to the marked state."""
         return self.set_state(self._marked)
 
 
 def add_request(self: Any, request: Any) -> int:
-    """``vllm.v1.worker.gpu_input_batch.InputBatch``'s, with a generator that can be wound back."""
+    """``InputBatch.add_request`` with a generator that can be rewound."""
     if type(request.generator) is torch.Generator:
         request.generator = RewindableGenerator.of(request.generator)
     index: int = upstream("InputBatch", "add_request")(self, request)
@@ -50,7 +50,7 @@ def add_request(self: Any, request: Any) -> int:
 
 
 def sample(self: Any, *arguments: Any) -> Any:
-    """``vllm.v1.worker.cpu_model_runner.CPUModelRunner._sample``; marks what a prompt in parts will go back to."""
+    """``CPUModelRunner._sample``; before it, marks the generators that will be rewound after this chunk."""
     batch = self.input_batch
     for index, generator in batch.generators.items():
         if self.discard_request_mask.np[index]:

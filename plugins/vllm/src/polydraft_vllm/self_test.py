@@ -1,7 +1,7 @@
-"""Does the installed verifier sample rightly? Run at load on CPU, on made-up logits: no model is needed.
+"""A test whether the installed verifier samples correctly. It runs at load on CPU, on made-up logits without a model.
 
-The verifier is given many requests with the same drafts: sampled ones beside greedy ones. Sampled tokens must come in
-the target's proportions, greedy ones be the largest logits. vLLM's own CPU fallback of 0.32 fails this.
+The verifier gets many requests with the same drafts, sampled and greedy ones in one batch. Sampled tokens must have the
+target's distribution, and greedy ones the largest logit. vLLM's own CPU fallback of 0.32 fails this test.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _LOGITS = (1.0, 0.2, -0.5, 2.0, 0.0, -1.0)
 _TEMPERATURE = 0.7
 _REQUESTS = 6000
 _TOLERANCE = 5.0
-"""Standard deviations. By chance one load in a million would fail; the generator is seeded, so none does."""
+"""Standard deviations. One load in a million would fail by chance; the generator is seeded, so none does."""
 
 
 def sampling_fault_of_worker(worker: Any) -> str | None:
-    """``sampling_fault`` as vLLM's ``collective_rpc`` calls it, in the worker's own process."""
+    """``sampling_fault`` as vLLM's ``collective_rpc`` calls it, in the worker's process."""
     return sampling_fault()
 
 
 def sampling_fault() -> str | None:
-    """What is wrong with sampling under speculation; None if nothing is.
+    """What is wrong with sampling under speculation; None if it is correct.
 
-    Takes milliseconds. Needs a process in which a vLLM worker was made: that is when kernels get their CPU versions.
+    Takes milliseconds. Run it in a process that has created a vLLM worker: kernels get their CPU versions then.
     """
     try:
         return _sampling_fault()
-    except Exception as error:  # uninitialised settings may be anything, and what they make fail as well
+    except Exception as error:  # uninitialised settings can have any value, and cause any error
         return f"the verifier fails: {type(error).__name__}: {error}"
 
 
@@ -55,7 +55,7 @@ def _sampling_fault() -> str | None:
     cumulative = torch.arange(1, _REQUESTS + 1, dtype=torch.int32) * drafts_each
     logits = torch.tensor(_LOGITS).repeat(tokens, 1)
     best = int(torch.tensor(_LOGITS).argmax())
-    # A step without any draft, such as a prefill alone, gives the verifier no rows.
+    # A step without drafts, such as a prefill alone, gives the verifier no rows.
     rejection_sampler.apply_sampling_constraints(logits[:0], torch.zeros_like(cumulative), metadata)
     constrained = rejection_sampler.apply_sampling_constraints(logits, cumulative, metadata)
     emitted = rejection_sampler.rejection_sample(
@@ -70,7 +70,7 @@ def _sampling_fault() -> str | None:
     )
     greedy = emitted[::3, 0]
     if bool((greedy != best).any()):
-        return "greedy requests beside sampled ones get other tokens than the best"
+        return "greedy requests in a batch with sampled ones do not get the token of the largest logit"
     kept = torch.tensor(_LOGITS).topk(vocab - 1)
     wanted = torch.zeros(vocab)
     wanted[kept.indices] = torch.softmax(kept.values / _TEMPERATURE, dim=0)
@@ -78,5 +78,5 @@ def _sampling_fault() -> str | None:
     found = torch.bincount(first, minlength=vocab).float() / len(first)
     spread = (wanted * (1 - wanted) / len(first)).sqrt() + 1e-9
     if bool(((found - wanted).abs() > _TOLERANCE * spread).any()):
-        return f"sampled tokens come in the proportions {found.tolist()}, not {wanted.tolist()}"
+        return f"sampled tokens have the distribution {found.tolist()}, not {wanted.tolist()}"
     return None

@@ -19,14 +19,14 @@ __all__ = ["METHODS", "Method", "ngram_sizes", "speculative_config"]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a range of vLLM versions is told of one drafter kind."""
+    """How one drafter kind is configured for a range of vLLM versions."""
 
     kind: DrafterKind
     versions: str
     method: str
     takes_model: bool
     source: str
-    """Where it stands in vLLM's source, or what was run."""
+    """Where vLLM's source defines it, or what was run."""
 
 
 METHODS: tuple[Method, ...] = (
@@ -36,15 +36,15 @@ METHODS: tuple[Method, ...] = (
     Method("eagle3", ">=0.32", "eagle3", True, "spec_decode/eagle.py; read, not run"),
     Method("dflash", ">=0.32", "dflash", True, "spec_decode/dflash.py; read, not run"),
 )
-"""One row a kind and range of versions. A version that names a method otherwise gets a row of its own."""
+"""One row per kind and range of versions. A version that names a method differently gets a row of its own."""
 
 _OURS = frozenset({"method", "model", "num_speculative_tokens"})
 _MISREAD = ("eagle-", "eagle3", "dflash", "dspark")
-"""A drafter whose path holds one of these vLLM takes for that kind, whatever ``method`` is (config/speculative.py)."""
+"""vLLM goes by these parts of a drafter's path, whatever ``method`` says (config/speculative.py)."""
 
 
 def ngram_sizes() -> dict[str, int]:
-    """The n-gram lengths of polydraft's own drafter: the same kind drafts alike on every engine."""
+    """The n-gram lengths of polydraft's own drafter, so that this kind drafts the same on every engine."""
     return {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
@@ -57,7 +57,7 @@ def speculative_config(
     *,
     tensor_parallel_size: int = 1,
 ) -> dict[str, Any]:
-    """What vLLM is given as ``speculative_config``.
+    """vLLM's ``speculative_config`` for a drafter.
 
     Args:
         kind: The drafter's kind.
@@ -69,36 +69,36 @@ def speculative_config(
 
     Raises:
         SpeculationUnavailableError: This version has no such method.
-        InvalidRequestError: ``extra`` holds a key that is polydraft's to set, or vLLM would misread the drafter.
+        InvalidRequestError: ``extra`` has a key that polydraft sets, or vLLM would misread the drafter.
     """
     row = next((row for row in METHODS if row.kind == kind and version in SpecifierSet(row.versions)), None)
     if row is None:
         raise SpeculationUnavailableError(
-            f"vLLM {version} has no speculation of kind {kind}.", "Use another version, or another drafter."
+            f"vLLM {version} has no drafters of kind {kind}.", "Use another version, or another drafter."
         )
     extra = dict(extra or {})
     if taken := sorted(_OURS & extra.keys()):
         raise InvalidRequestError(
-            f"The engine option speculative_config holds {', '.join(taken)}.",
+            f"The engine option speculative_config sets {', '.join(taken)}.",
             "Give drafter= and num_speculative_tokens= to load instead.",
         )
     draft_size = extra.get("draft_tensor_parallel_size")
     sizes = {tensor_parallel_size} if kind == "draft-model" else {1, tensor_parallel_size}
     if draft_size is not None and draft_size not in sizes:
         raise InvalidRequestError(
-            f"draft_tensor_parallel_size is {draft_size}, the target's is {tensor_parallel_size}.",
+            f"draft_tensor_parallel_size is {draft_size}, and tensor_parallel_size {tensor_parallel_size}.",
             f"vLLM runs a drafter of kind {kind} on as many GPUs as the target"
             f"{', or on one' if 1 in sizes else ''}: give {' or '.join(map(str, sorted(sizes)))}.",
         )
     config: dict[str, Any] = {"method": row.method, "num_speculative_tokens": k}
     if row.takes_model:
         if drafter is None:
-            raise InvalidRequestError(f"Speculation of kind {kind} needs a drafter.", "Name one as drafter=.")
+            raise InvalidRequestError(f"Speculation of kind {kind} needs a drafter.", "Give one as drafter=.")
         name = str(drafter)
         marks = [mark for mark in _MISREAD if mark in name.lower()]
         if marks and kind in ("mtp", "draft-model"):
             raise InvalidRequestError(
-                f"vLLM takes the drafter {name} for another kind than {kind}, as its path holds {marks[0]!r}.",
+                f"vLLM would not run the drafter {name} as {kind}, because its path contains {marks[0]!r}.",
                 "Move or rename the folder.",
             )
         config["model"] = name

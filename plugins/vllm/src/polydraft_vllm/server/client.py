@@ -1,8 +1,7 @@
-"""Talks to a vLLM server: the official ``openai`` client for generation, plain HTTP for what OpenAI's API lacks."""
+"""The client of a vLLM server: the ``openai`` client for generation, plain HTTP for what OpenAI's API does not have."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,23 +19,23 @@ from polydraft.errors import (
     ModelNotFoundError,
 )
 
-from polydraft_vllm.options import VllmServerOptions
+from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions, api_key
 
-__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "api_key", "base_url"]
+__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "base_url"]
 
-_NO_KEY = "EMPTY"  # the client insists on one; a server without keys does not look at it
+_NO_KEY = "EMPTY"  # the openai client requires a key; a server without keys ignores it
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _BACKOFF = 0.5
 _BUSY_CODES = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
 _ANSWER_TIMEOUT = 60.0
-"""Seconds that a question has which the server answers without generating."""
+"""Seconds to wait for answers for which the server generates nothing."""
 _KEEPALIVE = 2.0
-"""Seconds that an idle connection is used again: less than the five after which vLLM's server closes it."""
+"""Seconds for which an idle connection is kept: less than the five after which vLLM's server closes it."""
 
 
 class NotConnectedError(BackendUnavailableError):
-    """No connection came about: nothing was sent."""
+    """No connection was made: nothing was sent."""
 
 
 class ServedModel:
@@ -59,7 +58,7 @@ def base_url(text: str) -> str:
     """The server's root: without ``/v1`` and trailing slashes.
 
     Raises:
-        InvalidRequestError: It is no URL of HTTP, or holds a password.
+        InvalidRequestError: It is not an HTTP URL, or contains a password.
     """
     try:
         parts = urlsplit(text)
@@ -69,42 +68,27 @@ def base_url(text: str) -> str:
         secret, usable = None, False
     if secret:
         raise InvalidRequestError(
-            "The url holds more than the server's address (a user name, a password or a query).",
-            "Put the API key into the environment: see api_key_variable.",
+            "The url contains more than the server's address (a user name, a password or a query).",
+            f"Set the API key in the environment variable {KEY_VARIABLE}.",
         )
     if not usable:
-        raise InvalidRequestError(f"url={text!r} is no URL of a server.", "Give it as http://host:8000.")
+        raise InvalidRequestError(f"url={text!r} is not the URL of a server.", "Give it as http://host:8000.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def api_key(variable: str) -> str | None:
-    """The key in an environment variable, without the line end that files and shells leave there; None if unset.
-
-    Raises:
-        InvalidRequestError: No HTTP header can hold it. (httpx would say so by showing it.)
-    """
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InvalidRequestError(
-            f"The API key in the environment variable {variable} holds characters that no HTTP header takes.",
-            "Set it again.",
-        )
-    return key or None
-
-
 class ServerClient:
-    """One server. May be used by several threads. No error and no log holds the API key.
+    """A client that several threads can use. Errors and logs never contain the API key.
 
     Args:
         url: The server's root.
-        options: Time-outs, retries, and the key's variable.
-        own: Whether the server is a process of ours on this machine: no proxy leads to it.
+        options: Time-outs and retries.
+        own: Whether the server was started here: it is not reached through a proxy.
     """
 
     def __init__(self, url: str, options: VllmServerOptions, *, own: bool = False) -> None:
         self.url = base_url(url)
         self._options = options
-        self._key = api_key(options.api_key_variable)
+        self._key = api_key()
         key = self._key or _NO_KEY
         timeout = httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=options.read_timeout)
         self._answer_timeout = httpx.Timeout(
@@ -124,10 +108,10 @@ class ServerClient:
         self._openai.close()
 
     def version(self) -> str:
-        """VLLM's version.
+        """vLLM's version.
 
         Raises:
-            BackendUnavailableError: Nobody answers, or it is no vLLM server.
+            BackendUnavailableError: Nothing answers, or it is not a vLLM server.
         """
         found = self._get_json("/version")
         version = found.get("version") if isinstance(found, dict) else None
@@ -136,7 +120,7 @@ class ServerClient:
         return version
 
     def models(self) -> list[ServedModel]:
-        """What it serves. Errors as for ``version``."""
+        """The models that it serves. Errors as for ``version``."""
         found = self._get_json("/v1/models")
         data = found.get("data") if isinstance(found, dict) else None
         entries = data if isinstance(data, list) else ()
@@ -146,7 +130,7 @@ class ServerClient:
         return models
 
     def tokenize(self, model: str, text: str) -> list[int] | None:
-        """The server's token ids of a text, nothing added; None where it has no such endpoint."""
+        """The server's token ids of a text, without special tokens; None if it does not have this endpoint."""
         with self._errors():
             answer = self._http.post(
                 f"{self.url}/tokenize",
@@ -159,7 +143,7 @@ class ServerClient:
         return tokens if isinstance(tokens, list) else None
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        """``/metrics``: name -> labels -> value. Empty where the server shows none."""
+        """``/metrics``: name -> labels -> value. Empty if the server has none."""
         with self._errors():
             answer = self._http.get(f"{self.url}/metrics", timeout=self._answer_timeout)
         if answer.status_code != httpx.codes.OK:
@@ -171,10 +155,10 @@ class ServerClient:
         return found
 
     def complete(self, **arguments: Any) -> Any:
-        """Begin a streamed completion; returns once the server has taken it.
+        """Start a streamed completion; returns once the server has accepted it.
 
         Raises:
-            PolydraftError: It refuses, or cannot be reached.
+            PolydraftError: The server refuses it, or cannot be reached.
         """
         for attempt in range(self._options.connect_retries + 1):
             try:
@@ -190,7 +174,7 @@ class ServerClient:
 
     @contextmanager
     def errors_while_reading(self) -> Iterator[None]:
-        """Turn what goes wrong in mid-stream into typed errors."""
+        """Turn errors in the middle of a stream into typed ones."""
         try:
             with self._errors():
                 yield
@@ -206,14 +190,14 @@ class ServerClient:
         except (openai.APIConnectionError, httpx.TransportError) as error:
             cause = error if isinstance(error, httpx.TransportError) else error.__cause__
             if isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)):
-                hint = "Is it running, and the url right?"
+                hint = "Check that it is running, and the url."
                 if "CERTIFICATE" in str(cause):
-                    hint = "If its certificate is your own, name the authority's file in SSL_CERT_FILE."
+                    hint = "If its certificate is your own, set SSL_CERT_FILE to the file of the authority."
                 raise NotConnectedError(f"No connection to the vLLM server at {self.url}: {cause}.", hint) from error
             if isinstance(cause, httpx.TimeoutException) or isinstance(error, openai.APITimeoutError):
                 raise EngineError(
                     f"The vLLM server at {self.url} did not answer in time.",
-                    "Look at its log, or give read_timeout more.",
+                    "Look at its log, or give read_timeout a larger value.",
                 ) from error
             raise EngineError(
                 f"The connection to the vLLM server at {self.url} broke: {cause or error}.",
@@ -225,26 +209,23 @@ class ServerClient:
             ) from self._shown(error)
 
     def _without_key(self, text: str) -> str:
-        """What a server says: some show the request's key in their errors."""
+        """A server's message; some servers repeat the request's key in their errors."""
         return text.replace(self._key, "***") if self._key else text
 
     def _shown(self, error: openai.APIError) -> openai.APIError | None:
-        """The error as the cause of ours; None if it shows the key."""
+        """The error, to be the cause of a typed one; None if it contains the key."""
         return error if self._without_key(f"{error} {error.body}") == f"{error} {error.body}" else None
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         code = error.status_code
         if code in (401, 403):
-            return BackendUnavailableError(
-                f"The vLLM server at {self.url} does not accept the API key.",
-                f"Put the right one into the environment variable {self._options.api_key_variable}.",
-            )
+            return self._wrong_key()
         body = error.body if isinstance(error.body, dict) else {}
         said = self._without_key(str(body.get("message") or error.message).partition("\n")[0])
         if code == httpx.codes.NOT_FOUND:
-            return ModelNotFoundError(f"The vLLM server at {self.url} says: {said}", "Give served_model_name.")
+            return ModelNotFoundError(f"The vLLM server at {self.url} answers: {said}", "Give served_model_name.")
         if code == httpx.codes.BAD_REQUEST and "context length" in said:
-            return ContextLengthError(f"The vLLM server says: {said}", "Shorten the prompt.")
+            return ContextLengthError(f"The vLLM server answers: {said}", "Shorten the prompt.")
         if code < 500 and code not in _BUSY_CODES:
             return InvalidRequestError(f"The vLLM server refuses the request: {said}", "Change what it names.")
         return EngineError(f"The vLLM server at {self.url} failed ({code}): {said}", "Look at its log.")
@@ -253,17 +234,20 @@ class ServerClient:
         with self._errors():
             answer = self._http.get(f"{self.url}{path}", timeout=self._answer_timeout)
         if answer.status_code in (401, 403):
-            raise BackendUnavailableError(
-                f"The vLLM server at {self.url} does not accept the API key.",
-                f"Put the right one into the environment variable {self._options.api_key_variable}.",
-            )
+            raise self._wrong_key()
         try:
             return answer.raise_for_status().json()
         except (httpx.HTTPStatusError, ValueError):
             raise self.not_vllm() from None
 
-    def not_vllm(self) -> BackendUnavailableError:
-        """The error for a server that does not answer as vLLM's does."""
+    def _wrong_key(self) -> BackendUnavailableError:
         return BackendUnavailableError(
-            f"What answers at {self.url} is no vLLM server.", "Give the url of a server that `vllm serve` started."
+            f"The vLLM server at {self.url} does not accept the API key.",
+            f"Set the environment variable {KEY_VARIABLE} to the right one.",
+        )
+
+    def not_vllm(self) -> BackendUnavailableError:
+        """The error for a server whose answers are not those of vLLM."""
+        return BackendUnavailableError(
+            f"The server at {self.url} is not a vLLM server.", "Give the url of a server that `vllm serve` started."
         )

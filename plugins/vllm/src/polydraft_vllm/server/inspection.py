@@ -1,4 +1,4 @@
-"""What a server is and does: found out before the first request, by asking it and by two short generations."""
+"""What a server can do: found out before the first request, from its endpoints and two short generations."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class Abilities:
     model: str
     """Its name for the target."""
     root: str
-    """Where it has the target from."""
+    """The path or Hub id from which it loaded the target."""
     context_length: int
     speculates: bool | None
-    """None: neither its responses nor its counters tell."""
+    """None: neither its responses nor its counters say."""
     num_speculative_tokens: int | None
-    """Its k; None if it does not speculate or does not say."""
+    """Its k; None if it does not speculate or does not report it."""
     reports_requests: bool
-    """Whether responses hold their own statistics."""
+    """Whether responses contain their statistics."""
     plain_requests: bool
-    """Whether it can decode single requests plainly: its scheduler is polydraft's."""
+    """Whether it can decode single requests without drafts: its scheduler is polydraft's."""
 
 
 def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
-    """Ask the server.
+    """Find out what the server can do.
 
     Args:
         client: The server's.
-        request: What shall be served there.
-        tokenizer: The target's own.
-        name: The user's name for the model on the server.
+        request: The pair that it should serve.
+        tokenizer: The target's, from its files.
+        name: The name under which it serves the target; None: the target's own.
 
     Raises:
-        BackendUnavailableError: Nobody answers, or it is no vLLM server.
+        BackendUnavailableError: Nothing answers, or it is not a vLLM server.
         ModelNotFoundError: It serves another model.
         UnsupportedError: It is too old.
     """
@@ -61,7 +61,7 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         return _inspect(client, request, tokenizer, name)
     except PolydraftError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape, or none
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or of another shape
         raise client.not_vllm() from error
 
 
@@ -97,7 +97,7 @@ def _find(client: ServerClient, request: LoadRequest, name: str | None) -> Serve
     served = ", ".join(model.id for model in models)
     raise ModelNotFoundError(
         f"The vLLM server at {client.url} serves {served}, not {name or request.target.id}.",
-        "Give the right url, or the model's name there as served_model_name.",
+        "Check the url, or give the model's name on that server as served_model_name.",
     )
 
 
@@ -105,8 +105,8 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
     found = client.tokenize(model.id, _TEXT)
     if found is not None and found != tokenizer.encode(_TEXT):
         raise ModelNotFoundError(
-            f"The model {model.id} of the vLLM server at {client.url} has other tokens than the target.",
-            "It is another model: give the right url, or load that model.",
+            f"The model {model.id} of the vLLM server at {client.url} has a different tokenizer from the target's.",
+            "It is another model: check the url, or load that model.",
         )
 
 
@@ -128,11 +128,11 @@ def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, pl
         },
     )
     count = 0
-    while not isinstance(found := sent.next(_WAIT), End):  # its reader ends it, at the latest when read_timeout is over
+    while not isinstance(found := sent.next(_WAIT), End):  # it ends after read_timeout at the latest
         if found is not None:
             count += len(found.token_ids)
     if count == 0:
         raise UnsupportedError(
-            f"The vLLM server at {client.url} gives no token ids.", "Use vLLM 0.10.2 or newer there."
+            f"The vLLM server at {client.url} returns no token ids.", "Use vLLM 0.10.2 or newer there."
         )
     return found.speculation

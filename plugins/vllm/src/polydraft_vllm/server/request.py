@@ -1,4 +1,4 @@
-"""One request to a server: a thread reads its answer, so that callers can wait, time out and cancel."""
+"""One request to a server. A thread reads its answer, so that callers can wait for a limited time, and cancel."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import TokenLogprobs
 from polydraft.errors import EngineError
 
+from polydraft_vllm.settings import token_logprobs
+
 if TYPE_CHECKING:
+    from polydraft.contract import TokenLogprobs
+
     from polydraft_vllm.server.client import ServerClient
 
-__all__ = ["Piece", "ServerRequest"]
+__all__ = ["End", "Piece", "ServerRequest"]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event of the stream brought. A server may put several rounds into one."""
+    """The tokens of one event of the stream. A server may put several rounds into one."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
     seconds: float
-    """Since the piece before; for the first one, since the request."""
+    """Since the previous piece; for the first one, since the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class ServerRequest:
 
     Args:
         client: The server's.
-        logprobs: How many best tokens are wanted at each position; None: none.
-        arguments: Of the completion.
+        logprobs: How many of the best tokens were asked for at each position; None: no log-probabilities.
+        arguments: The completion's.
 
     Raises:
         PolydraftError: The server refuses it.
@@ -60,10 +63,10 @@ class ServerRequest:
         self._thread.start()
 
     def next(self, timeout: float) -> Piece | End | None:
-        """The next piece; None if there is none yet.
+        """The next piece; None if there is none within ``timeout`` seconds.
 
         Raises:
-            PolydraftError: What went wrong in mid-stream.
+            PolydraftError: The stream failed.
         """
         try:
             piece = self._pieces.get(timeout=timeout)
@@ -74,7 +77,7 @@ class ServerRequest:
         return piece
 
     def cancel(self) -> None:
-        """Hang up: the server aborts the request. Returns at once."""
+        """Close the connection, upon which the server aborts the request. Returns at once."""
         self._cancelled.set()
 
     def _read(self) -> None:
@@ -97,7 +100,7 @@ class ServerRequest:
                             latest = now
             if reason is None:
                 raise EngineError(
-                    f"The vLLM server at {self._client.url} ended the answer before its end.",
+                    f"The answer of the vLLM server at {self._client.url} broke off.",
                     "The server may have died: look at its log.",
                 )
             self._pieces.put(End(reason, speculation))
@@ -106,13 +109,14 @@ class ServerRequest:
 
 
 def _logprobs(choice: Any, token_ids: tuple[int, ...], count: int) -> tuple[TokenLogprobs, ...]:
-    """From OpenAI's lists; tokens are written ``token_id:7`` there, as was asked for."""
+    """From OpenAI's lists, in which tokens are written ``token_id:7``."""
     found = choice.logprobs
-    entries = []
-    for index, token_id in enumerate(token_ids):
-        best = sorted(
+    return tuple(
+        token_logprobs(
+            token_id,
+            found.token_logprobs[index],
             ((int(name.rpartition(":")[2]), value) for name, value in (found.top_logprobs[index] or {}).items()),
-            key=lambda pair: (-pair[1], pair[0]),
+            count,
         )
-        entries.append(TokenLogprobs(token_id=token_id, logprob=found.token_logprobs[index], top=tuple(best[:count])))
-    return tuple(entries)
+        for index, token_id in enumerate(token_ids)
+    )

@@ -1,4 +1,4 @@
-"""What a server says of speculation: in a response, or in its counters."""
+"""A server's statistics of speculation, from a response or from its counters."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 def from_response(speculation: Mapping[str, Any]) -> GenerationStats:
-    """``metrics.speculative_decoding`` of a response as counts; ``num_tokens`` is left 0.
+    """Counts from a response's ``metrics.speculative_decoding``; ``num_tokens`` is left 0.
 
-    Drafts that were accepted and then cut off by a limit are in vLLM's numbers.
+    vLLM's numbers include drafts that were accepted and then cut off by a limit.
     """
     histogram = [int(count) for count in speculation.get("acceptance_histogram") or ()]
     return GenerationStats(
@@ -36,14 +36,14 @@ def from_response(speculation: Mapping[str, Any]) -> GenerationStats:
 
 
 class CounterReading:
-    """The server's counters at one time. Differences are one request's only if nothing else ran."""
+    """The server's counters at one time. The difference of two is that of one request only if it ran alone."""
 
     def __init__(self, client: ServerClient) -> None:
         self._samples = client.metrics()
 
     @property
     def speculates(self) -> bool | None:
-        """Whether the server was started with a drafter; None if it shows no counters of vLLM's."""
+        """Whether the server was started with a drafter; None if it has none of vLLM's counters."""
         return _DRAFTS in self._samples if any(name.startswith("vllm:") for name in self._samples) else None
 
     @property
@@ -52,7 +52,7 @@ class CounterReading:
         return any(self._sum(name) > 0 for name in _BUSY)
 
     def since(self, earlier: CounterReading) -> GenerationStats | None:
-        """The counts of the one request that ran since ``earlier``; None if it was not just one."""
+        """The counts of the one request that has run since ``earlier``; None unless it was exactly one."""
         alone = not earlier.busy and not self.busy and self._sum(_FINISHED) - earlier._sum(_FINISHED) == 1
         if not alone or not self.speculates:
             return None

@@ -1,4 +1,4 @@
-"""Each mend is needed, and does what it says. Where upstream no longer needs one, a test here fails."""
+"""Each workaround is needed, and works. A test here fails once upstream no longer needs one."""
 
 import subprocess
 import sys
@@ -7,20 +7,20 @@ import pytest
 
 pytest.importorskip("vllm")
 
-# In a process of its own: a mend stays, and the unmended engine must never have been mended.
-UNMENDED = """
+# In a process of its own: a workaround stays applied, and this engine must never have had one.
+BARE = """
 import warnings; warnings.simplefilter("ignore")
 import sys
 from polydraft_vllm.environment import prepare_environment
 prepare_environment(cpu=True)
-import polydraft_vllm.mends as mends
-ALL = mends.MENDS
-mends.MENDS = ()
+import polydraft_vllm.workarounds as workarounds
+ALL = workarounds.WORKAROUNDS
+workarounds.WORKAROUNDS = ()
 
 def main():
     from vllm.platforms import current_platform
     current_platform.register_triton_kernel_overrides()
-    mends.apply_mends()
+    workarounds.apply_workarounds()
     from polydraft_vllm.self_test import sampling_fault
     print("FAULT:", sampling_fault())
 
@@ -47,7 +47,7 @@ def main():
         print("DIED:", error)
 
     import polydraft
-    mends.MENDS = tuple(mend for mend in ALL if mend.name not in ("cpu-centroid-head", "cpu-seeds"))
+    workarounds.WORKAROUNDS = tuple(one for one in ALL if one.name not in ("cpu-centroid-head", "cpu-seeds"))
     options = {"kv_cache_memory_bytes": 1 << 26, "max_num_batched_tokens": 64}
     with polydraft.load("builtin:tiny-e2b", backend="vllm", dtype="float32", drafter=None, context_length=512,
                         engine_options=options) as session:
@@ -66,46 +66,46 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def unmended(tmp_path_factory):
-    """What the unmended engine said."""
-    script = tmp_path_factory.mktemp("unmended") / "script.py"
-    script.write_text(UNMENDED)
+def bare(tmp_path_factory):
+    """What the bare engine said."""
+    script = tmp_path_factory.mktemp("bare") / "script.py"
+    script.write_text(BARE)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, check=False)
     return done.stdout + done.stderr[-3000:]
 
 
-def test_upstream_still_samples_wrongly(unmended):
-    assert "FAULT: None" not in unmended, "vLLM samples rightly now: the mend cpu-sampling can go for this version."
-    assert "FAULT: " in unmended
+def test_upstream_still_samples_wrongly(bare):
+    assert "FAULT: None" not in bare, "vLLM samples correctly now: the workaround cpu-sampling can go for this version."
+    assert "FAULT: " in bare
 
 
-def test_upstream_still_dies_of_a_step_without_drafts(unmended):
-    assert "NO ROWS ARE FINE" not in unmended, "Steps without drafts take a top_k now: the mend cpu-top-k can go."
-    assert "NO ROWS: max()" in unmended
+def test_upstream_still_dies_of_a_step_without_drafts(bare):
+    assert "NO ROWS ARE FINE" not in bare, "Steps without drafts take a top_k now: the workaround cpu-top-k can go."
+    assert "NO ROWS: max()" in bare
 
 
-def test_upstream_still_dies_of_a_seed_and_a_prompt_in_parts(unmended):
-    assert "SEEDS ARE FINE" not in unmended, "Prompts in parts take a seed now: the mend cpu-seeds can go."
-    assert "CPU Generator does not use offset" in unmended
+def test_upstream_still_dies_of_a_seed_and_a_prompt_in_parts(bare):
+    assert "SEEDS ARE FINE" not in bare, "Prompts in parts take a seed now: the workaround cpu-seeds can go."
+    assert "CPU Generator does not use offset" in bare
 
 
-def test_upstream_still_compiles_small_functions(unmended):
-    says = "vLLM compiles fewer of its functions in eager mode: the mend cpu-compiled-helpers is to be cut."
-    assert unmended.count("COMPILED: True") == 2, says
+def test_upstream_still_compiles_small_functions(bare):
+    says = "vLLM compiles fewer of its functions in eager mode: the workaround cpu-compiled-helpers is to be cut."
+    assert bare.count("COMPILED: True") == 2, says
 
 
-def test_upstream_still_starts_no_engine_beside_numba(unmended):
-    assert "REGISTERED" not in unmended, "Engines start beside numba now: the mend cpu-kernels-beside-numba can go."
-    assert "DIED: '_lib_fn_wrapper'" in unmended
+def test_upstream_still_starts_no_engine_after_numba(bare):
+    assert "REGISTERED" not in bare, "Engines start after numba now: the workaround cpu-kernels-after-numba can go."
+    assert "DIED: '_lib_fn_wrapper'" in bare
 
 
-def test_upstream_still_dies_of_a_centroid_head(unmended):
-    """With the mend it runs: the shared session of these tests has such a drafter."""
-    assert "STARTED" not in unmended, "Centroid heads start on CPU now: the mend cpu-centroid-head can go."
-    assert "CUDAGraph" in unmended
+def test_upstream_still_dies_of_a_centroid_head(bare):
+    """With the workaround it runs: the shared session of these tests has such a drafter."""
+    assert "STARTED" not in bare, "Centroid heads start on CPU now: the workaround cpu-centroid-head can go."
+    assert "CUDAGraph" in bare
 
 
-def test_with_the_mends_it_samples_rightly_and_starts_beside_numba(mtp):
+def test_with_the_workarounds_it_samples_correctly_and_starts_after_numba(mtp):
     import numba  # noqa: F401
     from polydraft_vllm.self_test import sampling_fault
     from vllm.platforms import current_platform
@@ -114,7 +114,7 @@ def test_with_the_mends_it_samples_rightly_and_starts_beside_numba(mtp):
     assert sampling_fault() is None
 
 
-def test_with_the_mends_logprobs_need_no_compiler(mtp):
+def test_with_the_workarounds_logprobs_need_no_compiler(mtp):
     """The helper is vLLM's own, uncompiled."""
     import torch
     from vllm.v1.sample import sampler
@@ -127,7 +127,7 @@ def test_with_the_mends_logprobs_need_no_compiler(mtp):
 
 def test_expanded_values():
     import torch
-    from polydraft_vllm.mends import expand_batch_to_tokens
+    from polydraft_vllm.workarounds import expand_batch_to_tokens
 
     values, ends = torch.tensor([0.0, 0.7, 1.0]), torch.tensor([2, 2, 5], dtype=torch.int32)
     found = expand_batch_to_tokens(values, ends, 5, replace_from=0, replace_to=1)

@@ -1,0 +1,107 @@
+"""Device, dtype and memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polydraft.checkpoints.config import text_config
+from polydraft.contract import DeviceRecord
+from polydraft.engines import context_length
+from polydraft.errors import DeviceError, InvalidRequestError
+from polydraft.hardware import cpu_dtype
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polydraft.contract import LoadRequest
+
+    from polydraft_vllm.versions import InstalledVllm
+
+__all__ = ["check_device", "check_dtype", "choose_dtype", "default_kv_bytes", "gpus"]
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "half": "float16"}
+_KNOWN_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_CONTEXTS = 8
+_LEAST_KV_BYTES = 64 << 20
+_MOST_KV_BYTES = 4 << 30
+
+
+def gpus() -> tuple[DeviceRecord, ...]:
+    """The GPUs that torch sees."""
+    import torch
+
+    records = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        records.append(
+            DeviceRecord(
+                name=f"cuda:{index}",
+                description=torch.cuda.get_device_name(index),
+                total_memory_bytes=total,
+                free_memory_bytes=free,
+            )
+        )
+    return tuple(records)
+
+
+def check_device(device: str) -> None:
+    """Refuse any GPU but the first.
+
+    Raises:
+        DeviceError: ``device`` names another one.
+    """
+    if ":" in device and not device.endswith(":0"):
+        raise DeviceError(
+            f"vLLM starts with the first GPU that it sees; it cannot be given the device {device}.",
+            "Set CUDA_VISIBLE_DEVICES before Python starts, and use device='cuda'.",
+        )
+
+
+def check_dtype(name: str) -> str:
+    """vLLM's name of a dtype.
+
+    Raises:
+        InvalidRequestError: It is unknown.
+    """
+    known = _DTYPES.get(name, name)
+    if known not in _KNOWN_DTYPES:
+        raise InvalidRequestError(f"dtype={name!r} is unknown.", f"Give {', '.join(_KNOWN_DTYPES)}.", argument="dtype")
+    return known
+
+
+def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, drafter: Path | None) -> tuple[str, str]:
+    """The dtype for vLLM, and a note on it, which may be empty. On CPUs ``auto`` is ``polydraft.hardware.cpu_dtype``.
+
+    Args:
+        request: What is being loaded.
+        installed: The installed vLLM.
+        target: The target's folder.
+        drafter: The drafter's folder, if it has one.
+    """
+    name = check_dtype(request.dtype)
+    if name != "auto" or not installed.is_cpu_build:
+        return name, ""
+    import psutil  # a dependency of vLLM
+
+    folders = [folder for folder in (target, drafter) if folder is not None]
+    found, note = cpu_dtype(request.target.config, folders, psutil.virtual_memory().available)
+    # vLLM's own "auto" runs a float32 checkpoint in 16 bits.
+    return (found if note or found == "float32" else name), note
+
+
+def default_kv_bytes(request: LoadRequest) -> int:
+    """Bytes of KV cache on CPU unless the user gives them: 8 full contexts, at most 4 GiB or a quarter of free memory.
+
+    vLLM's own default is nine tenths of the machine's memory, all of which it writes to at start.
+    """
+    import psutil  # a dependency of vLLM
+
+    text = text_config(request.target.config)
+    attention_heads = text.get("num_attention_heads") or 1
+    head_dim = max(
+        text.get("head_dim") or (text.get("hidden_size") or 0) // attention_heads, text.get("global_head_dim") or 0
+    )
+    kv_heads = text.get("num_key_value_heads") or attention_heads
+    token = 2 * 4 * (text.get("num_hidden_layers") or 1) * kv_heads * head_dim  # keys and values, at most 4 bytes each
+    wanted = _CONTEXTS * token * context_length(request)
+    return int(max(_LEAST_KV_BYTES, min(wanted, _MOST_KV_BYTES, psutil.virtual_memory().available // 4)))

@@ -1,0 +1,146 @@
+"""One generation in process: the request as vLLM takes it, and its step outputs as rounds."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from polydraft.contract import Round
+from polydraft.errors import EngineError
+
+from polydraft_vllm.settings import PLAIN_FLAG, room_of, seed_of, token_logprobs
+
+if TYPE_CHECKING:
+    from polydraft.contract import Generation, TokenRequest
+
+__all__ = ["Rounds", "StepOutput", "Ticket", "sampling_params"]
+
+_WAIT = 0.1
+"""Seconds after which a waiting reader checks whether its call was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one engine step produced for one request."""
+
+    token_ids: tuple[int, ...]
+    num_draft_tokens: int
+    num_sampled: int
+    """Tokens that the verifier produced: the accepted drafts and the bonus token. vLLM may have cut ``token_ids``."""
+    logprobs: Sequence[Any] | None
+    """vLLM's: one dict per token, token id -> Logprob."""
+    seconds: float
+    """Since the request's previous output; for the first one, since it was submitted."""
+    finish_reason: str | None
+    """vLLM's: stop, length, abort, ...; None while the request runs."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A submitted request. The engine's thread puts its outputs into the queue."""
+
+    id: str
+    latest: float
+    """Time of the latest output, or of the submission."""
+    outputs: queue.SimpleQueue[StepOutput | BaseException] = field(default_factory=queue.SimpleQueue)
+    internal_id: str = ""
+    """The scheduler's name for the request."""
+    finished: bool = False
+
+    def next(self, timeout: float) -> StepOutput | None:
+        """The next output; None if there is none within ``timeout`` seconds.
+
+        Raises:
+            BaseException: What made the request or the engine fail.
+        """
+        try:
+            output = self.outputs.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(output, BaseException):
+            raise output
+        return output
+
+
+class Rounds(Iterator[Round]):
+    """The rounds of one request. Not a generator: ``close`` must free the request even if no round was read.
+
+    Args:
+        generation: The call.
+        ticket: Its request.
+        abort: Drops a request, whatever its state.
+    """
+
+    def __init__(self, generation: Generation, ticket: Ticket, abort: Callable[[Ticket], None]) -> None:
+        self._generation = generation
+        self._ticket = ticket
+        self._abort = abort
+        self._ended = False
+
+    def __next__(self) -> Round:
+        while not self._ended and not self._generation.cancelled():
+            output = self._ticket.next(_WAIT)
+            if output is not None:
+                return self._emit(output)
+        self.close()
+        raise StopIteration
+
+    def _emit(self, output: StepOutput) -> Round:
+        generation = self._generation
+        emitted = generation.emit(
+            output.token_ids,
+            num_draft_tokens=output.num_draft_tokens,
+            num_accepted_tokens=output.num_sampled - 1 if output.num_draft_tokens else 0,
+            logprobs=_logprobs(output, generation.request.settings.logprobs or 0),
+            seconds=output.seconds,
+        )
+        if generation.finish_reason is not None:
+            self.close()
+        elif output.finish_reason is not None:
+            self.close()
+            raise EngineError(f"vLLM ended the request by itself ({output.finish_reason}).", "Look at its log.")
+        return emitted
+
+    def close(self) -> None:
+        """Drop the request."""
+        if not self._ended:
+            self._ended = True
+            self._abort(self._ticket)
+
+
+def sampling_params(request: TokenRequest) -> Any:
+    """The request's ``SamplingParams``. The core finds stop strings; vLLM gets the ids that end the output."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    settings = request.settings
+    room = room_of(request)
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        seed=seed_of(request) if settings.temperature else None,
+        max_tokens=min(settings.max_new_tokens, room),
+        min_tokens=min(settings.min_new_tokens, room),
+        ignore_eos=True,  # vLLM's own list may differ from the request's
+        stop_token_ids=sorted(request.eos_token_ids | set(settings.stop_token_ids)),
+        logprobs=settings.logprobs,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=None if request.speculate else {PLAIN_FLAG: True},
+    )
+
+
+def _logprobs(output: StepOutput, count: int) -> Any:
+    if output.logprobs is None:
+        return None
+    return [
+        token_logprobs(token_id, found[token_id].logprob, ((key, value.logprob) for key, value in found.items()), count)
+        for token_id, found in zip(output.token_ids, output.logprobs, strict=False)
+    ]

@@ -1,0 +1,147 @@
+"""One generation on a server: the request's arguments, and the pieces of its answer as rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from polydraft.contract import Round
+from polydraft.errors import EngineError
+
+from polydraft_vllm.server.request import Piece, ServerRequest
+from polydraft_vllm.server.statistics import CounterReading, from_response
+from polydraft_vllm.settings import PLAIN_FLAG, room_of, seed_of
+
+if TYPE_CHECKING:
+    from polydraft.contract import Generation, GenerationStats, TokenRequest
+
+    from polydraft_vllm.server.client import ServerClient
+    from polydraft_vllm.server.inspection import Abilities
+
+__all__ = ["Rounds", "completion_arguments"]
+
+_WAIT = 0.1
+"""Seconds after which a waiting reader checks whether its call was cancelled."""
+
+
+class Rounds(Iterator[Round]):
+    """The rounds of one request. Not a generator: ``close`` must free the request even if no round was read.
+
+    Args:
+        client: The server's.
+        abilities: What the server was found to do.
+        generation: The call.
+        sent: Its request.
+        before: The server's counters before the request, if its statistics have to come from them.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        abilities: Abilities,
+        generation: Generation,
+        sent: ServerRequest,
+        before: CounterReading | None,
+    ) -> None:
+        self._client = client
+        self._abilities = abilities
+        self._generation = generation
+        self._sent = sent
+        self._before = before
+        self._timings: list[float] = []
+        self._last: Round | None = None
+
+    def __next__(self) -> Round:
+        """The next round.
+
+        The server sends statistics after the last token: the last round is held back until they have arrived, so that
+        the result includes them.
+        """
+        generation = self._generation
+        while not generation.cancelled():
+            found = self._sent.next(_WAIT)
+            if found is None:
+                continue
+            if not isinstance(found, Piece):
+                if self._last is None:
+                    raise EngineError(f"vLLM ended the request by itself ({found.finish_reason}).", "Look at its log.")
+                self._report(None if found.speculation is None else from_response(found.speculation))
+                break
+            if self._last is None:
+                emitted = self._emit(found)
+                if generation.finish_reason is None:
+                    return emitted
+                self._last = emitted
+                if isinstance(generation.stop_match, str):
+                    break  # the server does not know the stop string, and would go on
+        self.close()
+        last, self._last = self._last, None
+        if last is None:
+            raise StopIteration
+        return last
+
+    def _emit(self, piece: Piece) -> Round:
+        self._timings.append(piece.seconds)
+        abilities = self._abilities
+        off = self._generation.speculation_off is not None
+        # A piece may hold several rounds: how many tokens were drafted in each is not known.
+        counted = 0 if abilities.speculates is False or (off and abilities.plain_requests) else None
+        return self._generation.emit(
+            piece.token_ids,
+            num_draft_tokens=counted,
+            num_accepted_tokens=counted,
+            logprobs=piece.logprobs,
+            seconds=piece.seconds,
+        )
+
+    def _report(self, reported: GenerationStats | None) -> None:
+        if reported is None and self._before is not None:
+            reported = CounterReading(self._client).since(self._before)
+        if reported is not None and self._abilities.speculates:
+            timings = {"prefill_seconds": self._timings[0], "decode_seconds": sum(self._timings[1:])}
+            self._generation.report(
+                reported.model_copy(update={"num_tokens": len(self._generation.token_ids), **timings})
+            )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sent.cancel()
+
+
+def completion_arguments(request: TokenRequest, model: str, *, plain: bool) -> dict[str, Any]:
+    """The arguments of the client's ``completions.create``.
+
+    Args:
+        request: The call in tokens.
+        model: The server's name for the target.
+        plain: Whether the server is to decode it without drafts.
+    """
+    settings = request.settings
+    room = room_of(request)
+    extra: dict[str, Any] = {
+        "return_token_ids": True,
+        "top_k": settings.top_k,
+        "min_p": settings.min_p,
+        "repetition_penalty": settings.repetition_penalty,
+        "min_tokens": min(settings.min_new_tokens, room),
+        "ignore_eos": True,
+        "stop_token_ids": sorted(request.eos_token_ids | set(settings.stop_token_ids)),
+        "skip_special_tokens": False,
+    }
+    if plain:
+        extra["vllm_xargs"] = {PLAIN_FLAG: 1}
+    arguments: dict[str, Any] = {
+        "model": model,
+        "prompt": list(request.prompt_token_ids),
+        "max_tokens": min(settings.max_new_tokens, room),
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "presence_penalty": settings.presence_penalty,
+        "frequency_penalty": settings.frequency_penalty,
+    }
+    if settings.temperature:
+        arguments["seed"] = seed_of(request)
+    if settings.logprobs is not None:
+        arguments["logprobs"] = settings.logprobs
+        extra["return_tokens_as_token_ids"] = True
+    return {**arguments, "extra_body": extra}
