@@ -189,15 +189,15 @@ def broken(monkeypatch):
     """Give the reference engine a defect: a class of ``defects``."""
     from polydraft_reference.engine import ReferenceEngine
 
-    running = ReferenceEngine.running
+    made = ReferenceEngine.__init__
 
     def put(sequence_class):
         monkeypatch.setattr(ReferenceEngine, "sequence_class", sequence_class)
         if dtype := getattr(sequence_class, "dtype", None):
 
-            def told(self, request):
-                return running(self, request).model_copy(update={"dtype": dtype})
+            def init(self, target, drafter, running):
+                made(self, target, drafter, running.model_copy(update={"dtype": dtype}))
 
-            monkeypatch.setattr(ReferenceEngine, "running", told)
+            monkeypatch.setattr(ReferenceEngine, "__init__", init)
 
     return put

@@ -46,17 +46,17 @@ def verdict(session, plain, position, other):
     return judge(plain, found, lambda index: tie_from_logprobs(session, PROMPT, plain, found, index))
 
 
-def test_what_one_prefill_turns_too_is_a_near_tie(session, plain):
-    turned = [index for index in range(20, 100) if prefilled(session, plain, index) != plain[index]]
-    assert turned, "the toy has no near tie here"
-    judgement = verdict(session, plain, turned[0], prefilled(session, plain, turned[0]))
+def test_what_one_prefill_flips_too_is_a_near_tie(session, plain):
+    flipped = [index for index in range(20, 100) if prefilled(session, plain, index) != plain[index]]
+    assert flipped, "the toy has no near tie here"
+    judgement = verdict(session, plain, flipped[0], prefilled(session, plain, flipped[0]))
     assert judgement.verdict == "NEAR_TIE"
     assert judgement.tie.source == "logprobs"
     assert 0 < judgement.tie.margin <= 2 * judgement.tie.noise
     assert 0.05 < judgement.tie.noise < 0.6
 
 
-def test_what_the_control_does_not_turn_is_a_defect(session, plain):
+def test_what_the_control_does_not_flip_is_a_defect(session, plain):
     held = next(index for index in range(20, 100) if prefilled(session, plain, index) == plain[index])
     judgement = verdict(session, plain, held, (plain[held] + 1) % 256)
     assert judgement.verdict == "DIVERGED"
@@ -64,4 +64,4 @@ def test_what_the_control_does_not_turn_is_a_defect(session, plain):
 
 def test_a_plain_output_that_does_not_repeat_cannot_be_measured(session, plain):
     other = [*plain[:10], (plain[10] + 1) % 256, *plain[11:]]
-    assert tie_from_logprobs(session, PROMPT, other, plain, 20) is None
+    assert "does not repeat itself" in tie_from_logprobs(session, PROMPT, other, plain, 20)

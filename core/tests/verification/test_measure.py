@@ -1,8 +1,8 @@
-"""How a near tie is measured is chosen by what the backend claims and by the settings."""
+"""What the backend claims and the settings decide how a near tie is measured."""
 
 import polydraft
 import pytest
-from polydraft.verification._measure import measure
+from polydraft.verification import judge_outputs
 from polydraft_reference.backend import ReferenceBackend
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
@@ -16,33 +16,36 @@ def session():
         yield session
 
 
-def measured(session, capabilities, **settings):
+def judged(session, capabilities, **settings):
+    """The plain token at which another output differs, and the judgement on it."""
     plain = session.generate(PROMPT, **{"max_new_tokens": 40, "ignore_eos": True, **settings}, speculate="off")
     expected = plain.token_ids
     found = [*expected[:9], (expected[9] + 1) % 256, *expected[10:]]
-    return expected[9], measure(session, capabilities, plain, expected, found, 9)
+    judgement = judge_outputs(session, capabilities, plain.prompt_token_ids, plain.settings, expected, found)
+    assert (judgement.verdict, judgement.position) == ("DIVERGED", 9)
+    return expected[9], judgement
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}, {"temperature": 0.8}])
 def test_with_logits_where_they_can_be_read(session, settings):
-    token, tie = measured(session, CLAIMS, **settings)
-    assert tie.source == "logits"
-    assert set(tie.control) == {token}
+    token, judgement = judged(session, CLAIMS, **settings)
+    assert judgement.tie.source == "logits"
+    assert set(judgement.tie.control) == {token}
 
 
 def test_what_ends_the_output_is_forbidden_in_the_control_too(session):
     """Without ``ignore_eos`` the replay has to know the EOS ids, or it chooses one that ``min_new_tokens`` forbids."""
     eos = min(session.tokenizer.eos_token_ids)
-    token, tie = measured(session, CLAIMS, ignore_eos=False, min_new_tokens=40, logit_bias={eos: 100.0})
-    assert set(tie.control) == {token}
+    token, judgement = judged(session, CLAIMS, ignore_eos=False, min_new_tokens=40, logit_bias={eos: 100.0})
+    assert set(judgement.tie.control) == {token}
     assert token != eos
 
 
 @pytest.mark.parametrize("settings", [{}, {"ignore_eos": False}, {"stop": "nowhere"}, {"seed": 3, "top_k": 5}])
 def test_with_log_probabilities_else(session, settings):
-    token, tie = measured(session, WHOLE, **settings)
-    assert tie.source == "logprobs"
-    assert tie.control == (token,)
+    token, judgement = judged(session, WHOLE, **settings)
+    assert judgement.tie.source == "logprobs"
+    assert judgement.tie.control == (token,)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +62,18 @@ def test_with_log_probabilities_else(session, settings):
     ],
 )
 def test_not_at_all_where_the_choice_is_made_by_other_numbers(session, settings):
-    assert measured(session, WHOLE, **settings)[1] is None
+    judgement = judged(session, WHOLE, **settings)[1]
+    assert judgement.tie is None
+    assert "not chosen by the log-probabilities" in judgement.reason
 
 
 def test_not_at_all_where_nothing_is_shown(session):
     silent = WHOLE.model_copy(update={"sampling": WHOLE.sampling - {"logprobs"}})
-    assert measured(session, silent)[1] is None
+    assert "shows neither logits nor log-probabilities" in judged(session, silent)[1].reason
+
+
+def test_not_at_all_where_equal_bits_are_promised():
+    with polydraft.load("builtin:toy", backend="reference", exactness="bitwise") as session:
+        judgement = judged(session, CLAIMS)[1]
+    assert judgement.tie is None
+    assert "near ties do not count" in judgement.reason

@@ -5,9 +5,8 @@ import json
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.sampling.numpy_ops import NumpyLogits
-from polydraft.verification import Tie, first_difference, judge, measure_tie
+from polydraft.verification import Noise, Tie, first_difference, judge, measure_noise, measure_tie
 from polydraft_reference.sequence import ReferenceSequence
-from polydraft_reference.toys import toy_request
 
 PROMPT = tuple(b"the quick brown fox jumps over the lazy dog")
 
@@ -31,7 +30,7 @@ def test_first_difference(expected, found, position):
 
 
 def test_a_reproduced_tie_within_the_noise_passes():
-    judgement = judge([5, 7], [5, 8], lambda position: tie() if position == 1 else None)
+    judgement = judge([5, 7], [5, 8], lambda position: tie() if position == 1 else "not here")
     assert (judgement.verdict, judgement.position, judgement.tokens) == ("NEAR_TIE", 1, (7, 8))
     assert judgement.margin_in_noise == pytest.approx(0.1 / 0.06)
 
@@ -48,7 +47,10 @@ def test_a_reproduced_tie_within_the_noise_passes():
         ({"margin": float("nan")}, "no finite logit"),
         ({"noise": float("nan")}, "no other position"),
         ({"noise": None}, "no other position"),
-        ({"noise": 0.0, "margin": 1e-6}, "numeric noise measured here is 0"),
+        ({"noise": 0.0, "margin": 1e-6}, "numeric noise measured around them is 0"),
+        ({"margin": 0.13, "noise_here": 0.13}, "(0.13 at this position, which does not count)"),
+        ({"explained": 0.05}, "more than rounding explains (0.05)"),
+        ({"explained": 0.07, "noise_here": 0.08}, "more than rounding explains (0.07)"),
     ],
 )
 def test_every_other_difference_is_a_defect(changes, why):
@@ -85,8 +87,8 @@ def test_what_changes_logits_is_in_the_replay(session, settings):
 
 
 def test_without_numbers_or_with_an_early_end_nothing_is_a_near_tie():
-    assert judge([5, 7], [5, 8], None).verdict == "DIVERGED"
-    assert judge([5, 7], [5, 8], lambda _: None).verdict == "DIVERGED"
+    unmeasured = judge([5, 7], [5, 8], lambda _: "There are no numbers.")
+    assert (unmeasured.verdict, unmeasured.tie, unmeasured.reason) == ("DIVERGED", None, "There are no numbers.")
     ended = judge([5, 7], [5], lambda _: pytest.fail("nothing to measure"))
     assert (ended.verdict, ended.tokens) == ("DIVERGED", (7, None))
 
@@ -141,11 +143,39 @@ def test_noise_is_measured_and_the_plain_choice_found_again(session, temperature
     assert judge(plain, found, lambda _: measured).verdict == "DIVERGED"
 
 
-def test_rows_without_noise_measure_none():
-    from polydraft_reference.backend import ReferenceBackend
-
-    engine = ReferenceBackend().load_engine(toy_request("mtp", 4))
+def test_rows_without_noise_measure_none(session):
     plain = [ord(c) for c in "abcdefghij"]
-    measured = measure_tie(engine, request(), plain, [*plain[:3], 5], 3, 4)
+    measured = measure_tie(session.engine, request(), plain, [*plain[:3], 5], 3, 4)
     assert measured.noise == 0.0
     assert measured.values[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("noise", "dtype", "limit"),
+    [
+        (Noise(rows=0.0, prefill=0.0, largest_logit=8.0), "float32", 16 * 2.0**-20),
+        (Noise(rows=1e-5, prefill=0.0, largest_logit=8.0), "torch.float32", 64 * 2.0**-20),
+        # Blocks that are wrong everywhere do not widen the tolerance; prefills that differ do, up to bfloat16's.
+        (Noise(rows=1.0, prefill=0.0, largest_logit=8.0), "float32", 64 * 2.0**-20),
+        (Noise(rows=1.0, prefill=1e-3, largest_logit=8.0), "float32", 16e-3),
+        (Noise(rows=1.0, prefill=1.0, largest_logit=8.0), "float32", 1.0),
+        (Noise(rows=0.0, prefill=0.0, largest_logit=8.0), "bfloat16", 1.0),
+        (Noise(rows=9.0, prefill=9.0, largest_logit=8.0), "Q8_0", 1.0),
+    ],
+)
+def test_what_rounding_explains(noise, dtype, limit):
+    assert noise.explains(dtype) == pytest.approx(limit)
+
+
+def test_noise_of_rows_and_prefills_is_told_apart(session):
+    engine = session.engine
+    quiet = measure_noise(engine, PROMPT[:15], 5)
+    assert (quiet.rows, quiet.prefill) == (0.0, 0.0)
+    engine.sequence_class = NoisySequence
+    try:
+        found = measure_noise(engine, PROMPT[:15], 5)
+    finally:
+        del engine.sequence_class
+    assert found.rows == pytest.approx(NoisySequence.scale, rel=0.01)
+    assert found.prefill == 0.0  # one row in both
+    assert found.largest_logit == pytest.approx(quiet.largest_logit, abs=2e-3)

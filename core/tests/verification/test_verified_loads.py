@@ -7,7 +7,7 @@ import warnings
 import polydraft
 import pytest
 from defects import Unverified
-from polydraft.contract import hookimpl
+from polydraft.contract import LocalModelRecord, hookimpl
 from polydraft.errors import InvalidRequestError, NotVerifiedError
 from polydraft.verification import _subject as subject
 from polydraft.verification._command import verify as verify_for_long
@@ -128,7 +128,7 @@ class _Plugin:
     @hookimpl
     def polydraft_local_models(self):
         for name, folder in (("mine", "toy"), ("mine-draft", "toy-draft")):
-            yield polydraft.contract.LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")
+            yield LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")
 
 
 def test_what_failed_is_refused_and_not_recommended_again(broken):

@@ -62,7 +62,7 @@ def test_a_tie_that_flips_without_a_drafter_too_is_a_near_tie(broken):
 
 
 @pytest.mark.parametrize("defect", [WrongBlocks, WrongBlocksInLowPrecision])
-def test_wrong_blocks_are_no_excuse_for_themselves(broken, defect):
+def test_wrong_blocks_do_not_excuse_themselves(broken, defect):
     """The control without a drafter flips as well, and the "noise" is large: rounding does not explain it."""
     broken(defect)
     found = verify("builtin:toy", keep=False, **TOY)
@@ -71,14 +71,9 @@ def test_wrong_blocks_are_no_excuse_for_themselves(broken, defect):
     assert all("positions or masks within a step are wrong" in reason for reason in reasons)
 
 
-def test_bitwise_sessions_have_no_near_ties(broken):
+def test_a_sound_bitwise_session():
     found = verify("builtin:toy", exactness="bitwise", time_limit=2, keep=False, **TOY)
     assert (found.verdict, found.passes) == ("EXACT", True)
-    broken(NearlyTied)
-    tied = verify("builtin:toy", time_limit=2, keep=False, **TOY)
-    assert (tied.verdict, tied.passes) == ("NEAR_TIE", True)
-    # Loading it refuses such an engine; should the check at load have missed it:
-    assert not tied.model_copy(update={"subject": found.subject}).passes
 
 
 @pytest.mark.filterwarnings("ignore:.*has drafted nothing")
@@ -93,9 +88,9 @@ def test_without_drafts_nothing_is_verified(broken, data_home):
 
 def test_the_time_limit_holds(broken):
     broken(Slow)
-    begin = time.monotonic()
+    started = time.monotonic()
     found = verify("builtin:toy", time_limit=4, keep=False, **TOY)
-    assert time.monotonic() - begin < 9
+    assert time.monotonic() - started < 9
     assert found.seconds < 6
     assert found.cases
     assert all(case.num_tokens < 64 for case in found.cases)
@@ -109,7 +104,7 @@ def test_more_time_means_more_prompts(monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_time_that_is_none(seconds):
+def test_a_time_limit_that_is_not_positive(seconds):
     with pytest.raises(InvalidRequestError, match="time_limit"):
         verify("builtin:toy", time_limit=seconds, **TOY)
 
@@ -150,4 +145,6 @@ def test_a_whole_engine_without_log_probabilities_has_no_near_ties(example, monk
     monkeypatch.setattr(whole, "generate", broken)
     found = verify("builtin:markov", backend="markov-whole", host=example, keep=False)
     assert found.verdict == "DIVERGED"
-    assert "no numbers" in next(case.judgement.reason for case in found.cases if case.judgement.reason)
+    assert "neither logits nor log-probabilities" in next(
+        case.judgement.reason for case in found.cases if case.judgement.reason
+    )

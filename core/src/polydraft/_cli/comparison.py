@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from polydraft._session.session import Session
     from polydraft.contract import Capabilities, GenerationResult, Prompt, RunningInfo
     from polydraft.contract.requests import GenerationSettings
-    from polydraft.verification import Judgement, Tie
+    from polydraft.verification import Judgement
 
 __all__ = ["Comparison", "compare_with_plain", "warm_up"]
 
@@ -57,9 +58,7 @@ def compare_with_plain(
         result: What they gave.
         loaded: The arguments of ``polydraft.load``, for the command that verifies.
     """
-    from polydraft.verification import first_difference, judge
-    from polydraft.verification._measure import measure
-    from polydraft.verification._verdict import passes
+    from polydraft.verification import first_difference, judge_outputs
 
     capabilities = capabilities_of(session)
     seed = {"seed": result.settings.seed} if "seed" in capabilities.sampling else {}
@@ -68,17 +67,13 @@ def compare_with_plain(
     fast, slow = result.stats.tokens_per_second, plain.stats.tokens_per_second
     speed_up = fast / slow if fast and slow else None
     expected, found = plain.token_ids, result.token_ids
-    if first_difference(expected, found) is not None and (why := _may_differ(result.settings, capabilities)):
+    differ = first_difference(expected, found) is not None
+    if differ and (why := _may_differ(result.settings, capabilities)):
         return Comparison(plain, None, True, why, speed_up)
-
-    def measured(position: int) -> Tie | None:
-        with waiting_for("Measuring the difference"):
-            return measure(session, capabilities, plain, expected, found, position)
-
-    judgement = judge(expected, found, measured)
-    kept = passes(judgement.verdict, session.running.exactness)
-    hint = "" if judgement.verdict == "EXACT" else _hint(judgement, kept, session.running, capabilities, loaded)
-    return Comparison(plain, judgement, kept, hint, speed_up)
+    with waiting_for("Measuring the difference") if differ else nullcontext():
+        judgement = judge_outputs(session, capabilities, plain.prompt_token_ids, plain.settings, expected, found)
+    hint = _hint(judgement, session.running, capabilities, loaded) if differ else ""
+    return Comparison(plain, judgement, judgement.passes, hint, speed_up)
 
 
 def capabilities_of(session: Session) -> Capabilities:
@@ -101,12 +96,11 @@ def _may_differ(settings: GenerationSettings, capabilities: Capabilities) -> str
     return ""
 
 
-def _hint(
-    judgement: Judgement, kept: bool, running: RunningInfo, capabilities: Capabilities, loaded: Mapping[str, Any]
-) -> str:
+def _hint(judgement: Judgement, running: RunningInfo, capabilities: Capabilities, loaded: Mapping[str, Any]) -> str:
     """What a difference means, what removes it where it is or may be a near tie, and how to check a defect."""
     from polydraft.verification._gate import command_of
 
+    kept = judgement.passes
     hints = ["Rounding decided between two tokens that the model rates alike: not a defect."] if kept else []
     if kept or (judgement.tie is None and None not in (judgement.tokens or ())):
         if "bitwise" in capabilities.exactness and running.exactness != "bitwise":

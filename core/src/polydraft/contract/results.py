@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -136,6 +137,21 @@ class GenerationStats(Record):
         if not self.decode_seconds or self.num_tokens < 2:
             return None
         return (self.num_tokens - 1) / self.decode_seconds
+
+    @classmethod
+    def total(cls, stats: Iterable[GenerationStats]) -> GenerationStats:
+        """The sums over several generations; a count that one of them does not report is None.
+
+        Times are None as well: generations may have overlapped.
+        """
+        sums: dict[str, Any] = {}
+        every = list(stats)
+        for name in cls.model_fields.keys() - {"prefill_seconds", "decode_seconds"}:
+            values = [getattr(one, name) for one in every]
+            if None not in values:
+                by_position = name == "accepted_per_position"
+                sums[name] = tuple(map(sum, zip_longest(*values, fillvalue=0))) if by_position else sum(values)
+        return cls(**sums)
 
     def with_rates(self) -> dict[str, Any]:
         """The counts with the derived rates, as JSON-ready data."""

@@ -1,4 +1,4 @@
-"""Which weights are these? A fingerprint that changes when a model does, without reading gigabytes."""
+"""A fingerprint that identifies a model's weights without reading gigabytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["fingerprint"]
 
 _WHOLE = 64 << 20
-"""Files up to so many bytes are hashed as a whole."""
+"""Files up to this many bytes are hashed in full."""
 _PARTS, _PART = 64, 64 << 10
-"""Of larger files: so many parts of so many bytes, evenly spaced, with the size and the time of the last change."""
+"""Of larger files this many parts are hashed, of this many bytes each, evenly spaced; with size and time of change."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -25,11 +25,11 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
     """The commit of a Hub model, or a hash over the files of a local one.
 
     Args:
-        source: The resolved model; of a Hub model at least the config has been downloaded.
-        hub: Where the Hub's cache is.
+        source: The resolved model; at least the config of a Hub model has been downloaded.
+        hub: Says where the Hub's cache is.
 
     Returns:
-        None where it cannot be told: the commit of a Hub model that is not in the cache.
+        None for a Hub model that is not in the cache: its commit is not known.
     """
     if source.path is None:
         return _commit(repository(source.id), source.revision, hub)
@@ -45,7 +45,7 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
 
 
 def _counts(path: Path, folder: Path) -> bool:
-    """Whether a file can matter: no hidden ones, no words about the model."""
+    """Whether a file can change the model: hidden files and Markdown cannot."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.suffix.lower() != ".md"
 

@@ -1,4 +1,4 @@
-"""``load(verified=...)``: only what has been verified, or a warning."""
+"""``load(verified=...)``: refuse what has not been verified, or warn."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["Gate", "VerificationWarning", "command_of"]
 
 
 class VerificationWarning(UserWarning):
-    """What is loaded has not been verified on this machine."""
+    """The loaded pair has not been verified on this machine."""
 
 
 class Gate:
-    """One load, asked before and after loading.
+    """Checks one load, before and after.
 
     Args:
-        prepared: What shall be loaded.
+        prepared: The load, resolved.
         host: The plugins.
         mode: ``require`` refuses what has not been verified, ``warn`` warns.
-        arguments: Those of ``load``, for the command that verifies.
+        arguments: Of ``load``, for the command that verifies.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Gate:
         self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
 
     def before(self) -> None:
-        """Refuse what cannot have been verified, whatever dtype and device it will have.
+        """Refuse what has not been verified in any dtype or on any device.
 
         Raises:
             NotVerifiedError: It has not been verified, or failed, and it is required.
@@ -58,7 +58,7 @@ class Gate:
             self._check(self._find(self.subject))
 
     def after(self, running: RunningInfo) -> RunningInfo:
-        """What really runs, with what is known of it.
+        """What really runs, with its verification.
 
         Raises:
             NotVerifiedError: It was verified with another dtype or on another device, and it is required.
@@ -68,12 +68,14 @@ class Gate:
         found = self._find(self.subject and with_running(self.subject, running))
         problem = self._check(found)
         if problem:
-            warnings.warn(f"{problem} Verify it: {self.command}", VerificationWarning, stacklevel=3)
+            warnings.warn(
+                f"{problem} Verify it: {self.command}", VerificationWarning, stacklevel=4
+            )  # of load, behind its decorator
         kept = found.verification
         if kept is None:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})
-        told = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
-        return running.model_copy(update={"verified": told})
+        verified = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
+        return running.model_copy(update={"verified": verified})
 
     def _find(self, subject: Subject | None) -> Found:
         if subject is None:
@@ -81,7 +83,7 @@ class Gate:
         return find(subject)
 
     def _check(self, found: Found) -> str:
-        """What is wrong, where it is not required to be right."""
+        """Why it does not count as verified; empty if it does. Raised instead where it is required."""
         kept = found.verification
         problem = found.why_not
         if kept is not None and not kept.passes:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["tie_from_logprobs"]
 
 _BEST = 5
-"""Tokens whose log-probabilities are asked for; engines limit them."""
+"""Tokens whose log-probabilities are asked for; engines limit the number."""
 _SAMPLES = 8
-"""Positions that the noise is measured at."""
+"""At about this many positions the noise is measured."""
 
 
 def tie_from_logprobs(
@@ -28,7 +28,7 @@ def tie_from_logprobs(
     position: int,
     *,
     ignore_eos: bool = True,
-) -> Tie | None:
+) -> Tie | str:
     """Decode plainly again with log-probabilities, and score the same prefixes in one prefill each: the control.
 
     For greedy outputs only: what an engine adds when it samples is not known.
@@ -42,12 +42,12 @@ def tie_from_logprobs(
         ignore_eos: The outputs' setting: an engine may forbid EOS where it is True.
 
     Returns:
-        None where plain decoding does not repeat itself up to the difference: then nothing can be measured.
+        A sentence where plain decoding does not repeat itself up to the difference: then nothing can be measured.
     """
     settings: dict[str, Any] = {"speculate": "off", "temperature": 0.0, "ignore_eos": ignore_eos, "logprobs": _BEST}
     plain = session.generate(list(prompt_token_ids), max_new_tokens=position + 1, **settings)
     if plain.token_ids != tuple(expected[: position + 1]) or plain.logprobs is None:
-        return None
+        return "Plain decoding does not repeat itself up to the difference, so nothing can be measured."
 
     def prefilled(index: int) -> TokenLogprobs:
         prefix = [*prompt_token_ids, *expected[:index]]

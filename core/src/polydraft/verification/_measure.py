@@ -1,4 +1,4 @@
-"""Which way a near tie is measured: by logits, by log-probabilities, or not at all."""
+"""The verdict on two outputs of a session, measured by logits, by log-probabilities, or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from polydraft.contract.requests import DEFAULT_SETTINGS, TokenRequest
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.verification._logprobs import tie_from_logprobs
 from polydraft.verification._steps import measure_tie
+from polydraft.verification._verdict import judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,10 +16,9 @@ if TYPE_CHECKING:
     from polydraft._session.session import Session
     from polydraft.contract.records import Capabilities
     from polydraft.contract.requests import GenerationSettings
-    from polydraft.contract.results import GenerationResult
-    from polydraft.verification._verdict import Tie
+    from polydraft.verification._verdict import Judgement, Tie
 
-__all__ = ["measure", "repeats_seeds"]
+__all__ = ["judge_outputs", "repeats_seeds"]
 
 _CHANGE_CHOICES = (
     "min_new_tokens",
@@ -39,44 +39,48 @@ def repeats_seeds(capabilities: Capabilities) -> bool:
     return capabilities.seed_identical and {"temperature", "seed"} <= capabilities.sampling
 
 
-def measure(
+def judge_outputs(
     session: Session,
     capabilities: Capabilities,
-    plain: GenerationResult,
+    prompt_token_ids: Sequence[int],
+    settings: GenerationSettings,
     expected: Sequence[int],
     found: Sequence[int],
-    position: int,
-) -> Tie | None:
-    """Measure how nearly tied two tokens are, for ``judge``.
+) -> Judgement:
+    """Judge two outputs of a session: what the conformance suite, ``polydraft verify`` and ``--compare`` call.
 
     Args:
         session: The session that made both outputs.
         capabilities: Its backend's.
-        plain: The result of plain decoding: its prompt and effective settings count, the seed among them.
+        prompt_token_ids: The prompt.
+        settings: Of both outputs, as they took effect: the seed among them, ``max_new_tokens`` not looked at.
         expected: The plain output, or the part of it that is compared.
-        found: The other output.
-        position: Index of the first token that differs; both have one there.
-
-    Returns:
-        None where the engine shows no numbers that the choice was made by, or plain decoding does not repeat itself.
+        found: The output that must equal it.
     """
-    running, settings = session.running, plain.settings
-    if isinstance(session.engine, SteppingEngine) and capabilities.exposes_logits:
-        request = TokenRequest(
-            prompt_token_ids=plain.prompt_token_ids,
-            settings=settings,
-            seed=settings.seed or 0,
-            speculate=False,
-            num_speculative_tokens=0,
-            eos_token_ids=frozenset() if settings.ignore_eos else session.tokenizer.eos_token_ids,
-            max_total_tokens=running.context_length,
-        )
-        k = running.num_speculative_tokens
-        return measure_tie(session.engine, request, expected, found, position, k, dtype=running.dtype)
-    if "logprobs" in capabilities.sampling and _by_logprobs(settings):
-        prompt, ignore_eos = plain.prompt_token_ids, settings.ignore_eos
-        return tie_from_logprobs(session, prompt, expected, found, position, ignore_eos=ignore_eos)
-    return None
+
+    def measure(position: int) -> Tie | str:
+        running = session.running
+        if running.exactness == "bitwise":
+            return "exactness='bitwise' promises equal bits: near ties do not count."
+        if isinstance(session.engine, SteppingEngine) and capabilities.exposes_logits:
+            request = TokenRequest(
+                prompt_token_ids=tuple(prompt_token_ids),
+                settings=settings,
+                seed=settings.seed or 0,
+                speculate=False,
+                num_speculative_tokens=0,
+                eos_token_ids=frozenset() if settings.ignore_eos else session.tokenizer.eos_token_ids,
+                max_total_tokens=running.context_length,
+            )
+            k = running.num_speculative_tokens
+            return measure_tie(session.engine, request, expected, found, position, k, dtype=running.dtype)
+        if "logprobs" not in capabilities.sampling:
+            return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."
+        if not _by_logprobs(settings):
+            return "With these settings tokens are not chosen by the log-probabilities that the engine reports."
+        return tie_from_logprobs(session, prompt_token_ids, expected, found, position, ignore_eos=settings.ignore_eos)
+
+    return judge(expected, found, measure)
 
 
 def _by_logprobs(settings: GenerationSettings) -> bool:

@@ -1,4 +1,4 @@
-"""What a verification decodes: prompts in the target's own tokens, in the order of what they show."""
+"""What a verification decodes: prompts in the target's own tokens, the most telling ones first."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def total(counts):
 _TEMPERATURES = (0.8, 1.0, 0.6)
 _FIRST_LENGTHS = {"code": 48, "prose": 24, "a list": 40}
 _NO_WINDOW = 256
-"""A long prompt's length, in tokens, where the target has no sliding window (or its config does not say)."""
+"""Half of a long prompt's length, in tokens, where the target's config names no sliding window."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCase:
-    """One prompt, and how it shall be decoded."""
+    """One prompt, with its sampling settings."""
 
     prompt: str
     token_ids: tuple[int, ...]
@@ -67,13 +67,13 @@ def sliding_window(config: dict[str, Any]) -> int | None:
 def planned_cases(
     tokenizer: Tokenizer, window: int | None, context_length: int, *, seeds: bool
 ) -> Iterator[tuple[int, PlannedCase]]:
-    """Prompts without end, each with the number of the pass over them.
+    """An endless sequence of prompts, each with the number of the pass over them.
 
     Args:
         tokenizer: The target's.
         window: The target's sliding window.
         context_length: Prompts leave half of it to the output.
-        seeds: Whether sampled outputs of a seed can be compared.
+        seeds: Whether seeded samples can be compared.
 
     Yields:
         In the first pass: a chat and short texts, greedy and sampled, then prompts longer than the sliding window and
@@ -99,14 +99,14 @@ def planned_cases(
             if seeds
         ]
         greedy = [*short, *longer]
-        # Greedy and sampled in turn, the short prompts first: what is cheap comes before what is not.
+        # Greedy and sampled alternate, the short prompts first: what is cheap comes first.
         order = [case for pair in zip(greedy, sampled, strict=True) for case in pair] if sampled else greedy
         for case in order:
             yield number, case
 
 
 def _tokens(tokenizer: Tokenizer, text: str, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(what begins every prompt, the text's tokens); any tokens at all where the model has no tokenizer."""
+    """(the start of every prompt, the text's tokens); arbitrary tokens where the model has no tokenizer."""
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     try:
         return start, tuple(tokenizer.encode(text))
@@ -116,7 +116,7 @@ def _tokens(tokenizer: Tokenizer, text: str, index: int) -> tuple[tuple[int, ...
 
 
 def _piece(text: tuple[tuple[int, ...], tuple[int, ...]], length: int, number: int) -> tuple[int, ...]:
-    """``length`` tokens of a text, repeated if need be; another place in it for each ``number``."""
+    """``length`` tokens of a text, repeated if needed; each ``number`` starts at another place."""
     start, body = text
     first = 11 * number % len(body)
     return (*start, *islice(cycle(body), first, first + max(1, length - len(start))))

@@ -8,18 +8,16 @@ from pydantic import Field
 
 from polydraft.contract.records import Exactness, Record
 from polydraft.contract.results import GenerationStats
-from polydraft.verification._verdict import Judgement, Verdict, passes
+from polydraft.verification._verdict import VERDICTS, Judgement, Verdict
 
 __all__ = ["FORMAT", "CheckedCase", "Subject", "Verification"]
 
 FORMAT = 1
-"""Version of the kept files; others are not read."""
-
-_WORST_FIRST: tuple[Verdict, ...] = ("DIVERGED", "NEAR_TIE", "EXACT")
+"""Version of the kept files; files of other versions are not read."""
 
 
 class Subject(Record):
-    """What a verdict is said of. A verification counts for a session only if all of this is the same."""
+    """What a verdict holds for. A verification counts for a session only if all of this is the same."""
 
     target: str
     target_fingerprint: str
@@ -29,11 +27,13 @@ class Subject(Record):
     num_speculative_tokens: int
     exactness: Exactness
     backend: str
-    versions: dict[str, str] = Field(description="Of polydraft, the engine, its plugin and what the plugin requires.")
+    versions: dict[str, str] = Field(
+        description="Of polydraft, the engine, its plugin, and the distributions that the plugin requires."
+    )
     engine_options: dict[str, Any]
     hardware: str
-    dtype: str = Field(default="", description="The one that really ran; empty: not known before loading.")
-    device: str = Field(default="", description="The one that really ran; empty: not known before loading.")
+    dtype: str = Field(default="", description="As loaded; empty before loading.")
+    device: str = Field(default="", description="As loaded; empty before loading.")
 
 
 class CheckedCase(Record):
@@ -62,12 +62,12 @@ class Verification(Record):
     @property
     def verdict(self) -> Verdict:
         """The worst of all cases."""
-        return next(verdict for verdict in _WORST_FIRST if self.count(verdict))
+        return next(verdict for verdict in reversed(VERDICTS) if self.count(verdict))
 
     @property
     def passes(self) -> bool:
-        """Whether the promise holds: see ``polydraft.verification._verdict.passes``."""
-        return passes(self.verdict, self.subject.exactness)
+        """Whether speculation kept its promise: no difference but near ties."""
+        return self.verdict != "DIVERGED"
 
     @property
     def num_tokens(self) -> int:

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["Found", "find", "folder", "save"]
 
 _LOADED_ONLY = {"dtype", "device"}
-"""Fields of a subject that are known only once it is loaded."""
+"""Fields of a subject that are known only after loading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is kept of a subject."""
+    """What was found for a subject."""
 
     verification: Verification | None
     why_not: str = ""
-    """Why there is none, one sentence."""
+    """Why there is no verification, one sentence."""
 
 
 def folder() -> Path:
@@ -60,11 +60,11 @@ def save(verification: Verification) -> Path:
 
 
 def find(subject: Subject) -> Found:
-    """The newest verification of a subject, and of nothing else.
+    """The newest verification of exactly this subject.
 
     Args:
-        subject: With ``dtype`` and ``device`` empty, those count as the same whatever they are, and the newest one that
-            passes is found, if any does: which of them counts is known once it is loaded.
+        subject: Empty ``dtype`` and ``device`` match any, and the newest verification that passes is preferred: which
+            one counts is known only after loading.
     """
     ignored = {name for name in _LOADED_ONLY if not getattr(subject, name)}
     wanted = subject.model_dump(exclude=ignored)
@@ -98,13 +98,13 @@ def _all() -> Iterator[Verification]:
         try:
             kept = Verification.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, ValidationError):
-            continue  # of another version of polydraft, or damaged: as if it were not there
+            continue  # written by another version of polydraft, or damaged
         if kept.format == FORMAT and kept.cases:
             yield kept
 
 
 def _change(name: str, before: Subject, now: Subject) -> str:
-    """What is different, in words."""
+    """One difference in words."""
     if name.endswith("_fingerprint"):
         return f"the {name.removesuffix('_fingerprint')}'s files have changed"
     if name == "versions":

@@ -1,4 +1,4 @@
-"""What is verified: models, versions and hardware, as far as they are known before anything is loaded."""
+"""The subject of a verification: models, versions and hardware, as far as they are known before loading."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["subject_of", "with_running"]
 
 
 def subject_of(prepared: Prepared, host: PluginHost) -> Subject | None:
-    """The subject of a load that has been prepared; dtype and device are known only once it is loaded.
+    """The subject of a prepared load; dtype and device are known only after loading.
 
     Returns:
-        None where nothing can be said: speculation is off, or a model's fingerprint cannot be told.
+        None where speculation is off, or a model cannot be identified.
     """
     request, record = prepared.request, prepared.state.record
     plan = request.plan
@@ -53,12 +53,12 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject | None:
 
 
 def with_running(subject: Subject, running: RunningInfo) -> Subject:
-    """The subject with what is known only of a loaded session."""
+    """The subject with the dtype and device of a loaded session."""
     return subject.model_copy(update={"dtype": running.dtype, "device": running.device})
 
 
 def _hardware(prepared: Prepared) -> str:
-    """Processor and the devices that the backend sees: rounding depends on them."""
+    """The processor and the devices that the backend sees: rounding depends on them."""
     devices = prepared.state.diagnosis.devices if prepared.state.diagnosis else ()
     seen = [f"{device.name} {device.description}".strip() for device in devices if device.name != "cpu"]
     return "; ".join([cpu_model(), *seen])

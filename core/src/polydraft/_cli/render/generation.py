@@ -142,7 +142,7 @@ def _verdict(comparison: Comparison) -> RenderableType:
     elif judgement.verdict == "EXACT":
         said, style = "identical: yes   EXACT", "green"
     elif judgement.verdict == "NEAR_TIE":
-        said, style = "identical: up to a near tie   NEAR_TIE", "yellow" if comparison.passes else "bold red"
+        said, style = "identical: up to a near tie   NEAR_TIE", "yellow"
     else:
         said, style = "identical: NO   DIVERGED", "bold red"
     text = Text(said, style=style)

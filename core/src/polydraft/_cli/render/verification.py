@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from polydraft.verification import VERDICTS
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -32,7 +34,7 @@ def verification_json(found: Verification) -> str:
         "identical": found.verdict == "EXACT",
         "passes": found.passes,
         "num_tokens": found.num_tokens,
-        "counts": {verdict: found.count(verdict) for verdict in ("EXACT", "NEAR_TIE", "DIVERGED")},
+        "counts": {verdict: found.count(verdict) for verdict in VERDICTS},
         "speed_up": found.speed_up,
         **found.model_dump(mode="json"),
         "stats": found.stats.with_rates(),
@@ -68,8 +70,7 @@ def _verdict(found: Verification) -> RenderableType:
     if found.verdict == "EXACT":
         return Text(f"identical: yes   EXACT, {what}", style="green")
     if found.verdict == "NEAR_TIE":
-        style = "yellow" if found.passes else "bold red"
-        return Text(f"identical: up to {ties} near ties   NEAR_TIE, {what}", style=style)
+        return Text(f"identical: up to {ties} near ties   NEAR_TIE, {what}", style="yellow")
     defects = found.count("DIVERGED")
     return Text(f"identical: NO   DIVERGED in {defects} outputs ({ties} near ties), {what}", style="bold red")
 

@@ -1,0 +1,139 @@
+"""Numeric noise: by how much logits differ that should be equal, and how much of that rounding explains."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polydraft.sampling.numpy_ops import array_ops_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract.results import TokenLogprobs
+    from polydraft.contract.stepping import SteppingEngine
+
+__all__ = ["EPSILON", "GreedySampler", "Logits", "Noise", "difference", "epsilon_of", "measure_noise"]
+
+Logits = npt.NDArray[np.float32]
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Spacing of floating-point numbers just above 1, by dtype."""
+
+_ROUNDINGS = {"float64": 64.0, "float32": 64.0}
+_HALF_ROUNDINGS = 16.0
+"""Tolerance in roundings of the largest logit. Smaller in half precision, whose sums accumulate in float32."""
+_GROWTH = 16.0
+"""Tolerance as a multiple of the noise on another, short context: noise grows with the length of the context."""
+
+
+def epsilon_of(dtype: str) -> float:
+    """Spacing just above 1 of ``session.running.dtype``; names of quantised weights count as bfloat16."""
+    return EPSILON.get(dtype.rpartition(".")[2], EPSILON["bfloat16"])
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Largest differences of one logit between computations that should agree."""
+
+    rows: float
+    """Between a token run in a step of its own, and as one row of a step of several."""
+    prefill: float
+    """Between a token run in a step of its own, and as the last of a prefill."""
+    largest_logit: float
+
+    @property
+    def most(self) -> float:
+        """The larger of the two."""
+        return max(self.rows, self.prefill)
+
+    def explains(self, dtype: str) -> float:
+        """How far rounding may move a logit on any other context; a larger difference is a defect.
+
+        Two limits, and the smaller one holds. By the dtype: some roundings of the largest logit, or, for engines that
+        compute below their dtype's precision, a multiple of what a prefill differs; that one is capped at bfloat16's
+        roundings, as a prefill can be wrong, too. By this engine's own noise: a multiple of it.
+
+        Args:
+            dtype: Of ``session.running``.
+        """
+        epsilon = epsilon_of(dtype)
+        rounding = _ROUNDINGS.get(dtype.rpartition(".")[2], _HALF_ROUNDINGS) * epsilon * self.largest_logit
+        below_dtype = _GROWTH * min(self.prefill, EPSILON["bfloat16"] * self.largest_logit)
+        own = _GROWTH * max(self.most, epsilon * self.largest_logit)
+        return min(max(rounding, below_dtype), own)
+
+
+class GreedySampler:
+    """A ``polydraft.contract.Sampler`` for temperature 0, independent of the core's rule. Tests use it as well.
+
+    Args:
+        engine: The engine whose arrays it reads.
+    """
+
+    needs_prefix = False
+    rows: Logits
+    """Logits of the last step, shape (rows, vocab), as the engine gave them. The engine may reuse their memory."""
+
+    def __init__(self, engine: SteppingEngine) -> None:
+        self._ops = array_ops_of(engine)
+
+    def choose(
+        self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
+    ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
+        """The largest logit of each row."""
+        self.rows = self._ops.numpy(logits)
+        return [int(token) for token in np.argmax(self.rows, axis=-1)], None
+
+    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
+        """The largest logit, as the engine's own array of shape (1,)."""
+        return self._ops.argmax(logits)
+
+
+def difference(left: Logits, right: Logits) -> float:
+    """Largest absolute difference of two rows of logits; entries that are the same infinity do not differ."""
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    gaps[left == right] = 0.0
+    return float(gaps.max())
+
+
+def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -> Noise:
+    """Measure the noise on one context: its second half is run one token at a time, in larger steps, and by prefills.
+
+    Args:
+        engine: The engine. Sequences of its own are opened, one at a time.
+        token_ids: At least two tokens, better ``3 * rows``, and well inside any sliding window: then the KV cache has
+            no part in what is measured.
+        rows: Tokens of the larger steps, at most ``engine.max_draft_tokens + 1``.
+    """
+    half = len(token_ids) // 2
+
+    def steps(size: int) -> list[Logits]:
+        found: list[Logits] = []
+        sampler = GreedySampler(engine)
+        with closing(engine.open_sequence()) as sequence:
+            sequence.prefill(token_ids[:half], sampler)
+            for start in range(half, len(token_ids), size):
+                sequence.verify(token_ids[start : start + size], sampler)
+                found.extend(sampler.rows.copy())
+        return found
+
+    def prefilled(length: int) -> Logits:
+        sampler = GreedySampler(engine)
+        with closing(engine.open_sequence()) as sequence:
+            sequence.prefill(token_ids[:length], sampler)
+            row: Logits = sampler.rows[-1].copy()
+        return row
+
+    single, several = steps(1), steps(rows)
+    fresh = [prefilled(half + index + 1) for index in range(len(single))]
+    return Noise(
+        rows=max(map(difference, single, several)),
+        prefill=max(map(difference, single, fresh)),
+        largest_logit=float(max(np.abs(row[np.isfinite(row)]).max(initial=0.0) for row in single)),
+    )
