@@ -1,9 +1,9 @@
-"""``polydraft-conformance``: what needs no run of the suite.
+"""``polydraft-conformance``: commands that do not run the suite.
 
 ``polydraft-conformance unavailable NAME --reason TEXT --report DIR`` records that a backend cannot be installed here: a
-result beside those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
+result next to those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
 ``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
-``polydraft-conformance imports PACKAGE`` fails if a plugin imports what polydraft does not offer to plugins.
+``polydraft-conformance imports PACKAGE`` fails if a plugin imports a private part of polydraft.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     unavailable = commands.add_parser("unavailable", help="record that a backend cannot be installed on this platform")
     unavailable.add_argument("backend")
     unavailable.add_argument("--reason", required=True, help="one sentence")
-    unavailable.add_argument("--remedy", default="", help="what would mend it, if anything")
+    unavailable.add_argument("--remedy", default="", help="what would fix it, if anything")
     unavailable.add_argument("--report", type=Path, required=True, metavar="DIR")
     markdown = commands.add_parser("markdown", help="print the Markdown form of a JSON report")
     markdown.add_argument("file", type=Path)
     merge = commands.add_parser("report", help="merge the JSON reports of several runs into one page or table")
-    merge.add_argument("path", nargs="+", type=Path, help="reports, or folders that hold some")
+    merge.add_argument("path", nargs="+", type=Path, help="reports, or folders that contain them")
     merge.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     merge.add_argument("--matrix", metavar="FILE", help="write the Markdown table; - prints it")
-    merge.add_argument("--readme", type=Path, metavar="FILE", help="fill the table in between the marks of a README")
-    imports = commands.add_parser("imports", help="fail if a plugin imports what is private in polydraft")
+    merge.add_argument("--readme", type=Path, metavar="FILE", help="insert the table between the marks of a README")
+    imports = commands.add_parser("imports", help="fail if a plugin imports a private part of polydraft")
     imports.add_argument("package", nargs="+", help="import name or folder")
     options = parser.parse_args(arguments)
     if options.command == "imports":
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             print(to_markdown(json.loads(options.file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, KeyError) as error:
-            print(f"polydraft-conformance: {options.file} is no report: {error!r}", file=sys.stderr)
+            print(f"polydraft-conformance: {options.file} is not a report: {error!r}", file=sys.stderr)
             return 1
         return 0
     for path in write(_unavailable(options.backend, options.reason, options.remedy), options.report):
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _merge(paths: list[Path], html: Path | None, matrix: str | None, readme: Path | None) -> int:
-    """Write the page and the tables that were asked for; the table is printed if nothing was."""
+    """Write the page and the tables that were asked for; by default print the table."""
     try:
         reports = read_reports(paths)
         table = to_matrix(reports)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +11,21 @@ import numpy as np
 from polydraft.contract import EngineSequence, Sampler, Step
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
-from polydraft_conformance.counting import WrappedSequence, wrapped_sequences
-from polydraft_conformance.prompts import window_prompts
+from polydraft_conformance.counting import WrappedSequence, stepping_engine, wrapped_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from polydraft import Session
     from polydraft.contract import GenerationResult, SteppingEngine
+    from polydraft.verification import Logits
 
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.primitives import Logits
+    from polydraft_conformance.bench import Bench
     from polydraft_conformance.prompts import WindowPrompt
-    from polydraft_conformance.suite import Suite
 
 __all__ = ["BitwiseRun", "bits_of", "bitwise_sessions", "recorded_bits", "run_bitwise"]
 
 _DTYPES = ("bfloat16",)
-"""What is run beside the suite's own dtype: where the last bits matter most."""
+"""Run in addition to the suite's own dtype: where the last bits matter most."""
 
 
 @dataclass(slots=True)
@@ -42,6 +39,8 @@ class BitwiseRun:
     plain_bits: dict[int, bytes] = field(default_factory=dict)
     """Absolute position -> digest of the logits that the token there was chosen from; empty for a whole engine."""
     speculative_bits: dict[int, bytes] = field(default_factory=dict)
+    difference: str = ""
+    """How the two outputs differ, for a message; empty if they are the same tokens."""
 
     @property
     def positions(self) -> range:
@@ -49,40 +48,44 @@ class BitwiseRun:
         start = len(self.plain.prompt_token_ids)
         return range(start, start + len(self.plain.token_ids))
 
+    @property
+    def place(self) -> str:
+        """Prompt and settings, for messages."""
+        temperature = self.settings["temperature"]
+        how = f"temperature {temperature:g}" if temperature else "greedy"
+        return f"(prompt {self.prompt.place} of the window, {how})"
+
 
 def bits_of(row: Logits) -> bytes:
     """A digest of one row of logits. Float32 holds every bit of the narrower floats."""
     return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
 
 
-def bitwise_sessions(suite: Suite, case: Case, refused: dict[str, str]) -> Iterator[Session]:
+def bitwise_sessions(bench: Bench, refused: dict[str, str]) -> Iterator[Bench]:
     """Sessions with ``exactness="bitwise"``: in the suite's dtype, and in bfloat16 where the backend takes it.
 
     Args:
-        suite: Loads them; each is closed before the next one.
-        case: What to load.
+        bench: Loads them; each is closed before the next one.
         refused: Gets the dtypes that the backend refuses, with its reason.
     """
-    for dtype in dict.fromkeys((suite.options.dtype, *_DTYPES)):
+    usual = bench.suite.options.dtype
+    for dtype in dict.fromkeys((usual, *_DTYPES)):
         try:
-            session = suite.load(case, exactness="bitwise", dtype=dtype)
+            session = bench.suite.load(bench.case, exactness="bitwise", dtype=dtype)
         except (UnsupportedError, InvalidRequestError) as error:
-            if dtype == suite.options.dtype:
+            if dtype == usual:
                 raise
             refused[dtype] = str(error)
             continue
-        try:
-            yield session
-        finally:
-            session.close()
+        with closing(session):
+            yield bench.on(session)
 
 
-def run_bitwise(
-    suite: Suite, case: Case, session: Session, engine: SteppingEngine | None, settings: Sequence[dict[str, Any]]
-) -> list[BitwiseRun]:
-    """Decode the window prompts under each settings, plainly and with speculation, with every row's bits."""
+def run_bitwise(bench: Bench, settings: Sequence[dict[str, Any]]) -> list[BitwiseRun]:
+    """Decode the window prompts with each of the settings, plainly and with speculation; keep every row's bits."""
     runs = []
-    for prompt in window_prompts(suite, session, case):
+    session, engine = bench.session, stepping_engine(bench.session)
+    for prompt in bench.window_prompts:
         for some in settings:
             call = {**some, "max_new_tokens": prompt.max_new_tokens, "ignore_eos": True}
             token_ids = list(prompt.token_ids)
@@ -90,7 +93,15 @@ def run_bitwise(
                 plain = session.generate(token_ids, speculate="off", **call)
             with recorded_bits(engine) as speculative_bits:
                 speculative = session.generate(token_ids, speculate="on", **call)
-            runs.append(BitwiseRun(prompt, call, plain, speculative, plain_bits, speculative_bits))
+            run = BitwiseRun(prompt, call, plain, speculative, plain_bits, speculative_bits)
+            wrong = (
+                f"Bitwise exactness is broken in {session.running.dtype}: speculation changed the output {run.place}."
+            )
+            try:
+                bench.same(plain, speculative, wrong=wrong)
+            except AssertionError as error:  # judged now, while the session is open
+                run.difference = str(error)
+            runs.append(run)
     return runs
 
 
@@ -98,7 +109,7 @@ def run_bitwise(
 def recorded_bits(engine: SteppingEngine | None) -> Iterator[dict[int, bytes]]:
     """Inside the ``with`` block, digests of the logits by the absolute position that they choose for.
 
-    A later forward replaces what an earlier one gave: rows of rejected drafts are of another text.
+    A later forward replaces an earlier one's: rows of rejected drafts belong to another text.
     """
     bits: dict[int, bytes] = {}
     if engine is None:

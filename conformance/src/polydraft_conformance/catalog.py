@@ -1,4 +1,4 @@
-"""The catalogue of checks: what a check varies over, which claim it needs, and which checks it builds upon."""
+"""The catalogue of checks: what each is repeated for, which claim it needs, and which checks it builds upon."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check(
         after: Names of checks it builds upon. Where one of them failed for the same target and drafter kind, a
             failure of this one is reported as its consequence, not as a fault of its own.
         claims: Which capability it needs.
-        time_factor: It may take so many times the time limit of a check.
+        time_factor: It may take this many times the time limit of a check.
     """
 
     def declare(function: F) -> F:
@@ -91,7 +91,7 @@ def check(
 
 
 def load_checks() -> dict[str, Check]:
-    """All checks of the suite, those too whose modules pytest did not collect."""
+    """All checks of the suite, including those whose modules pytest did not collect."""
     from polydraft_conformance import checks
 
     for module in iter_modules(checks.__path__):
@@ -106,7 +106,7 @@ def matching_checks(pattern: str) -> list[str]:
 
 
 def rank(check: Check) -> tuple[int, int]:
-    """Sort key that puts a check behind those it builds upon, and else keeps the order of definition."""
+    """Sort key that puts a check after those it builds upon, and otherwise keeps the order of definition."""
     return _depth(check), check.order
 
 

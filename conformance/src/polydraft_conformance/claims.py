@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydraft_conformance.catalog import not_claimed
-from polydraft_conformance.counting import stepping_engine
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydraft import Session
-    from polydraft.contract import Capabilities, DrafterKind, SteppingEngine
+    from polydraft.contract import Capabilities, DrafterKind
 
 __all__ = [
     "MODEL_KINDS",
-    "engine_of",
     "expect",
     "exposes_logits",
     "has_model_drafter",
@@ -33,7 +28,7 @@ def expect(condition: bool, message: str) -> None:
 
     Args:
         condition: What must hold.
-        message: What is wrong if it does not; the first line names the cause.
+        message: What is wrong otherwise; the first line names the cause.
     """
     if not condition:
         raise AssertionError(message)
@@ -67,11 +62,3 @@ def samples(*names: str) -> Callable[[Capabilities], str | None]:
         return f"The backend does not claim the sampling settings {', '.join(missing)}." if missing else None
 
     return claim
-
-
-def engine_of(session: Session) -> SteppingEngine:
-    """The engine of a stepping session; ends the check for a whole engine, whose primitives cannot be called."""
-    engine = stepping_engine(session)
-    if engine is None:
-        not_claimed("A whole engine keeps its own loop: it has no primitives to call.")
-    return engine

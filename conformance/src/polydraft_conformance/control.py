@@ -1,34 +1,21 @@
-"""How often blocks alone turn a choice: the plain output scored again in blocks of k+1, without any drafter."""
+"""How often blocks alone flip a choice: the plain output scored again in blocks of k+1, without any drafter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from polydraft_conformance.primitives import greedy, open_sequence
+from polydraft.verification import GreedySampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from polydraft.contract import SteppingEngine
 
-__all__ = ["Turns", "chance_of_at_least", "turns"]
+__all__ = ["chance_of_at_least", "flip_shares"]
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """At which output tokens blocks choose otherwise than single steps."""
-
-    shares: tuple[float, ...]
-    """For each output token after the first: in what share of the places it can have in a block the choice turns."""
-
-    @property
-    def expected(self) -> float:
-        """How many tokens turn in one run, on average."""
-        return sum(self.shares)
-
-
-def turns(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int], rows: int) -> Turns:
+def flip_shares(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int], rows: int) -> list[float]:
     """Score an output in blocks of ``rows`` tokens, once for each place of the blocks' first cut.
 
     Args:
@@ -36,11 +23,15 @@ def turns(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int], 
         prompt: The prompt.
         output: Its plain greedy output.
         rows: Tokens of a block, at most ``max_draft_tokens + 1``.
+
+    Returns:
+        For each output token after the first: the share of its possible places in a block at which the blocks choose
+        another token than single steps.
     """
-    sampler = greedy(engine)
+    sampler = GreedySampler(engine)
     counts = [0] * (len(output) - 1)
     for offset in range(1, rows + 1):
-        with open_sequence(engine) as sequence:
+        with closing(engine.open_sequence()) as sequence:
             sequence.prefill(list(prompt), sampler)
             start = 0
             while start < len(output) - 1:
@@ -49,7 +40,7 @@ def turns(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int], 
                 for index, token in enumerate(chosen):
                     counts[start + index] += token != output[start + index + 1]
                 start = end
-    return Turns(tuple(count / rows for count in counts))
+    return [count / rows for count in counts]
 
 
 def chance_of_at_least(count: int, shares: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Counts taken independently: what the loop really asked of a stepping engine, and what the engine answered."""
+"""Independent counts: what the loop asked of a stepping engine, and what the engine answered."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import EngineSequence, Proposal, Sampler, Step, SteppingEngine
+from polydraft.contract import EngineSequence, GenerationStats, Proposal, Sampler, Step, SteppingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from polydraft import Session
 
-__all__ = ["Counts", "SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_engine", "wrapped_sequences"]
+__all__ = ["SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_engine", "wrapped_sequences"]
 
 
 @dataclass(slots=True)
@@ -30,24 +30,8 @@ class SequenceLog:
     rollbacks: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a generation's statistics should say."""
-
-    steps: int
-    rounds: int
-    drafted: int
-    accepted: int
-    per_position: tuple[int, ...]
-    """Element i: rounds in which draft i was accepted."""
-    longest: int
-    """The most drafts in one round."""
-    emitted: int
-    """Tokens that the steps chose, cut to the output."""
-
-
 class WrappedSequence(EngineSequence):
-    """An engine's sequence in a wrapper that passes everything on. Subclasses look, or change the drafts."""
+    """A wrapper that passes everything on. Subclasses observe, or change the drafts."""
 
     def __init__(self, inner: EngineSequence) -> None:
         self.inner = inner
@@ -57,27 +41,27 @@ class WrappedSequence(EngineSequence):
 
     @property
     def length(self) -> int:
-        """See ``EngineSequence.length``."""
+        """Number of stored tokens."""
         return self.inner.length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """See ``EngineSequence.prefill``."""
+        """Run the prompt."""
         return self.inner.prefill(token_ids, sampler, keep_logits=keep_logits)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """See ``EngineSequence.verify``."""
+        """Run the newest token and the drafts."""
         return self.inner.verify(token_ids, sampler, keep_logits=keep_logits)
 
     def rollback(self, length: int) -> None:
-        """See ``EngineSequence.rollback``."""
+        """Forget all but the first ``length`` tokens."""
         self.inner.rollback(length)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        """See ``EngineSequence.propose``."""
+        """Draft."""
         return self.inner.propose(newest, k, sampler, keep_logits=keep_logits)
 
     def close(self) -> None:
-        """See ``EngineSequence.close``."""
+        """Free the wrapped sequence."""
         self.inner.close()
 
 
@@ -115,7 +99,7 @@ def stepping_engine(session: Session) -> SteppingEngine | None:
 
 @contextmanager
 def wrapped_sequences(engine: SteppingEngine, wrap: Callable[[EngineSequence], EngineSequence]) -> Iterator[None]:
-    """Inside the ``with`` block, every sequence that the engine opens is put into a wrapper."""
+    """Inside the ``with`` block, every sequence that the engine opens is wrapped."""
     original = engine.open_sequence
     outer = vars(engine).get("open_sequence")  # of a wrapper around this one
     engine.open_sequence = lambda: wrap(original())  # type: ignore[method-assign]
@@ -145,30 +129,28 @@ def logged(session: Session) -> Iterator[list[SequenceLog] | None]:
         yield logs
 
 
-def count_log(log: SequenceLog, num_tokens: int) -> Counts:
-    """Count a log, cut to the ``num_tokens`` tokens that came out: accepted drafts beyond them do not count."""
+def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
+    """What the statistics of a generation of ``num_tokens`` should say; accepted drafts beyond its end do not count.
+
+    ``accepted_per_position`` is as long as the longest draft.
+    """
     left = num_tokens - len(log.first)
-    emitted = rounds = drafted = 0
-    accepted = []
+    drafted, accepted = [], []
     for run, chosen in log.steps:
         drafts = run[1:]
         right = 0
         while right < len(drafts) and drafts[right] == chosen[right]:
             right += 1
         if drafts:
-            rounds += 1
-            drafted += len(drafts)
+            drafted.append(len(drafts))
             accepted.append(min(right, max(left, 0)))
-        came_out = min(right + 1, max(left, 0))
-        emitted += came_out
-        left -= came_out
-    longest = max((len(run) - 1 for run, _ in log.steps), default=0)
-    return Counts(
-        steps=len(log.steps),
-        rounds=rounds,
-        drafted=drafted,
-        accepted=sum(accepted),
-        per_position=tuple(sum(count > position for count in accepted) for position in range(longest)),
-        longest=longest,
-        emitted=emitted,
+        left -= min(right + 1, max(left, 0))
+    longest = max(drafted, default=0)
+    return GenerationStats(
+        num_tokens=num_tokens,
+        num_target_steps=len(log.steps),
+        num_drafts=len(drafted),
+        num_draft_tokens=sum(drafted),
+        num_accepted_tokens=sum(accepted),
+        accepted_per_position=tuple(sum(count > position for count in accepted) for position in range(longest)),
     )

@@ -1,4 +1,4 @@
-"""Applies a backend's ``conformance_exclusions()``: what is left out is declared, and the declaration still true."""
+"""Applies a backend's ``conformance_exclusions()``: what it leaves out is declared, and the declaration still holds."""
 
 from __future__ import annotations
 
@@ -52,24 +52,21 @@ class Exclusions:
         """What is wrong with the declarations themselves, one sentence each."""
         faults = []
         for exclusion in self.declared:
+            named = f"The exclusion {exclusion.check!r}"
             if not matching_checks(exclusion.check):
-                faults.append(f"The exclusion {exclusion.check!r} names no check of this suite.")
+                faults.append(f"{named} names no check of this suite.")
             if exclusion.status == "notyet" and exclusion.probe is None:
-                faults.append(
-                    f"The exclusion {exclusion.check!r} is notyet, but has no probe that says when upstream mended it."
-                )
+                faults.append(f"{named} is notyet, but has no probe that shows when upstream has fixed it.")
             if exclusion.status != "notyet" and exclusion.probe is not None:
-                faults.append(
-                    f"The exclusion {exclusion.check!r} is {exclusion.status}, but has a probe: only notyet has."
-                )
+                faults.append(f"{named} is {exclusion.status}, but has a probe: only notyet exclusions have one.")
         return faults
 
     def is_gone(self, exclusion: Exclusion) -> bool:
-        """Whether the probe says that upstream's fault is mended. Each probe is run once.
+        """Whether the probe says that upstream's fault is fixed. Each probe runs once.
 
         Raises:
-            ImportError: The probe's module is not there.
-            AttributeError: Nor is its function.
+            ImportError: The probe's module does not exist.
+            AttributeError: The probe's function does not exist.
             Exception: Whatever the probe raises.
         """
         if exclusion.status != "notyet" or exclusion.probe is None:

@@ -5,23 +5,21 @@ Nothing is imported until a check asks: this module is loaded by every pytest ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from polydraft import Session
-
-    from polydraft_conformance.evidence import Evidence
+    from polydraft_conformance.bench import Bench
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["polydraft_case", "polydraft_evidence", "polydraft_numbers", "polydraft_session", "polydraft_suite"]
+__all__ = ["polydraft_bench", "polydraft_case", "polydraft_suite"]
 
 
 @pytest.fixture(scope="session")
 def polydraft_suite(pytestconfig: pytest.Config) -> Suite:
-    """The run: options, capabilities, pairs."""
+    """The run: options, capabilities, pairs. For checks of scope ``backend``, which load nothing."""
     from polydraft_conformance.plugin import suite_of
 
     return suite_of(pytestconfig)
@@ -30,27 +28,13 @@ def polydraft_suite(pytestconfig: pytest.Config) -> Suite:
 @pytest.fixture
 def polydraft_case() -> Case:
     """The target, drafter and k that a check runs on; given by the check's scope."""
-    raise pytest.UsageError("A check that uses polydraft_case needs a scope other than 'backend'.")
+    raise pytest.UsageError("A check that uses polydraft_bench needs a scope other than 'backend'.")
 
 
 @pytest.fixture
-def polydraft_session(polydraft_suite: Suite, polydraft_case: Case) -> Session:
-    """The loaded session of the case; checks of one case share it."""
-    return polydraft_suite.session(polydraft_case)
-
-
-@pytest.fixture
-def polydraft_evidence(polydraft_suite: Suite, polydraft_case: Case) -> Evidence:
-    """The greedy outputs of the case, plain and speculative, made once."""
-    from polydraft_conformance.evidence import evidence
-
-    return evidence(polydraft_suite, polydraft_case)
-
-
-@pytest.fixture
-def polydraft_numbers(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a check puts here is in its row of the report."""
+def polydraft_bench(request: pytest.FixtureRequest, polydraft_suite: Suite, polydraft_case: Case) -> Bench:
+    """The loaded session of the case, with all that checks need; checks of one case share the session."""
+    from polydraft_conformance.bench import Bench
     from polydraft_conformance.plugin import NUMBERS
 
-    numbers: dict[str, Any] = request.node.stash[NUMBERS]
-    return numbers
+    return Bench(polydraft_suite, polydraft_case, polydraft_suite.session(polydraft_case), request.node.stash[NUMBERS])

@@ -1,6 +1,8 @@
-"""Does a plugin import only what is public? Read from its source; nothing of it is run.
+"""Does a plugin import only what is public? Read from its source; none of it is run.
 
-Imports, and attributes looked up on imported modules of polydraft, are checked. Names put together at run time are not.
+A module is public if no part of its path starts with an underscore, and it is in ``PUBLIC_MODULES`` or a chapter of
+``polydraft.contract``; of a public module the names in its ``__all__`` are public. Imports are checked, and attributes
+looked up on imported modules of polydraft; names built at run time are not.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ import ast
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from polydraft import contract
 from polydraft.contract import PUBLIC_MODULES
 
 if TYPE_CHECKING:
@@ -19,10 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["private_imports", "source_of"]
 
 _ROOTS = ("polydraft", "polydraft_conformance")
+_CONTRACT = "polydraft.contract"
+_CHAPTERS = {f"{_CONTRACT}.{module.name}" for module in iter_modules(contract.__path__)}
+_DOORS = {name for name in {*PUBLIC_MODULES, *_CHAPTERS} if not any(part.startswith("_") for part in name.split("."))}
 
 
 def source_of(name: str) -> Path:
-    """The folder (or file) of a package's source, by import name or path; the package is not imported.
+    """The folder (or file) of a package's source, by import name or path, without importing the package.
 
     Raises:
         LookupError: There is no such package, or it has no source.
@@ -38,7 +45,7 @@ def source_of(name: str) -> Path:
 
 
 def private_imports(source: Path) -> list[str]:
-    """What a plugin uses of polydraft that is not public, one sentence each, with file and line.
+    """The private parts of polydraft that a plugin uses, one sentence each, with file and line.
 
     Args:
         source: A folder of Python files, or one file.
@@ -64,27 +71,27 @@ def _problems(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 aliases[name.asname or name.name.partition(".")[0]] = (
                     name.name if name.asname else name.name.partition(".")[0]
                 )
-                if name.name not in PUBLIC_MODULES:
+                if name.name not in _DOORS:
                     yield node.lineno, f"the module {name.name} is private."
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and _ours(module := node.module or ""):
             for name in node.names:
                 if problem := _name_problem(module, name.name):
                     yield node.lineno, problem
-                elif f"{module}.{name.name}" in PUBLIC_MODULES:
+                elif f"{module}.{name.name}" in _DOORS:
                     aliases[name.asname or name.name] = f"{module}.{name.name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
             owner = _module(node.value, aliases)
-            if owner in PUBLIC_MODULES and (problem := _name_problem(owner, node.attr)):
+            if owner in _DOORS and (problem := _name_problem(owner, node.attr)):
                 yield node.lineno, problem
 
 
 def _name_problem(module: str, name: str) -> str:
     """Why a name of a module is not public; empty if it is, or if it leads to a public module."""
     full = f"{module}.{name}"
-    if any(public == full or public.startswith(f"{full}.") for public in PUBLIC_MODULES):
+    if any(public == full or public.startswith(f"{full}.") for public in _DOORS):
         return ""
-    if module not in PUBLIC_MODULES:
+    if module not in _DOORS:
         return f"the module {module} is private."
     public = getattr(import_module(module), "__all__", ())
     return "" if name in public else f"{full} is private."

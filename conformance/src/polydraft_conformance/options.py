@@ -44,7 +44,7 @@ def add_options(parser: pytest.Parser) -> None:
     """Add the options to pytest's command line."""
     group = parser.getgroup("polydraft", "polydraft conformance suite")
     parser.addini(
-        "polydraft_backend", "Backend that the conformance suite runs on, where --polydraft-backend is absent."
+        "polydraft_backend", "Backend that the conformance suite runs on, unless --polydraft-backend names one."
     )
     group.addoption("--polydraft-backend", metavar="NAME", help="run the conformance suite on this installed backend")
     group.addoption(
@@ -76,7 +76,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def read_options(config: pytest.Config) -> SuiteOptions | None:
-    """The options, or None where no backend was named: then the suite does nothing.
+    """The options; None where no backend is named: then the suite does nothing.
 
     Raises:
         pytest.UsageError: The time limit is not positive.

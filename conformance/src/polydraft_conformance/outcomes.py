@@ -1,4 +1,4 @@
-"""From pytest's outcome of a check to a row: exclusions, claims and consequences are applied here."""
+"""From what a check raised to a row of the report: exclusions, claims and consequences are applied here."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["Verdict", "before", "crashed_row", "judge", "make_row"]
+__all__ = ["Outcome", "before", "crashed_row", "judge", "make_row"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Outcome:
     """What became of a check."""
 
     status: Status
@@ -43,8 +43,8 @@ def before(suite: Suite, check: Check, case: Case | None) -> None:
 
     Raises:
         NotClaimed: The capabilities do not claim what it tests.
-        ExcludedWithoutRun: It is excluded, and must not be run.
-        DeclarationError: It is excluded for upstream's fault, which is gone, or the probe fails.
+        ExcludedWithoutRun: It is excluded, and must not run.
+        DeclarationError: It is excluded for a fault of upstream that is gone, or the probe fails.
     """
     if check.claims is not None and suite.capabilities is not None:
         reason = check.claims(suite.capabilities)
@@ -66,52 +66,49 @@ def before(suite: Suite, check: Check, case: Case | None) -> None:
         raise ExcludedWithoutRun(describe(exclusion))
 
 
-def judge(
-    suite: Suite, check: Check, case: Case | None, error: BaseException | None, *, explanation: str = ""
-) -> Verdict:
-    """The verdict on a check that has been run.
+def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | None) -> Outcome:
+    """The outcome of a check that was run.
 
     Args:
         suite: Its exclusions and earlier failures count.
         check: The check.
         case: What it ran on.
         error: What it raised; None if it passed.
-        explanation: The failure in words, where the error itself says too little.
     """
     exclusion = suite.exclusions.find(check.name, case)
     if error is None:
         return _passed(exclusion)
     if isinstance(error, CannotInstallError):
-        return Verdict("cannot-install", str(error))
+        return Outcome("cannot-install", str(error))
     if isinstance(error, NotClaimed):
-        return Verdict("not-claimed", str(error))
+        return Outcome("not-claimed", str(error))
     if isinstance(error, ExcludedWithoutRun):
-        return Verdict("excluded", str(error))
+        return Outcome("excluded", str(error))
     if isinstance(error, DeclarationError):
-        return Verdict("fail", str(error))
+        return Outcome("fail", str(error))
     if isinstance(error, Skipped):
-        return Verdict("fail", f"Undeclared skip ({error}): what a backend leaves out, it declares as an Exclusion.")
-    reason = explanation or _describe(error)
+        return Outcome("fail", f"Undeclared skip ({error}): what a backend leaves out, it declares as an Exclusion.")
+    reason = _describe(error)
     if exclusion is not None:
-        return Verdict("excluded", f"{describe(exclusion)}\n{reason}")
+        return Outcome("excluded", f"{describe(exclusion)}\n{reason}")
     if cause := suite.cause(check, case):
-        return Verdict("follows", f"Follows from {cause}.\n{reason}")
-    return Verdict("fail", reason)
+        return Outcome("follows", f"Follows from {cause}.\n{reason}")
+    return Outcome("fail", reason)
 
 
 def make_row(
-    check: Check, case: Case | None, verdict: Verdict, *, seconds: float = 0.0, numbers: dict[str, Any] | None = None
+    check: Check, case: Case | None, outcome: Outcome, *, seconds: float = 0.0, numbers: dict[str, Any] | None = None
 ) -> Row:
     """The row of a check on a case."""
     return Row(
         check=check.name,
         group=check.group,
-        status=verdict.status,
+        status=outcome.status,
         target=case.pair.name if case else None,
         drafter=case.drafter if case else None,
         kind=case.kind if case else None,
         k=case.k if case else None,
-        reason=verdict.reason,
+        reason=outcome.reason,
         seconds=round(seconds, 3),
         numbers=numbers or {},
     )
@@ -144,10 +141,10 @@ def crashed_row(nodeid: str, reason: str, earlier: Sequence[Row] = ()) -> Row:
     return row
 
 
-def _passed(exclusion: Exclusion | None) -> Verdict:
+def _passed(exclusion: Exclusion | None) -> Outcome:
     if exclusion is None:
-        return Verdict("pass")
-    return Verdict(
+        return Outcome("pass")
+    return Outcome(
         "fail",
         f"Unexpected pass: the backend excludes it by {exclusion.check!r} ({describe(exclusion)}), but it holds. "
         "Remove or narrow the exclusion.",

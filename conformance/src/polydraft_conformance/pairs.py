@@ -1,4 +1,4 @@
-"""What the suite runs on: targets with their drafters, and the cases made of them."""
+"""What the suite runs on: targets with their drafters, and the cases made from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Case", "NoPairsError", "Pair", "cases", "find_pairs", "sliding_windo
 _SIBLINGS: tuple[tuple[str, DrafterKind], ...] = (("-assistant", "mtp"), ("-draft", "draft-model"))
 _PREFIX = "builtin:"
 _NO_WINDOW = 64
-"""Stands for the window's edge where a target has full attention only: lengths around it are as good as others."""
+"""Used as the window where a target has full attention only: lengths around it are as good as any."""
 
 
 class NoPairsError(Exception):
@@ -118,7 +118,7 @@ def find_pairs(
 
 
 def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int]) -> list[Case]:
-    """The cases that a check of one scope is repeated for; where not for every k, for the first one."""
+    """The cases that a check of one scope is repeated for; where not for every k, then for the first."""
     usual = k_values[0]
     if scope == "backend":
         return []
@@ -139,14 +139,14 @@ def sliding_window(config: dict[str, Any]) -> int:
 
 
 def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
-    """A pair that the user wrote as TARGET=DRAFTER. Its kind is what a plugin says of it, else what its config says."""
+    """A pair that the user wrote as TARGET=DRAFTER. Its kind comes from a plugin's record, or else from its config."""
     target, _, drafter = text.partition("=")
     try:
         config = resolve(target, known=known).config
         kind: DrafterKind = "ngram"
         if drafter != "ngram":
-            said = [pair.kind for _, pair in host.pairs() if (pair.target, pair.drafter) == (target, drafter)]
-            kind = said[0] if said else drafter_kind(resolve(drafter, role="drafter", known=known).config)
+            recorded = [pair.kind for _, pair in host.pairs() if (pair.target, pair.drafter) == (target, drafter)]
+            kind = recorded[0] if recorded else drafter_kind(resolve(drafter, role="drafter", known=known).config)
     except PolydraftError as error:
         raise NoPairsError(f"--polydraft-pairs {text}: {error}") from error
     drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]

@@ -67,7 +67,7 @@ def suite_of(config: pytest.Config) -> Suite:
 
 
 def check_of(item: pytest.Item) -> Check | None:
-    """The check that an item runs; None for other people's tests."""
+    """The check that an item runs; None for tests that are not the suite's."""
     from polydraft_conformance.catalog import CHECKS
 
     mark = item.get_closest_marker(MARK)
@@ -92,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         suite = suite_of(metafunc.config)
     except pytest.UsageError:
-        return  # said once, when all items are collected
+        return  # reported once, when all items are collected
     check = CHECKS[mark.args[0]]
     if suite.diagnosis.usable and check.scope != "backend":
         found = cases(suite.pairs, check.scope, suite.k_values)
@@ -158,7 +158,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn pytest's outcome into the suite's verdict, and send the row along with the report."""
+    """Turn what pytest saw into the suite's outcome, and send the row along with the report."""
     report = yield
     check = check_of(item)
     if check is None:
@@ -174,13 +174,13 @@ def pytest_runtest_makereport(
     suite, case = suite_of(item.config), case_of(item)
     if isinstance(error, TimeLimitError):
         suite.abandon()
-    verdict = judge(suite, check, case, error)
-    if verdict.status in {"fail", "follows"}:
+    outcome = judge(suite, check, case, error)
+    if outcome.status in {"fail", "follows"}:
         suite.note_failure(check, case)
-    _set_outcome(report, verdict.status, verdict.reason)
+    _set_outcome(report, outcome.status, outcome.reason)
     seconds = call.duration + (item.stash.get(SETUP_SECONDS, 0.0) if call.when == "call" else 0.0)
     measured: dict[str, Any] = item.stash.get(NUMBERS, {})
-    row = make_row(check, case, verdict, seconds=seconds, numbers={**measured, **suite.take_verdicts()})
+    row = make_row(check, case, outcome, seconds=seconds, numbers={**measured, **suite.take_verdicts()})
     report.user_properties.append((_PROPERTY, row.as_dict()))
     return report
 
@@ -208,15 +208,15 @@ class RowCollector:
         self.rows = rows
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the row that a report carries; the check of a process that died has none."""
+        """Take the row from a report; a check whose process died has none."""
         from polydraft_conformance.outcomes import crashed_row
         from polydraft_conformance.rows import Row
 
         sent = [value for name, value in report.user_properties if name == _PROPERTY]
         self.rows.extend(Row(**value) for value in sent if isinstance(value, dict))
         if not sent and report.failed and report.when not in {"setup", "call", "teardown"}:
-            said = report.longreprtext.strip().splitlines()[-1]
-            self.rows.append(crashed_row(report.nodeid, f"The process died: {said}", self.rows))
+            last_line = report.longreprtext.strip().splitlines()[-1]
+            self.rows.append(crashed_row(report.nodeid, f"The process died: {last_line}", self.rows))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -228,18 +228,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     suite = suite_of(config)
     if suite.options.report is not None:
-        from polydraft_conformance.report import write
+        from polydraft_conformance.report import report_of, write
 
-        write(suite.report(config.stash[ROWS]), suite.options.report)
+        write(report_of(suite, config.stash[ROWS]), suite.options.report)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    """Say in a few lines what came out, and where the report is."""
+    """Print a short summary, and where the report is."""
     rows = config.stash.get(ROWS, [])
     if not rows:
         return
+    from polydraft_conformance.report import report_of
+
     suite = suite_of(config)
-    report = suite.report(rows)
+    report = report_of(suite, rows)
     counts = ", ".join(f"{count} {status}" for status, count in report.summary().items() if count)
     terminalreporter.section(f"polydraft conformance of {suite.options.backend}: {report.status}")
     terminalreporter.line(counts)

@@ -7,12 +7,11 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from polydraft import Session
 
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
-
-__all__ = ["CHATS", "TEXTS", "WindowPrompt", "prompt_of_length", "window_prompts"]
+__all__ = ["CHATS", "TEXTS", "PromptText", "WindowPrompt", "window_prompts"]
 
 TEXTS = (
     '''def read_lines(path, *, encoding="utf-8"):
@@ -71,42 +70,46 @@ class WindowPrompt:
     max_new_tokens: int
 
 
-def prompt_of_length(suite: Suite, session: Session, case: Case, length: int) -> tuple[int, ...]:
-    """The first tokens of the suite's text (repeated if need be), BOS first where the model has one.
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """The suite's text in a target's tokens."""
 
-    Args:
-        suite: Keeps the text's tokens.
-        session: Any session of the case's target: it turns text into tokens.
-        case: Whose target's tokens are wanted.
-        length: Number of tokens.
-    """
-    key = ("text", case.pair)
-    if key not in suite.cache:
+    start: tuple[int, ...]
+    """BOS, where the model has one."""
+    body: tuple[int, ...]
+
+    @classmethod
+    def of(cls, session: Session) -> PromptText:
+        """From any session of the target: it turns text into tokens."""
         bare, whole = (
             session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids for text in (TEXTS[1], TEXTS[0])
         )
         # What both begin with is BOS, if anything.
         start = whole[:1] if whole[0] == bare[0] else ()
-        suite.cache[key] = (start, whole[len(start) :])
-    start, body = suite.cache[key]
-    return (*start, *islice(cycle(body), length - len(start)))
+        return cls(start, whole[len(start) :])
+
+    def tokens(self, length: int) -> list[int]:
+        """The first ``length`` tokens, the text repeated if needed."""
+        return [*self.start, *islice(cycle(self.body), length - len(self.start))]
 
 
-def window_prompts(suite: Suite, session: Session, case: Case) -> tuple[WindowPrompt, ...]:
-    """Prompts shorter than, across and past the sliding window, and one of a single token.
+def window_prompts(prompt: Callable[[int], list[int]], window: int, *, quick: bool) -> tuple[WindowPrompt, ...]:
+    """Prompts shorter than, across and past the sliding window, and in a full run one of a single token.
 
     ``shorter``: prompt and output stay inside the window. ``across``: the output crosses its edge. ``past``: the prompt
     is twice as long as the window, so that every row of its ring has been overwritten.
+
+    Args:
+        prompt: Gives a prompt of a length.
+        window: The sliding window, in tokens.
+        quick: Shorter outputs.
     """
-    window, new_tokens = case.pair.window, 24 if suite.options.quick else 32
+    new_tokens = 24 if quick else 32
     lengths = [
         ("shorter", max(2, window // 4), max(4, window // 2)),
         ("across", max(2, window - 4), new_tokens),
         ("past", 2 * window + 3, new_tokens),
     ]
-    if not suite.options.quick:
+    if not quick:
         lengths.append(("single token", 1, new_tokens))
-    return tuple(
-        WindowPrompt(place, prompt_of_length(suite, session, case, length), min(count, new_tokens))
-        for place, length, count in lengths
-    )
+    return tuple(WindowPrompt(place, tuple(prompt(length)), min(count, new_tokens)) for place, length, count in lengths)

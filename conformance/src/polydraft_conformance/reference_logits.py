@@ -7,22 +7,24 @@ show it at once. ``scripts/record_logits.py`` makes the file again.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from polydraft.verification import GreedySampler
 
-from polydraft_conformance.primitives import greedy, logits_of, open_sequence
+from polydraft_conformance.primitives import logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from polydraft.contract import SteppingEngine
+    from polydraft.verification import Logits
 
     from polydraft_conformance.pairs import Case
-    from polydraft_conformance.primitives import Logits
 
 __all__ = ["BEST", "Rows", "largest_gap", "recorded", "recorded_prompts", "rows_of"]
 
@@ -44,8 +46,8 @@ class Rows:
 
 def rows_of(engine: SteppingEngine, context: Sequence[int], k: int) -> Rows:
     """Prefill a context and let the drafter propose after the token that the target chose, greedily."""
-    sampler = greedy(engine)
-    with open_sequence(engine) as sequence:
+    sampler = GreedySampler(engine)
+    with closing(engine.open_sequence()) as sequence:
         step = sequence.prefill(list(context), sampler, keep_logits=True)
         target = logits_of(step)[-1]
         proposal = sequence.propose(step.token_ids[-1], k, sampler, keep_logits=True)

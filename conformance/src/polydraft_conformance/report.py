@@ -1,4 +1,4 @@
-"""The report of a run: ``conformance-report.json``, with its Markdown and HTML beside it."""
+"""The report of a run: ``conformance-report.json``, with its Markdown and HTML next to it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft.hardware import processor
+from polydraft.verification import VERDICTS
 
 from polydraft_conformance.catalog import CHECKS
-from polydraft_conformance.comparison import VERDICTS
 from polydraft_conformance.rendering.markdown import to_markdown
 from polydraft_conformance.rendering.page import to_page
 from polydraft_conformance.rows import STATUSES, Row
@@ -22,9 +22,11 @@ from polydraft_conformance.rows import STATUSES, Row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from polydraft.contract import Diagnosis
+    from polydraft.contract import Capabilities, Diagnosis
 
-__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "write"]
+    from polydraft_conformance.suite import Suite
+
+__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "report_of", "write"]
 
 FORMAT_VERSION = 1
 JSON_NAME = "conformance-report.json"
@@ -60,14 +62,14 @@ class Report:
         return {status: counts[status] for status in STATUSES}
 
     def verdicts(self) -> dict[str, int]:
-        """How many outputs were compared with what verdict; near ties are counted apart."""
+        """Number of compared outputs by verdict."""
         counts: Counter[str] = Counter()
         for row in self.rows:
             counts.update(row.numbers.get("verdicts", {}))
         return {verdict: counts[verdict] for verdict in VERDICTS}
 
     def acceptance(self) -> list[dict[str, Any]]:
-        """What speculation did, by case: counts and rates, on the window prompts or on those a pair was scored with."""
+        """What speculation did, by case: counts and rates, on the window prompts or on a pair's scored ones."""
         return [
             {"target": row.target, "drafter": row.drafter, "kind": row.kind, "k": row.k, **row.numbers["acceptance"]}
             for row in self.rows
@@ -98,8 +100,44 @@ class Report:
         }
 
 
+def report_of(suite: Suite, rows: list[Row]) -> Report:
+    """The report of a run, so far or finished."""
+    given, record = suite.options, suite.record
+    plugins = [
+        status.distribution
+        for status in suite.host.statuses()
+        if record.name in status.backends and status.distribution
+    ]
+    required = [name for key in record.requires for name in key.split("|")]
+    return Report(
+        backend=given.backend,
+        options={
+            "pairs": list(given.pairs),
+            "kinds": list(given.kinds),
+            "dtype": given.dtype,
+            "device": given.device,
+            "quick": given.quick,
+            "k": list(suite.k_values),
+        },
+        environment=environment(suite.diagnosis, [*plugins, record.engine, *required]),
+        usable=suite.diagnosis.usable,
+        engine=record.engine,
+        engine_version=suite.diagnosis.engine_version,
+        reason=suite.diagnosis.reason,
+        remedy=suite.diagnosis.remedy,
+        claims=_claims(suite.capabilities) if suite.capabilities else {},
+        rows=sorted(rows, key=lambda row: row.group),
+    )
+
+
+def _claims(capabilities: Capabilities) -> dict[str, Any]:
+    """JSON-ready, sets in order."""
+    values = capabilities.model_dump(mode="json")
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 def environment(diagnosis: Diagnosis | None, distributions: Iterable[str]) -> dict[str, Any]:
-    """Versions and hardware: what a result is true of.
+    """Versions and hardware that a result holds for.
 
     Args:
         diagnosis: The backend's own, for its devices.
@@ -123,7 +161,7 @@ def environment(diagnosis: Diagnosis | None, distributions: Iterable[str]) -> di
 
 
 def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
-    """Write JSON, Markdown and HTML, and return their paths. The folder is made if it is not there."""
+    """Write JSON, Markdown and HTML, and return their paths. The folder is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     data = json.loads(json.dumps(report.as_dict(), ensure_ascii=False))
     json_path, markdown_path, html_path = (folder / name for name in (JSON_NAME, MARKDOWN_NAME, HTML_NAME))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["STATUSES", "Row", "Status"]
 
 Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "cannot-install"]
-"""``excluded``: fails, as the backend declared. ``follows``: fails where a check it builds upon failed, too.
+"""``excluded``: fails, as the backend declared. ``follows``: fails where a check it builds upon failed.
 ``not-claimed``: the capabilities do not claim it. ``cannot-install``: the backend cannot run on this machine."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -29,7 +29,7 @@ class Row:
     kind: str | None = None
     k: int | None = None
     reason: str = ""
-    """Why it is not ``pass``: the first line says what is wrong; evidence may follow."""
+    """Why it did not pass: the first line says what is wrong; evidence may follow."""
     seconds: float = 0.0
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """What the check measured: JSON-ready values by name."""

@@ -1,4 +1,4 @@
-"""A drafter that follows a script: so many right drafts, then wrong ones."""
+"""A drafter that follows a script: a given number of right drafts, then wrong ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ScriptedSequence(WrappedSequence):
     """Proposes drafts made from the known output instead of the engine's own.
 
     Args:
-        inner: The engine's sequence; its drafter is not asked.
+        inner: The engine's sequence; its own drafter is not used.
         truth: Prompt and plain output.
         vocab_size: Number of tokens.
         right: Number of the round, from 0 -> how many of its drafts are right; the others are wrong.

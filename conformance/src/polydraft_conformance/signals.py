@@ -1,4 +1,4 @@
-"""What ends a check other than passing or an assertion."""
+"""Exceptions that end a check, apart from assertions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from _pytest.outcomes import Failed, Skipped
-else:  # the public names, which type checkers take for variables
+else:  # the public names, which type checkers treat as variables
     Failed, Skipped = pytest.fail.Exception, pytest.skip.Exception
 
 __all__ = [
@@ -31,7 +31,7 @@ class ExcludedWithoutRun(Skipped):
 
 
 class TimeLimitError(Failed):
-    """A check took too long. No ``Exception``: a backend that catches everything must not swallow it."""
+    """A check took too long. Not an ``Exception``: a backend that catches everything must not swallow it."""
 
 
 class CannotInstallError(Exception):
@@ -39,4 +39,4 @@ class CannotInstallError(Exception):
 
 
 class DeclarationError(Exception):
-    """What the backend declared is not true (any more): a failure that no exclusion covers."""
+    """A declaration of the backend is not true, or no longer: a failure that no exclusion covers."""

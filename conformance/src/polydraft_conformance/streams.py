@@ -1,4 +1,4 @@
-"""Streams taken apart: which output tokens were drafts, and which text each token completes."""
+"""Streams in detail: which output tokens were drafts, and which text each token completes."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def stop_strings(plain: Streamed, index: int) -> list[str]:
     """Stop strings that output token ``index`` completes, and no earlier one.
 
     Args:
-        plain: Plain decoding, one token a chunk.
+        plain: Plain decoding, one token per chunk.
         index: Output token.
 
     Returns:
-        One that lies within the token's text, and one that begins in the token before; none where the token adds no
-        text, or where the text has been there before.
+        One that lies within the token's text, and one that starts in the token before; none where the token adds no
+        text, or where the text occurred earlier.
     """
     texts = plain.texts()
     if index not in texts or index + 1 not in texts:
@@ -93,6 +93,6 @@ def _first(plain: Streamed, stop: str, end_of_previous: int) -> bool:
 
 
 def pick(indices: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the indices, spread over them."""
+    """At most ``count`` of the indices, evenly spread."""
     step = max(1, len(indices) // count)
     return list(indices[::step])[:count]

@@ -1,33 +1,29 @@
-"""The state of one run: the backend under test, its pairs, sessions, and what has been found so far."""
+"""The state of one run: the backend under test, its pairs, its open session, and what has been found so far."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polydraft
 from polydraft import default_host
 from polydraft.hardware import processor
+from polydraft.verification import VERDICTS
 
-from polydraft_conformance.comparison import VERDICTS
+from polydraft_conformance.cache import RunCache
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.pairs import find_pairs
-from polydraft_conformance.report import Report, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from polydraft import PluginHost, Session
     from polydraft.contract import BackendRecord, Capabilities, Diagnosis
+    from polydraft.verification import Verdict
 
     from polydraft_conformance.catalog import Check
-    from polydraft_conformance.comparison import Comparison
     from polydraft_conformance.options import SuiteOptions
     from polydraft_conformance.pairs import Case, Pair
-    from polydraft_conformance.rows import Row
 
 __all__ = ["Suite", "open_suite"]
 
@@ -44,16 +40,15 @@ class Suite:
     """None where the backend is not usable: then its engine may not even import."""
     pairs: tuple[Pair, ...] = ()
     exclusions: Exclusions = field(default_factory=lambda: Exclusions(()))
-    cache: dict[Any, Any] = field(default_factory=dict)
-    """What checks share: results by key; see ``evidence``."""
-    comparisons: list[Comparison] = field(default_factory=list)
-    """Verdicts of the check under way; its row takes them."""
+    cache: RunCache = field(default_factory=RunCache)
+    verdicts: list[tuple[Verdict, dict[str, Any]]] = field(default_factory=list)
+    """Verdicts of the check in progress, each with its evidence; the check's row takes them."""
     _session: tuple[Case, Session] | None = None
     _failed: dict[str, set[tuple[str | None, str | None]]] = field(default_factory=dict)
 
     @property
     def k_values(self) -> tuple[int, ...]:
-        """The k to run, the usual one first; none is larger than what the backend claims."""
+        """The k to run, the usual one first, up to the largest that the backend claims."""
         most = self.capabilities.max_speculative_tokens if self.capabilities else 1
         return tuple(dict.fromkeys(min(k, most) for k in self.options.k_values))
 
@@ -67,37 +62,14 @@ class Suite:
 
     def take_verdicts(self) -> dict[str, Any]:
         """The verdicts since the last call, for a row's numbers: counts, and the evidence of all but EXACT."""
-        taken, self.comparisons = self.comparisons, []
+        taken, self.verdicts = self.verdicts, []
         if not taken:
             return {}
-        counts = Counter(comparison.verdict for comparison in taken)
+        counts = Counter(verdict for verdict, _ in taken)
         return {
             "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
-            "differences": [dict(comparison.evidence) for comparison in taken if comparison.verdict != "EXACT"],
+            "differences": [evidence for verdict, evidence in taken if verdict != "EXACT"],
         }
-
-    def report(self, rows: list[Row]) -> Report:
-        """The report of this run."""
-        options = {
-            "pairs": list(self.options.pairs),
-            "kinds": list(self.options.kinds),
-            "dtype": self.options.dtype,
-            "device": self.options.device,
-            "quick": self.options.quick,
-            "k": list(self.k_values),
-        }
-        return Report(
-            backend=self.options.backend,
-            options=options,
-            environment=environment(self.diagnosis, _distributions(self.host, self.record)),
-            usable=self.diagnosis.usable,
-            engine=self.record.engine,
-            engine_version=self.diagnosis.engine_version,
-            reason=self.diagnosis.reason,
-            remedy=self.diagnosis.remedy,
-            claims=_claims(self.capabilities) if self.capabilities else {},
-            rows=sorted(rows, key=lambda row: row.group),
-        )
 
     def session(self, case: Case) -> Session:
         """The session of a case. One is kept open at a time; checks of a case come one after the other.
@@ -126,15 +98,6 @@ class Suite:
         }
         return polydraft.load(case.pair.target, host=self.host, **{**arguments, **changes})
 
-    @contextmanager
-    def opened(self, case: Case, **changes: Any) -> Iterator[Session]:
-        """``load``, closed at the end of a ``with`` block."""
-        session = self.load(case, **changes)
-        try:
-            yield session
-        finally:
-            session.close()
-
     def close(self) -> None:
         """Close the shared session."""
         if self._session is not None:
@@ -150,7 +113,7 @@ class Suite:
         self._failed.setdefault(check.name, set()).add(_place(check, case))
 
     def cause(self, check: Check, case: Case | None) -> str | None:
-        """The check that failed for the same target and drafter kind, and that this one builds upon."""
+        """A check that this one builds upon and that failed for the same target and drafter kind."""
         places = {(None, None)} | ({(case.pair.name, None), (case.pair.name, case.kind)} if case else set())
         for name in check.after:
             if self._failed.get(name, set()) & places:
@@ -159,7 +122,7 @@ class Suite:
 
 
 def _place(check: Check, case: Case | None) -> tuple[str | None, str | None]:
-    """What a failure speaks of: a target and drafter kind, a target with all its drafters, or the whole backend."""
+    """What a failure concerns: a target and drafter kind, a target with all its drafters, or the whole backend."""
     if case is None:
         return (None, None)
     return (case.pair.name, case.kind if check.scope in {"kind", "case"} else None)
@@ -184,17 +147,3 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
         suite.exclusions = Exclusions.of(backend.conformance_exclusions())
         suite.pairs = find_pairs(host, suite.record, suite.capabilities, options)
     return suite
-
-
-def _distributions(host: PluginHost, record: BackendRecord) -> list[str]:
-    """What the backend's results depend on: its plugin, and the distributions it requires."""
-    plugins = [
-        status.distribution for status in host.statuses() if record.name in status.backends and status.distribution
-    ]
-    return [*plugins, record.engine, *(name for key in record.requires for name in key.split("|"))]
-
-
-def _claims(capabilities: Capabilities) -> dict[str, Any]:
-    """JSON-ready, sets in order."""
-    values = capabilities.model_dump(mode="json")
-    return {name: sorted(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -4,6 +4,8 @@ from polydraft_conformance.testing import assert_conforms
 
 def test_conformance():
     assert_conforms("my-engine")
+
+``GreedySampler(engine)`` drives a stepping engine's primitives in unit tests.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from polydraft.verification import GreedySampler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from polydraft import PluginHost
 
     from polydraft_conformance.report import Report
 
-__all__ = ["SuiteRun", "assert_conforms", "run_in_process", "run_suite"]
+__all__ = ["GreedySampler", "SuiteRun", "assert_conforms", "run_in_process", "run_suite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class SuiteRun:
 
     exit_code: int
     report: Report | None
-    """None where no check was run."""
+    """None where no check ran."""
 
     def rows(self, status: str) -> set[str]:
         """Names of the checks that have a row of this status."""
@@ -41,14 +43,14 @@ class SuiteRun:
 
 
 def run_suite(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the suite on an installed backend, in a process of its own.
+    """Run the suite on an installed backend, in a separate process.
 
     Args:
         backend: Its name.
         arguments: Further options of pytest or the suite, such as ``--polydraft-quick``.
 
     Returns:
-        The finished process: ``returncode`` is pytest's, 0 if all is well; ``stdout`` is what it printed.
+        The finished process: ``returncode`` is pytest's, 0 if nothing failed; ``stdout`` is what it printed.
     """
     command = [
         sys.executable,
@@ -58,21 +60,21 @@ def run_suite(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def assert_conforms(backend: str, *arguments: str) -> None:
+def assert_conforms(backend: str, *arguments: str, allow_unavailable: bool = False) -> None:
     """Fail, with what the suite printed, unless the backend conforms.
-
-    A backend that cannot run on this machine passes: that is a result. Give ``--polydraft-must-run`` where it must run.
 
     Args:
         backend: Its name.
         arguments: Further options of pytest or the suite.
+        allow_unavailable: Pass, too, where the backend says that it cannot run on this machine. Otherwise that is a
+            failure, so that a test cannot succeed by running nothing.
 
     Raises:
-        AssertionError: A check failed, or there is no such backend.
+        AssertionError: A check failed, the backend cannot run here, or there is no such backend.
     """
-    finished = run_suite(backend, *arguments)
+    finished = run_suite(backend, *arguments, *["--polydraft-must-run"] * (not allow_unavailable))
     if finished.returncode:
-        raise AssertionError(_tail([finished.stdout, finished.stderr], 200))
+        raise AssertionError("\n".join(f"{finished.stdout}\n{finished.stderr}".splitlines()[-200:]))
 
 
 def run_in_process(backend: str, *arguments: str, host: PluginHost | None = None, rootdir: Path) -> SuiteRun:
@@ -107,10 +109,7 @@ class _Observer:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         from polydraft_conformance.plugin import ROWS, SUITE
+        from polydraft_conformance.report import report_of
 
         if SUITE in session.config.stash:
-            self.report = session.config.stash[SUITE].report(session.config.stash[ROWS])
-
-
-def _tail(texts: Sequence[str], lines: int) -> str:
-    return "\n".join("\n".join(texts).splitlines()[-lines:])
+            self.report = report_of(session.config.stash[SUITE], session.config.stash[ROWS])

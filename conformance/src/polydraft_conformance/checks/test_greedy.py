@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polydraft.verification import first_difference
 
 from polydraft_conformance.catalog import check
-from polydraft_conformance.claims import engine_of, expect, exposes_logits
-from polydraft_conformance.comparison import compare, expect_same
-from polydraft_conformance.control import Turns, chance_of_at_least, turns
-from polydraft_conformance.evidence import greedy_settings, plain_result
+from polydraft_conformance.claims import expect, exposes_logits
+from polydraft_conformance.control import chance_of_at_least, flip_shares
+from polydraft_conformance.evidence import greedy_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from polydraft.contract import GenerationResult
 
-    from polydraft import Session
-
-    from polydraft_conformance.evidence import Evidence
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
+    from polydraft_conformance.bench import Bench
 
 _LONG = 160
-"""Tokens of the output that a full run looks for near ties in, beside the usual ones."""
+"""Tokens of one more output that a full run looks for near ties in."""
 _FALSE_ALARM = 1e-5
-"""Chance that a backend whose near ties are as frequent as the control's fails for having more."""
+"""Probability that a backend whose near ties are as frequent as the control's fails for having more."""
 _PRIMITIVES = (
     "test_generates",
     "test_steps_equal_prefill",
@@ -33,96 +30,79 @@ _PRIMITIVES = (
 
 
 @check(scope="case", after=_PRIMITIVES)
-def test_plain_decoding_repeats(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_evidence: Evidence
-) -> None:
+def test_plain_decoding_repeats(polydraft_bench: Bench) -> None:
     """Plain decoding gives the same tokens again, in this session as in the target's first one."""
-    first = polydraft_evidence.generations[1].plain
-    comparison = compare(
-        polydraft_suite,
-        polydraft_case,
-        polydraft_session,
-        first.prompt_token_ids,
-        first.token_ids,
-        polydraft_evidence.repeated.token_ids,
+    evidence = polydraft_bench.evidence
+    polydraft_bench.same(
+        evidence.runs[1].plain,
+        evidence.repeated,
+        wrong="Plain decoding does not repeat itself.",
         names=("first", "again"),
+        near_ties=False,
     )
-    expect(comparison.verdict == "EXACT", f"Plain decoding does not repeat itself. {comparison.message}")
 
 
 @check(scope="case", after=(*_PRIMITIVES, "test_plain_decoding_repeats"))
-def test_greedy_equals_plain(
-    polydraft_suite: Suite,
-    polydraft_case: Case,
-    polydraft_session: Session,
-    polydraft_evidence: Evidence,
-    polydraft_numbers: dict[str, Any],
-) -> None:
+def test_greedy_equals_plain(polydraft_bench: Bench) -> None:
     """Greedy speculative output is the plain output, token by token, inside, across and past the sliding window."""
-    compared = 0
-    for generation in polydraft_evidence.generations:
-        plain, speculative = generation.plain, generation.speculative
-        same = expect_same(
-            polydraft_suite,
-            polydraft_case,
-            polydraft_session,
-            plain.prompt_token_ids,
-            plain.token_ids,
-            speculative.token_ids,
-            wrong=f"Speculation changed the greedy output, prompt {generation.prompt.place} (of the window).",
+    runs = polydraft_bench.evidence.runs
+    for run in runs:
+        same = polydraft_bench.same(
+            run.plain,
+            run.speculative,
+            wrong=f"Speculation changed the greedy output, prompt {run.prompt.place} (of the window).",
         )
-        expect(not same or plain.text == speculative.text, "The tokens are equal, but speculation changed the text.")
-        compared += len(plain.token_ids)
-    polydraft_numbers["tokens_compared"] = compared
+        expect(
+            not same or run.plain.text == run.speculative.text,
+            "The tokens are equal, but speculation changed the text.",
+        )
+    polydraft_bench.numbers["tokens_compared"] = sum(len(run.plain.token_ids) for run in runs)
 
 
 @check(scope="kind", after=("test_greedy_equals_plain",), claims=exposes_logits, time_factor=4)
-def test_near_ties_as_rare_as_in_control(
-    polydraft_suite: Suite,
-    polydraft_case: Case,
-    polydraft_session: Session,
-    polydraft_evidence: Evidence,
-    polydraft_numbers: dict[str, Any],
-) -> None:
-    """Near ties are no more frequent than where blocks alone, without a drafter, turn the plain choices."""
-    suite, case, session = polydraft_suite, polydraft_case, polydraft_session
-    engine = engine_of(session)
-    rows = min(case.k, engine.max_draft_tokens) + 1
+def test_near_ties_as_rare_as_in_control(polydraft_bench: Bench) -> None:
+    """Near ties are no more frequent than where blocks alone, without a drafter, flip the plain choices."""
     near_ties = tokens = 0
     shares: list[float] = []
-    outputs = [generation.plain for generation in polydraft_evidence.generations]
-    if not suite.options.quick:  # few tokens hold few near ties
-        prompt = outputs[1].prompt_token_ids
-        outputs.append(plain_result(suite, session, case, prompt, greedy_settings(_LONG)))
+    outputs = [run.plain for run in polydraft_bench.evidence.runs]
+    if not polydraft_bench.quick:  # few tokens hold few near ties
+        outputs.append(polydraft_bench.plain(outputs[1].prompt_token_ids, **greedy_settings(_LONG)))
     for plain in outputs:
-        key = ("turns", case.pair, case.k, plain.prompt_token_ids, len(plain.token_ids))
-        if key not in suite.cache:
-            suite.cache[key] = turns(engine, plain.prompt_token_ids, plain.token_ids, rows)
-        control: Turns = suite.cache[key]
-        shares += control.shares
-        near_ties += _near_ties(suite, case, session, plain.prompt_token_ids, plain.token_ids)
+        shares += _flip_shares(polydraft_bench, plain)
+        near_ties += _near_ties(polydraft_bench, plain)
         tokens += len(plain.token_ids)
     chance = chance_of_at_least(near_ties, shares)
-    polydraft_numbers["near_ties"] = {"found": near_ties, "expected": round(sum(shares), 3), "tokens": tokens}
+    polydraft_bench.numbers["near_ties"] = {"found": near_ties, "expected": round(sum(shares), 3), "tokens": tokens}
     expect(
         chance >= _FALSE_ALARM,
-        f"Near ties are too frequent: {near_ties} in {tokens} tokens, where blocks without a drafter turn "
+        f"Near ties are too frequent: {near_ties} in {tokens} tokens, where blocks without a drafter flip "
         f"{sum(shares):.2f} on average (probability {chance:.2g}). What the target computes while speculating is not "
         "what it computes plainly.",
     )
 
 
-def _near_ties(suite: Suite, case: Case, session: Session, prompt: Sequence[int], plain: Sequence[int]) -> int:
-    """Near ties along a plain output: behind each one, speculation starts again from the plain text."""
-    start = found = 0
-    while start < len(plain):
-        context = [*prompt, *plain[:start]]
-        rest = plain[start:]
-        result = session.generate(context, **greedy_settings(len(rest)))
-        comparison = compare(suite, case, session, context, rest, result.token_ids)
-        expect(comparison.passes, f"Speculation changed the greedy output. {comparison.message}")
-        if comparison.position is None:
+def _flip_shares(bench: Bench, plain: GenerationResult) -> list[float]:
+    """The control of one output, made once for all drafters of this k."""
+    prompt, output, rows = plain.prompt_token_ids, plain.token_ids, bench.k + 1
+    return bench.suite.cache.once(
+        ("flips", bench.case.pair, rows, prompt, len(output)), lambda: flip_shares(bench.engine, prompt, output, rows)
+    )
+
+
+def _near_ties(bench: Bench, plain: GenerationResult) -> int:
+    """Near ties along a plain output: after each one, speculation starts again from the plain text."""
+    found, start = 0, 0
+    while start < len(plain.token_ids):
+        context, rest = (*plain.prompt_token_ids, *plain.token_ids[:start]), plain.token_ids[start:]
+        result = bench.session.generate(list(context), **greedy_settings(len(rest)))
+        bench.same(
+            plain.model_copy(update={"prompt_token_ids": context, "token_ids": rest}),
+            result,
+            wrong="Speculation changed the greedy output.",
+        )
+        position = first_difference(rest, result.token_ids)
+        if position is None:
             break
         found += 1
-        start += comparison.position + 1
+        start += position + 1
     return found

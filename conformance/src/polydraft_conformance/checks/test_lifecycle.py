@@ -11,31 +11,27 @@ from polydraft.errors import SessionBusyError, SessionClosedError
 
 from polydraft_conformance.catalog import check
 from polydraft_conformance.claims import expect
-from polydraft_conformance.comparison import expect_same
-from polydraft_conformance.evidence import evidence, greedy_settings
+from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polydraft import Session
+    from polydraft.contract import GenerationResult
 
-    from polydraft_conformance.evidence import Evidence
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
+    from polydraft_conformance.bench import Bench
 
 _AFTER = ("test_generates", "test_greedy_equals_plain")
 _LONG = greedy_settings(400)
 _PATIENCE = 20.0
-"""Seconds that another thread is waited for."""
+"""Seconds to wait for another thread."""
 
 
 @check(scope="kind", after=(*_AFTER, "test_statistics_equal_counts"))
-def test_stream_is_the_result_in_pieces(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_stream_is_the_result_in_pieces(polydraft_bench: Bench) -> None:
     """Chunks joined are the result: tokens, text, accepted drafts; the last one says why it ended."""
-    result = polydraft_evidence.generations[1].speculative
-    prompt = list(result.prompt_token_ids)
-    pieces = streamed(polydraft_session, prompt, **greedy_settings(len(result.token_ids)))
+    result, prompt, settings = _known(polydraft_bench)
+    pieces = streamed(polydraft_bench.session, prompt, **settings)
     expect(pieces.token_ids == result.token_ids, "The tokens of all chunks are not those of the result.")
     expect(pieces.text == result.text, f"The text of all chunks is {pieces.text!r}, not {result.text!r}.")
     reasons = [chunk.finish_reason for chunk in pieces.chunks if chunk.finish_reason]
@@ -51,52 +47,46 @@ def test_stream_is_the_result_in_pieces(polydraft_session: Session, polydraft_ev
             accepted is None or 0 <= accepted <= len(chunk.token_ids),
             f"A chunk of {len(chunk.token_ids)} tokens has {accepted} accepted ones.",
         )
-    told = [chunk.num_accepted_tokens for chunk in pieces.chunks]
-    if None not in told and result.stats.num_accepted_tokens is not None:
-        total = sum(count or 0 for count in told)
+    reported = [chunk.num_accepted_tokens for chunk in pieces.chunks]
+    if None not in reported and result.stats.num_accepted_tokens is not None:
+        total = sum(count or 0 for count in reported)
         expect(
             total == result.stats.num_accepted_tokens,
-            f"Chunks tell {total} accepted drafts, the result {result.stats.num_accepted_tokens}.",
+            f"Chunks report {total} accepted drafts, the result {result.stats.num_accepted_tokens}.",
         )
 
 
 @check(scope="kind", after=_AFTER)
-def test_closing_a_stream_cancels(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_evidence: Evidence
-) -> None:
-    """Closing the iterator ends it at once, twice does no harm, and the session goes on as if nothing had been."""
-    result = polydraft_evidence.generations[1].speculative
-    prompt = list(result.prompt_token_ids)
+def test_closing_a_stream_cancels(polydraft_bench: Bench) -> None:
+    """Closing the iterator ends it at once, closing twice is harmless, and the session continues unaffected."""
+    result, prompt, _ = _known(polydraft_bench)
     for chunks in (1, 3):
-        stream = polydraft_session.stream(prompt, **_LONG)
-        begun = [token for _ in range(chunks) for token in next(stream).token_ids]
+        stream = polydraft_bench.session.stream(prompt, **_LONG)
+        read = [token for _ in range(chunks) for token in next(stream).token_ids]
         stream.close()
         stream.close()
         more = sum(len(chunk.token_ids) for chunk in stream)
         expect(more == 0, f"A closed stream gave {more} more tokens.")
-        wanted = result.token_ids[: len(begun)]
-        expect_same(
-            polydraft_suite,
-            polydraft_case,
-            polydraft_session,
-            prompt,
-            wanted,
-            begun[: len(wanted)],
+        polydraft_bench.same(
+            result,
+            read[: len(result.token_ids)],
             wrong="A stream that is closed early gave other tokens than the result.",
+            length=len(read),
             names=("whole", "closed early"),
         )
-    _expect_usable(polydraft_session, polydraft_evidence)
+    _expect_usable(polydraft_bench)
 
 
 @check(scope="once", after=_AFTER)
-def test_cancelling_from_another_thread(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
-    """A stream that another thread closes or cancels ends soon, and the session goes on."""
-    prompt = list(polydraft_evidence.generations[1].prompt.token_ids)
+def test_cancelling_from_another_thread(polydraft_bench: Bench) -> None:
+    """A stream that another thread closes or cancels ends soon, and the session continues."""
+    _, prompt, _ = _known(polydraft_bench)
     for name in ("stream.close()", "session.cancel()"):
-        stream = polydraft_session.stream(prompt, **_LONG)
+        stream = polydraft_bench.session.stream(prompt, **_LONG)
         first = next(stream)
         errors: list[BaseException] = []
-        canceller = _in_thread(stream.close if name == "stream.close()" else polydraft_session.cancel, errors)
+        cancel = stream.close if name == "stream.close()" else polydraft_bench.session.cancel
+        canceller = _in_thread(cancel, errors)
         count = len(first.token_ids) + sum(len(chunk.token_ids) for chunk in stream)
         canceller.join(_PATIENCE)
         expect(not canceller.is_alive(), f"{name} from another thread does not return.")
@@ -104,27 +94,28 @@ def test_cancelling_from_another_thread(polydraft_session: Session, polydraft_ev
         expect(count < _LONG["max_new_tokens"], f"{name} from another thread did not cancel the stream.")
         result = stream.result
         expect(result is not None and result.finish_reason == "cancelled", f"After {name} the result is {result}.")
-    _expect_usable(polydraft_session, polydraft_evidence)
+    _expect_usable(polydraft_bench)
 
 
 @check(scope="once", after=_AFTER)
-def test_interleaved_streams(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_interleaved_streams(polydraft_bench: Bench) -> None:
     """Two streams of one session, read in turn, give their own outputs; a serial session says that it is busy."""
-    first, second = (polydraft_evidence.generations[index].speculative for index in (0, 1))
-    settings = [greedy_settings(len(result.token_ids)) for result in (first, second)]
-    one = polydraft_session.stream(list(first.prompt_token_ids), **settings[0])
+    session = polydraft_bench.session
+    first, prompt, settings = _known(polydraft_bench, 0)
+    second, other_prompt, other_settings = _known(polydraft_bench)
+    one = session.stream(prompt, **settings)
     with closing(one):
-        begun = list(next(one).token_ids)
+        read = list(next(one).token_ids)
         try:
-            other = polydraft_session.stream(list(second.prompt_token_ids), **settings[1])
+            other = session.stream(other_prompt, **other_settings)
             found = list(next(other).token_ids)
         except SessionBusyError:
             expect(
-                polydraft_session.running.concurrency == "serial",
+                session.running.concurrency == "serial",
                 "The session says that its calls run concurrently, but refuses a second stream.",
             )
         else:
-            going = [(one, begun), (other, found)]
+            going = [(one, read), (other, found)]
             while going:
                 for stream, tokens in list(going):
                     chunk = next(stream, None)
@@ -132,86 +123,78 @@ def test_interleaved_streams(polydraft_session: Session, polydraft_evidence: Evi
                         going.remove((stream, tokens))
                     else:
                         tokens.extend(chunk.token_ids)
-            expect(tuple(begun) == first.token_ids, "The first of two interleaved streams gave another output.")
+            expect(tuple(read) == first.token_ids, "The first of two interleaved streams gave another output.")
             expect(tuple(found) == second.token_ids, "The second of two interleaved streams gave another output.")
-    _expect_usable(polydraft_session, polydraft_evidence)
+    _expect_usable(polydraft_bench)
 
 
 @check(scope="once", after=_AFTER)
-def test_several_threads(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_several_threads(polydraft_bench: Bench) -> None:
     """Calls of several threads give what they give one after the other, concurrent or serial."""
-    generations = polydraft_evidence.generations[:3]
+    runs = polydraft_bench.evidence.runs[:3]
     found: dict[int, tuple[int, ...]] = {}
     errors: list[BaseException] = []
 
     def work(index: int) -> Callable[[], None]:
         def call() -> None:
-            prompt = generations[index].prompt
-            settings = greedy_settings(prompt.max_new_tokens)
-            found[index] = polydraft_session.generate(list(prompt.token_ids), **settings).token_ids
+            _, prompt, settings = _known(polydraft_bench, index)
+            found[index] = polydraft_bench.session.generate(prompt, **settings).token_ids
 
         return call
 
-    threads = [_in_thread(work(index), errors) for index in range(len(generations))]
+    threads = [_in_thread(work(index), errors) for index in range(len(runs))]
     for thread in threads:
         thread.join(_PATIENCE * 3)
     expect(not any(thread.is_alive() for thread in threads), "Calls of several threads block one another for ever.")
     expect(not errors, f"A call of several threads at once raised {errors}.")
-    for index, generation in enumerate(generations):
-        expect(found[index] == generation.speculative.token_ids, "A call among several threads gave another output.")
+    for index, run in enumerate(runs):
+        expect(found[index] == run.speculative.token_ids, "A call among several threads gave another output.")
 
 
 @check(scope="once", after=_AFTER)
-def test_async_twins(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_async_twins(polydraft_bench: Bench) -> None:
     """Agenerate and astream give what generate gives."""
-    wanted = polydraft_evidence.generations[1].speculative
-    prompt, settings = list(wanted.prompt_token_ids), greedy_settings(len(wanted.token_ids))
+    session = polydraft_bench.session
+    result, prompt, settings = _known(polydraft_bench)
 
     async def both() -> tuple[tuple[int, ...], list[int]]:
-        whole = await polydraft_session.agenerate(prompt, **settings)
-        pieces = [token async for chunk in polydraft_session.astream(prompt, **settings) for token in chunk.token_ids]
+        whole = await session.agenerate(prompt, **settings)
+        pieces = [token async for chunk in session.astream(prompt, **settings) for token in chunk.token_ids]
         return whole.token_ids, pieces
 
     whole, pieces = asyncio.run(both())
-    expect(whole == wanted.token_ids, "agenerate gives another output than generate.")
-    expect(tuple(pieces) == wanted.token_ids, "astream gives another output than generate.")
+    expect(whole == result.token_ids, "agenerate gives another output than generate.")
+    expect(tuple(pieces) == result.token_ids, "astream gives another output than generate.")
 
 
 @check(scope="once", after=_AFTER)
-def test_two_sessions_at_once(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_evidence: Evidence
-) -> None:
+def test_two_sessions_at_once(polydraft_bench: Bench) -> None:
     """Two sessions with different drafters give their own outputs while both generate."""
-    kinds = polydraft_case.pair.kinds
-    other_case = polydraft_case.pair.case(1, kinds[-1])
-    first = polydraft_evidence.generations[1].speculative
-    settings = greedy_settings(len(first.token_ids))
-    prompt = list(first.prompt_token_ids)
-    with polydraft_suite.opened(other_case) as other, closing(polydraft_session.stream(prompt, **settings)) as one:
-        begun = list(next(one).token_ids)
+    pair = polydraft_bench.case.pair
+    first, prompt, settings = _known(polydraft_bench)
+    with (
+        closing(polydraft_bench.suite.load(pair.case(1, pair.kinds[-1]))) as other,
+        closing(polydraft_bench.session.stream(prompt, **settings)) as one,
+    ):
+        read = list(next(one).token_ids)
         second = other.generate(prompt, **settings)
-        begun += [token for chunk in one for token in chunk.token_ids]
-    expect(tuple(begun) == first.token_ids, "A second session changed the first one's output.")
-    # Another k: near ties may turn.
-    expect_same(
-        polydraft_suite,
-        polydraft_case,
-        polydraft_session,
-        prompt,
-        first.token_ids,
-        second.token_ids,
+        read += [token for chunk in one for token in chunk.token_ids]
+    expect(tuple(read) == first.token_ids, "A second session changed the first one's output.")
+    # With another k near ties may flip.
+    polydraft_bench.same(
+        first,
+        second,
         wrong="The second session's output is another one.",
         names=("first session", "second session"),
     )
-    _expect_usable(polydraft_session, polydraft_evidence)
+    _expect_usable(polydraft_bench)
 
 
 @check(scope="once", after=_AFTER)
-def test_close_and_load_again(polydraft_suite: Suite, polydraft_case: Case) -> None:
+def test_close_and_load_again(polydraft_bench: Bench) -> None:
     """close() may be called twice, a closed session says so, its streams end, and the pair can be loaded again."""
-    first = evidence(polydraft_suite, polydraft_case).generations[1].speculative
-    prompt, settings = list(first.prompt_token_ids), greedy_settings(len(first.token_ids))
-    session = polydraft_suite.load(polydraft_case)
+    first, prompt, settings = _known(polydraft_bench)
+    session = polydraft_bench.suite.load(polydraft_bench.case)
     stream = session.stream(prompt, **_LONG)
     next(stream)
     session.close()
@@ -231,37 +214,38 @@ def test_close_and_load_again(polydraft_suite: Suite, polydraft_case: Case) -> N
         except SessionClosedError:
             continue
         raise AssertionError(f"{name}() of a closed session did not raise SessionClosedError.")
-    with polydraft_suite.opened(polydraft_case) as again:
-        found = again.generate(prompt, **settings)
+    with polydraft_bench.opened() as again:
+        found = again.session.generate(prompt, **settings)
     expect(found.token_ids == first.token_ids, "The pair, loaded again, gives another output.")
 
 
 @check(scope="once", after=_AFTER)
-def test_many_prompts(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_evidence: Evidence
-) -> None:
+def test_many_prompts(polydraft_bench: Bench) -> None:
     """generate_many gives the results of single calls, in order."""
-    prompts = [generation.prompt for generation in polydraft_evidence.generations]
-    count = min(prompt.max_new_tokens for prompt in prompts)
-    results = polydraft_session.generate_many([list(prompt.token_ids) for prompt in prompts], **greedy_settings(count))
-    for generation, result in zip(polydraft_evidence.generations, results, strict=True):
-        expect_same(
-            polydraft_suite,
-            polydraft_case,
-            polydraft_session,
-            generation.prompt.token_ids,
-            generation.speculative.token_ids[:count],
-            result.token_ids,
-            wrong="generate_many gives another output than generate, "
-            f"prompt {generation.prompt.place} (of the window).",
+    runs = polydraft_bench.evidence.runs
+    count = min(run.prompt.max_new_tokens for run in runs)
+    prompts = [list(run.prompt.token_ids) for run in runs]
+    results = polydraft_bench.session.generate_many(prompts, **greedy_settings(count))
+    for run, result in zip(runs, results, strict=True):
+        polydraft_bench.same(
+            run.speculative,
+            result,
+            wrong=f"generate_many gives another output than generate, prompt {run.prompt.place} (of the window).",
+            length=count,
             names=("single", "among many"),
         )
 
 
-def _expect_usable(session: Session, found: Evidence) -> None:
+def _known(bench: Bench, index: int = 1) -> tuple[GenerationResult, list[int], dict[str, Any]]:
+    """A speculative result of the case's evidence, and the prompt and settings that must give it again."""
+    result = bench.evidence.runs[index].speculative
+    return result, list(result.prompt_token_ids), greedy_settings(len(result.token_ids))
+
+
+def _expect_usable(bench: Bench) -> None:
     """The session still gives its earlier output."""
-    result = found.generations[1].speculative
-    again = session.generate(list(result.prompt_token_ids), **greedy_settings(len(result.token_ids)))
+    result, prompt, settings = _known(bench)
+    again = bench.session.generate(prompt, **settings)
     expect(again.token_ids == result.token_ids, "Afterwards the session gives another output than before.")
 
 

@@ -2,62 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING
 
-from polydraft.verification import first_difference
+from polydraft.verification import GreedySampler, difference, epsilon_of, first_difference
 
-from polydraft_conformance.catalog import check, not_claimed
-from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, exposes_logits, has_model_drafter
-from polydraft_conformance.noise import Noise, context_of, difference, epsilon_of, noise_of
-from polydraft_conformance.primitives import greedy, logits_of, open_sequence, prefill_logits
+from polydraft_conformance.catalog import check
+from polydraft_conformance.claims import expect, exposes_logits, has_model_drafter
+from polydraft_conformance.primitives import logits_of, prefill_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft import Session
     from polydraft.contract import Proposal, SteppingEngine
+    from polydraft.verification import Logits
 
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.primitives import Logits
-    from polydraft_conformance.suite import Suite
-
-_TOLERANCE = 16
-"""A difference of so many times the measured noise is a fault. Noise grows with the context, from the short one that it
-is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
+    from polydraft_conformance.bench import Bench
 
 
 @check(scope="target", after=("test_loads_what_was_asked", "test_generates"), claims=exposes_logits)
-def test_rows_equal_single_steps(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_rows_equal_single_steps(polydraft_bench: Bench) -> None:
     """A step of k+1 tokens gives the logits of k+1 steps of one token, up to the dtype's rounding."""
-    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine_of(polydraft_session))
-    polydraft_numbers["noise"] = {"rows": noise.rows, "prefill": noise.prefill, "largest_logit": noise.largest_logit}
-    epsilon = epsilon_of(polydraft_session.running.dtype)
+    noise, dtype = polydraft_bench.noise, polydraft_bench.session.running.dtype
+    polydraft_bench.numbers["noise"] = {
+        "rows": noise.rows,
+        "prefill": noise.prefill,
+        "largest_logit": noise.largest_logit,
+    }
     # Rounding of a sum of n terms grows like sqrt(n) * epsilon; 64 covers the widths and depths of any model, and is
     # far below what a wrong position or mask does.
-    bound = 64 * epsilon * noise.largest_logit
+    bound = 64 * epsilon_of(dtype) * noise.largest_logit
     for name, value in (("one step of several tokens", noise.rows), ("a prefill", noise.prefill)):
         expect(
             value <= bound,
-            f"Logits of single steps and of {name} differ by {value:.3g}, more than rounding in "
-            f"{polydraft_session.running.dtype} explains ({bound:.3g}): positions or masks within a step are wrong.",
+            f"Logits of single steps and of {name} differ by {value:.3g}, more than rounding in {dtype} explains "
+            f"({bound:.3g}): positions or masks within a step are wrong.",
         )
 
 
 @check(scope="target", after=("test_rows_equal_single_steps",), claims=exposes_logits)
-def test_steps_equal_prefill(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_steps_equal_prefill(polydraft_bench: Bench) -> None:
     """Plain steps across the window's edge give a fresh prefill's logits: the KV cache past the window is right."""
-    engine = engine_of(polydraft_session)
-    window = polydraft_case.pair.window
-    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
-    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine)
-    sampler = greedy(engine)
+    engine, text, window = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window
+    sampler = GreedySampler(engine)
     start = max(1, window - 3)
     rows: dict[int, Logits] = {}
-    with open_sequence(engine) as sequence:
+    with closing(engine.open_sequence()) as sequence:
         sequence.prefill(text[:start], sampler)
         for length in range(start + 1, len(text) + 1):
             row = logits_of(sequence.verify([text[length - 1]], sampler, keep_logits=True))[0]
@@ -65,48 +55,38 @@ def test_steps_equal_prefill(
                 rows[length] = row
     worst, at = 0.0, start  # compared when the sequence is closed: an engine may hold one at a time
     for length, row in rows.items():
-        gap = difference(row, _fresh(polydraft_suite, polydraft_case, engine, text[:length]))
-        worst, at = max((worst, at), (gap, length))
-    polydraft_numbers["largest_difference"] = worst
-    limit = _limit(noise, polydraft_session)
-    _expect_within(worst, limit, f"after plain steps to a context of {at} tokens (sliding window {window})")
+        worst, at = max((worst, at), (difference(row, _fresh(polydraft_bench, text[:length])), length))
+    polydraft_bench.numbers["largest_difference"] = worst
+    _expect_within(
+        worst, polydraft_bench.tolerance, f"after plain steps to a context of {at} tokens (sliding window {window})"
+    )
 
 
 @check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
-def test_rollback_is_exact(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_rollback_is_exact(polydraft_bench: Bench) -> None:
     """After a rollback at every position around the window's edge, the next step's logits are a fresh prefill's."""
-    engine = engine_of(polydraft_session)
-    k = min(polydraft_case.k, engine.max_draft_tokens)
-    window = polydraft_case.pair.window
-    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
-    noise = noise_of(polydraft_suite, polydraft_case, polydraft_session, engine)
-    vocab = engine.tokenizer.vocab_size
+    engine, text, window, k = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window, polydraft_bench.k
     worst, where, stale = 0.0, "", 0.0
     lengths = [*range(max(1, window - k - 2), window + 3), 2 * window - 1, 2 * window]
-    if polydraft_suite.options.quick:
+    if polydraft_bench.quick:
         lengths = lengths[::2]
     for length in lengths:
         for accepted in range(k + 1) if length in (window, 2 * window) else (0, k // 2, k):
-            right = text[length : length + 1 + accepted]
-            wrong = [(token + 1) % vocab for token in text[length + 1 + accepted : length + 1 + k]]
+            right, wrong = _step(engine, text, length, accepted, k)
             row, longer = _step_after_rollback(engine, text, length, right, wrong)
             kept = length + len(right)
-            gap = difference(row, _fresh(polydraft_suite, polydraft_case, engine, text[: kept + 1]))
+            gap = difference(row, _fresh(polydraft_bench, text[: kept + 1]))
             if gap >= worst:
-                worst, where = (
-                    gap,
-                    f"{length} tokens, then {len(right)} right and {len(wrong)} wrong, rolled back to {kept}",
-                )
+                worst = gap
+                where = f"{length} tokens, then {len(right)} right and {len(wrong)} wrong, rolled back to {kept}"
             if longer is not None:
                 stale = max(stale, difference(row, longer))
-    polydraft_numbers["largest_difference"] = worst
-    polydraft_numbers["difference_of_a_stale_row"] = stale
-    limit = _limit(noise, polydraft_session)
+    polydraft_bench.numbers["largest_difference"] = worst
+    polydraft_bench.numbers["difference_of_a_stale_row"] = stale
+    limit = polydraft_bench.tolerance
     expect(
         stale > limit,
-        f"The check shows nothing: a wrong KV row changes logits by {stale:.3g} only, noise explains {limit:.3g}.",
+        f"The check proves nothing: a wrong KV row changes logits by {stale:.3g} only, noise explains {limit:.3g}.",
     )
     _expect_within(
         worst, limit, f"after a rollback ({where}; sliding window {window}): rows are left that were rolled back"
@@ -114,39 +94,41 @@ def test_rollback_is_exact(
 
 
 @check(scope="kind", after=("test_rollback_is_exact", "test_greedy_equals_plain"), claims=has_model_drafter)
-def test_drafter_rolls_back(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+def test_drafter_rolls_back(polydraft_bench: Bench) -> None:
     """After a rollback the drafter proposes what it proposes on a fresh sequence."""
-    if polydraft_case.kind not in MODEL_KINDS:
-        not_claimed("n-gram drafts are the core's own.")
-    engine = engine_of(polydraft_session)
-    k = min(polydraft_case.k, engine.max_draft_tokens)
-    window = polydraft_case.pair.window
-    text = context_of(polydraft_suite, polydraft_case, polydraft_session)
-    vocab = engine.tokenizer.vocab_size
-    sampler = greedy(engine)
-    limit = _limit(noise_of(polydraft_suite, polydraft_case, polydraft_session, engine), polydraft_session)
+    polydraft_bench.need_model_drafter()
+    engine, text, window, k = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window, polydraft_bench.k
+    sampler = GreedySampler(engine)
     for length in (max(1, window // 2), window - 1, window, window + 1, 2 * window):
         for accepted in (0, k // 2, k):
-            right = text[length : length + 1 + accepted]
-            wrong = [(token + 1) % vocab for token in text[length + 1 + accepted : length + 1 + k]]
+            right, wrong = _step(engine, text, length, accepted, k)
             newest = text[length + len(right)]
-            with open_sequence(engine) as sequence:
+            with closing(engine.open_sequence()) as sequence:
                 sequence.prefill(text[:length], sampler)
                 sequence.propose(text[length], k, sampler)
                 sequence.verify([*right, *wrong], sampler)
                 sequence.rollback(length + len(right))
                 found = sequence.propose(newest, k, sampler, keep_logits=True)
-            with open_sequence(engine) as sequence:
+            with closing(engine.open_sequence()) as sequence:
                 # Through a verify as well: a drafter may read the target's hidden state of the last row.
                 sequence.prefill(text[:length], sampler)
                 for token in right:
                     sequence.verify([token], sampler)
                 wanted = sequence.propose(newest, k, sampler, keep_logits=True)
             expect(
-                _same_drafts(found, wanted, limit),
+                _same_drafts(found, wanted, polydraft_bench.tolerance),
                 f"After a rollback to {length + len(right)} tokens the drafter proposes {found.token_ids}, on a fresh "
                 f"sequence {wanted.token_ids} (sliding window {window}): it remembers what was rolled back.",
             )
+
+
+def _step(
+    engine: SteppingEngine, text: Sequence[int], length: int, accepted: int, k: int
+) -> tuple[list[int], list[int]]:
+    """A step after ``length`` tokens: the newest token and the accepted drafts, then k - accepted wrong drafts."""
+    first = length + 1 + accepted
+    wrong = [(token + 1) % engine.tokenizer.vocab_size for token in text[first : length + 1 + k]]
+    return list(text[length:first]), wrong
 
 
 def _same_drafts(found: Proposal, wanted: Proposal, limit: float) -> bool:
@@ -168,9 +150,9 @@ def _step_after_rollback(
     engine: SteppingEngine, text: Sequence[int], length: int, right: Sequence[int], wrong: Sequence[int]
 ) -> tuple[Logits, Logits | None]:
     """Logits of the next token's step after a rollback, and what they would be with the wrong rows still there."""
-    sampler = greedy(engine)
+    sampler = GreedySampler(engine)
     newest = text[length + len(right)]
-    with open_sequence(engine) as sequence:
+    with closing(engine.open_sequence()) as sequence:
         sequence.prefill(list(text[:length]), sampler)
         sequence.verify([*right, *wrong], sampler)
         sequence.rollback(length + len(right))
@@ -178,11 +160,6 @@ def _step_after_rollback(
     if not wrong or length % 4:
         return row, None
     return row, prefill_logits(engine, [*text[:length], *right, wrong[0], newest])[-1]
-
-
-def _limit(noise: Noise, session: Session) -> float:
-    """What noise explains. It is measured on a short context, and an engine may have none there, but some past it."""
-    return _TOLERANCE * max(noise.most, epsilon_of(session.running.dtype) * noise.largest_logit)
 
 
 def _expect_within(worst: float, limit: float, where: str) -> None:
@@ -193,10 +170,8 @@ def _expect_within(worst: float, limit: float, where: str) -> None:
     )
 
 
-def _fresh(suite: Suite, case: Case, engine: SteppingEngine, token_ids: Sequence[int]) -> Logits:
+def _fresh(bench: Bench, token_ids: Sequence[int]) -> Logits:
     """Logits after a fresh prefill, made once for each context."""
-    key = ("fresh", case.pair, tuple(token_ids))
-    if key not in suite.cache:
-        suite.cache[key] = prefill_logits(engine, token_ids)[-1]
-    row: Logits = suite.cache[key]
-    return row
+    return bench.suite.cache.once(
+        ("fresh", bench.case.pair, tuple(token_ids)), lambda: prefill_logits(bench.engine, token_ids)[-1]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polydraft
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
     from polydraft import Session
 
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
+    from polydraft_conformance.bench import Bench
 
 _BAD_SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 0},
@@ -94,41 +94,42 @@ _SAMPLES: dict[str, Any] = {
 
 
 @check(scope="once", after=("test_generates",))
-def test_bad_settings_are_refused(polydraft_session: Session) -> None:
+def test_bad_settings_are_refused(polydraft_bench: Bench) -> None:
     """Settings out of range or of a wrong type raise InvalidRequestError, with a hint, before the engine is asked."""
     for settings in _BAD_SETTINGS:
-        _expect_refused(polydraft_session, InvalidRequestError, f"{settings}", "Hello", **settings)
-    _expect_refused(polydraft_session, (InvalidRequestError, TypeError), "an unknown setting", "Hello", tempratur=1.0)
+        _expect_refused(polydraft_bench.session, InvalidRequestError, f"{settings}", "Hello", **settings)
+    _expect_refused(
+        polydraft_bench.session, (InvalidRequestError, TypeError), "an unknown setting", "Hello", tempratur=1.0
+    )
 
 
 @check(scope="once", after=("test_generates",))
-def test_bad_prompts_are_refused(polydraft_session: Session) -> None:
-    """Prompts that are empty, of a wrong type, or with what is no token or no text raise InvalidRequestError."""
+def test_bad_prompts_are_refused(polydraft_bench: Bench) -> None:
+    """Prompts that are empty, of a wrong type, or hold invalid tokens or text raise InvalidRequestError."""
     for prompt in _BAD_PROMPTS:
-        _expect_refused(polydraft_session, InvalidRequestError, f"the prompt {prompt!r}", prompt)
+        _expect_refused(polydraft_bench.session, InvalidRequestError, f"the prompt {prompt!r}", prompt)
 
 
 @check(scope="once", after=("test_generates",))
-def test_images_are_refused(polydraft_session: Session) -> None:
-    """Image and audio parts raise UnsupportedError: they are not silently left out."""
+def test_images_are_refused(polydraft_bench: Bench) -> None:
+    """Image and audio parts raise UnsupportedError: they are not silently dropped."""
     for kind in ("image", "audio"):
         message = {
             "role": "user",
             "content": [{"type": "text", "text": "What is this?"}, {"type": kind, kind: "x.bin"}],
         }
-        _expect_refused(polydraft_session, UnsupportedError, f"a message part of type {kind}", [message])
+        _expect_refused(polydraft_bench.session, UnsupportedError, f"a message part of type {kind}", [message])
 
 
 @check(scope="once", after=("test_generates",))
-def test_settings_not_claimed_are_refused(polydraft_suite: Suite, polydraft_session: Session) -> None:
+def test_settings_not_claimed_are_refused(polydraft_bench: Bench) -> None:
     """A sampling setting that the capabilities do not claim raises UnsupportedError: it is not silently ignored."""
-    capabilities = polydraft_suite.capabilities
-    assert capabilities is not None
+    capabilities = polydraft_bench.capabilities
     known = set(GenerationSettings.model_fields)
     for name in sorted((set(_SAMPLES) & known) - capabilities.sampling):
         needs = {"temperature": 1.0} if name in {"top_p", "top_k", "min_p", "seed"} & capabilities.sampling else {}
         _expect_refused(
-            polydraft_session,
+            polydraft_bench.session,
             UnsupportedError,
             f"{name}, which is not claimed",
             "Hello",
@@ -137,10 +138,9 @@ def test_settings_not_claimed_are_refused(polydraft_suite: Suite, polydraft_sess
 
 
 @check(scope="once")
-def test_bad_loads_are_refused(polydraft_suite: Suite, polydraft_case: Case) -> None:
+def test_bad_loads_are_refused(polydraft_bench: Bench) -> None:
     """Unknown models, devices and options, and a k that is out of range, are typed errors of load()."""
-    capabilities = polydraft_suite.capabilities
-    assert capabilities is not None
+    capabilities = polydraft_bench.capabilities
     bad: list[tuple[dict[str, Any], type[PolydraftError]]] = [
         ({"num_speculative_tokens": 0}, InvalidRequestError),
         ({"num_speculative_tokens": -1}, InvalidRequestError),
@@ -156,19 +156,20 @@ def test_bad_loads_are_refused(polydraft_suite: Suite, polydraft_case: Case) -> 
     if "bitwise" not in capabilities.exactness:
         bad.append(({"exactness": "bitwise"}, UnsupportedError))
     for changes, error in bad:
-        _expect_load_refused(lambda changes=changes: polydraft_suite.load(polydraft_case, **changes), changes, error)  # type: ignore[misc]
+        load = partial(polydraft_bench.suite.load, polydraft_bench.case, **changes)
+        _expect_load_refused(load, changes, error)
     _expect_load_refused(
-        lambda: polydraft.load("builtin:no-such-model", backend=polydraft_suite.options.backend),
+        lambda: polydraft.load("builtin:no-such-model", backend=polydraft_bench.suite.options.backend),
         {"target": "builtin:no-such-model"},
         ModelNotFoundError,
     )
 
 
 @check(scope="once", after=("test_generates",))
-def test_speculation_is_never_dropped_silently(polydraft_suite: Suite, polydraft_case: Case) -> None:
+def test_speculation_is_never_dropped_silently(polydraft_bench: Bench) -> None:
     """Without a drafter, speculate="on" refuses, and "auto" decodes plainly and says why."""
-    with polydraft_suite.opened(polydraft_case, drafter=None, num_speculative_tokens=None) as session:
-        running = session.running
+    with polydraft_bench.opened(drafter=None, num_speculative_tokens=None) as bench:
+        session, running = bench.session, bench.session.running
         expect(running.method is None, f"Loaded without a drafter, session.running.method is {running.method!r}.")
         expect(running.num_speculative_tokens == 0, f"Loaded without a drafter, k is {running.num_speculative_tokens}.")
         result = session.generate("Hello", max_new_tokens=4, speculate="auto")
@@ -196,7 +197,7 @@ def _expect_refused(
             except Exception as other:
                 raise AssertionError(f"{name}() with {what} raised {type(other).__name__} ({other}).") from other
             else:
-                raise AssertionError(f"{name}() took {what}.")
+                raise AssertionError(f"{name}() accepted {what}.")
         expect(not any(log.prompt for log in logs or ()), f"{name}() with {what} was refused only after the prefill.")
 
 
@@ -211,7 +212,7 @@ def _expect_load_refused(load: Callable[[], Session], what: dict[str, Any], erro
             f"load() with {what} raised {type(other).__name__} ({other}), not {error.__name__}."
         ) from other
     session.close()
-    raise AssertionError(f"load() took {what}.")
+    raise AssertionError(f"load() accepted {what}.")
 
 
 def _expect_explained(error: BaseException, what: str) -> None:

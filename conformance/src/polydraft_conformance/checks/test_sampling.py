@@ -6,22 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
-from polydraft_conformance.comparison import expect_same
-from polydraft_conformance.counting import logged
+from polydraft_conformance.counting import logged, stepping_engine
 from polydraft_conformance.distribution import BEST, DRAWS, QUICK_DRAWS, judge_draws
-from polydraft_conformance.evidence import plain_result, speculation_of
-from polydraft_conformance.noise import epsilon_of
-from polydraft_conformance.prompts import prompt_of_length
+from polydraft_conformance.evidence import speculation_of
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft import Session
     from polydraft.contract import TokenLogprobs
 
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
+    from polydraft_conformance.bench import Bench
 
 
 def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
@@ -51,17 +46,15 @@ _AFTER = ("test_generates", "test_greedy_equals_plain")
 
 
 @check(scope="target", after=_AFTER, claims=samples("temperature"))
-def test_temperature_changes_the_output(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session
-) -> None:
+def test_temperature_changes_the_output(polydraft_bench: Bench) -> None:
     """Sampled outputs differ from the greedy one, plainly and with speculation."""
-    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "ignore_eos": True}
     for speculate in ("off", "auto"):
-        greedy = polydraft_session.generate(prompt, speculate=speculate, temperature=0.0, **settings).token_ids
+        greedy = session.generate(prompt, speculate=speculate, temperature=0.0, **settings).token_ids
         outputs = [
-            polydraft_session.generate(
-                prompt, speculate=speculate, temperature=1.4, **_seed(polydraft_suite, seed), **settings
+            session.generate(
+                prompt, speculate=speculate, temperature=1.4, **polydraft_bench.seed(seed), **settings
             ).token_ids
             for seed in range(4)
         ]
@@ -72,63 +65,47 @@ def test_temperature_changes_the_output(
 
 
 @check(scope="target", after=(*_AFTER, "test_temperature_changes_the_output"), claims=samples("temperature", "seed"))
-def test_seed_decides_the_output(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
-    """One seed gives the same output again, other seeds give others, and a drawn seed is told."""
-    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
+    """One seed gives the same output again, other seeds give others, and the result names a drawn seed."""
+    session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "ignore_eos": True, "temperature": 1.4}
     for speculate in ("off", "auto"):
         where = f"speculate={speculate!r}"
         outputs = [
-            polydraft_session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids
-            for seed in (1, 2, 3, 1)
+            session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids for seed in (1, 2, 3, 1)
         ]
         expect(outputs[0] == outputs[3], f"The seed is ignored ({where}): seed 1 gave two different outputs.")
         expect(len(set(outputs)) > 1, f"The seed is ignored ({where}): three seeds gave the same output.")
-        drawn = polydraft_session.generate(prompt, speculate=speculate, **settings)
-        expect(drawn.settings.seed is not None, f"The result does not tell the seed that was drawn ({where}).")
-        again = polydraft_session.generate(prompt, speculate=speculate, seed=drawn.settings.seed, **settings)
-        expect(
-            again.token_ids == drawn.token_ids, f"The drawn seed that the result tells is not the one used ({where})."
-        )
+        drawn = session.generate(prompt, speculate=speculate, **settings)
+        expect(drawn.settings.seed is not None, f"The result does not name the seed that was drawn ({where}).")
+        again = session.generate(prompt, speculate=speculate, seed=drawn.settings.seed, **settings)
+        expect(again.token_ids == drawn.token_ids, f"The drawn seed in the result is not the one used ({where}).")
 
 
 _SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_the_output")
 
 
 @check(scope="case", after=(*_SEEDED, "test_drafts_are_made"), claims=is_seed_identical)
-def test_sample_equals_plain(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_sample_equals_plain(polydraft_bench: Bench) -> None:
     """A seed gives the same tokens with and without speculation, for every k, drafter and setting."""
-    suite, case = polydraft_suite, polydraft_case
-    assert suite.capabilities is not None
-    prompt = _prompt(suite, case, polydraft_session)
+    session, case, prompt = polydraft_bench.session, polydraft_bench.case, _prompt(polydraft_bench)
     # All settings at the usual k; at the others one suffices.
-    settings_of_case = _SETTINGS[:: 2 if suite.options.quick else 1] if case.k == suite.k_values[0] else _SETTINGS[:1]
+    usual = case.k == polydraft_bench.suite.k_values[0]
     runs = []
-    for seed, settings in enumerate(settings_of_case):
-        if not set(settings) <= suite.capabilities.sampling:
+    for seed, settings in enumerate(_SETTINGS[:: 2 if polydraft_bench.quick else 1] if usual else _SETTINGS[:1]):
+        if not set(settings) <= polydraft_bench.capabilities.sampling:
             continue
         sampling = {**settings, "seed": seed, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
-        plain = plain_result(suite, polydraft_session, case, prompt, sampling)
-        with logged(polydraft_session) as logs:
-            result = polydraft_session.generate(prompt, **sampling)
+        plain = polydraft_bench.plain(prompt, **sampling)
+        with logged(session) as logs:
+            result = session.generate(prompt, **sampling)
         runs.append((result, logs[-1] if logs else None))
-        expect_same(
-            suite,
-            case,
-            polydraft_session,
-            prompt,
-            plain.token_ids,
-            result.token_ids,
-            wrong=f"Speculation changed the sample of {settings}, seed {seed}.",
-            settings=sampling,
-        )
-    speculation = speculation_of(runs)
-    polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
-    polydraft_numbers["sampled_drafts"] = speculation.drafted
+        polydraft_bench.same(plain, result, wrong=f"Speculation changed the sample of {settings}, seed {seed}.")
+    stats = speculation_of(runs).stats
+    polydraft_bench.numbers["sampled_acceptance_rate"] = stats.acceptance_rate
+    polydraft_bench.numbers["sampled_drafts"] = stats.num_draft_tokens
     if case.kind in MODEL_KINDS:  # n-grams of sampled text may not come back
-        expect(speculation.drafted != 0, "The check shows nothing: no draft was made while sampling.")
+        expect(stats.num_draft_tokens != 0, "The check proves nothing: no draft was made while sampling.")
 
 
 @check(
@@ -136,39 +113,33 @@ def test_sample_equals_plain(
     after=(*_SEEDED, "test_sample_equals_plain", "test_drafts_are_accepted"),
     claims=samples("temperature"),
 )
-def test_sampled_drafts_are_accepted(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_sampled_drafts_are_accepted(polydraft_bench: Bench) -> None:
     """Some drafts are accepted under sampling, too."""
-    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    prompt = _prompt(polydraft_bench)
+    settings: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
     runs = []
     for seed in range(4):
-        with logged(polydraft_session) as logs:
-            settings: dict[str, Any] = {
-                "temperature": 0.7,
-                "max_new_tokens": _NEW_TOKENS,
-                **_seed(polydraft_suite, seed),
-            }
-            result = polydraft_session.generate(prompt, ignore_eos=True, **settings)
+        with logged(polydraft_bench.session) as logs:
+            result = polydraft_bench.session.generate(prompt, **settings, **polydraft_bench.seed(seed))
         runs.append((result, logs[-1] if logs else None))
-    speculation = speculation_of(runs)
-    polydraft_numbers["sampled_acceptance_rate"] = speculation.acceptance_rate
-    if speculation.accepted is None:
+    stats = speculation_of(runs).stats
+    polydraft_bench.numbers["sampled_acceptance_rate"] = stats.acceptance_rate
+    if stats.num_accepted_tokens is None:
         not_claimed("The engine does not report accepted drafts.")
-    if polydraft_case.kind in MODEL_KINDS:  # n-grams of sampled text may not come back
+    if polydraft_bench.case.kind in MODEL_KINDS:  # n-grams of sampled text may not come back
         expect(
-            speculation.accepted > 0,
-            f"Acceptance is 0 under sampling: none of {speculation.drafted} draft tokens was accepted.",
+            stats.num_accepted_tokens > 0,
+            f"Acceptance is 0 under sampling: none of {stats.num_draft_tokens} draft tokens was accepted.",
         )
 
 
 @check(scope="target", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature", "seed"))
-def test_streamed_sample_is_the_same(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
     """Streaming gives the same sample of a seed as generate does."""
-    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    prompt = _prompt(polydraft_bench)
     settings: dict[str, Any] = {"temperature": 0.8, "seed": 21, "max_new_tokens": _NEW_TOKENS}
-    wanted = polydraft_session.generate(prompt, **settings)
-    found = streamed(polydraft_session, prompt, **settings)
+    wanted = polydraft_bench.session.generate(prompt, **settings)
+    found = streamed(polydraft_bench.session, prompt, **settings)
     expect(
         found.token_ids == wanted.token_ids,
         f"A streamed sample is another one: {list(found.token_ids)}, not {list(wanted.token_ids)}.",
@@ -176,30 +147,28 @@ def test_streamed_sample_is_the_same(polydraft_suite: Suite, polydraft_case: Cas
 
 
 @check(scope="kind", after=_AFTER, claims=samples("logprobs"))
-def test_logprobs_equal_plain(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
     """Log-probabilities are given for every token, drafts included, and are those of plain decoding."""
-    prompt = _prompt(polydraft_suite, polydraft_case, polydraft_session)
+    session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": 16, "ignore_eos": True, "logprobs": 3}
-    plain = polydraft_session.generate(prompt, speculate="off", **settings)
-    found = polydraft_session.generate(prompt, **settings)
+    plain = session.generate(prompt, speculate="off", **settings)
+    found = session.generate(prompt, **settings)
     for name, result in (("plain", plain), ("speculative", found)):
         logprobs = result.logprobs or ()
         expect(
             tuple(entry.token_id for entry in logprobs) == result.token_ids,
             f"The {name} result has log-probabilities of other tokens than those that came out.",
         )
-        expect(all(len(entry.top) == 3 for entry in logprobs), f"The {name} result has not 3 best tokens everywhere.")
+        expect(all(len(entry.top) == 3 for entry in logprobs), f"The {name} result lacks 3 best tokens somewhere.")
         expect(all(entry.logprob <= 1e-6 for entry in logprobs), f"The {name} result has log-probabilities above 0.")
         expect(
             all(entry.top[0][1] <= entry.logprob + 1e-6 for entry in logprobs),
             f"The {name} result is greedy, but a best token's log-probability is above the chosen one's.",
         )
-    noise = polydraft_suite.cache.get(("noise", polydraft_case.pair))
-    # Where logits cannot be read, an eighth of a nat tells tokens apart.
+    # Where logits cannot be read: an eighth of a nat, which still distinguishes tokens.
     bound = 0.125
-    if noise is not None:
-        # An engine may have no noise on the short context that it was measured on, and some on others.
-        bound = 32 * max(noise.most, epsilon_of(polydraft_session.running.dtype) * noise.largest_logit)
+    if polydraft_bench.capabilities.exposes_logits and stepping_engine(session):
+        bound = 2 * polydraft_bench.tolerance
     gaps = [
         abs(left.logprob - right.logprob)
         for left, right in zip(plain.logprobs or (), found.logprobs or (), strict=True)
@@ -214,22 +183,15 @@ def test_logprobs_equal_plain(polydraft_suite: Suite, polydraft_case: Case, poly
     claims=samples("temperature", "logprobs"),
     time_factor=10,
 )
-def test_samples_follow_the_distribution(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
     """While speculating, the output tokens 2 to k+2 are drawn from the target's exact probabilities: G-tests."""
-    suite, case = polydraft_suite, polydraft_case
-    assert suite.capabilities is not None
-    first = suite.pairs[0].case(case.k)
-    if suite.capabilities.seed_identical and (case != first or suite.options.quick):
+    case, quick, window = polydraft_bench.case, polydraft_bench.quick, polydraft_bench.window
+    first = polydraft_bench.suite.pairs[0].case(case.k)
+    if polydraft_bench.capabilities.seed_identical and (case != first or quick):
         not_claimed(f"Samples equal plain ones seed by seed; the rule is tested by full runs, on {first.id}.")
-    draws: list[Sequence[TokenLogprobs]] = []
-    wanted = QUICK_DRAWS if suite.options.quick else DRAWS
-    window = case.pair.window
-    prompts = [
-        list(prompt_of_length(suite, polydraft_session, case, length))
-        for length in (max(2, window // 4), max(3, window // 2), max(4, window - 4), window + 9)
-    ]
+    wanted = QUICK_DRAWS if quick else DRAWS
+    lengths = (max(2, window // 4), max(3, window // 2), max(4, window - 4), window + 9)
+    prompts = [polydraft_bench.prompt(length) for length in lengths] * (_BATCH // len(lengths))
     settings: dict[str, Any] = {
         "temperature": 1.0,
         "max_new_tokens": case.k + 2,
@@ -237,10 +199,10 @@ def test_samples_follow_the_distribution(
         "logprobs": BEST,
         "speculate": "on",
     }
+    draws: list[Sequence[TokenLogprobs]] = []
     drafted: list[int | None] = []
     while len(draws) < wanted:
-        batch = prompts * (_BATCH // len(prompts))
-        results = polydraft_session.generate_many(batch, **settings, **_seed(suite, len(draws)))
+        results = polydraft_bench.session.generate_many(prompts, **settings, **polydraft_bench.seed(len(draws)))
         for result in results:
             expect(
                 result.logprobs is not None and len(result.logprobs) == case.k + 2,
@@ -249,22 +211,16 @@ def test_samples_follow_the_distribution(
             draws.append(result.logprobs or ())
             drafted.append(result.stats.num_draft_tokens)
     if case.kind in MODEL_KINDS:
-        expect(None in drafted or any(drafted), "The check shows nothing: no draft was made while sampling.")
+        expect(None in drafted or any(drafted), "The check proves nothing: no draft was made while sampling.")
     proof = judge_draws(draws[:wanted])
-    polydraft_numbers["distribution"] = proof.as_dict()
+    polydraft_bench.numbers["distribution"] = proof.as_dict()
     expect(
         proof.best_token[1] <= _CERTAIN,
-        f"The check shows nothing: the target gives its best token {proof.best_token[1]:.1%} on average.",
+        f"The check proves nothing: the target gives its best token {proof.best_token[1]:.1%} on average.",
     )
     expect(not proof.biased, f"Sampling is biased while speculating: {proof.in_words()}")
 
 
-def _prompt(suite: Suite, case: Case, session: Session) -> list[int]:
+def _prompt(bench: Bench) -> list[int]:
     """One whose output crosses the window's edge."""
-    return list(prompt_of_length(suite, session, case, max(2, case.pair.window - 4)))
-
-
-def _seed(suite: Suite, seed: int) -> dict[str, Any]:
-    """``seed=`` where the backend claims it."""
-    capabilities = suite.capabilities
-    return {"seed": seed} if capabilities is not None and "seed" in capabilities.sampling else {}
+    return bench.prompt(max(2, bench.window - 4))

@@ -2,60 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polydraft.verification import epsilon_of
 
 from polydraft_conformance.acceptance import floor_of, scored_speculation
+from polydraft_conformance.bench import Bench
 from polydraft_conformance.catalog import check, not_claimed
-from polydraft_conformance.claims import MODEL_KINDS, engine_of, expect, has_model_drafter
-from polydraft_conformance.comparison import expect_same
-from polydraft_conformance.counting import count_log, logged, wrapped_sequences
-from polydraft_conformance.evidence import evidence, greedy_settings
-from polydraft_conformance.noise import epsilon_of
+from polydraft_conformance.claims import expect, has_model_drafter
+from polydraft_conformance.counting import count_log, logged, stepping_engine, wrapped_sequences
+from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
-    from polydraft import Session
+    from collections.abc import Callable
 
-    from polydraft_conformance.evidence import Evidence
-    from polydraft_conformance.pairs import Case
-    from polydraft_conformance.suite import Suite
+    from polydraft.contract import EngineSequence
 
 
 @check(scope="case", after=("test_generates",))
-def test_drafts_are_made(polydraft_evidence: Evidence) -> None:
+def test_drafts_are_made(polydraft_bench: Bench) -> None:
     """The drafter is not silently off: drafts were verified."""
-    speculation = polydraft_evidence.speculation
-    if speculation.drafted is None:
+    drafted = polydraft_bench.evidence.speculation.stats.num_draft_tokens
+    if drafted is None:
         not_claimed("The engine reports no drafts.")
-    expect(bool(speculation.drafted), "The drafter is silent: no draft token was verified in any generation.")
+    expect(bool(drafted), "The drafter is silent: no draft token was verified in any generation.")
 
 
 @check(scope="case", after=("test_generates", "test_drafts_are_made", "test_statistics_equal_counts"))
-def test_rounds_draft_k_tokens(polydraft_case: Case, polydraft_evidence: Evidence) -> None:
+def test_rounds_draft_k_tokens(polydraft_bench: Bench) -> None:
     """A round drafts k tokens, the bonus token excluded: never more, and where there is room, no fewer."""
-    k = polydraft_case.k
-    counts = [counts for generation in polydraft_evidence.generations if (counts := generation.counts)]
-    if counts:
-        longest = max(count.longest for count in counts)
-        source = "engine's steps"
-    else:
-        per_position = [
-            generation.speculative.stats.accepted_per_position for generation in polydraft_evidence.generations
-        ]
-        if any(positions is None for positions in per_position):
-            not_claimed("The engine does not report accepted drafts by position.")
-        longest = max(len(positions or ()) for positions in per_position)
-        source = "statistics"
+    k = polydraft_bench.case.k
+    speculation = polydraft_bench.evidence.speculation
+    if speculation.stats.accepted_per_position is None:
+        not_claimed("The engine does not report accepted drafts by position.")
+    longest = len(speculation.stats.accepted_per_position)
+    source = "engine's steps" if speculation.counted else "statistics"
     expect(longest <= k, f"k is off: {longest} tokens were drafted in one round (by the {source}), but k={k}.")
     expect(longest == k, f"k is off: at most {longest} tokens were drafted in a round (by the {source}), but k={k}.")
 
 
 @check(scope="kind", after=("test_generates", "test_drafts_are_made"))
-def test_rounds_end_with_a_bonus_token(polydraft_session: Session, polydraft_evidence: Evidence) -> None:
+def test_rounds_end_with_a_bonus_token(polydraft_bench: Bench) -> None:
     """Every round adds the target's own token to its accepted drafts; only the last one may be cut."""
-    prompt = polydraft_evidence.generations[1].prompt
-    pieces = streamed(polydraft_session, list(prompt.token_ids), **greedy_settings(prompt.max_new_tokens))
+    prompt = polydraft_bench.evidence.runs[1].prompt
+    pieces = streamed(polydraft_bench.session, list(prompt.token_ids), **greedy_settings(prompt.max_new_tokens))
     if all(chunk.num_accepted_tokens is None for chunk in pieces.chunks):
         not_claimed("The engine does not report accepted drafts.")
     for number, chunk in enumerate(pieces.chunks[:-1]):
@@ -68,35 +60,33 @@ def test_rounds_end_with_a_bonus_token(polydraft_session: Session, polydraft_evi
 
 
 @check(scope="case", after=("test_generates", "test_drafts_are_made", "test_greedy_equals_plain"))
-def test_drafts_are_accepted(polydraft_evidence: Evidence, polydraft_numbers: dict[str, Any]) -> None:
-    """Some drafts are accepted: speculation is of use, and comparisons with plain decoding show something."""
-    speculation = polydraft_evidence.speculation
-    polydraft_numbers["acceptance"] = {"prompts": "window", **speculation.as_numbers()}
-    if speculation.accepted is None:
+def test_drafts_are_accepted(polydraft_bench: Bench) -> None:
+    """Some drafts are accepted: speculation is of use, and comparisons with plain decoding prove something."""
+    speculation = polydraft_bench.evidence.speculation
+    polydraft_bench.numbers["acceptance"] = {"prompts": "window", **speculation.as_numbers()}
+    drafted, accepted = speculation.stats.num_draft_tokens, speculation.stats.num_accepted_tokens
+    if accepted is None:
         not_claimed("The engine does not report accepted drafts.")
-    expect(bool(speculation.accepted), f"Acceptance is 0: none of {speculation.drafted} draft tokens was accepted.")
+    expect(bool(accepted), f"Acceptance is 0: none of {drafted} draft tokens was accepted.")
 
 
 @check(scope="target", after=("test_generates", "test_drafts_are_made", "test_drafts_are_accepted"))
-def test_acceptance_reaches_its_floor(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_acceptance_reaches_its_floor(polydraft_bench: Bench) -> None:
     """On the prompts that the built-in pair was scored with, the mean acceptance length is within 10% of its score."""
-    floor = floor_of(polydraft_case, quick=polydraft_suite.options.quick)
+    case = polydraft_bench.case
+    floor = floor_of(case, quick=polydraft_bench.quick)
     if floor is None:
-        not_claimed(
-            f"No score is recorded for {polydraft_case.pair.name} with {polydraft_case.drafter}, k={polydraft_case.k}."
-        )
-    speculation = scored_speculation(polydraft_session, floor)
-    found = speculation.mean_acceptance_length
-    polydraft_numbers["acceptance"] = {"prompts": "scored", **speculation.as_numbers()}
-    polydraft_numbers["floor"] = floor.mean_acceptance_length
+        not_claimed(f"No score is recorded for {case.pair.name} with {case.drafter}, k={case.k}.")
+    speculation = scored_speculation(polydraft_bench.session, floor)
+    found = speculation.stats.mean_acceptance_length
+    polydraft_bench.numbers["acceptance"] = {"prompts": "scored", **speculation.as_numbers()}
+    polydraft_bench.numbers["floor"] = floor.mean_acceptance_length
     if found is None:
         not_claimed("The engine reports no acceptance.")
     expect(
         found >= floor.mean_acceptance_length,
         f"Acceptance is below its floor: the mean acceptance length is {found:.3f}; the pair's score is "
-        f"{floor.score:.3f}, so at least {floor.mean_acceptance_length:.3f} was expected (k={polydraft_case.k}, "
+        f"{floor.score:.3f}, so at least {floor.mean_acceptance_length:.3f} was expected (k={case.k}, "
         f"{len(floor.prompts)} prompts, {floor.new_tokens} tokens each).",
     )
 
@@ -112,98 +102,89 @@ def test_acceptance_reaches_its_floor(
     ),
     claims=has_model_drafter,
 )
-def test_target_drafts_for_itself(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_numbers: dict[str, Any]
-) -> None:
+def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
     """The target as its own drafter is always right, but for near ties: it drafts in steps of one token."""
-    capabilities = polydraft_suite.capabilities
-    if capabilities is None or "draft-model" not in capabilities.drafter_kinds:
+    if "draft-model" not in polydraft_bench.capabilities.drafter_kinds:
         not_claimed("The backend does not claim the drafter kind draft-model.")
-    case = polydraft_case.with_drafter(polydraft_case.pair.target, "draft-model")
-    found = evidence(polydraft_suite, case)
+    suite, pair = polydraft_bench.suite, polydraft_bench.case.pair
+    least = _least_right(polydraft_bench)  # before the next line closes this session
+    case = polydraft_bench.case.with_drafter(pair.target, "draft-model")
+    itself = Bench(suite, case, suite.session(case), polydraft_bench.numbers)
+    found = itself.evidence
     speculation = found.speculation
-    polydraft_numbers["acceptance"] = {
+    itself.numbers["acceptance"] = {
         "prompts": "itself",
         **speculation.as_numbers(),
         "drafter": case.drafter,
         "kind": case.kind,
     }
-    rate = speculation.acceptance_rate
-    if rate is None or speculation.drafted is None or speculation.accepted is None:
-        expect(speculation.accepted is None, "The target drafts nothing for itself.")
+    drafted, accepted = speculation.stats.num_draft_tokens, speculation.stats.num_accepted_tokens
+    rate = speculation.stats.acceptance_rate
+    if rate is None or drafted is None or accepted is None:
+        expect(accepted is None, "The target drafts nothing for itself.")
         not_claimed("The engine does not report accepted drafts.")
-    least = _least_right(polydraft_suite, polydraft_case, found)
     if not speculation.counted:
         # A whole engine may draft beyond the end of the output: those tokens are not accepted.
-        rate = speculation.accepted / max(speculation.accepted, speculation.drafted - case.k * len(found.generations))
+        rate = accepted / max(accepted, drafted - case.k * len(found.runs))
     expect(
         rate >= least,
         f"The target as its own drafter is not always right: the acceptance rate is {rate:.4f}, not at least {least} "
-        f"({speculation.accepted} of {speculation.drafted}). The drafter sees another context, position or KV cache.",
+        f"({accepted} of {drafted}). The drafter sees another context, position or KV cache.",
     )
 
 
 @check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
-def test_wrong_drafts_change_nothing(polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session) -> None:
+def test_wrong_drafts_change_nothing(polydraft_bench: Bench) -> None:
     """With a drafter that is always wrong, nothing is accepted and the output is the plain one."""
-    _run_script(polydraft_suite, polydraft_case, polydraft_session, lambda _round: 0)
+    _run_script(polydraft_bench, lambda _round: 0)
 
 
 @check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
-def test_any_number_of_drafts_is_accepted(
-    polydraft_suite: Suite, polydraft_case: Case, polydraft_session: Session
-) -> None:
+def test_any_number_of_drafts_is_accepted(polydraft_bench: Bench) -> None:
     """With 0, 1, .. k right drafts in turn, just these are accepted and the output is the plain one."""
-    k = polydraft_case.k
+    k = polydraft_bench.case.k
     # 3 and k+1 have no common divisor for the usual k: every number is followed by every other in some order.
-    _run_script(polydraft_suite, polydraft_case, polydraft_session, lambda number: (3 * number) % (k + 1))
+    _run_script(polydraft_bench, lambda number: (3 * number) % (k + 1))
 
 
-def _run_script(suite: Suite, case: Case, session: Session, right: Any) -> None:
+def _run_script(bench: Bench, right: Callable[[int], int]) -> None:
     """Decode with scripted drafts; compare output and acceptance with the script."""
-    if case.kind not in MODEL_KINDS:
-        not_claimed("n-gram drafts are the core's own.")
-    engine = engine_of(session)
-    for generation in evidence(suite, case).generations:
-        plain = generation.plain
+    bench.need_model_drafter()
+    engine = bench.engine
+    for run in bench.evidence.runs:
+        plain = run.plain
         truth = [*plain.prompt_token_ids, *plain.token_ids]
         scripts: list[ScriptedSequence] = []
 
-        def wrap(inner: Any, truth: list[int] = truth, scripts: list[ScriptedSequence] = scripts) -> ScriptedSequence:
+        def wrap(
+            inner: EngineSequence, truth: list[int] = truth, scripts: list[ScriptedSequence] = scripts
+        ) -> ScriptedSequence:
             scripts.append(ScriptedSequence(inner, truth, engine.tokenizer.vocab_size, right))
             return scripts[-1]
 
-        with wrapped_sequences(engine, wrap), logged(session) as logs:
-            result = session.generate(list(plain.prompt_token_ids), **greedy_settings(len(plain.token_ids)))
-        place = generation.prompt.place
-        if not expect_same(
-            suite,
-            case,
-            session,
-            plain.prompt_token_ids,
-            plain.token_ids,
-            result.token_ids,
-            wrong=f"Drafts changed the output, prompt {place} (of the window).",
-        ):
-            continue  # behind a near tie the script's drafts are of another text
+        with wrapped_sequences(engine, wrap), logged(bench.session) as logs:
+            result = bench.session.generate(list(plain.prompt_token_ids), **greedy_settings(len(plain.token_ids)))
+        place = run.prompt.place
+        if not bench.same(plain, result, wrong=f"Drafts changed the output, prompt {place} (of the window)."):
+            continue  # after a near tie the script's drafts belong to another text
         assert logs
-        counts = count_log(logs[-1], len(result.token_ids))
-        wanted = scripts[-1].right
+        counts, script = count_log(logs[-1], len(result.token_ids)), scripts[-1]
         expect(
-            counts.drafted == scripts[-1].drafted, f"{scripts[-1].drafted} drafts were made, {counts.drafted} verified."
+            counts.num_draft_tokens == script.drafted,
+            f"{script.drafted} drafts were made, {counts.num_draft_tokens} verified.",
         )
         expect(
-            counts.accepted == wanted,
-            f"{wanted} drafts were right, but {counts.accepted} accepted (prompt {place} of the window).",
+            counts.num_accepted_tokens == script.right,
+            f"{script.right} drafts were right, but {counts.num_accepted_tokens} accepted (prompt {place} of the "
+            "window).",
         )
 
 
-def _least_right(suite: Suite, case: Case, found: Evidence) -> float:
+def _least_right(bench: Bench) -> float:
     """The least share of right drafts: 1 where the engine's rows were measured not to depend on their step.
 
     Elsewhere a near tie may cost all drafts of its round, and in low precision there are some.
     """
-    noise = suite.cache.get(("noise", case.pair))
-    if noise is not None and noise.most == 0.0:
+    if bench.capabilities.exposes_logits and stepping_engine(bench.session) and bench.noise.most == 0.0:
         return 1.0
-    return 0.99 if epsilon_of(found.generations[0].plain.running.dtype) < 1e-5 else 0.85
+    return 0.99 if epsilon_of(bench.session.running.dtype) < 1e-5 else 0.85

@@ -1,4 +1,4 @@
-"""Statistics say what happened."""
+"""Statistics: they equal what happened."""
 
 from __future__ import annotations
 
@@ -11,60 +11,49 @@ from polydraft_conformance.claims import expect
 if TYPE_CHECKING:
     from polydraft.contract import GenerationStats
 
-    from polydraft_conformance.counting import Counts
-    from polydraft_conformance.evidence import Evidence
+    from polydraft_conformance.bench import Bench
+
+_COUNTS = ("num_target_steps", "num_drafts", "num_draft_tokens", "num_accepted_tokens")
 
 
 @check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token"))
-def test_statistics_equal_counts(polydraft_case: object, polydraft_evidence: Evidence) -> None:
+def test_statistics_equal_counts(polydraft_bench: Bench) -> None:
     """Steps, rounds, drafted and accepted tokens equal the counts that the suite took at the engine."""
-    for generation in polydraft_evidence.generations:
-        counts = generation.counts
+    for run in polydraft_bench.evidence.runs:
+        stats, counts = run.speculative.stats, run.counts
         if counts is None:
-            _add_up(generation.speculative.stats)
+            _add_up(stats)
             continue
-        found = _from_stats(generation.speculative.stats, counts)
-        for name, (said, counted) in found.items():
+        found = {name: (getattr(stats, name), getattr(counts, name)) for name in _COUNTS}
+        positions, counted_positions = stats.accepted_per_position, counts.accepted_per_position or ()
+        if positions is not None:  # zeros for positions that no round drafted are allowed
+            longest = len(counted_positions)
+            positions = (*positions[:longest], *(count for count in positions[longest:] if count))
+        found["accepted_per_position"] = (positions, counted_positions)
+        for name, (reported, counted) in found.items():
             expect(
-                said == counted,
-                f"Statistics are wrong: stats.{name} is {said}, but {counted} was counted at the engine "
-                f"(prompt {generation.prompt.place} of the window).",
+                reported == counted,
+                f"Statistics are wrong: stats.{name} is {reported}, but {counted} was counted at the engine "
+                f"(prompt {run.prompt.place} of the window).",
             )
 
 
 @check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token", "test_statistics_equal_counts"))
-def test_statistics_add_up(polydraft_evidence: Evidence) -> None:
+def test_statistics_add_up(polydraft_bench: Bench) -> None:
     """Counts agree with one another and with the output; plain decoding drafts nothing."""
-    for generation in polydraft_evidence.generations:
-        _add_up(generation.speculative.stats)
-        plain = generation.plain.stats
+    for run in polydraft_bench.evidence.runs:
+        _add_up(run.speculative.stats)
+        plain = run.plain.stats
         for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens"):
             expect(getattr(plain, name) in (0, None), f"Plain decoding reports {name}={getattr(plain, name)}.")
-        for stats in (plain, generation.speculative.stats):
+        for stats in (plain, run.speculative.stats):
             for name in ("prefill_seconds", "decode_seconds"):
                 seconds = getattr(stats, name)
                 expect(seconds is None or seconds >= 0, f"stats.{name} is {seconds}.")
 
 
-def _from_stats(stats: GenerationStats, counts: Counts) -> dict[str, tuple[object, object]]:
-    """Name -> (what the statistics say, what was counted)."""
-    positions = stats.accepted_per_position
-    shown = (
-        None
-        if positions is None
-        else tuple(positions[: counts.longest]) + tuple(value for value in positions[counts.longest :] if value)
-    )
-    return {
-        "num_target_steps": (stats.num_target_steps, counts.steps),
-        "num_drafts": (stats.num_drafts, counts.rounds),
-        "num_draft_tokens": (stats.num_draft_tokens, counts.drafted),
-        "num_accepted_tokens": (stats.num_accepted_tokens, counts.accepted),
-        "accepted_per_position": (shown, counts.per_position),
-    }
-
-
 def _add_up(stats: GenerationStats) -> None:
-    """Relations that hold whatever the engine did; None says nothing and is no number."""
+    """Relations that hold whatever the engine did. None means unknown and is not compared."""
     rounds, drafted, accepted = stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens
     said = f"rounds {rounds}, drafted {drafted}, accepted {accepted}, steps {stats.num_target_steps}"
     if drafted is not None and accepted is not None:

@@ -1,0 +1,214 @@
+"""``Bench``: what a check works with. A case's session, and what this run has measured on it."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from polydraft.contract import GenerationResult
+from polydraft.verification import epsilon_of, judge_outputs, measure_noise
+
+from polydraft_conformance.catalog import not_claimed
+from polydraft_conformance.claims import MODEL_KINDS
+from polydraft_conformance.comparison import describe
+from polydraft_conformance.counting import logged, stepping_engine
+from polydraft_conformance.evidence import Evidence, GreedyRun, greedy_settings
+from polydraft_conformance.prompts import PromptText, WindowPrompt, window_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from polydraft import Session
+    from polydraft.contract import Capabilities, SteppingEngine
+    from polydraft.verification import Noise
+
+    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.suite import Suite
+
+__all__ = ["Bench"]
+
+_TOLERANCE = 16
+"""A difference of this many times the measured noise is a defect. Noise grows with the context, from the short one that
+it is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
+
+
+class Bench:
+    """One session under test.
+
+    Args:
+        suite: The run.
+        case: What the session was loaded with.
+        session: The session.
+        numbers: What a check puts here is in its row of the report.
+    """
+
+    def __init__(self, suite: Suite, case: Case, session: Session, numbers: dict[str, Any]) -> None:
+        self.suite = suite
+        self.case = case
+        self.session = session
+        self.numbers = numbers
+
+    def on(self, session: Session) -> Bench:
+        """The same bench with another session of the case."""
+        return Bench(self.suite, self.case, session, self.numbers)
+
+    @contextmanager
+    def opened(self, **changes: Any) -> Iterator[Bench]:
+        """A bench with a session of its own, closed at the end; ``changes`` are arguments of ``polydraft.load``."""
+        with closing(self.suite.load(self.case, **changes)) as session:
+            yield self.on(session)
+
+    # What is under test ---------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend claims."""
+        assert self.suite.capabilities is not None, "Only usable backends have sessions."
+        return self.suite.capabilities
+
+    @property
+    def quick(self) -> bool:
+        """Whether this is a quick run: with fewer prompts."""
+        return self.suite.options.quick
+
+    @property
+    def engine(self) -> SteppingEngine:
+        """The stepping engine; of a whole engine it ends the check, which needs primitives to call."""
+        engine = stepping_engine(self.session)
+        if engine is None:
+            not_claimed("A whole engine keeps its own loop: it has no primitives to call.")
+        return engine
+
+    @property
+    def k(self) -> int:
+        """Draft tokens of the stepping engine's largest step in this case."""
+        return min(self.case.k, self.engine.max_draft_tokens)
+
+    @property
+    def window(self) -> int:
+        """The target's sliding window in tokens, or what stands for it."""
+        return self.case.pair.window
+
+    def need_model_drafter(self) -> None:
+        """End the check where the core drafts n-grams: then the engine has no drafter to look at."""
+        if self.case.kind not in MODEL_KINDS:
+            not_claimed("n-gram drafts are the core's own.")
+
+    def seed(self, seed: int) -> dict[str, Any]:
+        """``seed=`` where the backend claims it."""
+        return {"seed": seed} if "seed" in self.capabilities.sampling else {}
+
+    # Prompts --------------------------------------------------------------------------------------------------------
+
+    def prompt(self, length: int) -> list[int]:
+        """The first ``length`` tokens of the suite's text in the target's tokens."""
+        text = self.suite.cache.once(("text", self.case.pair), lambda: PromptText.of(self.session))
+        return text.tokens(length)
+
+    @property
+    def window_prompts(self) -> tuple[WindowPrompt, ...]:
+        """Prompts shorter than, across and past the sliding window, and one of a single token."""
+        return window_prompts(self.prompt, self.window, quick=self.quick)
+
+    @property
+    def context(self) -> list[int]:
+        """Prompt and greedy output, longer than twice the window: text that the model would write."""
+
+        def make() -> list[int]:
+            prompt = self.prompt(max(2, self.window // 2))
+            plain = self.plain(prompt, **greedy_settings(2 * self.window + 24 - len(prompt)))
+            return [*plain.prompt_token_ids, *plain.token_ids]
+
+        return self.suite.cache.once(("context", self.case.pair), make)
+
+    # Outputs --------------------------------------------------------------------------------------------------------
+
+    def plain(self, token_ids: Sequence[int], **settings: Any) -> GenerationResult:
+        """Plain decoding of a prompt, made once per target: it depends on neither drafter nor k."""
+        key = ("plain", self.case.pair.target, tuple(token_ids), tuple(sorted(settings.items())))
+        return self.suite.cache.once(key, lambda: self.session.generate(list(token_ids), speculate="off", **settings))
+
+    @property
+    def evidence(self) -> Evidence:
+        """The greedy outputs of the case, plain and speculative."""
+
+        def make() -> Evidence:
+            runs = []
+            for prompt in self.window_prompts:
+                settings = greedy_settings(prompt.max_new_tokens)
+                plain = self.plain(prompt.token_ids, **settings)
+                with logged(self.session) as logs:
+                    speculative = self.session.generate(list(prompt.token_ids), **settings)
+                runs.append(GreedyRun(prompt, plain, speculative, logs[-1] if logs else None))
+            second = runs[1].prompt
+            settings = greedy_settings(second.max_new_tokens)
+            return Evidence(tuple(runs), self.session.generate(list(second.token_ids), speculate="off", **settings))
+
+        return self.suite.cache.once(("evidence", self.case), make)
+
+    # Comparisons ----------------------------------------------------------------------------------------------------
+
+    @property
+    def noise(self) -> Noise:
+        """The engine's numeric noise on the case's target, measured once on a short context inside the window."""
+
+        def make() -> Noise:
+            rows = self.k + 1
+            return measure_noise(self.engine, self.context[: max(4, min(6 * rows, self.window - rows))], rows)
+
+        return self.suite.cache.once(("noise", self.case.pair), make)
+
+    @property
+    def tolerance(self) -> float:
+        """How far logits may lie apart that should be equal. An engine may have noise only on longer contexts."""
+        return _TOLERANCE * max(self.noise.most, epsilon_of(self.session.running.dtype) * self.noise.largest_logit)
+
+    def same(
+        self,
+        plain: GenerationResult,
+        found: GenerationResult | Sequence[int],
+        *,
+        wrong: str,
+        length: int | None = None,
+        names: tuple[str, str] = ("plain", "speculative"),
+        near_ties: bool = True,
+    ) -> bool:
+        """Fail the check unless two outputs are the same tokens, or nearly tied. The verdict goes into its row.
+
+        Args:
+            plain: The output that counts; its prompt and settings are those of both.
+            found: The output that must equal it.
+            wrong: What is wrong if it does not, one sentence.
+            length: Compare with this many leading tokens of ``plain`` only; None: with all.
+            names: What the two are called in messages.
+            near_ties: Whether a near tie passes.
+
+        Returns:
+            True if all tokens are equal; False after a near tie: then what follows it cannot be compared.
+
+        Raises:
+            AssertionError: They diverge.
+        """
+        expected = plain.token_ids[:length]
+        other = found.token_ids if isinstance(found, GenerationResult) else tuple(found)
+        prompt, session = plain.prompt_token_ids, self.session
+        judgement = judge_outputs(session, self.capabilities, prompt, plain.settings, expected, other)
+        if judgement.verdict == "EXACT":
+            self.suite.verdicts.append(("EXACT", {}))
+            return True
+        message, evidence = describe(
+            judgement, (expected, other), names, prompt=prompt, of=self._subject(), tokenizer=session.tokenizer
+        )
+        self.suite.verdicts.append((judgement.verdict, evidence))
+        if judgement.passes and near_ties:
+            return False
+        raise AssertionError(f"{wrong} {message}")
+
+    def _subject(self) -> str:
+        """What a verdict holds for."""
+        running = self.session.running
+        drafter = f" + {running.drafter}" if running.drafter else ""
+        return (
+            f"{running.target}{drafter} ({self.case.kind}, k={running.num_speculative_tokens}) on {running.backend}, "
+            f"{running.engine} {running.engine_version}, {running.dtype}, {running.device}, {self.suite.hardware}"
+        )
