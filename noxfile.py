@@ -242,11 +242,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's rules and formatting. And that all distributions have one version."""
-    install(session, "ruff")
+    """Style: ruff's rules and formatting. One version in all distributions. Plugins import nothing private."""
+    install(session, "ruff", *folders(CORE, CONFORMANCE))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
+    plugins = (*(backend.folder for backend in BACKENDS.values()), EXAMPLE_PLUGIN)
+    session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
 @nox.session

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from defective_backends import engines
+from defective_backends.making import defective
 from polydraft.contract import Diagnosis
 from polydraft_conformance.__main__ import main
 from polydraft_conformance.rendering.markdown import to_markdown
@@ -41,15 +43,8 @@ def test_report_files(conformance, tmp_path):
     assert "| greedy | `test_greedy_equals_plain` | pass 6 |  |" in markdown
 
 
-def test_a_failure_in_the_report(conformance, mutant):
-    from polydraft.contract import Proposal
-    from polydraft_reference.engine import ReferenceSequence
-
-    class Silent(ReferenceSequence):
-        def propose(self, newest, k, sampler, *, keep_logits=False):
-            return Proposal([])
-
-    run = conformance("-k", "test_drafts_are_made", "--polydraft-kinds", "mtp", backend=mutant(Silent))
+def test_a_failure_in_the_report(conformance):
+    run = conformance("-k", "test_drafts_are_made", "--polydraft-kinds", "mtp", backend=defective(engines.Silent))
     markdown = to_markdown(run.report.as_dict())
     assert "**FAIL** 2" in markdown
     assert "## Failures" in markdown
@@ -141,7 +136,7 @@ def test_an_unusable_backend_gives_reason_and_remedy(conformance, unusable):
     assert conformance(backend=silent).rows("fail") == {"test_backend_can_run_here"}
 
 
-def test_other_people_s_tests_are_left_alone(pytest_here, tmp_path):
+def test_tests_of_others_are_left_alone(pytest_here, tmp_path):
     test = "def test_one(): assert 1\ndef test_two():\n    import sys\n    assert 'polydraft' not in sys.modules\n"
     (tmp_path / "test_others.py").write_text(test)
     finished = pytest_here()

@@ -1,7 +1,9 @@
 """Exclusions: what is declared must be there, must fail, and must still be true."""
 
 import pytest
-from polydraft.contract import Exclusion, Proposal
+from defective_backends import engines
+from defective_backends.making import defective
+from polydraft.contract import Exclusion
 
 
 def probe_true():
@@ -17,17 +19,12 @@ def probe_raises():
 
 
 @pytest.fixture
-def excluding(conformance, mutant):
+def excluding(conformance):
     """Runs two quick checks on a reference backend whose mtp drafter is silent, with these exclusions."""
-    from polydraft_reference.engine import ReferenceSequence
-
-    class Silent(ReferenceSequence):
-        def propose(self, newest, k, sampler, *, keep_logits=False):
-            return Proposal([])
 
     def run(*exclusions, silent=True, select="test_drafts_are_made or test_exclusions"):
         made = [Exclusion(**{"reason": "a reason for it", **exclusion}) for exclusion in exclusions]
-        base = mutant(Silent if silent else ReferenceSequence)
+        base = defective(engines.Silent if silent else None)
         backend = type("Excluding", (base,), {"conformance_exclusions": lambda self: made})
         return conformance("-k", select, "--polydraft-kinds", "mtp,ngram", backend=backend)
 

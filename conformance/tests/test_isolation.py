@@ -1,4 +1,4 @@
-"""A backend that ends the process, in a process of its own: it costs its own rows only."""
+"""A backend that ends the process, in a separate process: it costs its own rows only."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("xdist", reason="polydraft-conformance[isolate] is not installed")
 
 PLUGIN = """
-from conformance_liars import engines
-from conformance_liars.making import liar
+from defective_backends import engines
+from defective_backends.making import defective
 from polydraft.contract import BackendRecord, hookimpl
 
-Backend = liar(engines.Crashing)
+Backend = defective(engines.Crashing)
 
 
 @hookimpl
@@ -58,7 +58,7 @@ def test_a_crash_costs_its_own_rows_only(crashing, tmp_path):
     rows = json.loads((report / "conformance-report.json").read_text("utf-8"))["checks"]
     statuses = {(row["check"], row["k"]): row["status"] for row in rows}
     assert statuses[("test_generates", 1)] == "fail"
-    # It drafts nothing in steps of two rows: what needs none is judged as ever.
+    # Checks that run no step of two rows are judged as usual.
     assert statuses[("test_steps_equal_prefill", 4)] == "pass"
     assert statuses[("test_exclusions_are_well_formed", None)] == "pass"
     died = [row for row in rows if "process died" in row["reason"]]

@@ -37,9 +37,9 @@ def test_statuses(suite):
 
 
 def test_an_undeclared_skip_fails(suite):
-    verdict = judge(suite, FIRST, CASE, skipped())
-    assert verdict.status == "fail"
-    assert "Undeclared skip (not today)" in verdict.reason
+    outcome = judge(suite, FIRST, CASE, skipped())
+    assert outcome.status == "fail"
+    assert "Undeclared skip (not today)" in outcome.reason
 
 
 def test_a_skip_in_an_excluded_check_fails_too(suite):

@@ -5,8 +5,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conformance_liars import engines
-from conformance_liars.making import PluginOf, liar
+from defective_backends import engines
+from defective_backends.making import PluginOf, defective
 from polydraft_conformance.__main__ import main
 from polydraft_conformance.rendering.matrix import BEGIN, END, fill, read_reports, to_matrix
 from polydraft_conformance.rendering.page import to_page
@@ -22,7 +22,7 @@ SELECTED = (
 
 
 class Balanced(HTMLParser):
-    """Fails where an element is closed that is not open, and keeps what the page refers to."""
+    """Fails where an element that is not open is closed, and keeps what the page refers to."""
 
     VOID = frozenset({"meta", "br", "img"})
 
@@ -53,13 +53,13 @@ class Balanced(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Reports of an honest run, of one with near ties, of one that fails, and of a backend that cannot run."""
-    from polydraft._plugins import PluginHost
+    from polydraft import PluginHost
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend
 
     reports = tmp_path_factory.mktemp("reports")
-    tie = liar(engines.LowPrecision, engine=engines.LowPrecisionEngine, exactness=frozenset({"standard"}))
-    backends = {"honest": ReferenceBackend, "low-precision": tie, "unverified": liar(engines.Unverified)}
+    tie = defective(engines.LowPrecision, dtype="bfloat16", exactness=frozenset({"standard"}))
+    backends = {"honest": ReferenceBackend, "low-precision": tie, "unverified": defective(engines.Unverified)}
     for name, backend in backends.items():
         host = PluginHost({"tested": PluginOf(backend, name=name)})
         run_in_process(

@@ -6,6 +6,7 @@ import numpy as np
 import polydraft
 import pytest
 from polydraft.errors import UnsupportedError
+from polydraft_conformance.testing import GreedySampler
 from polydraft_llama_cpp.context import Context
 from polydraft_llama_cpp.resources import Device
 
@@ -13,20 +14,10 @@ PROMPT = [2, *(300 + (7 * i) % 600 for i in range(200))]
 LENGTH = 130  # across position 256, where llama.cpp's attention takes a longer cache, and far past the window of 64
 
 
-class Greedy:
-    needs_prefix = False
-
-    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
-        return logits.argmax(axis=-1).tolist(), None
-
-    def choose_draft(self, logits, position, run_token_ids=None):
-        return logits.argmax(axis=-1)
-
-
 def one_by_one(engine, tokens):
-    sequence = engine.open_sequence()
-    sequence.prefill(PROMPT, Greedy())
-    rows = [sequence.verify([token], Greedy(), keep_logits=True).logits.numpy()[0] for token in tokens]
+    sequence, greedy = engine.open_sequence(), GreedySampler(engine)
+    sequence.prefill(PROMPT, greedy)
+    rows = [sequence.verify([token], greedy, keep_logits=True).logits.numpy()[0] for token in tokens]
     sequence.close()
     return np.stack(rows)
 
@@ -34,13 +25,13 @@ def one_by_one(engine, tokens):
 def in_blocks(engine, tokens, k):
     """Logits from blocks of 1 to k+1 tokens, of which a random number is right; the others are rolled back."""
     choose, rows, at = random.Random(k), [], 0
-    sequence = engine.open_sequence()
-    sequence.prefill(PROMPT, Greedy())
+    sequence, greedy = engine.open_sequence(), GreedySampler(engine)
+    sequence.prefill(PROMPT, greedy)
     while at < len(tokens):
         right = choose.randint(1, min(k + 1, len(tokens) - at))
         wrong = [choose.randrange(2, 2000) for _ in range(choose.randint(0, k + 1 - right))]
-        sequence.propose(tokens[at], k, Greedy())
-        step = sequence.verify([*tokens[at : at + right], *wrong], Greedy(), keep_logits=True)
+        sequence.propose(tokens[at], k, greedy)
+        step = sequence.verify([*tokens[at : at + right], *wrong], greedy, keep_logits=True)
         rows.extend(step.logits.numpy()[:right])
         at += right
         sequence.rollback(len(PROMPT) + at)

@@ -10,25 +10,11 @@ from polydraft.errors import (
     SessionBusyError,
     SpeculationUnavailableError,
 )
-from polydraft.verification import first_difference
-from polydraft_conformance.noise import measure_noise
+from polydraft.verification import first_difference, measure_noise
+from polydraft_conformance.testing import GreedySampler
 from polydraft_llama_cpp import bindings, resources
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64 tokens, and past one batch
-
-
-class Greedy:
-    needs_prefix = False
-
-    def __init__(self):
-        self.seen = []
-
-    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
-        self.seen.append(logits)
-        return logits.argmax(axis=-1).tolist(), None
-
-    def choose_draft(self, logits, position, run_token_ids=None):
-        return logits.argmax(axis=-1)
 
 
 def load(target, drafter, **arguments):
@@ -75,25 +61,26 @@ def test_a_split_model(gguf, tmp_path):
 def test_prompts_longer_than_a_batch(gguf, n_batch):
     with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"n_batch": n_batch}) as session:
         sequence = session.engine.open_sequence()
-        found = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
+        found = sequence.prefill(LONG, GreedySampler(session.engine), keep_logits=True).logits.numpy()
         sequence.close()
         noise = measure_noise(session.engine, LONG[:48], 5).most
     with load(gguf("tiny-e2b"), None, engine_options={"n_batch": 1024}) as session:
         sequence = session.engine.open_sequence()
-        wanted = sequence.prefill(LONG, Greedy(), keep_logits=True).logits.numpy()
+        wanted = sequence.prefill(LONG, GreedySampler(session.engine), keep_logits=True).logits.numpy()
     assert np.abs(found - wanted).max() < max(1e-3, 4 * noise)
 
 
 def test_logits_are_views(gguf):
     with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant")) as session:
-        sampler = Greedy()
+        sampler = GreedySampler(session.engine)
         sequence = session.engine.open_sequence()
         newest = sequence.prefill(LONG[:50], sampler).token_ids[0]
+        seen = [sampler.rows]
         for _ in range(3):
             sequence.verify([newest], sampler)
-        addresses = {row.__array_interface__["data"][0] for row in sampler.seen}
-        assert len(addresses) == 1
-        assert not any(row.flags.owndata for row in sampler.seen)
+            seen.append(sampler.rows)
+        assert len({rows.__array_interface__["data"][0] for rows in seen}) == 1
+        assert not any(rows.flags.owndata for rows in seen)
 
 
 def test_one_sequence_at_a_time(gguf):

@@ -2,8 +2,7 @@
 
 import polydraft
 import pytest
-from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.verification import judge, measure_tie
+from polydraft.verification import judge_outputs
 from polydraft_builtin_pairs import prompts
 from polydraft_llama_cpp.bindings import library
 
@@ -32,27 +31,15 @@ def verdicts(target, drafter, count=6):
     """The verdict on each prompt, and the accepted drafts."""
     found, accepted = [], 0
     texts = [prompt.text for prompt in prompts() if prompt.text][:count]
+    claims = polydraft.default_host().backend("llama_cpp").capabilities()
     with polydraft.load(target, backend="llama_cpp", drafter=drafter, device="cpu") as session:
-        k = session.running.num_speculative_tokens
         for text in texts:
             plain = session.generate(text, max_new_tokens=NEW, speculate="off")
             fast = session.generate(text, max_new_tokens=NEW)
             accepted += fast.stats.num_accepted_tokens
-            request = TokenRequest(
-                prompt_token_ids=plain.prompt_token_ids,
-                settings=GenerationSettings(max_new_tokens=NEW),
-                seed=0,
-                speculate=False,
-                num_speculative_tokens=0,
-                eos_token_ids=session.tokenizer.eos_token_ids,
-                max_total_tokens=session.running.context_length,
-            )
-            one, other = list(plain.token_ids), list(fast.token_ids)
-
-            def tie(position, request=request, one=one, other=other):
-                return measure_tie(session.engine, request, one, other, position, k)
-
-            found.append(judge(one, other, tie).verdict)
+            prompt = plain.prompt_token_ids
+            judgement = judge_outputs(session, claims, prompt, plain.settings, plain.token_ids, fast.token_ids)
+            found.append(judgement.verdict)
     return found, accepted
 
 

@@ -186,7 +186,7 @@ def test_a_row_of_experts_does_not_depend_on_its_neighbours(experts, dtype):
 
 def test_a_rollback_of_a_whole_step_forgets_the_padding_rows_of_single_steps():
     """Single steps of 16 rows write 15 slots beyond their token, in a ring that holds a window of 64."""
-    from polydraft_conformance.primitives import greedy
+    from polydraft_conformance.testing import GreedySampler
 
     tokens = [2, *(300 + (11 * i) % 500 for i in range(330))]
 
@@ -202,7 +202,7 @@ def test_a_rollback_of_a_whole_step_forgets_the_padding_rows_of_single_steps():
         num_speculative_tokens=15,
     ) as session:
         engine = session.engine
-        sampler, sequence = greedy(engine), engine.open_sequence()
+        sampler, sequence = GreedySampler(engine), engine.open_sequence()
         sequence.prefill(tokens[:240], sampler)
         first = []
         for token in tokens[240:]:  # across position 256, where a step is cut in two

@@ -3,6 +3,7 @@
 import polydraft
 import pytest
 from polydraft.errors import ContextLengthError, DeviceError, InvalidRequestError
+from polydraft_conformance.testing import GreedySampler
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
@@ -29,33 +30,25 @@ def test_greedy_equals_generate(session, prompt):
     assert result.stats.num_draft_tokens > 0
 
 
-class Greedy:
-    needs_prefix = False
-
-    def choose(self, logits, first_position, run_token_ids, *, keep_logprobs=True):
-        return logits.argmax(dim=-1).tolist(), None
-
-    def choose_draft(self, logits, position, run_token_ids=None):
-        return logits.argmax(dim=-1)
-
-
 @pytest.mark.parametrize("length", [60, 63, 64, 65, 66, 70, 130, 330])
 def test_after_a_rollback_the_logits_are_those_of_a_fresh_prefill(session, length):
     tokens = (LONG + LONG)[: length + 1]
     used, fresh = session.engine.open_sequence(), session.engine.open_sequence()
-    used.prefill(tokens[:length], Greedy())
-    used.verify([5, 6, 7, 8, 9], Greedy())
+    greedy = GreedySampler(session.engine)
+    used.prefill(tokens[:length], greedy)
+    used.verify([5, 6, 7, 8, 9], greedy)
     used.rollback(length)
-    got = used.verify(tokens[length:], Greedy(), keep_logits=True).logits.numpy()
-    want = fresh.prefill(tokens, Greedy(), keep_logits=True).logits.numpy()
+    got = used.verify(tokens[length:], greedy, keep_logits=True).logits.numpy()
+    want = fresh.prefill(tokens, greedy, keep_logits=True).logits.numpy()
     assert abs(got - want).max() < 1e-3
 
 
 def test_drafter_logits_are_upstreams():
     with polydraft.load("builtin:tiny-e2b", backend="transformers", dtype="float32", device="cpu") as loaded:
         sequence = loaded.engine.open_sequence()
-        newest = sequence.prefill(PROMPT, Greedy()).token_ids[0]
-        ours = sequence.propose(newest, 1, Greedy(), keep_logits=True).logits.numpy()
+        greedy = GreedySampler(loaded.engine)
+        newest = sequence.prefill(PROMPT, greedy).token_ids[0]
+        ours = sequence.propose(newest, 1, greedy, keep_logits=True).logits.numpy()
         model, assistant = loaded.engine.target.model, loaded.engine._drafter.assistant
         with torch.inference_mode():
             out = model(torch.tensor([PROMPT]), output_hidden_states=True, return_shared_kv_states=True)

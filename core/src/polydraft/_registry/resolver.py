@@ -20,7 +20,7 @@ from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
 from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
-from polydraft.engines.context import check_context_length
+from polydraft.engines._context import check_context_length
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,

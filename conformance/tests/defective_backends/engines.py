@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
 
 import numpy as np
 from polydraft.contract import Proposal, Step
-from polydraft_reference.engine import ReferenceEngine, ReferenceSequence
+from polydraft.sampling._sampler import RuleSampler
+from polydraft_reference.engine import ReferenceSequence
 from polydraft_reference.model import ReferenceModel
 
 
 class Unverified(ReferenceSequence):
-    """Whatever was drafted is taken for the target's choice."""
+    """Every draft is accepted."""
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         step = super().choose(logits, token_ids, sampler, keep_logits)
@@ -41,8 +43,28 @@ class AlwaysWrong(ReferenceSequence):
         return Proposal([(token + 1) % self.engine.target.config.vocab_size for token in proposal.token_ids])
 
 
+class TemperatureIgnored(ReferenceSequence):
+    """Tokens are chosen greedily, whatever was asked for."""
+
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
+        if isinstance(sampler, RuleSampler):
+            sampler._settings = sampler._settings.model_copy(update={"temperature": 0.0})
+        return super().prefill(token_ids, sampler, keep_logits=keep_logits)
+
+
+class SeedIgnored(ReferenceSequence):
+    """Tokens are drawn with a seed of its own, another one in each generation."""
+
+    seeds = itertools.count(1)
+
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
+        if isinstance(sampler, RuleSampler):
+            sampler._seed = next(self.seeds)
+        return super().prefill(token_ids, sampler, keep_logits=keep_logits)
+
+
 class StaleRow(ReferenceSequence):
-    """Keys and values of the first row that was rolled back stay in place of the last kept one's."""
+    """The first row that was rolled back replaces the last kept one in the KV cache."""
 
     def rollback(self, length):
         kept = self.cache.copy() if self.length > length else None
@@ -56,7 +78,7 @@ class StaleRow(ReferenceSequence):
 
 
 class WindowCorrupted(ReferenceSequence):
-    """Steps past the sliding window damage the oldest row that is still seen."""
+    """Steps past the sliding window damage the oldest row that is still visible."""
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
         step = super().verify(token_ids, sampler, keep_logits=keep_logits)
@@ -108,7 +130,7 @@ def perturbed(model, share):
 
 
 class PerturbedWhileSpeculating(ReferenceSequence):
-    """Once it has drafted, the target's weights are slightly other ones."""
+    """Once it has drafted, the target's weights are slightly different."""
 
     share = 0.02
 
@@ -127,17 +149,10 @@ class PerturbedWhileSpeculating(ReferenceSequence):
         return model.logits(model.run(token_id, self.cache), token_id)
 
 
-class LowPrecisionEngine(ReferenceEngine):
-    """Says what its sequences do."""
-
-    def running(self, request):
-        return super().running(request).model_copy(update={"dtype": "bfloat16"})
-
-
 class LowPrecision(ReferenceSequence):
-    """Logits are rounded to eighths, and rows of larger steps are off by up to one of them: near ties turn.
+    """Logits are rounded to eighths, and rows of larger steps are off by up to one of them: near ties flip.
 
-    No defect: this is what bfloat16 does. How a row is off depends on its position and its place in the step.
+    Not a defect: this is what bfloat16 does. How a row is off depends on its position and its place in the step.
     """
 
     grid = 0.125
@@ -159,13 +174,13 @@ class LowPrecision(ReferenceSequence):
 
 
 class LowPrecisionPerturbed(LowPrecision, PerturbedWhileSpeculating):
-    """Low precision, and slightly other weights while speculating."""
+    """Low precision, and slightly different weights while speculating."""
 
     share = 0.1
 
 
 class TieSeeker(LowPrecision):
-    """Once it has drafted, of all the ways that a row can be off it takes one that turns the choice, if any does."""
+    """Once it has drafted, it takes, of all the ways a row can be off, one that flips the choice, if there is one."""
 
     grid = 0.5
     drafted = False
@@ -197,7 +212,7 @@ class OtherBits(ReferenceSequence):
 
 
 class OtherBitsLater(OtherBits):
-    """The same, but an engine's first sequences are honest: what is measured when it is loaded does not see it."""
+    """The same, but an engine's first sequences are honest, so that the measurement at loading misses it."""
 
     def __init__(self, engine):
         super().__init__(engine)

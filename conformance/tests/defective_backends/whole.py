@@ -1,11 +1,12 @@
-"""A whole engine: a loop of its own over the reference model, with rejection sampling. And the same with defects."""
+"""A whole engine: its own loop over the reference model, with rejection sampling. And the same with defects."""
 
 from __future__ import annotations
 
 import numpy as np
-from polydraft._session.session import Session
-from polydraft.contract import GenerationStats, Round
+from polydraft.contract import GenerationStats, WholeEngine
+from polydraft.sampling._logprobs import token_logprobs
 from polydraft.sampling._sampler import RuleSampler
+from polydraft.sampling.numpy_ops import array_ops_of
 
 
 def softmax(logits, temperature):
@@ -13,52 +14,42 @@ def softmax(logits, temperature):
     return shifted / shifted.sum()
 
 
-class Whole(Session):
+class Whole(WholeEngine):
     """Honest: drafts are drawn from the drafter, accepted with probability min(1, p/q) (Leviathan et al. 2023)."""
 
-    def __init__(self, engine, request, capabilities):
+    def __init__(self, engine):
         self.engine = engine
-        super().__init__(engine.tokenizer, engine.running(request), capabilities)
+        self.tokenizer = engine.tokenizer
+        self.running = engine.running
 
-    def close_engine(self):
+    def close(self):
         self.engine.close()
 
     def rounds(self, generation):
         request = generation.request
-        self.report(generation)
         random = np.random.default_rng([request.seed, request.stream])
-        sampler = RuleSampler(self.engine.array_ops, request)
+        sampler = RuleSampler(array_ops_of(self.engine), request)
         sequence = self.engine.open_sequence()
         try:
-            step = sequence.prefill(request.prompt_token_ids, sampler, keep_logits=True)
-            newest = self.draw(random, step.logits.numpy()[0], request)
-            step = self.scored(sampler, step.logits.numpy(), sequence.length, [newest])
-            finished = generation.tracker.push(newest, is_draft=False)
-            yield Round(token_ids=(newest,), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step)
-            while finished is None and not generation.cancelled.is_set():
+            rows = sequence.prefill(request.prompt_token_ids, sampler, keep_logits=True).logits.numpy()
+            newest = self.draw(random, rows[0], request)
+            logprobs = self.scored(request, rows, [newest])
+            yield generation.emit([newest], num_draft_tokens=0, num_accepted_tokens=0, logprobs=logprobs)
+            while generation.finish_reason is None and not generation.cancelled():
                 k = min(request.num_speculative_tokens, self.running.context_length - sequence.length - 1)
                 drafts, drafter_rows = self.draft(sequence, newest, k, sampler, request, random)
                 base = sequence.length
-                step = sequence.verify([newest, *drafts], sampler, keep_logits=True)
-                rows = step.logits.numpy()
+                rows = sequence.verify([newest, *drafts], sampler, keep_logits=True).logits.numpy()
                 tokens, accepted = self.accept(random, rows, drafts, drafter_rows, request)
-                logprobs = self.scored(sampler, rows, base + 1, tokens)
+                logprobs = self.scored(request, rows, tokens)
                 tokens, logprobs = self.emitted(tokens, logprobs, accepted)
-                kept = 0
-                for index, token in enumerate(tokens):
-                    finished = generation.tracker.push(token, is_draft=index < accepted)
-                    kept += 1
-                    if finished is not None:
-                        break
-                accepted = min(accepted, kept)
-                sequence.rollback(base + 1 + min(accepted, kept))
-                newest = tokens[kept - 1]
-                yield Round(
-                    token_ids=tuple(tokens[:kept]),
-                    num_draft_tokens=len(drafts),
-                    num_accepted_tokens=accepted,
-                    logprobs=None if logprobs is None else logprobs[:kept],
+                emitted = generation.emit(
+                    tokens, num_draft_tokens=len(drafts), num_accepted_tokens=accepted, logprobs=logprobs
                 )
+                sequence.rollback(base + 1 + emitted.num_accepted_tokens)
+                newest = emitted.token_ids[-1]
+                yield emitted
+            self.report(generation)
         finally:
             sequence.close()
 
@@ -98,19 +89,17 @@ class Whole(Session):
         p = softmax(row, temperature)
         return int(random.choice(len(p), p=p))
 
-    def scored(self, sampler, rows, position, tokens):
+    def scored(self, request, rows, tokens):
         """Log-probabilities of the tokens, as the core would give them."""
-        from polydraft.sampling._logprobs import token_logprobs
-
-        if sampler._settings.logprobs is None:
+        if request.settings.logprobs is None:
             return None
-        return token_logprobs(rows[: len(tokens)], tokens, sampler._settings.logprobs)
+        return token_logprobs(rows[: len(tokens)], tokens, request.settings.logprobs)
 
     def emitted(self, tokens, logprobs, accepted):
         return tokens, logprobs
 
     def report(self, generation):
-        """The loop's own counts are right."""
+        """Report nothing: the counts of rounds are right."""
 
 
 class BonusDropped(Whole):
@@ -125,7 +114,7 @@ class Biased(Whole):
 
     def draft(self, sequence, newest, k, sampler, request, random):
         settings = request.settings.model_copy(update={"temperature": 0.0})
-        greedy = RuleSampler(self.engine.array_ops, request.model_copy(update={"settings": settings}))
+        greedy = RuleSampler(array_ops_of(self.engine), request.model_copy(update={"settings": settings}))
         return super().draft(sequence, newest, k, greedy, request, random)
 
     def reject(self, random, target_row, drafter_row, draft, temperature):
@@ -141,30 +130,30 @@ class WholeStatisticsMadeUp(Whole):
     """Says that every draft was accepted."""
 
     def report(self, generation):
-        if generation.request.speculate:
-            generation.counts.stats = lambda: self.made_up(len(generation.tracker.token_ids))
-
-    @staticmethod
-    def made_up(count):
-        return GenerationStats(
-            num_tokens=count,
-            num_target_steps=count - 1,
-            num_drafts=count - 1,
-            num_draft_tokens=4 * (count - 1),
-            num_accepted_tokens=4 * (count - 1),
-            accepted_per_position=(count - 1,) * 4,
+        if not generation.request.speculate:
+            return
+        rounds = len(generation.token_ids) - 1
+        generation.report(
+            GenerationStats(
+                num_tokens=rounds + 1,
+                num_target_steps=rounds,
+                num_drafts=rounds,
+                num_draft_tokens=4 * rounds,
+                num_accepted_tokens=4 * rounds,
+                accepted_per_position=(rounds,) * 4,
+            )
         )
 
 
 class WholeSilent(Whole):
-    """Speculation is off, and nobody is told."""
+    """Speculation is silently off."""
 
     def draft(self, sequence, newest, k, sampler, request, random):
         return [], []
 
 
 class WholeUnverified(Whole):
-    """Drafts are taken unseen."""
+    """Every draft is accepted."""
 
     def accept(self, random, rows, drafts, drafter_rows, request):
         return [*drafts, self.draw(random, rows[len(drafts)], request)], len(drafts)

@@ -9,34 +9,29 @@ from polydraft.contract import hookimpl
 from polydraft_reference.backend import ReferenceBackend
 
 
-def liar(sequence=None, *, engine=None, session=None, **capabilities):
+def defective(sequence=None, *, whole=None, dtype=None, **capabilities):
     """A reference backend with something changed.
 
     Args:
         sequence: Class of the engine's sequences.
-        engine: Class of the engine.
-        session: Class of the session: the core's with a defect, or a whole engine's.
+        whole: Class of a whole engine, which is given the reference engine.
+        dtype: What the engine says that it runs in.
         capabilities: Claims that differ.
     """
 
-    class Liar(ReferenceBackend):
+    class Defective(ReferenceBackend):
         def capabilities(self):
             return super().capabilities().model_copy(update=capabilities)
 
         def load_engine(self, request):
-            made = super().load_engine(request)
-            if engine is not None:
-                made.__class__ = engine
+            engine = super().load_engine(request)
             if sequence is not None:
-                made.sequence_class = sequence
-            return made
+                engine.sequence_class = sequence
+            if dtype is not None:
+                engine.running = engine.running.model_copy(update={"dtype": dtype})
+            return engine if whole is None else whole(engine)
 
-        def load(self, request):
-            if session is None:
-                return super().load(request)
-            return session(self.load_engine(request), request, self.capabilities())
-
-    return Liar
+    return Defective
 
 
 class PluginOf:

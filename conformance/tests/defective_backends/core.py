@@ -1,0 +1,42 @@
+"""Defects of the core, which the suite must find as well: each is put in place with pytest's ``monkeypatch``."""
+
+from __future__ import annotations
+
+from polydraft._loop.counts import RoundCounts
+from polydraft.contract import GenerationStats
+from polydraft.text._tracker import OutputTracker
+
+
+def statistics_made_up(monkeypatch):
+    """Say that three of four drafts were accepted."""
+    honest = RoundCounts.stats
+
+    def stats(self):
+        found = honest(self)
+        if not found.num_drafts:
+            return found
+        steps = max(1, found.num_tokens // 4)
+        return GenerationStats(
+            num_tokens=found.num_tokens,
+            num_target_steps=steps,
+            num_drafts=steps,
+            num_draft_tokens=4 * steps,
+            num_accepted_tokens=3 * steps,
+            accepted_per_position=(steps, steps, steps, 0),
+        )
+
+    monkeypatch.setattr(RoundCounts, "stats", stats)
+
+
+def stop_strings_missed(monkeypatch):
+    """Look for stop strings at the ends of rounds only."""
+    honest = OutputTracker.push
+
+    def push(self, token_id, *, is_draft):
+        reason = honest(self, token_id, is_draft=is_draft)
+        if is_draft and reason == "stop" and isinstance(self.stop_match, str):
+            self.finish_reason = self.stop_match = None
+            return None
+        return reason
+
+    monkeypatch.setattr(OutputTracker, "push", push)
