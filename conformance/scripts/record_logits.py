@@ -1,6 +1,6 @@
 """Records the logits of the built-in pairs with the Transformers backend, on the CPU, in float32.
 
-Run it where the Transformers backend is installed, after the pairs were trained again:
+Run it where the Transformers backend is installed, whenever the pairs have been retrained:
 ``python conformance/scripts/record_logits.py``.
 """
 
@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from polydraft.contract import SteppingEngine
 from polydraft_conformance.options import SuiteOptions
-from polydraft_conformance.prompts import CHATS, TEXTS, prompt_of_length
+from polydraft_conformance.prompts import CHATS, TEXTS, PromptText
 from polydraft_conformance.reference_logits import FILE, best, key_of, rows_of
 from polydraft_conformance.suite import open_suite
 
@@ -44,15 +45,16 @@ def main(backend: str) -> None:
                 continue
             case = pair.case(DRAFTS, kind)
             session = suite.session(case)
-            window = pair.window
+            text, window = PromptText.of(session), pair.window
             records = pairs.setdefault(key_of(case), [])
             for length in (window // 2, window - 1, window + 9, 2 * window + 21):
-                context = prompt_of_length(suite, session, case, length)
-                rows = rows_of(session.engine, context, DRAFTS)  # type: ignore[attr-defined]
+                context = text.tokens(length)
+                assert isinstance(session.engine, SteppingEngine)
+                rows = rows_of(session.engine, context, DRAFTS)
                 assert rows.drafter is not None
                 records.append(
                     {
-                        "context": list(context),
+                        "context": context,
                         "target": best(rows.target),
                         "drafts": list(rows.drafts),
                         "drafter": [best(row) for row in rows.drafter],

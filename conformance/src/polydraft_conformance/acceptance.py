@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["MARGIN", "QUICK_MARGIN", "Floor", "floor_of", "scored_speculation"]
 
 MARGIN = 0.1
-"""Share of a score by which a backend may stay below it: other dtypes, and drafts clipped at the end of the output."""
+"""A backend may stay this share below a score: dtypes differ, and drafts are clipped at the end of the output."""
 QUICK_STEP = 4
 """A quick run decodes every fourth of the prompts."""
 QUICK_MARGIN = 0.35
-"""Few prompts may lie this far below the mean of all: the pairs' own scores say how much prompts differ."""
+"""A few prompts may lie this far below the mean of all: prompts differ that much in the pairs' own scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a pair scored, and on what."""
+    """What a pair scored, and on which prompts."""
 
     score: float
     """Mean acceptance length, over all rounds of all prompts."""
@@ -68,7 +68,7 @@ def floor_of(case: Case, *, quick: bool = False) -> Floor | None:
 
 
 def scored_speculation(session: Session, floor: Floor) -> Speculation:
-    """Decode the floor's prompts greedily, and count."""
+    """Decode the floor's prompts greedily, and count what speculation did."""
     runs: list[tuple[GenerationResult, SequenceLog | None]] = []
     for text in floor.prompts:
         with logged(session) as logs:

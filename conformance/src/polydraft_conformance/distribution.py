@@ -1,17 +1,17 @@
-"""Statistical proof that samples follow the target's exact probabilities, for engines that no seed compares.
+"""Statistical proof that samples follow the target's exact probabilities, for engines that cannot be compared by seed.
 
-For every sampled token the target's probabilities at its place are known (the engine's own log-probabilities, which
-``test_logprobs_equal_plain`` checks). They turn the token into a number that is uniform on [0, 1) if and only if it was
+For every sampled token the target's probabilities at its position are known (the engine's own log-probabilities, which
+``test_logprobs_equal_plain`` checks). They map the token to a number that is uniform on [0, 1) if and only if it was
 drawn from them, whatever was drawn before (Rosenblatt 1952): tokens in the order of falling probability each own an
 interval as long as their probability, and a fixed pseudo-random number says where in its interval a token lands. So
 fixed cells have known probabilities without enumerating texts, and those of several positions are independent.
 
-The cells, fixed beforehand: three equal parts of [0, 1) at each of the output tokens 2 to k+2 (the first comes from
+The cells, fixed in advance: three equal parts of [0, 1) at each of the output tokens 2 to k+2 (the first comes from
 prefill), crossed for each two neighbouring tokens: k tables of nine cells of probability 1/9. Each is compared by a
 G-test (Sokal and Rohlf); with eight degrees of freedom the chi-square tail has a closed form. One more test counts how
-often the most probable token came out, over all of these places: a drafter that is believed too readily shows there
+often the most probable token came out, over all of these positions: a drafter that is trusted too much shows there
 first. Its p-value is Freedman's bound (1975, for martingales), which holds for any number of draws. Sizes and levels
-come from ``scripts/sampling_power.py``, whose output is beside it.
+come from ``scripts/sampling_power.py``, whose output is next to it.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ __all__ = [
 PARTS = 3
 """Cells of one token."""
 SUITE_FALSE_ALARM = 1e-4
-"""Chance that a run of the whole suite fails an engine that samples rightly."""
+"""Probability that a full run of the suite fails an engine that samples correctly."""
 TESTS = 125
-"""Tests that a run may hold: 25 targets with drafters, at k=4 four tables and the count of best tokens each."""
+"""The most tests in a run: 25 targets with drafters, each with four tables (k=4) and the count of best tokens."""
 ALPHA = SUITE_FALSE_ALARM / TESTS / 2
-"""Level of one test (Bonferroni). Halved: so far out in the tail, a G-test of 360 draws alarms up to twice as often as
-the chi-square distribution says; the script counts it."""
+"""Level of one test (Bonferroni). Halved: this far out in the tail, a G-test of 360 draws rejects up to twice as often
+as the chi-square distribution predicts, as the script counts."""
 DRAWS = 2000
 """Generations of a full run. A bias of 0.1 (total variation) is caught in 99 of 100 runs: in the cells of one single
 token, or in the tokens' own probabilities if all drafted ones have it."""
 QUICK_DRAWS = 360
 """Of a quick run: still catches a bias such as Transformers 5.22's (a token of probability 0.652 comes out always)."""
 BEST = 20
-"""Best tokens asked for at each place, what engines give at least; all others share the interval behind them."""
+"""Best tokens requested at each position, which all engines can give; the others share the interval after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a number of draws says."""
+    """The result of a number of draws."""
 
     draws: int
     tables: tuple[Table, ...]
@@ -89,7 +89,7 @@ class Proof:
 
     @property
     def biased(self) -> bool:
-        """Whether one test rejects."""
+        """Whether any test rejects."""
         return min(self.worst.p_value, self.best_token_p_value) < ALPHA
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Proof:
         }
 
     def in_words(self) -> str:
-        """What was found, for a message: the first line names it."""
+        """The finding for a message; its first line names it."""
         worst = self.worst
         found, expected = self.best_token
         return (

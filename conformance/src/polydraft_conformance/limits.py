@@ -1,6 +1,6 @@
 """A time limit for each check, so that a hang costs its own rows only.
 
-The soft limit interrupts Python code of the main thread through a signal: the row fails, the run goes on. Where that
+The soft limit interrupts Python code of the main thread through a signal: the row fails, the run continues. Where that
 does not help (the engine hangs in native code) the hard limit ends the process; under pytest-xdist (``-n 1``) that
 costs this row only, as a new worker goes on with the next one.
 """

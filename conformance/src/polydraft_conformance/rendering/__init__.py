@@ -1,1 +1,1 @@
-"""Reports for readers, made from the JSON of one run or several: Markdown, a matrix for a README, an HTML page."""
+"""Reports for readers, made from the JSON of one or several runs: Markdown, a matrix for a README, an HTML page."""

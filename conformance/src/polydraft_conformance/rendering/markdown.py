@@ -21,7 +21,7 @@ SIGNS = {
 
 
 def to_markdown(data: Mapping[str, Any]) -> str:
-    """The Markdown form of a JSON report: checks by target, what speculation did, and every row that is not green."""
+    """The Markdown form of a JSON report: checks by target, what speculation did, and every row that did not pass."""
     lines = [*_head(data), ""]
     if not data["availability"]["usable"]:
         lines += [_join(data["availability"]["reason"], data["availability"]["remedy"]), ""]

@@ -1,4 +1,4 @@
-"""Several reports side by side: checks (or groups of them) by backends."""
+"""Several reports in one table: checks (or groups of them) by backends."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Cell:
 
 
 def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read JSON reports, from files and from folders with all that is below them; by backend, dtype and device.
+    """Read JSON reports from files, and from folders recursively; sorted by backend, dtype and device.
 
     Raises:
-        ValueError: A file is no report, or there is none.
+        ValueError: A file is not a report, or there is none.
     """
     files: list[Path] = []
     for path in paths:
@@ -68,7 +68,7 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def label(data: Mapping[str, Any]) -> str:
-    """``transformers, bfloat16, cpu``: what tells a report from others."""
+    """``transformers, bfloat16, cpu``: what distinguishes a report from others."""
     options = data["options"]
     return ", ".join(
         str(part) for part in (data["backend"]["name"], options.get("dtype"), options.get("device")) if part
@@ -90,7 +90,7 @@ def cell(rows: Iterable[Mapping[str, Any]]) -> Cell:
 
 
 def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table for a README: a row each report, a column each group of checks, and what it is true of."""
+    """A Markdown table for a README: a row per report, a column per group of checks, and what each result holds for."""
     groups = list(dict.fromkeys(group for group, _ in ordered_checks(reports)))
     head = ["backend", "engine", "dtype, device", "result", *groups, "outputs: exact / near tie / diverged"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one report or several: no script, no font, no picture from elsewhere."""
+"""One self-contained HTML page for one or several reports: no external scripts, fonts or pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import Counter
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+
+from polydraft.verification import VERDICTS
 
 from polydraft_conformance.rendering.markdown import first_line
 from polydraft_conformance.rendering.matrix import Cell, cell, label, ordered_checks
@@ -29,7 +31,6 @@ _WORDS = {
 _MANY = {"pass": "pass", "fail": "fail", "follows": "follow from another failure"}
 """The words after a number other than 1, where they differ."""
 _MARKS = {"pass": "✓", "fail": "✗", "follows": "↳", "excluded": "○", "not-claimed": "·", "cannot-install": "∅", "": ""}
-_VERDICTS = ("EXACT", "NEAR_TIE", "DIVERGED")
 
 
 def to_page(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -67,7 +68,7 @@ def to_page(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lead(reports: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence that says how it stands."""
+    """One sentence that sums the runs up."""
     statuses = Counter(data["status"] for data in reports)
     one = {"pass": "conforms", "fail": "fails", "cannot-install": "cannot run where it was tried"}
     many = {"pass": "conform", "fail": "fail", "cannot-install": "cannot run where they were tried"}
@@ -95,7 +96,7 @@ def _counted(count: int, status: str) -> str:
 
 
 def _card(number: int, data: Mapping[str, Any]) -> str:
-    """A backend: what ran, on what, and what came out."""
+    """A backend: what ran, on what, and the result."""
     backend, found, options = data["backend"], data["environment"], data["options"]
     engine = " ".join(part for part in (backend["engine"], backend["engine_version"]) if part)
     facts: dict[str, str] = {
@@ -111,8 +112,8 @@ def _card(number: int, data: Mapping[str, Any]) -> str:
         f"<h3>{escape(backend['name'])} {_badge(data['status'])}</h3>",
     ]
     if not data["availability"]["usable"]:
-        said = f"{data['availability']['reason']} {data['availability']['remedy']}".strip()
-        lines.append(f"<p>{escape(said)}</p>")
+        why = f"{data['availability']['reason']} {data['availability']['remedy']}".strip()
+        lines.append(f"<p>{escape(why)}</p>")
     else:
         lines.append(_verdict_bar(data.get("verdicts", {})))
         counts = "".join(
@@ -133,12 +134,12 @@ def _verdict_bar(verdicts: Mapping[str, int]) -> str:
     if not total:
         return ""
     bars = "".join(
-        f'<i class={name.lower()} style="flex-grow:{verdicts[name]}"></i>' for name in _VERDICTS if verdicts.get(name)
+        f'<i class={name.lower()} style="flex-grow:{verdicts[name]}"></i>' for name in VERDICTS if verdicts.get(name)
     )
     counts = "".join(
         f'<span class="verdict {name.lower()}{"" if verdicts.get(name) else " none"}"><b>{verdicts.get(name, 0)}</b> '
         f"{name.lower().replace('_', ' ')}</span>"
-        for name in _VERDICTS
+        for name in VERDICTS
     )
     return f"<div class=bar>{bars}</div><p class=verdicts>{counts}</p>"
 
@@ -248,11 +249,11 @@ def _lengths(entries: Iterable[Mapping[str, Any]]) -> str:
         + "</tr>"
         for kind, values in found.items()
     )
-    return f"<table class=lengths><tr><th>tokens a round</th>{head}</tr>{rows}</table>"
+    return f"<table class=lengths><tr><th>tokens per round</th>{head}</tr>{rows}</table>"
 
 
 def _evidence(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Everything that is not simply green, expandable."""
+    """Everything that did not simply pass, expandable."""
     lines = ["<section id=evidence><h2>Evidence</h2>"]
     for number, data in enumerate(reports):
         blocks: list[tuple[int, str]] = []
@@ -306,7 +307,7 @@ def _tie_table(tie: Mapping[str, Any]) -> str:
     measured = tie.get("tie") or {}
     values = [None if value is None else f"{value:.6g}" for value in measured.get("values", ())]
     control = measured.get("control", ())
-    turned = sum(token == tie["tokens"][1] for token in control)
+    flipped = sum(token == tie["tokens"][1] for token in control)
     margin = tie.get("margin_in_noise")
     facts = {
         "of": tie["of"],
@@ -316,7 +317,7 @@ def _tie_table(tie: Mapping[str, Any]) -> str:
         if measured.get("cut") or margin is None
         else f"{measured['margin']:.3g} = {margin:.3g} times the noise",
         "numeric noise": "" if measured.get("noise") is None else f"{measured['noise']:.3g}",
-        "control without a drafter": f"{turned} of {len(control)} scorings in blocks choose the other token",
+        "control without a drafter": f"{flipped} of {len(control)} scorings in blocks choose the other token",
     }
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items() if value
@@ -325,7 +326,7 @@ def _tie_table(tie: Mapping[str, Any]) -> str:
 
 
 def _measurements(data: Mapping[str, Any]) -> str:
-    """Numbers that checks took and that no other part shows."""
+    """Numbers that checks measured and no other part shows."""
     rows = []
     for row in data["checks"]:
         numbers = {
@@ -367,7 +368,7 @@ def _badge(status: str) -> str:
 
 
 def _hardware(data: Mapping[str, Any]) -> str:
-    """The device's description where it is no CPU, and the processor."""
+    """The device's description unless it is a CPU, and the processor."""
     found, device = data["environment"], data["options"].get("device", "cpu")
     described = [
         entry["description"] for entry in found["devices"] if device != "cpu" and entry["name"].startswith(device)

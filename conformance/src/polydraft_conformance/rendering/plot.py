@@ -32,7 +32,7 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, list[fl
 
 
 def acceptance_plot(title: str, found: Mapping[str, tuple[int, list[float]]]) -> str:
-    """A line for each drafter kind, the share of rounds on the vertical axis."""
+    """One line per drafter kind; the vertical axis is the share of rounds."""
     longest = max(len(rates) for _, rates in found.values())
 
     def x(position: int) -> float:
