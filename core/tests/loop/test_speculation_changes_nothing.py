@@ -4,9 +4,12 @@ Each property compares a speculative generation with a plain one of the same eng
 with counts taken at the engine's methods.
 """
 
+from typing import Any, NamedTuple
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from polydraft import GenerationResult
 
 pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
 
@@ -42,19 +45,29 @@ def outcome(result):
     )
 
 
+class Both(NamedTuple):
+    """Two results of one prompt, each with what the engine was asked for."""
+
+    speculative: GenerationResult
+    log: Any
+    plain: GenerationResult
+    plain_log: Any
+
+
 def both(kit, drafter, k, prompt, **settings):
-    """(speculative result, its log, plain result, its log)."""
+    """A prompt decoded with speculation and plainly."""
     kind, agreement = drafter
     session = kit.shared(kind, k, agreement)
     kit.logs.clear()
     speculative = session.generate(prompt, **settings)
     plain = session.generate(prompt, speculate="off", **settings)
     first, second = kit.logs
-    return speculative, first, plain, second
+    return Both(speculative, first, plain, second)
 
 
-def check(speculative, log, plain, plain_log):
+def check(found):
     """Equal outputs, true statistics, no ghosts in the KV cache."""
+    speculative, log, plain, plain_log = found
     assert outcome(speculative) == outcome(plain)
     for result, its_log in ((speculative, log), (plain, plain_log)):
         check_statistics(result, its_log)
@@ -87,26 +100,26 @@ def check_stored(result, log):
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings, count=st.integers(1, 60))
 def test_output_is_that_of_plain_decoding(kit, drafter, k, prompt, sampling, count):
-    results = both(kit, drafter, k, prompt, max_new_tokens=count, **sampling)
-    check(*results)
-    assert results[0].token_ids == kit.oracle(prompt, count, **sampling)
+    found = both(kit, drafter, k, prompt, max_new_tokens=count, **sampling)
+    check(found)
+    assert found.speculative.token_ids == kit.oracle(prompt, count, **sampling)
 
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings)
 def test_past_eos_with_ignore_eos(kit, drafter, k, prompt, sampling):
-    results = both(kit, drafter, k, prompt, max_new_tokens=70, ignore_eos=True, **sampling)
-    check(*results)
-    assert results[0].finish_reason == "length"
-    assert len(results[0].token_ids) == 70
+    found = both(kit, drafter, k, prompt, max_new_tokens=70, ignore_eos=True, **sampling)
+    check(found)
+    assert found.speculative.finish_reason == "length"
+    assert len(found.speculative.token_ids) == 70
 
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings, minimum=st.integers(0, 70))
 def test_min_new_tokens(kit, drafter, k, prompt, sampling, minimum):
-    results = both(kit, drafter, k, prompt, max_new_tokens=70, min_new_tokens=minimum, **sampling)
-    check(*results)
+    found = both(kit, drafter, k, prompt, max_new_tokens=70, min_new_tokens=minimum, **sampling)
+    check(found)
     eos = kit.shared("mtp", 1, 1.0).tokenizer.eos_token_ids
-    assert not eos & set(results[0].token_ids[:minimum])
-    assert len(results[0].token_ids) >= minimum
+    assert not eos & set(found.speculative.token_ids[:minimum])
+    assert len(found.speculative.token_ids) >= minimum
 
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings, data=st.data())
@@ -115,11 +128,11 @@ def test_eos_wherever_it_falls_in_a_draft(kit, drafter, k, prompt, sampling, dat
     session = kit.shared(*drafter_key(drafter, k))
     free = session.generate(prompt, speculate="off", ignore_eos=True, max_new_tokens=40, **sampling)
     stop_id = data.draw(st.sampled_from(free.token_ids))
-    results = both(kit, drafter, k, prompt, max_new_tokens=40, ignore_eos=True, stop_token_ids=[stop_id], **sampling)
-    check(*results)
+    found = both(kit, drafter, k, prompt, max_new_tokens=40, ignore_eos=True, stop_token_ids=[stop_id], **sampling)
+    check(found)
     at = free.token_ids.index(stop_id)
-    assert results[0].token_ids == free.token_ids[: at + 1]
-    assert (results[0].finish_reason, results[0].stop_match) == ("stop", stop_id)
+    assert found.speculative.token_ids == free.token_ids[: at + 1]
+    assert (found.speculative.finish_reason, found.speculative.stop_match) == ("stop", stop_id)
 
 
 def drafter_key(drafter, k):
@@ -135,9 +148,9 @@ def test_stop_string_wherever_it_falls_in_a_draft(kit, drafter, k, prompt, sampl
     start = data.draw(st.integers(0, len(text) - 1))
     stop = text[start : start + data.draw(st.integers(1, 6))]
     others = data.draw(st.lists(st.sampled_from(["ZZ", stop + "Z", "e" * 9]), max_size=2))
-    results = both(kit, drafter, k, prompt, max_new_tokens=50, stop=[*others, stop], **sampling)
-    check(*results)
-    result = results[0]
+    found = both(kit, drafter, k, prompt, max_new_tokens=50, stop=[*others, stop], **sampling)
+    check(found)
+    result = found.speculative
     assert result.finish_reason == "stop"
     assert result.stop_match == stop
     assert result.text == text[: text.index(stop)]
@@ -158,28 +171,28 @@ def test_context_limit_inside_a_draft(kit, drafter, k, prompt, sampling, room):
     speculative = session.generate(prompt, ignore_eos=True, max_new_tokens=500, **sampling)
     plain = session.generate(prompt, ignore_eos=True, max_new_tokens=500, speculate="off", **sampling)
     session.close()
-    check(speculative, kit.logs[0], plain, kit.logs[1])
+    check(Both(speculative, kit.logs[0], plain, kit.logs[1]))
     assert speculative.finish_reason == "context"
     assert len(prompt) + len(speculative.token_ids) == session.running.context_length
 
 
 @given(k=ks, prompt=prompts, sampling=samplings)
 def test_always_right_is_always_accepted(kit, k, prompt, sampling):
-    result, log, _, _ = both(kit, ("mtp", 1.0), k, prompt, max_new_tokens=40, ignore_eos=True, **sampling)
+    result, log, *_ = both(kit, ("mtp", 1.0), k, prompt, max_new_tokens=40, ignore_eos=True, **sampling)
     assert result.stats.num_accepted_tokens == result.stats.num_draft_tokens
     assert len(log.steps) == -(-39 // (k + 1))
 
 
 @given(k=ks, prompt=prompts, sampling=samplings)
 def test_always_wrong_is_never_accepted(kit, k, prompt, sampling):
-    result, log, _, _ = both(kit, ("mtp", 0.0), k, prompt, max_new_tokens=30, ignore_eos=True, **sampling)
+    result, log, *_ = both(kit, ("mtp", 0.0), k, prompt, max_new_tokens=30, ignore_eos=True, **sampling)
     assert result.stats.num_accepted_tokens == 0
     assert len(log.steps) == 29
 
 
 @given(drafter=drafters, k=ks, prompt=prompts, count=st.integers(1, 30))
 def test_never_more_is_drafted_than_can_be_emitted(kit, drafter, k, prompt, count):
-    _, log, _, _ = both(kit, drafter, k, prompt, max_new_tokens=count, ignore_eos=True)
+    log = both(kit, drafter, k, prompt, max_new_tokens=count, ignore_eos=True).log
     emitted = 1
     for run, chosen in log.steps:
         drafts = len(run) - 1
@@ -200,10 +213,10 @@ def test_a_seed_gives_the_same_tokens_for_every_k_and_drafter(kit, prompt, sampl
 
 @given(drafter=drafters, k=ks, prompt=prompts, sampling=samplings, top=st.integers(0, 5))
 def test_logprobs_are_those_of_plain_decoding(kit, drafter, k, prompt, sampling, top):
-    results = both(kit, drafter, k, prompt, max_new_tokens=25, logprobs=top, **sampling)
-    check(*results)
-    logprobs = results[0].logprobs
-    assert [entry.token_id for entry in logprobs] == list(results[0].token_ids)
+    found = both(kit, drafter, k, prompt, max_new_tokens=25, logprobs=top, **sampling)
+    check(found)
+    logprobs = found.speculative.logprobs
+    assert [entry.token_id for entry in logprobs] == list(found.speculative.token_ids)
     assert all(len(entry.top) == top for entry in logprobs)
 
 
