@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydraft._loop.counts import RoundCounts
+from polydraft._session.call import RoundCounts
 from polydraft.contract import GenerationStats
 from polydraft.text._tracker import OutputTracker
 

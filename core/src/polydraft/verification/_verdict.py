@@ -150,10 +150,11 @@ def _fault(tie: Tie, other: int) -> str:
         )
     if tie.noise is None:
         return "There is no other position to measure the numeric noise at."
-    # The noise at the position itself is left out on purpose. Where the control flips, the two logits have moved by at
-    # least the margin in sum, so the margin would always lie within twice that noise: the rule would decide nothing, and
-    # a defect at this one place (the window's edge, the ring's end) would excuse itself. The price: where the routing of
-    # a mixture of experts flips at this position only, a tie counts as DIVERGED (1 of 480 bfloat16 outputs of tiny-26b).
+    # The noise at the position itself is left out on purpose. Where the control flips, the two logits have together
+    # moved by at least the margin, so the margin would always lie within twice that noise: the rule would decide
+    # nothing, and a defect at this one place (the window's edge, the ring's end) would excuse itself. The price: where
+    # only here the routing of a mixture of experts flips, a tie counts as DIVERGED (1 of 480 bfloat16 outputs of
+    # tiny-26b).
     if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
         here = "" if tie.noise_here is None else f" ({tie.noise_here:.3g} at this position, which does not count)"
         return (
