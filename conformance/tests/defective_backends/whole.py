@@ -48,8 +48,9 @@ class Whole(WholeEngine):
                 )
                 sequence.rollback(base + 1 + emitted.num_accepted_tokens)
                 newest = emitted.token_ids[-1]
+                if generation.finish_reason is not None:  # nothing is read after the last round
+                    self.report(generation)
                 yield emitted
-            self.report(generation)
         finally:
             sequence.close()
 

@@ -49,7 +49,8 @@ def test_a_reproduced_tie_within_the_noise_passes():
         ({"noise": None}, "no other position"),
         ({"noise": 0.0, "margin": 1e-6}, "numeric noise measured around them is 0"),
         ({"margin": 0.13, "noise_here": 0.13}, "(0.13 at this position, which does not count)"),
-        ({"explained": 0.05}, "more than rounding explains (0.05)"),
+        ({"explained": 0.05, "noise_here": 0.0}, "more than rounding explains (0.05)"),
+        ({"explained": 0.07, "noise_here": float("inf")}, "more than rounding explains (0.07)"),
         ({"explained": 0.07, "noise_here": 0.08}, "more than rounding explains (0.07)"),
     ],
 )

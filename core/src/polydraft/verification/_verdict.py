@@ -142,7 +142,8 @@ def _fault(tie: Tie, other: int) -> str:
         return "One of the two tokens has no finite logit in plain decoding."
     if tie.margin is None:
         return "The other token is not among the best ones that the engine reports, so it was far behind."
-    largest = max(tie.noise or 0.0, tie.noise_here or 0.0)
+    # What is not finite has become None: it is measured wherever ``explained`` is.
+    largest = max(tie.noise or 0.0, math.inf if tie.noise_here is None else tie.noise_here)
     if tie.explained is not None and largest > tie.explained:
         return (
             f"Logits of steps of several tokens are {largest:.3g} off those of single steps, more than rounding "
