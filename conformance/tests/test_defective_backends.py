@@ -47,7 +47,7 @@ STEPPING = {
     "other bits, bitwise claimed": (
         defective(engines.OtherBits),
         "test_bitwise_output_equals_plain",
-        "exactness='bitwise' does not hold on cpu in float32",
+        "`exactness='bitwise'` does not hold on cpu in float32",
     ),
     "other bits later, bitwise claimed": (
         defective(engines.OtherBitsLater),

@@ -151,7 +151,7 @@ def test_bad_input(tmp_path, capsys):
     (tmp_path / "other.json").write_text("[]")
     (tmp_path / "less.json").write_text("{}")
     (tmp_path / "README.md").write_text("No marks.\n")
-    for name, message in (("none", "holds no"), ("other.json", "no conformance report"), ("less.json", "lacks")):
+    for name, message in (("none", "holds no"), ("other.json", "not a conformance report"), ("less.json", "lacks")):
         assert main(["report", str(tmp_path / name)]) == 1
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="marks"):

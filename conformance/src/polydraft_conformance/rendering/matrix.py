@@ -62,7 +62,7 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
             if not {"backend", "checks", "options", "environment"} <= data.keys():
                 raise ValueError("it lacks some of its parts")
         except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file} is no conformance report: {error}.") from error
+            raise ValueError(f"{file} is not a conformance report: {error}.") from error
         reports.append(data)
     return sorted(reports, key=label)
 
