@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 from polydraft.contract import Proposal, Step
 from polydraft.sampling._sampler import RuleSampler
-from polydraft_reference.sequence import ReferenceSequence
 from polydraft_reference.model import ReferenceModel
+from polydraft_reference.sequence import ReferenceSequence
 
 
 class Unverified(ReferenceSequence):

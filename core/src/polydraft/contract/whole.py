@@ -74,7 +74,7 @@ class Generation(Protocol):
         ...
 
     def report(self, stats: GenerationStats) -> None:
-        """Use the engine's own statistics instead of those counted from rounds."""
+        """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded."""
         ...
 
 
