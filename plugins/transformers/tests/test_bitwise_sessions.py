@@ -139,7 +139,7 @@ def test_experts_that_run_in_their_own_way_only_are_refused():
 
 def test_steps_are_smaller_than_prompts():
     from polydraft_transformers.backend import TransformersBackend
-    from polydraft_transformers.blocks import fixed_rows
+    from polydraft_transformers.decoder import fixed_rows
 
     assert fixed_rows(TransformersBackend().capabilities().max_speculative_tokens) <= MOST_ROWS
 

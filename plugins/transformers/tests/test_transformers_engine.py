@@ -56,7 +56,7 @@ def test_drafter_logits_are_upstreams():
         sequence = loaded.engine.open_sequence()
         newest = sequence.prefill(PROMPT, Greedy()).token_ids[0]
         ours = sequence.propose(newest, 1, Greedy(), keep_logits=True).logits.numpy()
-        model, assistant = loaded.engine.target.model, loaded.engine._drafter.assistant
+        model, assistant = loaded.engine.target.model, loaded.engine.drafter_model
         with torch.inference_mode():
             out = model(torch.tensor([PROMPT]), output_hidden_states=True, return_shared_kv_states=True)
             embedded = model.get_input_embeddings()(torch.tensor([[newest]]))
