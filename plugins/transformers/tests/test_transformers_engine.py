@@ -2,7 +2,8 @@
 
 import polydraft
 import pytest
-from polydraft.errors import ContextLengthError, DeviceError, InvalidRequestError
+from polydraft._registry import versions
+from polydraft.errors import BackendUnavailableError, ContextLengthError, DeviceError, InvalidRequestError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
@@ -94,3 +95,34 @@ def test_cuda_where_there_is_none():
 def test_bad_arguments(argument, value, error):
     with pytest.raises(error):
         polydraft.load("builtin:tiny-e2b", backend="transformers", **{argument: value})
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Makes another version of transformers the installed one, as far as polydraft can see."""
+    real = versions._version
+
+    def fake(version):
+        monkeypatch.setattr(versions, "_version", lambda name: version if name == "transformers" else real(name))
+
+    return fake
+
+
+def test_5_23_0_runs_everything_but_assistants(installed):
+    installed("5.23.0")
+    given = {"backend": "transformers", "device": "cpu", "dtype": "float32"}
+    with polydraft.load("builtin:tiny-e2b", **given) as session:
+        assert session.running.method == "ngram"
+        assert any("5.23.0" in note and "!=5.23.0" in note for note in session.running.notes)
+        assert session.generate(PROMPT, max_new_tokens=4).token_ids
+    with pytest.raises(BackendUnavailableError, match=r"5\.23\.0 has a known fault") as error:
+        polydraft.load("builtin:tiny-e2b", drafter="builtin:tiny-e2b-assistant", **given)
+    assert "!=5.23.0" in error.value.hint
+    with polydraft.load("builtin:tiny-llama", **given) as session:
+        assert session.running.method == "draft-model"
+
+
+def test_a_version_without_gemma_4_assistants_is_too_old(installed):
+    installed("5.16.2")
+    with pytest.raises(BackendUnavailableError, match=r"transformers >=5\.17"):
+        polydraft.load("builtin:tiny-e2b", backend="transformers", drafter=None)
