@@ -53,16 +53,9 @@ class MtpDrafter:
     def step(
         self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
     ) -> tuple[Tensor, Tensor]:
-        """One draft.
+        """One draft from the target's embedding of the token before it and h, both (1, hidden_size of the target).
 
-        Args:
-            embedded: The target's embedding of the token before the draft, shape (1, hidden_size of the target).
-            hidden: h, of the same shape.
-            contexts: What the network's layers share.
-            cache: The target's, with the step laid out.
-
-        Returns:
-            Logits (1, vocab), and the h of the next step.
+        Returns its logits (1, vocab) and the h of the next step. ``cache`` is the target's, with the step laid out.
         """
         inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
         row = self.network.layers(inputs, contexts, cache)
