@@ -74,6 +74,39 @@ def test_drafter_logits_are_upstreams():
         assert abs(ours - upstream).max() < 1e-3
 
 
+class Replayed:
+    """What a CUDA graph does, on a CPU: it reads and writes the same tensors each time."""
+
+    def __init__(self, function, inputs, neighbour=None):
+        self.function, self.inputs, self.outputs = function, [given.clone() for given in inputs], None
+
+    def __call__(self, *inputs):
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        made = self.function(*self.inputs)
+        self.outputs = self.outputs or [part.clone() for part in made]
+        for own, part in zip(self.outputs, made, strict=True):
+            own.copy_(part)
+        return tuple(self.outputs)
+
+
+@pytest.mark.parametrize("pair", ["tiny-e2b", "tiny-31b"])
+@pytest.mark.parametrize("exactness", ["standard", "bitwise"])
+def test_captured_steps_give_the_same(pair, exactness, monkeypatch):
+    """Across position 256, where the captured span doubles and the buffers move."""
+    given = {"backend": "transformers", "dtype": "float32", "device": "cpu", "exactness": exactness}
+    with polydraft.load(f"builtin:{pair}", **given) as loaded:
+        wanted = loaded.generate(LONG, max_new_tokens=70, ignore_eos=True)
+        target = loaded.engine.target
+        monkeypatch.setattr("polydraft_transformers.kv_cache.Captured", Replayed)
+        monkeypatch.setattr(target, "captures", True)
+        target._free.clear()
+        found = loaded.generate(LONG, max_new_tokens=70, ignore_eos=True)
+        assert {key[0] for key in target._free[-1]._captured} == {"step", "draft"}
+        assert found.token_ids == wanted.token_ids
+        assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens > 0
+
+
 def test_cuda_where_there_is_none():
     if torch.cuda.is_available():
         with polydraft.load("builtin:tiny-e2b", backend="transformers", device="cuda") as loaded:
