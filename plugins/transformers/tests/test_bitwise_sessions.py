@@ -133,13 +133,13 @@ def test_experts_whose_config_names_them_in_another_way():
 
 
 def test_experts_that_run_in_their_own_way_only_are_refused():
-    with pytest.raises(UnsupportedError, match="own way"):
+    with pytest.raises(UnsupportedError, match="own code"):
         set_experts(torch.nn.Linear(2, 2), WHOLE_STEP, "a mixture", mixture=True)
 
 
 def test_steps_are_smaller_than_prompts():
     from polydraft_transformers.backend import TransformersBackend
-    from polydraft_transformers.blocks import fixed_rows
+    from polydraft_transformers.decoder import fixed_rows
 
     assert fixed_rows(TransformersBackend().capabilities().max_speculative_tokens) <= MOST_ROWS
 

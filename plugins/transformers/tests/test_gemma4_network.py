@@ -1,5 +1,7 @@
 """Our layers, masks and KV slots against Transformers' own forward over the whole text."""
 
+import threading
+
 import polydraft
 import pytest
 
@@ -7,6 +9,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4  # noqa: E402
+from polydraft_transformers.sequence import TransformersSequence  # noqa: E402
 
 TOKENS = [2, *(300 + (7 * i) % 600 for i in range(209))]  # three windows of 64
 PAIRS = ["tiny-e2b", "tiny-31b", "tiny-26b"]
@@ -18,6 +21,10 @@ def target(request):
         f"builtin:{request.param}", backend="transformers", dtype="float32", device="cpu", drafter=None
     ) as session:
         yield session.engine.target
+
+
+def opened(target, chunk=512):
+    return TransformersSequence(target, chunk, threading.Lock())
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +39,37 @@ def test_the_short_way_is_taken(target):
 
 @pytest.mark.parametrize("chunk", [17, 64, 100, 512])
 def test_prompts_in_chunks(target, upstream, chunk):
-    cache = target.open_cache()
+    sequence = opened(target)
     with torch.inference_mode():
-        hidden = [target.prefill(cache, TOKENS[i : i + chunk]) for i in range(0, len(TOKENS), chunk)]
-        logits = target.logits(torch.cat(hidden))
+        hidden = [sequence.run_prompt(TOKENS[i : i + chunk]) for i in range(0, len(TOKENS), chunk)]
+        logits = sequence.logits(torch.cat(hidden))
     assert (logits - upstream).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("prompt", [1, 30, 63, 64, 65, 128])
 def test_steps_with_rejected_drafts_between(target, upstream, prompt):
-    cache = target.open_cache()
+    sequence = opened(target)
     rows = target.step_rows
     with torch.inference_mode():
-        target.prefill(cache, TOKENS[:prompt])
+        sequence.run_prompt(TOKENS[:prompt])
         position = prompt
         while position < len(TOKENS) - rows:
-            target.step(cache, [5] * rows)  # all rejected
-            cache.rollback(position)
-            _, logits = target.step(cache, TOKENS[position : position + 1])
+            sequence.run_step([5] * rows)  # all rejected
+            sequence.rollback(position)
+            _, logits = sequence.run_step(TOKENS[position : position + 1])
             assert (logits[0] - upstream[position]).abs().max() < 1e-3
             position += 1
 
 
 def test_a_cache_that_was_used_before_remembers_nothing(target, upstream):
-    cache = target.open_cache()
+    first = opened(target)
+    cache = first.cache
     with torch.inference_mode():
-        target.prefill(cache, [7] * 400)
-        target.give_back(cache)
-        again = target.open_cache()
-        hidden = target.prefill(again, TOKENS)
-        assert again is cache
-        assert (target.logits(hidden) - upstream).abs().max() < 1e-3
+        first.run_prompt([7] * 400)
+        first.close()
+        again = opened(target)
+        assert again.cache is cache
+        assert (again.logits(again.run_prompt(TOKENS)) - upstream).abs().max() < 1e-3
 
 
 def test_each_weight_is_stored_once(target):

@@ -1,4 +1,4 @@
-"""What goes wrong costs its own call only, and is told by a typed error."""
+"""A failure costs its own call only, and is reported by a typed error."""
 
 import gc
 import json
@@ -143,16 +143,16 @@ def test_a_cancel_takes_effect_between_the_chunks_of_a_prompt():
         target = session.engine.target
         chunks = 0
         stream = session.stream(PROMPT * 20, max_new_tokens=4)
-        prefill = target.prefill
+        run = target.network.run
 
-        def counting(cache, token_ids):
+        def counting(token_ids, cache):
             nonlocal chunks
             chunks += 1
             if chunks == 3:
                 stream.cancel()
-            return prefill(cache, token_ids)
+            return run(token_ids, cache)
 
-        target.prefill = counting
+        target.network.run = counting
         list(stream)
         assert chunks == 3
         assert stream.result.finish_reason == "cancelled"
@@ -161,13 +161,13 @@ def test_a_cancel_takes_effect_between_the_chunks_of_a_prompt():
 def test_a_short_call_does_not_wait_for_anothers_long_prompt():
     with polydraft.load("builtin:tiny-e2b", **LOCAL, engine_options={"prefill_chunk_size": 16}) as session:
         target = session.engine.target
-        prefill, ended = target.prefill, []
+        run, ended = target.network.run, []
 
-        def slow(cache, token_ids):
+        def slow(token_ids, cache):
             time.sleep(0.02)
-            return prefill(cache, token_ids)
+            return run(token_ids, cache)
 
-        target.prefill = slow
+        target.network.run = slow
 
         def call(name, prompt):
             session.generate(prompt, max_new_tokens=1)

@@ -27,7 +27,7 @@ SETTINGS = [
 @pytest.mark.parametrize("given", SETTINGS, ids=str)
 @pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
 def test_the_same_ids(given, spread):
-    from polydraft_transformers.torch_ops import TorchOps
+    from polydraft_transformers.array_ops import TorchOps
 
     settings = GenerationSettings(**given)
     for seed in range(20):
@@ -38,7 +38,7 @@ def test_the_same_ids(given, spread):
 
 
 def test_noise_bits():
-    from polydraft_transformers.torch_ops import TorchOps
+    from polydraft_transformers.array_ops import TorchOps
 
     ids = np.arange(0, 262_144, 7)[None]
     for seed in range(20):
@@ -64,7 +64,7 @@ def test_noise_bits():
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_sampler_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
     """The same steps and drafts; as a device, the CPU has torch do everything."""
-    from polydraft_transformers.torch_ops import TorchOps
+    from polydraft_transformers.array_ops import TorchOps
 
     class Device(TorchOps):
         def host_view(self, array):
@@ -132,10 +132,10 @@ def test_the_fused_kernel_is_the_same_noise(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda():
     """The kernel is used, chooses as numpy does, and a draft waits for nothing."""
+    from polydraft_transformers.array_ops import TorchOps, separate_gumbel
     from polydraft_transformers.fused_noise import fused_gumbel
-    from polydraft_transformers.torch_ops import TorchOps
 
-    assert fused_gumbel(torch.device("cuda", 0)) is not None
+    assert fused_gumbel(torch.device("cuda", 0), separate_gumbel) is not None
     logits = (np.random.default_rng(1).normal(size=(5, 50_000)) * 4).astype(np.float32)
     on_device = torch.from_numpy(logits).cuda()
     for given in SETTINGS:

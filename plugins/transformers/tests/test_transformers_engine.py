@@ -2,7 +2,8 @@
 
 import polydraft
 import pytest
-from polydraft.errors import ContextLengthError, DeviceError, InvalidRequestError
+from polydraft._registry import versions
+from polydraft.errors import BackendUnavailableError, ContextLengthError, DeviceError, InvalidRequestError
 from polydraft_conformance.testing import GreedySampler
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -49,7 +50,7 @@ def test_drafter_logits_are_upstreams():
         greedy = GreedySampler(loaded.engine)
         newest = sequence.prefill(PROMPT, greedy).token_ids[0]
         ours = sequence.propose(newest, 1, greedy, keep_logits=True).logits.numpy()
-        model, assistant = loaded.engine.target.model, loaded.engine._drafter.assistant
+        model, assistant = loaded.engine.target.model, loaded.engine.drafter_model
         with torch.inference_mode():
             out = model(torch.tensor([PROMPT]), output_hidden_states=True, return_shared_kv_states=True)
             embedded = model.get_input_embeddings()(torch.tensor([[newest]]))
@@ -64,6 +65,39 @@ def test_drafter_logits_are_upstreams():
                 .numpy()
             )
         assert abs(ours - upstream).max() < 1e-3
+
+
+class Replayed:
+    """What a CUDA graph does, on a CPU: it reads and writes the same tensors each time."""
+
+    def __init__(self, function, inputs, neighbour=None):
+        self.function, self.inputs, self.outputs = function, [given.clone() for given in inputs], None
+
+    def __call__(self, *inputs):
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        made = self.function(*self.inputs)
+        self.outputs = self.outputs or [part.clone() for part in made]
+        for own, part in zip(self.outputs, made, strict=True):
+            own.copy_(part)
+        return tuple(self.outputs)
+
+
+@pytest.mark.parametrize("pair", ["tiny-e2b", "tiny-31b"])
+@pytest.mark.parametrize("exactness", ["standard", "bitwise"])
+def test_captured_steps_give_the_same(pair, exactness, monkeypatch):
+    """Across position 256, where the captured span doubles and the buffers move."""
+    given = {"backend": "transformers", "dtype": "float32", "device": "cpu", "exactness": exactness}
+    with polydraft.load(f"builtin:{pair}", **given) as loaded:
+        wanted = loaded.generate(LONG, max_new_tokens=70, ignore_eos=True)
+        target = loaded.engine.target
+        monkeypatch.setattr("polydraft_transformers.kv_cache.Captured", Replayed)
+        monkeypatch.setattr(target, "captures", True)
+        target._free.clear()
+        found = loaded.generate(LONG, max_new_tokens=70, ignore_eos=True)
+        assert {key[0] for key in target._free[-1]._captured} == {"step", "draft"}
+        assert found.token_ids == wanted.token_ids
+        assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens > 0
 
 
 def test_cuda_where_there_is_none():
@@ -87,3 +121,34 @@ def test_cuda_where_there_is_none():
 def test_bad_arguments(argument, value, error):
     with pytest.raises(error):
         polydraft.load("builtin:tiny-e2b", backend="transformers", **{argument: value})
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Makes another version of transformers the installed one, as far as polydraft can see."""
+    real = versions._version
+
+    def fake(version):
+        monkeypatch.setattr(versions, "_version", lambda name: version if name == "transformers" else real(name))
+
+    return fake
+
+
+def test_5_23_0_runs_everything_but_assistants(installed):
+    installed("5.23.0")
+    given = {"backend": "transformers", "device": "cpu", "dtype": "float32"}
+    with polydraft.load("builtin:tiny-e2b", **given) as session:
+        assert session.running.method == "ngram"
+        assert any("5.23.0" in note and "!=5.23.0" in note for note in session.running.notes)
+        assert session.generate(PROMPT, max_new_tokens=4).token_ids
+    with pytest.raises(BackendUnavailableError, match=r"5\.23\.0 has a known fault") as error:
+        polydraft.load("builtin:tiny-e2b", drafter="builtin:tiny-e2b-assistant", **given)
+    assert "!=5.23.0" in error.value.hint
+    with polydraft.load("builtin:tiny-llama", **given) as session:
+        assert session.running.method == "draft-model"
+
+
+def test_a_version_without_gemma_4_assistants_is_too_old(installed):
+    installed("5.16.2")
+    with pytest.raises(BackendUnavailableError, match=r"transformers >=5\.17"):
+        polydraft.load("builtin:tiny-e2b", backend="transformers", drafter=None)

@@ -43,7 +43,7 @@ def session():
 def drawn_by_upstream(session, prompt, seeds):
     """Token ids of the outputs of ``generate(assistant_model=)``, one for each seed: shape (seeds, K + 2)."""
     target = session.engine.target.model
-    assistant = session.engine._drafter.assistant
+    assistant = session.engine.drafter_model
     assistant.generation_config.num_assistant_tokens = K
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     outputs = []

@@ -1,4 +1,4 @@
-"""A draft model as a second sequence: what an engine has to do for it is done by the sequences it has already."""
+"""A draft model as a second sequence: an engine that can run a target can run its draft model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ __all__ = ["DraftModelSequence"]
 
 
 class DraftModelSequence(EngineSequence):
-    """The target's sequence, with a draft model's sequence of the same tokens that drafts for it.
+    """The target's sequence, and a draft model's sequence of the same tokens that drafts for it.
 
-    The draft model runs the prompt when it drafts for the first time. After a round it rolls back to what it shares
-    with the target, and runs the tokens that it lacks: the newest one, and the last draft if all were accepted.
+    The draft model runs the prompt when it drafts for the first time. When it drafts again, it first rolls back to the
+    tokens that it shares with the target, and runs those that it has not run: the newest one, and before it the last
+    draft if all drafts were accepted. Each draft costs one step of the draft model, and one wait for its choice.
 
     Args:
         target: Verifies.
-        draft: Drafts. Both are closed with this sequence.
+        draft: Drafts; its logits have as many columns as the target's. Both are closed with this sequence.
         step_rows: The most tokens that one ``draft.verify`` takes, at least 2.
     """
 
@@ -36,6 +37,7 @@ class DraftModelSequence(EngineSequence):
         self._step_rows = step_rows
         self._tokens: list[int] = []  # stored by the target
         self._drafted: list[int] = []  # stored by the draft model
+        self._shared = 0  # leading tokens that both have stored
 
     @property
     def length(self) -> int:
@@ -43,56 +45,53 @@ class DraftModelSequence(EngineSequence):
         return self.target.length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt on the target."""
+        """Run the prompt on the target only."""
         self.target.cancelled = self.cancelled
         step = self.target.prefill(token_ids, sampler, keep_logits=keep_logits)
         self._tokens = list(token_ids)
         return step
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the newest token and the drafts on the target."""
+        """Run the newest token and the drafts on the target only."""
         step = self.target.verify(token_ids, sampler, keep_logits=keep_logits)
-        self._tokens.extend(token_ids)
+        for token_id in token_ids:
+            position = len(self._tokens)
+            if self._shared == position < len(self._drafted) and self._drafted[position] == token_id:
+                self._shared += 1
+            self._tokens.append(token_id)
         return step
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; the draft model does so when it drafts next."""
         self.target.rollback(length)
         del self._tokens[length:]
+        self._shared = min(self._shared, length)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft k tokens, one step of the draft model each."""
         if k < 1:
             return Proposal([])
-        pending = self._catch_up([*self._tokens, newest])
+        if self._shared < len(self._drafted):
+            self.draft.rollback(self._shared)
+            del self._drafted[self._shared :]
         drafting = _DraftSampler(sampler, newest)
+        pending = [*self._tokens[self._shared :], newest]
         logits: list[LogitsHandle] = []
-        for _ in range(k):
-            run = self.draft.verify if self._drafted else self.draft.prefill
-            step = run(pending, drafting, keep_logits=keep_logits)
-            self._drafted.extend(pending)
-            pending = step.token_ids[-1:]
-            drafting.drafts += pending
+        while len(drafting.drafts) < k:
+            # Plain steps leave more than one step's tokens behind: nothing is drafted until all of them are run.
+            run = pending[: self._step_rows] if self._drafted else pending
+            pending = pending[len(run) :]
+            drafting.chooses = not pending
+            step = (self.draft.verify if self._drafted else self.draft.prefill)(
+                run, drafting, keep_logits=keep_logits and drafting.chooses
+            )
+            self._drafted += run
+            if drafting.chooses:
+                pending = drafting.drafts[-1:]
             if step.logits is not None:
                 logits.append(step.logits)
+        self._shared = len(self._tokens)
         return Proposal(drafting.drafts, _LastRows(logits) if keep_logits else None)
-
-    def _catch_up(self, tokens: list[int]) -> list[int]:
-        """Bring the draft model to a prefix of ``tokens``, and return the others: what its next step runs.
-
-        These are all of them before the first draft, and one or two after a round.
-        """
-        shared = min(len(self._drafted), len(tokens) - 1)
-        while shared > 0 and self._drafted[shared - 1] != tokens[shared - 1]:
-            shared -= 1
-        if shared < len(self._drafted):
-            self.draft.rollback(shared)
-            del self._drafted[shared:]
-        while self._drafted and len(tokens) - len(self._drafted) > self._step_rows:
-            behind = tokens[len(self._drafted) :][: self._step_rows]
-            self.draft.verify(behind, _Unread())
-            self._drafted.extend(behind)
-        return tokens[len(self._drafted) :]
 
     def close(self) -> None:
         """Close both sequences."""
@@ -108,6 +107,8 @@ class _DraftSampler:
         self._newest = newest
         self.drafts: list[int] = []
         """The drafts of this round so far."""
+        self.chooses = True
+        """Whether the last row of the step is followed by a draft."""
 
     @property
     def needs_prefix(self) -> bool:
@@ -117,31 +118,19 @@ class _DraftSampler:
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """A draft from the last row of ``logits`` (rows, vocab); the choices of other rows are never read."""
-        last = logits.shape[0] - 1
-        run = [self._newest, *self.drafts] if self.needs_prefix else None
-        draft = self._sampler.choose_draft(logits[last:], first_position + last, run)
-        return [*([0] * last), int(draft[0])], None
+        """A draft from the last row of ``logits`` (rows, vocab); other rows give 0, which is never read."""
+        rows = logits.shape[0]
+        chosen = [0] * rows
+        if self.chooses:
+            prefix = [self._newest, *self.drafts] if self.needs_prefix else None
+            draft = self._sampler.choose_draft(logits[rows - 1 :], first_position + rows - 1, prefix)
+            chosen[-1] = int(draft[0])
+            self.drafts.append(chosen[-1])
+        return chosen, None
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """As the sampler that it wraps."""
+        """As the sampler that it wraps, for a draft model with a drafter of its own."""
         return self._sampler.choose_draft(logits, position, run_token_ids)
-
-
-class _Unread:
-    """Stands for a sampler where nothing is drafted from the rows: plain steps came before."""
-
-    needs_prefix = False
-
-    def choose(
-        self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
-    ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """Token 0 for each row of ``logits`` (rows, vocab)."""
-        return [0] * logits.shape[0], None
-
-    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """The first column."""
-        return logits[:, 0]
 
 
 class _LastRows:

@@ -1,10 +1,9 @@
-"""The backend: diagnosis, capabilities, and from a load request to an engine."""
+"""The backend: capabilities, diagnosis, and which models it refuses."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
-from packaging.version import Version
 from polydraft.contract import (
     Backend,
     Capabilities,
@@ -20,8 +19,6 @@ from polydraft_transformers.options import TransformersOptions
 
 __all__ = ["TransformersBackend"]
 
-_INSTALL = "pip install 'transformers>=5.17,!=5.23.0'"
-
 
 class TransformersBackend(Backend):
     """Runs safetensors checkpoints on CPU and CUDA."""
@@ -29,7 +26,7 @@ class TransformersBackend(Backend):
     options = TransformersOptions
 
     def capabilities(self) -> Capabilities:
-        """What works with every supported version."""
+        """The same for every supported version."""
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
             exactness=frozenset({"standard", "bitwise"}),
@@ -40,41 +37,27 @@ class TransformersBackend(Backend):
         )
 
     def diagnose(self) -> Diagnosis:
-        """Look at the versions, then at the devices (imports torch)."""
-        try:
-            installed, torch_version = version("transformers"), version("torch")
-        except PackageNotFoundError as error:
-            return Diagnosis(usable=False, reason=f"{error.name} is not installed.", remedy=_INSTALL)
-        if Version(installed) < Version("5.17"):
-            return Diagnosis(
-                usable=False,
-                engine_version=installed,
-                reason=f"transformers {installed} does not know Gemma 4 assistants.",
-                remedy=_INSTALL,
-            )
-        if Version(installed) == Version("5.23.0"):
-            return Diagnosis(
-                usable=False,
-                engine_version=installed,
-                reason="transformers 5.23.0 cannot build any Gemma 4 assistant.",
-                remedy=_INSTALL,
-            )
+        """Import torch, and list its devices."""
+        installed = version("transformers")
         try:
             devices = _devices()
         except (ImportError, OSError) as error:
             return Diagnosis(
-                usable=False, engine_version=installed, reason=f"torch cannot be imported: {error}", remedy=_INSTALL
+                usable=False,
+                engine_version=installed,
+                reason=f"torch cannot be imported: {error}",
+                remedy="pip install --force-reinstall torch",
             )
         return Diagnosis(
             usable=True,
             engine_version=installed,
             devices=devices,
-            notes=(f"torch {torch_version}",),
+            notes=(f"torch {version('torch')}",),
             rank=60 if len(devices) > 1 else 50,
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """An assistant cannot be a target, and quantized weights are for other engines."""
+        """An assistant as target, and quantized weights."""
         if target.model_type.endswith("_assistant"):
             return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
         quantization = target.config.get("quantization_config")
@@ -84,7 +67,7 @@ class TransformersBackend(Backend):
         return None
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
-        """Load the pair; see ``loading``."""
+        """Load target and drafter with Transformers, which is imported here."""
         from polydraft_transformers.loading import load_pair
 
         return load_pair(request)

@@ -6,13 +6,13 @@ import threading
 from importlib.metadata import version
 from typing import Any
 
-from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
+from polydraft.contract import EngineSequence, LoadRequest, RunningInfo, SteppingEngine, Tokenizer
+from polydraft.engines.draft_model import DraftModelSequence
 
+from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder
-from polydraft_transformers.draft_model import DraftModel
-from polydraft_transformers.mtp import MtpDrafter
+from polydraft_transformers.drafters.mtp import MtpDrafter, MtpSequence
 from polydraft_transformers.sequence import TransformersSequence
-from polydraft_transformers.torch_ops import TorchOps
 
 __all__ = ["TransformersEngine"]
 
@@ -24,9 +24,9 @@ class TransformersEngine(SteppingEngine):
         target: The target.
         drafter: An MTP drafter, a draft model, or None.
         tokenizer: The target's.
-        request: What was asked for.
-        context_length: Tokens a sequence may hold.
-        notes: What the user should know of what runs.
+        request: What was loaded.
+        context_length: Tokens of prompt and output together.
+        notes: What the user should know, a sentence each.
     """
 
     array_ops = TorchOps()
@@ -59,7 +59,7 @@ class TransformersEngine(SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k."""
+        """The session's k: each step has room for k drafts."""
         return self._k
 
     @property
@@ -75,13 +75,15 @@ class TransformersEngine(SteppingEngine):
             return self._drafter.assistant
         return None if self._drafter is None else self._drafter.model
 
-    def open_sequence(self) -> TransformersSequence:
+    def open_sequence(self) -> EngineSequence:
         """A sequence with buffers of its own."""
-        drafter = self._drafter
-        if isinstance(drafter, Decoder):
-            side = DraftModel(drafter, self._chunk, int(self.target.lm_head.weight.shape[0]))
-            return TransformersSequence(self.target, side, self._chunk, self._lock)
-        return TransformersSequence(self.target, drafter, self._chunk, self._lock)
+        if isinstance(self._drafter, MtpDrafter):
+            return MtpSequence(self.target, self._drafter, self._chunk, self._lock)
+        sequence = TransformersSequence(self.target, self._chunk, self._lock)
+        if self._drafter is None:
+            return sequence
+        draft = TransformersSequence(self._drafter, self._chunk, self._lock)
+        return DraftModelSequence(sequence, draft, self._drafter.step_rows)
 
     def close(self) -> None:
         """Drop the models."""

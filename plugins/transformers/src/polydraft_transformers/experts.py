@@ -1,7 +1,7 @@
 """Mixtures of experts in steps of fixed shape: a row's result does not depend on what the other rows chose.
 
-Transformers' ways group the rows by expert, so that the shape of an expert's product, and with it the kernel and the
-order of its sums, depends on how many rows of the step chose that expert.
+Transformers' implementations group the rows by expert, so that the shape of an expert's product, and with it the kernel
+and the order of its sums, depends on how many rows of the step chose that expert.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ WHOLE_STEP = "polydraft_whole_step"
 """Name of ``_whole_step`` among Transformers' experts implementations."""
 
 MOST_ROWS = 64
-"""More rows than any step has are a prompt's, which runs the same with and without speculation."""
+"""Most rows of a step. More are a prompt's, which runs the same with and without speculation."""
 
 
 def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.device, *, fixed: bool) -> str | None:
     """The experts implementation that a session loads its models with; None: Transformers' own choice.
 
     Args:
-        named: The option that the user gave.
-        dtype: The weights'.
-        device: Where they run.
+        named: The user's option ``experts_implementation``.
+        dtype: Of the weights.
+        device: Where the model runs.
         fixed: Whether steps have a fixed shape (``exactness="bitwise"``).
 
     Raises:
-        UnsupportedError: The one named mixes the rows of a step.
+        UnsupportedError: ``named`` mixes the rows of a step, and steps are fixed.
     """
-    # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it asks
-    # the host for the groups' ends, which can neither be captured nor keeps the shapes of products.
+    # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it
+    # copies the groups' ends to the host: that cannot be captured, and the shapes of products depend on the groups.
     on_gpu = device.type == "cuda"
     one_kernel = on_gpu and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
     independent = {None, "batched_mm", *(("grouped_mm",) if one_kernel else ())}
@@ -54,16 +54,16 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
 
 
 def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) -> None:
-    """Make sure that all experts of a model run as ``implementation`` says; configs name them in many ways.
+    """Make sure that all experts of a model run as ``implementation`` says: loading alone does not reach all of them.
 
     Args:
         model: Transformers' model, loaded.
         implementation: As ``experts_implementation`` gives it for a fixed step.
-        name: The model's name, for the message.
-        mixture: Whether the config is a mixture's.
+        name: Of the model, for the error.
+        mixture: Whether the config is that of a mixture.
 
     Raises:
-        UnsupportedError: They run in the model's own way only, which may mix the rows of a step.
+        UnsupportedError: The model's own code runs them, which may mix the rows of a step.
     """
     # What Transformers' decorator `use_experts_implementation` sets.
     experts = [module for module in model.modules() if hasattr(module, "has_gate") and hasattr(module, "is_transposed")]
@@ -72,7 +72,7 @@ def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) ->
     own_way = any(module.config._experts_implementation != implementation for module in experts)
     if own_way or (mixture and not experts):
         raise UnsupportedError(
-            f"The experts of {name} run in the model's own way only, which may mix the rows of a step.",
+            f"The experts of {name} can only be run by the model's own code, which may mix the rows of a step.",
             "Use exactness='standard'.",
         )
 
@@ -82,8 +82,8 @@ def _whole_step(
 ) -> torch.Tensor:
     """Run each expert that any row chose over all rows, and keep the rows that chose it.
 
-    Small steps wait for the weights, and each expert's are read once. Arguments and result are those of Transformers'
-    experts implementations (integrations/moe.py).
+    Small steps are bound by reading weights, and each expert's are read once. Arguments and result are those of
+    Transformers' experts implementations (integrations/moe.py).
 
     Args:
         self: Transformers' module of the experts.

@@ -1,8 +1,8 @@
 """Gumbel noise on CUDA in one kernel instead of a hundred, with the same bits.
 
-Torch compiles the kernel when it is first used (``torch.cuda.jiterator``, by NVRTC, which torch brings along).
-Additions and multiplications are written as intrinsics that the compiler never fuses into one rounding. Before a device
-uses it, it is compared with the separate operations, bit by bit; where it cannot be made, or differs, those are used.
+Torch compiles the kernel when it is first used (``torch.cuda.jiterator``, by NVRTC, which comes with torch). Additions
+and multiplications are written as intrinsics that the compiler never fuses into one rounding. Before a device uses the
+kernel, it is compared with the separate operations, bit by bit; where it cannot be made, or differs, those are used.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from polydraft.sampling import noise
 from polydraft.sampling.noise import LOG_CONSTANTS
 
 __all__ = ["fused_gumbel"]
 
-Fused = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Gumbel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""As ``ArrayOps.gumbel``: token ids (rows, n), and the two keys of each row, (rows, 1); noise (rows, n), float32."""
 
 _SOURCE = """
 template <typename T> T polydraft_gumbel(T token_id, T low, T high) {
@@ -49,8 +49,16 @@ template <typename T> T polydraft_gumbel(T token_id, T low, T high) {
 
 
 @cache
-def fused_gumbel(device: torch.device) -> Fused | None:
-    """The kernel for a device; None where torch cannot make it, or where a bit would differ."""
+def fused_gumbel(device: torch.device, separate: Gumbel) -> Gumbel | None:
+    """The kernel for a device.
+
+    Args:
+        device: A CUDA device.
+        separate: The same noise in separate operations.
+
+    Returns:
+        None where torch cannot make the kernel, or where any bit differs from ``separate``'s.
+    """
     try:
         kernel = torch.cuda.jiterator._create_jit_fn(_source())
 
@@ -58,31 +66,20 @@ def fused_gumbel(device: torch.device) -> Fused | None:
             made: torch.Tensor = kernel(*(array.to(torch.int32) for array in (token_ids, low, high)))
             return made.view(torch.float32)
 
-        return fused if _same_bits(fused, device) else None
+        # A hundred thousand token ids, in two rows with keys of their own.
+        ids = torch.arange(0, 262_144 * 8, 21, device=device).expand(2, -1)
+        low = torch.tensor([[1], [0xFFFFFFFF]], device=device)
+        high = torch.tensor([[0x9E3779B9], [7]], device=device)
+        wanted, found = separate(ids, low, high), fused(ids, low, high)
+        return fused if torch.equal(wanted.view(torch.int32), found.view(torch.int32)) else None
     except (AssertionError, AttributeError, RuntimeError):
         return None
 
 
 def _source() -> str:
-    """The kernel with the constants of ``polydraft.sampling.noise``, written so that they are read back exactly."""
+    """The kernel with the constants of ``polydraft.sampling.noise``, in enough digits to be read back exactly."""
     source = _SOURCE
     for name, value in LOG_CONSTANTS.items():
         values = value if isinstance(value, tuple) else (value,)
         source = source.replace(name, ", ".join(f"{float(number):.17g}f" for number in values))
     return source
-
-
-def _same_bits(fused: Fused, device: torch.device) -> bool:
-    """Whether both ways give equal bits for a hundred thousand tokens of two rows."""
-    from polydraft_transformers.torch_ops import TorchOps
-
-    class Separate(TorchOps):
-        def gumbel(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-            separate: torch.Tensor = noise.gumbel(self, token_ids, (low, high))
-            return separate
-
-    ops = Separate()
-    ids = torch.arange(0, 262_144 * 8, 21, device=device).expand(2, -1)
-    low, high = (torch.tensor([[1], [0xFFFFFFFF]], device=device), torch.tensor([[0x9E3779B9], [7]], device=device))
-    wanted, found = ops.gumbel(ids, low, high), fused(ids, low, high)
-    return bool(torch.equal(wanted.view(torch.int32), found.view(torch.int32)))

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from polydraft_transformers.blocks import Block
-from polydraft_transformers.kv_cache import KvCache
+from polydraft_transformers.kv_cache import KvCache, StepLayout
 
 __all__ = ["Gemma4Network", "is_gemma4"]
 
 _MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
+
+Context = tuple[Tensor, Tensor, Tensor | None]
+"""Of one kind of attention: cosines and signed sines, (rows, 1, head_dim), and the mask, (queries, keys)."""
 
 
 def is_gemma4(text_model: Any) -> bool:
@@ -33,10 +36,10 @@ def is_gemma4(text_model: Any) -> bool:
     return all(type(module) is torch.nn.Linear and module.bias is None for module in linears)
 
 
-def _joined(*modules: Any) -> torch.Tensor:
+def _joined(*modules: Any) -> Tensor:
     """One weight for projections of the same input; theirs become views of it."""
     if len(modules) == 1:
-        alone: torch.Tensor = modules[0].weight
+        alone: Tensor = modules[0].weight
         return alone
     weight = torch.cat([module.weight.detach() for module in modules])
     start = 0
@@ -50,7 +53,7 @@ def _joined(*modules: Any) -> torch.Tensor:
 class _Norm:
     """Root-mean-square norm of the last axis, with a gain or without."""
 
-    def __init__(self, weight: torch.Tensor | None, width: int, eps: float, like: torch.Tensor) -> None:
+    def __init__(self, weight: Tensor | None, width: int, eps: float, like: Tensor) -> None:
         self._weight = weight
         self._shape = (width,)
         self._eps = eps
@@ -58,12 +61,12 @@ class _Norm:
         # be kept, these three take half the time of the seven it runs: x / sqrt(|x|**2 + width * eps) * sqrt(width).
         self._short = like.device.type == "cpu" and like.dtype == torch.float32
         self._floor = like.new_tensor((width * eps) ** 0.5)
-        self._gain: torch.Tensor | float = width**0.5 if weight is None else weight.detach() * width**0.5
+        self._gain: Tensor | float = width**0.5 if weight is None else weight.detach() * width**0.5
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: Tensor) -> Tensor:
         if self._short:
             length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-            short: torch.Tensor = hidden / torch.hypot(length, self._floor) * self._gain
+            short: Tensor = hidden / torch.hypot(length, self._floor) * self._gain
             return short
         return functional.rms_norm(hidden, self._shape, self._weight, self._eps)
 
@@ -78,71 +81,69 @@ class _Attention:
     Args:
         module: ``Gemma4TextAttention``.
         source: The layer whose keys and values it reads: its own, or the one it shares.
+        read_heads: KV heads of that layer.
     """
 
-    def __init__(self, module: Any, source: int) -> None:
+    def __init__(self, module: Any, source: int, read_heads: int) -> None:
         self.kind: str = module.layer_type
         self.source = source
         self.owner = not module.is_kv_shared_layer
         self.head_dim: int = module.head_dim
         self.normed = _Norm(None, self.head_dim, module.q_norm.eps, module.q_proj.weight)
         self.heads = module.q_proj.out_features // self.head_dim
-        self.out: torch.Tensor = module.o_proj.weight
+        self.groups = self.heads // read_heads  # query heads per KV head
+        self.out: Tensor = module.o_proj.weight
         gains = [module.q_norm.weight.detach().expand(self.heads, -1)]
-        self.kv_heads = 0
+        self.kv_heads = 0  # of its own
         self.shares_value = False
         projections = [module.q_proj]
         if self.owner:
-            self.kv_heads = module.k_proj.out_features // self.head_dim
+            self.kv_heads = read_heads
             self.shares_value = module.v_proj is None
             projections += [module.k_proj] if self.shares_value else [module.k_proj, module.v_proj]
             gains.append(module.k_norm.weight.detach().expand(self.kv_heads, -1))
         self.projection = _joined(*projections)
         self.gain = torch.cat(gains)
-        self.rotated = self.heads + self.kv_heads
 
-    def run(
-        self,
-        hidden: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        block: Block,
-        cache: KvCache,
-    ) -> torch.Tensor:
+    def run(self, hidden: Tensor, context: Context, cache: KvCache) -> Tensor:
         """Attend; shapes (rows, hidden_size) in and out."""
         rows = hidden.shape[0]
+        cos, signed_sin, mask = context
         projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
-        normed = self.normed(projected)
-        turned = normed[:, : self.rotated] * self.gain
-        turned = torch.addcmul(turned * rope[0], turned.roll(self.head_dim // 2, -1), rope[1])
+        normed = self.normed(projected)  # (rows, heads of queries, then keys, then values; head_dim)
+        rotated = normed[:, : self.heads + self.kv_heads] * self.gain
+        rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, -1), signed_sin)
+        queries = rotated[:, : self.heads]
         if self.owner:
-            keys = turned[:, self.heads :].transpose(0, 1)[None]
-            raw = normed[:, self.heads :] if self.shares_value else normed[:, self.rotated :]
-            keys, values = cache.update(keys, raw.transpose(0, 1)[None], self.source)
+            raw = normed[:, self.heads if self.shares_value else self.heads + self.kv_heads :]
+            new_keys, new_values = rotated[:, self.heads :].transpose(0, 1)[None], raw.transpose(0, 1)[None]
+            keys, values = cache.update(new_keys, new_values, self.source)
         else:
             keys, values = cache.attended(self.source)
-        groups = self.heads // keys.shape[1]
-        queries = turned[:, : self.heads]
-        if block.folds:
-            # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim)
-            folded = queries.reshape(rows, -1, groups, self.head_dim).transpose(0, 1)
-            folded = folded.reshape(1, -1, rows * groups, self.head_dim)
-            seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
-            seen = seen.view(-1, rows, groups, self.head_dim).transpose(0, 1)
+        if cache.layout.is_prompt:
+            seen = self._attend_prompt(queries, keys, values, mask)
         else:
-            # With a mask, torch's kernels for GPUs do not share a KV head between query heads; the one for CPUs does.
-            if groups > 1 and keys.device.type != "cpu":
-                keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-            by_head = queries.transpose(0, 1)[None]
-            seen = functional.scaled_dot_product_attention(
-                by_head, keys, values, attn_mask=mask, scale=1.0, enable_gqa=keys.shape[1] != self.heads
-            )
-            seen = seen[0].transpose(0, 1)
+            # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
+            folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
+            folded = folded.reshape(1, -1, rows * self.groups, self.head_dim)
+            seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
+            seen = seen.view(-1, rows, self.groups, self.head_dim).transpose(0, 1)
         return functional.linear(seen.reshape(rows, -1), self.out)
 
-    def groups(self, cache: KvCache) -> int:
-        """Query heads for each KV head."""
-        return int(self.heads // (self.kv_heads or cache.kv_heads(self.source)))
+    def _attend_prompt(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """A prompt's many rows: (rows, heads, head_dim) in and out, heads not folded."""
+        # With a mask, torch's kernels for GPUs do not share a KV head between query heads; the one for CPUs does.
+        if self.groups > 1 and keys.device.type != "cpu":
+            keys, values = keys.repeat_interleave(self.groups, 1), values.repeat_interleave(self.groups, 1)
+        seen = functional.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            scale=1.0,
+            enable_gqa=keys.shape[1] != self.heads,
+        )
+        return seen[0].transpose(0, 1)
 
 
 class _Layer:
@@ -151,14 +152,15 @@ class _Layer:
     Args:
         module: ``Gemma4TextDecoderLayer``.
         source: The layer whose KV its attention reads.
+        read_heads: KV heads of that layer.
     """
 
-    def __init__(self, module: Any, source: int) -> None:
+    def __init__(self, module: Any, source: int, read_heads: int) -> None:
         self.module = module
-        self.attention = _Attention(module.self_attn, source)
+        self.attention = _Attention(module.self_attn, source, read_heads)
         self.gate_up = _joined(module.mlp.gate_proj, module.mlp.up_proj)
-        self.down: torch.Tensor = module.mlp.down_proj.weight
-        self.scalar: torch.Tensor = module.layer_scalar
+        self.down: Tensor = module.mlp.down_proj.weight
+        self.scalar: Tensor = module.layer_scalar
         self.experts = bool(getattr(module, "enable_moe_block", False))
         self.before_attention = _norm(module.input_layernorm)
         self.after_attention = _norm(module.post_attention_layernorm)
@@ -168,24 +170,14 @@ class _Layer:
             self.after_dense_part = _norm(module.post_feedforward_layernorm_1)
             self.before_experts = _norm(module.pre_feedforward_layernorm_2)
             self.after_experts = _norm(module.post_feedforward_layernorm_2)
-        self.per_layer = bool(getattr(module, "hidden_size_per_layer_input", 0))
-        if self.per_layer:
-            self.per_layer_gate: torch.Tensor = module.per_layer_input_gate.weight
-            self.per_layer_projection: torch.Tensor = module.per_layer_projection.weight
+        if getattr(module, "hidden_size_per_layer_input", 0):
+            self.per_layer_gate: Tensor = module.per_layer_input_gate.weight
+            self.per_layer_projection: Tensor = module.per_layer_projection.weight
             self.after_per_layer = _norm(module.post_per_layer_input_norm)
 
-    def run(
-        self,
-        hidden: torch.Tensor,
-        per_layer: torch.Tensor | None,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        block: Block,
-        cache: KvCache,
-    ) -> torch.Tensor:
+    def run(self, hidden: Tensor, per_layer: Tensor | None, context: Context, cache: KvCache) -> Tensor:
         """Shapes (rows, hidden_size) in and out; ``per_layer`` is (rows, hidden_size_per_layer_input)."""
-        attended = self.attention.run(self.before_attention(hidden), rope, mask, block, cache)
-        hidden = hidden + self.after_attention(attended)
+        hidden = hidden + self.after_attention(self.attention.run(self.before_attention(hidden), context, cache))
         gate, up = functional.linear(self.before_dense(hidden), self.gate_up).chunk(2, -1)
         dense = functional.linear(functional.gelu(gate, approximate="tanh") * up, self.down)
         if self.experts:
@@ -193,8 +185,7 @@ class _Layer:
             mixed = self.module.experts(self.before_experts(hidden), chosen, weights)
             dense = self.after_dense_part(dense) + self.after_experts(mixed)
         hidden = hidden + self.after_dense(dense)
-        if self.per_layer:
-            assert per_layer is not None
+        if per_layer is not None:
             gated = functional.gelu(functional.linear(hidden, self.per_layer_gate), approximate="tanh") * per_layer
             hidden = hidden + self.after_per_layer(functional.linear(gated, self.per_layer_projection))
         return hidden * self.scalar
@@ -205,84 +196,61 @@ class Gemma4Network:
 
     Args:
         text_model: ``Gemma4TextModel`` or its unified twin; see ``is_gemma4``.
-        target_sources: For an assistant: the target's layer that each kind of attention reads.
+        target_sources: For an assistant, by kind of attention: the target's layer that it reads, and its KV heads.
     """
 
-    def __init__(self, text_model: Any, target_sources: Mapping[str, int] | None = None) -> None:
+    def __init__(self, text_model: Any, target_sources: Mapping[str, tuple[int, int]] | None = None) -> None:
         self._model = text_model
         self._layers: list[_Layer] = []
-        latest: dict[str, int] = {}
+        sources = dict(target_sources or {})
         for index, module in enumerate(text_model.layers):
             attention = module.self_attn
             if not attention.is_kv_shared_layer:
-                latest[attention.layer_type] = index
-            sources = latest if target_sources is None else target_sources
-            self._layers.append(_Layer(module, sources[attention.layer_type]))
-        self._kinds = sorted({layer.attention.kind for layer in self._layers})
-        self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._kinds}
+                sources[attention.layer_type] = (index, attention.k_proj.out_features // attention.head_dim)
+            self._layers.append(_Layer(module, *sources[attention.layer_type]))
+        self._groups = {layer.attention.kind: layer.attention.groups for layer in self._layers}
+        self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._groups}
         self._final_norm = _norm(text_model.norm)
         self._per_layer_width = int(getattr(text_model, "hidden_size_per_layer_input", 0) or 0)
         if self._per_layer_width:
             self._per_layer_norm = _norm(text_model.per_layer_projection_norm)
 
-    def _signed_frequencies(self, kind: str) -> torch.Tensor:
+    def _signed_frequencies(self, kind: str) -> Tensor:
         # cos is even and sin odd: with the first half negative, one product serves x * cos + roll(x) * sin.
         frequencies = getattr(self._model.rotary_emb, f"{kind}_inv_freq").float()
         return torch.cat([-frequencies, frequencies])
 
-    def _rope(self, kind: str, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines, shape (rows, 1, head_dim)."""
-        angles = (positions[:, None].float() * self._frequencies[kind])[:, None]
-        scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
-        cos, sin = angles.cos(), angles.sin()
-        if scale != 1.0:
-            cos, sin = cos * scale, sin * scale
-        return cos.to(dtype), sin.to(dtype)
-
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Scaled input embeddings, shape (rows, hidden_size)."""
-        return _embedded(token_ids, self._model.embed_tokens)
-
-    def ropes(self, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Rotations of ``positions`` for each kind of attention."""
-        return {kind: self._rope(kind, positions, dtype) for kind in self._kinds}
-
-    def masks(self, block: Block, cache: KvCache) -> dict[str, torch.Tensor | None]:
-        """The block's masks, a row for each folded query."""
-        by_kind = {"full_attention": block.full_mask, "sliding_attention": block.sliding_mask}
-        masks: dict[str, torch.Tensor | None] = {}
-        for kind in self._kinds:
-            mask = by_kind[kind]
-            if mask is not None and block.folds:
-                attention = next(layer.attention for layer in self._layers if layer.attention.kind == kind)
-                mask = mask.repeat_interleave(attention.groups(cache), 0)
-            masks[kind] = mask
-        return masks
-
-    def run(self, token_ids: torch.Tensor, block: Block, cache: KvCache) -> torch.Tensor:
+    def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
         """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size)."""
-        embedded = self.embed(token_ids)
+        embedded = _embedded(token_ids, self._model.embed_tokens)
         per_layer = self._per_layer_inputs(token_ids, embedded) if self._per_layer_width else None
-        masks = self.masks(block, cache)
-        return self.layers(embedded, per_layer, self.ropes(block.positions, embedded.dtype), masks, block, cache)
+        return self.layers(embedded, self.contexts(cache.layout, embedded.dtype), cache, per_layer)
+
+    def contexts(self, layout: StepLayout, dtype: torch.dtype) -> dict[str, Context]:
+        """By kind of attention what its layers share: rotations of the positions, and the mask."""
+        contexts: dict[str, Context] = {}
+        for kind, frequencies in self._frequencies.items():
+            angles = (layout.positions[:, None].float() * frequencies)[:, None]
+            cos, sin = angles.cos(), angles.sin()
+            scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
+            if scale != 1.0:
+                cos, sin = cos * scale, sin * scale
+            mask = layout.masks[kind]
+            if mask is not None and not layout.is_prompt:
+                mask = mask.repeat_interleave(self._groups[kind], 0)  # a row for each folded query
+            contexts[kind] = cos.to(dtype), sin.to(dtype), mask
+        return contexts
 
     def layers(
-        self,
-        hidden: torch.Tensor,
-        per_layer: torch.Tensor | None,
-        ropes: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-        masks: Mapping[str, torch.Tensor | None],
-        block: Block,
-        cache: KvCache,
-    ) -> torch.Tensor:
+        self, hidden: Tensor, contexts: Mapping[str, Context], cache: KvCache, per_layer: Tensor | None = None
+    ) -> Tensor:
         """From input embeddings (rows, hidden_size) to final-normed hidden rows of the same shape."""
         for index, layer in enumerate(self._layers):
-            kind = layer.attention.kind
-            own = per_layer[:, index] if per_layer is not None else None
-            hidden = layer.run(hidden, own, ropes[kind], masks[kind], block, cache)
+            own = None if per_layer is None else per_layer[:, index]
+            hidden = layer.run(hidden, own, contexts[layer.attention.kind], cache)
         return self._final_norm(hidden)
 
-    def _per_layer_inputs(self, token_ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+    def _per_layer_inputs(self, token_ids: Tensor, embedded: Tensor) -> Tensor:
         """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""
         model = self._model
         shape = (token_ids.shape[0], len(self._layers), self._per_layer_width)
@@ -293,6 +261,6 @@ class Gemma4Network:
         return (self._per_layer_norm(projected) + looked_up) * scale
 
 
-def _embedded(token_ids: torch.Tensor, table: Any) -> torch.Tensor:
-    scale: torch.Tensor = table.embed_scale.to(table.weight.dtype)
+def _embedded(token_ids: Tensor, table: Any) -> Tensor:
+    scale: Tensor = table.embed_scale.to(table.weight.dtype)
     return functional.embedding(token_ids, table.weight) * scale

@@ -1,7 +1,6 @@
-"""Steps captured as CUDA graphs: one launch in place of hundreds, which is what bounds small steps on a GPU.
+"""Steps captured as CUDA graphs: one launch in place of hundreds, since launches are what bounds small steps on a GPU.
 
-Captured are steps of static shape whose values all lie on the device; see Transformers' own measurements of eager and
-compiled decoding for the size of the effect, and ``benchmarks/`` for ours.
+A step can be captured if its shapes are static and all its values lie on the device. ``benchmarks/`` measures the gain.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ class Captured:
     """A function of tensors, captured once, then replayed.
 
     Args:
-        function: Takes the tensors of ``inputs`` and returns tensors. It must give the same when run again.
+        function: Takes the tensors of ``inputs`` and returns tensors. It is run a few times before it is captured, so
+            running it again must change nothing.
         inputs: The first call's; later ones have the same shapes and dtypes.
-        neighbour: A capture whose memory this one shares: the two never run side by side.
+        neighbour: A capture whose memory pool this one shares: the two never run at the same time.
     """
 
     def __init__(

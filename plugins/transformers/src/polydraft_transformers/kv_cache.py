@@ -1,52 +1,181 @@
-"""The target's KV, in buffers where a token's position decides its slot (``blocks``).
+"""A model's KV, in buffers where a token's position decides its slot, and what each row of a forward sees of them.
 
-Stands where Transformers expects a ``Cache``: attention layers call ``update`` and attend to what it returns. Rolling
-back, past a sliding window too, is forgetting a length: what rejected drafts wrote is never seen again.
+The token at position p lies in slot p of a full layer's buffer, and in slot p % ring of a sliding layer's. Nothing else
+decides the slot, so a row's attention adds up the same keys in the same order whatever ran before it: plain steps, or
+rejected drafts. A ring has room for the window and for the rows that a rollback takes back: a slot that a rejected
+draft overwrote never holds a position that is still seen. Rolling back, past a sliding window too, is therefore setting
+``KvCache.length``: what rejected drafts wrote is masked until it is overwritten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from polydraft_transformers.blocks import Block
 from polydraft_transformers.graphs import Captured
 
-__all__ = ["KvCache"]
+__all__ = ["KvCache", "StepLayout", "capacity_at", "ring_slots"]
+
+_FIRST_CAPACITY = 256
+
+
+def ring_slots(window: int, step_rows: int) -> int:
+    """Slots of a sliding layer: the window, one more row that Gemma 4's drafter sees, and the rows of two steps.
+
+    A step writes up to ``step_rows`` slots beyond the newest token, and a rollback takes back as many tokens before it.
+    """
+    return -(-(window + 2 * step_rows + 2) // 8) * 8
+
+
+def capacity_at(position: int) -> int:
+    """Slots of a full layer that a captured or fixed step attends to at a position: the next power of two."""
+    return max(_FIRST_CAPACITY, 1 << position.bit_length())
+
+
+@dataclass(slots=True)
+class StepLayout:
+    """Where the rows of one forward store their KV, and what they see.
+
+    Steps store first, and see the buffers. A chunk of the prompt may be longer than a ring: its sliding layers see the
+    slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the ring has room for.
+    """
+
+    positions: Tensor
+    """Int64, shape (rows,)."""
+    span: int
+    """Slots of the full layers that are attended."""
+    masks: dict[str, Tensor | None]
+    """For each kind of layer: additive (0 or -inf), shape (rows, keys), in the model's dtype; None: all is seen."""
+    slots: Tensor | None
+    """Int64, shape (rows,): where full layers store each row; None: an MTP drafter's row, which is not stored."""
+    ring: Tensor | None = None
+    """Int64: where sliding layers store the rows."""
+    prefix: Tensor | None = None
+    is_prompt: bool = False
+    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """What a chunk's sliding layers have seen, by layer: keys and values, for the layers that share them."""
 
 
 class KvCache:
-    """KV of one sequence.
+    """KV of one sequence; also what Transformers' attention layers take for a ``Cache``.
 
     Args:
-        windows: Sliding window of each layer in tokens; None for a layer with full attention.
-        ring: Slots of a sliding layer.
-        spare: Slots of a full layer beyond those asked for, which the padding rows of a step write.
+        windows: Sliding window of each layer in tokens, its own row included; None for a layer with full attention.
+        step_rows: Rows of a step at most.
+        dtype: Of keys, values and masks.
     """
 
     is_compileable = False
 
-    def __init__(self, windows: Sequence[int | None], ring: int, spare: int) -> None:
+    def __init__(self, windows: Sequence[int | None], step_rows: int, dtype: torch.dtype) -> None:
         self._windows = windows
-        self._ring = ring
-        self._spare = spare
-        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._block: Block | None = None
+        self._window = next(filter(None, windows), None)
+        self._ring = ring_slots(self._window or 0, step_rows)
+        self._spare = step_rows  # slots of full layers beyond the capacity, which the padding rows of a step write
+        self._dtype = dtype
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._capacity = 0
-        self._seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.length = 0
         self._captured: dict[Hashable, Captured] = {}
+        self.length = 0
+        self.layout: StepLayout
 
-    def begin(self, block: Block, capacity: int) -> None:
-        """The forward that follows runs ``block``; full layers get room for ``capacity`` tokens."""
-        self._block = block
-        self.reserve(capacity)
+    def begin_step(self, positions: Tensor, span: int, slots: Tensor | None = None, *, all_seen: bool = False) -> None:
+        """Lay out the step that follows. Every shape follows from the arguments' shapes, so that it can be captured.
+
+        Args:
+            positions: Int64, shape (rows,). A padding row repeats the last token's.
+            span: Slots of the full layers that are attended; none of the positions is beyond them.
+            slots: Int64, shape (rows,): the positions, and for padding rows those after the last token, which hold
+                nothing yet: no two rows write one slot. None for the row of an MTP drafter. It sees the tokens before
+                its position, of them one more than the window holds (create_bidirectional_sliding_window_mask in
+                Transformers' masking_utils.py).
+            all_seen: Whether every slot within ``span`` is seen, so that full layers need no mask.
+        """
+        near = 1 if slots is None else 0  # distance of the nearest token that a row sees
+        column = positions[:, None]
+        seen = None if all_seen else torch.arange(near, near + span, device=positions.device) <= column
+        masks = {"full_attention": seen if seen is None else self._additive(seen)}
+        if self._window is not None:
+            # Distance from each row back to the newest position that a slot can hold, less `near`. A slot that a later
+            # row or a rejected draft has overwritten seems at least `ring - 2 * step_rows` back: outside the window.
+            back = (column - torch.arange(near, near + self._ring, device=positions.device)) % self._ring
+            masks["sliding_attention"] = self._additive(back < (column + 1 - near).clamp(max=self._window + near))
+        ring = None if slots is None else slots % self._ring
+        self.layout = StepLayout(positions, span, masks, slots, ring)
+        self.reserve(capacity_at(span - 1))
+
+    def begin_prompt(self, count: int, device: torch.device) -> None:
+        """Lay out a chunk of the prompt: ``count`` tokens after the stored ones."""
+        first = self.length
+        positions = torch.arange(first, first + count, device=device)
+        column = positions[:, None]
+        full = self._additive(torch.arange(first + count, device=device) <= column)
+        layout = StepLayout(positions, first + count, {"full_attention": full}, positions, is_prompt=True)
+        if self._window is not None:
+            earlier = torch.arange(max(first - self._window + 1, 0), first, device=device)
+            seen = torch.cat([earlier, positions])
+            layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
+            layout.ring, layout.prefix = positions[-self._ring :] % self._ring, earlier % self._ring
+        self.layout = layout
+        # Room for one step more, so that buffers seldom move.
+        self.reserve(capacity_at(first + count + self._spare))
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        return torch.zeros_like(visible, dtype=self._dtype).masked_fill_(~visible, -torch.inf)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Store a layer's rows and return what its queries attend to.
+
+        Args:
+            keys: Shape (1, kv_heads, rows, head_dim).
+            values: As ``keys``.
+            layer_idx: The layer.
+
+        Returns:
+            Keys and values, shape (1, kv_heads, keys of the layout's mask, head_dim).
+        """
+        layout, slides = self.layout, self._windows[layer_idx] is not None
+        if layer_idx not in self._buffers:
+            size = self._ring if slides else self._capacity + self._spare
+            self._buffers[layer_idx] = (self._empty(keys, size), self._empty(values, size))
+        if slides and layout.prefix is not None:
+            layout.seen[layer_idx] = self._store_chunk(self._buffers[layer_idx], (keys, values), layout)
+            return layout.seen[layer_idx]
+        slots = layout.ring if slides else layout.slots
+        assert slots is not None
+        for buffer, rows in zip(self._buffers[layer_idx], (keys, values), strict=True):
+            buffer.index_copy_(2, slots, rows)
+        return self.attended(layer_idx)
+
+    def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """What queries attend to in a layer whose rows are stored; layers that share its KV ask for it again."""
+        keys, values = self._buffers[layer_idx]
+        if self._windows[layer_idx] is not None:
+            return self.layout.seen.get(layer_idx, (keys, values))
+        return keys[:, :, : self.layout.span], values[:, :, : self.layout.span]
+
+    @staticmethod
+    def _store_chunk(
+        buffers: tuple[Tensor, Tensor], chunk: tuple[Tensor, Tensor], layout: StepLayout
+    ) -> tuple[Tensor, Tensor]:
+        """Store a chunk of the prompt in a sliding layer: returns the rows that it sees, prefix and chunk."""
+        assert layout.prefix is not None
+        assert layout.ring is not None
+        seen = []
+        for buffer, rows in zip(buffers, chunk, strict=True):
+            seen.append(torch.cat([buffer.index_select(2, layout.prefix), rows], dim=2))
+            buffer.index_copy_(2, layout.ring, rows[:, :, -layout.ring.shape[0] :])
+        return seen[0], seen[1]
 
     def reserve(self, capacity: int) -> None:
         """Give the full layers room for ``capacity`` tokens; what was captured over smaller buffers is dropped."""
-        if capacity <= self._capacity:
-            return
+        if capacity > self._capacity:
+            self._grow(capacity)
+
+    def _grow(self, capacity: int) -> None:
         self._captured.clear()
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
@@ -56,100 +185,30 @@ class KvCache:
                 self._buffers[layer] = grown
         self._capacity = capacity
 
+    @staticmethod
+    def _empty(like: Tensor, slots: int) -> Tensor:
+        return like.new_zeros((*like.shape[:2], slots, like.shape[3]))
+
     def clear(self) -> None:
-        """Make it as good as new: what is masked still takes part, with weight 0, and 0 times a NaN would be one."""
+        """Reset for reuse. Masked slots still enter the product with weight 0, and 0 x NaN is NaN: zero the buffers."""
         self.length = 0
-        self._seen.clear()
         with torch.inference_mode():
             for buffers in self._buffers.values():
                 for buffer in buffers:
                     buffer.zero_()
 
-    def captured(
-        self, key: Hashable, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor
-    ) -> Captured:
-        """What was captured over these buffers under ``key``; captured now if nothing was, or the buffers moved."""
-        found = self._captured.get(key)
-        if found is None:
-            neighbour = next(iter(self._captured.values()), None)
-            found = self._captured[key] = Captured(function, inputs, neighbour)
-        return found
+    def captured(self, name: str, span: int, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Captured:
+        """``function`` as captured over these buffers for ``span`` slots and inputs of these shapes.
 
-    @staticmethod
-    def _empty(like: torch.Tensor, slots: int) -> torch.Tensor:
-        return like.new_zeros((*like.shape[:2], slots, like.shape[3]))
+        It is captured now if it was not before, or if the buffers have moved since.
+        """
+        self.reserve(span)
+        key = (name, inputs[0].shape, span)
+        if key not in self._captured:
+            neighbour = next(iter(self._captured.values()), None)
+            self._captured[key] = Captured(function, inputs, neighbour)
+        return self._captured[key]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens stored; part of Transformers' interface."""
         return self.length
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the block's rows and return what its queries attend to.
-
-        Args:
-            keys: Shape (1, kv_heads, rows, head_dim).
-            values: Likewise.
-            layer_idx: The layer.
-
-        Returns:
-            Keys and values, shape (1, kv_heads, keys of the block's mask, head_dim).
-        """
-        block = self._block
-        assert block is not None
-        window = self._windows[layer_idx]
-        stored = self._buffers.get(layer_idx)
-        if stored is None:
-            slots = self._capacity + self._spare if window is None else self._ring
-            stored = self._buffers[layer_idx] = (self._empty(keys, slots), self._empty(values, slots))
-        if window is None:
-            for buffer, rows in zip(stored, (keys, values), strict=True):
-                if block.first is None:
-                    assert block.slots is not None
-                    buffer.index_copy_(2, block.slots, rows)
-                else:
-                    buffer[:, :, block.first : block.first + block.rows] = rows
-            return self.view(layer_idx, block.span)
-        assert block.ring is not None
-        if block.prefix is None:
-            for buffer, rows in zip(stored, (keys, values), strict=True):
-                buffer.index_copy_(2, block.ring, rows)
-            return stored
-        seen = [
-            torch.cat([buffer.index_select(2, block.prefix), rows], dim=2)
-            for buffer, rows in zip(stored, (keys, values), strict=True)
-        ]
-        kept = block.ring.shape[0]
-        for buffer, rows in zip(stored, (keys, values), strict=True):
-            buffer.index_copy_(2, block.ring, rows[:, :, -kept:])
-        self._seen[layer_idx] = (seen[0], seen[1])
-        return self._seen[layer_idx]
-
-    def attended(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the block attends to in a layer that has stored its rows, for layers that share its KV."""
-        block = self._block
-        assert block is not None
-        if layer_idx in self._seen:
-            return self._seen[layer_idx]
-        return self.view(layer_idx, block.span)
-
-    def view(self, layer_idx: int, span: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first ``span`` slots of a full layer, all of a sliding one; no copy."""
-        keys, values = self._buffers[layer_idx]
-        if self._windows[layer_idx] is not None:
-            return keys, values
-        return keys[:, :, :span], values[:, :, :span]
-
-    def kv_heads(self, layer_idx: int) -> int:
-        """KV heads of a layer that has stored rows."""
-        return int(self._buffers[layer_idx][0].shape[1])
-
-    def advance(self, count: int) -> None:
-        """The forward that stored ``count`` tokens in every layer is done."""
-        self._seen.clear()
-        self.length += count
-
-    def rollback(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        self.length = length

@@ -11,46 +11,44 @@ import torch
 from polydraft.checkpoints.config import eos_token_ids
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
-from polydraft.errors import (
-    ContextLengthError,
-    ModelFormatError,
-    OutOfMemoryError,
-)
+from polydraft.engines import context_length
+from polydraft.errors import ModelFormatError, OutOfMemoryError
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from polydraft_transformers.blocks import fixed_rows
-from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.decoder import Decoder, fixed_rows
+from polydraft_transformers.drafters.mtp import MtpDrafter
 from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.experts import experts_implementation, set_experts
 from polydraft_transformers.logits_check import check_logits
-from polydraft_transformers.mtp import MtpDrafter
 from polydraft_transformers.resources import (
     available_memory,
     check_dtype,
     check_weights_fit,
     choose_device,
     choose_dtype,
-    memory_errors,
+    out_of_memory,
 )
 
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
 _OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
-"""Files of tokenizers whose names do not say so."""
+"""Tokenizer files without "token" in their names."""
 
 
 def load_pair(request: LoadRequest) -> TransformersEngine:
     """Load target and drafter.
 
     Raises:
-        DeviceError: The device is not there.
-        OutOfMemoryError: The weights do not fit into the free memory.
-        ModelFormatError: A file is missing or damaged, or the architecture unknown.
-        InvalidRequestError: Unknown dtype or device, or a context longer than the model's.
+        DeviceError: The device does not exist.
+        OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
+        ModelFormatError: A file is missing or damaged, or the architecture is unknown.
+        InvalidRequestError: Unknown dtype or device.
+        ContextLengthError: A context longer than the model's.
+        UnsupportedError: Layers, heads or experts that this backend cannot run as asked.
     """
     device = choose_device(request.device)
     check_dtype(request.dtype)
@@ -73,8 +71,10 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     drafter: MtpDrafter | Decoder | None = None
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)
-        drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1)
-    context = _context_length(request, target.config)
+        vocab_size = int(target.lm_head.weight.shape[0])
+        drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1, vocab_size=vocab_size)
+    longest = getattr(target.config, "max_position_embeddings", None)  # also where config.json leaves it out
+    context = context_length(request, longest=longest)
     if request.context_length is not None:
         _check_kv_fits(target, context)
     for decoder in (target, drafter):
@@ -95,7 +95,7 @@ def _model(
     try:
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
-        with _quietly(), memory_errors(f"{source.id} was loaded", "Choose a smaller model, or dtype='bfloat16'."):
+        with _quietly():
             model, found = loader.from_pretrained(
                 path,
                 dtype=dtype,
@@ -106,17 +106,18 @@ def _model(
                 **extra,
             )
             model.to(device=device)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ModelFormatError(
+    except (ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
+        hint = "Choose a smaller model, or dtype='bfloat16'."
+        raise out_of_memory(error, f"loading {source.id}", hint) or ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
-    # Transformers fills what the checkpoint lacks with random numbers, and only warns.
-    lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-    if lacking:
+    # Transformers fills tensors that the checkpoint does not have with random numbers, and only warns.
+    missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if missing:
         raise ModelFormatError(
-            f"The weights of {source.id} do not fit its config: {len(lacking)} tensors are missing or of another shape "
-            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}).",
+            f"The weights of {source.id} do not fit its config: {len(missing)} tensors are missing or of another shape "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}).",
             "Download the model again, or check that config.json belongs to these weights.",
         )
     return model.eval()
@@ -149,14 +150,14 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
         raise ModelFormatError(
             f"Transformers cannot load the tokenizer of {request.target.id}: {_first_line(error)}",
-            "Check that tokenizer.json is there and complete.",
+            "Check that tokenizer.json exists and is complete.",
         ) from error
     return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bars that Transformers draws for weights already on this machine."""
+    """Without the progress bars that Transformers shows for weights that are already on this machine."""
     if not transformers_logging.is_progress_bar_enabled():
         yield
         return
@@ -169,15 +170,3 @@ def _quietly() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else repr(error)
-
-
-def _context_length(request: LoadRequest, config: Any) -> int:
-    own = int(getattr(config, "max_position_embeddings", 0) or 4096)
-    if request.context_length is None:
-        return own
-    if request.context_length > own:
-        raise ContextLengthError(
-            f"context_length is {request.context_length}, and {request.target.id} was made for {own} tokens.",
-            f"Give at most {own}.",
-        )
-    return request.context_length

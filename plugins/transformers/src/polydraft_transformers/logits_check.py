@@ -1,15 +1,19 @@
-"""Are our logits Transformers' own? Measured when a pair is loaded, for architectures that only upstream's code knows.
+"""Are our logits Transformers' own? Measured when a pair is loaded, for layers that run through Transformers' code.
 
-Some models scale their logits after the head (Granite, Cohere). Greedy decoding hides that, and sampling does not.
+Some models scale their logits after the head (Granite, Cohere). Greedy decoding hides that; sampling does not.
 """
 
 from __future__ import annotations
+
+import threading
+from contextlib import closing
 
 import torch
 from polydraft.errors import UnsupportedError
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.gemma4 import Gemma4Network
+from polydraft_transformers.sequence import TransformersSequence
 
 __all__ = ["check_logits"]
 
@@ -24,17 +28,17 @@ def check_logits(decoder: Decoder) -> None:
     Raises:
         UnsupportedError: They differ by more than rounding explains.
     """
-    if isinstance(decoder.network, Gemma4Network):  # whose head is known, and under test
+    if isinstance(decoder.network, Gemma4Network):  # its head is known, and tested
         return
     vocabulary = int(decoder.lm_head.weight.shape[0])
     tokens = [(7 + 31 * index) % vocabulary for index in range(_TOKENS)]
-    with torch.inference_mode():
-        ours = decoder.logits(decoder.prefill(decoder.open_cache(), tokens)).float()
-        theirs = decoder.model(torch.tensor([tokens], device=decoder.device)).logits[0].float()
+    with closing(TransformersSequence(decoder, _TOKENS, threading.Lock())) as sequence, torch.inference_mode():
+        ours = sequence.logits(sequence.run_prompt(tokens))[:, :vocabulary].float()
+        theirs = decoder.model(torch.tensor([tokens], device=decoder.device)).logits[0, :, : ours.shape[1]].float()
     difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-9))
     if difference > _LIMIT.get(decoder.dtype, _LOW_PRECISION_LIMIT):
         raise UnsupportedError(
-            f"Models of type {decoder.config.model_type} do more after their head than this backend does: logits "
-            f"differ by {difference:.0%} from Transformers' own.",
+            f"Models of type {decoder.config.model_type} change their logits after the head, which this backend does "
+            f"not do: its logits differ by {difference:.0%} from Transformers' own.",
             "Choose a Gemma 4, Llama or Qwen3 model.",
         )

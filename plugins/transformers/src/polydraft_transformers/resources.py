@@ -1,11 +1,10 @@
-"""What a pair runs on and in: device, dtype, memory."""
+"""Device, dtype and memory of a pair."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
 from polydraft.hardware import cpu_dtype
 
-__all__ = ["available_memory", "check_dtype", "check_weights_fit", "choose_device", "choose_dtype", "memory_errors"]
+__all__ = ["available_memory", "check_dtype", "check_weights_fit", "choose_device", "choose_dtype", "out_of_memory"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -44,40 +43,36 @@ def choose_device(name: str) -> torch.device:
     """The device that ``device`` names.
 
     Raises:
-        InvalidRequestError: It names none.
-        DeviceError: It is not there.
-        UnsupportedError: This backend was never tried on it.
+        InvalidRequestError: torch does not know the name.
+        DeviceError: The device does not exist.
+        UnsupportedError: This backend has not been tested on it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidRequestError(f"{name!r} is no device.", "Give auto, cpu, cuda or cuda:0.") from error
+        raise InvalidRequestError(f"{name!r} is not a device.", "Give auto, cpu, cuda or cuda:0.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"The device {name} was asked for, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
+            f"The device {name} does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
             "Use device='cpu', or install a CUDA build of torch (`polydraft doctor` shows the devices).",
         )
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(
-            f"The transformers backend has not been tried on {device.type}.", "Use device='cpu' or 'cuda'."
+            f"The transformers backend has not been tested on {device.type}.", "Use device='cpu' or 'cuda'."
         )
     return device
 
 
 def check_dtype(name: str) -> None:
-    """Refuse an unknown dtype.
-
-    Raises:
-        InvalidRequestError: It is unknown.
-    """
+    """Refuse an unknown dtype with ``InvalidRequestError``."""
     if name != "auto" and name not in _DTYPES:
         raise InvalidRequestError(f"dtype={name!r} is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
 
 
 def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype asked for, and a note on it, which may be empty.
+    """The dtype that the request asks for, and a note on it, which may be empty.
 
     ``auto`` is the checkpoint's own (float32 where it names none), but on CPUs by ``polydraft.hardware.cpu_dtype``.
     """
@@ -112,20 +107,18 @@ def check_weights_fit(folders: Iterable[Path], dtype: torch.dtype, device: torch
         )
 
 
-@contextmanager
-def memory_errors(what: str, hint: str) -> Iterator[None]:
-    """Turn the ways in which torch says that memory ran out into ``OutOfMemoryError``.
+def out_of_memory(error: BaseException, what: str, hint: str) -> OutOfMemoryError | None:
+    """The error to raise where torch reports, in one of its ways, that memory ran out; None for any other error.
 
     Args:
+        error: What torch raised.
         what: The sentence's end: "Memory ran out while ...".
         hint: What the user can do.
     """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(f"Memory ran out while {what}.", hint) from error
-    except RuntimeError as error:
-        # torch's allocator for hosts raises a plain RuntimeError.
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemoryError(f"Memory ran out while {what}.", hint) from error
+    # torch's allocator for hosts raises a plain RuntimeError.
+    plain = isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
+    if plain or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return OutOfMemoryError(f"Memory ran out while {what}.", hint)
+    return None

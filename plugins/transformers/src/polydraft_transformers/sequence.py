@@ -1,4 +1,4 @@
-"""One sequence on a loaded pair."""
+"""One sequence on a loaded model: the prompt in chunks, then steps of a few rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
-from polydraft.contract import EngineSequence, Proposal, Sampler, Step
+from polydraft.contract import EngineSequence, Sampler, Step
+from torch import Tensor
+from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
-from polydraft_transformers.draft_model import DraftModel
-from polydraft_transformers.kv_cache import KvCache
-from polydraft_transformers.mtp import MtpDrafter
-from polydraft_transformers.resources import memory_errors
+from polydraft_transformers.kv_cache import KvCache, capacity_at
+from polydraft_transformers.resources import out_of_memory
 
 __all__ = ["TorchLogits", "TransformersSequence"]
 
@@ -23,126 +23,143 @@ __all__ = ["TorchLogits", "TransformersSequence"]
 class TorchLogits:
     """Logits where torch keeps them."""
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    def __init__(self, logits: Tensor) -> None:
         self._logits = logits
 
     def numpy(self) -> npt.NDArray[np.float32]:
-        """Copy to the host: float32, (rows, vocab)."""
+        """Copy to the host: float32, shape (rows, vocab)."""
         copied: npt.NDArray[np.float32] = self._logits.detach().float().cpu().numpy().copy()
         return copied
 
 
 class TransformersSequence(EngineSequence):
-    """See ``EngineSequence``.
+    """A sequence with KV buffers of its own.
 
     Args:
-        target: The target.
-        drafter: The pair's MTP drafter, or the draft model's side of this sequence, or None.
+        target: The model; of a draft model's sequence, the draft model.
         chunk: Prompt tokens run in one forward.
-        lock: Held during forwards.
+        lock: Held while the model runs.
     """
 
-    def __init__(
-        self, target: Decoder, drafter: MtpDrafter | DraftModel | None, chunk: int, lock: threading.Lock
-    ) -> None:
-        self._target = target
-        self._drafter = drafter
+    def __init__(self, target: Decoder, chunk: int, lock: threading.Lock) -> None:
+        self.target = target
+        self.cache: KvCache = target.open_cache()
         self._chunk = chunk
         self._lock = lock
-        self._cache: KvCache | None = target.open_cache()
-        self._tokens: list[int] = []
-        self._hidden: torch.Tensor | None = None
-        self._hidden_from = 0
+        self._hidden: Tensor | None = None  # hidden rows of the tokens that the last forward ran
+        self._hidden_from = 0  # position of the first of them
         self._sound = True
 
     @property
-    def cache(self) -> KvCache:
-        """The target's KV; not after ``close``."""
-        assert self._cache is not None
-        return self._cache
-
-    @property
     def length(self) -> int:
-        """Tokens whose KV is stored."""
+        """Number of tokens whose KV is stored; not after ``close``."""
         return self.cache.length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt in chunks."""
+        """Run the prompt in chunks; other sequences' forwards may run between them."""
         tokens = list(token_ids)
         for start in range(0, len(tokens), self._chunk):
             self.check_cancelled()
-            with self._running(f"a prompt of {len(tokens)} tokens was run"):
+            with self._computing(f"running a prompt of {len(tokens)} tokens"):
                 self._hidden_from = self.length
-                self._hidden = self._target.prefill(self.cache, tokens[start : start + self._chunk])
-        self._tokens.extend(tokens)
-        with self._running("the first token was chosen"):
+                self._hidden = self.run_prompt(tokens[start : start + self._chunk])
+        with self._computing("choosing the first token"):
             assert self._hidden is not None
-            logits = self._target.logits(self._hidden[-1:])
-            return self._choose([logits], len(tokens), tokens[-1:], sampler, keep_logits=keep_logits)
+            logits = self.logits(self._hidden[-1:])
+            chosen, logprobs = sampler.choose(logits, len(tokens), tokens[-1:])
+            return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the newest token and the drafts in one forward (two where a fixed step may not cross a border)."""
+        """Run the newest token and the drafts in one forward, or in two where fixed steps must not cross a border."""
         tokens = list(token_ids)
-        with self._running("drafts were verified"):
+        with self._computing("verifying drafts"):
             first = self._hidden_from = self.length
-            hidden: list[torch.Tensor] = []
-            logits: list[torch.Tensor] = []
-            for part in self._target.parts(first, tokens):
-                rows, scores = self._target.step(self.cache, part, self._target.rows_for(len(tokens)))
-                hidden.append(rows)
-                logits.append(scores)
-                if len(part) < len(tokens):  # the next part may overwrite them
-                    hidden[-1], logits[-1] = rows.clone(), scores.clone()
-            self._hidden = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
-            self._tokens.extend(tokens)
-            return self._choose(logits, first + 1, tokens, sampler, keep_logits=keep_logits)
+            # The span of a fixed step depends on its positions only: it ends where the span doubles.
+            border = capacity_at(first) - first if self.target.fixed else len(tokens)
+            hidden, logits = self.run_step(tokens[:border])
+            if border < len(tokens):
+                hidden, logits = hidden.clone(), logits.clone()  # the next step may overwrite them
+                more_hidden, more_logits = self.run_step(tokens[border:])
+                hidden, logits = torch.cat([hidden, more_hidden]), torch.cat([logits, more_logits])
+            self._hidden = hidden
+            chosen, logprobs = sampler.choose(logits, first + 1, tokens)
+            return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
 
     def rollback(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
-        self.cache.rollback(length)
-        del self._tokens[length:]
+        """Forget all but the first ``length`` tokens."""
+        self.cache.length = length
 
-    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        """Draft with the pair's drafter."""
-        if self._drafter is None or k < 1:
-            return Proposal([])
-        with self._running("tokens were drafted"):
-            if isinstance(self._drafter, DraftModel):
-                drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
-            else:
-                row = self.length - 1 - self._hidden_from
-                if self._hidden is None or not 0 <= row < self._hidden.shape[0]:
-                    return Proposal([])
-                drafts, logits = self._drafter.propose(
-                    self.cache, self._hidden[row : row + 1], newest, k, sampler, keep_logits=keep_logits
-                )
-        return Proposal(drafts, None if logits is None else TorchLogits(logits))
+    def run_prompt(self, tokens: list[int]) -> Tensor:
+        """Run a chunk of the prompt after the stored tokens: final-normed hidden rows (tokens, hidden_size)."""
+        target, cache = self.target, self.cache
+        cache.begin_prompt(len(tokens), target.device)
+        run = torch.tensor([target.run_as.get(token, token) for token in tokens], device=target.device)
+        hidden = target.network.run(run, cache)
+        cache.layout.seen.clear()
+        cache.length += len(tokens)
+        return hidden
+
+    def run_step(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """Run at most ``step_rows`` tokens after the stored ones.
+
+        Returns:
+            Final-normed hidden rows (tokens, hidden_size) and logits (tokens, vocab). A captured step overwrites them
+            when it runs again.
+        """
+        target, cache, count, first = self.target, self.cache, len(tokens), self.cache.length
+        rows = target.step_rows if target.fixed or (target.captures and count > 1) else count
+        shift = first % rows if target.fixed else 0
+        # Row r runs the token with index `order[r]`. The padding rows run copies of the last token: in a mixture they
+        # need the same experts as it does.
+        order = [(row - shift) % rows for row in range(rows)]
+        run = [target.run_as.get(token, token) for token in tokens]
+        inputs = torch.tensor(
+            [
+                [run[min(index, count - 1)] for index in order],
+                [first + min(index, count - 1) for index in order],  # positions
+                [first + index for index in order],  # slots
+                [(shift + index) % rows for index in range(rows)],  # the row of each token
+            ],
+            device=target.device,
+        )
+        span = capacity_at(first + count - 1) if target.fixed or target.captures else first + count
+
+        def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            token_ids, positions, slots, row_of_token = inputs
+            cache.begin_step(positions, span, slots)
+            hidden = target.network.run(token_ids, cache)
+            logits = self.logits(hidden)
+            return (hidden[row_of_token], logits[row_of_token]) if target.fixed else (hidden, logits)
+
+        hidden, logits = (cache.captured("step", span, forward, inputs) if target.captures else forward)(inputs)
+        cache.length += count
+        return hidden[:count], logits[:count]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
+        logits: Tensor = self.target.lm_head(hidden)
+        if self.target.softcap is not None:
+            logits = torch.tanh(logits / self.target.softcap) * self.target.softcap
+        missing = self.target.missing_columns
+        return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
     def close(self) -> None:
         """Give the buffers back."""
-        cache, self._cache = self._cache, None
-        if cache is None:
-            return
-        if self._sound:
-            self._target.give_back(cache)
-            if isinstance(self._drafter, DraftModel):
-                self._drafter.close()
-        self._tokens = []
-        self._hidden = None
-        self._drafter = None
+        if hasattr(self, "cache"):
+            if self._sound:
+                self.target.give_back(self.cache)
+            del self.cache
+            self._hidden = None
 
     @contextmanager
-    def _running(self, what: str) -> Iterator[None]:
-        """Run the models: one at a time, and never again with a cache in which one failed."""
+    def _computing(self, what: str) -> Iterator[None]:
+        """Run the model: one sequence at a time, and never again with a cache in which a forward failed."""
         try:
-            with self._lock, torch.inference_mode(), memory_errors(what, "Give a smaller context_length or prompt."):
+            with self._lock, torch.inference_mode():
                 yield
-        except BaseException:
+        except BaseException as error:
             self._sound = False
+            memory_error = out_of_memory(error, what, "Give a smaller context_length or a shorter prompt.")
+            if memory_error is not None:
+                raise memory_error from error
             raise
-
-    @staticmethod
-    def _choose(logits: list[torch.Tensor], first: int, run: list[int], sampler: Sampler, *, keep_logits: bool) -> Step:
-        joined = torch.cat(logits) if len(logits) > 1 else logits[0]
-        chosen, logprobs = sampler.choose(joined, first, run)
-        return Step(chosen, TorchLogits(joined.clone()) if keep_logits else None, logprobs)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from polydraft.contract import Indices
 from polydraft.sampling.noise import gumbel
 
 from polydraft_transformers.fused_noise import fused_gumbel
 
-if TYPE_CHECKING:
-    from polydraft.contract.arrays import Indices
-
-__all__ = ["TorchOps"]
+__all__ = ["TorchOps", "separate_gumbel"]
 
 
 class TorchOps:
-    """See ``polydraft.contract.arrays.ArrayOps``."""
+    """``polydraft.contract.ArrayOps`` on torch tensors; nothing waits for a device but ``tolist`` and ``numpy``."""
 
     def float32(self, array: Any) -> torch.Tensor:
         return torch.as_tensor(array).to(torch.float32)
@@ -49,10 +47,9 @@ class TorchOps:
         return (_lowbias32(values + high.to(torch.int32)) >> 9) & 0x7FFFFF
 
     def gumbel(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        if token_ids.is_cuda and (fused := fused_gumbel(token_ids.device)) is not None:
+        if token_ids.is_cuda and (fused := fused_gumbel(token_ids.device, separate_gumbel)) is not None:
             return fused(token_ids, low, high)
-        noise: torch.Tensor = gumbel(self, token_ids, (low, high))
-        return noise
+        return separate_gumbel(token_ids, low, high)
 
     def row_max(self, array: torch.Tensor) -> torch.Tensor:
         return array.amax(dim=-1, keepdim=True)
@@ -117,13 +114,19 @@ class TorchOps:
         return _moved(torch.as_tensor(values, dtype=torch.int64), like.device)
 
 
+def separate_gumbel(token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The noise as the core defines it, in a hundred operations."""
+    noise: torch.Tensor = gumbel(TorchOps(), token_ids, (low, high))
+    return noise
+
+
 def _moved(array: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device without waiting for it: a copy from memory that is not pinned waits for all work before it."""
     return array.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else array.to(device)
 
 
 def _lowbias32(values: torch.Tensor) -> torch.Tensor:
-    """On int32: see ``polydraft.sampling.noise``."""
+    """The hash of ``polydraft.sampling.noise``, on int32."""
     values = values ^ ((values >> 16) & 0xFFFF)
     values = values * 0x7FEB352D
     values = values ^ ((values >> 15) & 0x1FFFF)

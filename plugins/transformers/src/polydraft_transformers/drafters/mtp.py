@@ -1,0 +1,132 @@
+"""Gemma 4's MTP drafter ("assistant"): it attends to the target's KV and has none of its own.
+
+Protocol: ``SinglePositionMultiTokenCandidateGenerator`` in Transformers' generation/candidate_generator.py. To draft
+after the newest token x at position p: input = concat(target embedding of x, h), where h is the target's final-normed
+hidden row of position p-1; position p for all steps of the round; K/V = the target's for positions before p. Each step
+gives logits and the h of the next step. Unlike upstream no K/V row of a rejected draft is ever seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from polydraft.contract import Proposal, Sampler
+from polydraft.errors import UnsupportedError
+from torch import Tensor
+from torch.nn import functional
+
+from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.gemma4 import Context, Gemma4Network, is_gemma4
+from polydraft_transformers.kv_cache import KvCache, capacity_at
+from polydraft_transformers.sequence import TorchLogits, TransformersSequence
+
+__all__ = ["MtpDrafter", "MtpSequence"]
+
+
+class MtpDrafter:
+    """A loaded assistant for one target.
+
+    Args:
+        assistant: ``Gemma4AssistantForCausalLM`` or its unified twin.
+        target: The target it drafts for.
+
+    Raises:
+        UnsupportedError: The assistant's layers are of an unknown architecture.
+    """
+
+    def __init__(self, assistant: Any, target: Decoder) -> None:
+        if not is_gemma4(assistant.model):
+            raise UnsupportedError(
+                f"Drafters with layers of kind {type(assistant.model).__name__} are not supported.",
+                "Choose a Gemma 4 assistant, or drafter='ngram'.",
+            )
+        self.assistant = assistant
+        shared = int(getattr(target.config, "num_kv_shared_layers", 0) or 0)
+        sources: dict[str, tuple[int, int]] = {}
+        for index, kind in enumerate(target.layer_types[: len(target.layer_types) - shared]):
+            attention = target.layers[index].self_attn  # the last layer of each kind that has KV of its own
+            sources[kind] = (index, attention.k_proj.weight.shape[0] // attention.head_dim)
+        self.network = Gemma4Network(assistant.model, sources)
+
+    def step(
+        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
+    ) -> tuple[Tensor, Tensor]:
+        """One draft from the target's embedding of the token before it and h, both (1, hidden_size of the target).
+
+        Returns its logits (1, vocab) and the h of the next step. ``cache`` is the target's, with the step laid out.
+        """
+        inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
+        row = self.network.layers(inputs, contexts, cache)
+        return self._head(row), functional.linear(row, self.assistant.post_projection.weight)
+
+    def _head(self, row: Tensor) -> Tensor:
+        """Logits of a hidden row (1, hidden_size of the drafter)."""
+        centroids = self.assistant.masked_embedding
+        weight = self.assistant.lm_head.weight
+        if centroids is None:
+            return functional.linear(row, weight)
+        # Only the tokens of the best clusters get logits of their own; the others get one less than the smallest of
+        # these (Gemma4AssistantMaskedEmbedder). Computed without waiting for the device.
+        scores = functional.linear(row, centroids.centroids.weight)
+        top = scores.topk(centroids.centroid_intermediate_top_k, dim=-1).indices[0]
+        ids = centroids.token_ordering.view(centroids.num_centroids, -1)[top].view(1, -1)
+        chosen = functional.linear(row, weight[ids[0]])
+        lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, centroids.vocab_size)
+        return lowest.scatter(-1, ids, chosen)
+
+
+class MtpSequence(TransformersSequence):
+    """A target's sequence for which an assistant drafts.
+
+    Args:
+        target: The target.
+        drafter: Its assistant.
+        chunk: Prompt tokens run in one forward.
+        lock: Held while a model runs.
+    """
+
+    def __init__(self, target: Decoder, drafter: MtpDrafter, chunk: int, lock: threading.Lock) -> None:
+        super().__init__(target, chunk, lock)
+        self._drafter = drafter
+
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
+        """Draft k tokens; none where the hidden row before ``newest`` is not one of the last forward's."""
+        position = self.length
+        row = position - 1 - self._hidden_from
+        if k < 1 or self._hidden is None or not 0 <= row < len(self._hidden):
+            return Proposal([])
+        drafts: list[Tensor] = []
+        kept: list[Tensor] = []
+        prefix = [newest]
+        with self._computing("drafting tokens"):
+            hidden = self._hidden[row : row + 1]
+            token, at = torch.tensor([[newest], [position]], device=hidden.device)
+            contexts = None if self.target.captures else self._contexts(at, position, all_seen=True)
+            for index in range(k):
+                if contexts is None:
+                    logits, hidden = self._captured_step(token, hidden, at)
+                else:
+                    logits, hidden = self._drafter.step(self.target.embedding(token), hidden, contexts, self.cache)
+                token = sampler.choose_draft(logits, position + 1 + index, prefix if sampler.needs_prefix else None)
+                drafts.append(token)
+                if sampler.needs_prefix:
+                    prefix.append(int(token))
+                if keep_logits:
+                    kept.append(logits.clone())
+            return Proposal(torch.cat(drafts).tolist(), TorchLogits(torch.cat(kept)) if kept else None)
+
+    def _contexts(self, at: Tensor, span: int, *, all_seen: bool = False) -> dict[str, Context]:
+        """What all steps of a round share."""
+        self.cache.begin_step(at, span, all_seen=all_seen)
+        return self._drafter.network.contexts(self.cache.layout, self.target.dtype)
+
+    def _captured_step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        span = capacity_at(self.length)
+
+        def draft(token: Tensor, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+            return self._drafter.step(self.target.embedding(token), hidden, self._contexts(at, span), self.cache)
+
+        logits, hidden = self.cache.captured("draft", span, draft, *inputs)(*inputs)
+        return logits, hidden
