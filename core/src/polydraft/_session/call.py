@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import Chunk, FinishReason, GenerationResult, GenerationStats, Round
 from polydraft.errors import EngineError
@@ -38,8 +38,9 @@ class Call:
         self.tracker = tracker
         self.running = running
         self.speculation_off = speculation_off
-        self.counts = RoundCounts()
-        self.logprobs: tuple[TokenLogprobs, ...] | None = None
+        self._rounds: list[tuple[int, int | None, int | None, float]] = []
+        self._reported: GenerationStats | None = None
+        self._logprobs: list[TokenLogprobs] = []
         self._cancelled = threading.Event()
 
     def cancelled(self) -> bool:
@@ -95,28 +96,29 @@ class Call:
         )
 
     def report(self, stats: GenerationStats) -> None:
-        """Use the engine's own statistics instead of those counted from rounds."""
-        self.counts.reported = stats
+        """Replace the statistics counted from rounds by the engine's own."""
+        self._reported = stats
+
+    def stats(self) -> GenerationStats:
+        """The engine's own statistics, else those of the rounds so far."""
+        return self._reported or _stats(self._rounds)
 
     def count(self, emitted: Round, seconds: float) -> None:
         """Add a round that took ``seconds`` to the statistics and the log-probabilities."""
-        self.counts.add(emitted, seconds)
-        if emitted.logprobs is not None:
-            self.logprobs = (self.logprobs or ()) + emitted.logprobs
+        counted = len(emitted.token_ids), emitted.num_draft_tokens, emitted.num_accepted_tokens, seconds
+        self._rounds.append(counted)
+        self._logprobs += emitted.logprobs or ()
 
     def chunk(self, emitted: Round, reason: FinishReason | None) -> Chunk:
         """The chunk of a round, with the text that became stable since the last one; all that is left if ``reason``."""
         delta = self.tracker.take() if reason is None else self.tracker.finish(reason)
         return Chunk.model_construct(
             token_ids=emitted.token_ids,
-            text=delta.text,
             num_accepted_tokens=emitted.num_accepted_tokens,
             num_draft_tokens=emitted.num_draft_tokens,
-            segments=delta.segments,
-            thinking=delta.thinking,
-            tool_calls=delta.tool_calls,
             logprobs=emitted.logprobs,
             finish_reason=reason,
+            **delta._asdict(),
         )
 
     def result(self) -> GenerationResult:
@@ -131,64 +133,31 @@ class Call:
             stop_match=tracker.stop_match,
             thinking=tracker.thinking,
             tool_calls=tracker.tool_calls,
-            logprobs=self.logprobs,
+            logprobs=tuple(self._logprobs) or None,
             settings=self.request.settings.model_copy(update={"seed": self.request.seed}),
-            stats=self.counts.stats(),
+            stats=self.stats(),
             running=self.running,
             speculation_off=self.speculation_off,
         )
 
 
-class RoundCounts:
-    """Sums over the rounds of a call; ``reported`` replaces them if the engine counts by itself."""
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.num_rounds = 0
-        self.num_drafts = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
-        self.accepted_per_position: list[int] = []
-        self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
-        self.reported: GenerationStats | None = None
-        self._known = True  # False once a round lacks its counts of drafts
-
-    def add(self, emitted: Round, seconds: float) -> None:
-        """Count one round that took ``seconds`` of the engine's time; the first one is prefill."""
-        if self.num_rounds == 0:
-            self.prefill_seconds = seconds
-        else:
-            self.decode_seconds += seconds
-        self.num_rounds += 1
-        self.num_tokens += len(emitted.token_ids)
-        if emitted.num_draft_tokens is None or emitted.num_accepted_tokens is None:
-            self._known = False
-            return
-        if emitted.num_draft_tokens:
-            self.num_drafts += 1
-            self.num_draft_tokens += emitted.num_draft_tokens
-            self.num_accepted_tokens += emitted.num_accepted_tokens
-            missing = emitted.num_draft_tokens - len(self.accepted_per_position)
-            self.accepted_per_position.extend([0] * missing)
-            for position in range(emitted.num_accepted_tokens):
-                self.accepted_per_position[position] += 1
-
-    def stats(self) -> GenerationStats:
-        """The finished statistics."""
-        if self.reported is not None:
-            return self.reported
-        if not self._known:
-            return GenerationStats(
-                num_tokens=self.num_tokens, prefill_seconds=self.prefill_seconds, decode_seconds=self.decode_seconds
-            )
-        return GenerationStats(
-            num_tokens=self.num_tokens,
-            num_target_steps=max(self.num_rounds - 1, 0),
-            num_drafts=self.num_drafts,
-            num_draft_tokens=self.num_draft_tokens,
-            num_accepted_tokens=self.num_accepted_tokens,
-            accepted_per_position=tuple(self.accepted_per_position),
-            prefill_seconds=self.prefill_seconds,
-            decode_seconds=self.decode_seconds,
-        )
+def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> GenerationStats:
+    """What a call's rounds add up to: (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
+    measured: dict[str, Any] = {
+        "num_tokens": sum(tokens for tokens, *_ in rounds),
+        "prefill_seconds": rounds[0][3] if rounds else 0.0,
+        "decode_seconds": sum(seconds for *_, seconds in rounds[1:]),
+    }
+    counts = [(drafted, accepted) for _, drafted, accepted, _ in rounds if drafted is not None and accepted is not None]
+    if len(counts) < len(rounds):
+        return GenerationStats(**measured)  # the engine does not report all of them
+    drafts = [(drafted, accepted) for drafted, accepted in counts if drafted]
+    longest = max((drafted for drafted, _ in drafts), default=0)
+    return GenerationStats(
+        num_target_steps=max(len(rounds) - 1, 0),
+        num_drafts=len(drafts),
+        num_draft_tokens=sum(drafted for drafted, _ in drafts),
+        num_accepted_tokens=sum(accepted for _, accepted in drafts),
+        accepted_per_position=tuple(sum(accepted > index for _, accepted in drafts) for index in range(longest)),
+        **measured,
+    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from polydraft.errors import ForkedSessionError, SessionBusyError
 
@@ -39,19 +37,17 @@ class StepGuard(threading.local):
             )
 
     def check(self) -> None:
-        """Refuse use in a forked process, and from inside a step, with a ``SessionBusyError``."""
-        self.check_home()
-        if self.depth:
+        """Refuse use in a forked process, and from inside a step with a ``SessionBusyError``."""
+        if not self.is_home or self.depth:
+            self.check_home()
             raise SessionBusyError(
                 "This session was called from inside one of its own steps (by a logits processor or signal handler).",
                 "Call it when the step is over, or load a second session.",
             )
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Mark this thread as inside a step while it advances or ends a stream."""
+    def __enter__(self) -> None:
+        """Start a step, or the end of a stream, in this thread."""
         self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1

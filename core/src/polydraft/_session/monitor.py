@@ -32,7 +32,7 @@ class AcceptanceMonitor:
 
     def add(self, call: Call) -> None:
         """Count a finished generation, and warn if the counts now show a useless drafter."""
-        stats = call.counts.stats()
+        stats = call.stats()
         if call.speculation_off is not None or stats.num_draft_tokens is None:
             return
         with self._lock:

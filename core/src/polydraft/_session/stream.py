@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from polydraft.contract.results import Chunk, Round
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
@@ -68,9 +68,8 @@ class TokenStream(Iterator[Chunk]):
     def start(self) -> None:
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
         with self._step():
-            if self._state != "ended" and self._take_lock():
-                with self._typed_errors():
-                    self._rounds = self._rounds or self._make_rounds(self._call)
+            if self._state != "ended" and self._take_lock() and self._rounds is None:
+                self._open()
 
     def __iter__(self) -> Self:
         return self
@@ -88,7 +87,7 @@ class TokenStream(Iterator[Chunk]):
     @contextmanager
     def _step(self) -> Iterator[None]:
         self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
-        with self._guard.step():
+        with self._guard:
             try:
                 with self._step_lock:
                     yield
@@ -110,9 +109,11 @@ class TokenStream(Iterator[Chunk]):
         taken = self._take_lock()
         started = time.perf_counter()  # waiting for other calls is not part of the prefill
         if taken:
-            with self._typed_errors():
-                self._rounds = self._rounds or self._make_rounds(call)
-                emitted = next(self._rounds, None)
+            rounds = self._open() if self._rounds is None else self._rounds
+            try:
+                emitted = next(rounds, None)
+            except Exception as error:
+                self._fail(error)
         if emitted is None:
             if call.finish_reason is not None:
                 raise StopIteration
@@ -126,26 +127,30 @@ class TokenStream(Iterator[Chunk]):
             self._end()
         return chunk
 
-    @contextmanager
-    def _typed_errors(self) -> Iterator[None]:
-        """Turn what an engine raises into polydraft's errors, with the text so far."""
-        call = self._call
+    def _open(self) -> Iterator[Round]:
+        """Hand the request to the engine."""
         try:
-            yield
-        except PolydraftError as error:
+            self._rounds = self._make_rounds(self._call)
+        except Exception as error:
+            self._fail(error)
+        return self._rounds
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise what the engine raised, as one of polydraft's errors, with the text so far."""
+        call = self._call
+        if isinstance(error, PolydraftError):
             if isinstance(error, EngineError) and not error.partial_text:
                 error.partial_text = call.tracker.text
-            raise
-        except MemoryError as error:
+            raise error
+        if isinstance(error, MemoryError):
             raise OutOfMemoryError(
-                "Memory ran out while generating.", "Give a smaller context_length, or a smaller model."
+                "Memory ran out while generating.", "Give a smaller `context_length`, or a smaller model."
             ) from error
-        except Exception as error:
-            raise EngineError(
-                f"The engine {call.running.engine} failed: {type(error).__name__}: {error}",
-                "The text so far is in the error's partial_text.",
-                partial_text=call.tracker.text,
-            ) from error
+        raise EngineError(
+            f"The engine {call.running.engine} failed: {type(error).__name__}: {error}",
+            "The text so far is in the error's partial_text.",
+            partial_text=call.tracker.text,
+        ) from error
 
     def cancel(self) -> None:
         """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``.
@@ -169,7 +174,7 @@ class TokenStream(Iterator[Chunk]):
             self._close_asked = True
             self._end_unless_in_use()
             return
-        with self._guard.step(), self._step_lock:
+        with self._guard, self._step_lock:
             self._end()
 
     def _end_unless_in_use(self) -> None:

@@ -156,18 +156,22 @@ class RuleSampler:
         """
         if position in self._forced:
             return None
-        if self._history is not None:
-            if not run_token_ids:
-                raise EngineError(
-                    "The engine drafts without saying after which tokens, though the settings depend on them.",
-                    "This is a defect of the backend; report it to its authors (Sampler.needs_prefix).",
-                )
-            self._history.commit(position - len(run_token_ids))
-            if self._processor is not None:
-                processed = self._process(self._processor, logits, position, run_token_ids, certain=False)
-                return None if processed is None else self._on_host(processed)
+        run = self._known_prefix(position, run_token_ids) if self._history is not None else ()
+        if self._processor is not None:
+            processed = self._process(self._processor, logits, position, run, certain=False)
+            return None if processed is None else self._on_host(processed)
         ops, row = self._on_host(logits)
-        return ops, self._adjusted(ops, row, position, run_token_ids or ())
+        return ops, self._adjusted(ops, row, position, run)
+
+    def _known_prefix(self, position: int, run_token_ids: Sequence[int] | None) -> Sequence[int]:
+        """The newest token and the drafts before ``position``; what precedes them is committed."""
+        if not run_token_ids or self._history is None:
+            raise EngineError(
+                "The engine drafts without saying after which tokens, though the settings depend on them.",
+                "This is a defect of the backend; report it to its authors (Sampler.needs_prefix).",
+            )
+        self._history.commit(position - len(run_token_ids))
+        return run_token_ids
 
     def _constant(self, token_id: int, like: Any) -> Any:
         """One token id in the engine's library, on the device of ``like``: shape (1,)."""

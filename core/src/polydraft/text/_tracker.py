@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from polydraft.contract.results import FinishReason, Segment, ToolCall
 from polydraft.text._chat_parser import ChatParser, Part, parse_tool_call
@@ -25,8 +25,7 @@ def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """Text that became stable: no later token or stop string can change it."""
 
     text: str
