@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.suite import Suite
 
 _ALWAYS = frozenset({"max_new_tokens", "stop", "stop_token_ids", "ignore_eos"})
-"""Settings that every backend honours: they are no claims."""
+"""Settings that every backend must support: they are not claims."""
 
 
 @check(scope="backend")

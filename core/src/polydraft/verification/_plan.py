@@ -70,7 +70,7 @@ def planned_cases(
     """An endless sequence of prompts, each with the number of the pass over them.
 
     Args:
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         window: The target's sliding window.
         context_length: Prompts leave half of it to the output.
         seeds: Whether seeded samples can be compared.

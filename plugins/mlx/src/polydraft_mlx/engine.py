@@ -25,7 +25,7 @@ class MlxEngine(SteppingEngine):
         runtime: Device and stream.
         target: The target.
         drafter: An MTP drafter, a draft model, or None.
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         request: What was loaded.
         context_length: Tokens that a sequence can hold.
         notes: What the user should know about it, one sentence each.

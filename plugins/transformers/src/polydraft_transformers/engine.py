@@ -23,7 +23,7 @@ class TransformersEngine(SteppingEngine):
     Args:
         target: The target.
         drafter: An MTP drafter, a draft model, or None.
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         request: What was loaded.
         context_length: Tokens of prompt and output together.
         notes: What the user should know, a sentence each.

@@ -36,7 +36,7 @@ class VllmEngine(WholeEngine):
 
     Args:
         engine: The engine, idle.
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         running: What runs.
     """
 

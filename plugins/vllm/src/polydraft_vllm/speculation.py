@@ -65,7 +65,7 @@ def speculative_config(
         k: ``num_speculative_tokens``, the bonus token excluded, as vLLM counts too.
         version: vLLM's release.
         extra: Further keys from the user, such as ``draft_tensor_parallel_size``.
-        tensor_parallel_size: The target's.
+        tensor_parallel_size: Workers that share the target.
 
     Raises:
         SpeculationUnavailableError: This version has no such method.

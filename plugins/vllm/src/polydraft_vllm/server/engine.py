@@ -30,7 +30,7 @@ class VllmServerEngine(WholeEngine):
         client: The server's; closed with this engine.
         process: The server, if it was started for this engine: it is stopped with it.
         abilities: What the server was found to do.
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         running: What runs.
     """
 
