@@ -18,18 +18,22 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from polydraft._loop.rounds import run_rounds
-from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft._session.call import Call
+from polydraft.contract import GenerationSettings, GenerationStats, Proposal, Sampler, TokenRequest
 from polydraft.sampling._sampler import RuleSampler
-from polydraft_transformers.blocks import fixed_rows
-from polydraft_transformers.decoder import Decoder
+from polydraft.text._tracker import OutputTracker
+from polydraft.text.ids_only import IdsOnlyTokenizer
+from polydraft_transformers.array_ops import TorchOps
+from polydraft_transformers.decoder import Decoder, fixed_rows
 from polydraft_transformers.sequence import TransformersSequence
-from polydraft_transformers.torch_ops import TorchOps
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
@@ -37,43 +41,21 @@ from benchmarks import Recorder, parser
 
 SHAPES: dict[str, dict[str, Any]] = {
     "E2B": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 35,
-        "intermediate_size": 6144,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "num_kv_shared_layers": 20,
-        "use_double_wide_mlp": True,
-        "sliding_window": 512,
+        "hidden_size": 1536, "num_hidden_layers": 35, "intermediate_size": 6144, "num_attention_heads": 8,
+        "num_key_value_heads": 1, "num_kv_shared_layers": 20, "use_double_wide_mlp": True, "sliding_window": 512,
         "full_every": 5,
     },
     "E4B": {
-        "hidden_size": 2560,
-        "num_hidden_layers": 42,
-        "intermediate_size": 10240,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "num_kv_shared_layers": 18,
-        "sliding_window": 512,
-        "full_every": 6,
+        "hidden_size": 2560, "num_hidden_layers": 42, "intermediate_size": 10240, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "num_kv_shared_layers": 18, "sliding_window": 512, "full_every": 6,
     },
     "26B-A4B": {
-        "hidden_size": 2816,
-        "num_hidden_layers": 30,
-        "intermediate_size": 2112,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "num_global_key_value_heads": 2,
-        "attention_k_eq_v": True,
-        "hidden_size_per_layer_input": 0,
-        "enable_moe_block": True,
-        "num_experts": 128,
-        "top_k_experts": 8,
-        "moe_intermediate_size": 704,
-        "sliding_window": 1024,
-        "full_every": 6,
+        "hidden_size": 2816, "num_hidden_layers": 30, "intermediate_size": 2112, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "num_global_key_value_heads": 2, "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 128, "top_k_experts": 8,
+        "moe_intermediate_size": 704, "sliding_window": 1024, "full_every": 6,
     },
-}
+}  # fmt: skip
 PROMPT_LENGTHS = (48, 500, 1000, 2040)
 WRONG_DRAFTS = 0.2
 
@@ -107,15 +89,14 @@ def build(name: str, device: str, dtype: torch.dtype, scale: int) -> Any:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-class HashingSampler:
+class HashingSampler(RuleSampler):
     """The core's sampler, which also hashes every row of logits where it lies."""
 
-    needs_prefix = False
-
-    def __init__(self, request: TokenRequest, vocabulary: int, device: torch.device) -> None:
-        self._sampler = RuleSampler(TorchOps(), request)
+    def __init__(self, request: TokenRequest, target: Decoder) -> None:
+        super().__init__(TorchOps(), request)
         generator = torch.Generator().manual_seed(1)
-        self._factors = torch.randint(-(2**62), 2**62, (vocabulary,), generator=generator).to(device)
+        vocabulary = target.lm_head.weight.shape[0]
+        self._factors = torch.randint(-(2**62), 2**62, (vocabulary,), generator=generator).to(target.device)
         self.rows: list[tuple[int, torch.Tensor]] = []
 
     def choose(
@@ -123,11 +104,7 @@ class HashingSampler:
     ) -> Any:
         """Choose as the sampler does, and keep the rows' hashes."""
         self.rows.append((first_position, self.hashes(logits)))
-        return self._sampler.choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
-
-    def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """Choose a draft as the sampler does."""
-        return self._sampler.choose_draft(logits, position, run_token_ids)
+        return super().choose(logits, first_position, run_token_ids, keep_logprobs=keep_logprobs)
 
     def hashes(self, logits: torch.Tensor) -> torch.Tensor:
         """Int64, shape (rows,): the bits of each row, weighted by random numbers, summed modulo 2**64."""
@@ -136,78 +113,51 @@ class HashingSampler:
 
     def by_position(self) -> dict[int, int]:
         """Hash of the row that chose each position: the last one that ran, which is the accepted one."""
-        found: dict[int, int] = {}
-        for first, rows in self.rows:
-            for index, value in enumerate(rows.tolist()):
-                found[first + index] = value
-        return found
+        return {first + index: value for first, rows in self.rows for index, value in enumerate(rows.tolist())}
 
 
-class Length:
-    """Ends a generation after a number of tokens; stands where sessions follow the text."""
+class PreparedDrafts(TransformersSequence):
+    """A sequence that drafts the tokens of a text, some of them made wrong."""
 
-    def __init__(self, limit: int) -> None:
-        self._left = limit
+    text: Sequence[int] = ()
+    """Prompt and output; where it ends, nothing is drafted."""
+    lots = random.Random()
 
-    def push(self, token_id: int, *, is_draft: bool) -> str | None:
-        """Count one token."""
-        self._left -= 1
-        return None if self._left else "length"
-
-
-class PreparedDrafts:
-    """Drafts the plain output, with some tokens wrong."""
-
-    def __init__(self, prompt: int, tokens: Sequence[int], vocabulary: int) -> None:
-        self._tokens = tokens
-        self._next = -prompt
-        self._random = random.Random(0)
-        self._vocabulary = vocabulary
-
-    def settled(self, token_ids: Sequence[int]) -> None:
-        """Advance."""
-        self._next += len(token_ids)
-
-    def propose(self, newest: int, k: int) -> list[int]:
-        """The next tokens of the plain output."""
-        found = list(self._tokens[self._next : self._next + k])
-        for index in range(len(found)):
-            if self._random.random() < WRONG_DRAFTS:
-                found[index] = self._random.randrange(self._vocabulary)
-        return found
+    def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
+        """The tokens that follow ``newest`` in the text."""
+        drafts = list(self.text[self.length + 1 : self.length + 1 + k])
+        vocabulary = self.target.lm_head.weight.shape[0]
+        return Proposal([self.lots.randrange(vocabulary) if self.lots.random() < WRONG_DRAFTS else x for x in drafts])
 
 
-def decode(target: Decoder, request: TokenRequest, drafts: PreparedDrafts | None) -> dict[str, Any]:
-    """One generation: tokens, hashes by position, rounds, and seconds after the first token."""
-    sequence = TransformersSequence(target, None, 512, threading.Lock())
-    hashing = HashingSampler(request, int(target.lm_head.weight.shape[0]), target.device)
-    tokens: list[int] = []
-    accepted = drafted = rounds = 0
-    started = 0.0
-    length: Any = Length(request.settings.max_new_tokens)
-    for emitted in run_rounds(sequence, request, hashing, length, drafts, lambda: False):
-        started = started or time.perf_counter()
-        tokens += emitted.token_ids
-        rounds += 1
-        accepted += emitted.num_accepted_tokens
-        drafted += emitted.num_draft_tokens
-    seconds = time.perf_counter() - started
+class Decoded(NamedTuple):
+    """One generation."""
+
+    tokens: tuple[int, ...]
+    hashes: dict[int, int]
+    """By position."""
+    stats: GenerationStats
+
+
+def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -> Decoded:
+    """Decode with drafts from ``output``; plainly if it is empty."""
+    sequence, sampler = PreparedDrafts(target, 512, threading.Lock()), HashingSampler(request, target)
+    sequence.text, sequence.lots = [*request.prompt_token_ids, *output], random.Random(0)
+    tokenizer = IdsOnlyTokenizer(target.lm_head.weight.shape[0])
+    call = Call(request, OutputTracker(tokenizer, request, parse_chat=False), running=None)
+    before = time.perf_counter()
+    for emitted in run_rounds(sequence, call, sampler):
+        now = time.perf_counter()
+        call.count(emitted, now - before)
+        before = now
     sequence.close()
-    return {
-        "tokens": tokens,
-        "hashes": hashing.by_position(),
-        "rounds": rounds - 1,
-        "accepted": accepted,
-        "drafted": drafted,
-        "seconds": seconds,
-    }
+    return Decoded(call.token_ids, sampler.by_position(), call.counts.stats())
 
 
 def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[int], rows: int) -> tuple[int, int]:
     """Run positions through every row index of a step: (rows compared, rows that differ from the first)."""
     known = [*request.prompt_token_ids, *tokens]
-    sequence = TransformersSequence(target, None, 512, threading.Lock())
-    hashing = HashingSampler(request, int(target.lm_head.weight.shape[0]), target.device)
+    sequence, hashing = TransformersSequence(target, 512, threading.Lock()), HashingSampler(request, target)
     sequence.prefill(request.prompt_token_ids, hashing)
     base = len(request.prompt_token_ids)
     compared = different = 0
@@ -227,12 +177,12 @@ def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[i
     return compared, different
 
 
-def compare(plain: dict[str, Any], speculative: dict[str, Any]) -> dict[str, int]:
+def compare(plain: Decoded, speculative: Decoded) -> dict[str, int]:
     """Differing tokens and rows, over the output and up to the first differing token."""
-    pairs = list(zip(plain["tokens"], speculative["tokens"], strict=True))
+    pairs = list(zip(plain.tokens, speculative.tokens, strict=True))
     first = next((index for index, (one, other) in enumerate(pairs) if one != other), len(pairs))
-    base = min(plain["hashes"])
-    rows = [plain["hashes"][base + i] != speculative["hashes"][base + i] for i in range(len(pairs))]
+    base = min(plain.hashes)
+    rows = [plain.hashes[base + i] != speculative.hashes[base + i] for i in range(len(pairs))]
     return {
         "tokens": len(pairs),
         "tokens_different": sum(one != other for one, other in pairs),
@@ -248,42 +198,37 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float, record: R
     model = build(name, arguments.device, dtype, arguments.scale)
     if arguments.experts and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(arguments.experts)
-    vocabulary = model.config.vocab_size
     k = arguments.k
     for mode in ("bitwise", "standard"):
         fixed = mode == "bitwise"
         target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
-        totals: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         cut: dict[str, bool] = {}
         times: dict[str, list[float]] = {"plain_ms_per_token": [], "speculative_ms_per_round": []}
         accepted = drafted = 0
-        for length in PROMPT_LENGTHS:
-            for temperature in (0.0, 1.0):
-                if time.perf_counter() > deadline:
-                    cut["stopped_early"] = True
-                    continue
-                prompt = random.Random(length).choices(range(vocabulary), k=length)
-                request = TokenRequest(
-                    prompt_token_ids=tuple(prompt),
-                    settings=GenerationSettings(max_new_tokens=arguments.new_tokens, temperature=temperature),
-                    seed=length,
-                    speculate=True,
-                    num_speculative_tokens=k,
-                    eos_token_ids=frozenset(),
-                    max_total_tokens=10**6,
-                )
-                plain = decode(target, request, None)
-                speculative = decode(target, request, PreparedDrafts(length, plain["tokens"], vocabulary))
-                for key, value in compare(plain, speculative).items():
-                    totals[key] = totals.get(key, 0) + value
-                accepted += speculative["accepted"]
-                drafted += speculative["drafted"]
-                times["plain_ms_per_token"].append(plain["seconds"] / plain["rounds"] * 1e3)
-                times["speculative_ms_per_round"].append(speculative["seconds"] / speculative["rounds"] * 1e3)
-                if fixed and temperature == 1.0:
-                    rows = through_every_row(target, request, plain["tokens"], target.step_rows)
-                    for key, value in zip(("every_row_compared", "every_row_different"), rows, strict=True):
-                        totals[key] = totals.get(key, 0) + value
+        for length, temperature in product(PROMPT_LENGTHS, (0.0, 1.0)):
+            if time.perf_counter() > deadline:
+                cut["stopped_early"] = True
+                continue
+            request = TokenRequest(
+                prompt_token_ids=tuple(random.Random(length).choices(range(model.config.vocab_size), k=length)),
+                settings=GenerationSettings(max_new_tokens=arguments.new_tokens, temperature=temperature),
+                seed=length,
+                speculate=True,
+                num_speculative_tokens=k,
+                eos_token_ids=frozenset(),
+                max_total_tokens=10**6,
+            )
+            plain = decode(target, request)
+            speculative = decode(target, request, plain.tokens)
+            totals.update(compare(plain, speculative))
+            accepted += speculative.stats.num_accepted_tokens
+            drafted += speculative.stats.num_draft_tokens
+            for timed, stats in zip(times, (plain.stats, speculative.stats), strict=True):
+                times[timed].append(stats.decode_seconds / stats.num_target_steps * 1e3)
+            if fixed and temperature == 1.0:
+                compared, different = through_every_row(target, request, plain.tokens, target.step_rows)
+                totals.update(every_row_compared=compared, every_row_different=different)
         values = {
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "rows": target.step_rows,
@@ -293,7 +238,6 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float, record: R
             **cut,
         }
         record.row({"model": name, "mode": mode}, values)
-        del target
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ import torch
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
+from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.fused_noise import fused_gumbel
-from polydraft_transformers.torch_ops import TorchOps
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
 from benchmarks import Recorder, parser
