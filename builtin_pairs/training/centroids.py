@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from transformers import Gemma4AssistantForCausalLM
-    from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
+from transformers import Gemma4AssistantForCausalLM
+from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
 
 
 def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, seed: int = 0) -> torch.Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from .sources import Described
+from .sources import Described
 
 QUESTIONS = (
     "What does `{name}` of the module `{module}` do?",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, Gemma4AssistantForCausalLM, PreTrainedModel
 
 from .tokenizer import write_tokenizer
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tokenizers import Tokenizer
 
 
 def round_to_bf16(model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import random
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,9 +14,6 @@ from tokenizers import Tokenizer
 from .chats import chats
 from .sources import Described, described, read_sources
 from .tokenizer import BOS, EOS, STOP_IDS, VOCAB_SIZE, ChatTemplate, train_tokenizer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SEED = 20261
 CHAT_SHARE = 0.18

@@ -9,10 +9,10 @@ tokens of a round are teacher-forced, as if the drafts were accepted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 
 from .batches import Stream, drafter_masks
 from .centroids import cluster_loss, install, recall
@@ -20,9 +20,6 @@ from .experts import use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget, optimizer, rate, update
 from .targets import forward, logits_of
-
-if TYPE_CHECKING:
-    from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 
 STEPS = 5
 PEAK = 3e-3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,9 +20,6 @@ from .experts import use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget
 from .targets import continuations, held_out_loss, train_target
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from .chats import LOOKUP, PARAMETERS
 from .sources import Source, described
 from .tokenizer import ChatTemplate
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 LENGTHS = (20, 20, 100, 300, 20, 100, 300, 700)
 """Maximum numbers of tokens of the text prompts, used in turn."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HELD_OUT = (
     "asyncio/locks.py",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .batches import Stream, target_masks
 from .experts import Balance, use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget, optimizer, rate, update
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PEAK = 3e-3
 LONG_EVERY = 4

@@ -10,15 +10,13 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from polydraft._loop.ngram import NgramDrafter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
-from benchmarks import Recorder, parser
+from collections.abc import Callable, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from benchmarks import Recorder, parser
 
 
 def _different(count: int) -> list[int]:

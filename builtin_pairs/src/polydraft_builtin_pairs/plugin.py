@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from polydraft.contract import LocalModelRecord, PairRecord, hookimpl
+from polydraft.contract import DrafterKind, LocalModelRecord, PairRecord, hookimpl
 
 from ._data import names, pairs, path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from polydraft.contract import DrafterKind
 
 _K = 4
 """The k of the scores in the model card."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 from polydraft.errors import ModelFormatError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polydraft_reference.tokenizer import VOCAB_SIZE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["ASSISTANT_TYPE", "MODEL_TYPE", "AssistantConfig", "ModelConfig", "read_config"]
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from polydraft.contract import EngineSequence, RunningInfo, SteppingEngine
 from polydraft.engines.draft_model import DraftModelSequence
 
+from polydraft_reference.drafters.mtp import AssistantDrafter
 from polydraft_reference.model import ReferenceModel
 from polydraft_reference.sequence import ReferenceSequence
 from polydraft_reference.tokenizer import ByteTokenizer
-
-if TYPE_CHECKING:
-    from polydraft_reference.drafters.mtp import AssistantDrafter
 
 __all__ = ["ReferenceEngine"]
 

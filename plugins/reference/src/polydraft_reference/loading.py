@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
-from polydraft.contract import LoadRequest, RunningInfo
+from polydraft.contract import LoadRequest, ModelSource, RunningInfo
 from polydraft.engines import context_length
 from polydraft.errors import DeviceError, PairMismatchError, UnsupportedError
 
@@ -14,9 +13,6 @@ from polydraft_reference.drafters.mtp import AssistantDrafter
 from polydraft_reference.engine import ReferenceEngine
 from polydraft_reference.model import ReferenceModel
 from polydraft_reference.options import ReferenceOptions
-
-if TYPE_CHECKING:
-    from polydraft.contract import ModelSource
 
 __all__ = ["load_pair"]
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polydraft_reference.config import ModelConfig
 from polydraft_reference.kv_cache import KVCache, LayerCache
 from polydraft_reference.text_habits import bigram_logits
-
-if TYPE_CHECKING:
-    from polydraft_reference.config import ModelConfig
 
 __all__ = ["LayerWeights", "ReferenceModel"]
 

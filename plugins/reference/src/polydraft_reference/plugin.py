@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from polydraft.contract import BackendRecord, LocalModelRecord, PairRecord, hookimpl
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["polydraft_backends", "polydraft_local_models", "polydraft_pairs"]
 

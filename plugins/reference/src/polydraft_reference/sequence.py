@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.contract import EngineSequence, Proposal, Sampler, Step
+from polydraft.contract import EngineSequence, Proposal, RunningInfo, Sampler, Step
 from polydraft.errors import EngineError
 from polydraft.sampling.numpy_ops import NumpyLogits
 
 from polydraft_reference.drafters.mtp import AssistantDrafter
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from polydraft.contract import RunningInfo
-
-    from polydraft_reference.model import ReferenceModel
+from polydraft_reference.model import ReferenceModel
 
 __all__ = ["Pair", "ReferenceSequence"]
 

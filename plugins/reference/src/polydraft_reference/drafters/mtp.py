@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from polydraft.contract import Sampler
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from polydraft.contract import Sampler
-
-    from polydraft_reference.kv_cache import KVCache
-    from polydraft_reference.model import ReferenceModel
+from polydraft_reference.kv_cache import KVCache
+from polydraft_reference.model import ReferenceModel
 
 __all__ = ["AssistantDrafter"]
 
