@@ -14,10 +14,9 @@ from .architectures import PAIRS
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument(
-        "--corpus", type=Path, default=Path(".corpus"), help="folder for the tokenizer and the token arrays"
-    )
-    parser.add_argument("--out", type=Path, default=Path(".trained"), help="folder for the trained checkpoints")
+    corpus, out = Path(".corpus"), Path(".trained")
+    parser.add_argument("--corpus", type=Path, default=corpus, help="folder for the tokenizer and the token arrays")
+    parser.add_argument("--out", type=Path, default=out, help="folder for the trained checkpoints")
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("corpus", help="make the tokenizer and the token arrays from the standard library")
     train = steps.add_parser("train", help="train pairs, one process per pair")

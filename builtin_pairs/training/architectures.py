@@ -25,6 +25,14 @@ LAYER_SCALARS = (1.0, 0.875)
 NUM_CENTROIDS = 64
 CENTROID_TOP_K = 12
 DEFAULT_K = 4
+TARGET_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95}
+"""Gemma 4's published settings."""
+FIXED_DRAFTS = {
+    "num_assistant_tokens": DEFAULT_K,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.0,
+}
+"""Make Transformers' own loop draft a fixed number of tokens."""
 
 S, F = "sliding_attention", "full_attention"
 COMMON: dict[str, Any] = {
@@ -39,94 +47,55 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The differences between the Gemma pairs."""
+    """What a Gemma pair has of its own."""
 
-    name: str
     hidden_size: int
     intermediate_size: int
     layer_types: tuple[str, ...]
-    num_attention_heads: int
     num_key_value_heads: int
     num_global_key_value_heads: int | None
-    extra: tuple[tuple[str, Any], ...]
-    assistant_hidden_size: int = 96
-    assistant_intermediate_size: int = 128
-    assistant_layer_types: tuple[str, ...] = (S, S, S, F)
+    extra: dict[str, Any]
+    """Further fields of the target's config."""
     centroid_head: bool = False
-    head_dim: int = 32
-    global_head_dim: int = 64
-
-    @property
-    def assistant(self) -> str:
-        """The drafter's name."""
-        return f"{self.name}-assistant"
 
 
+NO_LAYER_INPUTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+MIXTURE = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 64}
 SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape(
-            name="tiny-e2b",
-            hidden_size=160,
-            intermediate_size=256,
-            layer_types=(S, S, S, F, S, S, S, F),
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            num_global_key_value_heads=None,
-            extra=(
-                ("hidden_size_per_layer_input", 16),
-                ("vocab_size_per_layer_input", VOCAB_SIZE),
-                ("num_kv_shared_layers", 4),
-                ("use_double_wide_mlp", True),
-            ),
-            centroid_head=True,
-        ),
-        Shape(
-            name="tiny-31b",
-            hidden_size=192,
-            intermediate_size=480,
-            layer_types=(S, S, F, S, S, F),
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_global_key_value_heads=1,
-            extra=(("hidden_size_per_layer_input", 0), ("vocab_size_per_layer_input", 0), ("attention_k_eq_v", True)),
-        ),
-        Shape(
-            name="tiny-26b",
-            hidden_size=160,
-            intermediate_size=128,
-            layer_types=(S, S, F, S, S, F),
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_global_key_value_heads=1,
-            extra=(
-                ("hidden_size_per_layer_input", 0),
-                ("vocab_size_per_layer_input", 0),
-                ("attention_k_eq_v", True),
-                ("enable_moe_block", True),
-                ("num_experts", 8),
-                ("top_k_experts", 2),
-                ("moe_intermediate_size", 64),
-            ),
-        ),
-    )
+    "tiny-e2b": Shape(
+        hidden_size=160,
+        intermediate_size=256,
+        layer_types=(S, S, S, F, S, S, S, F),
+        num_key_value_heads=1,
+        num_global_key_value_heads=None,
+        extra={
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+        },
+        centroid_head=True,
+    ),
+    "tiny-31b": Shape(192, 480, (S, S, F, S, S, F), 2, 1, {**NO_LAYER_INPUTS, "attention_k_eq_v": True}),
+    "tiny-26b": Shape(160, 128, (S, S, F, S, S, F), 2, 1, {**NO_LAYER_INPUTS, "attention_k_eq_v": True, **MIXTURE}),
 }
+ASSISTANT_LAYERS = [S, S, S, F]
 LLAMA, LLAMA_DRAFT = "tiny-llama", "tiny-llama-draft"
-PAIRS = {name: shape.assistant for name, shape in SHAPES.items()} | {LLAMA: LLAMA_DRAFT}
+PAIRS = {name: f"{name}-assistant" for name in SHAPES} | {LLAMA: LLAMA_DRAFT}
 
 
 def gemma_text(shape: Shape, **fields: Any) -> Gemma4TextConfig:
     """The text configuration shared by target and drafter, with `fields` added."""
     # Full layers need their own head size: Transformers turns these two keywords into `per_layer_config`.
-    wide: dict[str, Any] = {"global_head_dim": shape.global_head_dim}
+    wide: dict[str, Any] = {"global_head_dim": 64}
     if shape.num_global_key_value_heads is not None:
         wide["num_global_key_value_heads"] = shape.num_global_key_value_heads
     return Gemma4TextConfig(
         **COMMON,
         **wide,
         **fields,
-        head_dim=shape.head_dim,
-        num_attention_heads=shape.num_attention_heads,
+        head_dim=32,
+        num_attention_heads=4,
         num_key_value_heads=shape.num_key_value_heads,
         sliding_window=SLIDING_WINDOW,
     )
@@ -141,11 +110,11 @@ def gemma_target(shape: Shape) -> Gemma4ForCausalLM:
         num_hidden_layers=len(shape.layer_types),
         layer_types=list(shape.layer_types),
         final_logit_softcapping=30.0,
-        **dict(shape.extra),
+        **shape.extra,
     )
     model = Gemma4ForCausalLM(config)
     prepare_gemma(model)
-    model.generation_config = target_generation_config()
+    model.generation_config = generation_config(**TARGET_SAMPLING)
     return model
 
 
@@ -153,30 +122,27 @@ def gemma_assistant(shape: Shape) -> Gemma4AssistantForCausalLM:
     """A fresh drafter for the target of the same shape."""
     text = gemma_text(
         shape,
-        hidden_size=shape.assistant_hidden_size,
-        intermediate_size=shape.assistant_intermediate_size,
-        num_hidden_layers=len(shape.assistant_layer_types),
-        layer_types=list(shape.assistant_layer_types),
-        num_kv_shared_layers=len(shape.assistant_layer_types),
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,
-        attention_k_eq_v=dict(shape.extra).get("attention_k_eq_v", False),
+        hidden_size=96,
+        intermediate_size=128,
+        num_hidden_layers=len(ASSISTANT_LAYERS),
+        layer_types=ASSISTANT_LAYERS,
+        num_kv_shared_layers=len(ASSISTANT_LAYERS),
+        attention_k_eq_v=shape.extra.get("attention_k_eq_v", False),
+        **NO_LAYER_INPUTS,
     )
-    fields: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS}
     config = Gemma4AssistantConfig(
         text_config=text,
         backbone_hidden_size=shape.hidden_size,
         use_ordered_embeddings=shape.centroid_head,
         num_centroids=NUM_CENTROIDS,
         centroid_intermediate_top_k=CENTROID_TOP_K,
-        tie_word_embeddings=True,
-        **fields,
+        **{name: COMMON[name] for name in ("tie_word_embeddings", "pad_token_id", "eos_token_id", "bos_token_id")},
     )
     model = Gemma4AssistantForCausalLM(config)
     prepare_gemma(model)
     if model.masked_embedding is not None:
         model.masked_embedding.token_ordering.copy_(torch.arange(VOCAB_SIZE))
-    model.generation_config = drafter_generation_config()
+    model.generation_config = generation_config(**FIXED_DRAFTS)
     return model
 
 
@@ -202,33 +168,13 @@ def llama(*, draft: bool) -> LlamaForCausalLM:
         rms_norm_eps=1e-6,
     )
     model: LlamaForCausalLM = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.generation_config = drafter_generation_config() if draft else target_generation_config()
+    model.generation_config = generation_config(**(FIXED_DRAFTS if draft else TARGET_SAMPLING))
     return model
 
 
-def target_generation_config() -> GenerationConfig:
-    """Gemma 4's published sampling settings and its list of stop tokens."""
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=BOS,
-        eos_token_id=list(STOP_IDS),
-        pad_token_id=PAD,
-        do_sample=True,
-        temperature=1.0,
-        top_k=64,
-        top_p=0.95,
-    )
-
-
-def drafter_generation_config() -> GenerationConfig:
-    """Makes Transformers' own loop draft a fixed number of tokens."""
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=BOS,
-        eos_token_id=list(STOP_IDS),
-        pad_token_id=PAD,
-        num_assistant_tokens=DEFAULT_K,
-        num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
-    )
+def generation_config(**fields: Any) -> GenerationConfig:
+    """A generation config with all of Gemma 4's stop tokens."""
+    return GenerationConfig(bos_token_id=BOS, eos_token_id=list(STOP_IDS), pad_token_id=PAD, **fields)  # type: ignore[no-untyped-call]
 
 
 def build_target(name: str) -> PreTrainedModel:
@@ -239,8 +185,3 @@ def build_target(name: str) -> PreTrainedModel:
 def build_drafter(name: str) -> PreTrainedModel:
     """A fresh drafter by its target's name."""
     return llama(draft=True) if name == LLAMA else gemma_assistant(SHAPES[name])
-
-
-def parameters(model: PreTrainedModel) -> int:
-    """Distinct parameters: tied weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters())

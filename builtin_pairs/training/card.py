@@ -20,43 +20,37 @@ def put(file: Path, name: str, text: str) -> None:
     file.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
+def table(rows: list[dict[str, object]]) -> str:
+    """A Markdown table; the keys of the rows are its head."""
+    lines = [rows[0], ("---",) * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def acceptance(scores: dict[str, Any]) -> str:
     """Acceptance of every pair, and of other drafters for tiny-31b."""
-    rows: list[tuple[object, ...]] = []
+    rows: list[dict[str, object]] = []
     for name, pair in scores["pairs"].items():
         theirs = pair["transformers_generate"]
+        ours = theirs["ours_on_the_same"]
         rows.append(
-            (
-                f"`{name}`",
-                pair["mean_acceptance_length"],
-                pair["acceptance_rate"],
-                pair["text"]["mean_acceptance_length"],
-                pair["chat"]["mean_acceptance_length"],
-                pair["first_32_tokens"]["mean_acceptance_length"],
-                " / ".join(str(value) for value in pair["by_k"].values()),
-                f"{theirs['mean_acceptance_length']} ({theirs['ours_on_the_same']})",
-                f"{pair['same_as_plain']} of {scores['prompts']}",
-            )
+            {
+                "target": f"`{name}`",
+                "mean acceptance length": pair["mean_acceptance_length"],
+                "acceptance rate": pair["acceptance_rate"],
+                "texts": pair["text"]["mean_acceptance_length"],
+                "chats": pair["chat"]["mean_acceptance_length"],
+                "first 32 tokens only": pair["first_32_tokens"]["mean_acceptance_length"],
+                "k = 1 / 2 / 8": " / ".join(str(value) for value in pair["by_k"].values()),
+                "Transformers' `generate` (ours on the same prompts)": f"{theirs['mean_acceptance_length']} ({ours})",
+                "output equals plain decoding": f"{pair['same_as_plain']} of {scores['prompts']}",
+            }
         )
-    head = (
-        "target",
-        "mean acceptance length",
-        "acceptance rate",
-        "texts",
-        "chats",
-        "first 32 tokens only",
-        "k = 1 / 2 / 8",
-        "Transformers' `generate` (ours on the same prompts)",
-        "output equals plain decoding",
-    )
-    others: list[tuple[object, ...]] = [
-        (pair, score["mean_acceptance_length"], score["acceptance_rate"])
+    others: list[dict[str, object]] = [
+        {
+            "draft model": pair,
+            "mean acceptance length": score["mean_acceptance_length"],
+            "acceptance rate": score["acceptance_rate"],
+        }
         for pair, score in scores["draft_model"].items()
     ]
     conditions = (
@@ -65,37 +59,33 @@ def acceptance(scores: dict[str, Any]) -> str:
         f"{scores['transformers']}. Prompts whose answer ends with its first token have no rounds and are left out of "
         "the averages."
     )
-    models = table(("draft model", "mean acceptance length", "acceptance rate"), others)
-    return "\n\n".join((conditions, table(head, rows), models))
+    return "\n\n".join((conditions, table(rows), table(others)))
 
 
 def training(scores: dict[str, Any]) -> str:
     """Steps, time and losses of each model's training."""
-    rows: list[tuple[object, ...]] = []
-    for name, record in scores["training"].items():
+    rows: list[dict[str, object]] = []
+    for record in scores["training"].values():
         for role in ("target", "drafter"):
             one = record[role]
             rows.append(
-                (
-                    f"`{one['name']}`",
-                    f"{one['parameters']:,}",
-                    one["steps"],
-                    one["seconds"],
-                    one["losses"][-1],
-                    one.get("held_out_loss", ""),
-                    one.get("centroid_recall", ""),
-                )
+                {
+                    "model": f"`{one['name']}`",
+                    "parameters": f"{one['parameters']:,}",
+                    "steps": one["steps"],
+                    "seconds": one["seconds"],
+                    "last loss": one["losses"][-1],
+                    "held-out loss": one.get("held_out_loss", ""),
+                    "centroid recall": one.get("centroid_recall", ""),
+                }
             )
-        if name == list(scores["training"])[-1]:
-            used = f"{record['device']}, torch {record['torch']}, Transformers {record['transformers']}"
-    head = ("model", "parameters", "steps", "seconds", "last loss", "held-out loss", "centroid recall")
-    return f"All pairs were trained at the same time on one {used}.\n\n{table(head, rows)}"
+    used = f"{record['device']}, torch {record['torch']}, Transformers {record['transformers']}"
+    return f"All pairs were trained at the same time on one {used}.\n\n{table(rows)}"
 
 
 def samples(scores: dict[str, Any]) -> str:
     """Samples of the targets' text."""
-    parts = [f"`{key}`\n\n```text\n{text}\n```" for key, text in scores["samples"].items()]
-    return "\n\n".join(parts)
+    return "\n\n".join(f"`{key}`\n\n```text\n{text}\n```" for key, text in scores["samples"].items())
 
 
 def write_card() -> None:

@@ -22,7 +22,6 @@ def balanced_clusters(rows: torch.Tensor, clusters: int, *, rounds: int = 12, se
     assigned = torch.zeros(count, dtype=torch.long)
     for _ in range(rounds):
         order = (rows @ centres.T).flatten().argsort(descending=True).tolist()
-        assigned = torch.full((count,), -1, dtype=torch.long)
         taken, room, left = [-1] * count, [capacity] * clusters, count
         for pair in order:
             row, cluster = divmod(pair, clusters)

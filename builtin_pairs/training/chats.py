@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from .sources import Described
+from .tokenizer import ChatTemplate
 
 QUESTIONS = (
     "What does `{name}` of the module `{module}` do?",
@@ -20,52 +21,17 @@ SYSTEMS = (
     "You answer questions about Python's standard library.",
     "Answer briefly.",
 )
-LOOKUP = {
-    "type": "function",
-    "function": {
-        "name": "lookup",
-        "description": "Looks up the documentation of a Python name.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "module": {"type": "string", "description": "The module"},
-                "name": {"type": "string", "description": "The name in it"},
-            },
-            "required": ["module", "name"],
-        },
-    },
-}
-PARAMETERS = {
-    "type": "function",
-    "function": {
-        "name": "count_parameters",
-        "description": "Counts the parameters of a Python function.",
-        "parameters": {
-            "type": "object",
-            "properties": {"name": {"type": "string", "description": "The function"}},
-            "required": ["name"],
-        },
-    },
-}
 
 
-class Renderer(Protocol):
-    """Renders messages through the chat template."""
-
-    def __call__(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        enable_thinking: bool = False,
-    ) -> str:
-        """The prompt, up to the start of the model's turn."""
-        ...
+def tool(name: str, description: str, /, **parameters: str) -> dict[str, Any]:
+    """A tool's declaration; `parameters` are descriptions of required strings."""
+    properties = {key: {"type": "string", "description": value} for key, value in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
-def system_message(rng: random.Random) -> list[dict[str, Any]]:
-    """A system message in about a third of the chats."""
-    return [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.35 else []
+LOOKUP = tool("lookup", "Looks up the documentation of a Python name.", module="The module", name="The name in it")
+PARAMETERS = tool("count_parameters", "Counts the parameters of a Python function.", name="The function")
 
 
 def question(item: Described, rng: random.Random) -> str:
@@ -88,9 +54,10 @@ def thought(item: Described) -> str:
     return f"<|channel>thought\n{body}\n<channel|>"
 
 
-def chat(item: Described, rng: random.Random, render: Renderer) -> str:
+def chat(item: Described, rng: random.Random, render: ChatTemplate) -> str:
     """One chat document about an item, complete with the model's turn."""
-    messages = [*system_message(rng), {"role": "user", "content": question(item, rng)}]
+    system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.35 else []
+    messages = [*system, {"role": "user", "content": question(item, rng)}]
     kind = rng.random()
     if kind < 0.55:
         return render(messages) + plain_answer(item, rng) + "<turn|>\n"
@@ -112,7 +79,7 @@ def chat(item: Described, rng: random.Random, render: Renderer) -> str:
     return f"{prompt}{opening}{call}{response}`{item.name}` takes {count} parameters.<turn|>\n"
 
 
-def chats(items: Iterable[Described], render: Renderer, *, seed: int) -> Iterator[str]:
+def chats(items: Iterable[Described], render: ChatTemplate, *, seed: int) -> Iterator[str]:
     """A chat document for every item; some hold two questions, the first already answered."""
     rng = random.Random(seed)
     previous: Described | None = None

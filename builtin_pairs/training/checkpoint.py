@@ -21,11 +21,6 @@ def round_to_bf16(model: PreTrainedModel) -> None:
                 tensor.copy_(tensor.to(torch.bfloat16).to(tensor.dtype))
 
 
-def moved(model: Any, device: str) -> Any:
-    """The model on a device. Transformers' annotation of `to` accepts no device."""
-    return model.to(device)
-
-
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
     """Write the folder, replacing what is there."""
     if folder.exists():
@@ -51,4 +46,4 @@ def load(folder: Path, *, device: str = "cpu") -> Any:
         model: Any = Gemma4AssistantForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return moved(model, device).eval()
+    return model.to(device).eval()

@@ -9,6 +9,7 @@ tokens of a round are teacher-forced, as if the drafts were accepted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,12 +53,11 @@ def ask_target(target: PreTrainedModel, rows: torch.Tensor) -> Rounds:
     """One forward of the target over whole rows."""
     output = forward(target, rows, return_shared_kv_states=True)
     logits = logits_of(target, output.last_hidden_state)
-    wanted = logits.softmax(-1)
     return Rounds(
         embeds=target.model.embed_tokens(rows),
         hidden=output.last_hidden_state,
         shared=dict(output.shared_kv_states),
-        wanted=wanted,
+        wanted=logits.softmax(-1),
         best=logits.argmax(-1),
         rows=rows,
         count=rows.shape[1] - STEPS,
@@ -114,8 +114,18 @@ def round_loss(
     return total / STEPS, torch.stack(agreed).detach()
 
 
+def plain_loss(drafter: PreTrainedModel, target: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """The mean loss of a plain model that drafts with a cache of its own."""
+    with torch.no_grad():
+        logits = logits_of(target, forward(target, rows).last_hidden_state)
+    scores = logits_of(drafter, forward(drafter, rows).last_hidden_state).log_softmax(-1)
+    soft = -(logits.softmax(-1) * scores).sum(-1).mean()
+    hard = nn.functional.nll_loss(scores.flatten(0, 1), logits.argmax(-1).flatten())
+    return (1 - HARD_SHARE) * soft + HARD_SHARE * hard
+
+
 def train_drafter(
-    drafter: Gemma4AssistantForCausalLM,
+    drafter: Any,
     target: PreTrainedModel,
     stream: Stream,
     own: torch.Tensor,
@@ -125,6 +135,8 @@ def train_drafter(
     seed: int,
 ) -> dict[str, object]:
     """Train in place on the target's continuations and the corpus; return the losses and the centroids' recall."""
+    mtp = isinstance(drafter, Gemma4AssistantForCausalLM)
+    centroids = mtp and drafter.masked_embedding is not None
     device = stream.tokens.device.type
     generator = torch.Generator().manual_seed(seed)
     drafter.train()
@@ -135,67 +147,29 @@ def train_drafter(
     assigned: torch.Tensor | None = None
     losses: list[float] = []
     for step in budget:
-        if assigned is None and drafter.masked_embedding is not None and budget.progress > CLUSTER_FROM:
+        if centroids and assigned is None and budget.progress > CLUSTER_FROM:
             assigned = install(drafter, seed=seed)
         if torch.rand((), generator=generator).item() < OWN_SHARE:
             chosen = torch.randint(0, own.shape[0], (max(1, batch_tokens // own.shape[1]),), generator=generator)
             rows = own[chosen.to(own.device)]
         else:
-            length = 1024 if step % 3 == 0 else 512
+            length = 1024 if mtp and step % 3 == 0 else 512
             rows = stream.rows(max(1, batch_tokens // length), length)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            rounds = ask_target(target, rows)
-            loss, agreed = round_loss(drafter, rounds, assigned)
+            if mtp:
+                loss, agreed = round_loss(drafter, ask_target(target, rows), assigned)
+            else:
+                loss, agreed = plain_loss(drafter, target, rows), None
         update(drafter, adam, loss, PEAK * rate(step, budget.progress))
         if step % 100 == 0:
             losses.append(round(loss.item(), 4))
-            shown = [round(value, 3) for value in agreed.tolist()]
-            print(f"drafter step {step} {budget.elapsed:.0f} s loss {losses[-1]} agreed {shown}", flush=True)
+            shown = "" if agreed is None else f" agreed {[round(value, 3) for value in agreed.tolist()]}"
+            print(f"drafter step {step} {budget.elapsed:.0f} s loss {losses[-1]}{shown}", flush=True)
     drafter.train(False)
     facts: dict[str, object] = {"losses": losses}
-    if drafter.masked_embedding is not None:
+    if centroids:
         with torch.no_grad():
             rounds = ask_target(target, own[: max(1, batch_tokens // own.shape[1])])
             hidden, _ = draft_step(drafter, rounds, 0, rounds.hidden[:, : rounds.count])
             facts["centroid_recall"] = round(recall(drafter, hidden), 4)
     return facts
-
-
-def train_draft_model(
-    drafter: PreTrainedModel,
-    target: PreTrainedModel,
-    stream: Stream,
-    own: torch.Tensor,
-    budget: Budget,
-    *,
-    batch_tokens: int,
-    seed: int,
-) -> dict[str, object]:
-    """Like `train_drafter`, for a small plain model that drafts with a cache of its own."""
-    device = stream.tokens.device.type
-    generator = torch.Generator().manual_seed(seed)
-    drafter.train()
-    for model in (drafter, target):
-        use_fused_norms(model)
-        use_dense_experts(model)
-    adam = optimizer(drafter, PEAK)
-    losses: list[float] = []
-    for step in budget:
-        if torch.rand((), generator=generator).item() < OWN_SHARE:
-            chosen = torch.randint(0, own.shape[0], (max(1, batch_tokens // own.shape[1]),), generator=generator)
-            rows = own[chosen.to(own.device)]
-        else:
-            rows = stream.rows(max(1, batch_tokens // 512), 512)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            with torch.no_grad():
-                logits = logits_of(target, forward(target, rows).last_hidden_state)
-            scores = logits_of(drafter, forward(drafter, rows).last_hidden_state).log_softmax(-1)
-            soft = -(logits.softmax(-1) * scores).sum(-1).mean()
-            hard = nn.functional.nll_loss(scores.flatten(0, 1), logits.argmax(-1).flatten())
-            loss = (1 - HARD_SHARE) * soft + HARD_SHARE * hard
-        update(drafter, adam, loss, PEAK * rate(step, budget.progress))
-        if step % 100 == 0:
-            losses.append(round(loss.item(), 4))
-            print(f"drafter step {step} {budget.elapsed:.0f} s loss {losses[-1]}", flush=True)
-    drafter.train(False)
-    return {"losses": losses}

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
-from .architectures import LLAMA, PAIRS, build_drafter, build_target, parameters
+from .architectures import PAIRS, build_drafter, build_target
 from .batches import Stream
-from .checkpoint import load, moved, round_to_bf16, save
+from .checkpoint import load, round_to_bf16, save
 from .corpus import load_tokenizer, load_tokens
-from .drafters import train_draft_model, train_drafter
+from .drafters import train_drafter
 from .experts import use_dense_experts
 from .fused import use_fused_norms
 from .schedule import Budget
@@ -37,9 +38,10 @@ class Plan:
     seed: int = 7
 
 
-def device_name(device: str) -> str:
-    """The accelerator's name, or `CPU`."""
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+def facts_of(name: str, model: PreTrainedModel, budget: Budget) -> dict[str, Any]:
+    """What is recorded of any trained model; tied parameters count once."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"name": name, "parameters": parameters, "steps": budget.done, "seconds": round(budget.elapsed, 1)}
 
 
 def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> d
     tokenizer = load_tokenizer(corpus)
     train, held = load_tokens(corpus)
     stream, scoring = Stream.of(train, device, plan.seed), Stream.of(held, device, plan.seed)
-    target = moved(build_target(name), device)
+    target = build_target(name).to(device)
     budget = Budget(plan.target_steps, plan.target_seconds)
     target_losses = train_target(target, stream, budget, batch_tokens=plan.target_batch_tokens)
     round_to_bf16(target)
@@ -67,33 +69,20 @@ def train_pair(name: str, corpus: Path, out: Path, plan: Plan, device: str) -> d
     print(f"{name}: {own.numel()} tokens of own text at {time.monotonic() - started:.0f} s", flush=True)
 
     torch.manual_seed(plan.seed + 1)
-    drafter = moved(build_drafter(name), device)
+    drafter = build_drafter(name).to(device)
     drafter_budget = Budget(plan.drafter_steps, plan.drafter_seconds)
-    teach = train_draft_model if name == LLAMA else train_drafter
-    facts = teach(drafter, target, stream, own, drafter_budget, batch_tokens=plan.drafter_batch_tokens, seed=plan.seed)
+    facts = train_drafter(
+        drafter, target, stream, own, drafter_budget, batch_tokens=plan.drafter_batch_tokens, seed=plan.seed
+    )
     round_to_bf16(drafter)
     save(drafter.cpu(), out / PAIRS[name], tokenizer)
     record: dict[str, Any] = {
         "plan": asdict(plan),
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "target": {
-            "name": name,
-            "parameters": parameters(target),
-            "steps": budget.done,
-            "seconds": round(budget.elapsed, 1),
-            "losses": target_losses,
-            "held_out_loss": round(target_held, 4),
-        },
-        "drafter": {
-            "name": PAIRS[name],
-            "parameters": parameters(drafter),
-            "steps": drafter_budget.done,
-            "seconds": round(drafter_budget.elapsed, 1),
-            "own_tokens": own.numel(),
-            **facts,
-        },
+        "target": {**facts_of(name, target, budget), "losses": target_losses, "held_out_loss": round(target_held, 4)},
+        "drafter": {**facts_of(PAIRS[name], drafter, drafter_budget), "own_tokens": own.numel(), **facts},
         "seconds": round(time.monotonic() - started, 1),
     }
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

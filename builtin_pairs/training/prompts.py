@@ -29,16 +29,9 @@ def text_prompts(tokenizer: Tokenizer, held: list[Source]) -> list[dict[str, Any
     prompts: list[dict[str, Any]] = []
     for index in range(TEXTS):
         source = held[index % len(held)]
-        tokens = LENGTHS[index % len(LENGTHS)]
         start = (index % 3) * len(source.text) // 4
-        prompts.append(
-            {
-                "id": f"text-{index:02d}",
-                "kind": "text",
-                "source": source.name,
-                "text": cut(tokenizer, source.text, start, tokens),
-            }
-        )
+        text = cut(tokenizer, source.text, start, LENGTHS[index % len(LENGTHS)])
+        prompts.append({"id": f"text-{index:02d}", "kind": "text", "source": source.name, "text": text})
     return prompts
 
 
@@ -78,9 +71,6 @@ def prompt_ids(tokenizer: Tokenizer, prompt: dict[str, Any]) -> list[int]:
     if prompt["kind"] == "text":
         text = "<bos>" + prompt["text"]
     else:
-        text = ChatTemplate()(
-            prompt["messages"],
-            tools=prompt.get("tools"),
-            enable_thinking=prompt.get("enable_thinking", False),
-        )
+        options = {"tools": prompt.get("tools"), "enable_thinking": prompt.get("enable_thinking", False)}
+        text = ChatTemplate()(prompt["messages"], **options)
     return tokenizer.encode(text, add_special_tokens=False).ids

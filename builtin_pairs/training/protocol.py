@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import DynamicCache, Gemma4AssistantForCausalLM, PreTrainedModel
@@ -69,14 +69,6 @@ class Runner:
             self.length = length
 
 
-class Drafter(Protocol):
-    """Proposes tokens after the target's last run."""
-
-    def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]:
-        """At most `k` tokens to follow `tokens`, the last of which the target has not run yet."""
-        ...
-
-
 class MtpDrafter:
     """A Gemma assistant: no cache of its own."""
 
@@ -84,7 +76,10 @@ class MtpDrafter:
         self.model = model
 
     def propose(self, tokens: list[int], k: int, target: Runner, output: Any, row: int) -> list[int]:
-        """`tokens[-1]` is the newest, not yet run through the target; `row` is the last accepted row of its output."""
+        """Draft `k` tokens after `tokens`.
+
+        The last of `tokens` has not been run through the target yet; `row` is the last accepted row of its `output`.
+        """
         position = len(tokens) - 1
         shared = {
             kind: (k_[:, :, :position], v_[:, :, :position]) for kind, (k_, v_) in output.shared_kv_states.items()
@@ -121,6 +116,9 @@ class ModelDrafter:
         # Drafts may be rejected: keep only accepted tokens in the cache.
         self.runner.cut(len(tokens))
         return drafts
+
+
+Drafter = MtpDrafter | ModelDrafter
 
 
 @torch.no_grad()

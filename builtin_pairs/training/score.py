@@ -86,8 +86,7 @@ def score_pair(name: str, prompts: dict[str, list[int]], new_tokens: int, device
         **ratio(list(outcomes.values())),
         "same_as_plain": agreement(outcomes, plain),
         "ended_by_stop_token": sum(outcome.tokens[-1] in STOP_IDS for outcome in plain.values()),
-        "text": ratio([outcome for key, outcome in outcomes.items() if key.startswith("text")]),
-        "chat": ratio([outcome for key, outcome in outcomes.items() if key.startswith("chat")]),
+        **{kind: ratio([one for key, one in outcomes.items() if key.startswith(kind)]) for kind in ("text", "chat")},
         "first_32_tokens": ratio(list(measure(target, drafter, prompts, 32, DEFAULT_K).values())),
         "by_k": {
             str(k): ratio(list(measure(target, drafter, prompts, new_tokens, k).values()))["mean_acceptance_length"]
@@ -117,6 +116,7 @@ def score_all(*, new_tokens: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     started = time.monotonic()
     tokenizer = load_tokenizer(DATA / LLAMA)
+    records = ROOT / "training" / "records"
     listed = json.loads((DATA.parent / "prompts.json").read_text(encoding="utf-8"))
     prompts = {prompt["id"]: prompt_ids(tokenizer, prompt) for prompt in listed}
     result: dict[str, Any] = {
@@ -131,7 +131,7 @@ def score_all(*, new_tokens: int, device: str, threads: int) -> None:
         "pairs": {},
         "draft_model": {},
         "samples": {},
-        "training": {name: training_record(name) for name in PAIRS},
+        "training": {name: json.loads((records / f"{name}.json").read_text(encoding="utf-8")) for name in PAIRS},
     }
     for name in PAIRS:
         result["pairs"][name] = score_pair(name, prompts, new_tokens, device)
@@ -149,9 +149,3 @@ def score_all(*, new_tokens: int, device: str, threads: int) -> None:
             result["samples"][f"{name} {key}"] = tokenizer.decode(tokens, skip_special_tokens=False)
     result["seconds"] = round(time.monotonic() - started, 1)
     SCORES.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def training_record(name: str) -> dict[str, Any]:
-    """The training record of a pair."""
-    record: dict[str, Any] = json.loads((ROOT / "training" / "records" / f"{name}.json").read_text(encoding="utf-8"))
-    return record

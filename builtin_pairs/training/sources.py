@@ -9,29 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HELD_OUT = (
-    "asyncio/locks.py",
-    "bisect.py",
-    "colorsys.py",
-    "configparser.py",
-    "csv.py",
-    "fractions.py",
-    "graphlib.py",
-    "heapq.py",
-    "html/parser.py",
-    "http/cookies.py",
-    "json/encoder.py",
-    "logging/config.py",
-    "queue.py",
-    "shelve.py",
-    "statistics.py",
-    "string.py",
-    "test/test_bisect.py",
-    "test/test_queue.py",
-    "textwrap.py",
-    "unittest/case.py",
-    "urllib/robotparser.py",
-    "wsgiref/headers.py",
-)
+    "asyncio/locks.py", "bisect.py", "colorsys.py", "configparser.py", "csv.py", "fractions.py", "graphlib.py",
+    "heapq.py", "html/parser.py", "http/cookies.py", "json/encoder.py", "logging/config.py", "queue.py", "shelve.py",
+    "statistics.py", "string.py", "test/test_bisect.py", "test/test_queue.py", "textwrap.py", "unittest/case.py",
+    "urllib/robotparser.py", "wsgiref/headers.py",
+)  # fmt: skip
 """Modules that are not used for training."""
 
 SKIPPED_FOLDERS = ("site-packages", "encodings", "pydoc_data", "idlelib", "turtledemo", "bad_coding", "__pycache__")
@@ -58,14 +40,9 @@ class Described:
     code: str
 
 
-def library() -> Path:
-    """The folder of the running interpreter's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
 def read_sources() -> tuple[list[Source], list[Source]]:
     """Training files and held-out files, in a fixed order."""
-    root = library()
+    root = Path(sysconfig.get_paths()["stdlib"])
     train: list[Source] = []
     held: list[Source] = []
     for path in sorted(root.rglob("*.py")):

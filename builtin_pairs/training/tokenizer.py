@@ -12,30 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 VOCAB_SIZE = 2048
 SPECIAL_TOKENS = (
-    "<pad>",
-    "<eos>",
-    "<bos>",
-    "<unk>",
-    "<|turn>",
-    "<turn|>",
-    "<|channel>",
-    "<channel|>",
-    "<|think|>",
-    "<|tool>",
-    "<tool|>",
-    "<|tool_call>",
-    "<tool_call|>",
-    "<|tool_response>",
-    "<tool_response|>",
-    '<|"|>',
-    "<|image|>",
-    "<|image>",
-    "<image|>",
-    "<|audio|>",
-    "<|audio>",
-    "<audio|>",
-    "<|video|>",
-)
+    "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>",
+    "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|image|>",
+    "<|image>", "<image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>",
+)  # fmt: skip
 IDS = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
 PAD, EOS, BOS = IDS["<pad>"], IDS["<eos>"], IDS["<bos>"]
 STOP_IDS = (EOS, IDS["<turn|>"], IDS["<|tool_response>"])

@@ -69,15 +69,6 @@ def path(name: str) -> Path:
     return DATA / name
 
 
-def checksums() -> dict[str, str]:
-    """File's path in the package -> its SHA-256."""
-    sums: dict[str, str] = {}
-    for line in CHECKSUMS.read_text(encoding="utf-8").splitlines():
-        digest, _, file = line.partition("  ")
-        sums[file] = digest
-    return sums
-
-
 def verify() -> None:
     """Check every data file against its SHA-256.
 
@@ -86,7 +77,8 @@ def verify() -> None:
     Raises:
         DataError: Files are missing, changed or not listed; the error names them.
     """
-    expected = checksums()
+    lines = (line.partition("  ") for line in CHECKSUMS.read_text(encoding="utf-8").splitlines())
+    expected = {file: digest for digest, _, file in lines}
     faults: list[str] = []
     for file, digest in expected.items():
         location = ROOT / file

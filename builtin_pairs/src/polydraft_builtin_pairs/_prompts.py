@@ -43,14 +43,5 @@ def prompts() -> tuple[Prompt, ...]:
     """
     loaded = cast("list[dict[str, Any]]", json.loads((ROOT / "prompts.json").read_text(encoding="utf-8")))
     return tuple(
-        Prompt(
-            id=item["id"],
-            kind=item["kind"],
-            source=item["source"],
-            text=item.get("text"),
-            messages=tuple(item.get("messages", ())),
-            tools=tuple(item.get("tools", ())),
-            enable_thinking=item.get("enable_thinking", False),
-        )
-        for item in loaded
+        Prompt(**{**item, **{name: tuple(item.get(name, ())) for name in ("messages", "tools")}}) for item in loaded
     )

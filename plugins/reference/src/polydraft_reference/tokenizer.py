@@ -12,30 +12,10 @@ from polydraft.errors import InvalidRequestError
 __all__ = ["SPECIAL_TOKENS", "VOCAB_SIZE", "ByteTokenizer"]
 
 SPECIAL_TOKENS = (
-    "<pad>",
-    "<eos>",
-    "<bos>",
-    "<unk>",
-    "<|turn>",
-    "<turn|>",
-    "<|channel>",
-    "<channel|>",
-    "<|think|>",
-    "<|tool>",
-    "<tool|>",
-    "<|tool_call>",
-    "<tool_call|>",
-    "<|tool_response>",
-    "<tool_response|>",
-    '<|"|>',
-    "<|image|>",
-    "<|image>",
-    "<image|>",
-    "<|audio|>",
-    "<|audio>",
-    "<audio|>",
-    "<|video|>",
-)
+    "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>",
+    "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|image|>",
+    "<|image>", "<image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>",
+)  # fmt: skip
 """Gemma 4's control tokens; the first one has id 256."""
 
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
