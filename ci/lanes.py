@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def run(
                 time.sleep(_POLL)
                 for session in [one for one in running if one.process.poll() is not None]:
                     running.remove(session)
-                    _kill_group(session)
+                    _signal_group(session, signal.SIGKILL)  # what it has left running
                     ended.append(session.outcome())
                     _show(session, ended[-1], say)
                     spoken = time.monotonic()
@@ -175,10 +176,8 @@ def _show(session: _Session, outcome: Outcome, say: Callable[[str], None]) -> No
     """Print the session's output, unchanged and in one block: CI reads pytest's closing lines."""
     say(f"{session.name}: {outcome}. It said:")
     with session.log.open(encoding="utf-8", errors="replace") as text:
-        for line in text:
-            sys.stdout.write(line)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        shutil.copyfileobj(text, sys.stdout)
+    print(flush=True)
     say(f"{session.name}: {outcome}")
 
 
@@ -212,17 +211,12 @@ def _stop(running: Sequence[_Session], received: Sequence[int]) -> None:
             break
         time.sleep(_POLL)
     for session in running:
-        _kill_group(session)
+        _signal_group(session, signal.SIGKILL)
         session.process.wait()
     for pid, birth in started.items():  # processes with a group of their own
         if _born(pid)[1] == birth:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def _kill_group(session: _Session) -> None:
-    """Kill a session, or what it has left running."""
-    _signal_group(session, signal.SIGKILL)
 
 
 def _signal_group(session: _Session, number: int) -> None:

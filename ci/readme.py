@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks import update
+
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- backends: begin; written by `nox -s readme`, do not edit -->\n"
 END = "<!-- backends: end -->\n"
@@ -49,15 +51,9 @@ def filled(text: str, inside: str) -> str:
 
 def main() -> int:
     """Write the table, or with ``--check`` compare it."""
-    text = README.read_text(encoding="utf-8")
-    new = filled(text, table())
-    if new == text:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print("The README's table of backends does not match their declarations: run `nox -s readme`.", file=sys.stderr)
-        return 1
-    README.write_text(new, encoding="utf-8")
-    return 0
+    text = filled(README.read_text(encoding="utf-8"), table())
+    complaint = "The README's table of backends does not match their declarations: run `nox -s readme`."
+    return update(README, text, complaint)
 
 
 if __name__ == "__main__":
