@@ -41,7 +41,7 @@ def test_records_agree_with_the_backend():
     assert record.factory == f"{ReferenceBackend.__module__}:{ReferenceBackend.__name__}"
     assert record.drafter_kinds == backend.capabilities().drafter_kinds
     assert backend.diagnose().usable
-    assert backend.diagnose().rank == 0
+    assert backend.diagnose().rank == 1
 
 
 def test_shipped_models_load():

@@ -27,7 +27,7 @@ _DRAFTER_TYPES = {"mtp": ASSISTANT_TYPE, "draft-model": MODEL_TYPE}
 
 
 class ReferenceBackend(Backend):
-    """Loads the toy models, for tests and for reading. Its rank is 0, so ``backend="auto"`` never takes it."""
+    """Loads the toy models, for tests and for reading."""
 
     options = ReferenceOptions
 

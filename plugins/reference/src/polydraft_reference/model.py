@@ -79,18 +79,9 @@ class ReferenceModel:
         """An empty KV cache from which ``slack`` rows can be rolled back."""
         config = self.config
         heads = config.num_attention_heads
-        return KVCache(
-            [
-                LayerCache(
-                    config.sliding_window if layer_type == "sliding_attention" else None,
-                    slack,
-                    config.max_position_embeddings,
-                    (heads, config.hidden_size // heads),
-                    self.dtype,
-                )
-                for layer_type in config.layer_types
-            ]
-        )
+        row = (heads, config.hidden_size // heads)
+        windows = [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+        return KVCache([LayerCache(each, slack, config.max_position_embeddings, row, self.dtype) for each in windows])
 
     def run(self, token_id: int, cache: KVCache) -> Array:
         """Run one token at position ``cache.length``, store its keys and values, and return its hidden state.

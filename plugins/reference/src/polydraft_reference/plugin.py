@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from polydraft.contract import BackendRecord, LocalModelRecord, PairRecord, hookimpl
+from polydraft.contract import BackendRecord, DrafterKind, LocalModelRecord, PairRecord, hookimpl
 
 __all__ = ["polydraft_backends", "polydraft_local_models", "polydraft_pairs"]
 
@@ -37,14 +37,8 @@ def polydraft_local_models() -> Iterable[LocalModelRecord]:
 @hookimpl
 def polydraft_pairs() -> Iterable[PairRecord]:
     """The pairs. ``drafter="auto"`` takes the first one, the assistant."""
-    k = {"*": 4}
-    yield PairRecord(
-        target="builtin:toy", drafter="builtin:toy-assistant", kind="mtp", format="reference", num_speculative_tokens=k
-    )
-    yield PairRecord(
-        target="builtin:toy",
-        drafter="builtin:toy-draft",
-        kind="draft-model",
-        format="reference",
-        num_speculative_tokens=k,
-    )
+    drafters: dict[DrafterKind, str] = {"mtp": "builtin:toy-assistant", "draft-model": "builtin:toy-draft"}
+    for kind, drafter in drafters.items():
+        yield PairRecord(
+            target="builtin:toy", drafter=drafter, kind=kind, format="reference", num_speculative_tokens={"*": 4}
+        )
