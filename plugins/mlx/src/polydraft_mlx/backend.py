@@ -45,12 +45,11 @@ class MlxBackend(Backend):
             devices = _devices()
         except (ImportError, OSError) as error:
             # What `import mlx.core` says after `pip install mlx` without an extra on Linux.
+            reason = f"mlx cannot be imported: {error}"
             if "libmlx" in str(error):
                 reason = (
                     "mlx is installed without its library; on Linux it needs an extra: [cpu], [cuda12] or [cuda13]."
                 )
-            else:
-                reason = f"mlx cannot be imported: {error}"
             remedy = f"pip install 'mlx-lm{'[cpu]' if sys.platform == 'linux' else ''}=={installed}'"
             return Diagnosis(usable=False, engine_version=installed, reason=reason, remedy=remedy)
         return Diagnosis(

@@ -139,7 +139,7 @@ class Decoder:
         self.kv_bytes_per_token = self.kv_bytes_fixed = 0
         for layer in cache.layers:
             if isinstance(layer, SlidingCache):
-                self.kv_bytes_fixed += layer.nbytes
+                self.kv_bytes_fixed += sum(buffer.nbytes for buffer in layer.state)
             else:
                 self.kv_bytes_per_token += sum(buffer.nbytes // buffer.shape[2] for buffer in layer.state)
 

@@ -20,8 +20,10 @@ BLOCK = 256
 """Slots by which a full-attention buffer grows."""
 
 
-class LayerCache:
-    """Keys and values of one layer, (1, heads, slots, head_dim), with the interface that mlx-lm's models expect.
+class _Buffers:
+    """Keys and values of one layer, (1, heads, slots, head_dim).
+
+    Its subclasses have the interface that mlx-lm's models expect, and ``visible`` for drafters.
 
     Args:
         rows: The most tokens that one step runs.
@@ -34,29 +36,12 @@ class LayerCache:
         self.values: mx.array | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(int(buffer.nbytes) for buffer in (self.keys, self.values) if buffer is not None)
-
-    @property
     def state(self) -> list[mx.array]:
         """The buffers, to be evaluated."""
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]
 
-    def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask of the ``count`` tokens that will be stored next."""
-        raise NotImplementedError
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Store new rows; return the keys and values that they attend to."""
-        raise NotImplementedError
-
-    def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Stored keys and values from position ``first`` on, for a drafter, and a mask (1, slots) or None."""
-        raise NotImplementedError
-
-
-class FullCache(LayerCache):
+class FullCache(_Buffers):
     """A layer with full attention.
 
     Args:
@@ -92,7 +77,7 @@ class FullCache(LayerCache):
         return self.keys[..., :slots, :], self.values[..., :slots, :]
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """All rows from ``first`` on, without a mask."""
+        """Stored keys and values from position ``first`` on, for a drafter; no mask."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys[..., first : self.offset, :], self.values[..., first : self.offset, :], None
@@ -111,11 +96,9 @@ class FullCache(LayerCache):
             return
         added = -(-needed // BLOCK) * BLOCK - held
         more = [mx.zeros((*new.shape[:2], added, new.shape[3]), new.dtype) for new in (keys, values)]
-        if self.keys is None or self.values is None:
-            self.keys, self.values = more
-        else:
-            self.keys = mx.concatenate([self.keys, more[0]], axis=2)
-            self.values = mx.concatenate([self.values, more[1]], axis=2)
+        if held:
+            more = [mx.concatenate(pair, axis=2) for pair in zip(self.state, more, strict=True)]
+        self.keys, self.values = more
 
 
 def block_end(position: int, rows: int) -> int:
@@ -123,7 +106,7 @@ def block_end(position: int, rows: int) -> int:
     return -(-(position + rows) // BLOCK) * BLOCK
 
 
-class SlidingCache(LayerCache):
+class SlidingCache(_Buffers):
     """A layer whose tokens attend to the last ``window`` tokens, themselves included.
 
     After any step, and any rollback of it, the ``window + 1`` tokens before the next one are still stored: one more
@@ -171,7 +154,7 @@ class SlidingCache(LayerCache):
         return all_keys, all_values
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
-        """The whole buffer, with a mask; ``first`` is at least ``offset - window - 1``."""
+        """The whole buffer, with a mask (1, slots) of positions from ``first`` on: at least ``offset - window - 1``."""
         assert self.keys is not None
         assert self.values is not None
         held = self._held(self.offset)
@@ -199,6 +182,9 @@ class SlidingCache(LayerCache):
         return [buffer[..., start:, :], buffer[..., :end, :]]
 
 
+LayerCache = FullCache | SlidingCache
+
+
 class KvCache:
     """All layers of one sequence.
 
@@ -214,11 +200,6 @@ class KvCache:
     def length(self) -> int:
         """Tokens stored."""
         return self.layers[0].offset
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(layer.nbytes for layer in self.layers)
 
     @property
     def state(self) -> list[mx.array]:

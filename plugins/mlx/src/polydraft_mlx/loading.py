@@ -80,16 +80,14 @@ def load_pair(request: LoadRequest) -> MlxEngine:
                 models.append(_model(plan.drafter, drafter_path, request, dtype))
                 drafter = Decoder(models[1], plan.drafter.id, rows)
         widened = runtime.name == "cpu" and sum(widen_experts(model) for model in models) > 0
-        context, notes = _fit(request, wanted, models, target, drafter, runtime)
+        decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
+        context, notes = _fit(request, wanted, models, decoders, runtime)
         for model in models:
             if runtime.name == "cpu":
                 lay_by_columns(model)
             mx.eval(model.parameters())
         mx.clear_cache()
-    if note:
-        notes.append(note)
-    if quantized := _quantization(request.target):
-        notes.append(quantized)
+    notes += filter(None, (note, _quantization(request.target)))
     if widened:
         notes.append("The experts run in float32: on the CPU, MLX multiplies chosen experts in no other dtype.")
     tokenizer = _tokenizer(target_path, request, target.vocab_size)
@@ -109,12 +107,8 @@ def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple
 def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:
     """Load a model of mlx-lm lazily; MLX reads its weights when they are evaluated."""
     try:
-        model, _ = load_model(
-            path,
-            lazy=True,
-            model_config=overrides(source.config, source.id),
-            trust_remote_code=request.trust_remote_code,
-        )
+        config = overrides(source.config, source.id)
+        model, _ = load_model(path, lazy=True, model_config=config, trust_remote_code=request.trust_remote_code)
     except Exception as error:  # of any kind: mlx-lm does not check configs and files
         raise ModelFormatError(
             f"mlx-lm cannot load {source.id}: {in_one_line(error)}",
@@ -139,9 +133,8 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
         return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=request.trust_remote_code
-        )
+        trust = request.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
     except Exception as error:  # of huggingface_hub, of tokenizers, of the model's own code
         raise ModelFormatError(
             f"The tokenizer of {request.target.id} cannot be loaded: {in_one_line(error)}",
@@ -151,17 +144,11 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
 
 
 def _fit(
-    request: LoadRequest,
-    wanted: int,
-    models: list[Any],
-    target: Decoder,
-    drafter: MtpDrafter | Decoder | None,
-    runtime: Runtime,
+    request: LoadRequest, wanted: int, models: list[Any], decoders: list[Decoder], runtime: Runtime
 ) -> tuple[int, list[str]]:
     """The context length that fits next to the weights, and notes."""
     weights = sum(int(array.nbytes) for model in models for _, array in tree_flatten(model.parameters()))
     free = free_memory(runtime.device)
-    decoders = [target, *([drafter] if isinstance(drafter, Decoder) else [])]
     scores = _scores(request, wanted, runtime)
     growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + scores
     fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)

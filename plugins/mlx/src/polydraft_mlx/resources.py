@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,26 +133,20 @@ def free_memory(device: mx.Device) -> int:
         limit = int(info.get("max_recommended_working_set_size") or info["memory_size"])
         return limit - int(mx.get_active_memory())
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    return min(free, _left_in_container(free))
-
-
-def _left_in_container(otherwise: int) -> int:
-    """Bytes left of a container's limit (cgroup v2); a process that takes more is killed."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return otherwise
-        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
-        reclaimable = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    with suppress(OSError, ValueError):  # not Linux
+        free = _fields(Path("/proc/meminfo")).get("MemAvailable:", free // 1024) * 1024
+    with suppress(OSError, ValueError):  # no container (cgroup v2), or "max": no limit. A process over it is killed.
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
+        reclaimable = _fields(_CGROUP / "memory.stat").get("inactive_file", 0)
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - reclaimable
-        return max(0, int(limit) - used)
-    except (OSError, ValueError):  # no limit here
-        return otherwise
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """Names and numbers of a file of Linux with one of each per line."""
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return {name: int(number) for name, number, *_ in lines}
 
 
 def in_one_line(error: Exception) -> str:
