@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def logits_of(shape: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     return rows
 
 
-def decode_step(device: str) -> Callable[[], None]:
-    """One token through matrices of E2B's shapes."""
+def decode_step(device: str) -> tuple[Callable[[], None], int]:
+    """One token through matrices of E2B's shapes, and the number of their weights."""
     hidden, layers, owners = 1536, 35, 15  # the last 20 layers share the KV of earlier ones, and are twice as wide
     shapes = [(hidden, VOCABULARY), (hidden, layers * 256)]
     for layer in range(layers):
@@ -74,19 +75,19 @@ def decode_step(device: str) -> Callable[[], None]:
         shapes += [(hidden, head), (hidden, head)] if layer < owners else []
     weights = [torch.full((out, size), 0.01, dtype=torch.bfloat16, device=device) for size, out in shapes]
     inputs = {size: torch.ones((1, size), dtype=torch.bfloat16, device=device) for size, _ in shapes}
-    decode_step.weights = sum(weight.numel() for weight in weights)  # type: ignore[attr-defined]
+    count = sum(weight.numel() for weight in weights)
 
     def run() -> None:
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
     if device == "cpu":
-        return run
+        return run, count
     run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+    return graph.replay, count
 
 
 def waits(draft: Callable[[], Any]) -> bool:
@@ -118,18 +119,16 @@ def sampler_of(ops: Any, settings: dict[str, Any]) -> RuleSampler:
     """A sampler after a prompt of ``PROMPT_LENGTH`` tokens."""
     prompt = np.random.default_rng(1).choice(VOCABULARY, PROMPT_LENGTH).tolist()
     values = GenerationSettings(**settings)
-    return RuleSampler(
-        ops,
-        TokenRequest(
-            prompt_token_ids=tuple(prompt),
-            settings=values,
-            seed=values.seed or 0,
-            speculate=True,
-            num_speculative_tokens=ROWS - 1,
-            eos_token_ids=frozenset({1}),
-            max_total_tokens=10**6,
-        ),
+    request = TokenRequest(
+        prompt_token_ids=tuple(prompt),
+        settings=values,
+        seed=values.seed or 0,
+        speculate=True,
+        num_speculative_tokens=ROWS - 1,
+        eos_token_ids=frozenset({1}),
+        max_total_tokens=10**6,
     )
+    return RuleSampler(ops, request)
 
 
 def main() -> None:
@@ -157,7 +156,7 @@ def main() -> None:
         wait()
         return (time.perf_counter() - started) * 1e3, (returned - started) * 1e3
 
-    step = None if given.without_step else decode_step(given.device)
+    step, weights = (None, 0) if given.without_step else decode_step(given.device)
     step_times: list[float] = []
     found: list[tuple[dict[str, str], dict[str, Any]]] = []
     libraries: dict[str, Any] = {"torch": TorchOps()} if on_gpu else {"numpy": NumpyOps(), "torch": TorchOps()}
@@ -172,14 +171,11 @@ def main() -> None:
                 run_ids = list(range(100, 100 + ROWS))
                 sampler.choose(logits[:1], PROMPT_LENGTH, [5])
                 same = same_as_numpy(ops, logits, settings)
-
-                def choose(sampler: RuleSampler = sampler, logits: Any = logits, run: list[int] = run_ids) -> None:
-                    sampler.choose(logits, PROMPT_LENGTH + 1, run)
-
-                def draft(sampler: RuleSampler = sampler, logits: Any = logits, run: list[int] = run_ids) -> None:
-                    sampler.choose_draft(logits[:1], PROMPT_LENGTH + 2, run[:2])
-
-                for what, call in (("choose", choose), ("draft", draft)):
+                calls: dict[str, Callable[[], Any]] = {
+                    "choose": partial(sampler.choose, logits, PROMPT_LENGTH + 1, run_ids),
+                    "draft": partial(sampler.choose_draft, logits[:1], PROMPT_LENGTH + 2, run_ids[:2]),
+                }
+                for what, call in calls.items():
                     timed(call)
                     runs = [timed(call) for _ in range(given.repeats)]
                     values = {**_times([run[0] for run in runs], 3), "same_as_numpy": same}
@@ -204,7 +200,6 @@ def main() -> None:
         share = {"share_of_step": round(values["milliseconds"] / statistics.median(step_times), 4)} if step else {}
         record.row(case, {**values, **share})
     if step is not None:
-        weights = decode_step.weights  # type: ignore[attr-defined]
         record.row({"call": "decode step"}, {"weights": weights, **_times(step_times, 2)})
 
 
