@@ -73,11 +73,7 @@ class FaultRegistry:
         ]
 
     def faults_of(
-        self,
-        backend: BackendRecord,
-        *,
-        affects: Iterable[str] | None = None,
-        model_types: Iterable[str] | None = None,
+        self, backend: BackendRecord, *, affects: Iterable[str] | None = None, model_types: Iterable[str] | None = None
     ) -> list[tuple[FaultRecord, str]]:
         """The faults of the installed versions of a backend's engine and requirements, each with that version."""
         affects = None if affects is None else list(affects)

@@ -60,13 +60,7 @@ def _download(source: ModelSource, hub: HubOptions, patterns: Sequence[str]) -> 
     with hub_errors(repo, hub):
         from huggingface_hub import snapshot_download
 
-        return Path(
-            snapshot_download(
-                repo,
-                allow_patterns=list(patterns),
-                **hub.model_dump(),
-            )
-        )
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), **hub.model_dump()))
 
 
 def _check(folder: Path, source: ModelSource, patterns: Sequence[str]) -> None:

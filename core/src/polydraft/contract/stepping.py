@@ -28,15 +28,7 @@ if TYPE_CHECKING:
     from polydraft.contract.results import RunningInfo
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = [
-    "EngineSequence",
-    "LogitsHandle",
-    "PrefillCancelled",
-    "Proposal",
-    "Sampler",
-    "Step",
-    "SteppingEngine",
-]
+__all__ = ["EngineSequence", "LogitsHandle", "PrefillCancelled", "Proposal", "Sampler", "Step", "SteppingEngine"]
 
 
 class LogitsHandle(Protocol):

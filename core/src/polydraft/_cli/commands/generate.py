@@ -39,8 +39,7 @@ def generate(
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message, with --chat.")] = None,
     loading: dict[str, Any],
     plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs"),
+        bool, typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs")
     ] = False,
     settings: dict[str, Any],
     compare: Annotated[
@@ -53,8 +52,7 @@ def generate(
         ),
     ] = False,
     show_drafts: Annotated[
-        bool,
-        typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
+        bool, typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output")
     ] = False,
     json: opt.Json = False,
 ) -> None:

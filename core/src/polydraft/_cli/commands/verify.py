@@ -36,15 +36,12 @@ def verify(
         ),
     ] = None,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="A near tie is a failure, too.", rich_help_panel="How it checks"),
+        bool, typer.Option("--strict", help="A near tie is a failure, too.", rich_help_panel="How it checks")
     ] = False,
     keep: Annotated[
         bool,
         typer.Option(
-            "--keep/--no-keep",
-            help="Keep the result for load(verified=...).",
-            rich_help_panel="How it checks",
+            "--keep/--no-keep", help="Keep the result for load(verified=...).", rich_help_panel="How it checks"
         ),
     ] = True,
     json: opt.Json = False,
