@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from polydraft._plugins import PluginHost
 
-__all__ = ["FaultRegistry", "core_faults", "fault_sentences"]
+__all__ = ["FaultRegistry", "core_faults", "distributions", "fault_sentences"]
 
 
 @cache
@@ -56,7 +56,7 @@ class FaultRegistry:
 
         Args:
             distribution: Name on the package index; letter case, '-' and '_' do not count.
-            version: Its version.
+            version: The installed one.
             affects: What will be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
             model_types: ``model_type`` of target and drafter; None: whatever the model. A fault that names
                 architectures counts if it names one of these.
@@ -78,10 +78,9 @@ class FaultRegistry:
         """The faults of the installed versions of a backend's engine and requirements, each with that version."""
         affects = None if affects is None else list(affects)
         model_types = None if model_types is None else list(model_types)
-        names = dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|"))
         return [
             (fault, version)
-            for name in names
+            for name in distributions(backend)
             if (version := self.lookup(name)) is not None
             for fault in self.faults_for(name, version, affects=affects, model_types=model_types)
         ]
@@ -102,6 +101,11 @@ class FaultRegistry:
         found = self.refusal(backend, affects, model_types)
         if found is not None:
             raise BackendUnavailableError(*fault_sentences(*found))
+
+
+def distributions(backend: BackendRecord) -> list[str]:
+    """The distributions of a backend's engine and requirements, once each."""
+    return list(dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|")))
 
 
 def fault_sentences(fault: FaultRecord, version: str) -> tuple[str, str]:

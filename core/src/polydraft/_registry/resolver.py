@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from polydraft._plugins import default_host
 from polydraft._registry.backends import format_hint, known_backends
-from polydraft._registry.drafters import plan_speculation
+from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import BackendState, backend_state
@@ -141,9 +141,8 @@ class Resolver:
                 f"It has: {', '.join(sorted(capabilities.exactness))}.",
             )
         self._faults.check(record, {"import"}, model_types(source.config))
-        plan = plan_speculation(
-            source,
-            given["drafter"],
+        choice = DrafterChoice(
+            target=source,
             backend=record,
             registry=self._pairs,
             faults=self._faults,
@@ -152,6 +151,7 @@ class Resolver:
             num_speculative_tokens=given["num_speculative_tokens"],
             max_speculative_tokens=capabilities.max_speculative_tokens,
         )
+        plan = choice.plan(given["drafter"])
         if reason := backend.refuse(source, plan):
             raise UnsupportedError(f"The backend {record.name} cannot load this: {reason}", "Try another backend.")
         request = LoadRequest(

@@ -27,15 +27,10 @@ _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
 def resolve(
     target: str | Path, *, known: KnownNames, hub: HubOptions | None = None, role: Role = "target"
 ) -> ModelSource:
-    """Find a model and read its config.
+    """Find a model (Hub id, folder, single weight file, or ``builtin:<name>``) and read its config.
 
-    Of a Hub model only ``config.json`` is downloaded; its files are listed only where they decide the format.
-
-    Args:
-        target: Hub id, folder, single weight file, or ``builtin:<name>``.
-        known: Built-in models and the registry's ids.
-        hub: How to reach the Hub.
-        role: ``target`` or ``drafter``, for the sentences of errors.
+    Of a Hub model only ``config.json`` is downloaded; its files are listed only where they decide the format. ``role``
+    is for the sentences of errors.
 
     Raises:
         ModelNotFoundError: It does not exist, may not be read, or cannot be reached.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
     from polydraft.verification._records import CheckedCase
 
-__all__ = ["NOT_CHECKED", "verify"]
+__all__ = ["verify"]
 
-NOT_CHECKED = 3
+_NOT_CHECKED = 3
 """It could not be checked, for example because loading failed."""
 
 
@@ -68,10 +68,9 @@ def verify(
         if describe(error).exit_code == USAGE:
             raise
         report(error, debug=debug)
-        raise typer.Exit(NOT_CHECKED) from error
+        raise typer.Exit(_NOT_CHECKED) from error
     if json:
-        output.write(verification_json(found) + "\n")
-        output.flush()
+        print(verification_json(found), file=output, flush=True)
     else:
         console_for(output).print(verification_summary(found))
     if not found.passes or (strict and found.verdict != "EXACT"):
