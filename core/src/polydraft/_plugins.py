@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
+from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
 from polydraft._registry.tables import check_pair_record
@@ -90,7 +91,7 @@ class PluginHost:
     ) -> None:
         variable = (os.environ if environ is None else environ).get(_VARIABLE, "")
         names = [*disabled, *variable.split(",")]
-        self._disabled = frozenset(_normalized(name) for name in names if name.strip())
+        self._disabled = frozenset(canonicalize_name(name.strip()) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, list[Record]] | None = None
@@ -177,7 +178,7 @@ class PluginHost:
         loaded: dict[str, list[Record]] = {}
         unused = set(self._disabled)
         for status, load in self._find():
-            names = {_normalized(status.name), _normalized(status.distribution or status.name)}
+            names = {canonicalize_name(status.name), canonicalize_name(status.distribution or status.name)}
             unused -= names
             outcome: dict[str, Any]
             try:
@@ -324,11 +325,6 @@ def _describe(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-
-
-def _normalized(name: str) -> str:
-    """Letter case and the separators '-', '_' and '.' do not count, as in names of distributions (PEP 503)."""
-    return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
 @cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from polydraft._registry.tables import core_table
 from polydraft._registry.versions import VersionLookup, in_range, installed_version
 from polydraft.contract.records import BackendRecord, FaultRecord
@@ -55,7 +57,7 @@ class FaultRegistry:
         """The faults of one version of an engine.
 
         Args:
-            distribution: Name on the package index; letter case, '-' and '_' do not count.
+            distribution: Name on the package index; letter case, '-', '_' and '.' do not count.
             version: The installed one.
             affects: What will be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
             model_types: ``model_type`` of target and drafter; None: whatever the model. A fault that names
@@ -66,7 +68,7 @@ class FaultRegistry:
         return [
             fault
             for fault in self.faults
-            if _same(fault.distribution, distribution)
+            if canonicalize_name(fault.distribution) == canonicalize_name(distribution)
             and (wanted is None or fault.affects in wanted)
             and (types is None or not fault.architectures or types & set(fault.architectures))
             and in_range(version, fault.versions)
@@ -112,7 +114,3 @@ def fault_sentences(fault: FaultRecord, version: str) -> tuple[str, str]:
     """The message and the hint of an error."""
     link = f" See {fault.link}." if fault.link else ""
     return f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
-
-
-def _same(a: str, b: str) -> bool:
-    return a.lower().replace("_", "-") == b.lower().replace("_", "-")
