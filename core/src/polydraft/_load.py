@@ -73,8 +73,10 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
+    from polydraft._registry.resolver import Resolver
+
     given = checked_arguments(target, arguments)
-    prepared = _prepare(target, given)
+    prepared = Resolver(given).prepare(target)
     if given["verified"] == "off":
         return open_session(prepared.backend, prepared.request)
 
@@ -89,22 +91,9 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 @load_arguments
 def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
     """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
-    return _prepare(target, checked_arguments(target, arguments))
-
-
-def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
-    from polydraft._plugins import default_host
     from polydraft._registry.resolver import Resolver
-    from polydraft.contract.requests import HubOptions
 
-    cache_dir = given["cache_dir"]
-    hub = HubOptions(
-        revision=given["revision"],
-        cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
-        token=given["token"],
-        local_files_only=given["local_files_only"],
-    )
-    return Resolver(given["host"] or default_host(), hub).prepare(target, given)
+    return Resolver(checked_arguments(target, arguments)).prepare(target)
 
 
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:

@@ -83,8 +83,9 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         )
     _check_k(values["num_speculative_tokens"])
     for name, wanted in _TEXTS.items():
-        if not (name == "revision" and values[name] is None):
-            _check_text(name, values[name], wanted)
+        text = values[name]
+        if not (isinstance(text, str) and text.strip()) and not (name == "revision" and text is None):
+            raise _not_understood(name, text, wanted)
     for name, allowed in _CHOICES.items():
         if values[name] not in allowed:
             raise InvalidRequestError(
@@ -153,11 +154,6 @@ def _check_k(k: object) -> None:
             f"Give 1 to {MAX_SPECULATIVE_TOKENS}, the bonus token excluded; 4 is a good start.",
             argument=name,
         )
-
-
-def _check_text(name: str, value: object, wanted: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise _not_understood(name, value, wanted)
 
 
 def _is_int(value: object) -> bool:

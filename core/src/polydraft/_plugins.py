@@ -12,13 +12,13 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
+from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
 from polydraft._registry.tables import check_pair_record
@@ -37,9 +37,9 @@ from polydraft.errors import BackendNotFoundError, PluginError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["DISABLE_VARIABLE", "PluginHost", "PluginStatus", "default_host", "describe_validation_error"]
+__all__ = ["PluginHost", "PluginStatus", "default_host"]
 
-DISABLE_VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
+_VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 
 _HOOKS: dict[str, type[Record]] = {
     "polydraft_backends": BackendRecord,
@@ -56,29 +56,13 @@ class PluginStatus(Record):
     name: str
     distribution: str | None = None
     version: str | None = None
-    state: Literal["loaded", "disabled", "broken"]
+    state: Literal["loaded", "disabled", "broken"] = "loaded"
     reason: str = ""
     backends: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A plugin before it is imported."""
-
-    name: str
-    load: Callable[[], Any]
-    distribution: str | None = None
-    version: str | None = None
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """The records of one plugin, by hook."""
-
-    records: dict[str, list[Record]] = field(default_factory=dict)
-
-    def of(self, kind: type[R]) -> list[R]:
-        return [record for records in self.records.values() for record in records if isinstance(record, kind)]
+_Found = tuple[PluginStatus, "Callable[[], Any]"]
+"""A plugin before it is imported, with what imports it."""
 
 
 class _BrokenPlugin(Exception):  # noqa: N818 - caught in this module, never seen outside
@@ -105,12 +89,12 @@ class PluginHost:
         disabled: Iterable[str] = (),
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        variable = (os.environ if environ is None else environ).get(DISABLE_VARIABLE, "")
+        variable = (os.environ if environ is None else environ).get(_VARIABLE, "")
         names = [*disabled, *variable.split(",")]
-        self._disabled = frozenset(_normalized(name) for name in names if name.strip())
+        self._disabled = frozenset(canonicalize_name(name.strip()) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
-        self._loaded: dict[str, _Loaded] | None = None
+        self._loaded: dict[str, list[Record]] | None = None
         self._statuses: list[PluginStatus] = []
         self._notes: list[str] = []
         self._instances: dict[str, Backend] = {}
@@ -122,7 +106,7 @@ class PluginHost:
 
     def pairs(self) -> list[tuple[str, PairRecord]]:
         """The pairs of all plugins, each with its plugin's name."""
-        return [(name, pair) for name, loaded in self._discover().items() for pair in loaded.of(PairRecord)]
+        return [(name, pair) for name, loaded in self._discover().items() for pair in _of(PairRecord, loaded)]
 
     def faults(self) -> list[FaultRecord]:
         """The known faults of all plugins."""
@@ -158,7 +142,7 @@ class PluginHost:
             return self._instances[name]
 
     def _records(self, kind: type[R]) -> list[R]:
-        return [record for loaded in self._discover().values() for record in loaded.of(kind)]
+        return [record for loaded in self._discover().values() for record in _of(kind, loaded)]
 
     def _not_found(self, name: str) -> PluginError | BackendNotFoundError:
         from polydraft._registry.backends import not_installed_hint
@@ -174,7 +158,7 @@ class PluginHost:
             if status.state == "disabled":
                 return BackendNotFoundError(
                     f"The backend {name!r} is not available: its plugin is disabled.",
-                    f"Take {status.name!r} out of {DISABLE_VARIABLE} (or of the disabled= argument).",
+                    f"Take {status.name!r} out of {_VARIABLE} (or of the disabled= argument).",
                 )
         broken = [
             f"{status.name} ({status.reason.rstrip('.')})" for status in self.statuses() if status.state == "broken"
@@ -184,84 +168,67 @@ class PluginHost:
             f"There is no backend {name!r}.", f"{hint} Broken plugins: {'; '.join(broken)}." if broken else hint
         )
 
-    def _discover(self) -> dict[str, _Loaded]:
+    def _discover(self) -> dict[str, list[Record]]:
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load_all()
             return self._loaded
 
-    def _load_all(self) -> dict[str, _Loaded]:
-        loaded: dict[str, _Loaded] = {}
+    def _load_all(self) -> dict[str, list[Record]]:
+        loaded: dict[str, list[Record]] = {}
         unused = set(self._disabled)
-        for candidate in self._candidates():
-            names = {_normalized(candidate.name), _normalized(candidate.distribution or candidate.name)}
+        for status, load in self._find():
+            names = {canonicalize_name(status.name), canonicalize_name(status.distribution or status.name)}
             unused -= names
-            if names & self._disabled:
-                self._note(candidate, "disabled", f"Disabled by {DISABLE_VARIABLE} or by the caller.")
-                continue
+            outcome: dict[str, Any]
             try:
-                if candidate.name in loaded:
-                    raise _BrokenPlugin(f"Another plugin is already named {candidate.name!r}.")
-                mine = _load(candidate)
-                _check_names(mine, loaded)
+                if names & self._disabled:
+                    outcome = {"state": "disabled", "reason": f"Disabled by {_VARIABLE} or by the caller."}
+                elif status.name in loaded:
+                    raise _BrokenPlugin(f"Another plugin is already named {status.name!r}.")
+                else:
+                    mine = _load(status.name, load)
+                    _check_names(mine, loaded)
+                    loaded[status.name] = mine
+                    outcome = {"backends": tuple(record.name for record in _of(BackendRecord, mine))}
             except _BrokenPlugin as reason:
-                self._note(candidate, "broken", str(reason), [reason.backend] if reason.backend else [])
-                continue
-            loaded[candidate.name] = mine
-            self._note(candidate, "loaded", "", [record.name for record in mine.of(BackendRecord)])
-        self._notes = [f"{DISABLE_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
+                at_fault = (reason.backend,) if reason.backend else ()
+                outcome = {"state": "broken", "reason": str(reason), "backends": at_fault}
+            self._statuses.append(status.model_copy(update=outcome))
+        self._notes = [f"{_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
         return loaded
 
-    def _note(
-        self,
-        candidate: _Candidate,
-        state: Literal["loaded", "disabled", "broken"],
-        reason: str,
-        backends: Iterable[str] = (),
-    ) -> None:
-        self._statuses.append(
-            PluginStatus(
-                name=candidate.name,
-                distribution=candidate.distribution,
-                version=candidate.version,
-                state=state,
-                reason=reason,
-                backends=tuple(backends),
-            )
-        )
-
-    def _candidates(self) -> list[_Candidate]:
+    def _find(self) -> list[_Found]:
         """The plugins in the order in which they may claim names: by plugin name, then by distribution."""
         if self._given is not None:
-            return [_Candidate(name, partial(self._given.__getitem__, name)) for name in self._given]
-        found = [
-            _Candidate(
-                entry.name,
-                entry.load,
-                entry.dist.name if entry.dist else None,
-                entry.dist.version if entry.dist else None,
-            )
-            for entry in entry_points(group=ENTRY_POINT_GROUP)
-        ]
-        return sorted(found, key=lambda candidate: (candidate.name, candidate.distribution or ""))
+            return [(PluginStatus(name=name), partial(self._given.__getitem__, name)) for name in self._given]
+        found: list[_Found] = []
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+            found.append((PluginStatus(name=entry.name, distribution=name, version=version), entry.load))
+        return sorted(found, key=lambda plugin: (plugin[0].name, plugin[0].distribution or ""))
 
 
-def _load(candidate: _Candidate) -> _Loaded:
+def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
+    return [record for record in records if isinstance(record, kind)]
+
+
+def _load(name: str, load: Callable[[], Any]) -> list[Record]:
     """Import, register and call one plugin. Each has a manager of its own, so that none can affect another."""
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(PolydraftSpec)
     try:
-        plugin = candidate.load()
+        plugin = load()
         if inspect.isclass(plugin):
             plugin = plugin()
     except (Exception, SystemExit) as error:
         raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
     try:
-        manager.register(plugin, name=candidate.name)
+        manager.register(plugin, name=name)
     except Exception as error:  # pluggy looks at every attribute, so a plugin may raise anything here
         raise _BrokenPlugin(f"It cannot be registered: {_describe(error)}.") from error
     _check_unknown_hooks(manager, plugin)
-    return _Loaded({hook: _ask(getattr(manager.hook, hook), hook, kind) for hook, kind in _HOOKS.items()})
+    return [record for hook, kind in _HOOKS.items() for record in _ask(getattr(manager.hook, hook), hook, kind)]
 
 
 def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
@@ -269,7 +236,7 @@ def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Recor
     try:
         records = [record for result in caller() for record in result]
     except ValidationError as error:
-        raise _BrokenPlugin(f"{hook} makes an invalid record: {describe_validation_error(error)}.") from error
+        raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error
     except (Exception, SystemExit) as error:
         raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
     for record in records:
@@ -309,7 +276,7 @@ def _check_unknown_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
             raise _BrokenPlugin(f"It implements an unknown hook, {caller.name!r}.")
 
 
-def _check_names(mine: _Loaded, others: Mapping[str, _Loaded]) -> None:
+def _check_names(mine: Iterable[Record], others: Mapping[str, Iterable[Record]]) -> None:
     """Check that names of backends and local models are unique; the plugin that comes first keeps them."""
     taken = {name: plugin for plugin, loaded in others.items() for name in _names(loaded)}
     seen: set[tuple[str, str]] = set()
@@ -322,11 +289,9 @@ def _check_names(mine: _Loaded, others: Mapping[str, _Loaded]) -> None:
         seen.add((what, name))
 
 
-def _names(loaded: _Loaded) -> list[tuple[str, str]]:
-    return [
-        *(("backend", record.name) for record in loaded.of(BackendRecord)),
-        *(("local model", record.name) for record in loaded.of(LocalModelRecord)),
-    ]
+def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
+    backends, models = _of(BackendRecord, records), _of(LocalModelRecord, records)
+    return [*(("backend", one.name) for one in backends), *(("local model", one.name) for one in models)]
 
 
 def _instantiate(record: BackendRecord) -> Backend:
@@ -346,7 +311,7 @@ def _instantiate(record: BackendRecord) -> Backend:
     return backend
 
 
-def describe_validation_error(error: ValidationError) -> str:
+def _describe_invalid(error: ValidationError) -> str:
     """The first error of a record, as part of a sentence: the record, the field, what is wrong."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
@@ -360,11 +325,6 @@ def _describe(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-
-
-def _normalized(name: str) -> str:
-    """Letter case and the separators '-', '_' and '.' do not count, as in names of distributions (PEP 503)."""
-    return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
 @cache

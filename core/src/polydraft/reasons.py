@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 from polydraft.contract.requests import OffReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from polydraft.contract.records import FaultRecord
 
-__all__ = ["by_caller", "by_engine", "by_fault", "by_settings", "no_drafter", "too_few_tokens"]
+__all__ = ["by_caller", "by_engine", "by_fault", "no_drafter", "too_few_tokens"]
 
 
 def by_caller(what: str = "`drafter=None`") -> OffReason:
@@ -28,13 +26,6 @@ def by_fault(fault: FaultRecord, version: str) -> OffReason:
     """A known fault of the installed engine version forbids it."""
     return OffReason(
         code="fault", message=f"{fault.distribution} {version} has a known fault: {fault.summary} {fault.remedy}"
-    )
-
-
-def by_settings(names: Iterable[str], engine: str) -> OffReason:
-    """These sampling settings cannot be combined with speculation on this engine."""
-    return OffReason(
-        code="settings", message=f"{engine} cannot speculate with these settings: {', '.join(sorted(names))}."
     )
 
 

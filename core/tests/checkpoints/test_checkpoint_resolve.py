@@ -330,6 +330,6 @@ def test_cache_folder_that_cannot_be_written(fake_hub, tmp_path):
 
 def test_errors_that_are_not_the_hubs_are_not_hidden(fake_hub, monkeypatch):
     fake_hub.add("org/m", {"config.json": {}})
-    monkeypatch.setattr("polydraft.checkpoints._from_hub.read_config", lambda *a: json.loads(3))
+    monkeypatch.setattr("polydraft.checkpoints._resolve.read_config", lambda *a: json.loads(3))
     with pytest.raises(TypeError):
         local("org/m")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from polydraft._plugins import PluginHost
-from polydraft._registry.drafters import plan_speculation
+from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry, core_faults
 from polydraft._registry.pairs import PairRegistry, RegisteredPair
 from polydraft.checkpoints._names import KnownNames
@@ -43,22 +43,22 @@ def registry(*pairs):
 
 @pytest.fixture
 def plan(builtin_data):
-    """``plan_speculation`` with the trained pairs as built-in models and nothing else around."""
+    """``DrafterChoice.plan`` with the trained pairs as built-in models and nothing else around."""
     names = sorted(path.name for path in builtin_data.iterdir())
     models = {name: LocalModelRecord(name=name, path=str(builtin_data / name)) for name in names}
     known = KnownNames(local_models=models)
 
     def make(target, drafter="auto", *, record=BACKEND, pairs=CORE, faults=None, versions=None, **options):
         lookup = {"transformers": "5.22.2", **(versions or {})}.get
-        return plan_speculation(
-            target if isinstance(target, ModelSource) else resolve(target, known=known),
-            drafter,
+        choice = DrafterChoice(
+            target=target if isinstance(target, ModelSource) else resolve(target, known=known),
             backend=record,
             registry=pairs,
             faults=FaultRegistry(core_faults() if faults is None else faults, lookup),
             resolve=lambda name: resolve(name, known=known, role="drafter"),
             **options,
         )
+        return choice.plan(drafter)
 
     return make
 
@@ -383,13 +383,14 @@ def test_gguf(plan, fake_hub, tmp_path):
     gguf = backend(formats=["gguf"])
     known = KnownNames(formats=CORE.formats())
     target = resolve("unsloth/gemma-4-E4B-it-GGUF:Q4_K_M", known=known)
-    found = plan_speculation(
-        target,
+    choice = DrafterChoice(
+        target=target,
         backend=gguf,
         registry=CORE,
         faults=FaultRegistry([]),
         resolve=lambda name: resolve(name, known=known, role="drafter"),
     )
+    found = choice.plan()
     assert (found.drafter.id, found.drafter.file) == ("unsloth/gemma-4-E4B-it-GGUF", "MTP/mtp-gemma-4-E4B-it-BF16.gguf")
 
 
@@ -428,14 +429,15 @@ def test_a_split_target_and_its_drafter(plan, tmp_path, gguf_bytes):
 def test_gguf_files_in_a_repository_that_is_not_registered(fake_hub, files, drafter):
     fake_hub.add("me/my-x-GGUF", dict.fromkeys(["x-Q4_K_M.gguf", *files], b"GGUF"))
     known = KnownNames()
-    found = plan_speculation(
-        resolve("me/my-x-GGUF@main:Q4_K_M", known=known),
+    choice = DrafterChoice(
+        target=resolve("me/my-x-GGUF@main:Q4_K_M", known=known),
         backend=backend(formats=["gguf"]),
         registry=CORE,
         faults=FaultRegistry([]),
         resolve=lambda name: resolve(name, known=known, role="drafter"),
         hub=HubOptions(),
     )
+    found = choice.plan()
     if drafter is None:
         assert found.kind == "ngram"
     else:

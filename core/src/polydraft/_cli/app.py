@@ -62,14 +62,7 @@ for _command in (generate, chat, verify, serve, backends, pairs, doctor):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; errors are reported, never raised.
-
-    Args:
-        arguments: What follows ``polydraft``.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command line (what follows ``polydraft``) and return its exit code; errors are reported, never raised."""
     state = CommandState()
     try:
         # Not the command's own main(): that would report errors in its own way.

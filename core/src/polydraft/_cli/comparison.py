@@ -49,14 +49,9 @@ def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
 def compare_with_plain(
     session: Session, prompt: Prompt, settings: dict[str, Any], result: GenerationResult, loaded: Mapping[str, Any]
 ) -> Comparison:
-    """Decode the prompt once more without speculation, with the seed that the result used, and judge the difference.
+    """Decode the prompt once more without speculation, with the seed that ``result`` used, and judge the difference.
 
-    Args:
-        session: Gave the result.
-        prompt: The prompt.
-        settings: The arguments of ``Session.generate``.
-        result: What they gave.
-        loaded: The arguments of ``polydraft.load``, for the command that verifies.
+    ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies.
     """
     from polydraft.verification import first_difference, judge_outputs
 

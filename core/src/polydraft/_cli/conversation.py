@@ -19,10 +19,7 @@ __all__ = ["Conversation", "interrupt_flag"]
 class Conversation:
     """The messages so far, without thinking: chat templates expect earlier turns without it.
 
-    Args:
-        session: The session that answers.
-        settings: Arguments of ``Session.stream`` for every answer.
-        system: The system message, if any.
+    ``settings`` are arguments of ``Session.stream`` for every answer.
     """
 
     def __init__(self, session: Session, settings: dict[str, Any], system: str | None = None) -> None:
@@ -40,10 +37,7 @@ class Conversation:
         """Answer a message, showing each chunk as it is generated.
 
         A cancelled answer stays in the history, as far as it was generated. A message without an answer does not, nor
-        does one that raised.
-
-        Returns:
-            The result; None if the answer was cancelled before its first chunk.
+        does one that raised. The result is None if the answer was cancelled before its first chunk.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         answer: list[str] = []

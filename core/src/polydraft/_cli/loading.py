@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
     from polydraft._session.session import Session
 
-__all__ = ["DEFAULT_MODEL", "checked_settings", "load_arguments", "open_session"]
+__all__ = ["checked_settings", "load_arguments", "open_session"]
 
-DEFAULT_MODEL = "builtin:tiny-e2b"
-"""What runs where no model is named."""
+_DEFAULT_MODEL = "tiny-e2b"
+"""The built-in pair that runs where no model is named."""
 
 
 def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
-    """The target and the further arguments of ``load``.
+    """The target and the further arguments of ``load``, from the options of the same names.
 
-    Args:
-        loading: The options, by the names of ``load``'s arguments.
-        plain: Load no drafter, unless one is named: then the pair is loaded, and the generation does without.
+    ``plain`` loads no drafter, unless one is named: then the pair is loaded, and the generation does without.
 
     Raises:
         InvalidRequestError: No model is named and the built-in pair is not installed, or an engine option is not of
@@ -34,23 +32,17 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
     """
     drafter = loading["drafter"]
     if drafter is None:
-        drafter = None if plain else "auto"
-    elif drafter.lower() == "none":
-        drafter = None
+        drafter = "none" if plain else "auto"
     arguments = {
         **loading,
-        "drafter": drafter,
+        "drafter": None if drafter.lower() == "none" else drafter,
         "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
     }
     return arguments.pop("target") or _builtin_pair(), arguments
 
 
 def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
-    """Load what was asked for.
-
-    Raises:
-        PolydraftError: As ``load`` says.
-    """
+    """Load what was asked for; errors are those of ``load``."""
     import polydraft
 
     # huggingface_hub's warnings are of retries; what comes of them is reported in one line.
@@ -62,12 +54,12 @@ def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
 def _builtin_pair() -> str:
     from polydraft._plugins import default_host
 
-    if DEFAULT_MODEL.removeprefix("builtin:") not in default_host().local_models():
+    if _DEFAULT_MODEL not in default_host().local_models():
         raise InvalidRequestError(
             "No --model is given, and the built-in pair is not installed.",
             "Give --model, or pip install 'polydraft[transformers,builtin]'.",
         )
-    return DEFAULT_MODEL
+    return f"builtin:{_DEFAULT_MODEL}"
 
 
 def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,11 +94,7 @@ def _json_or_text(value: str) -> Any:
 def _pairs(
     argument: str, given: Iterable[str] | None, of_value: Any, of_key: type[str] | type[int] = str
 ) -> dict[Any, Any] | None:
-    """``KEY=VALUE`` to a dict; None where nothing is given.
-
-    Raises:
-        InvalidRequestError: It is not of this form, or a key is given twice.
-    """
+    """``KEY=VALUE`` to a dict; None where nothing is given."""
     flag = FLAGS[argument][0]
     pairs: dict[Any, Any] = {}
     for text in given or ():

@@ -11,17 +11,7 @@ from typing import TextIO
 from polydraft._flags import FLAGS, in_flags
 from polydraft.errors import InvalidRequestError, PolydraftError
 
-__all__ = [
-    "BROKEN_PIPE",
-    "FAILURE",
-    "INTERRUPTED",
-    "SUCCESS",
-    "USAGE",
-    "Problem",
-    "describe",
-    "report",
-    "show_warnings",
-]
+__all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
 
 SUCCESS = 0
 FAILURE = 1
@@ -63,24 +53,14 @@ def describe(error: Exception) -> Problem:
     )
 
 
-def report(error: Exception, *, debug: bool, stream: TextIO | None = None) -> int:
-    """Write an error to standard error.
-
-    Args:
-        error: The error.
-        debug: With the whole traceback.
-        stream: Where to write; None: standard error.
-
-    Returns:
-        The exit code.
-    """
-    stream = sys.stderr if stream is None else stream
+def report(error: Exception, *, debug: bool) -> int:
+    """Write an error to standard error, with its traceback if ``debug``, and return the exit code."""
     problem = describe(error)
     if debug:
-        traceback.print_exception(error, file=stream)
-    print(f"Error: {problem.message}", file=stream)
+        traceback.print_exception(error)
+    print(f"Error: {problem.message}", file=sys.stderr)
     if problem.hint:
-        print(f"Hint: {problem.hint}", file=stream)
+        print(f"Hint: {problem.hint}", file=sys.stderr)
     return problem.exit_code
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Prompt
 
-__all__ = ["parse_token_ids", "read_prompt"]
+__all__ = ["read_prompt"]
 
 _HOW = "Give --prompt TEXT, --prompt-file FILE, --prompt-token-ids 1,2,3, or text on standard input."
 
@@ -21,23 +21,15 @@ _HOW = "Give --prompt TEXT, --prompt-file FILE, --prompt-token-ids 1,2,3, or tex
 def read_prompt(
     text: str | None, file: Path | None, token_ids: str | None, *, chat: bool = False, system: str | None = None
 ) -> Prompt:
-    """The prompt given by the options, else standard input.
+    """The prompt given by ``--prompt``, ``--prompt-file`` or ``--prompt-token-ids``, else standard input.
 
-    Args:
-        text: ``--prompt``.
-        file: ``--prompt-file``; ``-`` is standard input.
-        token_ids: ``--prompt-token-ids``.
-        chat: Make the text the user's message of a chat.
-        system: The system message of that chat.
+    With ``chat`` the text is the user's message of a chat, after ``system`` if that is given.
 
     Raises:
         InvalidRequestError: More than one is given, none is, it is empty, or it cannot be read.
     """
-    given = [
-        name
-        for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-token-ids", token_ids))
-        if value is not None
-    ]
+    options = {"--prompt": text, "--prompt-file": file, "--prompt-token-ids": token_ids}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InvalidRequestError(f"{' and '.join(given)} exclude one another.", "Give one of them.")
     if system is not None and not chat:
@@ -45,7 +37,7 @@ def read_prompt(
     if token_ids is not None:
         if chat:
             raise InvalidRequestError("--chat takes text, not token ids.", "Leave out --chat, or give --prompt.")
-        return parse_token_ids(token_ids)
+        return _parse_token_ids(token_ids)
     if text is None:
         text = _read_file(file) if file is not None and str(file) != "-" else _read_stdin()
     if not text:
@@ -56,12 +48,8 @@ def read_prompt(
     return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
-def parse_token_ids(text: str) -> list[int]:
-    """Token ids from ``1,2,3``.
-
-    Raises:
-        InvalidRequestError: It is empty, or a part of it is not an id.
-    """
+def _parse_token_ids(text: str) -> list[int]:
+    """Token ids from ``1,2,3``."""
     parts = [part.strip() for part in text.split(",")]
     # isdecimal alone takes digits of other scripts too.
     wrong = next((part for part in parts if not (part.isascii() and part.isdecimal())), None)

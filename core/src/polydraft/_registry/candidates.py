@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polydraft.checkpoints._hub import hub_errors, repository_files
-from polydraft.checkpoints._names import repository
+from polydraft.checkpoints._names import model_folders, repository
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, is_assistant
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError, PolydraftError
@@ -112,7 +112,7 @@ def _raiser(error: PolydraftError) -> Callable[[], ModelSource]:
 def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) -> Iterator[Candidate]:
     """The one assistant next to the target whose config fits and that no other target claims; of several, none."""
     fitting: list[ModelSource] = []
-    for folder in _model_folders(path.parent):
+    for folder in model_folders(path.parent):
         owner = folder.name.removesuffix("-assistant")
         if folder == path or (owner not in {folder.name, path.name} and (folder.parent / owner).is_dir()):
             continue
@@ -132,13 +132,6 @@ def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) ->
         names = ", ".join(Path(found.id).name for found in fitting)
         why = f"{len(fitting)} assistants here fit ({names}) and none is named {path.name}-assistant."
         yield Candidate(str(path.parent), "mtp", "config", _raiser(PairMismatchError(why, "Name one as `drafter`.")))
-
-
-def _model_folders(parent: Path) -> list[Path]:
-    try:
-        return sorted(folder for folder in parent.iterdir() if (folder / "config.json").is_file())
-    except OSError:
-        return []
 
 
 def _gguf_beside(path: Path, file: str | None, resolve: DrafterLookup) -> Iterator[Candidate]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from polydraft import reasons
 from polydraft._registry.candidates import Candidate, DrafterLookup, candidates
-from polydraft._registry.pairs import DEFAULT_K, RegisteredPair
+from polydraft._registry.faults import FaultRegistry, distributions
+from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
 from polydraft._registry.versions import older_than
 from polydraft.checkpoints._names import repository
 from polydraft.checkpoints.compatibility import check_pair
@@ -19,62 +20,12 @@ from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUna
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from polydraft._registry.faults import FaultRegistry
-    from polydraft._registry.pairs import PairRegistry
     from polydraft.contract.records import BackendRecord, DrafterKind, FaultRecord
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["plan_speculation"]
+__all__ = ["DrafterChoice"]
 
 _log = logging.getLogger("polydraft.load")
-
-
-def plan_speculation(
-    target: ModelSource,
-    drafter: str | Path | None = "auto",
-    *,
-    backend: BackendRecord,
-    registry: PairRegistry,
-    faults: FaultRegistry,
-    resolve: DrafterLookup,
-    hub: HubOptions | None = None,
-    num_speculative_tokens: int | None = None,
-    max_speculative_tokens: int | None = None,
-) -> SpeculationPlan:
-    """Decide how a session speculates. Configs are read, no weights.
-
-    ``auto`` takes the first drafter that this backend can run and that fits the target: from the registry; from a
-    folder next to the target (``<target>-assistant``, ``<target>-draft``, or the one assistant there whose config
-    fits); from the registry, by the model that the checkpoint says it is a copy of; else n-gram drafting with a note
-    that says why; else none, with the reason in ``off``.
-
-    Args:
-        target: The resolved target; ``check_target`` has passed it unless a drafter is named.
-        drafter: ``auto``, ``ngram``, None for plain decoding, or a drafter's id or path.
-        backend: The backend that will run it.
-        registry: The known pairs.
-        faults: The known faults, with the installed versions.
-        resolve: Resolves a drafter.
-        hub: How to reach the Hub, for the tokenizers of a ``draft-model`` pair and the files of a GGUF repository.
-            None: only local ones are used.
-        num_speculative_tokens: k, if the caller gave one; else the registry's for this backend, else 4.
-        max_speculative_tokens: The backend's largest k.
-
-    Raises:
-        PairMismatchError: The caller's drafter does not fit.
-        SpeculationUnavailableError: The backend cannot run the caller's drafter.
-        BackendUnavailableError: A known fault of the installed engine forbids the caller's drafter.
-        ModelNotFoundError: The caller's drafter does not exist or cannot be reached.
-        InvalidRequestError: k is larger than the backend's largest.
-    """
-    search = _Search(target, backend, registry, faults, resolve, hub, num_speculative_tokens, max_speculative_tokens)
-    if drafter is None:
-        return SpeculationPlan(off=reasons.by_caller())
-    if drafter == "auto":
-        return search.auto()
-    if drafter == "ngram":
-        return search.explicit_ngram()
-    return search.explicit(drafter)
 
 
 class _Refusal(Exception):  # noqa: N818 - caught in this module, never seen outside
@@ -85,18 +36,53 @@ class _Refusal(Exception):  # noqa: N818 - caught in this module, never seen out
         self.fault = fault
 
 
-@dataclass(frozen=True)
-class _Search:
+@dataclass(frozen=True, kw_only=True)
+class DrafterChoice:
+    """How a session speculates on one backend. Configs are read, no weights."""
+
     target: ModelSource
+    """``check_target`` has passed it unless a drafter is named."""
     backend: BackendRecord
     registry: PairRegistry
     faults: FaultRegistry
+    """The known faults, with the installed versions."""
     resolve: DrafterLookup
-    hub: HubOptions | None
-    k: int | None
-    k_max: int | None
+    hub: HubOptions | None = None
+    """For the tokenizers of a ``draft-model`` pair and the files of a GGUF repository; None: only local ones."""
+    num_speculative_tokens: int | None = None
+    """k, if the caller gave one; else the registry's for this backend, else 4."""
+    max_speculative_tokens: int | None = None
+    """The backend's largest k."""
 
-    def auto(self) -> SpeculationPlan:
+    def plan(self, drafter: str | Path | None = "auto") -> SpeculationPlan:
+        """Decide on a drafter.
+
+        ``auto`` takes the first drafter that this backend can run and that fits the target: from the registry; from a
+        folder next to the target (``<target>-assistant``, ``<target>-draft``, or the one assistant there whose config
+        fits); from the registry, by the model that the checkpoint says it is a copy of; else n-gram drafting with a
+        note that says why; else none, with the reason in ``off``.
+
+        Args:
+            drafter: ``auto``, ``ngram``, None for plain decoding, or a drafter's id or path.
+
+        Raises:
+            PairMismatchError: The caller's drafter does not fit.
+            SpeculationUnavailableError: The backend cannot run the caller's drafter.
+            BackendUnavailableError: A known fault of the installed engine forbids the caller's drafter.
+            ModelNotFoundError: The caller's drafter does not exist or cannot be reached.
+            InvalidRequestError: k is larger than the backend's largest.
+        """
+        if drafter is None:
+            return SpeculationPlan(off=reasons.by_caller())
+        if drafter == "auto":
+            return self._auto()
+        if drafter == "ngram":
+            self._check_kind("ngram", "n-gram drafting")
+            self.faults.check(self.backend, ["ngram"], self._types(None))
+            return self._plan("ngram", None, "caller")
+        return self._named(drafter)
+
+    def _auto(self) -> SpeculationPlan:
         refusals: list[str] = []
         fault: tuple[FaultRecord, str] | None = None
         for candidate in candidates(self.target, self.registry, self.resolve, self.hub):
@@ -111,20 +97,13 @@ class _Search:
                 return self._plan(candidate.kind, source, candidate.chosen_by, candidate.note, candidate.entry)
             _log.info("Drafter passed over: %s", refusals[-1])
         why = " ".join(refusals) or f"No drafter is known for {self.target.id}."
-        if (
-            "ngram" in self.backend.drafter_kinds
-            and self.faults.refusal(self.backend, ["ngram"], self._types(None)) is None
-        ):
+        forbidden = self.faults.refusal(self.backend, ["ngram"], self._types(None))
+        if "ngram" in self.backend.drafter_kinds and forbidden is None:
             return self._plan("ngram", None, "fallback", f"Drafts are looked up in the text so far (n-gram): {why}")
         off = reasons.by_fault(*fault) if fault else reasons.no_drafter(self.target.id, why)
         return SpeculationPlan(off=off, note=why)
 
-    def explicit_ngram(self) -> SpeculationPlan:
-        self._check_kind("ngram", "n-gram drafting")
-        self.faults.check(self.backend, ["ngram"], self._types(None))
-        return self._plan("ngram", None, "caller")
-
-    def explicit(self, drafter: str | Path) -> SpeculationPlan:
+    def _named(self, drafter: str | Path) -> SpeculationPlan:
         source = self.resolve(drafter)
         entry = self._known(source)
         kind = entry.pair.kind if entry else _kind_of(source)
@@ -146,7 +125,7 @@ class _Search:
             raise _Refusal(f"the backend {self.backend.name} has no drafters of kind {candidate.kind}.")
         for name, first in candidate.entry.pair.min_versions.items() if candidate.entry else ():
             version = self.faults.lookup(name)
-            if name in _distributions(self.backend) and version is not None and older_than(version, first):
+            if name in distributions(self.backend) and version is not None and older_than(version, first):
                 raise _Refusal(f"it needs {name}>={first}, {version} is installed.")
         source = candidate.source()
         if source is not None and source.format not in self.backend.formats:
@@ -186,36 +165,27 @@ class _Search:
         self,
         kind: DrafterKind,
         source: ModelSource | None,
-        chosen_by: str,
+        chosen_by: Literal["caller", "registry", "sibling", "config", "fallback"],
         note: str = "",
         entry: RegisteredPair | None = None,
     ) -> SpeculationPlan:
         recommended = entry.num_speculative_tokens(self.backend.name) if entry else None
-        k = recommended or DEFAULT_K if self.k is None else self.k
+        k = recommended or DEFAULT_K if self.num_speculative_tokens is None else self.num_speculative_tokens
         notes = [note] if note else []
-        if self.k_max is not None and k > self.k_max:
-            if self.k is not None:
+        largest = self.max_speculative_tokens
+        if largest is not None and k > largest:
+            if self.num_speculative_tokens is not None:
                 raise InvalidRequestError(
-                    f"`num_speculative_tokens={k}` is too large: {self.backend.name} drafts at most {self.k_max}.",
-                    f"Give `num_speculative_tokens={self.k_max}` or less.",
+                    f"`num_speculative_tokens={k}` is too large: {self.backend.name} drafts at most {largest}.",
+                    f"Give `num_speculative_tokens={largest}` or less.",
                     argument="num_speculative_tokens",
                 )
-            notes.append(f"k is {self.k_max}, the backend's largest; {k} is recommended.")
-            k = self.k_max
+            notes.append(f"k is {largest}, the backend's largest; {k} is recommended.")
+            k = largest
         notes += self._warnings(kind, source)
-        return SpeculationPlan.model_validate(
-            {
-                "kind": kind,
-                "drafter": source,
-                "num_speculative_tokens": k,
-                "chosen_by": chosen_by,
-                "note": " ".join(notes),
-            }
+        return SpeculationPlan(
+            kind=kind, drafter=source, num_speculative_tokens=k, chosen_by=chosen_by, note=" ".join(notes)
         )
-
-
-def _distributions(backend: BackendRecord) -> set[str]:
-    return {name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|")}
 
 
 def _kind_of(source: ModelSource) -> DrafterKind:

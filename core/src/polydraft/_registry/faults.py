@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from polydraft._registry.tables import core_table
 from polydraft._registry.versions import VersionLookup, in_range, installed_version
 from polydraft.contract.records import BackendRecord, FaultRecord
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from polydraft._plugins import PluginHost
 
-__all__ = ["FaultRegistry", "core_faults", "fault_sentences"]
+__all__ = ["FaultRegistry", "core_faults", "distributions", "fault_sentences"]
 
 
 @cache
@@ -55,8 +57,8 @@ class FaultRegistry:
         """The faults of one version of an engine.
 
         Args:
-            distribution: Name on the package index; letter case, '-' and '_' do not count.
-            version: Its version.
+            distribution: Name on the package index; letter case, '-', '_' and '.' do not count.
+            version: The installed one.
             affects: What will be used (``mtp``, ``sampling``, ...); None: everything. ``all`` always counts.
             model_types: ``model_type`` of target and drafter; None: whatever the model. A fault that names
                 architectures counts if it names one of these.
@@ -66,26 +68,21 @@ class FaultRegistry:
         return [
             fault
             for fault in self.faults
-            if _same(fault.distribution, distribution)
+            if canonicalize_name(fault.distribution) == canonicalize_name(distribution)
             and (wanted is None or fault.affects in wanted)
             and (types is None or not fault.architectures or types & set(fault.architectures))
             and in_range(version, fault.versions)
         ]
 
     def faults_of(
-        self,
-        backend: BackendRecord,
-        *,
-        affects: Iterable[str] | None = None,
-        model_types: Iterable[str] | None = None,
+        self, backend: BackendRecord, *, affects: Iterable[str] | None = None, model_types: Iterable[str] | None = None
     ) -> list[tuple[FaultRecord, str]]:
         """The faults of the installed versions of a backend's engine and requirements, each with that version."""
         affects = None if affects is None else list(affects)
         model_types = None if model_types is None else list(model_types)
-        names = dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|"))
         return [
             (fault, version)
-            for name in names
+            for name in distributions(backend)
             if (version := self.lookup(name)) is not None
             for fault in self.faults_for(name, version, affects=affects, model_types=model_types)
         ]
@@ -108,11 +105,12 @@ class FaultRegistry:
             raise BackendUnavailableError(*fault_sentences(*found))
 
 
+def distributions(backend: BackendRecord) -> list[str]:
+    """The distributions of a backend's engine and requirements, once each."""
+    return list(dict.fromkeys(name.strip() for key in (backend.engine, *backend.requires) for name in key.split("|")))
+
+
 def fault_sentences(fault: FaultRecord, version: str) -> tuple[str, str]:
     """The message and the hint of an error."""
     link = f" See {fault.link}." if fault.link else ""
     return f"{fault.distribution} {version} has a known fault: {fault.summary}", f"{fault.remedy}{link}"
-
-
-def _same(a: str, b: str) -> bool:
-    return a.lower().replace("_", "-") == b.lower().replace("_", "-")

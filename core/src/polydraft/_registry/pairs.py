@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from polydraft._registry.tables import check_pair_record, core_table, expand, read_table, records
+from polydraft._registry.tables import core_table, expand, read_pairs
 from polydraft.contract.records import PairRecord, Record
 from polydraft.errors import InvalidRequestError
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from polydraft._plugins import PluginHost
 
-__all__ = ["DEFAULT_K", "PAIRS_VARIABLE", "PairRegistry", "RegisteredPair", "user_files"]
+__all__ = ["DEFAULT_K", "PairRegistry", "RegisteredPair"]
 
-PAIRS_VARIABLE = "POLYDRAFT_PAIRS"
+_VARIABLE = "POLYDRAFT_PAIRS"
 DEFAULT_K = 4
 
 # Parts of a name that describe quantization and packing, not the model.
@@ -57,11 +57,7 @@ class RegisteredPair(Record):
 
 
 class PairRegistry:
-    """All known pairs.
-
-    Args:
-        entries: Pairs of concrete ids; of several that fit, the first is taken.
-    """
+    """All known pairs, of concrete ids; of several that fit, the first is taken."""
 
     def __init__(self, entries: Iterable[RegisteredPair]) -> None:
         self.entries = tuple(entries)
@@ -77,8 +73,9 @@ class PairRegistry:
             InvalidRequestError: The user's file is broken; the sentence names file, line and field.
         """
         entries: list[RegisteredPair] = []
-        for path in user_files(environ):
-            entries += _user_pairs(path)
+        for path in _user_files(environ):
+            for pair in read_pairs(path):
+                entries += _registered(pair, "user", str(path))
         for plugin, pair in host.pairs():
             entries += _registered(pair, "plugin", plugin)
         return cls([*entries, *_core_pairs()])
@@ -127,19 +124,19 @@ def base_name(target: str) -> str:
     return name.lower()
 
 
-def user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
+def _user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     """The user's files that exist: that of ``POLYDRAFT_PAIRS``, then the config folder's ``pairs.toml``.
 
     Raises:
         InvalidRequestError: ``POLYDRAFT_PAIRS`` names a file that does not exist.
     """
     found: list[Path] = []
-    named = (os.environ if environ is None else environ).get(PAIRS_VARIABLE, "").strip()
+    named = (os.environ if environ is None else environ).get(_VARIABLE, "").strip()
     if named:
         path = Path(named).expanduser()
         if not path.is_file():
             raise InvalidRequestError(
-                f"{PAIRS_VARIABLE} names {named}, which is not a file.", "Fix the path, or unset the variable."
+                f"{_VARIABLE} names {named}, which is not a file.", "Fix the path, or unset the variable."
             )
         found.append(path)
     from platformdirs import user_config_path
@@ -148,20 +145,6 @@ def user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     if default.is_file() and default not in found:
         found.append(default)
     return found
-
-
-def _user_pairs(path: Path) -> list[RegisteredPair]:
-    tables = [{"drafter": None, **table} for table in read_table(path, "pair")]
-    entries: list[RegisteredPair] = []
-    for number, pair in enumerate(records(PairRecord, tables, path, "pair"), 1):
-        try:
-            check_pair_record(pair)
-            entries += _registered(pair, "user", str(path))
-        except ValueError as error:
-            raise InvalidRequestError(
-                f"{path}: [[pair]] number {number} is wrong: {error}.", "Write one entry for each pair."
-            ) from error
-    return entries
 
 
 def _registered(pair: PairRecord, origin: Literal["user", "plugin", "core"], source: str) -> list[RegisteredPair]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from polydraft._plugins import default_host
 from polydraft._registry.backends import format_hint, known_backends
-from polydraft._registry.drafters import plan_speculation
+from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import BackendState, backend_state
-from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.checkpoints._names import KnownNames, Role, did_you_mean
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
@@ -33,9 +34,7 @@ from polydraft.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from polydraft._plugins import PluginHost
     from polydraft.contract.records import BackendRecord
 
 __all__ = ["Prepared", "Resolver"]
@@ -56,50 +55,43 @@ class Resolver:
     """Resolves one target: names and states are looked up once, and shared by all backends that are considered.
 
     Args:
-        host: The plugins.
-        hub: How to reach the Hub. The revision is the target's; drafters are taken at their default branch.
-        lookup: Gives installed versions.
+        given: All arguments of ``load``, checked. The revision is the target's; drafters are taken at their default
+            branch.
 
     Raises:
         InvalidRequestError: The user's file of pairs is broken.
     """
 
-    def __init__(
-        self, host: PluginHost, hub: HubOptions | None = None, *, lookup: VersionLookup = installed_version
-    ) -> None:
-        self._host = host
-        self._hub = hub or HubOptions()
-        self._pairs = PairRegistry.of(host)
-        self._faults = FaultRegistry.of(host, lookup)
-        self._known = KnownNames(host.local_models(), self._pairs.formats())
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self._host = given["host"] or default_host()
+        cache_dir = given["cache_dir"]
+        self._hub = HubOptions(
+            revision=given["revision"],
+            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+            token=given["token"],
+            local_files_only=given["local_files_only"],
+        )
+        self._pairs = PairRegistry.of(self._host)
+        self._faults = FaultRegistry.of(self._host)
+        self._known = KnownNames(self._host.local_models(), self._pairs.formats())
         self._resolved: dict[tuple[str | Path, Role], ModelSource | PolydraftError] = {}
         self._states: dict[str, BackendState] = {}
 
-    def prepare(self, target: str | Path, arguments: Mapping[str, Any]) -> Prepared:
-        """Resolve the target, choose the backend and plan speculation; everything is checked, nothing is loaded.
-
-        Args:
-            target: As for ``load``.
-            arguments: All of ``load``'s, checked.
-
-        Raises:
-            PolydraftError: As for ``load``.
-        """
-        name = arguments["backend"]
+    def prepare(self, target: str | Path) -> Prepared:
+        """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
+        name = self._given["backend"]
         if name != "auto":  # checked before the target is looked for: this needs no network
-            _check_options(self._host.backend(name), name, arguments["engine_options"])
+            _check_options(self._host.backend(name), name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
         source = self._resolve(target, "target")
-        if arguments["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
+        if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
             check_target(source)
-        if name != "auto":
-            prepared = self._prepare(self._host.backends()[name], source, arguments)
-        else:
-            prepared = self._choose(source, arguments)
+        prepared = self._choose(source) if name == "auto" else self._prepare(self._host.backends()[name], source)
         _log.info("Chosen for %s: %s; %s", source.id, prepared.request.backend, _chosen(prepared.request.plan))
         return prepared
 
-    def _choose(self, source: ModelSource, arguments: Mapping[str, Any]) -> Prepared:
+    def _choose(self, source: ModelSource) -> Prepared:
         """The usable backend of the highest rank that takes the target; by name where ranks are equal."""
         states = [self._state(record) for record in self._host.backends().values() if source.format in record.formats]
         if not states:
@@ -113,7 +105,7 @@ class Resolver:
             try:
                 if state.diagnosis and state.diagnosis.usable and state.diagnosis.rank == 0:
                     raise BackendUnavailableError("It is used only if it is named.", " ".join(state.diagnosis.notes))
-                return self._prepare(state.record, source, arguments)
+                return self._prepare(state.record, source)
             except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
                 _log.info("Backend passed over: %s: %s", state.record.name, error.message)
                 errors.append((state, error))
@@ -122,7 +114,7 @@ class Resolver:
         # If all that can run here refuse for one reason that the caller can change, the error has that reason's class.
         classes = {type(error) for state, error in errors if state.usable}
         askable = {DeviceError, SpeculationUnavailableError} | (
-            {UnsupportedError} if arguments["exactness"] != "standard" else set()
+            {UnsupportedError} if self._given["exactness"] != "standard" else set()
         )
         raised = classes.pop() if len(classes) == 1 and classes <= askable else BackendUnavailableError
         raise raised(
@@ -131,48 +123,48 @@ class Resolver:
             "`polydraft doctor` shows more about each backend.",
         )
 
-    def _prepare(self, record: BackendRecord, source: ModelSource, arguments: Mapping[str, Any]) -> Prepared:
+    def _prepare(self, record: BackendRecord, source: ModelSource) -> Prepared:
         """The request for one backend and one target, or the error that says why it cannot load it."""
         if source.format not in record.formats:
             raise UnsupportedError(
                 f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
                 f"It loads: {', '.join(sorted(record.formats))}. {format_hint(source.format, but=record.name)}".strip(),
             )
-        state = self._state(record)
+        given, state = self._given, self._state(record)
         state.check()
-        state.check_device(arguments["device"])
+        state.check_device(given["device"])
         backend = self._host.backend(record.name)
         capabilities = backend.capabilities()
-        if arguments["exactness"] not in capabilities.exactness:
+        if given["exactness"] not in capabilities.exactness:
             raise UnsupportedError(
-                f"The backend {record.name} has no `exactness={arguments['exactness']!r}` here.",
+                f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
                 f"It has: {', '.join(sorted(capabilities.exactness))}.",
             )
         self._faults.check(record, {"import"}, model_types(source.config))
-        plan = plan_speculation(
-            source,
-            arguments["drafter"],
+        choice = DrafterChoice(
+            target=source,
             backend=record,
             registry=self._pairs,
             faults=self._faults,
             resolve=lambda name: self._resolve(name, "drafter"),
             hub=self._hub,
-            num_speculative_tokens=arguments["num_speculative_tokens"],
+            num_speculative_tokens=given["num_speculative_tokens"],
             max_speculative_tokens=capabilities.max_speculative_tokens,
         )
+        plan = choice.plan(given["drafter"])
         if reason := backend.refuse(source, plan):
             raise UnsupportedError(f"The backend {record.name} cannot load this: {reason}", "Try another backend.")
         request = LoadRequest(
             backend=record.name,
             target=source,
             plan=plan,
-            exactness=arguments["exactness"],
-            context_length=arguments["context_length"],
-            dtype=arguments["dtype"],
-            device=arguments["device"],
-            trust_remote_code=arguments["trust_remote_code"],
+            exactness=given["exactness"],
+            context_length=given["context_length"],
+            dtype=given["dtype"],
+            device=given["device"],
+            trust_remote_code=given["trust_remote_code"],
             hub=self._hub,
-            engine_options=_check_options(backend, record.name, arguments["engine_options"]),
+            engine_options=_check_options(backend, record.name, given["engine_options"]),
         )
         check_context_length(request)
         return Prepared(backend, state, request)

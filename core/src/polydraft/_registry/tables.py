@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 from pydantic import ValidationError
 
-from polydraft.contract.records import PairRecord, Record
+from polydraft.contract.records import PairRecord
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["check_pair_record", "core_table", "expand", "read_table", "records"]
+__all__ = ["check_pair_record", "core_table", "expand", "read_pairs"]
 
-R = TypeVar("R", bound=Record)
 _GROUP = re.compile(r"\{([^{}]*)\}")
 
 
@@ -30,11 +29,12 @@ def core_table(name: str) -> list[dict[str, Any]]:
     return tables
 
 
-def read_table(path: Path, name: str) -> list[dict[str, Any]]:
-    """The tables ``[[name]]`` of a user's file.
+def read_pairs(path: Path) -> list[PairRecord]:
+    """The tables ``[[pair]]`` of a user's file.
 
     Raises:
-        InvalidRequestError: The file cannot be read, is not TOML, or holds something else.
+        InvalidRequestError: The file cannot be read, is not TOML, or holds something else; or a field is missing,
+            unknown or wrong: the sentence names file, line and field.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -42,40 +42,35 @@ def read_table(path: Path, name: str) -> list[dict[str, Any]]:
         raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Fix the syntax there.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path} cannot be read: {error}.", "Check the path.") from error
-    unknown = sorted(set(data) - {name})
-    tables = data.get(name, [])
+    unknown = sorted(set(data) - {"pair"})
+    tables = data.get("pair", [])
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        what = f"holds {unknown[0]!r}" if unknown else f"has a {name!r} that is not a list of tables"
-        raise InvalidRequestError(f"{path} {what}.", f"It may hold tables [[{name}]] only.")
-    return tables
-
-
-def records(kind: type[R], tables: list[dict[str, Any]], path: Path, name: str) -> list[R]:
-    """Validate a user's tables.
-
-    Raises:
-        InvalidRequestError: A field is missing, unknown or wrong; the sentence names file, line and field.
-    """
-    found: list[R] = []
-    for number, table in enumerate(tables):
+        what = f"holds {unknown[0]!r}" if unknown else "has a 'pair' that is not a list of tables"
+        raise InvalidRequestError(f"{path} {what}.", "It may hold tables [[pair]] only.")
+    found: list[PairRecord] = []
+    for number, table in enumerate(tables, 1):
         try:
-            found.append(kind.model_validate(table))
+            found.append(PairRecord.model_validate({"drafter": None, **table}))
+            check_pair_record(found[-1])
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or name
-            line = _line(path, name, number)
+            field = ".".join(str(part) for part in first["loc"]) or "pair"
             raise InvalidRequestError(
-                f"{path}, line {line}: [[{name}]] number {number + 1} is wrong: {field}: {first['msg']}.",
-                f"Known fields: {', '.join(kind.model_fields)}.",
+                f"{path}, line {_line(path, number)}: [[pair]] number {number} is wrong: {field}: {first['msg']}.",
+                f"Known fields: {', '.join(PairRecord.model_fields)}.",
+            ) from error
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"{path}: [[pair]] number {number} is wrong: {error}.", "Write one entry for each pair."
             ) from error
     return found
 
 
-def _line(path: Path, name: str, number: int) -> int:
-    """Line of the n-th ``[[name]]``; 1 if it is written in another way."""
-    pattern = re.compile(rf"\s*\[\[\s*{name}\s*\]\]")
+def _line(path: Path, number: int) -> int:
+    """Line of the n-th ``[[pair]]``, from 1; 1 if it is written in another way."""
+    pattern = re.compile(r"\s*\[\[\s*pair\s*\]\]")
     lines = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if pattern.match(line)]
-    return lines[number] if number < len(lines) else 1
+    return lines[number - 1] if number <= len(lines) else 1
 
 
 def check_pair_record(pair: PairRecord) -> None:

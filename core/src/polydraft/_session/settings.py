@@ -97,12 +97,7 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
 
 
 def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], vocab_size: int) -> None:
-    """Refuse settings that forbid every token.
-
-    Args:
-        settings: The call's settings.
-        ends: Token ids that end the output; they are suppressed until ``min_new_tokens`` is reached.
-        vocab_size: Number of the model's tokens.
+    """Refuse settings that forbid every token; those in ``ends`` are suppressed until ``min_new_tokens`` is reached.
 
     Raises:
         InvalidRequestError: No token could be chosen.

@@ -27,11 +27,7 @@ _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "u
 def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Callable[[], str] = str) -> Iterator[None]:
     """Turn errors of ``huggingface_hub`` into typed ones that say what to do.
 
-    Args:
-        repo: The repository, ``org/name``.
-        hub: The options of the call.
-        role: ``target`` or ``drafter``, for the sentence.
-        similar: Gives a "Did you mean ...?" (or nothing) where the repository does not exist.
+    ``similar`` gives a "Did you mean ...?" (or nothing) where the repository does not exist.
 
     Raises:
         ModelNotFoundError: It does not exist, may not be read, or cannot be reached.

@@ -16,21 +16,11 @@ if TYPE_CHECKING:
 
     from polydraft.contract.records import LocalModelRecord
 
-__all__ = [
-    "BUILTIN_PREFIX",
-    "KnownNames",
-    "Name",
-    "Role",
-    "did_you_mean",
-    "parse",
-    "repository",
-    "shown",
-    "sibling_folders",
-]
+__all__ = ["KnownNames", "Name", "Role", "did_you_mean", "model_folders", "parse", "repository", "shown"]
 
 Role = Literal["target", "drafter"]
 
-BUILTIN_PREFIX = "builtin:"
+_BUILTIN = "builtin:"
 _LONGEST_SHOWN = 200
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9][\w.-]*))?"
@@ -67,7 +57,7 @@ class KnownNames:
 
     def suggest(self, wrong: str, more: Iterable[str] = ()) -> str:
         """A "Did you mean ...?", or an empty string."""
-        return did_you_mean(wrong, [*(f"{BUILTIN_PREFIX}{name}" for name in self.local_models), *self.formats, *more])
+        return did_you_mean(wrong, [*(f"{_BUILTIN}{name}" for name in self.local_models), *self.formats, *more])
 
 
 def parse(target: str | Path) -> Name:
@@ -84,8 +74,8 @@ def parse(target: str | Path) -> Name:
     name = target.strip()
     if not name:
         raise InvalidRequestError("The model's name is empty.", "Give a Hub id, a folder, or builtin:<name>.")
-    if name.startswith(BUILTIN_PREFIX):
-        return Name("builtin", name.removeprefix(BUILTIN_PREFIX))
+    if name.startswith(_BUILTIN):
+        return Name("builtin", name.removeprefix(_BUILTIN))
     if url := _URL.match(name):
         repo = "/".join(url["rest"].strip("/").split("/")[:2])
         raise InvalidRequestError(f"{name!r} is a URL.", f"Write the Hub id alone: {repo!r}.")
@@ -155,10 +145,9 @@ def did_you_mean(wrong: str, known: Iterable[str], *, count: int = 3) -> str:
     return f"Did you mean {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}?"
 
 
-def sibling_folders(path: Path) -> list[str]:
-    """Folders next to a path that does not exist and that hold a model, written as the user would."""
-    parent = path.parent
+def model_folders(parent: Path) -> list[Path]:
+    """The folders in ``parent`` that hold a model; empty if it cannot be read."""
     try:
-        return sorted(str(other) for other in parent.iterdir() if (other / "config.json").is_file())
+        return sorted(folder for folder in parent.iterdir() if (folder / "config.json").is_file())
     except OSError:
         return []

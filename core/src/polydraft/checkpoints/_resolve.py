@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from polydraft.checkpoints._from_hub import from_hub
-from polydraft.checkpoints._local import local_model
-from polydraft.checkpoints._names import parse
-from polydraft.checkpoints.config import read_config
+from polydraft.checkpoints._hub import cached_files, hub_errors, repository_format
+from polydraft.checkpoints._names import model_folders, parse, shown
+from polydraft.checkpoints.config import is_mlx, read_config
+from polydraft.checkpoints.gguf_config import read_gguf_config
+from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
-from polydraft.errors import ModelFormatError, ModelNotFoundError
+from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from polydraft.checkpoints._names import KnownNames, Role
+    from polydraft.checkpoints._names import KnownNames, Name, Role
 
 __all__ = ["resolve"]
 
 _BUILTIN_HINT = "pip install 'polydraft[builtin]'"
+_SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
+"""Suffix -> format, of models that are one file."""
 
 
 def resolve(
     target: str | Path, *, known: KnownNames, hub: HubOptions | None = None, role: Role = "target"
 ) -> ModelSource:
-    """Find a model and read its config.
+    """Find a model (Hub id, folder, single weight file, or ``builtin:<name>``) and read its config.
 
-    Of a Hub model only ``config.json`` is downloaded; its files are listed only where they decide the format.
-
-    Args:
-        target: Hub id, folder, single weight file, or ``builtin:<name>``.
-        known: Built-in models and the registry's ids.
-        hub: How to reach the Hub.
-        role: ``target`` or ``drafter``, for the sentences of errors.
+    Of a Hub model only ``config.json`` is downloaded; its files are listed only where they decide the format. ``role``
+    is for the sentences of errors.
 
     Raises:
         ModelNotFoundError: It does not exist, may not be read, or cannot be reached.
@@ -43,8 +42,8 @@ def resolve(
     if name.kind == "builtin":
         return _builtin(name.value, written, role, known)
     if name.kind == "local":
-        return local_model(Path(name.value), written, role, known)
-    return from_hub(name, written, hub or HubOptions(), role, known)
+        return _local(Path(name.value), written, role, known)
+    return _from_hub(name, written, hub or HubOptions(), role, known)
 
 
 def _builtin(name: str, written: str, role: Role, known: KnownNames) -> ModelSource:
@@ -63,3 +62,153 @@ def _builtin(name: str, written: str, role: Role, known: KnownNames) -> ModelSou
     return ModelSource(
         id=written, kind="builtin", path=folder, format=record.format, config=read_config(config, written)
     )
+
+
+def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSource:
+    """The model at a path: a folder, or a single weight file."""
+    try:
+        if path.is_file():
+            form, file, config = _single_file(path, written)
+        elif path.is_dir():
+            form, file, config = _folder(path, written, known)
+        else:
+            raise _not_found(path, written, role, known)
+    except OSError as error:  # a name too long for any file, or a folder that may not be read
+        raise ModelNotFoundError(
+            f"There is no {role} {shown(written)} to read: {error.strerror or type(error).__name__}.",
+            "Check the path and its permissions; a Hub id is org/name.",
+        ) from error
+    return ModelSource(id=written, kind="local", path=path, format=form, config=config, file=file)
+
+
+def _not_found(path: Path, written: str, role: Role, known: KnownNames) -> ModelNotFoundError:
+    hint = known.suggest(written, map(str, model_folders(path.parent)))
+    if not hint:
+        bare = "/" not in written and "\\" not in written
+        hint = "A Hub id is org/name." if bare else "Check the path."
+    return ModelNotFoundError(f"There is no {role} {written!r}: no such folder or file.", hint)
+
+
+def _single_file(path: Path, written: str) -> tuple[str, None, dict[str, Any]]:
+    form = _SINGLE_FILES.get(path.suffix.lower())
+    if form is None:
+        raise ModelFormatError(
+            f"{written} is a file of an unknown kind.",
+            "Give the folder that holds config.json, or a .gguf or .litertlm file.",
+        )
+    return form, None, read_gguf_config(path, written) if form == "gguf" else {}
+
+
+def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
+    """Format of a folder, the file inside it where it holds single files, and its config."""
+    file = path / "config.json"
+    for record in known.local_models.values():
+        if path == Path(record.path):
+            return record.format, None, read_config(file, written)
+    if file.is_file():
+        config = read_config(file, written)
+        return *_format(path, config, written, known), config
+    if found := _file_inside(path, written):
+        return *found, read_gguf_config(path / found[1], written) if found[0] == "gguf" else {}
+    if (path / "adapter_config.json").is_file():
+        raise ModelFormatError(
+            f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",
+            "Merge it into its base model, save that, and load the result.",
+        )
+    inner = sorted(str(config.parent) for config in path.glob("*/config.json"))
+    raise ModelFormatError(
+        f"The folder {written} is not a model: it has no config.json.",
+        "Give the folder that holds config.json and the weights" + (f", for example {inner[0]}." if inner else "."),
+    )
+
+
+def _format(path: Path, config: Mapping[str, Any], written: str, known: KnownNames) -> tuple[str, str | None]:
+    """Format of a folder that has a config.json, and the file inside it where it holds single files."""
+    if files := weight_files(path):
+        metadata = header(files[0]).get("__metadata__") or {}
+        saved_by_mlx = isinstance(metadata, Mapping) and metadata.get("format") == "mlx"
+        return ("mlx" if saved_by_mlx or is_mlx(config) else "safetensors"), None
+    if found := _file_inside(path, written):
+        return found
+    if form := _format_of_kin(config, known):
+        return form, None
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise ModelFormatError(
+            f"{written} has weights in pickle files only.", "Convert them: save_pretrained(folder) writes safetensors."
+        )
+    raise ModelFormatError(f"{written} has a config.json but no weights.", "Download or save the model again.")
+
+
+def _format_of_kin(config: Mapping[str, Any], known: KnownNames) -> str | None:
+    """The format of the built-in model of the same type, for engines whose models need no file of weights."""
+    for record in known.local_models.values():
+        folder = Path(record.path)
+        if weight_files(folder) or not (folder / "config.json").is_file():
+            continue
+        if read_config(folder / "config.json", record.name).get("model_type") == config.get("model_type"):
+            return record.format
+    return None
+
+
+def _file_inside(path: Path, written: str) -> tuple[str, str] | None:
+    """Format and name of the one target file of a folder; drafters (``mtp-``), projectors, later shards are ignored."""
+    for suffix, form in _SINGLE_FILES.items():
+        files = sorted(found.name for found in path.iterdir() if found.suffix.lower() == suffix)
+        targets = [name for name in files if not name.lower().startswith(("mmproj", "mtp-"))] or files
+        first_shards = [name for name in targets if "-of-" not in name or "-00001-of-" in name]
+        if len(first_shards) > 1:
+            raise ModelFormatError(
+                f"{written} holds {len(first_shards)} models: {', '.join(first_shards)}.",
+                f"Name one of them: {path / first_shards[0]}.",
+            )
+        if first_shards:
+            return form, first_shards[0]
+    return None
+
+
+def _from_hub(name: Name, written: str, hub: HubOptions, role: Role, known: KnownNames) -> ModelSource:
+    """A model on the Hub, at one revision, from its config alone."""
+    repo, file = name.value, name.file
+    if name.revision is not None:
+        if hub.revision not in {None, name.revision}:
+            raise InvalidRequestError(
+                f"{written} names the revision {name.revision!r}, and `revision={hub.revision!r}` was given.",
+                "Give it once.",
+                argument="revision",
+            )
+        hub = hub.model_copy(update={"revision": name.revision})
+    form = known.format_of(repo)
+    with hub_errors(repo, hub, role=role, similar=lambda: "" if form else known.suggest(repo)):
+        config, form = _config_and_format(repo, hub, written, form or _format_by_name(repo, file))
+    return ModelSource(id=written, kind="hub", format=form, config=config, revision=hub.revision, file=file)
+
+
+def _format_by_name(repo: str, file: str | None) -> str | None:
+    """The format that the id itself shows, if any."""
+    if file:
+        return "litertlm" if file.endswith(".litertlm") else "gguf"
+    return "mlx" if repo.lower().startswith("mlx-community/") else None
+
+
+def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | None) -> tuple[dict[str, Any], str]:
+    """Download the config, and list the repository's files where neither name nor config shows the format."""
+    from huggingface_hub import errors, hf_hub_download
+
+    single_file = form if form in {"gguf", "litertlm"} else None  # such repositories need not have a config.json
+    try:
+        config = read_config(Path(hf_hub_download(repo, "config.json", **hub.model_dump())), written)
+    except errors.LocalEntryNotFoundError:
+        if single_file is None or not cached_files(repo, hub):
+            raise
+        return {}, single_file
+    except errors.EntryNotFoundError as error:
+        found = single_file or repository_format(repo, hub)
+        if found is None:
+            raise ModelFormatError(
+                f"{repo} is not a model that can be loaded: it has no config.json.",
+                f"See https://huggingface.co/{repo}.",
+            ) from error
+        return {}, found
+    if form is None and "gguf" in repo.lower():
+        form = repository_format(repo, hub)
+    return config, form or ("mlx" if is_mlx(config) else "safetensors")

@@ -30,12 +30,8 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
     """Check that two checkpoints turn the same text into the same token ids.
 
     Equal sizes prove nothing (vocabularies are padded), so the tokens, the merge rules (or scores) and the added tokens
-    of both ``tokenizer.json`` are compared. A model without that file is not checked.
-
-    Args:
-        target: The target's folder.
-        drafter: The drafter's folder.
-        names: The names of both models in the sentence.
+    of the ``tokenizer.json`` in both folders are compared. A model without that file is not checked. ``names`` are
+    those of the models in the sentence.
 
     Raises:
         PairMismatchError: A token differs; the sentence names one.

@@ -69,9 +69,7 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
         _check_roles(target, drafter)
         differences = _differences(target, drafter)
         if differences:
-            raise PairMismatchError(
-                f"{drafter.id} is not a drafter for {target.id}: {'; '.join(differences)}.", f"{_FIND}"
-            )
+            raise PairMismatchError(f"{drafter.id} is not a drafter for {target.id}: {'; '.join(differences)}.", _FIND)
     elif kind == "draft-model" and is_assistant(drafter.config):
         raise PairMismatchError(
             f"{drafter.id} is an assistant ({drafter.model_type}); it cannot draft as a model of its own.",
@@ -95,11 +93,7 @@ def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | Non
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            path = hf_hub_download(
-                repo,
-                TOKENIZER_FILE,
-                **hub.model_dump(),
-            )
+            path = hf_hub_download(repo, TOKENIZER_FILE, **hub.model_dump())
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:

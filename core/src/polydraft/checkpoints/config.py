@@ -72,11 +72,7 @@ def eos_token_ids(config: Mapping[str, Any], folder: Path | None = None) -> froz
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
-    """Parse a ``config.json``, or a file like it.
-
-    Args:
-        path: The file.
-        name: The model's name, for the message.
+    """Parse a ``config.json``, or a file like it, of the model that messages call ``name``.
 
     Raises:
         ModelFormatError: The file cannot be read, is not JSON, is not an object, or a field of it that is read here is
@@ -111,18 +107,8 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a text", lambda value: isinstance(value, str), ("model_type",)),
     ("a list of texts", _is_names, ("architectures", "layer_types")),
     ("an object", lambda value: isinstance(value, dict), ("text_config", "per_layer_config")),
-    (
-        "a whole number",
-        _is_count,
-        (
-            "num_hidden_layers",
-            "num_kv_shared_layers",
-            "num_key_value_heads",
-            "num_global_key_value_heads",
-            "head_dim",
-            "global_head_dim",
-        ),
-    ),
+    ("a whole number", _is_count, ("num_hidden_layers", "num_kv_shared_layers", "head_dim", "global_head_dim")),
+    ("a whole number", _is_count, ("num_key_value_heads", "num_global_key_value_heads")),
 )
 
 

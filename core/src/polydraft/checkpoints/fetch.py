@@ -49,24 +49,14 @@ def fetch(
             raise ModelNotFoundError(f"{source.id} is no longer at {source.path}.", "Check the path.")
         folder = source.path
     else:
-        folder = _download(source, hub, patterns)
+        repo = repository(source.id)
+        with hub_errors(repo, hub):
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(repo, allow_patterns=list(patterns), **hub.model_dump()))
     if folder.is_dir():
         _check(folder, source, patterns)
     return folder
-
-
-def _download(source: ModelSource, hub: HubOptions, patterns: Sequence[str]) -> Path:
-    repo = repository(source.id)
-    with hub_errors(repo, hub):
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(
-                repo,
-                allow_patterns=list(patterns),
-                **hub.model_dump(),
-            )
-        )
 
 
 def _check(folder: Path, source: ModelSource, patterns: Sequence[str]) -> None:

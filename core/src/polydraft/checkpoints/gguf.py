@@ -27,21 +27,10 @@ _AGAIN = "Download it again."
 _MOST_LAYERS = 10_000
 _MOST = 2**32 - 1
 _NUMBERS = (
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "embedding_length_out",
-    "vocab_size",
-    "attention.key_length",
-    "attention.key_length_swa",
-    "attention.value_length",
-    "attention.value_length_swa",
-    "attention.sliding_window",
-    "attention.shared_kv_layers",
-    "rope.dimension_count",
-    "rope.dimension_count_swa",
-    "expert_count",
-    "nextn_predict_layers",
+    *("block_count", "context_length", "embedding_length", "embedding_length_out", "vocab_size"),
+    *("attention.key_length", "attention.key_length_swa", "attention.value_length", "attention.value_length_swa"),
+    *("attention.sliding_window", "attention.shared_kv_layers", "rope.dimension_count", "rope.dimension_count_swa"),
+    *("expert_count", "nextn_predict_layers"),
 )
 _PATTERN = "attention.sliding_window_pattern"
 """May be shorter than the number of layers: those that only draft are not always in it."""

@@ -11,11 +11,7 @@ __all__ = ["config_of", "read_gguf_config", "tokens_of"]
 
 
 def read_gguf_config(path: Path, name: str = "") -> dict[str, Any]:
-    """The config of a GGUF file, from its header.
-
-    Args:
-        path: The file.
-        name: The model's name, for the message.
+    """The config of a GGUF file, from its header; messages call the model ``name``.
 
     Raises:
         ModelFormatError: It is not a GGUF file, or its header is damaged.

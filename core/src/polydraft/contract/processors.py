@@ -32,15 +32,12 @@ class StatefulLogitsProcessor(Protocol):
 
     def __call__(self, prefix_ids: Sequence[int], logits: Any) -> Any:
         """The logits of the position after the accepted tokens; arguments and result as for ``LogitsProcessor``."""
-        ...
 
     def accept(self, token_id: int) -> Any:
         """Advance by one output token, which may be a draft.
 
         The call before left its logit above ``-inf``, or the setting ``forced_token_ids`` forces it.
         """
-        ...
 
     def rollback(self, num_tokens: int) -> Any:
         """Forget the last ``num_tokens`` accepted tokens: restore exactly the state before them."""
-        ...

@@ -37,23 +37,11 @@ ties. ``bitwise``: fixed-shape steps; equal bits. The core measures this when a 
 the pair if it does not hold."""
 
 SAMPLER_SETTINGS: frozenset[str] = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "min_new_tokens",
-        "logprobs",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "banned_token_ids",
-        "forced_token_ids",
-        "logits_processor",
-        "acceptance",
-    }
+    (
+        *("temperature", "top_p", "top_k", "min_p", "seed", "acceptance", "min_new_tokens", "logprobs"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+        *("banned_token_ids", "forced_token_ids", "logits_processor"),
+    )
 )
 """The settings that the core's sampler supports, and hence every stepping engine."""
 

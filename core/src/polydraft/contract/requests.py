@@ -225,9 +225,7 @@ class TokenRequest(Record):
     settings: GenerationSettings
     seed: int = Field(ge=0, lt=2**63, description="The effective seed: that of the settings, or a drawn one.")
     stream: int = Field(
-        default=0,
-        ge=0,
-        description="Number of the noise stream: prompts of one batch share a seed and differ in this.",
+        default=0, ge=0, description="Number of the noise stream: prompts of one batch share a seed and differ in this."
     )
     speculate: bool
     num_speculative_tokens: int = Field(ge=0, description="k, the bonus token excluded; 0: plain decoding.")

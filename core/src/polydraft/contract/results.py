@@ -156,11 +156,8 @@ class GenerationStats(Record):
     def with_rates(self) -> dict[str, Any]:
         """The counts with the derived rates, as JSON-ready data."""
         rates = (
-            "acceptance_rate",
-            "mean_acceptance_length",
-            "acceptance_rate_per_position",
-            "tokens_per_second",
-            "tokens_per_target_step",
+            *("acceptance_rate", "mean_acceptance_length", "acceptance_rate_per_position"),
+            *("tokens_per_second", "tokens_per_target_step"),
         )
         return {**self.model_dump(mode="json"), **{name: getattr(self, name) for name in rates}}
 

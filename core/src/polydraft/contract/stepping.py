@@ -28,15 +28,7 @@ if TYPE_CHECKING:
     from polydraft.contract.results import RunningInfo
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = [
-    "EngineSequence",
-    "LogitsHandle",
-    "PrefillCancelled",
-    "Proposal",
-    "Sampler",
-    "Step",
-    "SteppingEngine",
-]
+__all__ = ["EngineSequence", "LogitsHandle", "PrefillCancelled", "Proposal", "Sampler", "Step", "SteppingEngine"]
 
 
 class LogitsHandle(Protocol):
@@ -44,7 +36,6 @@ class LogitsHandle(Protocol):
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """Copy to the host: float32, shape (rows, vocab)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,6 @@ class Sampler(Protocol):
         Returns:
             One token id per row, and their log-probabilities; None if the settings ask for none.
         """
-        ...
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
         """A drafter's token for one position, with the noise that the target's choice there uses.
@@ -109,12 +99,10 @@ class Sampler(Protocol):
         Returns:
             The engine's own integer array of shape (1,).
         """
-        ...
 
     @property
     def needs_prefix(self) -> bool:
         """Whether drafts depend on the tokens before them (penalties, processors), so need ``run_token_ids``."""
-        ...
 
 
 class PrefillCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it

@@ -14,37 +14,30 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of token ids that the model takes; its logits may be padded beyond it."""
-        ...
 
     @property
     def bos_token_id(self) -> int | None:
         """Beginning-of-sequence id; None if the model has none."""
-        ...
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """End-of-sequence ids: the generation config's and the tokenizer's own."""
-        ...
 
     @property
     def special_token_ids(self) -> frozenset[int]:
         """Ids of control tokens, which are not text."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without an added BOS. Special tokens written in the text are recognised."""
-        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes that the token adds to a text when it is not the first one; for a special token, its name.
 
         They may be part of a character; ``b""`` for an id without text.
         """
-        ...
 
     def token_id(self, token: str) -> int | None:
         """The id of the token of this name, special or not; None if there is none."""
-        ...
 
     def chat(
         self,
@@ -59,4 +52,3 @@ class Tokenizer(Protocol):
             UnsupportedError: The model has no chat template.
             InvalidRequestError: The template refuses the messages.
         """
-        ...

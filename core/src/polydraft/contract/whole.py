@@ -20,31 +20,25 @@ class Generation(Protocol):
     @property
     def request(self) -> TokenRequest:
         """Prompt token ids, settings, seed, k and limits."""
-        ...
 
     @property
     def speculation_off(self) -> OffReason | None:
         """Why this call does not speculate; None if it does."""
-        ...
 
     def cancelled(self) -> bool:
         """Whether the caller has cancelled or closed the stream. Check between engine calls, then end the request."""
-        ...
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The tokens emitted so far."""
-        ...
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the output has ended; None until then."""
-        ...
 
     @property
     def stop_match(self) -> str | int | None:
         """The stop string or token id that ended the output; None if something else ended it, and until then."""
-        ...
 
     def emit(
         self,
@@ -71,11 +65,9 @@ class Generation(Protocol):
         Raises:
             EngineError: The output has already ended.
         """
-        ...
 
     def report(self, stats: GenerationStats) -> None:
         """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded."""
-        ...
 
 
 class WholeEngine(ABC):

@@ -48,14 +48,7 @@ _LOG_POLYNOMIAL = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
-_EXP_POLYNOMIAL = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-)
+_EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 # log(2) in two parts; the first has few bits, so that its product with a small whole number is exact.
 _LOG2_HIGH = 0.693359375
 _LOG2_LOW = -2.12194440e-4

@@ -17,17 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["EncodedPrompt", "encode_prompt"]
 
 _KINDS = "Give text, chat messages ({'role': ..., 'content': ...}) or token ids."
-_TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "conversation",
-        "messages",
-        "tools",
-        "tokenize",
-        "add_generation_prompt",
-        "continue_final_message",
-        "return_tensors",
-    }
-)
+_TEMPLATE_ARGUMENTS = {
+    *("conversation", "messages", "tools", "tokenize", "return_tensors"),
+    *("add_generation_prompt", "continue_final_message"),
+}
 _DEEPEST = 100  # levels of nesting checked for invalid Unicode; deeper ones are left to the template
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 

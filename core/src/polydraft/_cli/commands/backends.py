@@ -18,7 +18,6 @@ def backends(json: opt.Json = False) -> None:
     host = default_host()
     found, others = describe_backends(host), plugins_without_backend(host)
     if json:
-        output.write(backends_json(found, others) + "\n")
-        output.flush()
-        return
-    console_for(output).print(backends_table(found, others))
+        print(backends_json(found, others), file=output, flush=True)
+    else:
+        console_for(output).print(backends_table(found, others))

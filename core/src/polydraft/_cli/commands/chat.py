@@ -32,8 +32,7 @@ def chat(
         bool, typer.Option("--think", help="Ask the model to think first (enable_thinking of its chat template).")
     ] = False,
     show_drafts: Annotated[
-        bool,
-        typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
+        bool, typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output")
     ] = False,
     debug: opt.Debug = False,
 ) -> None:

@@ -31,8 +31,7 @@ def doctor(json: opt.Json = False) -> None:
     output = claim_output()
     findings = _examine()
     if json:
-        output.write(doctor_json(findings) + "\n")
-        output.flush()
+        print(doctor_json(findings), file=output, flush=True)
     else:
         console_for(output).print(doctor_report(findings))
     if not findings.usable:

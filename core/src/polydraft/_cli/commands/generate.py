@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polydraft._session.session import Session
     from polydraft.contract import Chunk, GenerationResult, Prompt
 
-__all__ = ["generate", "stream_answer"]
+__all__ = ["generate"]
 
 
 def generate(
@@ -39,8 +39,7 @@ def generate(
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message, with --chat.")] = None,
     loading: dict[str, Any],
     plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs"),
+        bool, typer.Option("--plain", help="Decode without speculation.", rich_help_panel="What runs")
     ] = False,
     settings: dict[str, Any],
     compare: Annotated[
@@ -53,8 +52,7 @@ def generate(
         ),
     ] = False,
     show_drafts: Annotated[
-        bool,
-        typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output"),
+        bool, typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output")
     ] = False,
     json: opt.Json = False,
 ) -> None:
@@ -82,7 +80,7 @@ def generate(
             view.legend()
         how = {**given, "speculate": "off"} if plain else given
         try:
-            result = stream_answer(session, what, how, view.chunk if view else None)
+            result = _stream_answer(session, what, how, view.chunk if view else None)
         except BaseException:
             if view is not None:
                 view.break_off()
@@ -92,8 +90,7 @@ def generate(
         comparison = compare_with_plain(session, what, given, result, arguments) if compare else None
 
     if json:
-        output.write(generation_json(result, comparison) + "\n")
-        output.flush()
+        print(generation_json(result, comparison), file=output, flush=True)
     else:
         console = console_for(output) if is_terminal(output) else diagnostics()
         console.print(summary(result, comparison))
@@ -101,17 +98,10 @@ def generate(
         raise typer.Exit(FAILURE)
 
 
-def stream_answer(
+def _stream_answer(
     session: Session, prompt: Prompt, settings: dict[str, Any], show: Callable[[Chunk], None] | None
 ) -> GenerationResult:
-    """Generate, showing each chunk as it is generated.
-
-    Args:
-        session: The session.
-        prompt: The prompt.
-        settings: Arguments of ``Session.stream``.
-        show: Shows a chunk; None: show none.
-    """
+    """Generate, passing each chunk to ``show`` as it is generated."""
     if show is None:
         return session.generate(prompt, **settings)
     stream = session.stream(prompt, **settings)

@@ -33,10 +33,9 @@ def pairs(
     output = claim_output()
     found = _find(text)
     if json:
-        output.write(pairs_json(found) + "\n")
-        output.flush()
-        return
-    console_for(output).print(pairs_table(found, text))
+        print(pairs_json(found), file=output, flush=True)
+    else:
+        console_for(output).print(pairs_table(found, text))
 
 
 def _find(text: str | None) -> list[PairDescription]:

@@ -41,9 +41,7 @@ def serve(
     prepared = prepare(target, **arguments)
     command = prepared.backend.server_command(prepared.request, host=host, port=port)
     if print_only:
-        output = claim_output()
-        output.write(shown(command) + "\n")
-        output.flush()
+        print(shown(command), file=claim_output(), flush=True)
         return
     check_port(host, port)
     typer.echo(shown(command), err=True)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
     from polydraft.verification._records import CheckedCase
 
-__all__ = ["NOT_CHECKED", "verify"]
+__all__ = ["verify"]
 
-NOT_CHECKED = 3
+_NOT_CHECKED = 3
 """It could not be checked, for example because loading failed."""
 
 
@@ -36,15 +36,12 @@ def verify(
         ),
     ] = None,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="A near tie is a failure, too.", rich_help_panel="How it checks"),
+        bool, typer.Option("--strict", help="A near tie is a failure, too.", rich_help_panel="How it checks")
     ] = False,
     keep: Annotated[
         bool,
         typer.Option(
-            "--keep/--no-keep",
-            help="Keep the result for load(verified=...).",
-            rich_help_panel="How it checks",
+            "--keep/--no-keep", help="Keep the result for load(verified=...).", rich_help_panel="How it checks"
         ),
     ] = True,
     json: opt.Json = False,
@@ -71,10 +68,9 @@ def verify(
         if describe(error).exit_code == USAGE:
             raise
         report(error, debug=debug)
-        raise typer.Exit(NOT_CHECKED) from error
+        raise typer.Exit(_NOT_CHECKED) from error
     if json:
-        output.write(verification_json(found) + "\n")
-        output.flush()
+        print(verification_json(found), file=output, flush=True)
     else:
         console_for(output).print(verification_summary(found))
     if not found.passes or (strict and found.verdict != "EXACT"):

@@ -28,12 +28,7 @@ def visible(text: str) -> str:
 
 
 class AnswerView:
-    """Writes chunks.
-
-    Args:
-        output: Where the answer goes.
-        show_drafts: Colour accepted drafts, where there are colours.
-    """
+    """Writes chunks to ``output``; ``show_drafts`` colours accepted drafts, where there are colours."""
 
     def __init__(self, output: TextIO, *, show_drafts: bool = False) -> None:
         console = console_for(output)

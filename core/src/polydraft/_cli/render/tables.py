@@ -20,11 +20,7 @@ def to_json(data: Any) -> str:
 
 
 class FittingTable:
-    """A table without frames. Where the terminal is too narrow for it, each row is a block of lines instead.
-
-    Args:
-        columns: The headings.
-    """
+    """A table without frames. Where the terminal is too narrow for it, each row is a block of lines instead."""
 
     def __init__(self, *columns: str) -> None:
         self._columns = columns
