@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from polydraft_vllm.options import VllmOptions
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = [
-    "OBSOLETE",
-    "RESERVED",
-    "EngineArguments",
-    "check_arguments",
-    "engine_arguments",
-    "is_loaded_without_media",
-]
+__all__ = ["OBSOLETE", "RESERVED", "EngineArguments", "check_arguments", "engine_arguments", "is_loaded_without_media"]
 
 _MAX_LOGPROBS = 64
 """The most that ``GenerationSettings.logprobs`` allows."""

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import re
 
-from polydraft.errors import (
-    EngineError,
-    InvalidRequestError,
-    ModelFormatError,
-    OutOfMemoryError,
-    PolydraftError,
-)
+from polydraft.errors import EngineError, InvalidRequestError, ModelFormatError, OutOfMemoryError, PolydraftError
 
 __all__ = ["server_start_error", "start_error"]
 

@@ -62,7 +62,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
     target, drafter = fetch_pair(request)
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     with ExitStack() as undo:
-        vocabulary = Model.vocabulary(target.path, request.target.id)
+        vocabulary = Model(target.path, request.target.id, vocab_only=True)
         undo.callback(vocabulary.free)
         tokenizer = GgufTokenizer(vocabulary)
         if isinstance(place, Program):
