@@ -39,15 +39,10 @@ def why_not(checkpoint: Checkpoint) -> str:
 
 
 def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
-    """Write a checkpoint as one GGUF file.
+    """Write a checkpoint as one GGUF file; an existing one is replaced.
 
     Norms, scales and routers stay in float32, as in llama.cpp's own converter. With ``q8_0``, matrices whose rows are
     not a multiple of 32 long are written in float16.
-
-    Args:
-        folder: The checkpoint: config.json, tokenizer.json and safetensors.
-        out: The file to write; an existing one is replaced.
-        weights: Type of the weight matrices.
 
     Raises:
         UnsupportedError: The architecture or tokenizer is of a kind that is not converted here.

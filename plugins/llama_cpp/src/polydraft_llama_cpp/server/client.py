@@ -23,12 +23,7 @@ __all__ = ["Client"]
 
 
 class Client:
-    """A client of one server, with a connection per request.
-
-    Args:
-        url: ``http://127.0.0.1:8080``; https as well.
-        api_key: Sent as a bearer token; None: no token is sent.
-        timeout: Seconds to wait for the next bytes.
+    """A client of one server, with a connection per request. ``timeout``: seconds to wait for the next bytes.
 
     Raises:
         InvalidRequestError: The url is not an HTTP URL, or contains a password.
