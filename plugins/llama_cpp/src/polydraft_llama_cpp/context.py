@@ -41,7 +41,7 @@ class ContextSettings:
 class Context:
     """One sequence's context. It holds only sequence 0, whose positions count from 0.
 
-    An MTP drafter attends to the memory of ``shared``, the target's context, which keeps hidden rows for it.
+    An MTP drafter attends to the memory of ``shared``, the target's context, created with ``keeps_hidden``.
 
     Raises:
         OutOfMemoryError: llama.cpp cannot create the context; its own words are in the message.
