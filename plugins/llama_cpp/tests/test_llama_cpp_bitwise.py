@@ -5,6 +5,7 @@ import random
 import numpy as np
 import polydraft
 import pytest
+from polydraft.contract import DeviceRecord
 from polydraft.errors import UnsupportedError
 from polydraft_conformance.testing import GreedySampler
 from polydraft_llama_cpp.context import Context
@@ -83,7 +84,7 @@ def test_the_rows_of_a_step(gguf, monkeypatch, exactness, rows):
 
 
 def test_refused_where_it_was_not_measured(gguf, monkeypatch):
-    gpu = Device("cuda:0", "a GPU", 1, 0, 0, False)
+    gpu = Device(DeviceRecord(name="cuda:0"), 1, is_cpu=False)
     monkeypatch.setattr("polydraft_llama_cpp.loading.find_device", lambda name: gpu)
     with pytest.raises(UnsupportedError, match="on the CPU only"):
         polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None, exactness="bitwise")

@@ -21,7 +21,7 @@ from typing import Any
 
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
 
-__all__ = ["LOOPBACK", "ServerProcess", "check_port", "free_port"]
+__all__ = ["LOOPBACK", "ServerProcess", "api_key", "check_port", "free_port"]
 
 LOOPBACK = "127.0.0.1"
 """Address of this machine that no other machine reaches."""
@@ -30,6 +30,26 @@ _POLL = 0.1
 _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
 _LAST_WORDS = 400
+
+
+def api_key(*variables: str) -> str | None:
+    """A running server's key: the first that one of these environment variables holds; None if there is none.
+
+    The line end that files and shells leave in a variable is removed.
+
+    Raises:
+        InvalidRequestError: An HTTP header cannot hold it. (An HTTP client's own error could show the key.)
+    """
+    for variable in variables:
+        key = os.environ.get(variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidRequestError(
+                f"The API key in the environment variable {variable} has characters that an HTTP header cannot hold.",
+                "Set it again.",
+            )
+        if key:
+            return key
+    return None
 
 
 def free_port() -> int:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from polydraft.contract import (
     Backend,
     Capabilities,
-    DeviceRecord,
     Diagnosis,
+    DrafterKind,
     Exclusion,
     LoadRequest,
     ModelSource,
@@ -31,21 +31,18 @@ class LlamaCppBackend(Backend):
         """What works with the installed version. Bitwise steps were measured on the CPU: GPUs are refused at load."""
         from polydraft_llama_cpp.bindings import extension
 
-        kinds = {"draft-model", "ngram", "mtp"}
+        kinds: set[DrafterKind] = {"draft-model", "ngram", "mtp"}
         try:
             if extension() is None:
                 kinds.remove("mtp")
         except ImportError:
             pass  # `diagnose` reports it
-        return Capabilities.model_validate(
-            {
-                "drafter_kinds": kinds,
-                "exactness": {"standard", "bitwise"},
-                "seed_identical": True,
-                "exposes_logits": True,
-                "concurrent_calls": False,
-                "max_speculative_tokens": 16,
-            }
+        return Capabilities(
+            drafter_kinds=frozenset(kinds),
+            exactness=frozenset({"standard", "bitwise"}),
+            seed_identical=True,
+            exposes_logits=True,
+            max_speculative_tokens=16,
         )
 
     def diagnose(self) -> Diagnosis:
@@ -74,15 +71,7 @@ class LlamaCppBackend(Backend):
         return Diagnosis(
             usable=True,
             engine_version=installed,
-            devices=tuple(
-                DeviceRecord(
-                    name=device.name,
-                    description=device.description,
-                    total_memory_bytes=device.total_bytes or None,
-                    free_memory_bytes=device.free_bytes or None,
-                )
-                for device in found
-            ),
+            devices=tuple(device.record for device in found),
             notes=tuple(notes),
             rank=45,
         )

@@ -16,11 +16,7 @@ __all__ = ["ChatTemplate"]
 
 
 class ChatTemplate:
-    """A compiled template.
-
-    Args:
-        source: Text of the template.
-        tokens: Names of special tokens as templates use them: ``bos_token``, ``eos_token``.
+    """A compiled template. ``tokens`` are the texts of special tokens as templates name them: ``bos_token``.
 
     Raises:
         ModelFormatError: The template is not valid Jinja.
@@ -40,10 +36,7 @@ class ChatTemplate:
         self._tokens = dict(tokens)
 
     def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        arguments: Mapping[str, Any] | None,
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, arguments: Mapping[str, Any] | None
     ) -> str:
         """The prompt, ending with the start of the answer.
 

@@ -9,27 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 from polydraft.errors import EngineError, OutOfMemoryError, UnsupportedError
 
 from polydraft_llama_cpp.bindings import extension, library, recent_errors
 from polydraft_llama_cpp.model import Model
 
-__all__ = ["CACHE_TYPES", "Context", "ContextSettings"]
+__all__ = ["Context", "ContextSettings"]
 
 Rows = npt.NDArray[np.float32]
-
-CACHE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}
-"""ggml's numbers (``ggml/include/ggml.h``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +31,8 @@ class ContextSettings:
     """The most rows of logits that one forward gives."""
     threads: int
     threads_batch: int
-    type_k: str
-    type_v: str
+    types: tuple[str, str]
+    """Of the cached keys and values."""
     flash_attn: bool
     swa_full: bool
     on_gpu: bool
@@ -53,11 +41,7 @@ class ContextSettings:
 class Context:
     """One sequence's context. It holds only sequence 0, whose positions count from 0.
 
-    Args:
-        model: The weights.
-        settings: Sizes and types.
-        shared: For an MTP drafter, the target's context, whose memory it attends to.
-        keeps_hidden: Whether the hidden rows of outputs are kept, for an MTP drafter.
+    An MTP drafter attends to the memory of ``shared``, the target's context, created with ``keeps_hidden``.
 
     Raises:
         OutOfMemoryError: llama.cpp cannot create the context; its own words are in the message.
@@ -65,12 +49,7 @@ class Context:
     """
 
     def __init__(
-        self,
-        model: Model,
-        settings: ContextSettings,
-        *,
-        shared: Context | None = None,
-        keeps_hidden: bool = False,
+        self, model: Model, settings: ContextSettings, *, shared: Context | None = None, keeps_hidden: bool = False
     ) -> None:
         lib = library()
         params = lib.llama_context_default_params()
@@ -78,7 +57,7 @@ class Context:
         params.n_seq_max = 1
         params.n_outputs_max = settings.outputs
         params.n_threads, params.n_threads_batch = settings.threads, settings.threads_batch
-        params.type_k, params.type_v = CACHE_TYPES[settings.type_k], CACHE_TYPES[settings.type_v]
+        params.type_k, params.type_v = (GGMLQuantizationType[name.upper()] for name in settings.types)
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if settings.flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
@@ -115,11 +94,8 @@ class Context:
         for index in range(settings.n_batch if width == 0 else 1):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
-        self._slots = (
-            self._batch.token,
-            self._batch.pos,
-            self._batch.logits,
-        )  # ctypes creates new objects at every access
+        # ctypes creates new objects at every access
+        self._slots = self._batch.token, self._batch.pos, self._batch.logits
         if keeps_hidden:
             extension().llama_set_embeddings_nextn(self.pointer, True, True)
 

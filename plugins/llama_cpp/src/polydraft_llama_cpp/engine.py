@@ -30,14 +30,8 @@ def step_rows(request: LoadRequest) -> int:
 class LlamaCppEngine(SteppingEngine):
     """A target's context, with an MTP drafter on it or a draft model's context next to it.
 
-    llama.cpp allocates a cache at load, for one sequence, so calls are serial.
-
-    Args:
-        request: What was loaded.
-        running: What runs.
-        target: The target's context.
-        drafter: The MTP drafter, or the draft model's context; None if there is neither.
-        resources: Frees contexts and weights, in the right order.
+    llama.cpp allocates a cache at load, for one sequence, so calls are serial. ``resources`` frees contexts and weights
+    in the right order.
     """
 
     max_sequences = 1

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf import LlamaFileType
 from polydraft.checkpoints.compatibility import check_pair, check_target
 from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.gguf import GgufHeader, read_header
@@ -33,29 +34,6 @@ _WEIGHTS: dict[str, WeightType] = {
     "q8_0": "q8_0",
 }
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_FILE_TYPES = {
-    0: "f32",
-    1: "f16",
-    2: "q4_0",
-    3: "q4_1",
-    7: "q8_0",
-    8: "q5_0",
-    9: "q5_1",
-    10: "q2_k",
-    11: "q3_k_s",
-    12: "q3_k_m",
-    13: "q3_k_l",
-    14: "q4_k_s",
-    15: "q4_k_m",
-    16: "q5_k_s",
-    17: "q5_k_m",
-    18: "q6_k",
-    25: "iq4_nl",
-    30: "iq4_xs",
-    32: "bf16",
-    38: "mxfp4_moe",
-}
-"""``llama_ftype`` (``include/llama.h``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +47,11 @@ class GgufFile:
     @property
     def weights(self) -> str:
         """Type of most weights as the file names it: ``f32``, ``q4_k_m``; ``gguf`` if it does not name one."""
-        return _FILE_TYPES.get(int(self.header.metadata.get("general.file_type", -1)), "gguf")
+        try:
+            name: str = LlamaFileType(self.header.metadata["general.file_type"]).name
+        except (KeyError, ValueError):
+            return "gguf"
+        return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
 
     @property
     def bytes(self) -> int:

@@ -24,6 +24,7 @@ class Model:
         n_gpu_layers: Layers on the GPU; -1: all.
         mmap: Map the file instead of reading it.
         mlock: Keep the weights in memory.
+        vocab_only: Load no weights.
 
     Raises:
         ModelFormatError: llama.cpp rejects the file; its own words are in the message.
@@ -31,12 +32,20 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, name: str, *, device: Device | None, n_gpu_layers: int, mmap: bool, mlock: bool
+        self,
+        path: Path,
+        name: str,
+        *,
+        device: Device | None = None,
+        n_gpu_layers: int = 0,
+        mmap: bool = True,
+        mlock: bool = False,
+        vocab_only: bool = False,
     ) -> None:
         lib = library()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        params.use_mmap, params.use_mlock = mmap, mlock
+        params.use_mmap, params.use_mlock, params.vocab_only = mmap, mlock, vocab_only
         # For the CPU an empty list: without one, llama.cpp would still run large matrix products on GPUs.
         chosen = [] if device is None or device.is_cpu else [device.handle]
         handles = (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
@@ -52,42 +61,17 @@ class Model:
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
                 "Check that the file is complete, and that the installed llama-cpp-python knows its architecture.",
             )
-        if lib.llama_model_has_encoder(self.pointer) or lib.llama_model_is_diffusion(self.pointer):
+        if not vocab_only and (lib.llama_model_has_encoder(self.pointer) or lib.llama_model_is_diffusion(self.pointer)):
             self.free()
             raise UnsupportedError(
                 f"{name} does not generate text token by token: it has an encoder, or is a diffusion model.",
                 "Give the GGUF file of a decoder-only language model.",
             )
-        self._describe(name)
-
-    @classmethod
-    def vocabulary(cls, path: Path, name: str) -> Model:
-        """Load the vocabulary alone, without weights.
-
-        Raises:
-            ModelFormatError: llama.cpp rejects the file.
-        """
-        lib = library()
-        params = lib.llama_model_default_params()
-        params.vocab_only = True
-        model = cls.__new__(cls)
-        recent_errors(forget=True)
-        model.pointer = lib.llama_model_load_from_file(str(path).encode(), params)
-        if not model.pointer:
-            raise ModelFormatError(
-                f"llama.cpp cannot read the vocabulary of {name}: {recent_errors()}.", "Check the file."
-            )
-        model._describe(name)
-        return model
-
-    def _describe(self, name: str) -> None:
-        lib = library()
         self.name = name
         self.vocab: Any = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
         self.hidden_size = int(lib.llama_model_n_embd_out(self.pointer))
         self.window = int(lib.llama_model_n_swa(self.pointer))
-        self.trained_context = int(lib.llama_model_n_ctx_train(self.pointer))
         self.is_recurrent = bool(lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))
         """Whether it has a recurrent state, which llama.cpp cannot restore: drafts cannot be rolled back."""
 

@@ -55,10 +55,6 @@ class CommonOptions(EngineOptions):
     def uses_flash_attn(self, type_v: str, *, on_gpu: bool) -> bool:
         """Whether flash attention is used. Never llama.cpp's own "auto", which may differ between target and drafter.
 
-        Args:
-            type_v: Type of the cached values.
-            on_gpu: Whether the target runs on a GPU.
-
         Raises:
             InvalidRequestError: It is off, and the values are quantized.
         """

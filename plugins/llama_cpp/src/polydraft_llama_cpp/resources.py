@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.gguf import GgufHeader
+from polydraft.contract import DeviceRecord
 from polydraft.errors import DeviceError, InvalidRequestError
 
 from polydraft_llama_cpp.bindings import library
@@ -29,18 +30,6 @@ __all__ = [
 ]
 
 _GPU_TYPES = {1, 2}  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
-_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
-"""Bytes of one cached number: a block of 32 with its scale (``ggml/src/ggml-common.h``)."""
 _CGROUP = Path("/sys/fs/cgroup")
 """Where a container reads the limits that it runs under (cgroup v2); exceeding them ends the process."""
 
@@ -49,13 +38,15 @@ _CGROUP = Path("/sys/fs/cgroup")
 class Device:
     """A device that llama.cpp was built for and sees."""
 
-    name: str
-    """As polydraft writes it: ``cpu``, ``cuda:0``, ``mps`` (Metal), ``vulkan:0``."""
-    description: str
+    record: DeviceRecord
+    """Its name is ``cpu``, ``cuda:0``, ``mps`` (Metal) or ``vulkan:0``."""
     handle: int
-    free_bytes: int
-    total_bytes: int
     is_cpu: bool
+
+    @property
+    def name(self) -> str:
+        """As polydraft writes it."""
+        return self.record.name
 
 
 @cache
@@ -67,7 +58,7 @@ def devices() -> tuple[Device, ...]:
         name, describe = lib.ggml_backend_dev_name, lib.ggml_backend_dev_description
         memory, kind = lib.ggml_backend_dev_memory, lib.ggml_backend_dev_type
     except AttributeError:  # a build that hides them: then only the CPU is known
-        return (Device("cpu", "CPU", 0, 0, 0, True),)
+        return (Device(DeviceRecord(name="cpu", description="CPU"), 0, is_cpu=True),)
     count.restype, get.restype, get.argtypes = ctypes.c_size_t, ctypes.c_void_p, [ctypes.c_size_t]
     for text in (name, describe):
         text.restype, text.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
@@ -81,10 +72,13 @@ def devices() -> tuple[Device, ...]:
             continue
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         memory(handle, ctypes.byref(free), ctypes.byref(total))
-        polydraft_name = "cpu" if is_cpu else device_name(name(handle).decode())
-        found.append(
-            Device(polydraft_name, describe(handle).decode(), int(handle), free.value, total.value, is_cpu=is_cpu)
+        record = DeviceRecord(
+            name="cpu" if is_cpu else device_name(name(handle).decode()),
+            description=describe(handle).decode(),
+            total_memory_bytes=total.value or None,
+            free_memory_bytes=free.value or None,
         )
+        found.append(Device(record, int(handle), is_cpu=is_cpu))
     return tuple(sorted(found, key=lambda device: not device.is_cpu))
 
 
@@ -162,14 +156,11 @@ def context_bytes(
 ) -> int:
     """Bytes of the KV cache and of the largest buffer of a forward, the attention scores.
 
-    Args:
-        header: The model's header.
-        length: Tokens that the cache holds.
-        n_batch: Tokens of one forward.
-        types: Types of the cached keys and values.
-        flash_attn: Whether flash attention is used, which never stores all scores.
-        swa_full: Whether sliding-window layers are cached in full length.
+    The cache holds ``length`` tokens (in sliding-window layers only with ``swa_full``) as keys and values of two
+    ``types``; a forward runs ``n_batch`` tokens, and never stores all scores with ``flash_attn``.
     """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
     get = header.of_architecture
     layers = int(get("block_count", 0))
     heads = _by_layer(get("attention.head_count", 1), layers)
@@ -178,11 +169,15 @@ def context_bytes(
     pattern = get("attention.sliding_window_pattern")
     sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
     window = int(get("attention.sliding_window") or 0) + n_batch
+    # Quantized numbers are stored in blocks with a scale.
+    number_bytes = sum(
+        size / block for block, size in (GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]] for name in types)
+    )
     total = 0.0
     for layer in range(layers - int(get("attention.shared_kv_layers") or 0)):
         width = int(get("attention.key_length_swa", dim)) if sliding[layer] else dim
         tokens = min(length, window) if sliding[layer] and not swa_full else length
-        total += tokens * kv_heads[layer] * width * (_BYTES[types[0]] + _BYTES[types[1]])
+        total += tokens * kv_heads[layer] * width * number_bytes
     scores = 0 if flash_attn else 4 * n_batch * length * max(heads, default=1)  # float32
     return int(total) + scores
 

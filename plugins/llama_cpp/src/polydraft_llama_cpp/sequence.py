@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 from polydraft.errors import SessionClosedError
+from polydraft.sampling.numpy_ops import NumpyLogits
 
 from polydraft_llama_cpp.context import Context
 from polydraft_llama_cpp.drafters.mtp import MtpDrafter
 
-__all__ = ["LlamaCppLogits", "LlamaCppSequence"]
-
-
-class LlamaCppLogits:
-    """A copy of logits: llama.cpp overwrites its own at the next forward."""
-
-    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
-        self._rows = rows
-
-    def numpy(self) -> npt.NDArray[np.float32]:
-        """The rows: float32, shape (rows, vocab)."""
-        return self._rows
+__all__ = ["LlamaCppSequence"]
 
 
 class LlamaCppSequence(EngineSequence):
@@ -100,7 +89,7 @@ class LlamaCppSequence(EngineSequence):
             return Proposal([])
         hidden = context.hidden(self._outputs)[row]
         drafts, kept = self._mtp.propose(hidden, newest, self._length, k, sampler, keep_logits=keep_logits)
-        return Proposal(drafts, LlamaCppLogits(np.stack(kept)) if kept else None)
+        return Proposal(drafts, NumpyLogits(np.stack(kept)) if kept else None)
 
     def close(self) -> None:
         """Give the context back."""
@@ -111,4 +100,5 @@ class LlamaCppSequence(EngineSequence):
     def _choose(self, run: Sequence[int], rows: int, sampler: Sampler, *, keep_logits: bool) -> Step:
         logits = self._context.logits(rows)[: len(run)]  # without the rows of the padding
         chosen, logprobs = sampler.choose(logits, self._length - len(run) + 1, run)
-        return Step(chosen, LlamaCppLogits(logits.copy()) if keep_logits else None, logprobs)
+        # A copy: llama.cpp overwrites its own at the next forward.
+        return Step(chosen, NumpyLogits(logits.copy()) if keep_logits else None, logprobs)

@@ -22,13 +22,7 @@ CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 
 
 def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | None:
-    """Why vLLM cannot run this target or pair, one sentence; None if it can.
-
-    Args:
-        target: The target.
-        plan: The drafter.
-        cpu: Whether the CPU build is installed.
-    """
+    """Why vLLM (``cpu``: its CPU build) cannot run this target or pair, one sentence; None if it can."""
     if is_assistant(target.config):
         return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
     if plan.kind == "draft-model" and {"sliding_attention", "full_attention"} <= set(layer_types(target.config)):

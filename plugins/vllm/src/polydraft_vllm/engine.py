@@ -32,13 +32,7 @@ _engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
 class VllmEngine(WholeEngine):
-    """Owns a ``vllm.v1.engine.llm_engine.LLMEngine`` with polydraft's scheduler, which lives in this process.
-
-    Args:
-        engine: The engine, idle.
-        tokenizer: The tokenizer of the target.
-        running: What runs.
-    """
+    """Owns an idle ``vllm.v1.engine.llm_engine.LLMEngine`` whose scheduler, polydraft's, lives in this process."""
 
     def __init__(self, engine: Any, tokenizer: Tokenizer, running: RunningInfo) -> None:
         self.tokenizer = tokenizer
@@ -191,11 +185,9 @@ class VllmEngine(WholeEngine):
 
 
 def shut_down(engine: Any, *, alone: bool) -> None:
-    """Free an engine. vLLM's own shutdown also destroys the process groups, which other engines may be using.
+    """Free an ``LLMEngine``; ``alone``: no other one is open in this process.
 
-    Args:
-        engine: The ``LLMEngine``.
-        alone: Whether no other engine of this process is open.
+    vLLM's own shutdown also destroys the process groups, which other engines may be using.
     """
     if alone:
         engine.engine_core.shutdown()

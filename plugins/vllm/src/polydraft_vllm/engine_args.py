@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.fetch import fetch
 from polydraft.errors import InvalidRequestError
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from polydraft_vllm.options import VllmOptions
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = [
-    "OBSOLETE",
-    "RESERVED",
-    "EngineArguments",
-    "check_arguments",
-    "engine_arguments",
-    "is_loaded_without_media",
-]
+__all__ = ["OBSOLETE", "RESERVED", "check_arguments", "engine_arguments", "is_loaded_without_media"]
 
 _MAX_LOGPROBS = 64
 """The most that ``GenerationSettings.logprobs`` allows."""
@@ -79,21 +72,12 @@ OBSOLETE: dict[str, str] = {
 """Arguments of older versions, still seen in articles -> what to do instead."""
 
 
-class EngineArguments(NamedTuple):
-    """What an engine is started with."""
-
-    arguments: dict[str, Any]
-    """Keyword arguments of ``vllm.EngineArgs``; ``model`` is the target's folder."""
-    note: str
-    """On the dtype, for the user; may be empty."""
-
-
-def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> EngineArguments:
+def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[dict[str, Any], str]:
     """Fetch the pair's files, and choose the engine arguments.
 
-    Args:
-        request: What to load.
-        installed: The installed vLLM.
+    Returns:
+        Keyword arguments of ``vllm.EngineArgs``, of which ``model`` is the target's folder; and a note on the dtype for
+        the user, which may be empty.
 
     Raises:
         PolydraftError: A file is missing or damaged, or ``speculative_config`` cannot be made.
@@ -135,7 +119,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> EngineAr
         **{name: value for name, value in chosen.items() if value is not None},
         **options.further,
     }
-    return EngineArguments(arguments, note)
+    return arguments, note
 
 
 def is_loaded_without_media(config: Mapping[str, Any]) -> bool:
@@ -143,19 +127,12 @@ def is_loaded_without_media(config: Mapping[str, Any]) -> bool:
 
     vLLM's class for Gemma 4 with images needs torchvision, which not every build of torch has a matching build of.
     polydraft gives vLLM no images, and vLLM's class for text accepts the same checkpoints.
-
-    Args:
-        config: The target's ``config.json``.
     """
     return _WITH_MEDIA in (config.get("architectures") or ()) and importlib.util.find_spec("torchvision") is None
 
 
 def check_arguments(given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse engine arguments that do not exist, or that polydraft sets.
-
-    Args:
-        given: The user's: name -> value.
-        known: Names of the fields of the installed version's ``EngineArgs``.
+    """Refuse engine arguments that polydraft sets, or that are not among ``known``, the fields of ``EngineArgs``.
 
     Raises:
         InvalidRequestError: One is reserved, obsolete or unknown.

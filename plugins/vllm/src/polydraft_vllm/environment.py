@@ -20,11 +20,7 @@ _CPU_DEFAULTS = {
 
 
 def prepare_environment(*, cpu: bool) -> None:
-    """Set what the in-process engine needs. Variables that the user has set are kept, except for one.
-
-    Args:
-        cpu: Whether vLLM's CPU build is installed.
-    """
+    """Set what the in-process engine (``cpu``: of a CPU build) needs. The user's variables are kept, but for one."""
     for name, value in {**_DEFAULTS, **(_CPU_DEFAULTS if cpu else {})}.items():
         os.environ.setdefault(name, value)
     # The scheduler must run in this process, to report what each round drafted. On CPU vLLM would also put a single
@@ -33,15 +29,7 @@ def prepare_environment(*, cpu: bool) -> None:
 
 
 def server_environment(*, cpu: bool) -> dict[str, str]:
-    """What a server gets in addition to this process's environment.
-
-    Args:
-        cpu: Whether vLLM's CPU build is installed.
-    """
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    if cpu:
-        settings |= _CPU_DEFAULTS
-    return {
-        name: value if name.endswith("MULTIPROCESSING") else os.environ.get(name, value)
-        for name, value in settings.items()
-    }
+    """What a server (``cpu``: of a CPU build) gets in addition to this process's environment."""
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO", **(_CPU_DEFAULTS if cpu else {})}
+    kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    return {**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 __all__ = ["replace", "upstream"]
 
-_originals: dict[tuple[str, str], Any] = {}
+_originals: dict[str, Any] = {}
 
 
-def replace(owner: Any, name: str, replacement: Any) -> None:
-    """Put ``replacement`` in place of a function; does nothing if that was done before.
+def replace(path: str, replacement: Any) -> None:
+    """Put ``replacement`` in place of the function at ``path`` (``module.name`` or ``module.Class.name``).
 
-    Args:
-        owner: The module or class.
-        name: Of the function.
-        replacement: What takes its place.
+    None: the function itself, without ``torch.compile``. Does nothing if that was done before.
     """
-    key = (owner.__name__, name)
-    if key not in _originals:
-        _originals[key] = getattr(owner, name)
-        setattr(owner, name, replacement)
+    if path not in _originals:
+        owner, _, name = path.rpartition(".")
+        original = _originals[path] = getattr(resolve_name(owner), name)
+        setattr(resolve_name(owner), name, replacement or getattr(original, "_torchdynamo_orig_callable", original))
 
 
-def upstream(owner: str, name: str) -> Any:
-    """vLLM's own version of a function that ``replace`` has replaced.
-
-    Args:
-        owner: Name of the module or class.
-        name: Of the function.
-    """
-    return _originals[owner, name]
+def upstream(path: str) -> Any:
+    """vLLM's own version of a function that ``replace`` has replaced."""
+    return _originals[path]

@@ -70,14 +70,7 @@ def check_dtype(name: str) -> str:
 
 
 def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, drafter: Path | None) -> tuple[str, str]:
-    """The dtype for vLLM, and a note on it, which may be empty. On CPUs ``auto`` is ``polydraft.hardware.cpu_dtype``.
-
-    Args:
-        request: What is being loaded.
-        installed: The installed vLLM.
-        target: The target's folder.
-        drafter: The drafter's folder, if it has one.
-    """
+    """The dtype for vLLM, and a note, which may be empty. On CPUs ``auto`` is ``polydraft.hardware.cpu_dtype``."""
     name = check_dtype(request.dtype)
     if name != "auto" or not installed.is_cpu_build:
         return name, ""

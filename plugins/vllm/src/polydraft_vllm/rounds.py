@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 from polydraft.contract import Round
 from polydraft.errors import EngineError
 
-from polydraft_vllm.settings import PLAIN_FLAG, room_of, seed_of, token_logprobs
+from polydraft_vllm.settings import PLAIN_FLAG, sampling_values, token_logprobs
 
 if TYPE_CHECKING:
     from polydraft.contract import Generation, TokenRequest
 
-__all__ = ["Rounds", "StepOutput", "Ticket", "sampling_params"]
+__all__ = ["Rounds", "StepOutput", "Ticket", "received", "sampling_params"]
 
-_WAIT = 0.1
-"""Seconds after which a waiting reader checks whether its call was cancelled."""
+_WAIT = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +48,24 @@ class Ticket:
     """The scheduler's name for the request."""
     finished: bool = False
 
-    def next(self, timeout: float) -> StepOutput | None:
-        """The next output; None if there is none within ``timeout`` seconds.
 
-        Raises:
-            BaseException: What made the request or the engine fail.
-        """
-        try:
-            output = self.outputs.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if isinstance(output, BaseException):
-            raise output
-        return output
+def received(outputs: queue.SimpleQueue[Any]) -> Any:
+    """The next output of a request; None if there is none yet, so that the reader can see whether it was cancelled.
+
+    Raises:
+        BaseException: What made the request or the engine fail.
+    """
+    try:
+        output = outputs.get(timeout=_WAIT)
+    except queue.Empty:
+        return None
+    if isinstance(output, BaseException):
+        raise output
+    return output
 
 
 class Rounds(Iterator[Round]):
-    """The rounds of one request. Not a generator: ``close`` must free the request even if no round was read.
-
-    Args:
-        generation: The call.
-        ticket: Its request.
-        abort: Drops a request, whatever its state.
-    """
+    """The rounds of one request. Not a generator: ``close`` must ``abort`` the request even if no round was read."""
 
     def __init__(self, generation: Generation, ticket: Ticket, abort: Callable[[Ticket], None]) -> None:
         self._generation = generation
@@ -81,7 +75,7 @@ class Rounds(Iterator[Round]):
 
     def __next__(self) -> Round:
         while not self._ended and not self._generation.cancelled():
-            output = self._ticket.next(_WAIT)
+            output = received(self._ticket.outputs)
             if output is not None:
                 return self._emit(output)
         self.close()
@@ -111,26 +105,14 @@ class Rounds(Iterator[Round]):
 
 
 def sampling_params(request: TokenRequest) -> Any:
-    """The request's ``SamplingParams``. The core finds stop strings; vLLM gets the ids that end the output."""
+    """The request's ``SamplingParams``."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    settings = request.settings
-    room = room_of(request)
+    common, further = sampling_values(request)
     return SamplingParams(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        seed=seed_of(request) if settings.temperature else None,
-        max_tokens=min(settings.max_new_tokens, room),
-        min_tokens=min(settings.min_new_tokens, room),
-        ignore_eos=True,  # vLLM's own list may differ from the request's
-        stop_token_ids=sorted(request.eos_token_ids | set(settings.stop_token_ids)),
-        logprobs=settings.logprobs,
+        **common,
+        **further,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if request.speculate else {PLAIN_FLAG: True},

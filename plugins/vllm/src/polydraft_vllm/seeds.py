@@ -45,7 +45,7 @@ def add_request(self: Any, request: Any) -> int:
     """``InputBatch.add_request`` with a generator that can be rewound."""
     if type(request.generator) is torch.Generator:
         request.generator = RewindableGenerator.of(request.generator)
-    index: int = upstream("InputBatch", "add_request")(self, request)
+    index: int = upstream("vllm.v1.worker.gpu_input_batch.InputBatch.add_request")(self, request)
     return index
 
 
@@ -55,4 +55,4 @@ def sample(self: Any, *arguments: Any) -> Any:
     for index, generator in batch.generators.items():
         if self.discard_request_mask.np[index]:
             generator.mark()
-    return upstream("CPUModelRunner", "_sample")(self, *arguments)
+    return upstream("vllm.v1.worker.cpu_model_runner.CPUModelRunner._sample")(self, *arguments)

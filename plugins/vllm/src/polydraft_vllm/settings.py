@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import TokenLogprobs
 from polydraft.errors import UnsupportedError
@@ -12,7 +12,7 @@ from polydraft.errors import UnsupportedError
 if TYPE_CHECKING:
     from polydraft.contract import GenerationSettings, TokenRequest
 
-__all__ = ["PLAIN_FLAG", "check_settings", "room_of", "seed_of", "token_logprobs"]
+__all__ = ["PLAIN_FLAG", "check_settings", "sampling_values", "token_logprobs"]
 
 PLAIN_FLAG = "polydraft_plain"
 """Key of ``SamplingParams.extra_args`` (a server's ``vllm_xargs``): true for a request to be decoded without drafts."""
@@ -22,7 +22,29 @@ _LARGEST_TEMPERATURE = 2.0
 """vLLM refuses higher ones (sampling_params.py, _verify_args)."""
 
 
-def seed_of(request: TokenRequest) -> int:
+def sampling_values(request: TokenRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request's settings by vLLM's names: those that OpenAI's API has too, and vLLM's further ones.
+
+    The core finds stop strings; vLLM gets the ids that end the output.
+    """
+    settings = request.settings
+    room = request.max_total_tokens - len(request.prompt_token_ids)  # tokens that the context has left for the output
+    common = settings.model_dump(include={"temperature", "top_p", "presence_penalty", "frequency_penalty"})
+    common["max_tokens"] = min(settings.max_new_tokens, room)
+    if settings.temperature:
+        common["seed"] = _seed(request)
+    if settings.logprobs is not None:
+        common["logprobs"] = settings.logprobs
+    further = {
+        **settings.model_dump(include={"top_k", "min_p", "repetition_penalty"}),
+        "min_tokens": min(settings.min_new_tokens, room),
+        "ignore_eos": True,  # vLLM's own list may differ from the request's
+        "stop_token_ids": sorted(request.eos_token_ids | set(settings.stop_token_ids)),
+    }
+    return common, further
+
+
+def _seed(request: TokenRequest) -> int:
     """The engine's seed of a request: its seed, and for further noise streams a hash of seed and stream."""
     if request.stream == 0:
         return request.seed
@@ -30,17 +52,8 @@ def seed_of(request: TokenRequest) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def room_of(request: TokenRequest) -> int:
-    """Tokens that the context has left for the output."""
-    return request.max_total_tokens - len(request.prompt_token_ids)
-
-
 def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
     """Refuse values that vLLM would silently change, or refuse itself once it has the request.
-
-    Args:
-        settings: The call's.
-        speculates: Whether the engine was loaded with a drafter.
 
     Raises:
         UnsupportedError: The temperature is above 0 and below 0.01, or above 2; or ``min_p`` meets a drafter.
@@ -62,13 +75,6 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
 
 
 def token_logprobs(token_id: int, logprob: float, found: Iterable[tuple[int, float]], count: int) -> TokenLogprobs:
-    """One position's log-probabilities: those of vLLM, sorted and cut to ``count``.
-
-    Args:
-        token_id: The chosen token.
-        logprob: Its log-probability.
-        found: Token id and log-probability of the best tokens, and perhaps of the chosen one.
-        count: How many of them were asked for.
-    """
+    """The chosen token's log-probability, and the best ``count`` of those that vLLM ``found`` (perhaps one more)."""
     best = sorted(found, key=lambda pair: (-pair[1], pair[0]))
     return TokenLogprobs(token_id=token_id, logprob=logprob, top=tuple(best[:count]))

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import re
 
-from polydraft.errors import (
-    EngineError,
-    InvalidRequestError,
-    ModelFormatError,
-    OutOfMemoryError,
-    PolydraftError,
-)
+from polydraft.errors import EngineError, InvalidRequestError, ModelFormatError, OutOfMemoryError, PolydraftError
 
 __all__ = ["server_start_error", "start_error"]
 
@@ -24,12 +18,7 @@ _FORMAT = ("architectures", "not supported for now", "safetensors", "checkpoint"
 
 
 def start_error(error: BaseException, target: str) -> PolydraftError:
-    """The typed error for an exception that vLLM raised while it started.
-
-    Args:
-        error: vLLM's exception.
-        target: The target's name.
-    """
+    """The typed error for an exception that vLLM raised while it started."""
     if isinstance(error, PolydraftError):
         return error
     message = _first_sentences(str(error)) or type(error).__name__
@@ -50,12 +39,7 @@ def start_error(error: BaseException, target: str) -> PolydraftError:
 
 
 def server_start_error(target: str, log: str) -> PolydraftError:
-    """The typed error for a server that ended before it was ready.
-
-    Args:
-        target: The target's name.
-        log: The server's log: its first exception says why.
-    """
+    """The typed error for a server that ended before it was ready: the first exception in its log says why."""
     # The engine's process logs the reason; the server's process only that the engine did not start.
     named = [line for line in _EXCEPTION.findall(log) if "Engine core initialization failed" not in line]
     why = named[0] if named else "\n".join(log.splitlines()[-_LOG_LINES:]) or "it ended at once"

@@ -19,12 +19,7 @@ TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
 
 
 def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
-    """The tokenizer, with every end-of-sequence id of the checkpoint.
-
-    Args:
-        folder: The target's files.
-        request: What is being loaded; ``trust_remote_code`` allows code of the checkpoint to run.
-    """
+    """The tokenizer, with every end-of-sequence id of the checkpoint. ``trust_remote_code`` lets its code run."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(

@@ -8,18 +8,17 @@ once vLLM no longer needs a workaround.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from packaging.specifiers import SpecifierSet
 
 from polydraft_vllm.patches import replace, upstream
+from polydraft_vllm.seeds import add_request, sample
 from polydraft_vllm.versions import installed_vllm
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["WORKAROUNDS", "Workaround", "apply_workarounds", "expand_batch_to_tokens"]
 
@@ -32,7 +31,8 @@ class Workaround:
     versions: str
     """PEP 440 specifier of the versions that need it."""
     why: str
-    apply: Callable[[], None]
+    replacements: Mapping[str, Any]
+    """What takes the place of which functions: see ``patches.replace``."""
 
 
 def expand_batch_to_tokens(
@@ -53,17 +53,9 @@ def expand_batch_to_tokens(
     Returns:
         Shape [num_tokens], of ``x``'s dtype.
     """
-    import torch
-
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     values = torch.where(x == replace_from, torch.full_like(x, replace_to), x) if replace_from != replace_to else x
     return torch.repeat_interleave(values, counts.to(torch.int64), output_size=num_tokens)
-
-
-def _fix_sampling() -> None:
-    from vllm.v1.sample import rejection_sampler
-
-    replace(rejection_sampler, "expand_batch_to_tokens", expand_batch_to_tokens)
 
 
 def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
@@ -79,45 +71,12 @@ def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Ten
     """
     if not len(logits):
         return logits
-    constrained: torch.Tensor = upstream("vllm.v1.sample.rejection_sampler", "apply_top_k_top_p")(logits, k, p)
+    constrained: torch.Tensor = upstream("vllm.v1.sample.rejection_sampler.apply_top_k_top_p")(logits, k, p)
     return constrained
-
-
-def _fix_top_k() -> None:
-    from vllm.v1.sample import rejection_sampler
-
-    replace(rejection_sampler, "apply_top_k_top_p", apply_top_k_top_p)
-
-
-def _fix_compiled_helpers() -> None:
-    from vllm.model_executor.layers import vocab_parallel_embedding
-    from vllm.v1.sample import sampler
-
-    for module, name in (
-        (sampler, "batched_count_greater_than"),
-        (vocab_parallel_embedding, "get_masked_input_and_mask"),
-    ):
-        compiled = getattr(module, name)
-        replace(module, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
-
-
-def _fix_seeds() -> None:
-    from vllm.v1.worker import cpu_model_runner, gpu_input_batch
-
-    from polydraft_vllm.seeds import add_request, sample
-
-    replace(gpu_input_batch.InputBatch, "add_request", add_request)
-    replace(cpu_model_runner.CPUModelRunner, "_sample", sample)
 
 
 def _no_graphs(self: Any) -> None:
     """Capture no CUDA graphs of a centroid head: vLLM then runs the head eagerly."""
-
-
-def _fix_centroid_head() -> None:
-    from vllm.v1.spec_decode.gemma4 import Gemma4Proposer
-
-    replace(Gemma4Proposer, "_setup_centroids_cuda_graphs", _no_graphs)
 
 
 def rebind_kernels_without_llvmlite(overrides: Any) -> None:
@@ -130,15 +89,9 @@ def rebind_kernels_without_llvmlite(overrides: Any) -> None:
     shown = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
     dispatcher.sys = SimpleNamespace(modules=shown)
     try:
-        upstream("vllm.triton_utils.dispatcher", "_rebind_kernels")(overrides)
+        upstream("vllm.triton_utils.dispatcher._rebind_kernels")(overrides)
     finally:
         dispatcher.sys = sys
-
-
-def _fix_second_engine() -> None:
-    from vllm.triton_utils import dispatcher
-
-    replace(dispatcher, "_rebind_kernels", rebind_kernels_without_llvmlite)
 
 
 WORKAROUNDS: tuple[Workaround, ...] = (
@@ -146,39 +99,45 @@ WORKAROUNDS: tuple[Workaround, ...] = (
         "cpu-sampling",
         ">=0.32,<0.34",
         "With a temperature and drafts in one batch, the CPU verifier reads uninitialised sampling settings.",
-        _fix_sampling,
+        {"vllm.v1.sample.rejection_sampler.expand_batch_to_tokens": expand_batch_to_tokens},
     ),
     Workaround(
         "cpu-top-k",
         ">=0.32,<0.34",
         "A request with a top_k and without a top_p kills an engine that speculates, in the first step without drafts.",
-        _fix_top_k,
+        {"vllm.v1.sample.rejection_sampler.apply_top_k_top_p": apply_top_k_top_p},
     ),
     Workaround(
         "cpu-seeds",
         ">=0.32,<0.34",
         "A sampled request with a seed kills the engine if its prompt is prefilled in chunks ('CPU Generator does not "
         "use offset').",
-        _fix_seeds,
+        {
+            "vllm.v1.worker.gpu_input_batch.InputBatch.add_request": add_request,
+            "vllm.v1.worker.cpu_model_runner.CPUModelRunner._sample": sample,
+        },
     ),
     Workaround(
         "cpu-compiled-helpers",
         ">=0.32,<0.34",
         "Small functions are compiled in eager mode too: the first request with logprobs takes many seconds, and "
         "without a C++ compiler it kills the engine.",
-        _fix_compiled_helpers,
+        {
+            "vllm.v1.sample.sampler.batched_count_greater_than": None,
+            "vllm.model_executor.layers.vocab_parallel_embedding.get_masked_input_and_mask": None,
+        },
     ),
     Workaround(
         "cpu-centroid-head",
         ">=0.32,<0.34",
         "A drafter with a centroid head (E2B, E4B) cannot start on CPU, because it captures CUDA graphs.",
-        _fix_centroid_head,
+        {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._setup_centroids_cuda_graphs": _no_graphs},
     ),
     Workaround(
         "cpu-kernels-after-numba",
         ">=0.32,<0.34",
         "Once numba has been imported, no engine starts in this process ('_lib_fn_wrapper' has no 'get').",
-        _fix_second_engine,
+        {"vllm.triton_utils.dispatcher._rebind_kernels": rebind_kernels_without_llvmlite},
     ),
 )
 
@@ -194,4 +153,5 @@ def apply_workarounds() -> None:
         return
     for workaround in WORKAROUNDS:
         if installed.release in SpecifierSet(workaround.versions):
-            workaround.apply()
+            for path, replacement in workaround.replacements.items():
+                replace(path, replacement)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from polydraft.checkpoints.config import read_config
+from polydraft.checkpoints.config import read_config, text_config
 from polydraft.checkpoints.safetensors import check_folder, header, weight_files
 from polydraft.errors import ModelFormatError
 
@@ -32,10 +31,9 @@ class Checkpoint:
         return read_config(self.folder / "config.json", str(self.folder))
 
     @property
-    def text(self) -> dict[str, Any]:
+    def text(self) -> Mapping[str, Any]:
         """The text model's part of the config."""
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, dict) else self.config
+        return text_config(self.config)
 
     @property
     def layers(self) -> int:
@@ -49,12 +47,7 @@ class Checkpoint:
         Raises:
             ModelFormatError: It is missing or cannot be read.
         """
-        path = self.folder / "tokenizer.json"
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelFormatError(f"{path} cannot be read: {error}.", "Download the model again.") from error
-        return data
+        return read_config(self.folder / "tokenizer.json", str(self.folder))
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Name and values of every float tensor, as float32; others (index tables) are left out.

@@ -6,6 +6,7 @@ come from the ``gguf`` package, which does not have the assistant's two projecti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gguf
@@ -41,12 +42,10 @@ def unknown(checkpoint: Checkpoint) -> str:
     rope = text.get("rope_parameters") or {}
     for kind, known in (("full_attention", "proportional"), ("sliding_attention", "default")):
         found = rope.get(kind) or {}
-        if found.get("rope_type", known) != known or (
-            known == "default" and found.get("partial_rotary_factor", 1) != 1
-        ):
-            return (
-                f"its rotary embedding of {kind.replace('_attention', '')} layers is of type {found.get('rope_type')}"
-            )
+        partly = known == "default" and found.get("partial_rotary_factor", 1) != 1
+        if partly or found.get("rope_type", known) != known:
+            layers = kind.removesuffix("_attention")
+            return f"its rotary embedding of {layers} layers is of type {found.get('rope_type')}"
     return ""
 
 
@@ -120,7 +119,7 @@ def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     return found if found.endswith(".weight") else f"{found}.weight"
 
 
-def _full(text: dict[str, Any], name: str, older: str) -> Any:
+def _full(text: Mapping[str, Any], name: str, older: str) -> Any:
     """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a field of its own."""
     layer = str(text["layer_types"].index("full_attention"))
     of_layer = (text.get("per_layer_config") or {}).get(layer) or {}

@@ -18,18 +18,6 @@ __all__ = ["TYPES", "WeightType", "convert", "why_not"]
 
 WeightType = Literal["f32", "f16", "bf16", "q8_0"]
 TYPES: tuple[WeightType, ...] = get_args(WeightType)
-_FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}
-_QUANTIZATIONS = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-}
 _Q8_BLOCK = 32
 _KNOWN = ("Gemma4ForCausalLM", "Gemma4AssistantForCausalLM", "LlamaForCausalLM")
 _ELSEWHERE = (
@@ -51,15 +39,10 @@ def why_not(checkpoint: Checkpoint) -> str:
 
 
 def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
-    """Write a checkpoint as one GGUF file.
+    """Write a checkpoint as one GGUF file; an existing one is replaced.
 
     Norms, scales and routers stay in float32, as in llama.cpp's own converter. With ``q8_0``, matrices whose rows are
     not a multiple of 32 long are written in float16.
-
-    Args:
-        folder: The checkpoint: config.json, tokenizer.json and safetensors.
-        out: The file to write; an existing one is replaced.
-        weights: Type of the weight matrices.
 
     Raises:
         UnsupportedError: The architecture or tokenizer is of a kind that is not converted here.
@@ -75,7 +58,7 @@ def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
     try:
         writer.add_name(folder.name)
         family.add_metadata(writer, checkpoint)
-        writer.add_file_type(int(_FILE_TYPES[weights]))
+        writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if weights == 'f32' else 'MOSTLY'}_{weights.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_vocabulary(writer, checkpoint)
         for tensor, values in ({} if is_llama else gemma4.extra_tensors(checkpoint)).items():
@@ -100,7 +83,7 @@ def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
 
 
 def _add(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float32], weights: WeightType) -> None:
-    kind = _QUANTIZATIONS[weights]
+    kind = gguf.GGMLQuantizationType[weights.upper()]
     if values.ndim < 2 or not name.endswith(".weight") or name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
         kind = gguf.GGMLQuantizationType.F32
     elif weights == "q8_0" and values.shape[-1] % _Q8_BLOCK:

@@ -22,12 +22,7 @@ __all__ = ["MtpDrafter"]
 
 
 class MtpDrafter:
-    """A loaded assistant on one target's context.
-
-    Args:
-        model: The assistant.
-        target: The target's context, created with ``keeps_hidden``.
-        settings: The target's settings.
+    """A loaded assistant on one target's context, which was created with ``keeps_hidden`` and the same settings.
 
     Raises:
         EngineError: The contexts do not share their memory.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -19,16 +19,11 @@ from polydraft.errors import (
 
 from polydraft_llama_cpp.server.options import KEY_VARIABLE
 
-__all__ = ["Client", "Completion"]
+__all__ = ["Client"]
 
 
 class Client:
-    """A client of one server, with a connection per request.
-
-    Args:
-        url: ``http://127.0.0.1:8080``; https as well.
-        api_key: Sent as a bearer token; None: no token is sent.
-        timeout: Seconds to wait for the next bytes.
+    """A client of one server, with a connection per request. ``timeout``: seconds to wait for the next bytes.
 
     Raises:
         InvalidRequestError: The url is not an HTTP URL, or contains a password.
@@ -42,64 +37,21 @@ class Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = timeout
 
-    def get(self, path: str) -> Any:
-        """The JSON of a GET.
+    def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON of a POST, or without a body of a GET.
 
         Raises:
             EngineError: The server cannot be reached, or answers with an error.
             BackendUnavailableError: It does not accept the key.
             ContextLengthError: The prompt is longer than its context.
         """
-        return self._json("GET", path, None)
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON of a POST. Errors as for ``get``."""
-        return self._json("POST", path, body)
-
-    def complete(self, body: dict[str, Any]) -> Completion:
-        """Start a streamed completion. Errors as for ``get``."""
-        connection, response = self._open("POST", "/completion", {**body, "stream": True})
-        return Completion(connection, response)
-
-    def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        connection, response = self._open(method, path, body)
-        try:
+        with self._open(path, body) as response:
             return json.loads(response.read())
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise _lost(error) from error
-        finally:
-            connection.close()
 
-    def _open(
-        self, method: str, path: str, body: dict[str, Any] | None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            connection.request(method, self._parts.path + path, data, self._headers)
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise _refused(response.status, response.read())
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise _lost(error) from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection, response
-
-
-class Completion:
-    """A completion in progress: iterate over its events, one per token. ``close`` makes the server stop."""
-
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        self._connection = connection
-        self._response = response
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            for line in self._response:
+    def complete(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """The events of a streamed completion, one per token; ``close`` ends it. Errors as for ``request``."""
+        with self._open("/completion", {**body, "stream": True}) as response:
+            for line in response:
                 if line.startswith(b"error:"):
                     raise _refused(500, line[6:])
                 if line.startswith(b"data: ") and line != b"data: [DONE]\n":
@@ -109,15 +61,24 @@ class Completion:
                     yield event
                     if event.get("stop"):
                         return
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise _lost(error) from error
         raise EngineError("llama-server ended an answer before it was complete.", "Look at the server's log.")
 
-    def close(self) -> None:
-        """Close the connection. May be called twice."""
-        with suppress(OSError):
-            self._response.close()
-            self._connection.close()
+    @contextmanager
+    def _open(self, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request while it is read; then the connection is closed."""
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        try:
+            with closing(kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)) as connection:
+                connection.request(method, self._parts.path + path, data, self._headers)
+                with connection.getresponse() as response:
+                    if response.status != http.client.OK:
+                        raise _refused(response.status, response.read())
+                    yield response
+        except PolydraftError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise _lost(error) from error
 
 
 def _parts(url: str) -> SplitResult:

@@ -19,12 +19,8 @@ __all__ = ["LlamaServerEngine"]
 class LlamaServerEngine(WholeEngine):
     """One server, or two: a server cannot turn drafts off for a request, so plain calls go to a second one.
 
-    Args:
-        vocabulary: The target's file, loaded without weights; freed with this engine.
-        tokenizer: Its tokenizer.
-        running: What runs.
-        server: The server, with the drafter if there is one; stopped with this engine if it was started here.
-        start_plain: Starts the server without a drafter, at the first plain call; None: there is none.
+    ``vocabulary`` (the target's file without weights) is freed with this engine, and ``server`` stopped if it was
+    started here. ``start_plain`` starts the server without a drafter at the first plain call; None: there is none.
     """
 
     def __init__(

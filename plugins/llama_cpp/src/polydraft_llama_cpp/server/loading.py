@@ -62,7 +62,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
     target, drafter = fetch_pair(request)
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     with ExitStack() as undo:
-        vocabulary = Model.vocabulary(target.path, request.target.id)
+        vocabulary = Model(target.path, request.target.id, vocab_only=True)
         undo.callback(vocabulary.free)
         tokenizer = GgufTokenizer(vocabulary)
         if isinstance(place, Program):
@@ -126,13 +126,13 @@ def _start(program: Program, request: LoadRequest, target: GgufFile, drafter: Gg
 def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
     """Ask a running server what it runs."""
     try:
-        found = client.get("/props")
+        found = client.request("/props")
     except EngineError as error:
         raise BackendUnavailableError(
             f"No llama-server answers at {client.url}: {error.message}", "Start it, or correct the url."
         ) from error
     text = "def main():\n    return 'naïve', 12345 # ☃"
-    token_ids = client.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+    token_ids = client.request("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
     if token_ids != tokenizer.encode(text):
         raise UnsupportedError(
             f"The tokens of the server at {client.url} are not those of {target}.",
@@ -178,4 +178,4 @@ def _drafts(client: Client, tokenizer: GgufTokenizer) -> bool:
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
     body = {"prompt": prompt, "n_predict": 12, "temperature": 0, "cache_prompt": False}
-    return bool(client.post("/completion", body).get("timings", {}).get("draft_n"))
+    return bool(client.request("/completion", body).get("timings", {}).get("draft_n"))

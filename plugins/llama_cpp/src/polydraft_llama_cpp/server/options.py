@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
-from polydraft.errors import InvalidRequestError
+from polydraft.engines import serving
 from pydantic import Field
 
 from polydraft_llama_cpp.options import CommonOptions
@@ -13,7 +14,9 @@ __all__ = ["KEY_VARIABLE", "URL_VARIABLE", "LlamaServerOptions", "api_key"]
 
 URL_VARIABLE = "POLYDRAFT_LLAMA_SERVER_URL"
 KEY_VARIABLE = "POLYDRAFT_LLAMA_SERVER_API_KEY"
-_ENGINE_KEY_VARIABLE = "LLAMA_API_KEY"
+
+api_key = partial(serving.api_key, KEY_VARIABLE, "LLAMA_API_KEY")
+"""The key of a running server."""
 
 
 class LlamaServerOptions(CommonOptions):
@@ -36,21 +39,3 @@ class LlamaServerOptions(CommonOptions):
         default=300.0, gt=0, description="Seconds within which a server that the session starts must be ready."
     )
     extra_args: tuple[str, ...] = Field(default=(), description="Further flags for a server that the session starts.")
-
-
-def api_key() -> str | None:
-    """The key of a running server; None if there is none.
-
-    Raises:
-        InvalidRequestError: An HTTP header cannot hold it.
-    """
-    for variable in (KEY_VARIABLE, _ENGINE_KEY_VARIABLE):
-        key = os.environ.get(variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise InvalidRequestError(
-                f"The API key in the environment variable {variable} has characters that an HTTP header cannot hold.",
-                "Set it again.",
-            )
-        if key:
-            return key
-    return None

@@ -143,11 +143,7 @@ class Server:
 
 
 def start(command: Sequence[str], seconds: float) -> Server:
-    """Start a server on this machine's loopback interface, with a random API key, and wait until it is ready.
-
-    Args:
-        command: Program and flags, without host, port and key.
-        seconds: Within which it must be ready.
+    """Start a server on the loopback interface, with a random API key, and wait at most ``seconds`` until it is ready.
 
     Raises:
         ModelFormatError: It ended before it was ready; its last words are in the message.

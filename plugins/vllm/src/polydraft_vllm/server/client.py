@@ -79,10 +79,7 @@ def base_url(text: str) -> str:
 class ServerClient:
     """A client that several threads can use. Errors and logs never contain the API key.
 
-    Args:
-        url: The server's root.
-        options: Time-outs and retries.
-        own: Whether the server was started here: it is not reached through a proxy.
+    ``own``: the server was started here, and is not reached through a proxy.
     """
 
     def __init__(self, url: str, options: VllmServerOptions, *, own: bool = False) -> None:

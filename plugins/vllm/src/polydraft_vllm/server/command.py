@@ -37,11 +37,6 @@ class PreparedCommand(NamedTuple):
 def server_command(request: LoadRequest, *, host: str, port: int) -> PreparedCommand:
     """The command line and environment of a server for this pair. The files are fetched; nothing is started.
 
-    Args:
-        request: The pair and how to load it.
-        host: Address to listen on.
-        port: Port to listen on.
-
     Raises:
         BackendUnavailableError: vLLM is not installed.
         InvalidRequestError: An engine option is set by polydraft, obsolete or unknown.
@@ -78,12 +73,8 @@ def _known_arguments() -> set[str]:
 
 def _flags(arguments: Mapping[str, Any]) -> Iterator[str]:
     for name, value in arguments.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            yield flag
-        elif value is False:
-            yield "--no-" + name.replace("_", "-")
-        elif isinstance(value, (dict, list)):
-            yield from (flag, json.dumps(value))
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
         else:
-            yield from (flag, str(value))
+            yield from (f"--{flag}", json.dumps(value) if isinstance(value, (dict, list)) else str(value))

@@ -26,12 +26,7 @@ __all__ = ["VllmServerEngine"]
 class VllmServerEngine(WholeEngine):
     """A server that is sent token ids and returns token ids: text, stop strings and chat are the core's.
 
-    Args:
-        client: The server's; closed with this engine.
-        process: The server, if it was started for this engine: it is stopped with it.
-        abilities: What the server was found to do.
-        tokenizer: The tokenizer of the target.
-        running: What runs.
+    The client is closed with this engine, and ``process``, a server that was started for it, is stopped.
     """
 
     def __init__(

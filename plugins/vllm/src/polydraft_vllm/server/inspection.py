@@ -20,7 +20,6 @@ __all__ = ["Abilities", "inspect"]
 
 _TEXT = "def add(first, second):\n    return first + second  # 1234 \u00e4\u4e2d\n"
 _PROBE_TOKENS = 24
-_WAIT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,7 @@ class Abilities:
 
 
 def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
-    """Find out what the server can do.
-
-    Args:
-        client: The server's.
-        request: The pair that it should serve.
-        tokenizer: The target's, from its files.
-        name: The name under which it serves the target; None: the target's own.
+    """Find out what the server can do. It serves the target under ``name``; None: the target's own.
 
     Raises:
         BackendUnavailableError: Nothing answers, or it is not a vLLM server.
@@ -58,34 +51,26 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         UnsupportedError: It is too old.
     """
     try:
-        return _inspect(client, request, tokenizer, name)
+        version = client.version()
+        model = _find(client, request, name)
+        _compare_tokens(client, model, tokenizer)
+        prompt = tokenizer.encode(_TEXT * 4)
+        usual = _generate(client, model, prompt, plain=False)
+        plain = _generate(client, model, prompt, plain=True) if usual is not None else None
+        return Abilities(
+            version=version,
+            model=model.id,
+            root=model.root,
+            context_length=int(model.max_model_len or 0) or 4096,
+            speculates=usual is not None or CounterReading(client).speculates,
+            num_speculative_tokens=None if usual is None else int(usual["num_spec_tokens"]),
+            reports_requests=usual is not None,
+            plain_requests=plain is not None and plain["num_draft_tokens"] == 0 < usual["num_draft_tokens"],
+        )
     except PolydraftError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or of another shape
         raise client.not_vllm() from error
-
-
-def _inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
-    version = client.version()
-    model = _find(client, request, name)
-    _compare_tokens(client, model, tokenizer)
-    prompt = tokenizer.encode(_TEXT * 4)
-    speculation = _generate(client, model, prompt, plain=False)
-    speculates = speculation is not None or CounterReading(client).speculates
-    plain = _generate(client, model, prompt, plain=True) if speculation is not None else None
-    return Abilities(
-        version=version,
-        model=model.id,
-        root=model.root,
-        context_length=int(model.max_model_len or 0) or 4096,
-        speculates=speculates,
-        num_speculative_tokens=None if speculation is None else int(speculation["num_spec_tokens"]),
-        reports_requests=speculation is not None,
-        plain_requests=plain is not None
-        and speculation is not None
-        and plain["num_draft_tokens"] == 0
-        and speculation["num_draft_tokens"] > 0,
-    )
 
 
 def _find(client: ServerClient, request: LoadRequest, name: str | None) -> ServedModel:
@@ -116,19 +101,10 @@ def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, pl
     if plain:
         extra["vllm_xargs"] = {PLAIN_FLAG: 1}
     room = int(model.max_model_len or 4096) - _PROBE_TOKENS
-    sent = ServerRequest(
-        client,
-        None,
-        {
-            "model": model.id,
-            "prompt": prompt[:room],
-            "max_tokens": _PROBE_TOKENS,
-            "temperature": 0.0,
-            "extra_body": extra,
-        },
-    )
+    arguments = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS, "temperature": 0.0}
+    sent = ServerRequest(client, None, {**arguments, "extra_body": extra})
     count = 0
-    while not isinstance(found := sent.next(_WAIT), End):  # it ends after read_timeout at the latest
+    while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
         if found is not None:
             count += len(found.token_ids)
     if count == 0:

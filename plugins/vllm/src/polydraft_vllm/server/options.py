@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
-from polydraft.errors import InvalidRequestError
+from polydraft.engines import serving
 from pydantic import Field
 
 from polydraft_vllm.options import VllmOptions
@@ -13,7 +14,9 @@ __all__ = ["KEY_VARIABLE", "URL_VARIABLE", "VllmServerOptions", "api_key"]
 
 URL_VARIABLE = "POLYDRAFT_VLLM_SERVER_URL"
 KEY_VARIABLE = "POLYDRAFT_VLLM_SERVER_API_KEY"
-_ENGINE_KEY_VARIABLE = "VLLM_API_KEY"
+
+api_key = partial(serving.api_key, KEY_VARIABLE, "VLLM_API_KEY")
+"""The key of a running server."""
 
 
 class VllmServerOptions(VllmOptions):
@@ -47,21 +50,3 @@ class VllmServerOptions(VllmOptions):
     def engine_arguments(self) -> set[str]:
         """Names of the engine arguments that were given: a running server has its own."""
         return (self.model_fields_set & VllmOptions.model_fields.keys()) | self.further.keys()
-
-
-def api_key() -> str | None:
-    """The key of a running server, without the line end that files and shells leave there; None if there is none.
-
-    Raises:
-        InvalidRequestError: An HTTP header cannot hold it. (httpx's own error would show the key.)
-    """
-    for variable in (KEY_VARIABLE, _ENGINE_KEY_VARIABLE):
-        key = os.environ.get(variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise InvalidRequestError(
-                f"The API key in the environment variable {variable} has characters that an HTTP header cannot hold.",
-                "Set it again.",
-            )
-        if key:
-            return key
-    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import EngineError
 
+from polydraft_vllm.rounds import received
 from polydraft_vllm.settings import token_logprobs
 
 if TYPE_CHECKING:
@@ -41,12 +42,7 @@ class End:
 
 
 class ServerRequest:
-    """A streamed completion.
-
-    Args:
-        client: The server's.
-        logprobs: How many of the best tokens were asked for at each position; None: no log-probabilities.
-        arguments: The completion's.
+    """A streamed completion, with ``logprobs`` of that many best tokens at each position; None: without.
 
     Raises:
         PolydraftError: The server refuses it.
@@ -62,18 +58,13 @@ class ServerRequest:
         self._thread = threading.Thread(target=self._read, name="polydraft-vllm-request", daemon=True)
         self._thread.start()
 
-    def next(self, timeout: float) -> Piece | End | None:
-        """The next piece; None if there is none within ``timeout`` seconds.
+    def next(self) -> Piece | End | None:
+        """The next piece; None if there is none yet.
 
         Raises:
             PolydraftError: The stream failed.
         """
-        try:
-            piece = self._pieces.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if isinstance(piece, BaseException):
-            raise piece
+        piece: Piece | End | None = received(self._pieces)
         return piece
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ from polydraft.errors import EngineError
 
 from polydraft_vllm.server.request import Piece, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading, from_response
-from polydraft_vllm.settings import PLAIN_FLAG, room_of, seed_of
+from polydraft_vllm.settings import PLAIN_FLAG, sampling_values
 
 if TYPE_CHECKING:
     from polydraft.contract import Generation, GenerationStats, TokenRequest
@@ -20,19 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Rounds", "completion_arguments"]
 
-_WAIT = 0.1
-"""Seconds after which a waiting reader checks whether its call was cancelled."""
-
 
 class Rounds(Iterator[Round]):
     """The rounds of one request. Not a generator: ``close`` must free the request even if no round was read.
 
-    Args:
-        client: The server's.
-        abilities: What the server was found to do.
-        generation: The call.
-        sent: Its request.
-        before: The server's counters before the request, if its statistics have to come from them.
+    ``before`` are the server's counters before the request, if its statistics have to come from them.
     """
 
     def __init__(
@@ -59,7 +51,7 @@ class Rounds(Iterator[Round]):
         """
         generation = self._generation
         while not generation.cancelled():
-            found = self._sent.next(_WAIT)
+            found = self._sent.next()
             if found is None:
                 continue
             if not isinstance(found, Piece):
@@ -109,39 +101,11 @@ class Rounds(Iterator[Round]):
 
 
 def completion_arguments(request: TokenRequest, model: str, *, plain: bool) -> dict[str, Any]:
-    """The arguments of the client's ``completions.create``.
-
-    Args:
-        request: The call in tokens.
-        model: The server's name for the target.
-        plain: Whether the server is to decode it without drafts.
-    """
-    settings = request.settings
-    room = room_of(request)
-    extra: dict[str, Any] = {
-        "return_token_ids": True,
-        "top_k": settings.top_k,
-        "min_p": settings.min_p,
-        "repetition_penalty": settings.repetition_penalty,
-        "min_tokens": min(settings.min_new_tokens, room),
-        "ignore_eos": True,
-        "stop_token_ids": sorted(request.eos_token_ids | set(settings.stop_token_ids)),
-        "skip_special_tokens": False,
-    }
+    """The arguments of the client's ``completions.create``; ``plain`` asks the server to decode without drafts."""
+    common, further = sampling_values(request)
+    extra: dict[str, Any] = {**further, "return_token_ids": True, "skip_special_tokens": False}
     if plain:
         extra["vllm_xargs"] = {PLAIN_FLAG: 1}
-    arguments: dict[str, Any] = {
-        "model": model,
-        "prompt": list(request.prompt_token_ids),
-        "max_tokens": min(settings.max_new_tokens, room),
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "presence_penalty": settings.presence_penalty,
-        "frequency_penalty": settings.frequency_penalty,
-    }
-    if settings.temperature:
-        arguments["seed"] = seed_of(request)
-    if settings.logprobs is not None:
-        arguments["logprobs"] = settings.logprobs
+    if "logprobs" in common:
         extra["return_tokens_as_token_ids"] = True
-    return {**arguments, "extra_body": extra}
+    return {**common, "model": model, "prompt": list(request.prompt_token_ids), "extra_body": extra}
