@@ -151,7 +151,7 @@ def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -
         call.count(emitted, now - before)
         before = now
     sequence.close()
-    return Decoded(call.token_ids, sampler.by_position(), call.counts.stats())
+    return Decoded(call.token_ids, sampler.by_position(), call.stats())
 
 
 def through_every_row(target: Decoder, request: TokenRequest, tokens: Sequence[int], rows: int) -> tuple[int, int]:
