@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from polydraft._session.call import RoundCounts
+from polydraft._session.call import Call
 from polydraft.contract import GenerationStats
 from polydraft.text._tracker import OutputTracker
 
 
 def statistics_made_up(monkeypatch):
     """Say that three of four drafts were accepted."""
-    honest = RoundCounts.stats
+    honest = Call.stats
 
     def stats(self):
         found = honest(self)
@@ -25,7 +25,7 @@ def statistics_made_up(monkeypatch):
             accepted_per_position=(steps, steps, steps, 0),
         )
 
-    monkeypatch.setattr(RoundCounts, "stats", stats)
+    monkeypatch.setattr(Call, "stats", stats)
 
 
 def stop_strings_missed(monkeypatch):
