@@ -245,7 +245,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (*(backend.folder for backend in BACKENDS.values()), EXAMPLE_PLUGIN)
+    plugins = (*(backend.folder for backend in BACKENDS.values()), PAIRS, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 

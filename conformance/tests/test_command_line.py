@@ -1,5 +1,6 @@
 """Options, usage errors, availability, and the files that are written."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -124,6 +125,14 @@ def test_a_backend_that_cannot_run_here_is_a_result(conformance, unusable, tmp_p
     (row,) = data["checks"]
     assert (row["check"], row["status"]) == ("test_backend_can_run_here", "cannot-install")
     assert "It needs a GPU. Buy one." in (tmp_path / MARKDOWN_NAME).read_text("utf-8")
+
+
+def test_what_the_record_requires_is_asked_before_the_backend(conformance, unusable):
+    relying = type("Relying", (unusable,), {"diagnose": lambda self: importlib.metadata.version("no-such-engine")})
+    run = conformance(backend=relying, requires={"no-such-engine": ">=1"})
+    assert run.exit_code == 0
+    assert not run.report.usable
+    assert "no-such-engine >=1, which is not installed" in run.report.reason
 
 
 def test_a_backend_that_must_run(conformance, unusable):

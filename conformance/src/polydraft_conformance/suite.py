@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import polydraft
 from polydraft import default_host
+from polydraft._registry.faults import FaultRegistry
+from polydraft._registry.states import backend_state
+from polydraft.contract import Diagnosis
 from polydraft.hardware import processor
 from polydraft.verification import VERDICTS
 
@@ -18,7 +21,7 @@ from polydraft_conformance.pairs import find_pairs
 
 if TYPE_CHECKING:
     from polydraft import PluginHost, Session
-    from polydraft.contract import BackendRecord, Capabilities, Diagnosis
+    from polydraft.contract import BackendRecord, Capabilities
     from polydraft.verification import Verdict
 
     from polydraft_conformance.catalog import Check
@@ -141,7 +144,11 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
     """
     host = host or default_host()
     backend = host.backend(options.backend)
-    suite = Suite(host, options, host.backends()[options.backend], backend.diagnose())
+    record = host.backends()[options.backend]
+    # As `load` does: the record's requirements come first, since `diagnose` may rely on them.
+    state = backend_state(host, record, FaultRegistry.of(host))
+    diagnosis = state.diagnosis or Diagnosis(usable=False, reason=state.problem, remedy=state.remedy)
+    suite = Suite(host, options, record, diagnosis)
     if suite.diagnosis.usable:
         suite.capabilities = backend.capabilities()
         suite.exclusions = Exclusions.of(backend.conformance_exclusions())

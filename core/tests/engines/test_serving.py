@@ -120,13 +120,13 @@ def logs(tmp_path, monkeypatch):
 def test_a_server_is_started_awaited_and_stopped(server):
     process = server.start(environment={"KEY": "a key"})
     process.wait_until_ready(60)
-    assert process.running
+    assert process.alive
     assert process.url == f"http://127.0.0.1:{server.port}"
     assert "listening with a key" in process.last_words()
     process.check_alive()
     process.stop()
     process.stop()
-    assert not process.running
+    assert not process.alive
     with pytest.raises(EngineError, match="The server was ended by signal 15" if os.name == "posix" else "ended"):
         process.check_alive()
     process.discard_log()
@@ -225,7 +225,7 @@ def test_a_server_that_is_not_ready_in_time_is_stopped_and_its_log_kept(server):
     process = server.start(status=503)
     with pytest.raises(EngineError, match=r"not ready within 0\.5 seconds") as caught:
         process.wait_until_ready(0.5)
-    assert not process.running
+    assert not process.alive
     log = process.log
     assert str(log) in caught.value.hint
     del process, caught

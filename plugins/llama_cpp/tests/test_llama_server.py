@@ -81,8 +81,8 @@ def test_plain_calls_go_to_a_second_server(gguf, stand_in):
         assert result.stats.num_draft_tokens == 0
         processes = [session.engine.server.process, session.engine.plain_server.process]
         assert processes[0] is not processes[1]
-        assert all(process.running for process in processes)
-    assert not any(process.running for process in processes)
+        assert all(process.alive for process in processes)
+    assert not any(process.alive for process in processes)
 
 
 def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):

@@ -39,7 +39,7 @@ def own():
     options = {"kv_cache_memory_bytes": 1 << 26, "max_num_seqs": 16}
     with load(engine_options=options) as session:
         yield session
-    assert not session.engine.process.running
+    assert not session.engine.process.alive
     del os.environ["VLLM_API_KEY"]
 
 

@@ -41,7 +41,7 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="One JSON object on standard output, and nothing else there; nothing at all if the command fails.",
+        help="One JSON object on standard output, and nothing else there; nothing if the command cannot run.",
         rich_help_panel="Output",
     ),
 ]

@@ -360,7 +360,7 @@ class Session:
             held = False
             return True
 
-        stream.use_lock(use_held_lock)
+        stream._use_lock(use_held_lock)
         try:
             took = held = await self._wait_for_lock(owner, stream)
             while True:

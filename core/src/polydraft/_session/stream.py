@@ -46,7 +46,7 @@ class TokenStream(Iterator[Chunk]):
         self._close_asked = False
         self._result: GenerationResult | None = None
 
-    def use_lock(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
+    def _use_lock(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
         """Replace how the stream takes its session's call lock, for a caller that has taken it already.
 
         Args:

@@ -83,9 +83,9 @@ class WholeEngine(ABC):
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Generate: yield ``generation.emit(...)`` for each round (or each output of the engine).
 
-        Return once ``generation.finish_reason`` is set or ``generation.cancelled()`` is true. When the caller closes
-        the stream, the iterator is closed (``GeneratorExit``): free the request then. The first round is that of the
-        prefill.
+        Return once ``generation.finish_reason`` is set or ``generation.cancelled()`` is true: an engine that waits
+        (for another process, say) looks at it now and then. When the caller closes the stream, the iterator is closed
+        (``GeneratorExit``): free the request then. The first round is that of the prefill.
 
         A concurrent engine may submit the request as soon as this is called, and return an iterator with a ``close``
         method: ``Session.generate_many`` calls this for all prompts before it reads the first round, so that they
@@ -95,7 +95,8 @@ class WholeEngine(ABC):
     def check_settings(self, settings: GenerationSettings) -> None:  # noqa: B027 - the default accepts all
         """Refuse values that the engine would alter or reject. Called before any work.
 
-        Settings that the capabilities do not claim have already been refused. The default accepts all others.
+        Settings that the capabilities do not claim have already been refused. The default accepts all others. Any
+        thread may call this, while another one generates; the same holds for ``speculation_conflict``.
 
         Raises:
             UnsupportedError: The engine does not support a value.

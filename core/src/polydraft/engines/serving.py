@@ -131,7 +131,7 @@ class ServerProcess:
         return self._process.pid
 
     @property
-    def running(self) -> bool:
+    def alive(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
 
@@ -189,7 +189,7 @@ class ServerProcess:
     def stop(self) -> None:
         """End it and its children: by SIGTERM, and after 20 seconds by SIGKILL. May be called twice."""
         try:
-            if self._home == os.getpid() and self.running:
+            if self._home == os.getpid() and self.alive:
                 _signal(self._process, "SIGTERM")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_GRACE)
