@@ -21,6 +21,7 @@ import pluggy
 from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
+# Same floor: plugins' records are checked like the registry's own, and what is missing is looked up in its list.
 from polydraft._registry.tables import check_pair_record
 from polydraft.contract.backend import Backend
 from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, PolydraftSpec

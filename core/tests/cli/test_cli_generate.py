@@ -132,7 +132,7 @@ def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
     installed.clear()
     ran = command("generate", "-p", "Hi")
     assert ran.code == 2
-    assert "polydraft[transformers,builtin]" in ran.err
+    assert "pip install polydraft-builtin-pairs" in ran.err
 
 
 # The text

@@ -57,7 +57,7 @@ def _builtin_pair() -> str:
     if _DEFAULT_MODEL not in default_host().local_models():
         raise InvalidRequestError(
             "No --model is given, and the built-in pair is not installed.",
-            "Give --model, or pip install 'polydraft[transformers,builtin]'.",
+            "Give --model, or pip install polydraft-builtin-pairs.",
         )
     return f"builtin:{_DEFAULT_MODEL}"
 

@@ -14,7 +14,7 @@ from polydraft.contract.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KnownBackend", "format_hint", "known_backends", "not_installed_hint"]
+__all__ = ["KnownBackend", "format_hint", "known_backends", "not_installed_hint", "usual_install"]
 
 
 class KnownBackend(Record):
@@ -57,10 +57,13 @@ def format_hint(form: str, *, but: str = "") -> str:
     return f"That format is for {names}, for which this version of polydraft has no backend."
 
 
+def usual_install() -> str:
+    """The command that installs the first known backend."""
+    return next(known.install for known in known_backends() if known.install)
+
+
 def _installed(names: list[str]) -> str:
-    return (
-        f"installed are: {', '.join(names)}." if names else "none is installed: pip install 'polydraft[transformers]'"
-    )
+    return f"installed are: {', '.join(names)}." if names else f"none is installed: {usual_install()}"
 
 
 def _capitalized(text: str) -> str:

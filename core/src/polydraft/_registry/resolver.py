@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from polydraft._plugins import default_host
-from polydraft._registry.backends import format_hint, known_backends
+from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import PairRegistry
@@ -97,7 +97,7 @@ class Resolver:
         if not states:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
-                format_hint(source.format) or f"Install one: {next(one.install for one in known_backends())}",
+                format_hint(source.format) or f"Install one: {usual_install()}",
             )
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []

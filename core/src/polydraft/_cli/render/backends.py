@@ -58,8 +58,10 @@ def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginS
     from rich.console import Group
     from rich.text import Text
 
+    from polydraft._registry.backends import usual_install
+
     if not found and not others:
-        return Text("No backend is installed. Install one: pip install 'polydraft[transformers]'")
+        return Text(f"No backend is installed. Install one: {usual_install()}")
     table = FittingTable("backend", "engine", "state", "drafters", "formats", "what it is")
     for backend in found:
         data = backend_data(backend)
