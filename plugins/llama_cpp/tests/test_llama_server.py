@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -63,6 +64,21 @@ def test_rounds_are_read_from_the_timings(gguf, stand_in):
         assert [chunk.num_accepted_tokens for chunk in chunks] == [0, 2, 2, 2]
         assert [chunk.num_draft_tokens for chunk in chunks] == [0, 4, 4, 4]
         assert [token for chunk in chunks for token in chunk.token_ids] == list(range(300, 310))
+
+
+def test_the_command_that_serves_a_pair(gguf, stand_in, monkeypatch):
+    stand_in("good")
+    pair = {"backend": "llama-server", "drafter": gguf("tiny-e2b-assistant"), "device": "cpu"}
+    prepared = prepare(gguf("tiny-e2b"), num_speculative_tokens=3, context_length=64, **pair)
+    command = prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123).arguments
+    assert command[0] == os.environ[VARIABLE]
+    assert command[-4:] == ("--host", "127.0.0.1", "--port", "8123")
+    for flag, value in (("--model", gguf("tiny-e2b")), ("--spec-draft-n-max", 3), ("--spec-type", "draft-mtp")):
+        assert command[command.index(flag) + 1] == str(value)
+    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:8124")
+    prepared = prepare(gguf("tiny-e2b"), **pair)
+    with pytest.raises(UnsupportedError, match="runs already"):
+        prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123)
 
 
 def test_an_end_that_is_none_here_is_gone_past(gguf, stand_in):

@@ -11,6 +11,7 @@ from polydraft.contract import (
     Diagnosis,
     LoadRequest,
     ModelSource,
+    ServerCommand,
     SpeculationPlan,
     WholeEngine,
 )
@@ -59,6 +60,12 @@ class LlamaServerBackend(Backend):
         from polydraft_llama_cpp.backend import LlamaCppBackend
 
         return LlamaCppBackend().refuse(target, plan)
+
+    def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
+        """The command of llama-server; it asks for the API key in ``LLAMA_API_KEY``, if that is set."""
+        from polydraft_llama_cpp.server.loading import server_command
+
+        return server_command(request, host=host, port=port)
 
     def load_engine(self, request: LoadRequest) -> WholeEngine:
         """Connect to the server; start it first if no ``url`` is given."""

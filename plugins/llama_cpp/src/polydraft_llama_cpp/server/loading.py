@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from polydraft.contract import LoadRequest, RunningInfo
+from polydraft.contract import LoadRequest, RunningInfo, ServerCommand
 from polydraft.engines import context_length
 from polydraft.errors import (
     BackendUnavailableError,
@@ -23,11 +23,11 @@ from polydraft_llama_cpp.resources import check_layers, default_threads
 from polydraft_llama_cpp.server import program as programs
 from polydraft_llama_cpp.server.client import Client
 from polydraft_llama_cpp.server.engine import LlamaServerEngine
-from polydraft_llama_cpp.server.options import LlamaServerOptions, api_key
+from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions, api_key
 from polydraft_llama_cpp.server.program import Program, Server
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
-__all__ = ["load_pair"]
+__all__ = ["load_pair", "server_command"]
 
 _DEFAULT_CONTEXT = 8192
 _PLAIN_NOTE = "speculate='off' starts a second llama-server: one cannot turn drafts off for a request."
@@ -87,6 +87,24 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         )
         undo.pop_all()
         return LlamaServerEngine(vocabulary, tokenizer, running, found.server, found.start_plain)
+
+
+def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:
+    """The command that serves the pair. Files are fetched, and converted where needed; nothing is started.
+
+    Raises:
+        UnsupportedError: A ``url`` is set: that server runs already.
+        PolydraftError: As ``load_pair`` before it starts the server.
+    """
+    place = _place(request)
+    if not isinstance(place, Program):
+        raise UnsupportedError(f"The server at {place.url} runs already.", f"Unset {URL_VARIABLE} to start another.")
+    target, drafter = fetch_pair(request)
+    length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
+    command = _command(place, target, length, request)
+    if drafter is not None:
+        command = [*command, *_drafter_flags(place, target, drafter, request)]
+    return ServerCommand(arguments=(*command, "--host", host, "--port", str(port)))
 
 
 def _place(request: LoadRequest) -> Program | Client:
