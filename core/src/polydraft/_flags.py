@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -58,18 +59,17 @@ def in_flags(sentence: str) -> str:
     >>> in_flags("Use `drafter=None` or `device='cuda:1'`, or log in with `hf auth login`.")
     'Use `--drafter none` or `--device cuda:1`, or log in with `hf auth login`.'
     """
-    pieces = sentence.split("`")
-    pieces[1::2] = [_in_flags(code) for code in pieces[1::2]]
-    return "`".join(pieces)
+    # Other code between backticks, and a backtick in a value that a user gave, are left alone.
+    return _ARGUMENT.sub(lambda found: f"`{_in_flags(*found.groups())}`", sentence)
 
 
-def _in_flags(code: str) -> str:
-    argument, given, value = code.partition("=")
-    if argument not in FLAGS:
-        return code
-    if not given:
+_ARGUMENT = re.compile(rf"`({'|'.join(FLAGS)})(?:=([^`]*))?`")
+
+
+def _in_flags(argument: str, value: str | None) -> str:
+    if value is None:
         return FLAGS[argument][0]
     try:
-        return shlex.join(words(argument, ast.literal_eval(value))) or code
-    except (ValueError, SyntaxError):  # a placeholder, or a value that was cut short
+        return shlex.join(words(argument, ast.literal_eval(value))) or f"{argument}={value}"
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # a placeholder, or a cut value
         return f"{FLAGS[argument][0]} {value}"

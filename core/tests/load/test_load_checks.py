@@ -206,8 +206,16 @@ def test_highest_rank_that_can_do_it(host_of):
 def test_a_backend_of_rank_0_is_used_only_if_it_is_named(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 0)
     assert prepare(TARGET, backend="exact", host=host_of("exact", "unusable")).request.backend == "exact"
-    with pytest.raises(BackendUnavailableError, match=r"pip install the-engine.*It is used only if it is named"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"pip install the-engine.*The backend exact is used only if it is named"
+    ):
         prepare(TARGET, host=host_of("exact", "unusable"))
+
+
+def test_a_backend_of_rank_0_hides_no_reason_of_the_others(host_of, monkeypatch):
+    monkeypatch.setattr(Exact, "rank", 0)
+    with pytest.raises(DeviceError, match="The backend exact is used only if it is named"):
+        prepare(TARGET, device="tpu", host=host_of("exact", "fast"))
 
 
 def test_equal_ranks_go_by_name(host_of, monkeypatch):

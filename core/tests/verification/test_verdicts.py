@@ -144,6 +144,31 @@ def test_noise_is_measured_and_the_plain_choice_found_again(session, temperature
     assert judge(plain, found, lambda _: measured).verdict == "DIVERGED"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"logits_processor": lambda prefix, logits: logits * 0.001},
+        {"logits_processor": lambda prefix, logits: logits * 100},
+        {"repetition_penalty": 30.0},
+    ],
+)
+def test_rounding_is_judged_before_settings_scale_the_logits(session, settings):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3, **settings)
+    output = plain.token_ids
+    found = [*output[:20], (output[20] + 1) % 256, *output[21:]]
+
+    def measured():
+        return measure_tie(session.engine, request(**settings), output, found, 20, 4, dtype="float32")
+
+    honest = measured()
+    assert honest.steps <= honest.explained
+    session.engine.sequence_class = NoisySequence
+    defective = measured()
+    assert defective.steps == pytest.approx(2e-3, rel=0.1)
+    assert defective.steps > defective.explained
+
+
 def test_rows_without_noise_measure_none(session):
     plain = [ord(c) for c in "abcdefghij"]
     measured = measure_tie(session.engine, request(), plain, [*plain[:3], 5], 3, 4)

@@ -104,7 +104,9 @@ class Resolver:
         for state in states:
             try:
                 if state.diagnosis and state.diagnosis.usable and state.diagnosis.rank == 0:
-                    raise BackendUnavailableError("It is used only if it is named.", " ".join(state.diagnosis.notes))
+                    raise BackendUnavailableError(
+                        f"The backend {state.record.name} is used only if it is named.", " ".join(state.diagnosis.notes)
+                    )
                 return self._prepare(state.record, source)
             except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
                 _log.info("Backend passed over: %s: %s", state.record.name, error.message)
@@ -112,7 +114,8 @@ class Resolver:
         if len(errors) == 1:
             raise errors[0][1]
         # If all that can run here refuse for one reason that the caller can change, the error has that reason's class.
-        classes = {type(error) for state, error in errors if state.usable}
+        # One of rank 0 was not asked: its refusal says nothing about what the caller asked for.
+        classes = {type(error) for state, error in errors if state.usable and state.diagnosis and state.diagnosis.rank}
         askable = {DeviceError, SpeculationUnavailableError} | (
             {UnsupportedError} if self._given["exactness"] != "standard" else set()
         )

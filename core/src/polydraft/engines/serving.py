@@ -71,7 +71,7 @@ def check_port(host: str, port: int) -> None:
         InvalidRequestError: The port is taken, or the address is not this machine's.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise InvalidRequestError(
@@ -123,7 +123,15 @@ class ServerProcess:
             ) from error
         self._home = os.getpid()
         self._discard_log = weakref.finalize(self, _remove, folder, self._home)
-        self._end = weakref.finalize(self, _kill, self._process, _watch(self._process, folder), self._home)
+        try:
+            watcher = _watch(self._process, folder)
+        except OSError as error:
+            _kill(self._process, None, self._home)
+            self._discard_log()
+            raise BackendUnavailableError(
+                f"{name} cannot be watched over: {error.strerror or error}.", "End some processes, and try again."
+            ) from error
+        self._end = weakref.finalize(self, _kill, self._process, watcher, self._home)
 
     @property
     def pid(self) -> int:

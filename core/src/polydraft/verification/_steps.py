@@ -61,7 +61,9 @@ def measure_tie(
     """
     output = list(expected[: position + _AFTER])
     shown = range(max(0, position - _BEFORE), len(output))
-    plain = {row.index: row.seen for row in _run(engine, request, output, 1, 0, shown)}
+    plain, raw = {}, {}
+    for row in _run(engine, request, output, 1, 0, shown):
+        plain[row.index], raw[row.index] = row.seen, row.raw
     tokens = (expected[position], found[position])
     terms = _noise_terms(request, len(request.prompt_token_ids) + position, tokens)
 
@@ -71,6 +73,7 @@ def measure_tie(
 
     noise: list[float] = []
     noise_here: list[float] = []
+    steps: list[float] = []
     control: list[int] = []
     margin = ahead(plain[position])
     settings = request.settings
@@ -79,6 +82,8 @@ def measure_tie(
     for offset in range(k + 1):
         for row in _run(engine, request, output, k + 1, offset, shown):
             gap = difference(plain[row.index], row.seen)
+            # Rounding is judged before settings scale the logits: they may shrink a defect, or blow rounding up.
+            steps.append(difference(raw[row.index], row.raw))
             if row.index == position:
                 control.append(row.choice)
                 noise_here.append(gap)
@@ -92,6 +97,7 @@ def measure_tie(
         margin=margin,
         noise=max(noise, default=None),
         noise_here=max(noise_here),
+        steps=max(steps),
         explained=measure_noise(engine, start, k + 1).explains(dtype),
         cut=cut,
         control=tuple(control),
@@ -105,6 +111,8 @@ class _Replay(RuleSampler):
         super().__init__(ops, request)
         self.seen: dict[int, Any] = {}
         """Absolute position -> logits of the last step, the engine's arrays of shape (1, vocab)."""
+        self.raw: dict[int, Any] = {}
+        """The same as the engine gave them."""
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
@@ -112,6 +120,7 @@ class _Replay(RuleSampler):
         """Choose for every row, whatever the rows before it chose."""
         rows = self.processed(logits, first_position, run_token_ids)
         self.seen = dict(enumerate(rows, first_position))
+        self.raw = {first_position + row: logits[row : row + 1] for row in range(len(rows))}
         return [self._one(row, position) for position, row in self.seen.items()], None
 
     def _one(self, row: Any, position: int) -> int:
@@ -126,7 +135,9 @@ class _Row:
     index: int
     """Of the output."""
     seen: Logits
-    """As the rule sees them; shape (vocab,)."""
+    """Logits as the rule sees them; shape (vocab,)."""
+    raw: Logits
+    """The same before biases, penalties and processors."""
     choice: int
     """What the rule chooses."""
 
@@ -143,7 +154,8 @@ def _run(
         def rows(step: Step, first: int) -> Iterator[_Row]:
             for index, choice in enumerate(step.token_ids, first):
                 if index in shown:
-                    yield _Row(index, ops.numpy(sampler.seen[len(prompt) + index])[0], choice)
+                    seen, raw = sampler.seen[len(prompt) + index], sampler.raw[len(prompt) + index]
+                    yield _Row(index, ops.numpy(seen)[0], ops.numpy(raw)[0], choice)
 
         yield from rows(sequence.prefill(prompt, sampler), 0)
         for start, end in pairwise(cuts):

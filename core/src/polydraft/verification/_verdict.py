@@ -44,6 +44,11 @@ class Tie(Record):
     noise_here: float | None = Field(
         default=None, description="The same at this position, which does not widen the margin; None: not measured."
     )
+    steps: float | None = Field(
+        default=None,
+        description="Largest difference of one raw logit (before biases, penalties and processors) between plain "
+        "decoding and the control, at this position and the others; None: not measured, or not finite.",
+    )
     explained: float | None = Field(
         default=None,
         description="The largest difference that rounding explains, by the dtype and by the engine's noise on another "
@@ -59,7 +64,7 @@ class Tie(Record):
         "tokens, once for each place of the position in its block (from log-probabilities: in one prefill)."
     )
 
-    @field_validator("values", "margin", "noise", "noise_here", "explained", mode="before")
+    @field_validator("values", "margin", "noise", "noise_here", "steps", "explained", mode="before")
     @classmethod
     def _finite(cls, value: Any) -> Any:
         """Infinities and NaN carry no information, and JSON has no form for them."""
@@ -143,7 +148,7 @@ def _fault(tie: Tie, other: int) -> str:
     if tie.margin is None:
         return "The other token is not among the best ones that the engine reports, so it was far behind."
     # What is not finite has become None: it is measured wherever ``explained`` is.
-    largest = max(tie.noise or 0.0, math.inf if tie.noise_here is None else tie.noise_here)
+    largest = math.inf if tie.steps is None else tie.steps
     if tie.explained is not None and largest > tie.explained:
         return (
             f"Logits of steps of several tokens are {largest:.3g} off those of single steps, more than rounding "
