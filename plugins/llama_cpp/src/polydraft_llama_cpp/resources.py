@@ -144,6 +144,7 @@ def available_bytes() -> int:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
             statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+            # inactive_file is page cache, which the kernel reclaims before it ends the process.
             used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
             free = min(free, max(0, int(limit) - used))
     except (OSError, ValueError):
@@ -168,6 +169,7 @@ def context_bytes(
     dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
     pattern = get("attention.sliding_window_pattern")
     sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
+    # Besides its window, a sliding layer stores the batch that is being run.
     window = int(get("attention.sliding_window") or 0) + n_batch
     # Quantized numbers are stored in blocks with a scale.
     number_bytes = sum(

@@ -120,6 +120,7 @@ def device_name(device: mx.Device) -> str:
     """The name that ``find_device`` takes."""
     if device.type == mx.cpu:
         return "cpu"
+    # The text is ``Device(gpu, 1)``.
     index = int(str(device).rpartition(",")[2].strip(" )"))
     return f"gpu:{index}" if index else "gpu"
 

@@ -130,6 +130,7 @@ class Decoder:
         for kind, layer in zip(self.layer_types, self.layers, strict=True):
             keys = getattr(getattr(layer, "self_attn", None), "k_proj", None)
             if kind == "full_attention" and keys is not None:
+                # k_proj has kv_heads * head_dim rows; values are as wide as keys.
                 rows += 2 * int(keys.weight.shape[0])
         return rows * tokens * self.dtype.itemsize
 

@@ -115,6 +115,7 @@ class KvCache:
         full = self._additive(torch.arange(first + count, device=device) <= column)
         layout = StepLayout(positions, first + count, {"full_attention": full}, positions, is_prompt=True)
         if self._window is not None:
+            # The tokens before the chunk that its first token sees.
             earlier = torch.arange(max(first - self._window + 1, 0), first, device=device)
             seen = torch.cat([earlier, positions])
             layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
@@ -147,6 +148,7 @@ class KvCache:
         slots = layout.ring if slides else layout.slots
         assert slots is not None
         for buffer, rows in zip(self._buffers[layer_idx], (keys, values), strict=True):
+            # In place: captured graphs hold the buffers' addresses.
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
 
@@ -166,6 +168,7 @@ class KvCache:
         assert layout.ring is not None
         seen = []
         for buffer, rows in zip(buffers, chunk, strict=True):
+            # The prefix is read before the chunk's rows overwrite it.
             seen.append(torch.cat([buffer.index_select(2, layout.prefix), rows], dim=2))
             buffer.index_copy_(2, layout.ring, rows[:, :, -layout.ring.shape[0] :])
         return seen[0], seen[1]
@@ -177,6 +180,7 @@ class KvCache:
 
     def _grow(self, capacity: int) -> None:
         self._captured.clear()
+        # Rings keep their size: only full layers grow.
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
                 grown = (self._empty(old[0], capacity + self._spare), self._empty(old[1], capacity + self._spare))

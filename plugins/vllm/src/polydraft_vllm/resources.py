@@ -91,6 +91,7 @@ def default_kv_bytes(request: LoadRequest) -> int:
 
     text = text_config(request.target.config)
     attention_heads = text.get("num_attention_heads") or 1
+    # Gemma 4's full-attention layers have wider heads: the wider size for all layers is an upper bound.
     head_dim = max(
         text.get("head_dim") or (text.get("hidden_size") or 0) // attention_heads, text.get("global_head_dim") or 0
     )

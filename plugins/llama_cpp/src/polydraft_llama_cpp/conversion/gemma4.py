@@ -65,6 +65,7 @@ def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     # Layers that use the keys and values of others have feed-forward parts of twice the width.
     widths = [2 * width if wide and layer >= layers - shared else width for layer in range(layers)]
     writer.add_feed_forward_length(widths if wide else width)
+    # The plain keys are those of full-attention layers; sliding layers have the suffix _swa.
     writer.add_key_length(full_dim)
     writer.add_value_length(full_dim)
     writer.add_uint32(f"{arch}.attention.key_length_swa", head_dim)
@@ -93,6 +94,7 @@ def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
     """Tensors that no checkpoint has: the wavelength factors of full-attention layers, shape (head_dim / 2,)."""
     text = checkpoint.text
     half = int(_full(text, "head_dim", "global_head_dim")) // 2
+    # Pairs (i, i + half) of a head's dimensions; only the first ``rotated`` of them are rotated.
     rotated = int(2 * half * text["rope_parameters"]["full_attention"]["partial_rotary_factor"]) // 2
     return {"rope_freqs.weight": np.array([1.0] * rotated + [_UNROTATED] * (half - rotated), np.float32)}
 

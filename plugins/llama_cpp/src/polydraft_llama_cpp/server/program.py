@@ -75,6 +75,7 @@ class Program:
             SpeculationUnavailableError: It lacks a flag: it is older (or newer) than the versions that were tested.
         """
         missing = [flag for flag in _NEEDED if not self.has(flag)]
+        # The help lists the drafter types of this build on the line of the flag.
         types = next((line for line in self.help.splitlines() if line.lstrip().startswith("--spec-type")), "")
         if missing or SPEC_TYPES[kind] not in types:
             what = missing[0] if missing else f"--spec-type {SPEC_TYPES[kind]}"

@@ -45,6 +45,7 @@ class AssistantDrafter:
         Returns:
             The k drafts, and for each the logits it was chosen from, shape (vocab,).
         """
+        # Drafts must not appear in the target's cache: the copy takes their rows.
         scratch = cache.copy()
         run, rows = [newest], []
         for _ in range(k):

@@ -102,7 +102,9 @@ class MtpSequence(TransformersSequence):
         prefix = [newest]
         with self._computing("drafting tokens"):
             hidden = self._hidden[row : row + 1]
+            # One copy to the device for both; each has shape (1,).
             token, at = torch.tensor([[newest], [position]], device=hidden.device)
+            # All steps of a round have one position and see the same keys: rotations and masks are made once.
             contexts = None if self.target.captures else self._contexts(at, position, all_seen=True)
             for index in range(k):
                 if contexts is None:
