@@ -41,6 +41,7 @@ class Floor:
     @property
     def mean_acceptance_length(self) -> float:
         """The least that passes."""
+        # The margin applies to accepted drafts; the 1 is the bonus token, which every round emits.
         return 1 + (self.score - 1) * (1 - self.margin)
 
 

@@ -116,6 +116,7 @@ class Bench:
 
         def make() -> list[int]:
             prompt = self.prompt(max(2, self.window // 2))
+            # Past two windows, so that a ring has been overwritten as a whole.
             plain = self.plain(prompt, **greedy_settings(2 * self.window + 24 - len(prompt)))
             return [*plain.prompt_token_ids, *plain.token_ids]
 
@@ -153,6 +154,7 @@ class Bench:
         """The engine's numeric noise on the case's target, measured once on a short context inside the window."""
 
         def make() -> Noise:
+            # Rows of the largest step: noise is measured against single-token steps.
             rows = self.k + 1
             return measure_noise(self.engine, self.context[: max(4, min(6 * rows, self.window - rows))], rows)
 

@@ -91,6 +91,7 @@ def _measured(judgement: Judgement, tie: Tie, names: tuple[str, str]) -> list[st
 
 def _guess(rest: Sequence[int], other: Sequence[int]) -> str:
     """What the difference looks like: ``rest`` is the output that counts from there on, ``other`` the other one."""
+    # Equal after a shift by one, over at least two tokens: one alone may be a coincidence.
     shared = min(len(rest), len(other)) - 1
     if shared >= 2 and other[:shared] == rest[1 : 1 + shared]:
         return "It looks as if one token was left out."

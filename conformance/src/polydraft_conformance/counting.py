@@ -134,6 +134,7 @@ def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
 
     ``accepted_per_position`` is as long as the longest draft.
     """
+    # Tokens of the output that steps can still emit.
     left = num_tokens - len(log.first)
     drafted, accepted = [], []
     for run, chosen in log.steps:
@@ -144,6 +145,7 @@ def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
         if drafts:
             drafted.append(len(drafts))
             accepted.append(min(right, max(left, 0)))
+        # A step emits the accepted drafts and one token of the target.
         left -= min(right + 1, max(left, 0))
     longest = max(drafted, default=0)
     return GenerationStats(

@@ -80,5 +80,6 @@ def greedy_settings(max_new_tokens: int) -> dict[str, Any]:
 def speculation_of(runs: Sequence[tuple[GenerationResult, SequenceLog | None]]) -> Speculation:
     """Sum up what speculation did: from the engine's logs where there are any, else from the statistics."""
     counts = [count_log(log, len(result.token_ids)) for result, log in runs if log is not None]
+    # All or none: one rate must not mix the suite's counts with the backend's.
     counted = len(counts) == len(runs)
     return Speculation(GenerationStats.total(counts if counted else (result.stats for result, _ in runs)), counted)

@@ -57,6 +57,7 @@ def rows_of(engine: SteppingEngine, context: Sequence[int], k: int) -> Rows:
 
 def best(row: Logits) -> dict[str, list[Any]]:
     """The largest logits of a row, JSON-ready."""
+    # Stable: equal logits are in the order of their ids on every machine.
     order = np.argsort(-row, kind="stable")[:BEST]
     return {"token_ids": [int(token) for token in order], "logits": [round(float(row[token]), 6) for token in order]}
 
