@@ -30,7 +30,7 @@ QUICK_MARGIN = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a pair scored, and on which prompts."""
+    """A pair's score, and the prompts it was measured on."""
 
     score: float
     """Mean acceptance length, over all rounds of all prompts."""

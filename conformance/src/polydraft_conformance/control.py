@@ -46,7 +46,7 @@ def flip_shares(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[
 
 
 def chance_of_at_least(count: int, shares: Sequence[float]) -> float:
-    """Probability that at least ``count`` of independent events happen, whose probabilities are ``shares``.
+    """Probability that at least ``count`` of the independent events with probabilities ``shares`` occur.
 
     The Poisson-binomial distribution, by its exact recursion.
     """

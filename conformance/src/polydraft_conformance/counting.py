@@ -18,7 +18,7 @@ __all__ = ["SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_en
 
 @dataclass(slots=True)
 class SequenceLog:
-    """What one sequence of the engine was asked for."""
+    """The calls to one sequence of the engine, and their results."""
 
     prompt: list[int] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
@@ -130,7 +130,7 @@ def logged(session: Session) -> Iterator[list[SequenceLog] | None]:
 
 
 def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
-    """What the statistics of a generation of ``num_tokens`` should say; accepted drafts beyond its end do not count.
+    """The expected statistics of a generation of ``num_tokens``; accepted drafts beyond its end do not count.
 
     ``accepted_per_position`` is as long as the longest draft.
     """

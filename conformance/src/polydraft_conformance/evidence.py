@@ -28,7 +28,7 @@ class GreedyRun:
     plain: GenerationResult
     speculative: GenerationResult
     log: SequenceLog | None
-    """What the engine did in the speculative run; None for a whole engine."""
+    """The engine's calls in the speculative run; None for a whole engine."""
 
     @property
     def counts(self) -> GenerationStats | None:
@@ -38,7 +38,7 @@ class GreedyRun:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What speculation did in several generations."""
+    """Drafted and accepted tokens of several generations."""
 
     stats: GenerationStats
     counted: bool
@@ -68,7 +68,7 @@ class Evidence:
 
     @property
     def speculation(self) -> Speculation:
-        """What speculation did in all of them."""
+        """The sum over all of them."""
         return speculation_of([(run.speculative, run.log) for run in self.runs])
 
 

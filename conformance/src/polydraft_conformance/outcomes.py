@@ -32,7 +32,7 @@ __all__ = ["Outcome", "before", "crashed_row", "judge", "make_row"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a check."""
+    """The result of a check."""
 
     status: Status
     reason: str = ""
@@ -44,7 +44,7 @@ def before(suite: Suite, check: Check, case: Case | None) -> None:
     Raises:
         NotClaimed: The capabilities do not claim what it tests.
         ExcludedWithoutRun: It is excluded, and must not run.
-        DeclarationError: It is excluded for a fault of upstream that is gone, or the probe fails.
+        DeclarationError: It is excluded for an upstream bug that has been fixed, or the probe fails.
     """
     if check.claims is not None and suite.capabilities is not None:
         reason = check.claims(suite.capabilities)

@@ -35,7 +35,7 @@ FILE = "data/reference_logits.json"
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What target and drafter say after one context."""
+    """Logits of target and drafter after one context."""
 
     target: Logits
     """Shape (vocab,): of the token after the context."""
@@ -69,7 +69,7 @@ def largest_gap(row: Logits, record: dict[str, list[Any]]) -> float:
 
 
 def recorded(case: Case) -> list[dict[str, Any]]:
-    """What is recorded for a target and drafter, by context; empty if nothing is."""
+    """The records of a target and drafter, by context; empty without any."""
     records: list[dict[str, Any]] = _file()["pairs"].get(key_of(case), [])
     return records
 

@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ContextSettings:
-    """What target and drafter share. Flash attention must be the same in both, else hardly any draft is accepted."""
+    """Settings of target and drafter. Flash attention must be the same in both, else hardly any draft is accepted."""
 
     length: int
     """Tokens that the cache holds."""

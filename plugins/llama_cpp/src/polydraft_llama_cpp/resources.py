@@ -45,13 +45,13 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As polydraft writes it."""
+        """The device's name in polydraft's spelling."""
         return self.record.name
 
 
 @cache
 def devices() -> tuple[Device, ...]:
-    """The devices of this build, the CPU first. Accelerators without memory of their own (BLAS) are left out."""
+    """The devices of this build, the CPU first. Accelerators without their own memory (BLAS) are left out."""
     lib = library()._lib
     try:
         count, get = lib.ggml_backend_dev_count, lib.ggml_backend_dev_get

@@ -20,7 +20,7 @@ class LlamaCppSequence(EngineSequence):
 
     Args:
         context: An empty context.
-        mtp: The MTP drafter that shares its memory; None if there is none.
+        mtp: The MTP drafter that shares its memory, or None.
         fixed_rows: For bitwise steps: the rows of every step, padded where fewer tokens are run; 0: no padding.
         on_close: Called once, by ``close``.
     """

@@ -27,10 +27,10 @@ ATTENTION_SCALE = 4.0
 """Sharp attention, so that single rows of the KV cache matter."""
 
 EMBEDDING_SCALE = 0.3
-"""Small next to what the layers add: with a tied head, a token would otherwise repeat itself."""
+"""Small compared with the layers' output: with a tied head, a token would otherwise repeat itself."""
 
 POSITION_SCALE = 0.7
-"""Larger, so that the toy seldom falls into a loop, as greedy small models do."""
+"""Larger, so that the toy rarely falls into a loop, as greedy small models do."""
 
 LOGIT_SCALE = 2.2
 

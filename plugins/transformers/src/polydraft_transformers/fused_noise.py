@@ -68,7 +68,7 @@ def fused_gumbel(device: torch.device, separate: Gumbel) -> Gumbel | None:
             made: torch.Tensor = kernel(*(array.to(torch.int32) for array in (token_ids, low, high)))
             return made.view(torch.float32)
 
-        # A hundred thousand token ids, in two rows with keys of their own.
+        # A hundred thousand token ids, in two rows with different keys.
         ids = torch.arange(0, 262_144 * 8, 21, device=device).expand(2, -1)
         low = torch.tensor([[1], [0xFFFFFFFF]], device=device)
         high = torch.tensor([[0x9E3779B9], [7]], device=device)

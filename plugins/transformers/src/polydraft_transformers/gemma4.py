@@ -57,7 +57,7 @@ class _Norm:
         self._weight = weight
         self._shape = (width,)
         self._eps = eps
-        # torch has no kernel of its own for this norm on CPUs; in float32, where no rounding between operations has to
+        # torch has no single kernel for this norm on CPUs; in float32, where no rounding between operations has to
         # be kept, these three take half the time of the seven it runs: x / sqrt(|x|**2 + width * eps) * sqrt(width).
         self._short = like.device.type == "cpu" and like.dtype == torch.float32
         self._floor = like.new_tensor((width * eps) ** 0.5)
@@ -94,7 +94,7 @@ class _Attention:
         self.groups = self.heads // read_heads  # query heads per KV head
         self.out: Tensor = module.o_proj.weight
         gains = [module.q_norm.weight.detach().expand(self.heads, -1)]
-        self.kv_heads = 0  # of its own
+        self.kv_heads = 0  # that this layer stores
         self.shares_value = False
         projections = [module.q_proj]
         if self.owner:

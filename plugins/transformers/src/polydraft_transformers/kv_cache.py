@@ -39,8 +39,9 @@ def capacity_at(position: int) -> int:
 class StepLayout:
     """Where the rows of one forward store their KV, and what they see.
 
-    Steps store first, and see the buffers. A chunk of the prompt may be longer than a ring: its sliding layers see the
-    slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the ring has room for.
+    A step stores its rows first and then attends to the buffers. A chunk of the prompt may be longer than a ring: its
+    sliding layers see the slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the
+    ring has room for.
     """
 
     positions: Tensor
@@ -121,7 +122,7 @@ class KvCache:
             layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
             layout.ring, layout.prefix = positions[-self._ring :] % self._ring, earlier % self._ring
         self.layout = layout
-        # Room for one step more, so that buffers seldom move.
+        # Leave room for one more step, so that buffers are rarely reallocated.
         self.reserve(capacity_at(first + count + self._spare))
 
     def _additive(self, visible: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class KvCache:
         return self.attended(layer_idx)
 
     def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """What queries attend to in a layer whose rows are stored; layers that share its KV ask for it again."""
+        """Keys and values of a layer whose rows are stored; layers that share its KV ask for them again."""
         keys, values = self._buffers[layer_idx]
         if self._windows[layer_idx] is not None:
             return self.layout.seen.get(layer_idx, (keys, values))

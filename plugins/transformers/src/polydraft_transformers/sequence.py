@@ -33,7 +33,7 @@ class TorchLogits:
 
 
 class TransformersSequence(EngineSequence):
-    """A sequence with KV buffers of its own.
+    """A sequence with its own KV buffers.
 
     Args:
         target: The model; of a draft model's sequence, the draft model.

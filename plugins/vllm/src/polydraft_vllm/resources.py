@@ -85,7 +85,7 @@ def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, d
 def default_kv_bytes(request: LoadRequest) -> int:
     """Bytes of KV cache on CPU unless the user gives them: 8 full contexts, at most 4 GiB or a quarter of free memory.
 
-    vLLM's own default is nine tenths of the machine's memory, all of which it writes to at start.
+    vLLM reserves 90% of memory by default and touches all of it at start.
     """
     import psutil  # a dependency of vLLM
 

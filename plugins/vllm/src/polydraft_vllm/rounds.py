@@ -23,7 +23,7 @@ _WAIT = 0.1  # seconds
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one engine step produced for one request."""
+    """The output of one engine step for one request."""
 
     token_ids: tuple[int, ...]
     num_draft_tokens: int
@@ -51,7 +51,7 @@ class Ticket:
 
 
 def received(outputs: queue.SimpleQueue[Any]) -> Any:
-    """The next output of a request; None if there is none yet, so that the reader can see whether it was cancelled.
+    """The next output of a request; None if it has not come yet, so that the reader can see whether it was cancelled.
 
     Raises:
         BaseException: What made the request or the engine fail.

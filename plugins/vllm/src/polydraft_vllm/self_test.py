@@ -24,7 +24,7 @@ def sampling_fault_of_worker(worker: Any) -> str | None:
 
 
 def sampling_fault() -> str | None:
-    """What is wrong with sampling under speculation; None if it is correct.
+    """The fault of sampling under speculation; None if it is correct.
 
     Takes milliseconds. Run it in a process that has created a vLLM worker: kernels get their CPU versions then.
     """

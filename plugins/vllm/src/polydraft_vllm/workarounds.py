@@ -32,7 +32,7 @@ class Workaround:
     """PEP 440 specifier of the versions that need it."""
     why: str
     replacements: Mapping[str, Any]
-    """What takes the place of which functions: see ``patches.replace``."""
+    """Maps each replaced function to its replacement, as ``patches.replace`` takes them."""
 
 
 def expand_batch_to_tokens(

@@ -122,7 +122,7 @@ def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
 
 
 def _full(text: Mapping[str, Any], name: str, older: str) -> Any:
-    """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a field of its own."""
+    """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a separate field."""
     layer = str(text["layer_types"].index("full_attention"))
     of_layer = (text.get("per_layer_config") or {}).get(layer) or {}
     return of_layer.get(name) or text.get(older) or text[name]

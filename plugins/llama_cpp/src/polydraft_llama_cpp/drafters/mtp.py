@@ -1,4 +1,4 @@
-"""Gemma 4's MTP drafter ("assistant"): a context of its own that attends to the target's memory and stores nothing.
+"""Gemma 4's MTP drafter ("assistant"): a second context that attends to the target's memory and stores nothing.
 
 The protocol is that of llama.cpp's ``common/speculative.cpp`` (draft-mtp). To draft after the newest token x at
 position p, run a batch of one token that carries both x and h, the target's hidden row at position p-1 after the final

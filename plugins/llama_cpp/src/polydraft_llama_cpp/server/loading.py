@@ -42,7 +42,7 @@ class _Found(NamedTuple):
     context_length: int | None
     """Tokens; None: as it was started here."""
     start_plain: Callable[[], Server] | None
-    """Starts a second server, without the drafter; None: there is none to start."""
+    """Starts a second server, without the drafter; None if the server was not started by us."""
 
 
 def load_pair(request: LoadRequest) -> LlamaServerEngine:

@@ -48,10 +48,10 @@ class Program:
     version: str
     help: str
     devices: Mapping[str, str] = field(default_factory=dict)
-    """The GPUs that it sees: polydraft's name (``cuda:0``) -> its own (``CUDA0``)."""
+    """Maps polydraft's device names (``cuda:0``) to llama-server's (``CUDA0``), for the GPUs that it sees."""
 
     def device(self, name: str) -> str | None:
-        """Its own name of a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
+        """llama-server's name for a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
 
         Raises:
             DeviceError: It does not see such a device.

@@ -1,4 +1,4 @@
-"""The toy assistant: a drafter without a KV cache of its own, as good or bad as its config says."""
+"""The toy assistant: a drafter without a KV cache, as good or bad as its config says."""
 
 from __future__ import annotations
 
