@@ -55,7 +55,7 @@ class Row(_Strict):
     """One measured case."""
 
     case: dict[str, str | int | float | bool]
-    """What distinguishes this row from the others, such as pair, dtype and side."""
+    """The row's key, such as pair, dtype and side."""
     values: dict[str, str | int | float | bool | list[float] | None]
     """Figures. Times are medians of the repeats unless their names say otherwise; units are in the names."""
     runs: dict[str, list[float]] = Field(default_factory=dict)
@@ -118,7 +118,7 @@ class Recorder:
         accelerator: The GPU's name, if one does the work.
         threads: Number of the engine's threads.
         constants: Settings that are not on the command line.
-        versions: Further versions, of what is not an installed distribution.
+        versions: Versions of components that are not installed distributions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Run nox sessions in parallel, each in a nox of its own, for ``nox -s tests``.
+"""Run nox sessions in parallel, each in a separate nox, for ``nox -s tests``.
 
 nox's own ``--parallel`` hides a session's output until the session ends, prints nothing meanwhile if there is no
 terminal, loses the output of running sessions on Ctrl+C, and leaves them running on SIGTERM. Here the output of a
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass
 class _Session:
-    """A running session: the leader of a process group of its own."""
+    """A running session: the leader of a new process group."""
 
     name: str
     log: Path
@@ -64,7 +64,7 @@ class _Session:
         return time.monotonic() - self.began
 
     def outcome(self) -> Outcome:
-        """What nox reported, or else what its exit code says."""
+        """The status that nox reported, or else that of its exit code."""
         code = self.process.wait()
         result, reason = ("failed", f"nox ended with code {code}") if code else ("success", "")
         with contextlib.suppress(OSError, ValueError, LookupError):

@@ -49,7 +49,7 @@ def finished_ids(path: Path) -> set[str]:
 
 
 class Worker:
-    """A process with a session of its own; Ray starts it again if it dies."""
+    """A process with its own session; Ray starts it again if it dies."""
 
     def __init__(self, load: Row, settings: Row) -> None:
         self._session = polydraft.load(**load)

@@ -47,7 +47,7 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a Gemma pair has of its own."""
+    """Settings specific to one Gemma pair."""
 
     hidden_size: int
     intermediate_size: int
@@ -178,10 +178,10 @@ def generation_config(**fields: Any) -> GenerationConfig:
 
 
 def build_target(name: str) -> PreTrainedModel:
-    """A fresh target by name."""
+    """Create an untrained target by name."""
     return llama(draft=False) if name == LLAMA else gemma_target(SHAPES[name])
 
 
 def build_drafter(name: str) -> PreTrainedModel:
-    """A fresh drafter by its target's name."""
+    """Create an untrained drafter for the named target."""
     return llama(draft=True) if name == LLAMA else gemma_assistant(SHAPES[name])

@@ -115,7 +115,7 @@ def round_loss(
 
 
 def plain_loss(drafter: PreTrainedModel, target: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """The mean loss of a plain model that drafts with a cache of its own."""
+    """The mean loss of a plain model that drafts with its own cache."""
     with torch.no_grad():
         logits = logits_of(target, forward(target, rows).last_hidden_state)
     scores = logits_of(drafter, forward(drafter, rows).last_hidden_state).log_softmax(-1)

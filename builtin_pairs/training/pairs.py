@@ -39,7 +39,7 @@ class Plan:
 
 
 def facts_of(name: str, model: PreTrainedModel, budget: Budget) -> dict[str, Any]:
-    """What is recorded of any trained model; tied parameters count once."""
+    """The record of a trained model; tied parameters count once."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"name": name, "parameters": parameters, "steps": budget.done, "seconds": round(budget.elapsed, 1)}
 

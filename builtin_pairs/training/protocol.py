@@ -70,7 +70,7 @@ class Runner:
 
 
 class MtpDrafter:
-    """A Gemma assistant: no cache of its own."""
+    """A Gemma assistant, which has no cache."""
 
     def __init__(self, model: Gemma4AssistantForCausalLM) -> None:
         self.model = model
@@ -100,7 +100,7 @@ class MtpDrafter:
 
 
 class ModelDrafter:
-    """Any model with the same tokens, with a cache of its own."""
+    """Any model with the same tokens, with its own cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.runner = Runner(model)

@@ -23,7 +23,7 @@ OWN = {
     "start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",
 }
-"""What only this engine has: parts of its networks, its formats, its settings."""
+"""Files that only this engine has: parts of its networks, its formats, its settings."""
 
 
 def name_of(folder: Path) -> str:

@@ -30,7 +30,7 @@ QUICK_MARGIN = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a pair scored, and on which prompts."""
+    """A pair's score, and the prompts it was measured on."""
 
     score: float
     """Mean acceptance length, over all rounds of all prompts."""
@@ -41,6 +41,7 @@ class Floor:
     @property
     def mean_acceptance_length(self) -> float:
         """The least that passes."""
+        # The margin applies to accepted drafts; the 1 is the bonus token, which every round emits.
         return 1 + (self.score - 1) * (1 - self.margin)
 
 

@@ -54,7 +54,7 @@ class Bench:
 
     @contextmanager
     def opened(self, **changes: Any) -> Iterator[Bench]:
-        """A bench with a session of its own, closed at the end; ``changes`` are arguments of ``polydraft.load``."""
+        """A bench with a new session, closed at the end; ``changes`` are arguments of ``polydraft.load``."""
         with closing(self.suite.load(self.case, **changes)) as session:
             yield self.on(session)
 
@@ -62,7 +62,7 @@ class Bench:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend claims."""
+        """The backend's claims."""
         assert self.suite.capabilities is not None, "Only usable backends have sessions."
         return self.suite.capabilities
 
@@ -116,6 +116,7 @@ class Bench:
 
         def make() -> list[int]:
             prompt = self.prompt(max(2, self.window // 2))
+            # Past two windows, so that a ring has been overwritten as a whole.
             plain = self.plain(prompt, **greedy_settings(2 * self.window + 24 - len(prompt)))
             return [*plain.prompt_token_ids, *plain.token_ids]
 
@@ -153,6 +154,7 @@ class Bench:
         """The engine's numeric noise on the case's target, measured once on a short context inside the window."""
 
         def make() -> Noise:
+            # Rows of the largest step: noise is measured against single-token steps.
             rows = self.k + 1
             return measure_noise(self.engine, self.context[: max(4, min(6 * rows, self.window - rows))], rows)
 
@@ -176,7 +178,7 @@ class Bench:
         """Fail the check unless two outputs are the same tokens, or nearly tied. The verdict goes into its row.
 
         Args:
-            plain: The output that counts; its prompt and settings are those of both.
+            plain: The reference output; its prompt and settings are those of both.
             found: The output that must equal it.
             wrong: What is wrong if it does not, one sentence.
             length: Compare with this many leading tokens of ``plain`` only; None: with all.
@@ -205,7 +207,7 @@ class Bench:
         raise AssertionError(f"{wrong} {message}")
 
     def _subject(self) -> str:
-        """What a verdict holds for."""
+        """The configuration that a verdict holds for."""
         running = self.session.running
         drafter = f" + {running.drafter}" if running.drafter else ""
         return (

@@ -63,7 +63,7 @@ def check(
     Args:
         scope: What it is repeated for.
         after: Names of checks it builds upon. Where one of them failed for the same target and drafter kind, a
-            failure of this one is reported as its consequence, not as a fault of its own.
+            failure of this one is reported as its consequence, not as a separate fault.
         claims: Which capability it needs.
         time_factor: It may take this many times the time limit of a check.
     """

@@ -1,4 +1,4 @@
-"""What a check needs a backend to claim, and ``expect``, by which checks say what is wrong."""
+"""Requirements of checks, and ``expect``, which fails a check with a message."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def expect(condition: bool, message: str) -> None:
 
 
 def exposes_logits(capabilities: Capabilities) -> str | None:
-    """Needs the primitives and logits of a stepping engine."""
+    """Requires the primitives and logits of a stepping engine."""
     return None if capabilities.exposes_logits else "The backend does not claim exposes_logits."
 
 
 def is_bitwise(capabilities: Capabilities) -> str | None:
-    """Needs steps of fixed shape."""
+    """Requires steps of fixed shape."""
     return None if "bitwise" in capabilities.exactness else "The backend does not claim exactness='bitwise'."
 
 
 def is_seed_identical(capabilities: Capabilities) -> str | None:
-    """Needs samples that a seed repeats with and without speculation."""
+    """Requires the same sample of a seed with and without speculation."""
     return None if capabilities.seed_identical else "The backend does not claim seed_identical."
 
 
 def has_model_drafter(capabilities: Capabilities) -> str | None:
-    """Needs a drafter that is a model."""
+    """Requires a model drafter."""
     return None if capabilities.drafter_kinds & MODEL_KINDS else "The backend claims no drafter kind with a model."
 
 
 def samples(*names: str) -> Callable[[Capabilities], str | None]:
-    """Needs all of these sampling settings."""
+    """Requires all of these sampling settings."""
 
     def claim(capabilities: Capabilities) -> str | None:
         missing = sorted(set(names) - capabilities.sampling)

@@ -31,7 +31,7 @@ def describe(
 
     Args:
         judgement: On outputs that differ.
-        outputs: The output that counts, and the other one.
+        outputs: The reference output, and the other one.
         names: What the two are called.
         prompt: The prompt of both.
         of: What the verdict holds for.
@@ -55,7 +55,7 @@ def describe(
         ),
         f"before: {text([*prompt, *outputs[0][:position]][-_AROUND:])}",
         *(
-            f"{name} goes on: {text(output[position : position + _AROUND])}"
+            f"{name} continues: {text(output[position : position + _AROUND])}"
             for name, output in zip(names, outputs, strict=True)
         ),
         _guess(*(output[position:] for output in outputs)),
@@ -73,7 +73,7 @@ def describe(
 
 
 def _measured(judgement: Judgement, tie: Tie, names: tuple[str, str]) -> list[str]:
-    """What was measured, one fact per line."""
+    """The measurements, one fact per line."""
     values = ["unknown" if value is None else f"{value:.6f}" for value in tie.values]
     noise = "unknown" if tie.noise is None else f"{tie.noise:.3g}"
     margin = "unknown" if tie.margin is None else f"{tie.margin:.3g}"
@@ -90,7 +90,8 @@ def _measured(judgement: Judgement, tie: Tie, names: tuple[str, str]) -> list[st
 
 
 def _guess(rest: Sequence[int], other: Sequence[int]) -> str:
-    """What the difference looks like: ``rest`` is the output that counts from there on, ``other`` the other one."""
+    """The likely cause; ``rest`` is the reference output from the first difference on, ``other`` the other output."""
+    # Equal after a shift by one, over at least two tokens: one alone may be a coincidence.
     shared = min(len(rest), len(other)) - 1
     if shared >= 2 and other[:shared] == rest[1 : 1 + shared]:
         return "It looks as if one token was left out."

@@ -30,6 +30,7 @@ def flip_shares(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[
     """
     sampler = GreedySampler(engine)
     counts = [0] * (len(output) - 1)
+    # Every phase of the blocks: each token is scored once at each of the ``rows`` places.
     for offset in range(1, rows + 1):
         with closing(engine.open_sequence()) as sequence:
             sequence.prefill(list(prompt), sampler)
@@ -38,13 +39,14 @@ def flip_shares(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[
                 end = min(offset if start == 0 else start + rows, len(output) - 1)
                 chosen = sequence.verify(list(output[start:end]), sampler).token_ids
                 for index, token in enumerate(chosen):
+                    # Row i of a block chooses the token after output[start + i].
                     counts[start + index] += token != output[start + index + 1]
                 start = end
     return [count / rows for count in counts]
 
 
 def chance_of_at_least(count: int, shares: Sequence[float]) -> float:
-    """Probability that at least ``count`` of independent events happen, whose probabilities are ``shares``.
+    """Probability that at least ``count`` of the independent events with probabilities ``shares`` occur.
 
     The Poisson-binomial distribution, by its exact recursion.
     """

@@ -18,7 +18,7 @@ __all__ = ["SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_en
 
 @dataclass(slots=True)
 class SequenceLog:
-    """What one sequence of the engine was asked for."""
+    """The calls to one sequence of the engine, and their results."""
 
     prompt: list[int] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
@@ -130,10 +130,11 @@ def logged(session: Session) -> Iterator[list[SequenceLog] | None]:
 
 
 def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
-    """What the statistics of a generation of ``num_tokens`` should say; accepted drafts beyond its end do not count.
+    """The expected statistics of a generation of ``num_tokens``; accepted drafts beyond its end do not count.
 
     ``accepted_per_position`` is as long as the longest draft.
     """
+    # Tokens of the output that steps can still emit.
     left = num_tokens - len(log.first)
     drafted, accepted = [], []
     for run, chosen in log.steps:
@@ -144,6 +145,7 @@ def count_log(log: SequenceLog, num_tokens: int) -> GenerationStats:
         if drafts:
             drafted.append(len(drafts))
             accepted.append(min(right, max(left, 0)))
+        # A step emits the accepted drafts and one token of the target.
         left -= min(right + 1, max(left, 0))
     longest = max(drafted, default=0)
     return GenerationStats(

@@ -131,6 +131,7 @@ def uniform_place(entry: TokenLogprobs, inside: float) -> float:
     for token, logprob in sorted(entry.top, key=lambda pair: (-pair[1], pair[0])):
         probability = math.exp(logprob)
         if token == entry.token_id:
+            # Below 1: rounding must not lead to a part after the last.
             return min(before + inside * probability, 1.0 - 1e-12)
         before += probability
     return min(before + inside * max(0.0, 1.0 - before), 1.0 - 1e-12)
@@ -151,16 +152,19 @@ def judge_draws(draws: Sequence[Sequence[TokenLogprobs]]) -> Proof:
             # Python promises that a string seeds the same numbers everywhere.
             inside = random.Random(f"polydraft {number} {index}").random()
             places.append(int(uniform_place(entry, inside) * PARTS))
+            # Ties go to the smaller id, as in ``uniform_place``.
             best = max(entry.top, key=lambda pair: (pair[1], -pair[0]))
             found += entry.token_id == best[0]
             share = math.exp(best[1])
             expected += share
+            # Of one 0-1 draw, given the tokens before it.
             variance += share * (1.0 - share)
         parts.append(places)
     tables = []
     for index in range(length - 2):
         counts = [0] * PARTS**2
         for places in parts:
+            # places[0] belongs to output token 2, the first that can be drafted.
             counts[PARTS * places[index] + places[index + 1]] += 1
         statistic = g_statistic(counts)
         tables.append(Table(index + 2, tuple(counts), statistic, p_value(statistic)))
@@ -171,6 +175,7 @@ def judge_draws(draws: Sequence[Sequence[TokenLogprobs]]) -> Proof:
 
 def g_statistic(counts: Sequence[int]) -> float:
     """``2 * sum(O * ln(O / E))`` for cells of equal probability."""
+    # Empty cells add nothing: x * ln(x) tends to 0.
     expected = sum(counts) / len(counts)
     return 2.0 * sum(count * math.log(count / expected) for count in counts if count)
 

@@ -28,7 +28,7 @@ class GreedyRun:
     plain: GenerationResult
     speculative: GenerationResult
     log: SequenceLog | None
-    """What the engine did in the speculative run; None for a whole engine."""
+    """The engine's calls in the speculative run; None for a whole engine."""
 
     @property
     def counts(self) -> GenerationStats | None:
@@ -38,7 +38,7 @@ class GreedyRun:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What speculation did in several generations."""
+    """Drafted and accepted tokens of several generations."""
 
     stats: GenerationStats
     counted: bool
@@ -68,7 +68,7 @@ class Evidence:
 
     @property
     def speculation(self) -> Speculation:
-        """What speculation did in all of them."""
+        """The sum over all of them."""
         return speculation_of([(run.speculative, run.log) for run in self.runs])
 
 
@@ -80,5 +80,6 @@ def greedy_settings(max_new_tokens: int) -> dict[str, Any]:
 def speculation_of(runs: Sequence[tuple[GenerationResult, SequenceLog | None]]) -> Speculation:
     """Sum up what speculation did: from the engine's logs where there are any, else from the statistics."""
     counts = [count_log(log, len(result.token_ids)) for result, log in runs if log is not None]
+    # All or none: one rate must not mix the suite's counts with the backend's.
     counted = len(counts) == len(runs)
     return Speculation(GenerationStats.total(counts if counted else (result.stats for result, _ in runs)), counted)

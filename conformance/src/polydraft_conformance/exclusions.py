@@ -49,7 +49,7 @@ class Exclusions:
         return None
 
     def faults(self) -> list[str]:
-        """What is wrong with the declarations themselves, one sentence each."""
+        """Errors in the declarations themselves, one sentence each."""
         faults = []
         for exclusion in self.declared:
             named = f"The exclusion {exclusion.check!r}"

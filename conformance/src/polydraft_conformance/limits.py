@@ -2,7 +2,7 @@
 
 The soft limit interrupts Python code of the main thread through a signal: the row fails, the run continues. Where that
 does not help (the engine hangs in native code) the hard limit ends the process; under pytest-xdist (``-n 1``) that
-costs this row only, as a new worker goes on with the next one.
+costs this row only, because a new worker continues with the next check.
 """
 
 from __future__ import annotations

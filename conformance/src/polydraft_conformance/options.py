@@ -21,7 +21,7 @@ USUAL_K = 4
 
 @dataclass(frozen=True, slots=True)
 class SuiteOptions:
-    """What the user asked for."""
+    """The options of a run."""
 
     backend: str
     pairs: tuple[str, ...] = ()

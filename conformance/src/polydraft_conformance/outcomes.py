@@ -32,7 +32,7 @@ __all__ = ["Outcome", "before", "crashed_row", "judge", "make_row"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a check."""
+    """The result of a check."""
 
     status: Status
     reason: str = ""
@@ -44,7 +44,7 @@ def before(suite: Suite, check: Check, case: Case | None) -> None:
     Raises:
         NotClaimed: The capabilities do not claim what it tests.
         ExcludedWithoutRun: It is excluded, and must not run.
-        DeclarationError: It is excluded for a fault of upstream that is gone, or the probe fails.
+        DeclarationError: It is excluded for an upstream bug that has been fixed, or the probe fails.
     """
     if check.claims is not None and suite.capabilities is not None:
         reason = check.claims(suite.capabilities)
@@ -80,6 +80,7 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
         return _passed(exclusion)
     if isinstance(error, CannotInstallError):
         return Outcome("cannot-install", str(error))
+    # Before Skipped, from which NotClaimed and ExcludedWithoutRun are derived.
     if isinstance(error, NotClaimed):
         return Outcome("not-claimed", str(error))
     if isinstance(error, ExcludedWithoutRun):
@@ -91,6 +92,7 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     reason = _describe(error)
     if exclusion is not None:
         return Outcome("excluded", f"{describe(exclusion)}\n{reason}")
+    # After the exclusions: a declared failure needs no cause.
     if cause := suite.cause(check, case):
         return Outcome("follows", f"Follows from {cause}.\n{reason}")
     return Outcome("fail", reason)
@@ -134,6 +136,7 @@ def crashed_row(nodeid: str, reason: str, earlier: Sequence[Row] = ()) -> Row:
         if check is not None
         and other.check in check.after
         and other.status in {"fail", "follows"}
+        # (None, None): a check of the backend as a whole.
         and (other.target, other.kind) in {(target, kind), (None, None)}
     ]
     if causes:
@@ -162,6 +165,7 @@ def _describe(error: BaseException) -> str:
 def _parse_case_id(case_id: str) -> tuple[str | None, str | None, int | None]:
     """``tiny-e2b-draft-model-k4`` -> its parts."""
     rest, _, k = case_id.rpartition("-k")
+    # Names and kinds both contain hyphens: only known kinds tell where the name ends.
     for kind in ("draft-model", "mtp", "ngram", "eagle3", "dflash"):
         if rest.endswith("-" + kind) and k.isdigit():
             return rest.removesuffix("-" + kind), kind, int(k)

@@ -1,4 +1,4 @@
-"""What the suite runs on: targets with their drafters, and the cases made from them."""
+"""The models that the suite runs: targets with their drafters, and the cases made from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_WINDOW = 64
 
 
 class NoPairsError(Exception):
-    """There is nothing to run on. The message says why."""
+    """No pair is available for this backend; the message explains why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """What pytest shows: ``tiny-e2b-mtp-k4``."""
+        """The name in pytest's output: ``tiny-e2b-mtp-k4``."""
         return f"{self.pair.name}-{self.kind}-k{self.k}"
 
     def with_drafter(self, drafter: str, kind: DrafterKind) -> Case:

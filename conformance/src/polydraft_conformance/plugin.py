@@ -186,7 +186,7 @@ def pytest_runtest_makereport(
 
 
 def _set_outcome(report: pytest.TestReport, status: str, reason: str) -> None:
-    """What pytest shows: excluded checks and consequences as expected failures, claims not made as skips."""
+    """The outcome for pytest: excluded checks and consequences as expected failures, claims not made as skips."""
     if status in {"pass", "cannot-install"}:
         report.outcome = "passed"
         report.longrepr = None

@@ -58,7 +58,7 @@ CHATS = (
     "What is a list?",
     "Say hello.",
 )
-"""What a user says, for the chat template."""
+"""A user's message, for the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class PromptText:
         bare, whole = (
             session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids for text in (TEXTS[1], TEXTS[0])
         )
-        # What both begin with is BOS, if anything.
+        # A first token that both share is BOS.
         start = whole[:1] if whole[0] == bare[0] else ()
         return cls(start, whole[len(start) :])
 

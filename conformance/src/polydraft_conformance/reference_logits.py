@@ -35,7 +35,7 @@ FILE = "data/reference_logits.json"
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What target and drafter say after one context."""
+    """Logits of target and drafter after one context."""
 
     target: Logits
     """Shape (vocab,): of the token after the context."""
@@ -57,6 +57,7 @@ def rows_of(engine: SteppingEngine, context: Sequence[int], k: int) -> Rows:
 
 def best(row: Logits) -> dict[str, list[Any]]:
     """The largest logits of a row, JSON-ready."""
+    # Stable: equal logits are in the order of their ids on every machine.
     order = np.argsort(-row, kind="stable")[:BEST]
     return {"token_ids": [int(token) for token in order], "logits": [round(float(row[token]), 6) for token in order]}
 
@@ -68,7 +69,7 @@ def largest_gap(row: Logits, record: dict[str, list[Any]]) -> float:
 
 
 def recorded(case: Case) -> list[dict[str, Any]]:
-    """What is recorded for a target and drafter, by context; empty if nothing is."""
+    """The records of a target and drafter, by context; empty without any."""
     records: list[dict[str, Any]] = _file()["pairs"].get(key_of(case), [])
     return records
 

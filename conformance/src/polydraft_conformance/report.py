@@ -69,7 +69,7 @@ class Report:
         return {verdict: counts[verdict] for verdict in VERDICTS}
 
     def acceptance(self) -> list[dict[str, Any]]:
-        """What speculation did, by case: counts and rates, on the window prompts or on a pair's scored ones."""
+        """Speculation by case: counts and rates, on the window prompts or on a pair's scored ones."""
         return [
             {"target": row.target, "drafter": row.drafter, "kind": row.kind, "k": row.k, **row.numbers["acceptance"]}
             for row in self.rows

@@ -19,7 +19,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one check on one case. JSON-ready: it travels between pytest's processes as a dict."""
+    """The result of one check on one case. JSON-ready: it travels between pytest's processes as a dict."""
 
     check: str
     group: str
@@ -32,7 +32,7 @@ class Row:
     """Why it did not pass: the first line says what is wrong; evidence may follow."""
     seconds: float = 0.0
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    """What the check measured: JSON-ready values by name."""
+    """The check's measurements: JSON-ready values by name."""
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""

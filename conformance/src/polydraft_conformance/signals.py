@@ -39,4 +39,4 @@ class CannotInstallError(Exception):
 
 
 class DeclarationError(Exception):
-    """A declaration of the backend is not true, or no longer: a failure that no exclusion covers."""
+    """A declaration of the backend is, or has become, false: a failure that no exclusion covers."""

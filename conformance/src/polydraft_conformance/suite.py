@@ -86,7 +86,7 @@ class Suite:
         return self._session[1]
 
     def load(self, case: Case, **changes: Any) -> Session:
-        """A session of its own, which the caller closes.
+        """A new session, which the caller closes.
 
         Args:
             case: What to load.
@@ -125,7 +125,7 @@ class Suite:
 
 
 def _place(check: Check, case: Case | None) -> tuple[str | None, str | None]:
-    """What a failure concerns: a target and drafter kind, a target with all its drafters, or the whole backend."""
+    """The scope of a failure: a target and drafter kind, a target with all its drafters, or the whole backend."""
     if case is None:
         return (None, None)
     return (case.pair.name, case.kind if check.scope in {"kind", "case"} else None)

@@ -123,7 +123,7 @@ def _in_every_row(engine: SteppingEngine, text: Sequence[int], start: int, k: in
             sequence.verify([token, *fillers["wrong"]], sampler)
             sequence.rollback(length + 1)
         logits = logits_of(sequence.verify([text[position]], sampler, keep_logits=True))
-        yield "in a step of its own, after rollbacks", bits_of(logits[0])
+        yield "in a separate step, after rollbacks", bits_of(logits[0])
 
 
 def _make(bench: Bench) -> _Runs:
@@ -149,7 +149,7 @@ def _make(bench: Bench) -> _Runs:
 
 
 def _expect_same_logprobs(run: BitwiseRun, where: str) -> None:
-    """What a whole engine shows of its logits."""
+    """The logits that a whole engine shows."""
     if run.plain.logprobs is None or run.speculative.logprobs is None:
         if run.settings.get("logprobs") is None:
             return

@@ -1,4 +1,4 @@
-"""What the backend declares of itself: record, capabilities, exclusions."""
+"""The backend's declarations: record, capabilities, exclusions."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_interleaved_streams(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_several_threads(polydraft_bench: Bench) -> None:
-    """Calls of several threads give what they give one after the other, concurrent or serial."""
+    """Concurrent calls return the same results as sequential ones."""
     runs = polydraft_bench.evidence.runs[:3]
     found: dict[int, tuple[int, ...]] = {}
     errors: list[BaseException] = []
@@ -146,7 +146,7 @@ def test_several_threads(polydraft_bench: Bench) -> None:
     for thread in threads:
         thread.join(_PATIENCE * 3)
     expect(not any(thread.is_alive() for thread in threads), "Calls of several threads block one another for ever.")
-    expect(not errors, f"A call of several threads at once raised {errors}.")
+    expect(not errors, f"A concurrent call raised {errors}.")
     for index, run in enumerate(runs):
         expect(found[index] == run.speculative.token_ids, "A call among several threads gave another output.")
 

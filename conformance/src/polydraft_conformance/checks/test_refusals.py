@@ -1,4 +1,4 @@
-"""Bad input is a typed error before any work, and what is not claimed is refused."""
+"""Bad input is a typed error before any work, and unclaimed features are refused."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
 _BATCH = 40
 """Generations that are asked for together."""
 _CERTAIN = 0.95
-"""Where the best token has more, there is nothing to be biased about."""
+"""Above this probability, a biased sampler could not be detected."""
 _AFTER = ("test_generates", "test_greedy_equals_plain")
 
 

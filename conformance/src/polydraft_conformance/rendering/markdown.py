@@ -134,7 +134,7 @@ def _number(value: float | None) -> str | None:
 
 
 def first_line(text: str) -> str:
-    """The first line; empty if there is none."""
+    """The first line; empty for an empty text."""
     return text.splitlines()[0] if text else ""
 
 

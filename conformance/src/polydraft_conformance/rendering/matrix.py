@@ -23,7 +23,7 @@ _WORST_FIRST = ("fail", "follows", "excluded", "cannot-install", "not-claimed", 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What became of a check (or a group of checks) in one report."""
+    """The result of a check (or a group of checks) in one report."""
 
     counts: Mapping[str, int]
     """Rows by status."""
@@ -47,7 +47,7 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Read JSON reports from files, and from folders recursively; sorted by backend, dtype and device.
 
     Raises:
-        ValueError: A file is not a report, or there is none.
+        ValueError: A file is not a report, or no file was given.
     """
     files: list[Path] = []
     for path in paths:

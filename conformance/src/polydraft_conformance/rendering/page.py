@@ -68,7 +68,7 @@ def to_page(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lead(reports: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence that sums the runs up."""
+    """One sentence that summarises the runs."""
     statuses = Counter(data["status"] for data in reports)
     one = {"pass": "conforms", "fail": "fails", "cannot-install": "cannot run where it was tried"}
     many = {"pass": "conform", "fail": "fail", "cannot-install": "cannot run where they were tried"}
@@ -303,7 +303,7 @@ def _check_block(
 
 
 def _tie_table(tie: Mapping[str, Any]) -> str:
-    """What was measured at a near tie."""
+    """The measurements at a near tie."""
     measured = tie.get("tie") or {}
     values = [None if value is None else f"{value:.6g}" for value in measured.get("values", ())]
     control = measured.get("control", ())

@@ -1,4 +1,4 @@
-"""The engine: a Markov model of bytes, and a loop of its own. It knows nothing of polydraft.
+"""The engine: a Markov model of bytes, with its own loop. It does not know polydraft.
 
 A model's weights are a text: how often each byte followed the bytes before it. Documents of the text are separated by
 an empty line; ``END`` ends each of them.
@@ -68,7 +68,7 @@ def sampler(temperature: float, seed: Sequence[int]) -> Choose:
 
 @dataclass(frozen=True)
 class Output:
-    """What one round of ``generate`` adds: accepted drafts, then a token of the target's own."""
+    """The tokens that one round of ``generate`` adds: accepted drafts, then the target's own token."""
 
     tokens: list[int]
     drafted: int

@@ -28,7 +28,7 @@ class LlamaCppBackend(Backend):
     options = LlamaCppOptions
 
     def capabilities(self) -> Capabilities:
-        """What works with the installed version. Bitwise steps were measured on the CPU: GPUs are refused at load."""
+        """Capabilities with the installed version. Bitwise steps were measured on the CPU: GPUs are refused at load."""
         from polydraft_llama_cpp.bindings import extension
 
         kinds: set[DrafterKind] = {"draft-model", "ngram", "mtp"}

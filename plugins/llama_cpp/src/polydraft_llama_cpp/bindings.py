@@ -44,6 +44,7 @@ def library() -> Any:
         import llama_cpp.llama_cpp as bindings
     except (OSError, RuntimeError, FileNotFoundError) as error:  # what its loader raises for a broken build
         raise ImportError(str(error)) from error
+    # Before llama_backend_init, which already logs.
     callback = bindings.llama_log_callback(_logged)
     _kept.append(callback)
     bindings.llama_log_set(callback, ctypes.c_void_p(0))
@@ -55,6 +56,7 @@ def _logged(level: int, text: bytes, _user: Any) -> None:
     line = text.decode("utf-8", "replace").rstrip()
     if not line or level == _CONTINUED:
         return
+    # GGML_LOG_LEVEL_WARN and above.
     if level >= 3:
         _errors.append(line)
     _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
@@ -77,6 +79,7 @@ def extension() -> Any:
         from llama_cpp import llama_cpp_ext
     except (ImportError, AttributeError):
         return None
+    # ``ctx_other`` links a drafter's context to the target's memory; earlier structs do not have it.
     fields = dict(bindings.llama_context_params._fields_)
     if "ctx_other" not in fields or not hasattr(bindings, "LLAMA_CONTEXT_TYPE_MTP"):
         return None

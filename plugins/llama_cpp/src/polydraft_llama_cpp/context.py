@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ContextSettings:
-    """What target and drafter share. Flash attention must be the same in both, else hardly any draft is accepted."""
+    """Settings of target and drafter. Flash attention must be the same in both, else hardly any draft is accepted."""
 
     length: int
     """Tokens that the cache holds."""
@@ -53,6 +53,7 @@ class Context:
     ) -> None:
         lib = library()
         params = lib.llama_context_default_params()
+        # n_ubatch = n_batch: llama.cpp never splits a forward, so the rows of a step are computed together.
         params.n_ctx, params.n_batch, params.n_ubatch = settings.length, settings.n_batch, settings.n_batch
         params.n_seq_max = 1
         params.n_outputs_max = settings.outputs
@@ -62,6 +63,7 @@ class Context:
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if settings.flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.swa_full, params.no_perf = settings.swa_full, True
+        # Both are on by default, and would use a GPU for a model whose layers are all on the CPU.
         params.offload_kqv = params.op_offload = settings.on_gpu
         if shared is not None:
             params.ctx_type, params.ctx_other = lib.LLAMA_CONTEXT_TYPE_MTP, shared.pointer
@@ -90,6 +92,7 @@ class Context:
         self._tokens = (lib.llama_token * settings.n_batch)() if width else None
         if self._tokens is not None:
             self._batch.token = ctypes.cast(self._tokens, type(self._batch.token))
+            # A view of llama.cpp's memory, float32, shape (width,): callers write the hidden row into it.
             self.input_row: Rows = np.ctypeslib.as_array(self._batch.embd, shape=(width,))
         for index in range(settings.n_batch if width == 0 else 1):
             self._batch.n_seq_id[index] = 1
@@ -124,6 +127,7 @@ class Context:
         for index, token_id in enumerate(token_ids):
             tokens[index] = token_id
             positions[index] = position + index
+            # Whether this token's logits are computed.
             flags[index] = all_rows or index == last
         code = library().llama_decode(self.pointer, self._batch)
         if code:
@@ -143,6 +147,7 @@ class Context:
             raise EngineError("llama.cpp gave no output for a forward.", "Report it as a defect of polydraft.")
         found = self._views.get((address, rows))
         if found is None:
+            # Addresses change only when llama.cpp reallocates its output buffer, so few entries are in use.
             if len(self._views) > 64:
                 self._views.clear()
             found = self._views[address, rows] = np.ctypeslib.as_array(pointer, shape=(rows, width))
@@ -155,10 +160,12 @@ class Context:
             EngineError: llama.cpp cannot, or a sliding-window layer no longer holds what the next token needs.
         """
         lib = library()
+        # Sequence 0 from ``length`` to the end (-1).
         if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use drafter=None.")
         if self.model.window and length:
             first = lib.llama_memory_seq_pos_min(self._memory, 0)
+            # The next token, at ``length``, attends to positions from length - window + 1 on.
             if first > max(0, length - self.model.window + 1):
                 raise EngineError(
                     f"The sliding window's cache starts at token {first}, too late to go back to {length} tokens.",
@@ -167,6 +174,7 @@ class Context:
 
     def clear(self) -> None:
         """Forget everything."""
+        # False: cells are marked empty, their data is not overwritten.
         library().llama_memory_clear(self._memory, False)
 
     def free(self) -> None:
@@ -183,6 +191,7 @@ class Context:
 
 def _failure(code: int, count: int, position: int, length: int) -> EngineError | OutOfMemoryError:
     said = recent_errors()
+    # llama_decode's codes: 1 is a cache without room, -2 a failed allocation.
     if code == 1:
         return EngineError(
             f"The cache of {length} tokens has no room for {count} more at position {position}.",

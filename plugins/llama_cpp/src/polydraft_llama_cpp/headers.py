@@ -1,4 +1,4 @@
-"""What llama.cpp asserts about a file's header: there it ends the process, here it is an error.
+"""Checks of a file's header: where llama.cpp would end the process by an assertion, an error is raised.
 
 Each group names the function that asserts it in llama.cpp 0c1e57098. Most other damage llama.cpp itself reports.
 """

@@ -48,6 +48,7 @@ class Model:
         params.use_mmap, params.use_mlock, params.vocab_only = mmap, mlock, vocab_only
         # For the CPU an empty list: without one, llama.cpp would still run large matrix products on GPUs.
         chosen = [] if device is None or device.is_cpu else [device.handle]
+        # The list ends with a null pointer.
         handles = (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
         if device is not None:
             field = dict(type(params)._fields_)["devices"]
@@ -70,6 +71,7 @@ class Model:
         self.name = name
         self.vocab: Any = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
+        # Width of output rows; an assistant's are as wide as its target's, not as its own layers.
         self.hidden_size = int(lib.llama_model_n_embd_out(self.pointer))
         self.window = int(lib.llama_model_n_swa(self.pointer))
         self.is_recurrent = bool(lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))

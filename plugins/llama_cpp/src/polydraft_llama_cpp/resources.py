@@ -45,13 +45,13 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As polydraft writes it."""
+        """The device's name in polydraft's spelling."""
         return self.record.name
 
 
 @cache
 def devices() -> tuple[Device, ...]:
-    """The devices of this build, the CPU first. Accelerators without memory of their own (BLAS) are left out."""
+    """The devices of this build, the CPU first. Accelerators without their own memory (BLAS) are left out."""
     lib = library()._lib
     try:
         count, get = lib.ggml_backend_dev_count, lib.ggml_backend_dev_get
@@ -144,6 +144,7 @@ def available_bytes() -> int:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
             statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+            # inactive_file is page cache, which the kernel reclaims before it ends the process.
             used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
             free = min(free, max(0, int(limit) - used))
     except (OSError, ValueError):
@@ -168,6 +169,7 @@ def context_bytes(
     dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
     pattern = get("attention.sliding_window_pattern")
     sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
+    # Besides its window, a sliding layer stores the batch that is being run.
     window = int(get("attention.sliding_window") or 0) + n_batch
     # Quantized numbers are stored in blocks with a scale.
     number_bytes = sum(

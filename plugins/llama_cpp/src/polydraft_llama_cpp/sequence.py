@@ -20,7 +20,7 @@ class LlamaCppSequence(EngineSequence):
 
     Args:
         context: An empty context.
-        mtp: The MTP drafter that shares its memory; None if there is none.
+        mtp: The MTP drafter that shares its memory, or None.
         fixed_rows: For bitwise steps: the rows of every step, padded where fewer tokens are run; 0: no padding.
         on_close: Called once, by ``close``.
     """
@@ -60,6 +60,7 @@ class LlamaCppSequence(EngineSequence):
             part = tokens[start : start + context.n_batch]
             context.decode(part, start, all_rows=False)
             self._length += len(part)
+        # Only the last token of the last chunk has a row.
         self._outputs, self._outputs_from = 1, self._length - 1
         return self._choose(tokens[-1:], 1, sampler, keep_logits=keep_logits)
 
@@ -70,6 +71,7 @@ class LlamaCppSequence(EngineSequence):
         padding = [token_ids[-1]] * (rows - len(token_ids))
         context.decode([*token_ids, *padding], first, all_rows=True)
         self._length += len(token_ids)
+        # The padding's KV was stored, too.
         if padding:
             context.forget(self._length)
         self._outputs, self._outputs_from = rows, first
@@ -87,6 +89,7 @@ class LlamaCppSequence(EngineSequence):
         row = self._length - 1 - self._outputs_from
         if self._mtp is None or k < 1 or not 0 <= row < self._outputs:
             return Proposal([])
+        # Shape (hidden_size,): the row of the token before ``newest``.
         hidden = context.hidden(self._outputs)[row]
         drafts, kept = self._mtp.propose(hidden, newest, self._length, k, sampler, keep_logits=keep_logits)
         return Proposal(drafts, NumpyLogits(np.stack(kept)) if kept else None)
@@ -99,6 +102,7 @@ class LlamaCppSequence(EngineSequence):
 
     def _choose(self, run: Sequence[int], rows: int, sampler: Sampler, *, keep_logits: bool) -> Step:
         logits = self._context.logits(rows)[: len(run)]  # without the rows of the padding
+        # Row i chooses the token at the position after ``run[i]``.
         chosen, logprobs = sampler.choose(logits, self._length - len(run) + 1, run)
         # A copy: llama.cpp overwrites its own at the next forward.
         return Step(chosen, NumpyLogits(logits.copy()) if keep_logits else None, logprobs)

@@ -74,10 +74,13 @@ class GgufTokenizer:
                 f"The text holds a lone surrogate at character {error.start}.", "Give text that is valid Unicode."
             ) from error
         lib = library()
+        # A token covers at least one byte, except those that the tokenizer inserts, such as a leading space.
         size = len(data) + 8
         for _ in range(2):
             buffer = (lib.llama_token * size)()
+            # add_special=False: no BOS. parse_special=True: names of special tokens become single ids.
             count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, False, True)
+            # Otherwise minus the size that is needed.
             if count >= 0:
                 return list(buffer[:count])
             size = -count
@@ -95,6 +98,7 @@ class GgufTokenizer:
         size = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(size)
+            # lstrip=0 keeps leading spaces; special=True gives a special token's name.
             count = lib.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, True)
             if count >= 0:
                 return buffer.raw[:count]
@@ -125,6 +129,7 @@ class GgufTokenizer:
             )
         token_ids = self.encode(template.render(messages, tools, template_kwargs))
         bos = self.bos_token_id
+        # Some templates write BOS, others leave it to the program.
         while bos is not None and token_ids[:2] == [bos, bos]:
             token_ids = token_ids[1:]
         return token_ids if bos is None or token_ids[:1] == [bos] else [bos, *token_ids]

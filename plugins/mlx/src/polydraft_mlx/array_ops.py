@@ -43,6 +43,7 @@ class MlxOps:
         return np.asarray(array if array.dtype == mx.float32 else array.astype(mx.float32))
 
     def noise_bits(self, token_ids: mx.array, low: mx.array, high: mx.array) -> mx.array:
+        # 23 bits h: (2h + 1) / 2**24 is exact in float32, and neither 0 nor 1.
         values = _lowbias32(token_ids.astype(mx.uint32) ^ low.astype(mx.uint32))
         return _lowbias32(values + high.astype(mx.uint32)) >> 9
 
@@ -78,6 +79,7 @@ class MlxOps:
 
     def best(self, array: mx.array, count: int) -> tuple[mx.array, mx.array]:
         count = min(count, array.shape[-1])
+        # A partition first, so that only ``count`` columns are sorted and not the vocabulary.
         columns = mx.argpartition(-array, count - 1, axis=-1)[..., :count] if count < array.shape[-1] else None
         chosen = array if columns is None else mx.take_along_axis(array, columns, axis=-1)
         order = mx.argsort(-chosen, axis=-1)
@@ -118,5 +120,6 @@ def _index(values: Indices) -> mx.array:
 def _lowbias32(values: mx.array) -> mx.array:
     """The finaliser of ``polydraft.sampling.noise`` in uint32, whose products wrap as the definition's do."""
     values = (values ^ (values >> 16)) * 0x7FEB352D
+    # An array, because a Python int of this size does not fit into int32, MLX's default.
     values = (values ^ (values >> 15)) * mx.array(0x846CA68B, dtype=mx.uint32)
     return values ^ (values >> 16)

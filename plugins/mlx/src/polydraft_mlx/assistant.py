@@ -49,6 +49,7 @@ class _Centroids(nn.Module):  # type: ignore[misc]
         """Ids of the tokens of the best clusters for a hidden row (1, hidden_size): (1, tokens)."""
         scores = self.centroids(row)
         best = mx.argpartition(-scores, self._best - 1, axis=-1)[..., : self._best]
+        # The vocabulary, cluster by cluster: (clusters, tokens per cluster).
         return self.token_ordering.reshape(self._clusters, -1)[best[0]].reshape(1, -1)
 
 
@@ -93,6 +94,7 @@ class Assistant(nn.Module):  # type: ignore[misc]
         hidden = self.pre_projection(inputs)
         for layer in self.model.layers:
             keys, values, mask = shared[layer.layer_type]
+            # ``offset`` rotates the query only: the target's keys were rotated when they were stored.
             hidden, _, _ = layer(hidden, mask, None, shared_kv=(keys, values), offset=position)
         hidden = self.model.norm(hidden)
         return self._head(hidden[0]), self.post_projection(hidden)

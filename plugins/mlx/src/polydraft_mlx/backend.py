@@ -28,7 +28,7 @@ class MlxBackend(Backend):
     options = MlxOptions
 
     def capabilities(self) -> Capabilities:
-        """What works with every supported version."""
+        """Capabilities with every supported version."""
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
             exactness=frozenset({"standard", "bitwise"}),

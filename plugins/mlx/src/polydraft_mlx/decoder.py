@@ -69,6 +69,7 @@ class Decoder:
         for start in range(0, before, chunk):
             self._forward(cache, tokens[:, start : min(start + chunk, before)])
             mx.eval(cache.state)
+            # MLX would keep the chunk's freed buffers for reuse.
             mx.clear_cache()
             between()
         hidden, logits = self._rows(self._forward(cache, tokens[:, before:]), 1)
@@ -90,10 +91,12 @@ class Decoder:
         while tokens.shape[1]:
             base, left = cache.length, tokens.shape[1]
             end = block_end(base, self.rows)
+            # As many tokens as attend to a buffer of the same length.
             count = next((i for i in range(1, left) if block_end(base + i, self.rows) != end), left)
             padding = mx.repeat(tokens[:, count - 1 : count], self.rows - count, axis=1)
             padded = mx.concatenate([tokens[:, :count], padding], axis=1)
             some_hidden, some_logits = self._rows(self._forward(cache, padded), self.rows)
+            # The padding's KV was stored, too.
             cache.rollback(base + count)
             logits.append(some_logits[:count])
             if some_hidden is not None:
@@ -115,6 +118,7 @@ class Decoder:
 
     def _rows(self, output: mx.array, count: int) -> tuple[mx.array | None, mx.array]:
         """Hidden rows and logits of the last ``count`` tokens of a forward."""
+        # Before Gemma 4's head: logits of a whole chunk would be (chunk, vocab).
         output = output[:, output.shape[1] - count :]
         if self.gemma4 is None:
             return None, output[0]
@@ -148,6 +152,7 @@ def _window(cache: Any, name: str) -> int | None:
     """The sliding window of a layer, from the cache that mlx-lm would give it; None: full attention."""
     if type(cache) is KVCache:
         return None
+    # keep > 0 pins the first tokens (attention sinks), which ``SlidingCache`` does not.
     if type(cache) is RotatingKVCache and cache.keep == 0:
         return int(cache.max_size)
     raise UnsupportedError(

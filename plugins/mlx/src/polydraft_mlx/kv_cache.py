@@ -59,6 +59,7 @@ class FullCache(_Buffers):
             return None if count == 1 else "causal"
         slots = self._slots(count)
         positions = np.arange(self.offset, self.offset + count)[:, None]
+        # (count, slots), True: visible. Slot = position here, so stale rows are in the future.
         mask = np.arange(slots)[None, :] <= positions
         if window_size is not None:
             mask &= np.arange(slots)[None, :] > positions - window_size
@@ -94,6 +95,7 @@ class FullCache(_Buffers):
         held = 0 if self.keys is None else int(self.keys.shape[2])
         if needed <= held:
             return
+        # Whole blocks: the buffer is copied once per BLOCK tokens, not in every step.
         added = -(-needed // BLOCK) * BLOCK - held
         more = [mx.zeros((*new.shape[:2], added, new.shape[3]), new.dtype) for new in (keys, values)]
         if held:
@@ -128,8 +130,10 @@ class SlidingCache(_Buffers):
         """A mask computed from positions; a stale row is always outside the window."""
         positions = np.arange(self.offset, self.offset + count)[:, None]
         if count <= self.rows:
+            # The model makes its mask before the layers store the step's rows, and attends after it.
             held = self._held(self.offset + count)
         else:
+            # The positions of the rows that ``update_and_fetch`` returns for a long chunk.
             held = np.arange(max(self.offset - self.window + 1, 0), self.offset + count)
         return mx.array((held >= 0) & (held <= positions) & (held > positions - self.window))
 
@@ -147,6 +151,7 @@ class SlidingCache(_Buffers):
         first = max(self.offset - self.window + 1, 0)
         all_keys = mx.concatenate([*self._read(self.keys, first), keys], axis=2)
         all_values = mx.concatenate([*self._read(self.values, first), values], axis=2)
+        # Of a chunk longer than the ring only the last rows stay.
         kept = min(count, self.capacity)
         self._write(self.keys, keys[..., count - kept :, :], self.offset + count - kept)
         self._write(self.values, values[..., count - kept :, :], self.offset + count - kept)
@@ -163,6 +168,7 @@ class SlidingCache(_Buffers):
     def _held(self, end: int) -> Any:
         """The position of the row in each slot once ``end`` tokens are stored; negative: empty."""
         slots = np.arange(self.capacity)
+        # The largest position p < end with p % capacity == slot.
         return end - 1 - (end - 1 - slots) % self.capacity
 
     def _write(self, buffer: mx.array, rows: mx.array, position: int) -> None:
@@ -176,6 +182,7 @@ class SlidingCache(_Buffers):
         """The rows of the positions from ``first`` to before ``offset``, in order, in one or two parts."""
         if first == self.offset:
             return []
+        # ``end`` is 1 to capacity, so that rows up to the last slot are one part.
         start, end = first % self.capacity, (self.offset - 1) % self.capacity + 1
         if start < end:
             return [buffer[..., start:end, :]]
@@ -212,6 +219,7 @@ class KvCache:
         Raises:
             EngineError: A sliding layer has overwritten rows that it would need.
         """
+        # The furthest that was ever written: a rollback does not bring overwritten rows back.
         self._written = max(self._written, self.length)
         for layer in self.layers:
             if isinstance(layer, SlidingCache) and self._written > max(layer.capacity, length + layer.spare):

@@ -79,7 +79,7 @@ def start(array: mx.array) -> None:
 
 
 def find_device(name: str) -> mx.Device:
-    """The device of a name: ``auto``, ``cpu``, ``gpu`` (Metal or CUDA), ``gpu:1``.
+    """Resolve a device name: ``auto``, ``cpu``, ``gpu`` (Metal or CUDA), ``gpu:1``.
 
     Raises:
         DeviceError: It does not exist here, or the name is unknown.
@@ -117,9 +117,10 @@ def devices() -> list[str]:
 
 
 def device_name(device: mx.Device) -> str:
-    """The name that ``find_device`` takes."""
+    """The device's name, as accepted by ``find_device``."""
     if device.type == mx.cpu:
         return "cpu"
+    # The text is ``Device(gpu, 1)``.
     index = int(str(device).rpartition(",")[2].strip(" )"))
     return f"gpu:{index}" if index else "gpu"
 

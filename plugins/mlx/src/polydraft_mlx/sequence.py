@@ -62,6 +62,7 @@ class MlxSequence(EngineSequence):
         """Run the prompt in chunks."""
         with self._runtime.use(f"A prompt of {len(token_ids)} tokens was run"):
             self._hidden, logits = self._target.prefill(self._cache, token_ids, self._chunk, self.check_cancelled)
+            # A prefill returns the last token's hidden row only.
             self._hidden_from = self._cache.length - 1
             self._tokens = list(token_ids)
             return self._choose(logits, self._tokens[-1:], sampler, keep_logits=keep_logits)
@@ -87,6 +88,7 @@ class MlxSequence(EngineSequence):
             if isinstance(self._drafter, DraftModel):
                 drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
             else:
+                # The last accepted token's row; rows after it are those of rejected drafts.
                 row = self.length - 1 - self._hidden_from
                 if self._hidden is None or not 0 <= row < self._hidden.shape[1]:
                     return Proposal([])

@@ -46,7 +46,7 @@ def lay_by_columns(model: Any) -> None:
     MLX's CPU build multiplies float32 with the reference BLAS. Its product with a transposed matrix sums along each
     row, which compilers do not vectorize. With a matrix that is not transposed it adds columns in the same order, 2 to
     2.4 times as fast and with the same bits (mlx-cpu 0.32.4; 1 to 64 rows, 160 to 2048 columns). So weights keep their
-    shape, but not their order in memory. Other dtypes and devices have kernels of their own.
+    shape, but not their order in memory. Other dtypes and devices have their own kernels.
 
     Args:
         model: A model on the CPU. Its ``embed_tokens`` is its head as well, unless it is an assistant with a centroid

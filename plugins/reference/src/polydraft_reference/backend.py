@@ -53,7 +53,7 @@ class ReferenceBackend(Backend):
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
-        """Refuse what is not a toy model, or not a drafter of the kind that was asked for."""
+        """Refuse models other than toys, and drafters of another kind than was asked for."""
         if target.model_type != MODEL_TYPE:
             return f"The reference engine runs toy models of type {MODEL_TYPE}, not {target.model_type or 'unknown'}."
         if plan.drafter is not None and plan.drafter.model_type != (wanted := _DRAFTER_TYPES.get(plan.kind or "")):

@@ -43,6 +43,7 @@ class ReferenceEngine(SteppingEngine):
         target = self.sequence_class(self)
         if not isinstance(self.drafter, ReferenceModel):
             return target
+        # A reference sequence runs and rolls back at most k + 1 tokens at a time.
         return DraftModelSequence(target, ReferenceSequence(self, self.drafter), step_rows=self.max_draft_tokens + 1)
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ class LayerCache:
         Raises:
             EngineError: A row that the next token must see has been overwritten.
         """
+        # The ring holds the last ``capacity`` positions that were ever written.
         first_stored = max(0, self.written - self.capacity)
         if not 0 <= length <= self.length or self._first_visible(length) < first_stored:
             raise EngineError(

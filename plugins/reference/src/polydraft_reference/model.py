@@ -27,10 +27,10 @@ ATTENTION_SCALE = 4.0
 """Sharp attention, so that single rows of the KV cache matter."""
 
 EMBEDDING_SCALE = 0.3
-"""Small next to what the layers add: with a tied head, a token would otherwise repeat itself."""
+"""Small compared with the layers' output: with a tied head, a token would otherwise repeat itself."""
 
 POSITION_SCALE = 0.7
-"""Larger, so that the toy seldom falls into a loop, as greedy small models do."""
+"""Larger, so that the toy rarely falls into a loop, as greedy small models do."""
 
 LOGIT_SCALE = 2.2
 
@@ -89,6 +89,7 @@ class ReferenceModel:
         Returns:
             Shape (hidden_size,), before the final norm.
         """
+        # A table of absolute positions, added once; there is no rotary embedding.
         hidden: Array = self.embedding[token_id] + self.positions[cache.length]
         for weights, layer_cache in zip(self.layers, cache.layers, strict=True):
             hidden = hidden + self._attention(weights, layer_cache, _rms_norm(hidden))
@@ -105,6 +106,7 @@ class ReferenceModel:
         query = _matvec(weights.query, hidden).reshape(heads)
         cache.append(_matvec(weights.key, hidden).reshape(heads), _matvec(weights.value, hidden).reshape(heads))
         keys, values = cache.visible()
+        # keys (rows, heads, head_dim) * query (heads, head_dim): scores (rows, heads), softmax over rows.
         scores = (keys * query).sum(axis=-1) * (ATTENTION_SCALE * query.shape[-1] ** -0.5)
         shares = np.exp(scores - scores.max(axis=0))
         shares /= shares.sum(axis=0)

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class Pair(Protocol):
-    """What a sequence needs of the engine that opens it."""
+    """The attributes that a sequence needs of the engine that opens it."""
 
     target: ReferenceModel
     drafter: AssistantDrafter | ReferenceModel | None

@@ -130,5 +130,6 @@ def _lowbias32(values: torch.Tensor) -> torch.Tensor:
     values = values ^ ((values >> 16) & 0xFFFF)
     values = values * 0x7FEB352D
     values = values ^ ((values >> 15) & 0x1FFFF)
+    # The same constant as a signed int32.
     values = values * (0x846CA68B - (1 << 32))
     return values ^ ((values >> 16) & 0xFFFF)

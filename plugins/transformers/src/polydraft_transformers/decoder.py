@@ -92,7 +92,7 @@ class Decoder:
         self.missing_columns = (vocab_size or own_vocab) - own_vocab
         """Columns that logits are padded with, at -inf; negative: columns that are cut off."""
         self.run_as = dict.fromkeys(range(own_vocab, vocab_size or 0), own_vocab - 1)
-        """Token ids in whose place others are run."""
+        """Maps token ids to the ids that are run instead."""
         self.network: Network
         if is_gemma4(text_model):
             self.network = Gemma4Network(text_model)
@@ -125,11 +125,12 @@ class Decoder:
         self._free.append(cache)
 
     def kv_bytes(self, tokens: int) -> int:
-        """Size of the full layers' KV of this many tokens; layers that share another's have none of their own."""
+        """Size of the full layers' KV of this many tokens; layers that share another's store nothing."""
         rows = 0
         for kind, layer in zip(self.layer_types, self.layers, strict=True):
             keys = getattr(getattr(layer, "self_attn", None), "k_proj", None)
             if kind == "full_attention" and keys is not None:
+                # k_proj has kv_heads * head_dim rows; values are as wide as keys.
                 rows += 2 * int(keys.weight.shape[0])
         return rows * tokens * self.dtype.itemsize
 
@@ -153,7 +154,7 @@ def _layer_types(config: Any) -> list[str]:
 
 
 def _media_as_padding(config: Any) -> dict[int, int]:
-    """What ``Gemma4Model`` runs in place of the tokens where images, videos and sounds go: the padding token."""
+    """Placeholder ids for images, video and audio, mapped to padding as ``Gemma4Model`` does."""
     pad = config.get_text_config().pad_token_id
     names = ("image_token_id", "video_token_id", "audio_token_id")
     found = (getattr(config, name, None) for name in names)

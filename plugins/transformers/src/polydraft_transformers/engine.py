@@ -76,7 +76,7 @@ class TransformersEngine(SteppingEngine):
         return None if self._drafter is None else self._drafter.model
 
     def open_sequence(self) -> EngineSequence:
-        """A sequence with buffers of its own."""
+        """A sequence with its own buffers."""
         if isinstance(self._drafter, MtpDrafter):
             return MtpSequence(self.target, self._drafter, self._chunk, self._lock)
         sequence = TransformersSequence(self.target, self._chunk, self._lock)

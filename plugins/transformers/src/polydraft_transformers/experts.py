@@ -97,6 +97,7 @@ def _whole_step(
         return grouped
     name = "gate_up_proj" if self.has_gate else "up_proj"
     found = hidden_states.new_zeros(rows, top_k_index.shape[1], width)
+    # tolist would wait for a GPU; this implementation is registered for CPUs only.
     chosen: list[int] = sorted(set(top_k_index.flatten().tolist()))
     for expert in chosen:
         inner = _linear(self, name, expert, hidden_states)
@@ -114,4 +115,5 @@ def _linear(self: Any, name: str, expert: int, inputs: torch.Tensor) -> torch.Te
     """One expert's projection ``name`` of all rows."""
     weight = getattr(self, name)[expert]
     bias = getattr(self, f"{name}_bias")[expert] if self.has_bias else None
+    # Transposed weights are stored as (in, out).
     return functional.linear(inputs, weight.T if self.is_transposed else weight, bias)

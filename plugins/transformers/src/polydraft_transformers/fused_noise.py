@@ -18,6 +18,7 @@ __all__ = ["fused_gumbel"]
 Gumbel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """As ``ArrayOps.gumbel``: token ids (rows, n), and the two keys of each row, (rows, 1); noise (rows, n), float32."""
 
+# h has 23 bits and 5.96e-08 is 2**-24: u = (2h + 1) / 2**24 is exact in float32, and neither 0 nor 1.
 _SOURCE = """
 template <typename T> T polydraft_gumbel(T token_id, T low, T high) {
   auto mix = [](unsigned int x) {
@@ -63,10 +64,11 @@ def fused_gumbel(device: torch.device, separate: Gumbel) -> Gumbel | None:
         kernel = torch.cuda.jiterator._create_jit_fn(_source())
 
         def fused(token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+            # jiterator's result has the inputs' dtype: int32, which carries the bits of float32.
             made: torch.Tensor = kernel(*(array.to(torch.int32) for array in (token_ids, low, high)))
             return made.view(torch.float32)
 
-        # A hundred thousand token ids, in two rows with keys of their own.
+        # A hundred thousand token ids, in two rows with different keys.
         ids = torch.arange(0, 262_144 * 8, 21, device=device).expand(2, -1)
         low = torch.tensor([[1], [0xFFFFFFFF]], device=device)
         high = torch.tensor([[0x9E3779B9], [7]], device=device)

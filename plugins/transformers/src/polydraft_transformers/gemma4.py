@@ -57,7 +57,7 @@ class _Norm:
         self._weight = weight
         self._shape = (width,)
         self._eps = eps
-        # torch has no kernel of its own for this norm on CPUs; in float32, where no rounding between operations has to
+        # torch has no single kernel for this norm on CPUs; in float32, where no rounding between operations has to
         # be kept, these three take half the time of the seven it runs: x / sqrt(|x|**2 + width * eps) * sqrt(width).
         self._short = like.device.type == "cpu" and like.dtype == torch.float32
         self._floor = like.new_tensor((width * eps) ** 0.5)
@@ -94,7 +94,7 @@ class _Attention:
         self.groups = self.heads // read_heads  # query heads per KV head
         self.out: Tensor = module.o_proj.weight
         gains = [module.q_norm.weight.detach().expand(self.heads, -1)]
-        self.kv_heads = 0  # of its own
+        self.kv_heads = 0  # that this layer stores
         self.shares_value = False
         projections = [module.q_proj]
         if self.owner:
@@ -112,9 +112,11 @@ class _Attention:
         projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
         normed = self.normed(projected)  # (rows, heads of queries, then keys, then values; head_dim)
         rotated = normed[:, : self.heads + self.kv_heads] * self.gain
+        # Rolling by half a head swaps its halves; the minus of the rotation is in ``signed_sin``.
         rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, -1), signed_sin)
         queries = rotated[:, : self.heads]
         if self.owner:
+            # Values get neither gain nor rotation. Without a v_proj they are the normed key projection.
             raw = normed[:, self.heads if self.shares_value else self.heads + self.kv_heads :]
             new_keys, new_values = rotated[:, self.heads :].transpose(0, 1)[None], raw.transpose(0, 1)[None]
             keys, values = cache.update(new_keys, new_values, self.source)
@@ -126,6 +128,7 @@ class _Attention:
             # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
             folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
             folded = folded.reshape(1, -1, rows * self.groups, self.head_dim)
+            # scale=1: the norms of queries and keys replace the division by sqrt(head_dim).
             seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
             seen = seen.view(-1, rows, self.groups, self.head_dim).transpose(0, 1)
         return functional.linear(seen.reshape(rows, -1), self.out)
@@ -181,6 +184,7 @@ class _Layer:
         gate, up = functional.linear(self.before_dense(hidden), self.gate_up).chunk(2, -1)
         dense = functional.linear(functional.gelu(gate, approximate="tanh") * up, self.down)
         if self.experts:
+            # The router norms its input itself: it gets ``hidden`` without ``before_experts``.
             _, weights, chosen = self.module.router(hidden)
             mixed = self.module.experts(self.before_experts(hidden), chosen, weights)
             dense = self.after_dense_part(dense) + self.after_experts(mixed)
@@ -206,6 +210,7 @@ class Gemma4Network:
         for index, module in enumerate(text_model.layers):
             attention = module.self_attn
             if not attention.is_kv_shared_layer:
+                # Later layers overwrite earlier ones: sharing layers read the last owner of their kind.
                 sources[attention.layer_type] = (index, attention.k_proj.out_features // attention.head_dim)
             self._layers.append(_Layer(module, *sources[attention.layer_type]))
         self._groups = {layer.attention.kind: layer.attention.groups for layer in self._layers}
@@ -230,6 +235,7 @@ class Gemma4Network:
         """By kind of attention what its layers share: rotations of the positions, and the mask."""
         contexts: dict[str, Context] = {}
         for kind, frequencies in self._frequencies.items():
+            # (rows, 1, head_dim), in float32: bfloat16 holds integers exactly only up to 256.
             angles = (layout.positions[:, None].float() * frequencies)[:, None]
             cos, sin = angles.cos(), angles.sin()
             scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
@@ -262,5 +268,6 @@ class Gemma4Network:
 
 
 def _embedded(token_ids: Tensor, table: Any) -> Tensor:
+    # Rounded to the weights' dtype before the product, as Transformers does.
     scale: Tensor = table.embed_scale.to(table.weight.dtype)
     return functional.embedding(token_ids, table.weight) * scale

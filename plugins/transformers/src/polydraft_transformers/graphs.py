@@ -36,6 +36,7 @@ class Captured:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
+            # Libraries initialise themselves in their first calls, which must not be captured.
             for _ in range(_WARM_UPS):
                 function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
@@ -47,6 +48,7 @@ class Captured:
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Replay. The tensors returned are overwritten by the next call."""
         for own, given in zip(self._inputs, inputs, strict=True):
+            # The graph reads from fixed addresses.
             if own is not given:
                 own.copy_(given, non_blocking=True)
         self._graph.replay()

@@ -39,8 +39,9 @@ def capacity_at(position: int) -> int:
 class StepLayout:
     """Where the rows of one forward store their KV, and what they see.
 
-    Steps store first, and see the buffers. A chunk of the prompt may be longer than a ring: its sliding layers see the
-    slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the ring has room for.
+    A step stores its rows first and then attends to the buffers. A chunk of the prompt may be longer than a ring: its
+    sliding layers see the slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the
+    ring has room for.
     """
 
     positions: Tensor
@@ -115,12 +116,13 @@ class KvCache:
         full = self._additive(torch.arange(first + count, device=device) <= column)
         layout = StepLayout(positions, first + count, {"full_attention": full}, positions, is_prompt=True)
         if self._window is not None:
+            # The tokens before the chunk that its first token sees.
             earlier = torch.arange(max(first - self._window + 1, 0), first, device=device)
             seen = torch.cat([earlier, positions])
             layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
             layout.ring, layout.prefix = positions[-self._ring :] % self._ring, earlier % self._ring
         self.layout = layout
-        # Room for one step more, so that buffers seldom move.
+        # Leave room for one more step, so that buffers are rarely reallocated.
         self.reserve(capacity_at(first + count + self._spare))
 
     def _additive(self, visible: Tensor) -> Tensor:
@@ -147,11 +149,12 @@ class KvCache:
         slots = layout.ring if slides else layout.slots
         assert slots is not None
         for buffer, rows in zip(self._buffers[layer_idx], (keys, values), strict=True):
+            # In place: captured graphs hold the buffers' addresses.
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
 
     def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """What queries attend to in a layer whose rows are stored; layers that share its KV ask for it again."""
+        """Keys and values of a layer whose rows are stored; layers that share its KV ask for them again."""
         keys, values = self._buffers[layer_idx]
         if self._windows[layer_idx] is not None:
             return self.layout.seen.get(layer_idx, (keys, values))
@@ -166,6 +169,7 @@ class KvCache:
         assert layout.ring is not None
         seen = []
         for buffer, rows in zip(buffers, chunk, strict=True):
+            # The prefix is read before the chunk's rows overwrite it.
             seen.append(torch.cat([buffer.index_select(2, layout.prefix), rows], dim=2))
             buffer.index_copy_(2, layout.ring, rows[:, :, -layout.ring.shape[0] :])
         return seen[0], seen[1]
@@ -177,6 +181,7 @@ class KvCache:
 
     def _grow(self, capacity: int) -> None:
         self._captured.clear()
+        # Rings keep their size: only full layers grow.
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
                 grown = (self._empty(old[0], capacity + self._spare), self._empty(old[1], capacity + self._spare))

@@ -33,7 +33,7 @@ class TorchLogits:
 
 
 class TransformersSequence(EngineSequence):
-    """A sequence with KV buffers of its own.
+    """A sequence with its own KV buffers.
 
     Args:
         target: The model; of a draft model's sequence, the draft model.
@@ -65,6 +65,7 @@ class TransformersSequence(EngineSequence):
                 self._hidden = self.run_prompt(tokens[start : start + self._chunk])
         with self._computing("choosing the first token"):
             assert self._hidden is not None
+            # The head on one row: for a whole chunk its output would be (chunk, vocab).
             logits = self.logits(self._hidden[-1:])
             chosen, logprobs = sampler.choose(logits, len(tokens), tokens[-1:])
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
@@ -82,6 +83,7 @@ class TransformersSequence(EngineSequence):
                 more_hidden, more_logits = self.run_step(tokens[border:])
                 hidden, logits = torch.cat([hidden, more_hidden]), torch.cat([logits, more_logits])
             self._hidden = hidden
+            # Row i chooses the token at position first + 1 + i.
             chosen, logprobs = sampler.choose(logits, first + 1, tokens)
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
 
@@ -95,6 +97,7 @@ class TransformersSequence(EngineSequence):
         cache.begin_prompt(len(tokens), target.device)
         run = torch.tensor([target.run_as.get(token, token) for token in tokens], device=target.device)
         hidden = target.network.run(run, cache)
+        # As large as the chunk, and not needed after it.
         cache.layout.seen.clear()
         cache.length += len(tokens)
         return hidden
@@ -108,6 +111,7 @@ class TransformersSequence(EngineSequence):
         """
         target, cache, count, first = self.target, self.cache, len(tokens), self.cache.length
         rows = target.step_rows if target.fixed or (target.captures and count > 1) else count
+        # Position p always runs in row p % rows: a kernel's order of sums may depend on the row.
         shift = first % rows if target.fixed else 0
         # Row r runs the token with index `order[r]`. The padding rows run copies of the last token: in a mixture they
         # need the same experts as it does.
@@ -146,6 +150,7 @@ class TransformersSequence(EngineSequence):
     def close(self) -> None:
         """Give the buffers back."""
         if hasattr(self, "cache"):
+            # Buffers in which a forward failed may hold NaN or part of a step.
             if self._sound:
                 self.target.give_back(self.cache)
             del self.cache

@@ -45,7 +45,7 @@ class VllmBackend(Backend):
     options: ClassVar[type[VllmOptions]] = VllmOptions
 
     def capabilities(self) -> Capabilities:
-        """What works with every supported version."""
+        """Capabilities with every supported version."""
         return Capabilities(
             drafter_kinds=DRAFTER_KINDS, sampling=_SAMPLING, concurrent_calls=True, max_speculative_tokens=16
         )

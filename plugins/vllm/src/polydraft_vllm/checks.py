@@ -1,4 +1,4 @@
-"""What vLLM cannot run, found in configs and options before anything is downloaded."""
+"""Pairs and options that vLLM cannot run, found in configs and options before anything is downloaded."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ class VllmEngine(WholeEngine):
         self.tokenizer = tokenizer
         self.running = running
         self._engine = engine
+        # The first ``engine_core`` is vLLM's client, which in process holds the second, the core itself.
         self._scheduler = engine.engine_core.engine_core.scheduler
         self._commands: deque[tuple[str, Any, Any]] = deque()
         self._wake = threading.Condition()
@@ -58,6 +59,7 @@ class VllmEngine(WholeEngine):
     def num_unfinished(self) -> int:
         """Requests that vLLM has not finished; 0 when all have ended and been aborted."""
         running, waiting = self._scheduler.get_request_counts()
+        # A queued ``add`` is not in the scheduler yet, and a queued ``abort`` still is.
         return int(running) + int(waiting) + len(self._commands)
 
     def rounds(self, generation: Generation) -> Iterator[Round]:
@@ -97,6 +99,7 @@ class VllmEngine(WholeEngine):
                 return
             self._stopping = True
             self._wake.notify()
+        # Before VLLM_LOCK is taken: the thread needs it to end its last step.
         self._thread.join()
         engine, self._engine, self._scheduler = self._engine, None, None
         with VLLM_LOCK:
@@ -154,6 +157,7 @@ class VllmEngine(WholeEngine):
                 continue
             completion = output.outputs[0]
             token_ids = tuple(completion.token_ids)
+            # Keyed by the scheduler's id, not by ours.
             drafts, sampled = drafted.get(ticket.internal_id, (0, len(token_ids)))
             reason = completion.finish_reason if output.finished else None
             step = StepOutput(
@@ -169,6 +173,7 @@ class VllmEngine(WholeEngine):
         with self._wake:
             self._failure = error
             commands, self._commands = self._commands, deque()
+        # Requests that vLLM runs, and those that it has not been given yet.
         waiting = [*self._tickets.values(), *(ticket for name, ticket, _ in commands if name == "add")]
         self._tickets.clear()
         for ticket in waiting:
@@ -197,6 +202,7 @@ def shut_down(engine: Any, *, alone: bool) -> None:
     client.engine_core.structured_output_manager.clear_backend()
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()
+    # vLLM freezes the objects of its start-up, and frozen objects are never collected.
     gc.unfreeze()
 
 

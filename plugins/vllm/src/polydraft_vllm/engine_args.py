@@ -76,7 +76,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
     """Fetch the pair's files, and choose the engine arguments.
 
     Returns:
-        Keyword arguments of ``vllm.EngineArgs``, of which ``model`` is the target's folder; and a note on the dtype for
+        Keyword arguments of ``vllm.EngineArgs``; ``model`` is the target's folder. Also returns a note on the dtype for
         the user, which may be empty.
 
     Raises:

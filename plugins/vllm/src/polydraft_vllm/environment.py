@@ -24,12 +24,12 @@ def prepare_environment(*, cpu: bool) -> None:
     for name, value in {**_DEFAULTS, **(_CPU_DEFAULTS if cpu else {})}.items():
         os.environ.setdefault(name, value)
     # The scheduler must run in this process, to report what each round drafted. On CPU vLLM would also put a single
-    # worker into a process of its own.
+    # worker into a separate process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def server_environment(*, cpu: bool) -> dict[str, str]:
-    """What a server (``cpu``: of a CPU build) gets in addition to this process's environment."""
+    """Environment variables that a server (``cpu``: of a CPU build) gets in addition to this process's."""
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO", **(_CPU_DEFAULTS if cpu else {})}
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
     return {**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -13,7 +13,7 @@ __all__ = ["VllmOptions"]
 class VllmOptions(EngineOptions):
     """``engine_options`` of ``load(..., backend="vllm")``.
 
-    The fields below are those that polydraft checks or gives a default of its own. **Every other engine argument of
+    The fields below are those that polydraft checks or gives another default. **Every other engine argument of
     the installed vLLM is accepted under its own name** and checked at load (``EngineArgs``). None leaves the choice to
     vLLM.
     """

@@ -85,12 +85,13 @@ def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, d
 def default_kv_bytes(request: LoadRequest) -> int:
     """Bytes of KV cache on CPU unless the user gives them: 8 full contexts, at most 4 GiB or a quarter of free memory.
 
-    vLLM's own default is nine tenths of the machine's memory, all of which it writes to at start.
+    vLLM reserves 90% of memory by default and touches all of it at start.
     """
     import psutil  # a dependency of vLLM
 
     text = text_config(request.target.config)
     attention_heads = text.get("num_attention_heads") or 1
+    # Gemma 4's full-attention layers have wider heads: the wider size for all layers is an upper bound.
     head_dim = max(
         text.get("head_dim") or (text.get("hidden_size") or 0) // attention_heads, text.get("global_head_dim") or 0
     )

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Rounds", "StepOutput", "Ticket", "received", "sampling_params"]
 
+# How late a cancellation is noticed while the engine is silent.
 _WAIT = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one engine step produced for one request."""
+    """The output of one engine step for one request."""
 
     token_ids: tuple[int, ...]
     num_draft_tokens: int
@@ -50,7 +51,7 @@ class Ticket:
 
 
 def received(outputs: queue.SimpleQueue[Any]) -> Any:
-    """The next output of a request; None if there is none yet, so that the reader can see whether it was cancelled.
+    """The next output of a request; None if it has not come yet, so that the reader can see whether it was cancelled.
 
     Raises:
         BaseException: What made the request or the engine fail.
@@ -86,12 +87,14 @@ class Rounds(Iterator[Round]):
         emitted = generation.emit(
             output.token_ids,
             num_draft_tokens=output.num_draft_tokens,
+            # The last sampled token is the target's own: the bonus token, or what replaces the first rejected draft.
             num_accepted_tokens=output.num_sampled - 1 if output.num_draft_tokens else 0,
             logprobs=_logprobs(output, generation.request.settings.logprobs or 0),
             seconds=output.seconds,
         )
         if generation.finish_reason is not None:
             self.close()
+        # By the core's rules the output has not ended, so vLLM aborted the request.
         elif output.finish_reason is not None:
             self.close()
             raise EngineError(f"vLLM ended the request by itself ({output.finish_reason}).", "Look at its log.")
@@ -113,7 +116,9 @@ def sampling_params(request: TokenRequest) -> Any:
     return SamplingParams(
         **common,
         **further,
+        # The core detokenizes, and finds stop strings.
         detokenize=False,
+        # Only the tokens of the step; the default repeats all tokens so far in every output.
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if request.speculate else {PLAIN_FLAG: True},
     )

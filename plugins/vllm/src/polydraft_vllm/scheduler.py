@@ -31,6 +31,7 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         drafts = scheduler_output.scheduled_spec_decode_tokens
         sampled = model_runner_output.sampled_token_ids
+        # Before the superclass cuts tokens after a stop and drops finished requests.
         self.drafted = {
             request_id: (len(drafts.get(request_id, ())), len(sampled[index]) if sampled else 0)
             for request_id, index in model_runner_output.req_id_to_index.items()
@@ -60,5 +61,6 @@ class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,
         super()._update_after_schedule(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
+            # Without placeholders the next step schedules one token for the request: plain decoding.
             if request.spec_token_ids and _is_plain(request):
                 request.spec_token_ids = []

@@ -43,6 +43,7 @@ class RewindableGenerator(torch.Generator):
 
 def add_request(self: Any, request: Any) -> int:
     """``InputBatch.add_request`` with a generator that can be rewound."""
+    # Not isinstance: a rewindable generator would be wrapped again, and lose its marked state.
     if type(request.generator) is torch.Generator:
         request.generator = RewindableGenerator.of(request.generator)
     index: int = upstream("vllm.v1.worker.gpu_input_batch.InputBatch.add_request")(self, request)
@@ -53,6 +54,7 @@ def sample(self: Any, *arguments: Any) -> Any:
     """``CPUModelRunner._sample``; before it, marks the generators that will be rewound after this chunk."""
     batch = self.input_batch
     for index, generator in batch.generators.items():
+        # True where this chunk does not end the prompt, so that the sampled token is discarded.
         if self.discard_request_mask.np[index]:
             generator.mark()
     return upstream("vllm.v1.worker.cpu_model_runner.CPUModelRunner._sample")(self, *arguments)

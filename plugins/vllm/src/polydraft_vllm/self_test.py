@@ -24,7 +24,7 @@ def sampling_fault_of_worker(worker: Any) -> str | None:
 
 
 def sampling_fault() -> str | None:
-    """What is wrong with sampling under speculation; None if it is correct.
+    """The fault of sampling under speculation; None if it is correct.
 
     Takes milliseconds. Run it in a process that has created a vLLM worker: kernels get their CPU versions then.
     """
@@ -40,6 +40,7 @@ def _sampling_fault() -> str | None:
 
     generator = torch.Generator().manual_seed(1)
     vocab = len(_LOGITS)
+    # With one draft each, repeating a value per draft would be the identity.
     drafts_each = 2
     tokens = _REQUESTS * drafts_each
     temperature = torch.full((_REQUESTS,), _TEMPERATURE)
@@ -63,6 +64,7 @@ def _sampling_fault() -> str | None:
         [drafts_each] * _REQUESTS,
         drafts_each,
         cumulative,
+        # Without draft probabilities: each draft counts as certain, as from a greedy drafter.
         None,
         constrained,
         torch.full((_REQUESTS, 1), best, dtype=torch.int32),
@@ -71,11 +73,14 @@ def _sampling_fault() -> str | None:
     greedy = emitted[::3, 0]
     if bool((greedy != best).any()):
         return "greedy requests in a batch with sampled ones do not get the token of the largest logit"
+    # top_k drops exactly the least probable token.
     kept = torch.tensor(_LOGITS).topk(vocab - 1)
     wanted = torch.zeros(vocab)
     wanted[kept.indices] = torch.softmax(kept.values / _TEMPERATURE, dim=0)
+    # Only first tokens: later ones exist only where the first draft was accepted.
     first = emitted[torch.arange(_REQUESTS) % 3 != 0, 0].long()
     found = torch.bincount(first, minlength=vocab).float() / len(first)
+    # Standard deviation of a binomial share; the addend keeps the bound of an impossible token above 0.
     spread = (wanted * (1 - wanted) / len(first)).sqrt() + 1e-9
     if bool(((found - wanted).abs() > _TOLERANCE * spread).any()):
         return f"sampled tokens have the distribution {found.tolist()}, not {wanted.tolist()}"

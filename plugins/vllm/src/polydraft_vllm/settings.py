@@ -49,6 +49,7 @@ def _seed(request: TokenRequest) -> int:
     if request.stream == 0:
         return request.seed
     digest = hashlib.blake2b(f"{request.seed}:{request.stream}".encode(), digest_size=8).digest()
+    # 63 bits, so that the seed fits into a signed 64-bit field.
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -76,5 +77,6 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
 
 def token_logprobs(token_id: int, logprob: float, found: Iterable[tuple[int, float]], count: int) -> TokenLogprobs:
     """The chosen token's log-probability, and the best ``count`` of those that vLLM ``found`` (perhaps one more)."""
+    # Equal values in the order of their ids.
     best = sorted(found, key=lambda pair: (-pair[1], pair[0]))
     return TokenLogprobs(token_id=token_id, logprob=logprob, top=tuple(best[:count]))

@@ -36,7 +36,7 @@ METHODS: tuple[Method, ...] = (
     Method("eagle3", ">=0.32", "eagle3", True, "spec_decode/eagle.py; read, not run"),
     Method("dflash", ">=0.32", "dflash", True, "spec_decode/dflash.py; read, not run"),
 )
-"""One row per kind and range of versions. A version that names a method differently gets a row of its own."""
+"""One row per kind and range of versions. A version that names a method differently gets another row."""
 
 _OURS = frozenset({"method", "model", "num_speculative_tokens"})
 _MISREAD = ("eagle-", "eagle3", "dflash", "dspark")

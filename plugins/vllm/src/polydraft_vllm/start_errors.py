@@ -1,4 +1,4 @@
-"""Errors that stop vLLM from starting, as polydraft's."""
+"""Translate vLLM's start-up errors into polydraft's."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class InstalledVllm:
 
 @cache
 def installed_vllm() -> InstalledVllm | None:
-    """The installed vLLM; None if there is none."""
+    """The installed vLLM, or None."""
     for name in DISTRIBUTIONS:
         try:
             return InstalledVllm(name, version(name))
@@ -48,7 +48,7 @@ def require_vllm() -> InstalledVllm:
     """The installed vLLM.
 
     Raises:
-        BackendUnavailableError: There is none.
+        BackendUnavailableError: vLLM is not installed.
     """
     installed = installed_vllm()
     if installed is None:

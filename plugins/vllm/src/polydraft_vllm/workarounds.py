@@ -32,7 +32,7 @@ class Workaround:
     """PEP 440 specifier of the versions that need it."""
     why: str
     replacements: Mapping[str, Any]
-    """What takes the place of which functions: see ``patches.replace``."""
+    """Maps each replaced function to its replacement, as ``patches.replace`` takes them."""
 
 
 def expand_batch_to_tokens(
@@ -53,8 +53,10 @@ def expand_batch_to_tokens(
     Returns:
         Shape [num_tokens], of ``x``'s dtype.
     """
+    # ``cu_num_tokens`` is an inclusive sum: differences are each request's own count, which may be 0.
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     values = torch.where(x == replace_from, torch.full_like(x, replace_to), x) if replace_from != replace_to else x
+    # With ``output_size`` torch need not add up the counts to find the shape.
     return torch.repeat_interleave(values, counts.to(torch.int64), output_size=num_tokens)
 
 
@@ -86,6 +88,7 @@ def rebind_kernels_without_llvmlite(overrides: Any) -> None:
     """
     from vllm.triton_utils import dispatcher
 
+    # The scan reads ``sys.modules`` through its module's global ``sys``, which is replaced for the call.
     shown = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
     dispatcher.sys = SimpleNamespace(modules=shown)
     try:
@@ -149,6 +152,7 @@ def apply_workarounds() -> None:
         return
     from vllm.platforms import current_platform
 
+    # All of them concern vLLM's CPU build.
     if not current_platform.is_cpu():
         return
     for workaround in WORKAROUNDS:

@@ -65,6 +65,7 @@ def add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     # Layers that use the keys and values of others have feed-forward parts of twice the width.
     widths = [2 * width if wide and layer >= layers - shared else width for layer in range(layers)]
     writer.add_feed_forward_length(widths if wide else width)
+    # The plain keys are those of full-attention layers; sliding layers have the suffix _swa.
     writer.add_key_length(full_dim)
     writer.add_value_length(full_dim)
     writer.add_uint32(f"{arch}.attention.key_length_swa", head_dim)
@@ -93,6 +94,7 @@ def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
     """Tensors that no checkpoint has: the wavelength factors of full-attention layers, shape (head_dim / 2,)."""
     text = checkpoint.text
     half = int(_full(text, "head_dim", "global_head_dim")) // 2
+    # Pairs (i, i + half) of a head's dimensions; only the first ``rotated`` of them are rotated.
     rotated = int(2 * half * text["rope_parameters"]["full_attention"]["partial_rotary_factor"]) // 2
     return {"rope_freqs.weight": np.array([1.0] * rotated + [_UNROTATED] * (half - rotated), np.float32)}
 
@@ -120,7 +122,7 @@ def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
 
 
 def _full(text: Mapping[str, Any], name: str, older: str) -> Any:
-    """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a field of its own."""
+    """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a separate field."""
     layer = str(text["layer_types"].index("full_attention"))
     of_layer = (text.get("per_layer_config") or {}).get(layer) or {}
     return of_layer.get(name) or text.get(older) or text[name]

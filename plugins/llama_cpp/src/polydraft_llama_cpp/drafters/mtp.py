@@ -1,4 +1,4 @@
-"""Gemma 4's MTP drafter ("assistant"): a context of its own that attends to the target's memory and stores nothing.
+"""Gemma 4's MTP drafter ("assistant"): a second context that attends to the target's memory and stores nothing.
 
 The protocol is that of llama.cpp's ``common/speculative.cpp`` (draft-mtp). To draft after the newest token x at
 position p, run a batch of one token that carries both x and h, the target's hidden row at position p-1 after the final
@@ -63,12 +63,14 @@ class MtpDrafter:
         row: Any = hidden
         for step in range(k):
             context.input_row[:] = row
+            # All k steps have the newest token's position: the drafter stores no KV, and sees the target's before it.
             context.decode(drafts[-1:], position, all_rows=True)
             logits = context.logits(1)
             if keep_logits:
                 kept.append(logits[0].copy())
             known = drafts if sampler.needs_prefix else None
             drafts.append(int(sampler.choose_draft(logits, position + 1 + step, known)[0]))
+            # A view; copied into ``input_row`` before the next forward overwrites it.
             row = context.hidden(1)[0]
         return drafts[1:], kept
 

@@ -20,7 +20,8 @@ class LlamaServerEngine(WholeEngine):
     """One server, or two: a server cannot turn drafts off for a request, so plain calls go to a second one.
 
     ``vocabulary`` (the target's file without weights) is freed with this engine, and ``server`` stopped if it was
-    started here. ``start_plain`` starts the server without a drafter at the first plain call; None: there is none.
+    started here. ``start_plain`` starts the server without a drafter at the first plain call; None if the server was
+    not started here.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class _Found(NamedTuple):
     context_length: int | None
     """Tokens; None: as it was started here."""
     start_plain: Callable[[], Server] | None
-    """Starts a second server, without the drafter; None: there is none to start."""
+    """Starts a second server, without the drafter; None if the server was not started by us."""
 
 
 def load_pair(request: LoadRequest) -> LlamaServerEngine:
@@ -149,6 +149,7 @@ def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
         raise BackendUnavailableError(
             f"No llama-server answers at {client.url}: {error.message}", "Start it, or correct the url."
         ) from error
+    # Indentation, digits, an accent, a rare symbol: where vocabularies differ.
     text = "def main():\n    return 'naïve', 12345 # ☃"
     token_ids = client.request("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
     if token_ids != tokenizer.encode(text):
@@ -167,6 +168,7 @@ def _command(program: Program, target: GgufFile, length: int, request: LoadReque
     on_gpu = bool(program.devices) if device is None else device != "none"
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
     flash_attn = "on" if options.uses_flash_attn(types[1], on_gpu=on_gpu) else "off"
+    # Drafts are stored before they are verified: room for a whole step at the end of the context.
     cells = length + request.plan.num_speculative_tokens + 2
     command = [program.path, "--model", str(target.path), "--ctx-size", str(cells), "--parallel", "1"]
     command += ["--batch-size", str(options.n_batch), "--ubatch-size", str(options.n_batch)]
@@ -195,5 +197,6 @@ def _drafts(client: Client, tokenizer: GgufTokenizer) -> bool:
     """Whether the server drafts for a short greedy answer."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
+    # Code, which even a weak drafter continues; greedy, so that the answer is always the same.
     body = {"prompt": prompt, "n_predict": 12, "temperature": 0, "cache_prompt": False}
     return bool(client.request("/completion", body).get("timings", {}).get("draft_n"))

@@ -48,10 +48,10 @@ class Program:
     version: str
     help: str
     devices: Mapping[str, str] = field(default_factory=dict)
-    """The GPUs that it sees: polydraft's name (``cuda:0``) -> its own (``CUDA0``)."""
+    """Maps polydraft's device names (``cuda:0``) to llama-server's (``CUDA0``), for the GPUs that it sees."""
 
     def device(self, name: str) -> str | None:
-        """Its own name of a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
+        """llama-server's name for a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
 
         Raises:
             DeviceError: It does not see such a device.
@@ -75,6 +75,7 @@ class Program:
             SpeculationUnavailableError: It lacks a flag: it is older (or newer) than the versions that were tested.
         """
         missing = [flag for flag in _NEEDED if not self.has(flag)]
+        # The help lists the drafter types of this build on the line of the flag.
         types = next((line for line in self.help.splitlines() if line.lstrip().startswith("--spec-type")), "")
         if missing or SPEC_TYPES[kind] not in types:
             what = missing[0] if missing else f"--spec-type {SPEC_TYPES[kind]}"

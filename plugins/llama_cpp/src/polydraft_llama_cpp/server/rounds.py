@@ -77,10 +77,12 @@ def _request(generation: Generation) -> dict[str, Any]:
         "top_k": settings.top_k,
         "top_p": settings.top_p,
         "min_p": settings.min_p,
+        # The complete chain: llama-server's default has further samplers, such as penalties and XTC.
         "samplers": ["top_k", "top_p", "min_p", "temperature"],
-        # 32 bits, without the largest, which means "draw one". Each continuation has a seed of its own.
+        # 32 bits, without the largest, which means "draw one". Each continuation has another seed.
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,
         "timings_per_token": True,
+        # A first request runs its whole prompt, whatever the slot holds; a continuation reuses its prefix.
         "cache_prompt": bool(emitted),
     }

@@ -42,6 +42,7 @@ class DraftModel:
         """Draft k tokens after ``token_ids``: all tokens of the sequence, the newest included."""
         agreed = self._agreed(token_ids)
         del self._run[agreed:]
+        # KV of drafts that the target rejected.
         if agreed < self._cache.length:
             self._cache.rollback(agreed)
         pending = list(token_ids[agreed:])
@@ -69,6 +70,7 @@ class DraftModel:
             if keep_logits:
                 kept.append(row)
         found: Any = mx.concatenate(drafts).tolist()
+        # The last draft was chosen, but has not been run.
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
 

@@ -33,6 +33,7 @@ class MtpDrafter:
     def __init__(self, assistant: Assistant, target: Decoder) -> None:
         self._assistant = assistant
         self._target = target
+        # Layers that store KV come first. Of each type the dict keeps the last one.
         owners = target.gemma4.layers[: len(target.new_cache().layers)]
         self._sources = {layer.layer_type: index for index, layer in enumerate(owners)}
 
@@ -59,6 +60,7 @@ class MtpDrafter:
             inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
             logits, hidden = self._assistant(inputs, shared, position)
             prefix = known if sampler.needs_prefix else None
+            # Noise belongs to the draft's own position, unlike the assistant's rotation.
             token = sampler.choose_draft(logits, cache.length + 1 + step, prefix)
             start(token)
             drafts.append(token)

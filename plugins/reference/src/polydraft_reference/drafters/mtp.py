@@ -1,4 +1,4 @@
-"""The toy assistant: a drafter without a KV cache of its own, as good or bad as its config says."""
+"""The toy assistant: a drafter without a KV cache, as good or bad as its config says."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class AssistantDrafter:
         Returns:
             The k drafts, and for each the logits it was chosen from, shape (vocab,).
         """
+        # Drafts must not appear in the target's cache: the copy takes their rows.
         scratch = cache.copy()
         run, rows = [newest], []
         for _ in range(k):

@@ -1,4 +1,4 @@
-"""Gemma 4's MTP drafter ("assistant"): it attends to the target's KV and has none of its own.
+"""Gemma 4's MTP drafter ("assistant"): it attends to the target's KV and stores none.
 
 Protocol: ``SinglePositionMultiTokenCandidateGenerator`` in Transformers' generation/candidate_generator.py. To draft
 after the newest token x at position p: input = concat(target embedding of x, h), where h is the target's final-normed
@@ -46,7 +46,7 @@ class MtpDrafter:
         shared = int(getattr(target.config, "num_kv_shared_layers", 0) or 0)
         sources: dict[str, tuple[int, int]] = {}
         for index, kind in enumerate(target.layer_types[: len(target.layer_types) - shared]):
-            attention = target.layers[index].self_attn  # the last layer of each kind that has KV of its own
+            attention = target.layers[index].self_attn  # the last layer of each kind that stores KV
             sources[kind] = (index, attention.k_proj.weight.shape[0] // attention.head_dim)
         self.network = Gemma4Network(assistant.model, sources)
 
@@ -102,7 +102,9 @@ class MtpSequence(TransformersSequence):
         prefix = [newest]
         with self._computing("drafting tokens"):
             hidden = self._hidden[row : row + 1]
+            # One copy to the device for both; each has shape (1,).
             token, at = torch.tensor([[newest], [position]], device=hidden.device)
+            # All steps of a round have one position and see the same keys: rotations and masks are made once.
             contexts = None if self.target.captures else self._contexts(at, position, all_seen=True)
             for index in range(k):
                 if contexts is None:
@@ -118,7 +120,7 @@ class MtpSequence(TransformersSequence):
             return Proposal(torch.cat(drafts).tolist(), TorchLogits(torch.cat(kept)) if kept else None)
 
     def _contexts(self, at: Tensor, span: int, *, all_seen: bool = False) -> dict[str, Context]:
-        """What all steps of a round share."""
+        """Rotations and masks, which all steps of a round share."""
         self.cache.begin_step(at, span, all_seen=all_seen)
         return self._drafter.network.contexts(self.cache.layout, self.target.dtype)
 

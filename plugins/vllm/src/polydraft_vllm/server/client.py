@@ -95,7 +95,7 @@ class ServerClient:
         self._http = httpx.Client(
             timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"}, trust_env=not own
         )
-        # No retries of its own: a generation that was sent must not be sent again.
+        # No retries by the client: a generation that was sent must not be sent again.
         self._openai = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=timeout, http_client=self._http
         )

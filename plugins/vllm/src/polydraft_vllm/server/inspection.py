@@ -1,4 +1,4 @@
-"""What a server can do: found out before the first request, from its endpoints and two short generations."""
+"""A server's abilities: found out before the first request, from its endpoints and two short generations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROBE_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a server was found to do."""
+    """The abilities of a server."""
 
     version: str
     model: str

@@ -23,7 +23,7 @@ class VllmServerOptions(VllmOptions):
     """``engine_options`` of ``load(..., backend="vllm-server")``.
 
     With ``url`` the session is a client of that server, and the engine arguments of ``VllmOptions`` cannot be given.
-    Without it the session starts a server of its own on the loopback interface, with these arguments, and stops it when
+    Without it the session starts its own server on the loopback interface, with these arguments, and stops it when
     it is closed. The API key of a running server comes from the environment: ``POLYDRAFT_VLLM_SERVER_API_KEY``, else
     ``VLLM_API_KEY``.
     """

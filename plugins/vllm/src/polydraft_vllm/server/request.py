@@ -59,7 +59,7 @@ class ServerRequest:
         self._thread.start()
 
     def next(self) -> Piece | End | None:
-        """The next piece; None if there is none yet.
+        """The next piece; None if it has not come yet.
 
         Raises:
             PolydraftError: The stream failed.

@@ -106,6 +106,7 @@ def completion_arguments(request: TokenRequest, model: str, *, plain: bool) -> d
     extra: dict[str, Any] = {**further, "return_token_ids": True, "skip_special_tokens": False}
     if plain:
         extra["vllm_xargs"] = {PLAIN_FLAG: 1}
+    # By default tokens are named by their text, which several ids may share; ``token_id:7`` is unambiguous.
     if "logprobs" in common:
         extra["return_tokens_as_token_ids"] = True
     return {**common, "model": model, "prompt": list(request.prompt_token_ids), "extra_body": extra}

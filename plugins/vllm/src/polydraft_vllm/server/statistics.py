@@ -25,6 +25,7 @@ def from_response(speculation: Mapping[str, Any]) -> GenerationStats:
 
     vLLM's numbers include drafts that were accepted and then cut off by a limit.
     """
+    # Bin j: the number of rounds in which exactly j drafts were accepted.
     histogram = [int(count) for count in speculation.get("acceptance_histogram") or ()]
     return GenerationStats(
         num_tokens=0,
@@ -53,6 +54,7 @@ class CounterReading:
 
     def since(self, earlier: CounterReading) -> GenerationStats | None:
         """The counts of the one request that has run since ``earlier``; None unless it was exactly one."""
+        # Idle before and after, and one request finished: no other request's drafts are in the difference.
         alone = not earlier.busy and not self.busy and self._sum(_FINISHED) - earlier._sum(_FINISHED) == 1
         if not alone or not self.speculates:
             return None
