@@ -108,6 +108,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         running = engine.running
         if notes:
             running = running.model_copy(update={"notes": (*running.notes, *notes)})
+        # The gate asks again, now that dtype and device are known, and may refuse.
         if gate is not None:
             running = gate.after(running)
         return Session(engine, running, backend.capabilities())

@@ -63,6 +63,7 @@ def compare_with_plain(
     speed_up = fast / slow if fast and slow else None
     expected, found = plain.token_ids, result.token_ids
     differ = first_difference(expected, found) is not None
+    # A difference that breaks no promise is not measured.
     if differ and (why := _may_differ(result.settings, capabilities)):
         return Comparison(plain, None, True, why, speed_up)
     with waiting_for("Measuring the difference") if differ else nullcontext():

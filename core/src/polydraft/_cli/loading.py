@@ -75,6 +75,7 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "logit_bias": _pairs("logit_bias", settings["logit_bias"], float, int),
         "forced_token_ids": _pairs("forced_token_ids", settings["forced_token_ids"], int, int),
     }
+    # Flags and lists that are not given arrive as False and [].
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in parsed.items()

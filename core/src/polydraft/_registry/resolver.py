@@ -99,10 +99,12 @@ class Resolver:
                 f"No installed backend loads {source.id}: its format is {source.format}.",
                 format_hint(source.format) or f"Install one: {usual_install()}",
             )
+        # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
         for state in states:
             try:
+                # Rank 0 means: usable, but never chosen automatically.
                 if state.diagnosis and state.diagnosis.usable and state.diagnosis.rank == 0:
                     raise BackendUnavailableError("It is used only if it is named.", " ".join(state.diagnosis.notes))
                 return self._prepare(state.record, source)
@@ -130,6 +132,7 @@ class Resolver:
                 f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
                 f"It loads: {', '.join(sorted(record.formats))}. {format_hint(source.format, but=record.name)}".strip(),
             )
+        # Cheap checks first: state and device need neither the backend's module nor the drafter.
         given, state = self._given, self._state(record)
         state.check()
         state.check_device(given["device"])
@@ -166,6 +169,7 @@ class Resolver:
             hub=self._hub,
             engine_options=_check_options(backend, record.name, given["engine_options"]),
         )
+        # The config is enough for this, so no weights are fetched in vain.
         check_context_length(request)
         return Prepared(backend, state, request)
 

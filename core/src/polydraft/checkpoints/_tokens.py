@@ -38,6 +38,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
         ModelFormatError: A ``tokenizer.json`` cannot be read.
     """
     files = (target / TOKENIZER_FILE, drafter / TOKENIZER_FILE)
+    # Equal bytes need no parsing.
     if not all(file.is_file() for file in files) or filecmp.cmp(*files, shallow=False):
         return
     difference = first_difference(*(_load(file) for file in files), names=names)
@@ -102,8 +103,10 @@ def _tokens(data: Mapping[str, Any]) -> _Tokens:
     if isinstance(vocab, Mapping):
         ids = {str(token): int(index) for token, index in vocab.items()}
     else:
+        # Unigram: the id is the index in the list.
         ids = {str(entry[0]): index for index, entry in enumerate(vocab)}
         scores = [float(entry[1]) for entry in vocab]
+    # Added tokens last: they take precedence over the vocabulary.
     ids.update({str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or ()})
     merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model.get("merges") or ()]
     return _Tokens(str(model.get("type") or ("BPE" if merges else "other")), ids, merges, scores)

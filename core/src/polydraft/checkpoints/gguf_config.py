@@ -47,6 +47,7 @@ def tokens_of(header: GgufHeader) -> tuple[Any, ...]:
 
 
 def _vocab_size(header: GgufHeader) -> int | None:
+    # The tokens that are listed decide which ids exist, whatever the number says.
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return len(tokens) if tokens is not None else header.of_architecture("vocab_size")
 
@@ -57,6 +58,7 @@ def _attention(header: GgufHeader) -> dict[str, Any]:
     layers, pattern = get("block_count"), get("attention.sliding_window_pattern")
     heads, dim = get("attention.head_count_kv"), get("attention.key_length")
     queries = get("attention.head_count")
+    # Without ``key_length`` the width is divided among the query heads, as llama.cpp does.
     if dim is None and get("embedding_length") and isinstance(queries, int) and queries > 0:  # 0: a recurrent model
         dim = get("embedding_length") // queries
     found: dict[str, Any] = {"num_key_value_heads": heads if isinstance(heads, int) else None, "head_dim": dim}

@@ -52,6 +52,7 @@ def header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        # Before reading: a damaged length may ask for exabytes.
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
             raise ModelFormatError(
                 f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",

@@ -29,6 +29,7 @@ _POLL = 0.1
 """Seconds between two looks at a server that is starting."""
 _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
+# Characters of the end of a log that an error shows.
 _LAST_WORDS = 400
 
 
@@ -72,6 +73,7 @@ def check_port(host: str, port: int) -> None:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        # With SO_REUSEADDR on POSIX, as servers do: a port in TIME_WAIT counts as free.
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise InvalidRequestError(
@@ -110,6 +112,7 @@ class ServerProcess:
         folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
         self.log = folder / "server.log"
         """What the server writes to its standard output and error."""
+        # For this user only: servers may log prompts.
         self.log.touch(mode=0o600)
         try:
             with self.log.open("wb") as log:
@@ -122,6 +125,7 @@ class ServerProcess:
                 f"{name} cannot be started ({command[0]}): {error.strerror or error}.", "Check the program's path."
             ) from error
         self._home = os.getpid()
+        # Finalizers also run when the interpreter exits, newest first: the server ends before its log is removed.
         self._discard_log = weakref.finalize(self, _remove, folder, self._home)
         self._end = weakref.finalize(self, _kill, self._process, _watch(self._process, folder), self._home)
 
@@ -163,6 +167,7 @@ class ServerProcess:
                 ):
                     return
                 time.sleep(_POLL)
+            # The message names the log, so it must stay.
             self._discard_log.detach()
             raise EngineError(
                 f"{self.name} was not ready within {seconds:g} seconds.",
@@ -234,12 +239,15 @@ def _watch(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[by
     """A process that kills the server's group and removes its log once the pipe from here closes; None on Windows."""
     watcher: subprocess.Popen[bytes] | None = None
     if sys.platform != "win32":
+        # ``read`` returns once the pipe closes, which the kernel does even after SIGKILL. -pid: the whole process
+        # group.
         script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
         watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         _watchers.add(watcher)
     return watcher
 
 
+# Weak: a watcher belongs to the finalizer that ends it.
 _watchers: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
@@ -259,9 +267,11 @@ def _kill(server: subprocess.Popen[bytes], watcher: subprocess.Popen[bytes] | No
     if os.getpid() != home:
         return  # this is a forked child, and the server its parent's
     if watcher is not None:
+        # The watcher first: later its signal could hit a process group that has been given the same id.
         watcher.kill()
         watcher.communicate()
     _signal(server, "SIGKILL")
+    # Reaped, so that no zombie is left.
     server.wait()
 
 

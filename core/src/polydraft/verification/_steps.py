@@ -75,6 +75,7 @@ def measure_tie(
     margin = ahead(plain[position])
     settings = request.settings
     filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p)
+    # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
     for offset in range(k + 1):
         for row in _run(engine, request, output, k + 1, offset, shown):
@@ -82,6 +83,7 @@ def measure_tie(
             if row.index == position:
                 control.append(row.choice)
                 noise_here.append(gap)
+                # Likewise in the control: the other token was chosen from behind.
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
             elif row.index > 0:  # index 0 comes from the same prefill in both
                 noise.append(gap)
@@ -137,6 +139,7 @@ def _run(
     """Run prompt and output in blocks (the first of ``offset`` tokens, if any); yields the rows in ``shown``."""
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
     run = output[:-1]  # nothing is chosen after the last token
+    # A set, since an offset of 0 would give an empty first block.
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
     with closing(_Replay(ops, request)) as sampler, closing(engine.open_sequence()) as sequence:
 
@@ -145,6 +148,7 @@ def _run(
                 if index in shown:
                     yield _Row(index, ops.numpy(sampler.seen[len(prompt) + index])[0], choice)
 
+        # Prefill chooses output token 0, and the step that runs output token i chooses token i + 1.
         yield from rows(sequence.prefill(prompt, sampler), 0)
         for start, end in pairwise(cuts):
             yield from rows(sequence.verify(run[start:end], sampler), start + 1)

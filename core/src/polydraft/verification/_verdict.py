@@ -144,6 +144,7 @@ def _fault(tie: Tie, other: int) -> str:
         return "The other token is not among the best ones that the engine reports, so it was far behind."
     # What is not finite has become None: it is measured wherever ``explained`` is.
     largest = max(tie.noise or 0.0, math.inf if tie.noise_here is None else tie.noise_here)
+    # Whatever the margin: an engine whose steps are wrong would otherwise set its own tolerance.
     if tie.explained is not None and largest > tie.explained:
         return (
             f"Logits of steps of several tokens are {largest:.3g} off those of single steps, more than rounding "
@@ -162,6 +163,7 @@ def _fault(tie: Tie, other: int) -> str:
             f"The two tokens are {tie.margin:.3g} apart in {tie.source}, but the numeric noise measured around them is "
             f"{tie.noise:.3g}{here}."
         )
+    # A small margin is not enough: rounding must be seen to flip this choice without a drafter.
     if other not in tie.control:
         return (
             f"The two tokens are nearly tied ({tie.margin:.3g} apart, noise {tie.noise:.3g}), but the control without "
