@@ -81,7 +81,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         return open_session(prepared.backend, prepared.request)
 
     from polydraft._plugins import default_host
-    from polydraft.verification._gate import Gate  # upwards: what has been verified decides whether loading goes on
+    from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
 
     gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
     gate.before()

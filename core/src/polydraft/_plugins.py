@@ -218,7 +218,7 @@ def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
 
 
 def _load(name: str, load: Callable[[], Any]) -> list[Record]:
-    """Import, register and call one plugin. Each has a manager of its own, so that none can affect another."""
+    """Import, register and call one plugin. Each has a separate manager, so that none can affect another."""
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(PolydraftSpec)
     try:

@@ -24,7 +24,7 @@ _DEFAULT_MODEL = "tiny-e2b"
 def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
     """The target and the further arguments of ``load``, from the options of the same names.
 
-    ``plain`` loads no drafter, unless one is named: then the pair is loaded, and the generation does without.
+    ``plain`` loads no drafter, unless one is named: then the pair is loaded, but generation does not use it.
 
     Raises:
         InvalidRequestError: No model is named and the built-in pair is not installed, or an engine option is not of

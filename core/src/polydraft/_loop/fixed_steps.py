@@ -80,7 +80,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
     )
     same: list[bool] = []
     with closing(RuleSampler(array_ops_of(engine), prompt)) as sampler:
-        # Twice, since the first run includes what an engine does only once.
+        # Twice, because the first run includes one-time work.
         seconds = min(_prefill_seconds(engine, text[: starts[0]], sampler) for _ in range(2)) / starts[0]
         affordable = [start for start in starts if start == starts[0] or start * seconds < limit]
         for spans in (1, _SPANS - 1):

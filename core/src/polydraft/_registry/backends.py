@@ -23,7 +23,7 @@ class KnownBackend(Record):
     name: str
     aliases: tuple[str, ...] = ()
     formats: frozenset[str] = Field(description="Weight formats it loads.")
-    install: str = Field(default="", description="The command that installs it; empty: there is none in this version.")
+    install: str = Field(default="", description="The command that installs it; empty: not available in this version.")
 
 
 @cache

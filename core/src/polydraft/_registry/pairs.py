@@ -99,8 +99,7 @@ class PairRegistry:
             for entry in self.entries:
                 if base_name(entry.pair.target) == base and not entry.pair.target.startswith("builtin:"):
                     key = (entry.pair.drafter, entry.pair.drafter_file, entry.pair.kind, entry.pair.format)
-                    # Several packings of one model may list the same drafter: it is offered once, in the first one's
-                    # place.
+                    # Several packings of a model may list one drafter, which is offered once, where it came first.
                     variants.setdefault(key, entry.model_copy(update={"variant": True}))
             found = list(variants.values())
         return [entry for entry in found if format is None or entry.pair.format == format]

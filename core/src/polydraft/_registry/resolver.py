@@ -44,7 +44,7 @@ _log = logging.getLogger("polydraft.load")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A backend, and the request that it is to load."""
+    """A backend, and the request it will load."""
 
     backend: Backend
     state: BackendState
@@ -132,7 +132,7 @@ class Resolver:
                 f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
                 f"It loads: {', '.join(sorted(record.formats))}. {format_hint(source.format, but=record.name)}".strip(),
             )
-        # Cheap checks first: state and device need neither the backend's module nor the drafter.
+        # The machine and the device first: planning may read a drafter's config from the Hub.
         given, state = self._given, self._state(record)
         state.check()
         state.check_device(given["device"])

@@ -31,7 +31,7 @@ class BackendState(Record):
 
     @property
     def usable(self) -> bool:
-        """Whether nothing is in the way."""
+        """Whether the backend can run here."""
         return not self.problem
 
     def check(self) -> None:

@@ -90,8 +90,7 @@ class TokenStream(Iterator[Chunk]):
     @contextmanager
     def _step(self) -> Iterator[None]:
         self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
-        # Before the lock is awaited: a signal handler that closes the stream meanwhile sees ``depth``, and does not
-        # wait.
+        # Before waiting for the lock: a signal handler that closes the stream meanwhile sees ``depth``, and returns.
         with self._guard:
             try:
                 with self._step_lock:
@@ -117,7 +116,7 @@ class TokenStream(Iterator[Chunk]):
         if taken:
             rounds = self._open() if self._rounds is None else self._rounds
             try:
-                # None: the engine noticed the cancellation, and returned.
+                # None: the engine has no more rounds, for example because the call was cancelled.
                 emitted = next(rounds, None)
             except Exception as error:
                 self._fail(error)

@@ -52,7 +52,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
 def first_difference(
     target: Mapping[str, Any], drafter: Mapping[str, Any], *, names: tuple[str, str] = ("the target", "the drafter")
 ) -> str:
-    """The first difference of two parsed ``tokenizer.json``, as part of a sentence; empty if there is none."""
+    """The first difference of two parsed ``tokenizer.json``, as part of a sentence; empty if they are equal."""
     ours, theirs = _tokens(target), _tokens(drafter)
     if ours.kind != theirs.kind:
         return f"{names[0]} has a {ours.kind} tokenizer, {names[1]} a {theirs.kind} one"

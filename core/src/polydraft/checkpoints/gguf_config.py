@@ -1,4 +1,4 @@
-"""A GGUF header in the words of ``config.json``, so that one set of checks serves every format."""
+"""A GGUF header translated to ``config.json``'s keys, so that one set of checks serves every format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
 
     The keys are those of llama.cpp (``src/llama-arch.cpp``), the names those of Transformers: ``embedding_length`` is
     ``hidden_size``, ``embedding_length_out`` of an assistant its ``backbone_hidden_size``, and so on. Head sizes of
-    sliding-window layers have keys of their own; heads may be one number or one per layer.
+    sliding-window layers have separate keys; heads may be one number or one per layer.
     """
     get = header.of_architecture
     config: dict[str, Any] = {

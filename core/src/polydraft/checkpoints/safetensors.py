@@ -74,7 +74,7 @@ def check_folder(folder: Path) -> None:
     """Check every safetensors file that belongs to the model in ``folder``.
 
     Raises:
-        ModelFormatError: There is none, one is missing, or one is cut short.
+        ModelFormatError: The folder holds no such file, one is missing, or one is cut short.
     """
     files = weight_files(folder)
     if not files:

@@ -50,8 +50,8 @@ class Round(Record):
     seconds: float | None = Field(
         default=None,
         ge=0,
-        description="Time since the previous round (the first: since the request), from engines that run ahead of "
-        "their reader; None: the core measures how long the reader waits.",
+        description="Time since the previous round (the first: since the request), for engines that generate ahead "
+        "of the consumer; None: the core measures how long the consumer waits.",
     )
 
 

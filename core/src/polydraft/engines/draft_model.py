@@ -28,7 +28,7 @@ class DraftModelSequence(EngineSequence):
     Args:
         target: Verifies.
         draft: Drafts; its logits have as many columns as the target's. Both are closed with this sequence.
-        step_rows: The most tokens that one ``draft.verify`` takes, at least 2.
+        step_rows: Maximum number of tokens per ``draft.verify``, at least 2.
     """
 
     def __init__(self, target: EngineSequence, draft: EngineSequence, step_rows: int) -> None:
@@ -134,7 +134,7 @@ class _DraftSampler:
         return chosen, None
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """As the sampler that it wraps, for a draft model with a drafter of its own."""
+        """As the sampler that it wraps, for a draft model that has a drafter itself."""
         return self._sampler.choose_draft(logits, position, run_token_ids)
 
 

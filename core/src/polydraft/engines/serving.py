@@ -26,7 +26,7 @@ __all__ = ["LOOPBACK", "ServerProcess", "api_key", "check_port", "free_port"]
 LOOPBACK = "127.0.0.1"
 """Address of this machine that no other machine reaches."""
 _POLL = 0.1
-"""Seconds between two looks at a server that is starting."""
+"""Polling interval in seconds, while a server starts."""
 _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
 # Characters of the end of a log that an error shows.
@@ -34,7 +34,7 @@ _LAST_WORDS = 400
 
 
 def api_key(*variables: str) -> str | None:
-    """A running server's key: the first that one of these environment variables holds; None if there is none.
+    """A running server's key: the first that one of these environment variables holds; None if all are empty.
 
     The line end that files and shells leave in a variable is removed.
 
@@ -86,7 +86,7 @@ def check_port(host: str, port: int) -> None:
 class ServerProcess:
     """A server that runs as a child of this process and ends with it.
 
-    On POSIX the server and its own children are a process group of their own: Ctrl+C in the app does not interrupt them
+    On POSIX the server and its own children form a separate process group: Ctrl+C in the app does not interrupt them
     in the middle of an answer, and they end together. They are killed when this object is deleted and when the
     interpreter exits; a small process watches this one, and kills them if this one is killed. In a forked child of this
     process the object has no effect.
@@ -178,7 +178,7 @@ class ServerProcess:
             raise
 
     def check_alive(self) -> None:
-        """Refuse to go on with a server that has ended.
+        """Raise if the server has ended.
 
         Raises:
             EngineError: It has ended; the message holds its last words.
@@ -239,8 +239,7 @@ def _watch(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[by
     """A process that kills the server's group and removes its log once the pipe from here closes; None on Windows."""
     watcher: subprocess.Popen[bytes] | None = None
     if sys.platform != "win32":
-        # ``read`` returns once the pipe closes, which the kernel does even after SIGKILL. -pid: the whole process
-        # group.
+        # ``read`` returns once the pipe closes, even if this process is killed. -pid: the whole process group.
         script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
         watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         _watchers.add(watcher)

@@ -1,7 +1,7 @@
 """The rule on the host: the choices of ``rule.choose_tokens``, found in numpy without computing noise for every token.
 
-On the host, code can branch on values and go on with the few tokens that matter; a device would have to be waited for
-at each branch. Rows are done one at a time, since one row of a large vocabulary fits into the CPU's cache.
+On the host, code can branch on values and continue with the few tokens that matter; each branch would wait for a
+device. Rows are done one at a time, since one row of a large vocabulary fits into the CPU's cache.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _largest(values: Floats, token_ids: Ints, count: int) -> tuple[Floats, Ints]
 
 
 def _from(values: Floats, token_ids: Ints, least: np.float32, count: int) -> tuple[Floats, Ints]:
-    """The ``count`` largest, the last of which has the value ``least``."""
+    """The ``count`` largest values; ``least`` is the smallest of them."""
     left = values > least
     # Of the values equal to the last one as many as there is room for, lowest ids first.
     left[np.flatnonzero(values == least)[: count - np.count_nonzero(left)]] = True

@@ -26,7 +26,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
     """Classify a processor.
 
     Functions (lambdas, built-in ones, partials of them, static and class methods) count as pure. An object is accepted
-    only if it can be rolled back: a hidden state would keep drafts that are later rejected.
+    only if it can be rolled back: a hidden state would retain rejected drafts.
 
     Raises:
         InvalidRequestError: It is neither pure nor stateful, or cannot be called with two arguments.

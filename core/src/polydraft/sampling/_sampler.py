@@ -220,7 +220,8 @@ class RuleSampler:
                 return None
             raise LogitsProcessorError(
                 f"The logits processor leaves only tokens for position {position} that are banned there.",
-                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed, too.",
+                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed as "
+                "well.",
             )
         return allowed
 

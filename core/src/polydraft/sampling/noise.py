@@ -167,7 +167,7 @@ def exp_nonpositive(ops: ArrayOps[Any], values: Any) -> Any:
     # exp(-80) is a normal number; below about -87 there would be no exponent bits left for it.
     x = ops.where(values < -80.0, -80.0, values)
     whole = ops.floor(x * _LOG2_E + 0.5)
-    # In two steps, of which the first is exact: the remainder keeps its low bits (Cody and Waite).
+    # In two steps, with an exact first product: the remainder keeps its low bits (Cody and Waite).
     x = x - whole * _LOG2_HIGH
     x = x - whole * _LOG2_LOW
     y = x * _EXP_POLYNOMIAL[0] + _EXP_POLYNOMIAL[1]

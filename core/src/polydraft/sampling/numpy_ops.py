@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 
 class NumpyOps:
-    """Implements ``polydraft.contract.ArrayOps``; used for engines without array operations of their own."""
+    """Implements ``polydraft.contract.ArrayOps``; used for engines that define no array operations."""
 
     def float32(self, array: Any) -> Array:
         return np.asarray(array, dtype=np.float32)

@@ -72,9 +72,9 @@ class OutputTracker:
         self._raw: list[str] = []
         self._pending: deque[_Piece] = deque()  # decoded since the last delta, or held back by it
         self._held: deque[_Piece] = deque()  # may become a stop string
-        self._stable: list[tuple[str, bool]] = []  # of the next delta: answer and whether drafted, thinking, calls
-        self._stable_thinking: list[str] = []
-        self._stable_calls: list[ToolCall] = []
+        self._stable: list[tuple[str, bool]] = []  # the next delta's answer: (text, whether drafted)
+        self._stable_thinking: list[str] = []  # the next delta's thinking
+        self._stable_calls: list[ToolCall] = []  # the next delta's tool calls
         self._call: list[_Piece] = []  # of the tool call that is open
         self._text: list[str] = []
         self._thinking: list[str] = []
@@ -220,7 +220,7 @@ class OutputTracker:
         return delta
 
     def _hold(self, held: int) -> None:
-        """Move the pieces of the last ``held`` pending characters to those that are kept for the next call."""
+        """Move the last ``held`` pending characters to the pieces held for the next call."""
         while held > 0 and self._pending:
             piece = self._pending.pop()
             if len(piece.text) > held:

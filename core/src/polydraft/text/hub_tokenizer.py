@@ -121,7 +121,7 @@ class HubTokenizer:
         return str(token).replace("\u2581", " ").encode()
 
     def token_id(self, token: str) -> int | None:
-        """The id of the token of this name; None if there is none."""
+        """The id of the token of this name; None if the vocabulary lacks it."""
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
 
@@ -165,7 +165,7 @@ class HubTokenizer:
 
     @cached_property
     def _adds_bos(self) -> bool:
-        """Whether the tokenizer itself begins sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
+        """Whether the tokenizer itself starts sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
         return bool(self._backend.encode("a").ids[:1] == [self.bos_token_id])
 
 

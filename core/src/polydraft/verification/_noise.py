@@ -41,9 +41,9 @@ class Noise:
     """Largest differences of one logit between computations that should agree."""
 
     rows: float
-    """Between a token run in a step of its own, and as one row of a step of several."""
+    """Between a token run in a single-token step, and as one row of a step of several."""
     prefill: float
-    """Between a token run in a step of its own, and as the last of a prefill."""
+    """Between a token run in a single-token step, and as the last of a prefill."""
     largest_logit: float
 
     @property
@@ -108,7 +108,7 @@ def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -
     """Measure the noise on one context: its second half is run one token at a time, in larger steps, and by prefills.
 
     Args:
-        engine: The engine. Sequences of its own are opened, one at a time.
+        engine: The engine; new sequences are opened, one at a time.
         token_ids: At least two tokens, better ``3 * rows``, and well inside any sliding window: then the KV cache has
             no part in what is measured.
         rows: Tokens of the larger steps, at most ``engine.max_draft_tokens + 1``.

@@ -58,7 +58,7 @@ class PlannedCase:
 
 
 def sliding_window(config: dict[str, Any]) -> int | None:
-    """The sliding window of a target's config, in tokens; None where there is none."""
+    """The sliding window of a target's config, in tokens; None if it has none."""
     text = config.get("text_config", config)
     window = text.get("sliding_window") if isinstance(text, dict) else None
     return window if isinstance(window, int) and window > 0 else None

@@ -46,11 +46,12 @@ def measure_tie(
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
 
     The blocks are the control. They hold what plain decoding chose, so neither a drafter nor a rollback takes part. The
-    output is run once for each place that the position can have in its block. An engine whose blocks are wrong would
-    excuse itself; therefore their noise is compared with what rounding explains (``Tie.explained``).
+    output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
+    their own error would widen the tolerance; so their noise is compared with what rounding explains
+    (``Tie.explained``).
 
     Args:
-        engine: The engine; sequences of its own are opened, one at a time.
+        engine: The engine; new sequences are opened, one at a time.
         request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p) are applied in the control's
             choices, but are not part of the margin; ``Tie.cut`` says where they decide.
         expected: Plain output.
@@ -123,14 +124,14 @@ class _Replay(RuleSampler):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What one token of the output is chosen from."""
+    """Logits and choice for one output token."""
 
     index: int
     """Of the output."""
     seen: Logits
     """As the rule sees them; shape (vocab,)."""
     choice: int
-    """What the rule chooses."""
+    """The rule's choice."""
 
 
 def _run(

@@ -52,7 +52,7 @@ class Tie(Record):
     cut: bool = Field(
         default=False,
         description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
-        "control: its edge lies between them, and the margin says nothing.",
+        "control: the filter's cut-off lies between them, so the margin is meaningless.",
     )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
@@ -154,9 +154,9 @@ def _fault(tie: Tie, other: int) -> str:
         return "There is no other position to measure the numeric noise at."
     # The noise at the position itself is left out on purpose. Where the control flips, the two logits have together
     # moved by at least the margin, so the margin would always lie within twice that noise: the rule would decide
-    # nothing, and a defect at this one place (the window's edge, the ring's end) would excuse itself. The price: where
-    # only here the routing of a mixture of experts flips, a tie counts as DIVERGED (1 of 480 bfloat16 outputs of
-    # tiny-26b).
+    # nothing, and a defect at this one place (the window's edge, the ring's end) would hide itself: its own error would
+    # widen the tolerance. The price: where only here the routing of a mixture of experts flips, a tie counts as
+    # DIVERGED (1 of 480 bfloat16 outputs of tiny-26b).
     if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
         here = "" if tie.noise_here is None else f" ({tie.noise_here:.3g} at this position, which does not count)"
         return (

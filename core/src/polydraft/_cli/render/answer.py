@@ -40,7 +40,7 @@ class AnswerView:
         self._last = "\n"
 
     def legend(self) -> None:
-        """Explain the colours, or say that there are none."""
+        """Explain the colours, or say that the terminal shows none."""
         if not self._show_drafts:
             return
         if self._colours:
