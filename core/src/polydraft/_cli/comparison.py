@@ -73,7 +73,7 @@ def compare_with_plain(
 
 
 def capabilities_of(session: Session) -> Capabilities:
-    """What the session's backend claims."""
+    """The capabilities of the session's backend."""
     from polydraft._plugins import default_host
 
     return default_host().backend(session.running.backend).capabilities()

@@ -33,7 +33,7 @@ def known_backends() -> tuple[KnownBackend, ...]:
 
 
 def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
-    """What to do about a backend that is not installed: the command, the right name, or the list."""
+    """Advice for a backend that is not installed: the command, the right name, or the list."""
     there = sorted(installed)
     for known in known_backends():
         if name.lower() not in {known.name, *known.aliases}:

@@ -145,7 +145,7 @@ class Call:
 
 
 def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> GenerationStats:
-    """What a call's rounds add up to: (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
+    """Statistics of rounds, given as (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
     measured: dict[str, Any] = {
         "num_tokens": sum(tokens for tokens, *_ in rounds),
         "prefill_seconds": rounds[0][3] if rounds else 0.0,

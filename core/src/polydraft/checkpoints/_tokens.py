@@ -1,4 +1,4 @@
-"""Whether two models have the same tokens, by their ``tokenizer.json``; needs no tokenizer library."""
+"""Compare the tokens of two models by their ``tokenizer.json``; needs no tokenizer library."""
 
 from __future__ import annotations
 

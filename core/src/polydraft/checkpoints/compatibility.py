@@ -1,4 +1,4 @@
-"""Whether a target and a drafter belong together, by their configs, before any weights are loaded.
+"""Check by their configs that a target and a drafter belong together, before any weights are loaded.
 
 A drafter of another target never makes the output wrong, but it wastes time, and some engines crash on it. An assistant
 of equal width for another target loads without an error, and its drafts are hardly ever accepted.

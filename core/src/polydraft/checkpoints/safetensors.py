@@ -1,4 +1,4 @@
-"""Whether a folder's safetensors files are complete, by their headers and sizes; reads no weights."""
+"""Check by headers and sizes that a folder's safetensors files are complete; reads no weights."""
 
 from __future__ import annotations
 

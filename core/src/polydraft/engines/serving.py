@@ -111,7 +111,7 @@ class ServerProcess:
         self.url = f"http://{LOOPBACK}:{port}"
         folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
         self.log = folder / "server.log"
-        """What the server writes to its standard output and error."""
+        """The server's standard output and error."""
         # For this user only: servers may log prompts.
         self.log.touch(mode=0o600)
         try:

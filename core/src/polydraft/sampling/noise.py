@@ -144,7 +144,7 @@ def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
     # values = mantissa * 2**exponent with mantissa in (sqrt(1/2), sqrt(2)], then Cephes' polynomial of mantissa - 1
     bits = ops.bits(values)
     exponent = (bits >> 23) - 127
-    # The exponent of 1.0 in place of its own: a number from 1 to 2.
+    # With the exponent bits of 1.0 it is a number from 1 to 2.
     mantissa = ops.from_bits((bits & 0x7FFFFF) | 0x3F800000)
     # Halved above sqrt(2): x then lies between -0.3 and 0.42, where the polynomial is accurate.
     large = mantissa > _SQRT_2

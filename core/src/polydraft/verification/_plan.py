@@ -1,4 +1,4 @@
-"""What a verification decodes: prompts in the target's own tokens, the most telling ones first."""
+"""Prompts for a verification, in the target's own tokens, the most telling ones first."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _run(
 
 
 def _noise_terms(request: TokenRequest, position: int, token_ids: tuple[int, int]) -> tuple[float, float]:
-    """What sampling adds to the two tokens' logits: Gumbel noise times the temperature."""
+    """Gumbel noise times the temperature, which sampling adds to the two tokens' logits."""
     if request.settings.temperature == 0.0:
         return 0.0, 0.0
     ops = NumpyOps()

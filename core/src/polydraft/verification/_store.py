@@ -24,7 +24,7 @@ _LOADED_ONLY = {"dtype", "device"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found for a subject."""
+    """The stored verification of a subject, or why none applies."""
 
     verification: Verification | None
     why_not: str = ""

@@ -26,7 +26,7 @@ MARGIN_LIMIT = 2.0
 
 
 class Tie(Record):
-    """What was measured at the first token that differs. Nothing in it comes from a run with a drafter."""
+    """Measurements at the first token that differs. Nothing in it comes from a run with a drafter."""
 
     source: Literal["logits", "logprobs"]
     values: tuple[float | None, float | None] = Field(
