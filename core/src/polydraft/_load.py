@@ -81,7 +81,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         return open_session(prepared.backend, prepared.request)
 
     from polydraft._plugins import default_host
-    from polydraft.verification._gate import Gate  # upwards: what has been verified decides whether loading goes on
+    from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
 
     gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
     gate.before()
@@ -108,6 +108,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         running = engine.running
         if notes:
             running = running.model_copy(update={"notes": (*running.notes, *notes)})
+        # The gate asks again, now that dtype and device are known, and may refuse.
         if gate is not None:
             running = gate.after(running)
         return Session(engine, running, backend.capabilities())

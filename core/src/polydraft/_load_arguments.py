@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULTS", "MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_arguments", "load_arguments"]
 
 MAX_SPECULATIVE_TOKENS = 128
-"""A larger k is an error before anything is looked for; each backend has a smaller limit of its own."""
+"""A larger k is an error before anything is looked for; each backend sets a smaller limit."""
 
 Verify = Literal["require", "warn", "off"]
 

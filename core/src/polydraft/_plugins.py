@@ -179,6 +179,7 @@ class PluginHost:
         loaded: dict[str, list[Record]] = {}
         unused = set(self._disabled)
         for status, load in self._find():
+            # A plugin may be disabled by its name or by its distribution's.
             names = {canonicalize_name(status.name), canonicalize_name(status.distribution or status.name)}
             unused -= names
             outcome: dict[str, Any]
@@ -190,6 +191,7 @@ class PluginHost:
                 else:
                     mine = _load(status.name, load)
                     _check_names(mine, loaded)
+                    # After all checks: nothing of a broken plugin is ever visible.
                     loaded[status.name] = mine
                     outcome = {"backends": tuple(record.name for record in _of(BackendRecord, mine))}
             except _BrokenPlugin as reason:
@@ -207,6 +209,7 @@ class PluginHost:
         for entry in entry_points(group=ENTRY_POINT_GROUP):
             name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
             found.append((PluginStatus(name=entry.name, distribution=name, version=version), entry.load))
+        # Entry points come in the order of the file system, and the first plugin keeps a name that two claim.
         return sorted(found, key=lambda plugin: (plugin[0].name, plugin[0].distribution or ""))
 
 
@@ -215,10 +218,11 @@ def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
 
 
 def _load(name: str, load: Callable[[], Any]) -> list[Record]:
-    """Import, register and call one plugin. Each has a manager of its own, so that none can affect another."""
+    """Import, register and call one plugin. Each has a separate manager, so that none can affect another."""
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(PolydraftSpec)
     try:
+        # A module may even call sys.exit() when it is imported; only Ctrl+C passes.
         plugin = load()
         if inspect.isclass(plugin):
             plugin = plugin()
@@ -235,6 +239,7 @@ def _load(name: str, load: Callable[[], Any]) -> list[Record]:
 def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
     """Call one hook of one plugin and check the records."""
     try:
+        # Inside the ``try``: a hook may return a generator, which fails only when it is read.
         records = [record for result in caller() for record in result]
     except ValidationError as error:
         raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error

@@ -31,6 +31,7 @@ _QUANTIZED = ("quantization_config", "quantization")
 def _cpuinfo() -> dict[str, str]:
     """The fields of the first processor in Linux's /proc/cpuinfo; empty elsewhere."""
     try:
+        # One block per logical processor, with empty lines between them.
         first = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
         return {}
@@ -41,6 +42,7 @@ def _cpuinfo() -> dict[str, str]:
 def processor() -> str:
     """The processor's name as the platform gives it, such as ``AMD EPYC``; may be empty."""
     info = _cpuinfo()
+    # On Arm the kernel gives numbers, not a name.
     on_arm = " ".join(info[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in info)
     return info.get("model name") or on_arm or platform.processor()
 
@@ -49,6 +51,7 @@ def processor() -> str:
 def cpu_features() -> frozenset[str]:
     """The processor's instruction sets and features, in the platform's own words; empty where they are not known."""
     info = _cpuinfo()
+    # x86 says ``flags``, Arm ``Features``.
     if found := info.get("flags") or info.get("Features"):
         return frozenset(found.split())
     if platform.system() != "Darwin":
@@ -59,6 +62,7 @@ def cpu_features() -> frozenset[str]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return frozenset()
+    # Lines such as ``hw.optional.arm.FEAT_BF16: 1``.
     return frozenset(line.split(":")[0].rpartition(".")[2] for line in listed.splitlines() if line.endswith(": 1"))
 
 
@@ -104,6 +108,7 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
         for name, entry in header(file).items()
         if name != "__metadata__"
     )
+    # Bytes: float32 has 4.
     needed = 4 * weights
     if needed > _SHARE_OF_MEMORY * free_bytes:
         return own, (

@@ -1,4 +1,4 @@
-"""The whole way, from the command line to the reference engine: some in a process of its own, many in this one."""
+"""The whole way, from the command line to the reference engine: some in a separate process, many in this one."""
 
 import json
 import os

@@ -13,7 +13,7 @@ from polydraft._registry.backends import known_backends
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
 
-pytestmark = pytest.mark.skipif(not README.is_file(), reason="the repository's README is not beside these tests")
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="the repository's README is not available")
 
 
 def rows(text):

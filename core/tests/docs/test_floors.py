@@ -18,7 +18,7 @@ FLOORS = (
     {"_cli"},
 )
 UPWARD = {("_load", "verification")}
-"""What has been verified decides whether ``load`` goes on, and ``polydraft verify`` loads."""
+"""Stored verification results decide whether ``load`` proceeds, and ``polydraft verify`` loads."""
 
 
 def imports():

@@ -37,5 +37,5 @@ def test_the_functions_of_a_step_are_in_its_files(step):
     known = {name for file in files for name in functions(file)}
     named = re.findall(r"`([A-Z]\w*\.\w+|run_rounds|choose_tokens|choose_on_host)`", text)
     assert named
-    # The last step's text goes on to what a whole engine does instead.
+    # The last step's text also describes what a whole engine does instead.
     assert not set(named) - known

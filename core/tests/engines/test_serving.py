@@ -69,7 +69,7 @@ class Server:
         return ServerProcess(line, name="The server", port=self.port, **named)
 
     def app(self, code):
-        """Run an app that starts the server and does what ``code`` says, in a process group of its own."""
+        """Run an app that starts the server and does what ``code`` says, in a separate process group."""
         line = [sys.executable, "-c", APP + code, str(self.port), *self.command()]
         return subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=os.name == "posix"

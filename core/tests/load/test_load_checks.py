@@ -60,7 +60,7 @@ class Fast(Backend):
 
 
 class Exact(Fast):
-    """Usable, of low rank, with the exactness that the other has not; no option of its own."""
+    """Usable, of low rank, with the exactness that the other has not; no options."""
 
     options = EngineOptions
     rank = 10

@@ -154,7 +154,7 @@ def test_stop_string_wherever_it_falls_in_a_draft(kit, drafter, k, prompt, sampl
     assert result.finish_reason == "stop"
     assert result.stop_match == stop
     assert result.text == text[: text.index(stop)]
-    # The last token completed the match: without it there is none.
+    # The last token completed the match: without it nothing matches.
     assert result.token_ids == free.token_ids[: len(result.token_ids)]
     tokenizer = session.tokenizer
     with_last = b"".join(map(tokenizer.token_bytes, result.token_ids))

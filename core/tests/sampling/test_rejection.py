@@ -70,7 +70,7 @@ def chi_square_fits(counts, chances):
 def test_two_positions_have_the_targets_distribution(ops, how, top_k):
     """The first drafted token, and the bonus token where it is accepted; p and q are far apart.
 
-    With a filter, a draw after the first one was ruled out is among other tokens: it needs noise of its own.
+    With a filter, a draw after the first one was ruled out is among other tokens: it needs separate noise.
     """
     generator = np.random.default_rng(5)
     target = generator.normal(size=(2, VOCABULARY)).astype(np.float32) * 2

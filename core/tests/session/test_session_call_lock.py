@@ -84,7 +84,7 @@ def test_a_thread_that_holds_the_slot_is_told_so(make_session):
         next(stream)
         with pytest.raises(SessionBusyError, match="this thread"):
             session.generate(PROMPT, **SHORT)
-        assert next(stream).token_ids, "the first stream goes on"
+        assert next(stream).token_ids, "the first stream continues"
     assert session.generate(PROMPT, **SHORT).token_ids
 
 
@@ -104,7 +104,7 @@ def test_a_call_that_waits_can_be_cancelled(make_session, how):
     assert [chunk.token_ids for chunk in chunks] in ([], [()])
     assert waiting.result.finish_reason == "cancelled"
     assert waiting.result.token_ids == ()
-    assert next(holder).token_ids, "the one that holds the slot goes on"
+    assert next(holder).token_ids, "the one that holds the slot continues"
     holder.close()
 
 
@@ -188,7 +188,7 @@ def test_a_task_that_holds_the_slot_is_told_so(make_session):
         await anext(stream)
         with pytest.raises(SessionBusyError, match="this task"):
             await session.agenerate(PROMPT, **SHORT)
-        assert (await anext(stream)).token_ids, "the first stream goes on"
+        assert (await anext(stream)).token_ids, "the first stream continues"
         await stream.aclose()
         return await session.agenerate(PROMPT, **SHORT)
 

@@ -46,7 +46,7 @@ def test_a_stream_begun_before_the_fork(make_session, concurrency):
     assert in_child(session.close) == "None"
     assert in_child(lambda: session.generate_many([PROMPT])) == "ForkedSessionError"
     begun += [token for chunk in stream for token in chunk.token_ids]
-    assert len(begun) == 100, "the parent's stream goes on"
+    assert len(begun) == 100, "the parent's stream continues"
 
 
 def test_a_step_under_way_at_the_fork_does_not_hang_the_child(make_session, gate):
@@ -69,4 +69,4 @@ def test_what_cannot_be_cancelled_says_so(make_session):
     next(stream)
     assert in_child(stream.cancel) == "ForkedSessionError"
     assert in_child(session.cancel) == "ForkedSessionError"
-    assert sum(len(chunk.token_ids) for chunk in stream) == 19, "the parent's stream goes on"
+    assert sum(len(chunk.token_ids) for chunk in stream) == 19, "the parent's stream continues"

@@ -68,7 +68,7 @@ def test_a_call_is_refused(session, how, outer):
         result = in_thread(lambda: asyncio.run(session.agenerate(PROMPT, **given)))
     assert isinstance(came[0], SessionBusyError)
     assert came[0].hint
-    assert len(result.token_ids) == 40, "the call under way goes on"
+    assert len(result.token_ids) == 40, "the call under way continues"
 
 
 @pytest.mark.parametrize("outer", ["generate", "agenerate", "stream"])

@@ -74,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
+    # The reader has left, as in ``| head``: no message, and the exit code that shells expect.
     except BrokenPipeError:
         abandon_output()
         return BROKEN_PIPE

@@ -1,4 +1,4 @@
-"""The same prompt decoded plainly: the verdict on what speculation gave, and how fast each was."""
+"""Decode the same prompt plainly and judge the speculative output against it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Comparison:
 
     plain: GenerationResult
     judgement: Judgement | None
-    """None: the tokens differ, and nothing says that they must not; ``hint`` has the reason."""
+    """None if the outputs differ but need not be equal; ``hint`` has the reason."""
     passes: bool
     """Whether the promise is kept."""
     hint: str
-    """What a difference means and what to do, sentences; empty where there is none."""
+    """What a difference means and what to do, sentences; empty if the outputs are equal."""
     speed_up: float | None
     """Tokens/s of the speculative decoding over those of the plain one; None if one is unknown."""
 
@@ -63,6 +63,7 @@ def compare_with_plain(
     speed_up = fast / slow if fast and slow else None
     expected, found = plain.token_ids, result.token_ids
     differ = first_difference(expected, found) is not None
+    # A difference that breaks no promise is not measured.
     if differ and (why := _may_differ(result.settings, capabilities)):
         return Comparison(plain, None, True, why, speed_up)
     with waiting_for("Measuring the difference") if differ else nullcontext():
@@ -72,7 +73,7 @@ def compare_with_plain(
 
 
 def capabilities_of(session: Session) -> Capabilities:
-    """What the session's backend claims."""
+    """The capabilities of the session's backend."""
     from polydraft._plugins import default_host
 
     return default_host().backend(session.running.backend).capabilities()

@@ -24,7 +24,7 @@ _DEFAULT_MODEL = "tiny-e2b"
 def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
     """The target and the further arguments of ``load``, from the options of the same names.
 
-    ``plain`` loads no drafter, unless one is named: then the pair is loaded, and the generation does without.
+    ``plain`` loads no drafter, unless one is named: then the pair is loaded, but generation does not use it.
 
     Raises:
         InvalidRequestError: No model is named and the built-in pair is not installed, or an engine option is not of
@@ -75,6 +75,7 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "logit_bias": _pairs("logit_bias", settings["logit_bias"], float, int),
         "forced_token_ids": _pairs("forced_token_ids", settings["forced_token_ids"], int, int),
     }
+    # Flags and lists that are not given arrive as False and [].
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in parsed.items()

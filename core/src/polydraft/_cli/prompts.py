@@ -77,6 +77,7 @@ def _read_stdin() -> str:
     if sys.stdin is None or is_terminal(sys.stdin):
         raise InvalidRequestError("There is no prompt.", _HOW)
     try:
+        # Bytes, as for a file; a replaced sys.stdin may have no buffer.
         return sys.stdin.buffer.read().decode("utf-8") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
     except UnicodeDecodeError as error:
         raise InvalidRequestError("Standard input is not UTF-8 text.", "Give the prompt as UTF-8.") from error

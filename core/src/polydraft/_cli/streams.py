@@ -35,6 +35,7 @@ def claim_output() -> TextIO:
     Raises:
         PolydraftError: Standard output is closed.
     """
+    # What is buffered was meant for the old descriptor.
     if sys.stdout is not None:
         sys.stdout.flush()
     try:
@@ -48,10 +49,12 @@ def claim_output() -> TextIO:
         saved = os.dup(_STDOUT)
     except OSError as error:
         raise PolydraftError("Standard output is closed.", "Redirect it to a terminal, a file or a pipe.") from error
+    # For C libraries; ``sys.stdout`` below is for Python's.
     os.dup2(_STDERR, _STDOUT)
     if sys.stderr is not None:
         sys.stdout = sys.stderr
     # Lone surrogates cannot be written as UTF-8; an escape is better than a crash at the end of a long answer.
+    # newline="": line ends stay as the model wrote them, on Windows, too.
     return os.fdopen(saved, "w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -59,6 +62,7 @@ def abandon_output() -> None:
     """Discard what is still to be flushed to standard output: its reader is gone."""
     stream = claim_output()
     null = os.open(os.devnull, os.O_WRONLY)
+    # The interpreter flushes at exit: into the null device, so that the pipe's error does not come again.
     os.dup2(null, stream.fileno())
     os.close(null)
 
@@ -78,6 +82,7 @@ def console_for(stream: TextIO) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
+    # rich takes files to be 80 columns wide, and would fold their lines.
     width = None if is_terminal(stream) or "COLUMNS" in os.environ else _NO_LIMIT
     return QuietConsole(file=stream, highlight=False, width=width)
 
@@ -92,6 +97,7 @@ def waiting_for(what: str) -> Iterator[None]:
         yield
     finally:
         if shown:
+            # Erases the line; the "\r" above has left the cursor at its start.
             print("\x1b[2K", end="", file=sys.stderr, flush=True)
 
 

@@ -63,7 +63,9 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
         return ""
     limit = max(_LEAST_SECONDS, _SHARE_OF_LOADING * loading_seconds)
     deadline = time.monotonic() + limit
+    # Room for all spans after the longest prompt, and for the wrong drafts of the last one.
     starts = _starts(request, running.context_length - (_SPANS + 1) * (k + 1))
+    # A fixed seed: the text is the same at every load.
     vocabulary, draw = engine.tokenizer.vocab_size, random.Random(0)
     ids = [draw.randrange(vocabulary) for _ in range(_DISTINCT)]
     text = draw.choices(ids, k=max(starts) + _SPANS * (k + 1))
@@ -78,7 +80,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
     )
     same: list[bool] = []
     with closing(RuleSampler(array_ops_of(engine), prompt)) as sampler:
-        # Twice, since the first run includes what an engine does only once.
+        # Twice, because the first run includes one-time work.
         seconds = min(_prefill_seconds(engine, text[: starts[0]], sampler) for _ in range(2)) / starts[0]
         affordable = [start for start in starts if start == starts[0] or start * seconds < limit]
         for spans in (1, _SPANS - 1):
@@ -106,6 +108,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
 def _starts(request: LoadRequest, most: int) -> list[int]:
     """Prompt lengths, ascending."""
     window = text_config(request.target.config).get("sliding_window")
+    # Lengths at which kernels or buffers may change; each prompt below ends two tokens before one.
     edges = [_POWER_OF_TWO, *([window, 2 * window] if isinstance(window, int) and window > 0 else [])]
     first = max(1, min(_PROMPT, most))
     return [first, *sorted({edge - 2 for edge in edges if _PROMPT < edge - 2 <= most})]
@@ -123,13 +126,16 @@ def _span(
 ) -> Iterator[bool]:
     """Run the next k+1 tokens of the text both ways; yield for each whether its logits are equal."""
     start, end = sequence.length, sequence.length + k + 1
+    # The reference: each token in a step by itself, k+1 rows of digests.
     alone = [_bits(sequence.verify([token], sampler, keep_logits=True))[0] for token in text[start:end]]
     sequence.rollback(start)
     at = start
     while at < end:
+        # ``right`` tokens of the text, then wrong ones up to k+1: every step has the shape of a speculative one.
         right = min(draw.randint(1, k + 1), end - at)
         wrong = draw.choices(text, k=k + 1 - right)
         found = _bits(sequence.verify([*text[at : at + right], *wrong], sampler, keep_logits=True))
+        # Rows of wrong drafts are not compared: plain decoding never gets there.
         yield from (found[row] == alone[at - start + row] for row in range(right))
         at += right
         sequence.rollback(at)
@@ -138,4 +144,5 @@ def _span(
 def _bits(step: Step) -> list[bytes]:
     """A digest of each row of logits."""
     assert step.logits is not None  # keep_logits=True
+    # 16 bytes per row in place of four per token of the vocabulary.
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in step.logits.numpy()]

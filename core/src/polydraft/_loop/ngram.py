@@ -84,7 +84,7 @@ class NgramDrafter:
         >>> drafter.extend([5, 6, 7, 8, 5, 6, 7])  # ends with 5 6 7, which 8 5 6 followed before
         >>> drafter.propose(3)
         [8, 5, 6]
-        >>> drafter.propose(6)  # the period, 8 5 6 7, goes on
+        >>> drafter.propose(6)  # the period, 8 5 6 7, repeats
         [8, 5, 6, 7, 8, 5]
 
         Args:

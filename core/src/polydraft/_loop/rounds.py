@@ -58,11 +58,13 @@ def run_rounds(
     request = generation.request
     if generation.cancelled():
         return
+    # Before the prefill, which asks between the chunks of a long prompt.
     sequence.cancelled = generation.cancelled
     try:
         step = sequence.prefill(request.prompt_token_ids, sampler)
     except PrefillCancelled:
         return
+    # Chosen, but not yet run: the next ``verify`` stores its KV.
     newest = step.token_ids[0]
     if ngram is not None:
         ngram.extend((*request.prompt_token_ids, newest))
@@ -79,6 +81,7 @@ def run_rounds(
                 raise _defect(f"The engine's drafter proposed {len(draft)} tokens; at most {k} were asked for.")
             if generation.cancelled():
                 return
+        # The newest token and the drafts are stored after these ``base`` tokens.
         base = sequence.length
         step = sequence.verify([newest, *draft], sampler)
         if len(step.token_ids) != len(draft) + 1:
@@ -86,6 +89,7 @@ def run_rounds(
         accepted = 0
         while accepted < len(draft) and draft[accepted] == step.token_ids[accepted]:
             accepted += 1
+        # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             step.token_ids[: accepted + 1],
             num_draft_tokens=len(draft),

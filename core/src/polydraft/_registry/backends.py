@@ -23,7 +23,7 @@ class KnownBackend(Record):
     name: str
     aliases: tuple[str, ...] = ()
     formats: frozenset[str] = Field(description="Weight formats it loads.")
-    install: str = Field(default="", description="The command that installs it; empty: there is none in this version.")
+    install: str = Field(default="", description="The command that installs it; empty: not available in this version.")
 
 
 @cache
@@ -33,7 +33,7 @@ def known_backends() -> tuple[KnownBackend, ...]:
 
 
 def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
-    """What to do about a backend that is not installed: the command, the right name, or the list."""
+    """Advice for a backend that is not installed: the command, the right name, or the list."""
     there = sorted(installed)
     for known in known_backends():
         if name.lower() not in {known.name, *known.aliases}:

@@ -46,23 +46,27 @@ def candidates(
     target: ModelSource, registry: PairRegistry, resolve: DrafterLookup, hub: HubOptions | None = None
 ) -> Iterator[Candidate]:
     """Drafters for ``drafter="auto"``, best first. ``hub`` is how to list a repository; None: it is not listed."""
+    # A variant is a guess by name: for a Hub id of the same format only. A folder's name is looked up last, below.
     for entry in registry.find(repository(target.id) if target.kind == "hub" else target.id):
         if not entry.variant or (target.kind == "hub" and entry.pair.format == target.format):
             note = f"{target.id} is taken for another packing of {entry.pair.target}." if entry.variant else ""
             yield _registered(entry, "registry", resolve, note)
     if target.kind == "hub" and target.format == "gguf" and hub is not None:
         yield from _gguf_in_repository(target, resolve, hub)
+    # What follows looks at folders.
     if target.path is None:
         return
     if target.kind == "builtin":
         yield from _named(target, [f"{target.id}-assistant", f"{target.id}-draft"], resolve)
         return
     path = Path(os.path.abspath(target.path))  # noqa: PTH100 - resolve() would follow links to other names
+    # By name before by config: a name is a claim, while a config may fit by accident.
     yield from _named(target, [path.with_name(f"{path.name}-assistant"), path.with_name(f"{path.name}-draft")], resolve)
     if target.format == "gguf":
         yield from _gguf_beside(path, target.file, resolve)
     else:
         yield from _fitting_sibling(target, path, resolve)
+    # Last: a folder's name is the weakest evidence.
     yield from _by_own_name(target, path, registry, resolve)
 
 
@@ -114,6 +118,7 @@ def _fitting_sibling(target: ModelSource, path: Path, resolve: DrafterLookup) ->
     fitting: list[ModelSource] = []
     for folder in model_folders(path.parent):
         owner = folder.name.removesuffix("-assistant")
+        # ``x-assistant`` next to ``x`` belongs to ``x``, even if its config would fit this target.
         if folder == path or (owner not in {folder.name, path.name} and (folder.parent / owner).is_dir()):
             continue
         try:

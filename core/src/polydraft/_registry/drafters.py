@@ -90,6 +90,7 @@ class DrafterChoice:
                 source = self._usable(candidate)
             except _Refusal as refusal:
                 refusals.append(f"{candidate.name}: {refusal}")
+                # Candidates come best first, so the first fault is the one to report.
                 fault = fault or refusal.fault
             except PolydraftError as error:
                 refusals.append(f"{candidate.name}: {error.message}")
@@ -107,6 +108,7 @@ class DrafterChoice:
         source = self.resolve(drafter)
         entry = self._known(source)
         kind = entry.pair.kind if entry else _kind_of(source)
+        # Before the backend: a drafter of another target is wrong on all of them.
         check_pair(self.target, source, kind, hub=self.hub)
         self._check_kind(kind, source.id)
         if source.format not in self.backend.formats:
@@ -127,6 +129,7 @@ class DrafterChoice:
             version = self.faults.lookup(name)
             if name in distributions(self.backend) and version is not None and older_than(version, first):
                 raise _Refusal(f"it needs {name}>={first}, {version} is installed.")
+        # Only now: this may read a config from the Hub.
         source = candidate.source()
         if source is not None and source.format not in self.backend.formats:
             raise _Refusal(f"the backend {self.backend.name} cannot load the format {source.format}.")

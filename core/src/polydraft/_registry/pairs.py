@@ -92,12 +92,14 @@ class PairRegistry:
             format: Weight format of the target; None: any.
         """
         found = self._by_target.get(target.lower(), [])
+        # Other packings only where the id itself is not listed.
         if not found and not target.startswith("builtin:"):
             base = base_name(target)
             variants: dict[tuple[str | None, ...], RegisteredPair] = {}
             for entry in self.entries:
                 if base_name(entry.pair.target) == base and not entry.pair.target.startswith("builtin:"):
                     key = (entry.pair.drafter, entry.pair.drafter_file, entry.pair.kind, entry.pair.format)
+                    # Several packings of a model may list one drafter, which is offered once, where it came first.
                     variants.setdefault(key, entry.model_copy(update={"variant": True}))
             found = list(variants.values())
         return [entry for entry in found if format is None or entry.pair.format == format]
@@ -119,6 +121,7 @@ def base_name(target: str) -> str:
     ('gemma-4-e2b-it', 'gemma-4-e2b-it')
     """
     name = target.rpartition("/")[2].partition(":")[0]
+    # Suffixes come in several parts, as in ``-qat-GGUF``.
     while (shorter := _VARIANT.sub("", name)) != name:
         name = shorter
     return name.lower()

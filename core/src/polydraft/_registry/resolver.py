@@ -44,7 +44,7 @@ _log = logging.getLogger("polydraft.load")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A backend, and the request that it is to load."""
+    """A backend, and the request it will load."""
 
     backend: Backend
     state: BackendState
@@ -99,10 +99,12 @@ class Resolver:
                 f"No installed backend loads {source.id}: its format is {source.format}.",
                 format_hint(source.format) or f"Install one: {usual_install()}",
             )
+        # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
         for state in states:
             try:
+                # Rank 0 means: usable, but never chosen automatically.
                 if state.diagnosis and state.diagnosis.usable and state.diagnosis.rank == 0:
                     raise BackendUnavailableError(
                         f"The backend {state.record.name} is used only if it is named.", " ".join(state.diagnosis.notes)
@@ -133,6 +135,7 @@ class Resolver:
                 f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
                 f"It loads: {', '.join(sorted(record.formats))}. {format_hint(source.format, but=record.name)}".strip(),
             )
+        # The machine and the device first: planning may read a drafter's config from the Hub.
         given, state = self._given, self._state(record)
         state.check()
         state.check_device(given["device"])
@@ -169,6 +172,7 @@ class Resolver:
             hub=self._hub,
             engine_options=_check_options(backend, record.name, given["engine_options"]),
         )
+        # The config is enough for this, so no weights are fetched in vain.
         check_context_length(request)
         return Prepared(backend, state, request)
 

@@ -1,4 +1,4 @@
-"""Whether a backend can run here: its requirements, its known faults and its own diagnosis."""
+"""The state of a backend on this machine: its requirements, its known faults and its own diagnosis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BackendState(Record):
 
     record: BackendRecord
     diagnosis: Diagnosis | None = None
-    """What the backend reports; None if it was not asked, because something else is in the way."""
+    """The backend's own report; None if it was not asked, because something else is in the way."""
     problem: str = ""
     """Why it cannot run here, one sentence; empty if it can."""
     remedy: str = ""
@@ -31,7 +31,7 @@ class BackendState(Record):
 
     @property
     def usable(self) -> bool:
-        """Whether nothing is in the way."""
+        """Whether the backend can run here."""
         return not self.problem
 
     def check(self) -> None:

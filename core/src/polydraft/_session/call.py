@@ -38,6 +38,7 @@ class Call:
         self.tracker = tracker
         self.running = running
         self.speculation_off = speculation_off
+        # Of each round: tokens, drafted and accepted tokens (None: not reported), seconds.
         self._rounds: list[tuple[int, int | None, int | None, float]] = []
         self._reported: GenerationStats | None = None
         self._logprobs: list[TokenLogprobs] = []
@@ -85,6 +86,7 @@ class Call:
         kept = 0
         for index, token_id in enumerate(token_ids):
             kept += 1
+            # Accepted drafts come first, so the index decides where a token comes from.
             if self.tracker.push(token_id, is_draft=index < accepted) is not None:
                 break
         return Round(
@@ -112,6 +114,7 @@ class Call:
     def chunk(self, emitted: Round, reason: FinishReason | None) -> Chunk:
         """The chunk of a round, with the text that became stable since the last one; all that is left if ``reason``."""
         delta = self.tracker.take() if reason is None else self.tracker.finish(reason)
+        # Without validation: all fields are made here, and this runs once per round.
         return Chunk.model_construct(
             token_ids=emitted.token_ids,
             num_accepted_tokens=emitted.num_accepted_tokens,
@@ -142,7 +145,7 @@ class Call:
 
 
 def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> GenerationStats:
-    """What a call's rounds add up to: (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
+    """Statistics of rounds, given as (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
     measured: dict[str, Any] = {
         "num_tokens": sum(tokens for tokens, *_ in rounds),
         "prefill_seconds": rounds[0][3] if rounds else 0.0,
@@ -154,10 +157,12 @@ def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> Gener
     drafts = [(drafted, accepted) for drafted, accepted in counts if drafted]
     longest = max((drafted for drafted, _ in drafts), default=0)
     return GenerationStats(
+        # The first round is the prefill, which is not a step of decoding.
         num_target_steps=max(len(rounds) - 1, 0),
         num_drafts=len(drafts),
         num_draft_tokens=sum(drafted for drafted, _ in drafts),
         num_accepted_tokens=sum(accepted for _, accepted in drafts),
+        # Drafts are accepted from the front: position i counts in each draft with more than i accepted tokens.
         accepted_per_position=tuple(sum(accepted > index for _, accepted in drafts) for index in range(longest)),
         **measured,
     )

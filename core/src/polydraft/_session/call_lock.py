@@ -31,6 +31,7 @@ class CallLock:
     def __init__(self, *, serial: bool) -> None:
         self._serial = serial
         self._lock = threading.Lock()
+        # Only its holder writes it, and others ask only whether it names themselves: so it needs no lock.
         self._owner: Hashable | None = None
 
     def try_acquire(self, owner: Hashable) -> bool:
@@ -59,6 +60,7 @@ class CallLock:
             return True
         if self.held_by(owner):
             raise busy_error("thread")
+        # In slices: a thread that waits for a lock cannot be woken by a cancellation.
         while not self._lock.acquire(timeout=_LOOK_EVERY):
             if given_up():
                 return False

@@ -41,6 +41,7 @@ class AcceptanceMonitor:
             self._accepted += stats.num_accepted_tokens or 0
             message = self._message() if self._active else None
             self._active = self._active and message is None
+        # Outside the lock: a warning filter may raise, or run the caller's code.
         if message is not None:
             warnings.warn(message, SpeculationWarning, stacklevel=2)
 

@@ -70,8 +70,11 @@ class Session:
         self._engine_to_close = False
         # Reentrant: a signal handler may close the session while its thread does.
         self._close_lock = threading.RLock()
+        # Calls that the engine works on; ``close`` frees the engine once this is empty.
         self._in_progress: set[Call] = set()
+        # Weak: collecting a stream that the caller dropped is what closes it.
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        # Reentrant: a signal handler may cancel the session while its thread adds a stream.
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
 
@@ -161,6 +164,7 @@ class Session:
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
         if arguments.get("seed") is None:
+            # One seed for all prompts, which differ by noise stream: one number then repeats the whole list.
             arguments["seed"] = _draw_seed()
         streams = [self._stream(prompt, arguments, noise_stream=index) for index, prompt in enumerate(prompts)]
         results = []
@@ -223,6 +227,7 @@ class Session:
             stream.cancel()  # all of them before closing any: one may wait for another to end
         for stream in streams:
             stream.close()
+        # If a step is still under way (this call came from inside it), the end of that step frees the engine.
         self._engine_to_close = True
         self._close_idle_engine()
 
@@ -243,6 +248,7 @@ class Session:
 
     def _stream(self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0) -> TokenStream:
         self._check_usable()
+        # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
         given = dict(arguments)
         for name in ("speculate", "tools", "chat_template_kwargs"):
@@ -278,6 +284,7 @@ class Session:
             stream=noise_stream,
             speculate=off is None,
             num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
+            # Ignored means unknown: neither ``min_new_tokens`` nor the end of the output then looks at EOS.
             eos_token_ids=frozenset() if settings.ignore_eos else self._tokenizer.eos_token_ids,
             max_total_tokens=context,
         )
@@ -335,6 +342,7 @@ class Session:
         return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
 
     def _finished(self, call: Call) -> None:
+        # The lock is released before the monitor runs: a warning filter may turn its warning into an error.
         self._in_progress.discard(call)
         self._lock.release()
         self._monitor.add(call)
@@ -346,6 +354,7 @@ class Session:
             if not self._engine_to_close or self._in_progress:
                 return
             self._engine_to_close = False
+        # Outside the lock and by one caller only: freeing an engine may take seconds.
         self._engine.close()
 
     async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
@@ -364,15 +373,18 @@ class Session:
         try:
             took = held = await self._wait_for_lock(owner, stream)
             while True:
+                # Each step may run in another worker thread; that is why the task owns the lock, not a thread.
                 chunk = await asyncio.to_thread(next, stream, None)
                 if chunk is None:
                     return
                 yield chunk
         finally:
+            # From here on this task's next call waits for the lock, instead of failing because it holds it itself.
             if took and self._lock.held_by(owner):
                 self._lock.leave()
             stream.cancel()
             await _to_the_end(asyncio.to_thread(stream.close))
+            # The stream has not taken the lock over, so it will not release it.
             if held:
                 self._lock.release()
 
@@ -386,6 +398,7 @@ class Session:
             if tries > _TURNS and self._lock.held_by(owner):
                 raise busy_error("task")
             tries += 1
+            # Polled: a threading lock cannot be awaited, and waiting in worker threads could use up the pool.
             await asyncio.sleep(0.002)
         return True
 
@@ -396,6 +409,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
+            # Cancelling the waiting task must not cancel the clean-up.
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
             cancelled = error

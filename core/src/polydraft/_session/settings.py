@@ -80,6 +80,7 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
         if name in _ALLOWED and isinstance(value, bool) and name != "ignore_eos":
             raise _invalid(name, value)
     try:
+        # strict: neither "5" nor 5.0 is a whole number.
         settings = GenerationSettings.model_validate(values, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -123,6 +124,7 @@ def check_supported(settings: GenerationSettings, capabilities: Capabilities, ba
         if name in _OBLIGATORY or name in capabilities.sampling:
             continue
         value, default = getattr(settings, name), getattr(DEFAULT_SETTINGS, name)
+        # By identity where the default is None: ``!=`` would call the ``__eq__`` of a user's object.
         if value is not default and (default is None or value != default):
             raise UnsupportedError(
                 f"The backend {backend} does not support `{name}`.",

@@ -40,9 +40,11 @@ class TokenStream(Iterator[Chunk]):
         self._finished = finished
         self._make_rounds = rounds
         self._rounds: Iterator[Round] | None = None
+        # new -> running (holds the session's call lock) -> ended; without a step, new -> ended.
         self._state = "new"
         self._guard = guard
         self._step_lock = threading.Lock()
+        # Set by ``close`` from inside a step, which cannot wait for ``_step_lock``: it holds it.
         self._close_asked = False
         self._result: GenerationResult | None = None
 
@@ -80,6 +82,7 @@ class TokenStream(Iterator[Chunk]):
                 raise StopIteration
             try:
                 return self._advance()
+            # StopIteration, too: whatever leaves a step this way ends the stream and releases the session's lock.
             except BaseException:
                 self._end()
                 raise
@@ -87,6 +90,7 @@ class TokenStream(Iterator[Chunk]):
     @contextmanager
     def _step(self) -> Iterator[None]:
         self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
+        # Before waiting for the lock: a signal handler that closes the stream meanwhile sees ``depth``, and returns.
         with self._guard:
             try:
                 with self._step_lock:
@@ -98,6 +102,7 @@ class TokenStream(Iterator[Chunk]):
     def _take_lock(self) -> bool:
         """Wait for the session's call lock, unless taken already; False if the call was cancelled before."""
         if self._state == "new":
+            # A stream that is cancelled before its first step never takes the session's lock.
             if self.cancelled or not self._acquire(self._call.cancelled):
                 return False
             self._state = "running"
@@ -111,16 +116,19 @@ class TokenStream(Iterator[Chunk]):
         if taken:
             rounds = self._open() if self._rounds is None else self._rounds
             try:
+                # None: the engine has no more rounds, for example because the call was cancelled.
                 emitted = next(rounds, None)
             except Exception as error:
                 self._fail(error)
         if emitted is None:
             if call.finish_reason is not None:
                 raise StopIteration
+            # A last chunk without tokens, for the text that was held back as the possible start of a stop string.
             chunk = call.chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), "cancelled")
             self._end()
             return chunk
         call.count(emitted, time.perf_counter() - started if emitted.seconds is None else emitted.seconds)
+        # Closed from inside this step: the tokens are delivered all the same, in the last chunk.
         reason = call.finish_reason or ("cancelled" if self._close_asked else None)
         chunk = call.chunk(emitted, reason)
         if reason is not None:
@@ -190,15 +198,18 @@ class TokenStream(Iterator[Chunk]):
             return
         started = self._state == "running"
         self._state = "ended"
+        # State and iterator change first, so that a second call does nothing even if closing the iterator fails.
         rounds, self._rounds = self._rounds, None
         close = getattr(rounds, "close", None)
         try:
             if close is not None:
                 close()
         finally:
+            # The result is made and the session's lock released even if the engine fails to close.
             if self._call.tracker.finish_reason is None:
                 self._call.tracker.finish("cancelled")
             self._result = self._call.result()
+            # Last: it releases the call lock, and another thread's call may start at once.
             if started:
                 self._finished(self._call)
 
@@ -211,5 +222,6 @@ class TokenStream(Iterator[Chunk]):
         self.close()
 
     def __del__(self) -> None:
+        # ``__init__`` may have failed before it set the state. A stream that never ran holds nothing.
         if getattr(self, "_state", "ended") == "running":
             self.close()

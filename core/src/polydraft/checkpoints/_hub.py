@@ -52,6 +52,7 @@ def _typed(
 
     page = f"https://huggingface.co/{repo}"
     revision = hub.revision or "main"
+    # Before RepositoryNotFoundError, its base class.
     if isinstance(error, errors.GatedRepoError):
         return ModelNotFoundError(
             f"The {role} {repo} is gated, and this account has no access to it.",
@@ -106,6 +107,7 @@ def _typed(
 
 def _is_unreachable(error: Exception) -> bool:
     """Whether no answer came from the Hub at all."""
+    # By name: which HTTP library is in use depends on the version of huggingface_hub.
     library = type(error).__module__.split(".")[0]
     return isinstance(error, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES
 
@@ -145,6 +147,7 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
 def repository_format(repo: str, hub: HubOptions) -> str | None:
     """The format of single-file models that a repository holds; None if it holds safetensors or none of them."""
     names = [name.lower() for name in repository_files(repo, hub)]
+    # Safetensors first: a checkpoint's repository may also hold a GGUF copy.
     for suffix, form in ((".safetensors", None), (".gguf", "gguf"), (".litertlm", "litertlm")):
         if any(name.endswith(suffix) for name in names):
             return form

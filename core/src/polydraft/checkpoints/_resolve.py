@@ -124,8 +124,10 @@ def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | Non
 
 def _format(path: Path, config: Mapping[str, Any], written: str, known: KnownNames) -> tuple[str, str | None]:
     """Format of a folder that has a config.json, and the file inside it where it holds single files."""
+    # Before single files: a checkpoint's folder may also hold a GGUF copy.
     if files := weight_files(path):
         metadata = header(files[0]).get("__metadata__") or {}
+        # MLX writes its name into the file, also for models that it did not quantize.
         saved_by_mlx = isinstance(metadata, Mapping) and metadata.get("format") == "mlx"
         return ("mlx" if saved_by_mlx or is_mlx(config) else "safetensors"), None
     if found := _file_inside(path, written):
@@ -154,6 +156,7 @@ def _file_inside(path: Path, written: str) -> tuple[str, str] | None:
     """Format and name of the one target file of a folder; drafters (``mtp-``), projectors, later shards are ignored."""
     for suffix, form in _SINGLE_FILES.items():
         files = sorted(found.name for found in path.iterdir() if found.suffix.lower() == suffix)
+        # A folder of nothing but drafters holds a drafter.
         targets = [name for name in files if not name.lower().startswith(("mmproj", "mtp-"))] or files
         first_shards = [name for name in targets if "-of-" not in name or "-00001-of-" in name]
         if len(first_shards) > 1:
@@ -197,6 +200,7 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
     single_file = form if form in {"gguf", "litertlm"} else None  # such repositories need not have a config.json
     try:
         config = read_config(Path(hf_hub_download(repo, "config.json", **hub.model_dump())), written)
+    # Before EntryNotFoundError, its base class: here it is not known whether the file exists.
     except errors.LocalEntryNotFoundError:
         if single_file is None or not cached_files(repo, hub):
             raise
@@ -209,6 +213,7 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
                 f"See https://huggingface.co/{repo}.",
             ) from error
         return {}, found
+    # Only for such names: listing the files is one more request.
     if form is None and "gguf" in repo.lower():
         form = repository_format(repo, hub)
     return config, form or ("mlx" if is_mlx(config) else "safetensors")

@@ -1,4 +1,4 @@
-"""Whether two models have the same tokens, by their ``tokenizer.json``; needs no tokenizer library."""
+"""Compare the tokens of two models by their ``tokenizer.json``; needs no tokenizer library."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
         ModelFormatError: A ``tokenizer.json`` cannot be read.
     """
     files = (target / TOKENIZER_FILE, drafter / TOKENIZER_FILE)
+    # Equal bytes need no parsing.
     if not all(file.is_file() for file in files) or filecmp.cmp(*files, shallow=False):
         return
     difference = first_difference(*(_load(file) for file in files), names=names)
@@ -51,7 +52,7 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
 def first_difference(
     target: Mapping[str, Any], drafter: Mapping[str, Any], *, names: tuple[str, str] = ("the target", "the drafter")
 ) -> str:
-    """The first difference of two parsed ``tokenizer.json``, as part of a sentence; empty if there is none."""
+    """The first difference of two parsed ``tokenizer.json``, as part of a sentence; empty if they are equal."""
     ours, theirs = _tokens(target), _tokens(drafter)
     if ours.kind != theirs.kind:
         return f"{names[0]} has a {ours.kind} tokenizer, {names[1]} a {theirs.kind} one"
@@ -102,8 +103,10 @@ def _tokens(data: Mapping[str, Any]) -> _Tokens:
     if isinstance(vocab, Mapping):
         ids = {str(token): int(index) for token, index in vocab.items()}
     else:
+        # Unigram: the id is the index in the list.
         ids = {str(entry[0]): index for index, entry in enumerate(vocab)}
         scores = [float(entry[1]) for entry in vocab]
+    # Added tokens last: they take precedence over the vocabulary.
     ids.update({str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or ()})
     merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model.get("merges") or ()]
     return _Tokens(str(model.get("type") or ("BPE" if merges else "other")), ids, merges, scores)

@@ -1,4 +1,4 @@
-"""Whether a target and a drafter belong together, by their configs, before any weights are loaded.
+"""Check by their configs that a target and a drafter belong together, before any weights are loaded.
 
 A drafter of another target never makes the output wrong, but it wastes time, and some engines crash on it. An assistant
 of equal width for another target loads without an error, and its drafts are hardly ever accepted.
@@ -121,6 +121,7 @@ def _differences(target: ModelSource, drafter: ModelSource) -> list[str]:
     """Every way in which an assistant's config does not fit the target's."""
     ours, theirs = text_config(target.config), text_config(drafter.config)
     found: list[str] = []
+    # An assistant takes the target's hidden states as input, so their width must be the same.
     backbone, hidden = drafter.config.get("backbone_hidden_size"), ours.get("hidden_size")
     if backbone is not None and hidden is not None and backbone != hidden:
         found.append(f"it was made for a target of hidden size {backbone}, this one has {hidden}")
@@ -132,6 +133,7 @@ def _differences(target: ModelSource, drafter: ModelSource) -> list[str]:
                 found.append(f"it attends to {_words(kind)} layers, of which the target has none")
             elif given[kind] != shape:
                 found.append(f"in {_words(kind)} layers it reads {shape}, the target has {given[kind]}")
+    # Without such a layer the drafter never looks through the window.
     if "sliding_attention" in layer_types(drafter.config):
         found += _unequal("sliding_window", "sliding window", ours, theirs)
     return found

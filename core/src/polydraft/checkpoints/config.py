@@ -201,6 +201,7 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     else:
         return []
     if family(text).startswith("gemma4"):
+        # Whatever the pattern says: Gemma 4's last layer has full attention.
         kinds[-1] = "full_attention"
     return kinds
 
@@ -221,6 +222,7 @@ def kv_shapes(config: Mapping[str, Any]) -> dict[str, KVShape]:
         return {}
     shared = 0 if is_assistant(config) else int(text.get("num_kv_shared_layers") or 0)
     shapes: dict[str, KVShape] = {}
+    # Layers that share stand at the end. Of the others the last of each type overwrites those before it.
     for index, kind in enumerate(kinds[: len(kinds) - shared] or kinds):
         shape = _layer_shape(text, index, kind)
         if shape is None:
@@ -238,10 +240,12 @@ def _layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | No
     }
     if "per_layer_config" in text:
         overrides = text["per_layer_config"] or {}
+        # JSON has text keys; a config made in Python may have ints.
         layer = overrides.get(str(index), overrides.get(index))
         values.update({name: layer[name] for name in values if isinstance(layer, Mapping) and layer.get(name)})
     elif gemma4 and kind == "full_attention":
         values["head_dim"] = text.get("global_head_dim") or defaults["global_head_dim"]
+        # Where keys equal values, full-attention layers have another number of KV heads.
         if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads") is not None:
             values["num_key_value_heads"] = text["num_global_key_value_heads"]
     if values["num_key_value_heads"] is None or values["head_dim"] is None:

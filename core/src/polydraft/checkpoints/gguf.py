@@ -19,12 +19,14 @@ __all__ = ["GgufHeader", "StringArray", "read_header"]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+# Numbers of GGUF's value types, and the ``struct`` codes of those with a fixed size.
 _STRING, _ARRAY = 8, 9
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEEPEST = 4
 _MOST_DIMENSIONS = 8
 _AGAIN = "Download it again."
 _MOST_LAYERS = 10_000
+# No count or size of a model needs more than 32 bits.
 _MOST = 2**32 - 1
 _NUMBERS = (
     *("block_count", "context_length", "embedding_length", "embedding_length_out", "vocab_size"),
@@ -99,6 +101,7 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
             magic = file.read(4)
             if magic != MAGIC:
                 raise ModelFormatError(f"{name} is not a GGUF file: it starts with {magic!r}.", _AGAIN)
+            # Mapped, not read: a header has megabytes, its file gigabytes.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Reader(data).header(name)
     except OSError as error:
@@ -123,6 +126,7 @@ class _Reader:
                 f"{name} is a GGUF file of version {version} (or big endian); versions 2 and 3 can be read.",
                 "Convert or download it again.",
             )
+        # Magic, version (u32), number of tensors (u64), number of pairs (u64), then the pairs, then the tensors.
         tensor_count, pair_count = self._number("Q"), self._number("Q")
         metadata = {}
         for _ in range(pair_count):
@@ -132,12 +136,14 @@ class _Reader:
         types: dict[str, int] = {}
         end = 0
         for _ in range(tensor_count):
+            # Name, number of dimensions (u32), dimensions (u64 each), type (u32), offset of the data (u64).
             tensor = self._string()
             dimensions = self._number("I")
             if dimensions > _MOST_DIMENSIONS:
                 raise IndexError
             tensors[tensor] = tuple(self._number("Q") for _ in range(dimensions))
             types[tensor] = self._number("I")
+            # Start of the last tensor, in bytes after the header; sizes by type are not known here.
             end = max(end, self._number("Q"))
         if self._at + end > len(self._data):
             raise ModelFormatError(
@@ -167,6 +173,7 @@ class _Reader:
             return self._number(_FIXED[kind])
         if kind == _STRING:
             return self._string()
+        # ``read_header`` makes an error of it: the header is damaged.
         if kind != _ARRAY or depth > _DEEPEST:
             raise IndexError
         inner, count = self._number("I"), self._number("Q")
@@ -182,6 +189,7 @@ class _Reader:
         start = at = self._at
         unpack, data = struct.Struct("<Q").unpack_from, self._data
         for _ in range(count):
+            # Length (u64), then the bytes: skipped undecoded, as a vocabulary has hundreds of thousands.
             at += 8 + unpack(data, at)[0]
         self._skip(at - start)
         return StringArray(data[start:at], count)

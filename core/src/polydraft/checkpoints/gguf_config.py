@@ -1,4 +1,4 @@
-"""A GGUF header in the words of ``config.json``, so that one set of checks serves every format."""
+"""A GGUF header translated to ``config.json``'s keys, so that one set of checks serves every format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
 
     The keys are those of llama.cpp (``src/llama-arch.cpp``), the names those of Transformers: ``embedding_length`` is
     ``hidden_size``, ``embedding_length_out`` of an assistant its ``backbone_hidden_size``, and so on. Head sizes of
-    sliding-window layers have keys of their own; heads may be one number or one per layer.
+    sliding-window layers have separate keys; heads may be one number or one per layer.
     """
     get = header.of_architecture
     config: dict[str, Any] = {
@@ -47,6 +47,7 @@ def tokens_of(header: GgufHeader) -> tuple[Any, ...]:
 
 
 def _vocab_size(header: GgufHeader) -> int | None:
+    # The tokens that are listed decide which ids exist, whatever the number says.
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return len(tokens) if tokens is not None else header.of_architecture("vocab_size")
 
@@ -57,6 +58,7 @@ def _attention(header: GgufHeader) -> dict[str, Any]:
     layers, pattern = get("block_count"), get("attention.sliding_window_pattern")
     heads, dim = get("attention.head_count_kv"), get("attention.key_length")
     queries = get("attention.head_count")
+    # Without ``key_length`` the width is divided among the query heads, as llama.cpp does.
     if dim is None and get("embedding_length") and isinstance(queries, int) and queries > 0:  # 0: a recurrent model
         dim = get("embedding_length") // queries
     found: dict[str, Any] = {"num_key_value_heads": heads if isinstance(heads, int) else None, "head_dim": dim}

@@ -70,6 +70,7 @@ def choose_files(names: Iterable[str], wanted: str | None, model: str) -> list[s
     found = [name for name in files if _fits(name, wanted)]
     models: dict[str, list[str]] = {}
     for name in found:
+        # The parts of a split model have the same name but for the part's number.
         models.setdefault(_PART.sub(".gguf", name), []).append(name)
     if not wanted and len(models) > 1:
         usual = [stem for stem in models if _USUAL in stem.lower()]
@@ -98,8 +99,10 @@ def _fits(name: str, wanted: str | None) -> bool:
     if _PART.search(pattern):  # one part stands for all
         return _PART.sub(".gguf", pattern) in {_PART.sub(".gguf", full), _PART.sub(".gguf", base)}
     if any(mark in pattern for mark in "*?["):
+        # A pattern that starts with the prefix, or names a folder, means such a file.
         named = pattern.lstrip("*").startswith(_NOT_TARGETS) or "/" in pattern
         return (named or not base.startswith(_NOT_TARGETS)) and (
+            # With a slash in front, a name that starts with the quantization fits a pattern with a separator before it.
             fnmatchcase(f"/{full}", pattern) or fnmatchcase(full, pattern) or fnmatchcase(base, pattern)
         )
     return pattern in {full, base}

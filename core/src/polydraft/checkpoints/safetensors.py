@@ -1,4 +1,4 @@
-"""Whether a folder's safetensors files are complete, by their headers and sizes; reads no weights."""
+"""Check by headers and sizes that a folder's safetensors files are complete; reads no weights."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        # Before reading: a damaged length may ask for exabytes.
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
             raise ModelFormatError(
                 f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
@@ -73,7 +74,7 @@ def check_folder(folder: Path) -> None:
     """Check every safetensors file that belongs to the model in ``folder``.
 
     Raises:
-        ModelFormatError: There is none, one is missing, or one is cut short.
+        ModelFormatError: The folder holds no such file, one is missing, or one is cut short.
     """
     files = weight_files(folder)
     if not files:

@@ -68,7 +68,7 @@ class Backend(ABC):
         """The command that serves this pair over HTTP, for ``polydraft serve``. Starts nothing.
 
         Raises:
-            UnsupportedError: The engine has no server of its own (the default).
+            UnsupportedError: The engine does not come with a server (the default).
         """
         raise UnsupportedError(
             f"The backend {request.backend} has no server.",

@@ -22,7 +22,7 @@ PUBLIC_MODULES = {
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",
     "polydraft.checkpoints.safetensors": "headers and shards of safetensors files",
     "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
-    "polydraft.checkpoints.gguf_config": "a GGUF header in the words of config.json",
+    "polydraft.checkpoints.gguf_config": "a GGUF header translated to config.json's keys",
     "polydraft.checkpoints.gguf_files": "a resolved GGUF model's files, downloaded if need be",
     "polydraft.checkpoints.compatibility": "whether target and drafter fit, for files that exist only after a download",
     "polydraft.verification": "whether two outputs are equal as far as an engine's numerics allow",

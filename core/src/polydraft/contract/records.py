@@ -27,7 +27,7 @@ CONTRACT_VERSION = 1
 """Version of the plugin contract. Only a change that breaks plugins raises it."""
 
 DrafterKind = Literal["mtp", "draft-model", "ngram", "eagle3", "dflash"]
-"""How drafts are made. ``mtp``: a head that attends to the target's KV cache and has none of its own (Gemma 4
+"""How drafts are made. ``mtp``: a head that attends to the target's KV cache and stores none itself (Gemma 4
 assistants). ``draft-model``: any small model with the same tokens. ``ngram``: looked up in the text so far. ``eagle3``
 and ``dflash``: drafters that read the target's hidden states."""
 

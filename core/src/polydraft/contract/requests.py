@@ -161,7 +161,7 @@ class OffReason(Record):
         "settings",  # these sampling settings cannot be combined with speculation on this engine
         "length",  # too few tokens left to draft any
         "fault",  # a known fault of the installed engine version
-        "engine",  # the engine does not speculate, for a reason of its own
+        "engine",  # the engine does not speculate, for an engine-specific reason
     ]
     message: str = Field(description="One sentence.")
 
@@ -182,7 +182,7 @@ class ModelSource(Record):
     kind: Literal["hub", "local", "builtin"]
     path: Path | None = Field(default=None, description="Local folder or file; None for a Hub model.")
     format: str = Field(description="Weight format: safetensors, gguf, mlx, litertlm, reference, ...")
-    config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty if there is none.")
+    config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty without one.")
     revision: str | None = None
     file: str | None = Field(default=None, description="File or pattern inside the repo or folder, for single files.")
 

@@ -38,7 +38,7 @@ class TokenLogprobs(Record):
 
 
 class Round(Record):
-    """What one round (or one output of a whole engine) emitted: the unit that all engines share.
+    """The output of one round (or one output of a whole engine): the unit that all engines share.
 
     Accepted drafts come first, the bonus token last. What an engine does not report is None, never 0.
     """
@@ -50,8 +50,8 @@ class Round(Record):
     seconds: float | None = Field(
         default=None,
         ge=0,
-        description="Time since the previous round (the first: since the request), from engines that run ahead of "
-        "their reader; None: the core measures how long the reader waits.",
+        description="Time since the previous round (the first: since the request), for engines that generate ahead "
+        "of the consumer; None: the core measures how long the consumer waits.",
     )
 
 
@@ -71,7 +71,7 @@ class ToolCall(Record):
 
 
 class Chunk(Record):
-    """What one round emitted, as the user sees it.
+    """The output of one round, as the user sees it.
 
     The ``text`` of all chunks, joined, is ``GenerationResult.text``. A chunk never splits a UTF-8 character, and
     text that may be part of a stop string is held back, so ``text`` may be empty or include text of earlier tokens.
@@ -170,7 +170,7 @@ class GenerationStats(Record):
 
 
 class Verified(Record):
-    """What ``polydraft verify`` found for exactly these models, versions, dtype, device, k and exactness."""
+    """The result of ``polydraft verify`` for exactly these models, versions, dtype, device, k and exactness."""
 
     verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
     created: str = Field(description="Time in UTC, ISO 8601.")

@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         """
 
     def token_id(self, token: str) -> int | None:
-        """The id of the token of this name, special or not; None if there is none."""
+        """The id of the token of this name, special or not; None if the vocabulary lacks it."""
 
     def chat(
         self,

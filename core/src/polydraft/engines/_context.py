@@ -32,6 +32,7 @@ def context_length(request: LoadRequest, *, longest: int | None = None, usual: i
     check_context_length(request, longest)
     if request.context_length is not None:
         return request.context_length
+    # Either limit may be missing; 4096 if both are.
     return min(longest or usual or _USUAL, usual or longest or _USUAL)
 
 

@@ -28,7 +28,7 @@ class DraftModelSequence(EngineSequence):
     Args:
         target: Verifies.
         draft: Drafts; its logits have as many columns as the target's. Both are closed with this sequence.
-        step_rows: The most tokens that one ``draft.verify`` takes, at least 2.
+        step_rows: Maximum number of tokens per ``draft.verify``, at least 2.
     """
 
     def __init__(self, target: EngineSequence, draft: EngineSequence, step_rows: int) -> None:
@@ -56,6 +56,7 @@ class DraftModelSequence(EngineSequence):
         step = self.target.verify(token_ids, sampler, keep_logits=keep_logits)
         for token_id in token_ids:
             position = len(self._tokens)
+            # A draft that the target runs now is stored by the draft model already.
             if self._shared == position < len(self._drafted) and self._drafted[position] == token_id:
                 self._shared += 1
             self._tokens.append(token_id)
@@ -71,6 +72,7 @@ class DraftModelSequence(EngineSequence):
         """Draft k tokens, one step of the draft model each."""
         if k < 1:
             return Proposal([])
+        # Rejected drafts are still stored by the draft model; they go only now that it runs again.
         if self._shared < len(self._drafted):
             self.draft.rollback(self._shared)
             del self._drafted[self._shared :]
@@ -81,6 +83,7 @@ class DraftModelSequence(EngineSequence):
             # Plain steps leave more than one step's tokens behind: nothing is drafted until all of them are run.
             run = pending[: self._step_rows] if self._drafted else pending
             pending = pending[len(run) :]
+            # Only the step that ends with the newest token, or with a draft, is followed by a draft.
             drafting.chooses = not pending
             step = (self.draft.verify if self._drafted else self.draft.prefill)(
                 run, drafting, keep_logits=keep_logits and drafting.chooses
@@ -90,6 +93,7 @@ class DraftModelSequence(EngineSequence):
                 pending = drafting.drafts[-1:]
             if step.logits is not None:
                 logits.append(step.logits)
+        # The newest token and the drafts are shared only once the target has run them.
         self._shared = len(self._tokens)
         return Proposal(drafting.drafts, _LastRows(logits) if keep_logits else None)
 
@@ -124,12 +128,13 @@ class _DraftSampler:
         if self.chooses:
             prefix = [self._newest, *self.drafts] if self.needs_prefix else None
             draft = self._sampler.choose_draft(logits[rows - 1 :], first_position + rows - 1, prefix)
+            # Waits for the device: the next step needs the id on the host.
             chosen[-1] = int(draft[0])
             self.drafts.append(chosen[-1])
         return chosen, None
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """As the sampler that it wraps, for a draft model with a drafter of its own."""
+        """As the sampler that it wraps, for a draft model that has a drafter itself."""
         return self._sampler.choose_draft(logits, position, run_token_ids)
 
 

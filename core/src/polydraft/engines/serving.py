@@ -26,14 +26,15 @@ __all__ = ["LOOPBACK", "ServerProcess", "api_key", "check_port", "free_port"]
 LOOPBACK = "127.0.0.1"
 """Address of this machine that no other machine reaches."""
 _POLL = 0.1
-"""Seconds between two looks at a server that is starting."""
+"""Polling interval in seconds, while a server starts."""
 _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
+# Characters of the end of a log that an error shows.
 _LAST_WORDS = 400
 
 
 def api_key(*variables: str) -> str | None:
-    """A running server's key: the first that one of these environment variables holds; None if there is none.
+    """A running server's key: the first that one of these environment variables holds; None if all are empty.
 
     The line end that files and shells leave in a variable is removed.
 
@@ -72,6 +73,7 @@ def check_port(host: str, port: int) -> None:
     """
     try:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        # With SO_REUSEADDR on POSIX, as servers do: a port in TIME_WAIT counts as free.
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise InvalidRequestError(
@@ -84,7 +86,7 @@ def check_port(host: str, port: int) -> None:
 class ServerProcess:
     """A server that runs as a child of this process and ends with it.
 
-    On POSIX the server and its own children are a process group of their own: Ctrl+C in the app does not interrupt them
+    On POSIX the server and its own children form a separate process group: Ctrl+C in the app does not interrupt them
     in the middle of an answer, and they end together. They are killed when this object is deleted and when the
     interpreter exits; a small process watches this one, and kills them if this one is killed. In a forked child of this
     process the object has no effect.
@@ -109,7 +111,8 @@ class ServerProcess:
         self.url = f"http://{LOOPBACK}:{port}"
         folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
         self.log = folder / "server.log"
-        """What the server writes to its standard output and error."""
+        """The server's standard output and error."""
+        # For this user only: servers may log prompts.
         self.log.touch(mode=0o600)
         try:
             with self.log.open("wb") as log:
@@ -122,6 +125,7 @@ class ServerProcess:
                 f"{name} cannot be started ({command[0]}): {error.strerror or error}.", "Check the program's path."
             ) from error
         self._home = os.getpid()
+        # Finalizers also run when the interpreter exits, newest first: the server ends before its log is removed.
         self._discard_log = weakref.finalize(self, _remove, folder, self._home)
         try:
             watcher = _watch(self._process, folder)
@@ -171,6 +175,7 @@ class ServerProcess:
                 ):
                     return
                 time.sleep(_POLL)
+            # The message names the log, so it must stay.
             self._discard_log.detach()
             raise EngineError(
                 f"{self.name} was not ready within {seconds:g} seconds.",
@@ -181,7 +186,7 @@ class ServerProcess:
             raise
 
     def check_alive(self) -> None:
-        """Refuse to go on with a server that has ended.
+        """Raise if the server has ended.
 
         Raises:
             EngineError: It has ended; the message holds its last words.
@@ -242,12 +247,14 @@ def _watch(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[by
     """A process that kills the server's group and removes its log once the pipe from here closes; None on Windows."""
     watcher: subprocess.Popen[bytes] | None = None
     if sys.platform != "win32":
+        # ``read`` returns once the pipe closes, even if this process is killed. -pid: the whole process group.
         script = f'read -r _; kill -KILL -{server.pid}; rm -rf "$1"'
         watcher = _start(("sh", "-c", script, "sh", str(folder)), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         _watchers.add(watcher)
     return watcher
 
 
+# Weak: a watcher belongs to the finalizer that ends it.
 _watchers: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
@@ -267,9 +274,11 @@ def _kill(server: subprocess.Popen[bytes], watcher: subprocess.Popen[bytes] | No
     if os.getpid() != home:
         return  # this is a forked child, and the server its parent's
     if watcher is not None:
+        # The watcher first: later its signal could hit a process group that has been given the same id.
         watcher.kill()
         watcher.communicate()
     _signal(server, "SIGKILL")
+    # Reaped, so that no zombie is left.
     server.wait()
 
 

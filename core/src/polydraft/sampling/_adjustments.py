@@ -38,14 +38,17 @@ class Penalties:
     def __init__(self, settings: GenerationSettings, prompt_length: int) -> None:
         self._prompt_length = prompt_length
         self._repetition = settings.repetition_penalty != 1.0
+        # For positive logits, and for negative ones. Both multiply: some libraries divide by way of the reciprocal.
         self._factors = np.float32(1.0 / settings.repetition_penalty), np.float32(settings.repetition_penalty)
         self._frequency = np.float32(settings.frequency_penalty)
         self._presence = np.float32(settings.presence_penalty)
         self._subtracts = bool(settings.frequency_penalty or settings.presence_penalty)
         self._biased = bool(settings.logit_bias)
+        # Token id -> column of the table, which doubles when it is full.
         self._index: dict[int, int] = {}
         self._token_ids: Ints = np.zeros(64, np.int64)
         self._counts = np.zeros((2, 64), np.int32)  # occurrences in the prompt; in the output
+        # Biased tokens take the first entries, so that ``_biases`` lines up with the start of the table.
         for token_id in settings.logit_bias:
             self._entry(token_id)
         self._biases = np.array(list(settings.logit_bias.values()), np.float32)
@@ -54,6 +57,7 @@ class Penalties:
         """Update the counts: the history has committed a token (``times`` 1) or taken it back (-1)."""
         is_output = position >= self._prompt_length
         if is_output or self._repetition:
+            # Tokens of the prompt count for the repetition penalty only; without it they need no entry.
             entry = self._entry(token_id)  # may replace the table
             self._counts[int(is_output), entry] += times
 
@@ -73,12 +77,14 @@ class Penalties:
         size = len(self._index)
         if not size:
             return logits
+        # (2, rows, size): rows have different counts, since each sees one run token more than the row before.
         counts = np.repeat(self._counts[:, None, :size], rows, axis=1)
         for row, position, entry in running:
             is_output = position >= self._prompt_length
             if is_output or self._repetition:
                 counts[int(is_output), row:, entry] += 1  # counts: (2, rows, size)
         in_prompt, in_output = counts.reshape(2, rows * size)
+        # Flat (row, column) pairs, row after row: only these entries are read and replaced, not all of (rows, vocab).
         row_indices = np.repeat(np.arange(rows), size)
         columns = np.tile(self._token_ids[:size], rows)
         values = ops.entries(logits, row_indices, columns)
@@ -127,6 +133,7 @@ class Bans:
     def apply(self, ops: ArrayOps[Any], logits: Any, first_position: int) -> Any:
         """The logits (rows, vocab) with ``-inf`` for tokens that may not be chosen; float32 if there are any."""
         rows = logits.shape[0]
+        # How many of the first rows choose for positions before ``free_from``.
         early = min(max(self._free_from - first_position, 0), rows)
         columns = [self._early] * early + [self._always] * (rows - early)
         if not any(len(ids) for ids in columns):

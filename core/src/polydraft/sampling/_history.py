@@ -42,6 +42,7 @@ class TokenHistory:
                 f"The engine asked for the token at position {length + 1} before running the tokens that precede it.",
                 "This is a defect of the backend; report it to its authors.",
             )
+        # Drafts are accepted from the front: the rest of ``_pending`` was rejected, and ``ran`` replaces it.
         if missing > 0:
             self._extend(self._pending[:missing])
             del self._pending[:missing]

@@ -1,7 +1,7 @@
 """The rule on the host: the choices of ``rule.choose_tokens``, found in numpy without computing noise for every token.
 
-On the host, code can branch on values and go on with the few tokens that matter; a device would have to be waited for
-at each branch. Rows are done one at a time, since one row of a large vocabulary fits into the CPU's cache.
+On the host, code can branch on values and continue with the few tokens that matter; each branch would wait for a
+device. Rows are done one at a time, since one row of a large vocabulary fits into the CPU's cache.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stre
     if settings.temperature == 0.0:
         return np.asarray(logits.argmax(axis=-1))
     low, high = row_keys(seed, stream, range(first_position, first_position + len(logits)))
+    # Unfiltered rows skip ``kept_on_host``: the race finds the winner among all tokens.
     filtered = settings.top_k or settings.top_p < 1.0 or settings.min_p > 0.0
     chosen = np.empty(len(logits), np.int64)
     for row, own in enumerate(logits):
@@ -66,10 +67,13 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
     scaled = _scaled(logits, settings)
     largest = scaled.max()
     floor = largest - np.float32(as_float32(REACH))
+    # Below ``floor`` a token cannot win; below ``least`` min_p drops it. min_p comes last, so ``least`` may raise
+    # ``floor`` only where neither top_k nor top_p counts the tokens in between.
     least = floor
     if settings.min_p > 0.0:
         least = largest + np.float32(as_float32(math.log(settings.min_p)))
     blocks = len(scaled) // _BLOCK
+    # With almost as many tokens as blocks the bound would be too low to help.
     if 0 < settings.top_k <= blocks // 2:
         # top_k blocks have a maximum of at least this, so the top_k tokens are not below it.
         maxima = scaled[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=-1)
@@ -78,6 +82,7 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
         floor = max(floor, least)
     token_ids = np.flatnonzero(scaled >= floor)
     values = scaled[token_ids]
+    # In the rule's order. The ids stay ascending, so that the first of equal values has the lowest id.
     if settings.top_k:
         values, token_ids = _largest(values, token_ids, settings.top_k)
     if settings.top_p < 1.0:
@@ -97,12 +102,14 @@ def _largest(values: Floats, token_ids: Ints, count: int) -> tuple[Floats, Ints]
     surplus = len(values) - count
     if surplus <= 0:
         return values, token_ids
+    # Entry ``surplus`` of the ascending order is the count-th largest value.
     return _from(values, token_ids, np.partition(values, surplus)[surplus], count)
 
 
 def _from(values: Floats, token_ids: Ints, least: np.float32, count: int) -> tuple[Floats, Ints]:
-    """The ``count`` largest, the last of which has the value ``least``."""
+    """The ``count`` largest values; ``least`` is the smallest of them."""
     left = values > least
+    # Of the values equal to the last one as many as there is room for, lowest ids first.
     left[np.flatnonzero(values == least)[: count - np.count_nonzero(left)]] = True
     return values[left], token_ids[left]
 
@@ -111,11 +118,14 @@ def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: Gen
     """The largest tokens that hold the share top_p of the weight. Only those near the cut are sorted."""
     weights = token_weights(_OPS, values, largest)
     needed = int(weights.sum()) * share_of(settings)
+    # Bins of 1/16 nat, the largest value in bin 0: whole bins are summed, and only the bin at the cut is sorted.
     steps = ((largest - values) * np.float32(_STEPS_PER_NAT)).astype(np.int64)
     sums = np.bincount(steps, weights=weights).astype(np.int64)  # exact: below 2**53
     before = np.cumsum(sums) - sums
+    # The last bin of which at least one token is kept.
     last = int(np.flatnonzero(before * SHARE_ONE < needed)[-1])
     at_cut = np.flatnonzero(steps == last)
+    # Equal values may come in any order: only the value at the cut is used, and ``_from`` breaks ties by id.
     at_cut = at_cut[np.argsort(-values[at_cut])]
     within = before[last] + np.cumsum(weights[at_cut]) - weights[at_cut]
     more = int(np.count_nonzero(within * SHARE_ONE < needed))  # at least 1: the step's first token is one
@@ -139,13 +149,17 @@ def _race(values: Floats, token_ids: Ints | None, keys: Keys) -> int:
     def ids(indices: Ints) -> Ints:
         return (indices if token_ids is None else token_ids[indices])[None]
 
+    # Scoring so few costs less than finding a bound.
     if len(values) <= _FEW:
         return int((values + gumbel(_OPS, ids(np.arange(len(values))), keys)[0]).argmax())
     top = int(values.argmax())
     largest = float(values[top])
+    # Every 64th value near the top, and the top itself: any score is a valid bound, and more of them raise it.
     tried = np.append(np.flatnonzero(values[::_SAMPLE_STRIDE] >= largest - REACH) * _SAMPLE_STRIDE, top)
     bound = float((values[tried] + gumbel(_OPS, ids(tried), keys)[0]).max())
+    # Absolute and relative margin for float32 rounding; too large a margin costs time only.
     bound -= 2.0**-10 + 2.0**-20 * (abs(bound) + abs(largest))
+    # Not even the largest noise lifts the others to the bound.
     near = np.flatnonzero(values >= bound - NOISE_MAX)
     values = values[near]
     bits = _OPS.noise_bits(ids(near), *keys)[0]

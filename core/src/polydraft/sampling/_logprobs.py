@@ -20,11 +20,13 @@ def token_logprobs(logits: npt.NDArray[np.float32], token_ids: Sequence[int], to
         token_ids: The chosen token of each row.
         top: How many of the best tokens to list as well.
     """
+    # float64: the sum has as many terms as the vocabulary has tokens.
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=-1, keepdims=True)
     logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     records = []
     for row, token_id in zip(logprobs, token_ids, strict=True):
+        # The last key comes first: by logit, then the lower id, as the rule breaks ties.
         best = np.lexsort((np.arange(len(row)), -row))[:top] if top else ()
         records.append(
             TokenLogprobs(

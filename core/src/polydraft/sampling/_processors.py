@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessorRun", "processor_kind"]
 
+# ``id`` of each stateful processor that a generation of this process is using.
 _IN_USE: set[int] = set()
 _IN_USE_LOCK = threading.Lock()
 
@@ -25,7 +26,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
     """Classify a processor.
 
     Functions (lambdas, built-in ones, partials of them, static and class methods) count as pure. An object is accepted
-    only if it can be rolled back: a hidden state would keep drafts that are later rejected.
+    only if it can be rolled back: a hidden state would retain rejected drafts.
 
     Raises:
         InvalidRequestError: It is neither pure nor stateful, or cannot be called with two arguments.
@@ -50,6 +51,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
             "Give it accept(token_id) and rollback(num_tokens), or, if it keeps no state, wrap it in a function.",
             argument="logits_processor",
         )
+    # Of an object, ``__call__`` may be a coroutine function; calling looks it up on the type.
     target = processor if kind == "pure" else type(processor).__call__
     if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target):
         raise InvalidRequestError(
@@ -74,6 +76,7 @@ def _is_function(processor: Any) -> bool:
     if isinstance(processor, functools.partial):
         return _is_function(processor.func)
     if isinstance(processor, MethodType):
+        # Bound to a class it is a class method; bound to an object it may keep a state there.
         return isinstance(processor.__self__, type)
     return isinstance(processor, FunctionType | BuiltinFunctionType)
 
@@ -155,6 +158,7 @@ class ProcessorRun:
             return
         try:
             if callable(self._reset):
+                # ``output`` has no prompt in front of it.
                 self._prompt_length = 0
                 self._move(output, ())
             elif self._fed:
@@ -170,11 +174,13 @@ class ProcessorRun:
     def _allows(self, committed: int, tail: Sequence[int]) -> bool:
         """Whether the tokens after the newest one were allowed, each by the row before it."""
         asked_at, asked, processed = self._asked
+        # If the row asked for last is a proper prefix of this one, its logits show whether the next token was allowed.
         known = asked_at == committed and list(tail[: len(asked)]) == asked and len(tail) > len(asked)
         start = len(asked) if known else 1
         for index in range(start, len(tail)):
             if self._forced.get(committed + index) == tail[index]:
                 continue
+            # No row has shown whether this token is allowed.
             if not (known and index == start):
                 return False
             if self._ops.tolist(self._ops.entries(processed, [0], [tail[index]]))[0] == -math.inf:
@@ -207,6 +213,7 @@ class ProcessorRun:
     def _move(self, committed: Sequence[int], tail: Sequence[int]) -> None:
         """Move the state to the output tokens in ``committed``, then those in ``tail``."""
         prompt = self._prompt_length
+        # The state covers the output only. Until all of the prompt is committed, the tail starts with a part of it.
         known = max(len(committed) - prompt, 0)
         extra = list(tail[max(prompt - len(committed), 0) :])
         length = known + len(extra)
@@ -214,6 +221,7 @@ class ProcessorRun:
         def wanted(index: int) -> int:
             return committed[prompt + index] if index < known else extra[index - known]
 
+        # The committed part cannot have changed: comparing starts after it, so a call costs O(k), not O(length).
         common = min(self._certain, known, len(self._fed))
         while common < min(len(self._fed), length) and self._fed[common] == wanted(common):
             common += 1

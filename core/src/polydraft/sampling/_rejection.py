@@ -70,6 +70,7 @@ class RejectionSampler(RuleSampler):
         self._drawn.pop(position, None)
         self._on_device.pop(position, None)
         if changed is None:
+            # Forced, or after a forbidden prefix: nothing was drawn, so no distribution is remembered.
             return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
         ops, draft = changed
         draws = self._draws[position] = self._draws.get(position, -1) + 1
@@ -79,6 +80,7 @@ class RejectionSampler(RuleSampler):
             self._on_device[position] = chosen, draft * 1.0  # a copy: the engine may write over it
             return chosen
         token_id = int(choose_on_host(draft, self._settings, self._seed, stream, position)[0])
+        # Otherwise there is no distribution, and the draft counts as certain (q = 1).
         if np.isfinite(draft.max()):
             self._drawn[position] = token_id, self._distribution(draft[0])
         return self._constant(token_id, logits)
@@ -89,6 +91,7 @@ class RejectionSampler(RuleSampler):
         """The accepted drafts, then one token of the target's; ``NOT_CHOSEN`` for the rows after it."""
         self._start_step(first_position, run_token_ids)
         ops, rows = (self._ops, logits) if self._processor is not None else self._on_host(logits)
+        # Row i verifies the draft that was run after it. The last row has none: it gives the bonus token.
         drafts = [*run_token_ids[1:], None]
         token_ids: list[int] = []
         for row, draft in enumerate(drafts):
@@ -101,8 +104,10 @@ class RejectionSampler(RuleSampler):
                 else:
                     changed = self._adjusted(ops, own, position, run_token_ids[: row + 1])
                 token_ids.append(self._decide(ops, changed, position, draft))
+            # The rows after a rejected draft saw a wrong prefix.
             if token_ids[-1] != draft:
                 break
+        # Positions after the rejected draft are drafted again in the next round.
         self._drawn.clear()
         self._on_device.clear()
         self._draws.clear()
@@ -119,18 +124,22 @@ class RejectionSampler(RuleSampler):
         drafted = self._drafted(ops, position, draft)
         # p(draft) / q(draft); the draft was drawn from q, so q(draft) > 0
         chance = _at(token_ids, target, np.array([draft]))[0] / _at(*drafted, np.array([draft]))[0]
+        # ``chance`` may exceed 1: the draft is then always accepted, as min(1, p / q) asks.
         if self._uniform(position) < chance:
             return draft
         rest = target - _at(*drafted, token_ids)  # p - q; negative entries are dropped below
+        # A rejected draft has p < q, so its residual is exactly 0, whatever rounding left of it.
         rest[token_ids == draft] = 0.0
         if not (rest > 0.0).any():  # p and q differ by rounding only
             return draft
+        # Gumbel-max on the residual: normalising would only add a constant to every score.
         with np.errstate(divide="ignore"):
             scores = np.log(np.maximum(rest, 0.0)) + gumbel(_OPS, token_ids[None], self._keys(position, _REST))[0]
         return int(token_ids[scores.argmax()])
 
     def _drafted(self, ops: ArrayOps[Any], position: int, draft: int) -> Probabilities:
         """The distribution that the draft was drawn from."""
+        # Copied to the host only when the draft is verified: drafting must not wait for the device.
         if position in self._on_device:
             chosen, logits = self._on_device[position]
             self._drawn[position] = int(ops.tolist(chosen)[0]), self._distribution(ops.numpy(logits)[0])
@@ -148,6 +157,7 @@ class RejectionSampler(RuleSampler):
     def _distribution(self, logits: npt.NDArray[np.float32]) -> Probabilities:
         """The distribution that the ordinary rule draws from: one row, shape (vocab,)."""
         values, token_ids = kept_on_host(logits, self._settings)
+        # float64: p - q is a difference of nearly equal numbers.
         weights = np.exp(values.astype(np.float64) - values.max())
         return token_ids, weights / weights.sum()
 
@@ -158,6 +168,7 @@ class RejectionSampler(RuleSampler):
     def _uniform(self, position: int) -> float:
         """Between 0 and 1, both excluded."""
         bits = int(_OPS.noise_bits(np.zeros((1, 1), np.int64), *self._keys(position, _ACCEPT))[0, 0])
+        # The midpoints of 2**23 equal intervals, so neither 0 nor 1.
         return (2 * bits + 1) * 2.0**-24
 
 
@@ -165,5 +176,6 @@ def _at(
     token_ids: npt.NDArray[np.int64], values: npt.NDArray[np.float64], wanted: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """The values of the wanted ids; 0 for ids that are not in ``token_ids``."""
+    # searchsorted may point past the end; the comparison below rejects the entry that is hit instead.
     found = np.minimum(np.searchsorted(token_ids, wanted), len(token_ids) - 1)
     return np.where(token_ids[found] == wanted, values[found], 0.0)

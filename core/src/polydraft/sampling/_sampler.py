@@ -49,9 +49,11 @@ class RuleSampler:
         self._seed = request.seed
         self._stream = request.stream
         prompt = request.prompt_token_ids
+        # Absolute position -> token, as positions are counted everywhere here.
         self._forced = {len(prompt) + index: token_id for index, token_id in settings.forced_token_ids.items()}
         self._bans: Bans | None = None
         if settings.banned_token_ids or settings.min_new_tokens:
+            # Without stop strings: which token completes one is not known before it is chosen.
             ends = request.eos_token_ids | set(settings.stop_token_ids)
             self._bans = Bans(settings.banned_token_ids, ends, len(prompt) + settings.min_new_tokens)
         penalised = wants_penalties(settings)
@@ -60,6 +62,7 @@ class RuleSampler:
         if settings.logits_processor is not None:
             self._processor = ProcessorRun(ops, settings.logits_processor, len(prompt), self._forced)
         self._history: TokenHistory | None = None
+        # Biases alone look at no earlier token, and need no history.
         if penalised or self._processor is not None:
             self._history = TokenHistory(prompt, self._penalties.changed if self._penalties and penalised else None)
 
@@ -79,6 +82,7 @@ class RuleSampler:
             ops, rows = self._on_host(logits)
             rows = self._adjusted(ops, rows, first_position, run_token_ids)
             token_ids = ops.tolist(self._pick(ops, rows, first_position))
+            # Last, since a forced token overrules logits and filters.
             for position in self._forced.keys() & range(first_position, first_position + len(token_ids)):
                 token_ids[position - first_position] = self._forced[position]
         if self._settings.logprobs is None or not keep_logprobs:
@@ -92,6 +96,7 @@ class RuleSampler:
             return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
         ops, row = changed
         chosen = self._pick(ops, row, position)
+        # A draft chosen in numpy goes back into the engine's library, which feeds it to the drafter.
         return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
     def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
@@ -122,6 +127,7 @@ class RuleSampler:
     def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
         """Commit the tokens that this step of the target builds on."""
         if self._history is not None:
+            # Row 0 ran the token at ``first_position - 1``: what precedes it is part of the output.
             self._history.commit(first_position - 1)
             self._history.ran(run_token_ids)
 
@@ -187,6 +193,7 @@ class RuleSampler:
             if position in self._forced:
                 token_ids.append(self._forced[position])
                 continue
+            # Whether every draft before this row equals the choice of the row that it followed.
             certain = list(run_token_ids[1 : row + 1]) == token_ids
             one = self._process(processor, logits[row : row + 1], position, run_token_ids[: row + 1], certain=certain)
             if one is None:
@@ -206,13 +213,15 @@ class RuleSampler:
         processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
         if processed is None or self._bans is None:
             return processed
+        # After the processor, which could otherwise raise the logit of a banned token again.
         allowed = self._bans.apply(self._ops, processed, position)
         if allowed is not processed and self._ops.tolist(self._ops.row_max(allowed))[0][0] == -math.inf:
             if not certain:
                 return None
             raise LogitsProcessorError(
                 f"The logits processor leaves only tokens for position {position} that are banned there.",
-                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed, too.",
+                "Ban fewer tokens; until `min_new_tokens` is reached, those that end the output are suppressed as "
+                "well.",
             )
         return allowed
 

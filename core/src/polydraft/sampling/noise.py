@@ -35,6 +35,7 @@ NOISE_MAX = 16.6356
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
+# 2**64 divided by the golden ratio: the increment of SplitMix64.
 _GOLDEN = 0x9E3779B97F4A7C15
 
 _LOG_POLYNOMIAL = (
@@ -83,6 +84,7 @@ def row_keys(seed: int, stream: int, positions: range) -> tuple[list[int], list[
     Returns:
         The low and the high halves of one 64-bit key per position.
     """
+    # Hashed between the steps, so that seed 1 with stream 2 and seed 2 with stream 1 have different keys.
     base = _splitmix64(_splitmix64(seed) ^ stream)
     keys = [_splitmix64(base ^ _splitmix64(position)) for position in positions]
     return [key & _MASK32 for key in keys], [key >> 32 for key in keys]
@@ -131,7 +133,9 @@ def gumbel(ops: ArrayOps[Any], token_ids: Any, keys: tuple[Any, Any]) -> Any:
 
 def gumbel_of_bits(ops: ArrayOps[Any], bits: Any) -> Any:
     """The noise (float32, same shape) of hash values from 0 to 2**23 - 1."""
+    # Odd multiples of 2**-24: exact in float32, and never 0 or 1, so that both logarithms are finite.
     uniform = (ops.float32(bits) * 2.0 + 1.0) * 2.0**-24
+    # ``* -1.0``: unary minus is not among the operators that arrays must have.
     return log_positive(ops, log_positive(ops, uniform) * -1.0) * -1.0
 
 
@@ -140,7 +144,9 @@ def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
     # values = mantissa * 2**exponent with mantissa in (sqrt(1/2), sqrt(2)], then Cephes' polynomial of mantissa - 1
     bits = ops.bits(values)
     exponent = (bits >> 23) - 127
+    # With the exponent bits of 1.0 it is a number from 1 to 2.
     mantissa = ops.from_bits((bits & 0x7FFFFF) | 0x3F800000)
+    # Halved above sqrt(2): x then lies between -0.3 and 0.42, where the polynomial is accurate.
     large = mantissa > _SQRT_2
     exponent = ops.float32(ops.where(large, exponent + 1, exponent))
     x = ops.where(large, mantissa * 0.5, mantissa) - 1.0
@@ -148,6 +154,7 @@ def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
     y = x * _LOG_POLYNOMIAL[0] + _LOG_POLYNOMIAL[1]
     for coefficient in _LOG_POLYNOMIAL[2:]:
         y = y * x + coefficient
+    # log(1 + x) = x - x**2 / 2 + x**3 * polynomial(x); the smallest terms are added first.
     y = y * x * square
     y = y + exponent * _LOG2_LOW
     y = y + square * -0.5
@@ -157,8 +164,10 @@ def log_positive(ops: ArrayOps[Any], values: Any) -> Any:
 def exp_nonpositive(ops: ArrayOps[Any], values: Any) -> Any:
     """Exponential of float32 numbers from -infinity to 0, to about 1 ulp; below -80 it is ``exp(-80)``."""
     # values = whole * log(2) + x; Cephes' polynomial gives exp(x), the exponent bits 2**whole
+    # exp(-80) is a normal number; below about -87 there would be no exponent bits left for it.
     x = ops.where(values < -80.0, -80.0, values)
     whole = ops.floor(x * _LOG2_E + 0.5)
+    # In two steps, with an exact first product: the remainder keeps its low bits (Cody and Waite).
     x = x - whole * _LOG2_HIGH
     x = x - whole * _LOG2_LOW
     y = x * _EXP_POLYNOMIAL[0] + _EXP_POLYNOMIAL[1]

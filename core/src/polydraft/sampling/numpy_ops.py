@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 
 class NumpyOps:
-    """Implements ``polydraft.contract.ArrayOps``; used for engines without array operations of their own."""
+    """Implements ``polydraft.contract.ArrayOps``; used for engines that define no array operations."""
 
     def float32(self, array: Any) -> Array:
         return np.asarray(array, dtype=np.float32)
@@ -30,6 +30,7 @@ class NumpyOps:
         return array.astype(np.int64)
 
     def bits(self, array: Array) -> Array:
+        # Through int32, so that the sign bit is extended.
         return np.ascontiguousarray(array, dtype=np.float32).view(np.int32).astype(np.int64)
 
     def from_bits(self, array: Array) -> Array:
@@ -48,12 +49,14 @@ class NumpyOps:
         return np.asarray(array, dtype=np.float32)
 
     def noise_bits(self, token_ids: Array, low: Array, high: Array) -> Array:
+        # uint32 wraps around by itself: half the memory of the generic int64 version, and no masks.
         values = token_ids.astype(np.uint32)
         values ^= low.astype(np.uint32)
         shifted = np.empty_like(values)
         _lowbias32(values, shifted)
         values += high.astype(np.uint32)
         _lowbias32(values, shifted)
+        # 23 bits are left, so that 2 * bits + 1 is exact in float32.
         values >>= 9
         return values
 
@@ -84,6 +87,7 @@ class NumpyOps:
     def candidates(self, values: Array, floor: Array) -> tuple[Array, Array]:
         mask = values >= floor
         found = [np.flatnonzero(row) for row in mask]
+        # Rows keep different numbers of values: shorter ones are padded with -inf to (rows, width).
         width = max(1, *map(len, found))
         kept = np.full((values.shape[0], width), -np.inf, dtype=np.float32)
         columns = np.zeros((values.shape[0], width), dtype=np.int64)
@@ -94,6 +98,7 @@ class NumpyOps:
 
     def best(self, array: Array, count: int) -> tuple[Array, Array]:
         count = min(count, array.shape[-1])
+        # A partition is linear in the vocabulary; only the few that it leaves are sorted.
         chosen = np.argpartition(-array, count - 1, axis=-1)[:, :count]
         order = np.argsort(-np.take_along_axis(array, chosen, axis=-1), axis=-1)
         columns = np.take_along_axis(chosen, order, axis=-1)
@@ -103,6 +108,7 @@ class NumpyOps:
         return np.asarray(array[:, 0])
 
     def columns(self, array: Array) -> Array:
+        # A view with stride 0 along the rows: no array of shape (rows, n) is made.
         return np.broadcast_to(np.arange(array.shape[-1]), array.shape)
 
     def entries(self, array: Array, rows: Indices, columns: Indices) -> Array:
@@ -145,6 +151,7 @@ def _lowbias32(values: Array, shifted: Array) -> None:
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None)):
         np.right_shift(values, shift, out=shifted)
         values ^= shifted
+        # The last of the three steps has no multiplication.
         if factor is not None:
             values *= np.uint32(factor)
 

@@ -38,6 +38,7 @@ _ID_MAX = (1 << _ID_BITS) - 1
 
 def as_float32(value: float) -> float:
     """``value`` rounded to float32, so that libraries that compute scalars in float64 agree."""
+    # Through four bytes and back: rounds to nearest, ties to even, without numpy.
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
@@ -48,6 +49,7 @@ def scale_of(settings: GenerationSettings) -> float:
 
 def share_of(settings: GenerationSettings) -> int:
     """``top_p`` in parts of ``SHARE_ONE``."""
+    # Rounded up, so that even the smallest top_p is at least 1 part and keeps the best token.
     return math.ceil(settings.top_p * SHARE_ONE)
 
 
@@ -57,6 +59,7 @@ def token_weights(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
     Sums are multiplied by 2**20 in int64, so they must stay below 2**43: that is 2**19 equally likely tokens of the
     largest weight, 2**24, and no model's softmax comes near.
     """
+    # Whole numbers up to 2**24 are exact in float32, so the cast to int64 rounds nothing.
     return ops.int64(ops.floor(exp_nonpositive(ops, values - largest) * float(_WEIGHT_ONE)))
 
 
@@ -76,16 +79,20 @@ def choose_tokens(
     Returns:
         Int64 array of shape (rows,), on the logits' device.
     """
+    # In the logits' own dtype: casting to float32 would not change their order.
     if settings.temperature == 0.0:
         return ops.argmax(logits)
     scaled = ops.float32(logits) * scale_of(settings)
+    # One 64-bit key per row, in two 32-bit halves; ``column`` makes int64 arrays of shape (rows, 1) of them.
     low, high = row_keys(seed, stream, range(first_position, first_position + scaled.shape[0]))
     keys = ops.column(low, scaled), ops.column(high, scaled)
+    # Without top_k and top_p nothing is sorted: noise for the whole vocabulary, (rows, vocab), is cheaper.
     if not settings.top_k and settings.top_p == 1.0:
         if settings.min_p > 0.0:
             scaled = _above(ops, scaled, ops.row_max(scaled), settings)
         return ops.argmax(scaled + ops.gumbel(ops.columns(scaled), *keys))
     largest = ops.row_max(scaled)
+    # From here on (rows, n): only tokens that noise could still make the winner. The others have weight 0 for top_p.
     values, token_ids = ops.candidates(scaled, largest - as_float32(REACH))
     values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
     if settings.min_p > 0.0:
@@ -98,6 +105,7 @@ def choose_tokens(
 
 def _above(ops: ArrayOps[Any], values: Any, largest: Any, settings: GenerationSettings) -> Any:
     """``-inf`` for the values that are too small for min_p."""
+    # p >= min_p * p_max, in logarithms: no probability is computed.
     return ops.where(values >= largest + as_float32(math.log(settings.min_p)), values, -math.inf)
 
 
@@ -108,6 +116,7 @@ def _filter_sorted(
     bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which would otherwise sort below it
     # As integers, negative floats' bits sort the wrong way round: reverse them.
     ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
+    # 32 bits of value above 21 bits of id make 53. All keys differ, so an unstable sort has only one result.
     keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
     if 0 < settings.top_k < values.shape[-1]:
         _, order = ops.best(keys, settings.top_k)
@@ -116,6 +125,7 @@ def _filter_sorted(
     values, token_ids = ops.take(values, order), ops.take(token_ids, order)
     if settings.top_p < 1.0:
         weights = token_weights(ops, values, largest)
+        # Weight before each token, its own excluded: the token that crosses top_p is kept.
         before = ops.row_cumsum(weights) - weights
         kept = before * SHARE_ONE < ops.row_sum(weights) * share_of(settings)  # before / total < top_p
         values = ops.where(kept, values, -math.inf)

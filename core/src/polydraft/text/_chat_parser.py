@@ -120,6 +120,7 @@ def _scalar(word: str) -> Any:
     if not _NUMBER.fullmatch(word):  # float() accepts nan, infinity and 1_000, too
         raise ValueError(word)
     number = float(word)
+    # 1e999 overflows to infinity, for which JSON has no form.
     if number in (float("inf"), float("-inf")):
         raise ValueError(word)
     return number if _FRACTION.search(word) else int(word)

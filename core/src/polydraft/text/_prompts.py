@@ -60,8 +60,10 @@ def encode_prompt(
     if isinstance(prompt, str):
         _refuse_chat_arguments(tools, chat_template_kwargs)
         return EncodedPrompt(_known(_encode_text(prompt, tokenizer), vocab_size), is_chat=False)
+    # These are iterable, too, but neither messages nor token ids.
     if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
         raise InvalidRequestError(f"The prompt is of type {type(prompt).__name__}.", _KINDS)
+    # Arrays and tensors as well: ``operator.index`` takes their scalars.
     items = list(prompt)
     if not items:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
@@ -83,6 +85,7 @@ def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
     _check_unicode(text)
     token_ids = tokenizer.encode(text)
     bos = tokenizer.bos_token_id
+    # The text itself may start with the name of the BOS token.
     if bos is not None and token_ids[:1] != [bos]:
         token_ids = [bos, *token_ids]
     return token_ids
@@ -92,12 +95,14 @@ def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """Check the ids of encoded text: a tokenizer may know more tokens than the model."""
     if not token_ids:
         raise InvalidRequestError("The prompt is empty: its text has no tokens.", "Give other text, or token ids.")
+    # A tokenizer gives no negative ids, so the largest one decides.
     _check_id(max(token_ids), vocab_size)
     return tuple(token_ids)
 
 
 def _check_id(item: Any, vocab_size: int) -> int:
     try:
+        # True has an index, 1, but is not meant as a token id.
         if isinstance(item, bool):
             raise TypeError
         token_id = operator.index(item)

@@ -34,6 +34,7 @@ class StopMatcher:
         match: tuple[int, str] | None = None
         for index, character in enumerate(text):
             self._tail = (self._tail + character)[-self._longest :]
+            # After a match only the tail is kept up to date: before ``min_new_tokens`` the output continues.
             found = [] if match else [stop for stop in self._stops if self._tail.endswith(stop)]
             if found:
                 stop = max(found, key=len)
@@ -43,6 +44,7 @@ class StopMatcher:
     def held(self) -> int:
         """How many trailing characters may be the start of a match."""
         tail = self._tail
+        # A whole stop string has matched already: at most all but its last character is held.
         longest = min(len(tail), self._longest - 1) if self._stops else 0
         for length in range(longest, 0, -1):
             end = tail[len(tail) - length :]

@@ -72,9 +72,9 @@ class OutputTracker:
         self._raw: list[str] = []
         self._pending: deque[_Piece] = deque()  # decoded since the last delta, or held back by it
         self._held: deque[_Piece] = deque()  # may become a stop string
-        self._stable: list[tuple[str, bool]] = []  # of the next delta: answer and whether drafted, thinking, calls
-        self._stable_thinking: list[str] = []
-        self._stable_calls: list[ToolCall] = []
+        self._stable: list[tuple[str, bool]] = []  # the next delta's answer: (text, whether drafted)
+        self._stable_thinking: list[str] = []  # the next delta's thinking
+        self._stable_calls: list[ToolCall] = []  # the next delta's tool calls
         self._call: list[_Piece] = []  # of the tool call that is open
         self._text: list[str] = []
         self._thinking: list[str] = []
@@ -116,11 +116,14 @@ class OutputTracker:
         """
         self._ids.append(token_id)
         count = len(self._ids)
+        # The text first: the token that ends the output is part of ``raw_text``.
         stop = self._add_text(token_id, is_draft)
         ends = token_id in self._ends or stop is not None
+        # The token has index count - 1 in the output; ``sampling`` bans ends before index ``min_new_tokens``.
         if ends and count > self._settings.min_new_tokens:
             self.finish_reason = "eos" if token_id in self._eos else "stop"
             self.stop_match = token_id
+            # A stop token that also completes a stop string counts as the token: nothing is cut then.
             if stop is not None and token_id not in self._ends:
                 past, self.stop_match = stop
                 self._cut(past)
@@ -138,9 +141,11 @@ class OutputTracker:
         """All remaining text. Sets ``finish_reason`` to ``reason`` if no token ended the generation."""
         if self.finish_reason is None:
             self.finish_reason = reason
+        # Bytes of an unfinished character become U+FFFD.
         rest = self._decoder.decode(b"", final=True)
         if rest:
             self._raw.append(rest)
+            # After a stop string the answer has ended already: the rest belongs to ``raw_text`` only.
             if self.finish_reason != "stop" or not isinstance(self.stop_match, str):
                 part: Part = self._parser.part if self._parser else "answer"
                 self._pending.append(_Piece(rest, part, is_draft=False, visible=True))
@@ -150,6 +155,7 @@ class OutputTracker:
         """Append the token's text to what is pending. Returns what ``StopMatcher.feed`` found in it."""
         special = token_id in self._special
         part: Part = self._parser.part if self._parser else "answer"
+        # ``part`` is read before this step: for a closing bracket it is the part that ends here.
         bracket = self._parser is not None and self._parser.step(token_id)
         unfinished = ""
         if special or bracket:
@@ -175,6 +181,7 @@ class OutputTracker:
             piece = self._pending.pop()
             if len(piece.text) > past:
                 piece.text = piece.text[: len(piece.text) - past]
+                # A bracket that is cut has no effect: its call stays unfinished.
                 piece.ends_call = piece.opens_channel = False
                 self._pending.append(piece)
                 return
@@ -186,12 +193,15 @@ class OutputTracker:
             self._hold(held)
         while self._pending:
             piece = self._pending.popleft()
+            # The bracket that opens a channel still has the part before it, which is the answer.
             if piece.part != "answer" or piece.opens_channel:
                 self._route(piece)
             elif piece.visible and piece.text:
                 self._stable.append((piece.text, piece.is_draft))
+        # Before the delta is built, since an unfinished call becomes part of its text.
         if ended:
             self._give_up_call()
+        # What was held is pending for the next call; the emptied deque is used again.
         self._pending, self._held = self._held, self._pending
         segments = tuple(
             Segment(text="".join(text for text, _ in group), is_draft=is_draft)
@@ -210,14 +220,16 @@ class OutputTracker:
         return delta
 
     def _hold(self, held: int) -> None:
-        """Move the pieces of the last ``held`` pending characters to those that are kept for the next call."""
+        """Move the last ``held`` pending characters to the pieces held for the next call."""
         while held > 0 and self._pending:
             piece = self._pending.pop()
             if len(piece.text) > held:
+                # Split: only the second half may be a stop string; it keeps the marks of a bracket.
                 start = _Piece(piece.text[: len(piece.text) - held], piece.part, piece.is_draft, piece.visible)
                 self._pending.append(start)
                 piece.text = piece.text[len(piece.text) - held :]
             held -= len(piece.text)
+            # Pieces come from the end of the text backwards.
             self._held.appendleft(piece)
 
     def _route(self, piece: _Piece) -> None:
@@ -234,6 +246,7 @@ class OutputTracker:
 
     def _route_thinking(self, text: str) -> None:
         if self._channel_line:  # "thought\n" names the channel
+            # The first newline may come several tokens later.
             _, newline, text = text.partition("\n")
             if not newline:
                 return

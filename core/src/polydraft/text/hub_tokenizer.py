@@ -18,6 +18,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def _byte_level_table() -> dict[str, int]:
     """GPT-2's map from printable characters to bytes (Radford et al. 2019, ``encoder.py``)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    # The 68 bytes that do not print, such as space and newline, are written as U+0100 and following.
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
     table.update({chr(256 + index): byte for index, byte in enumerate(others)})
@@ -50,6 +51,7 @@ class HubTokenizer:
         self._eos = frozenset(int(token_id) for token_id in {*eos_token_ids, *own})
         self._vocab_size = vocab_size
         self._bytes: dict[int, bytes] = {}
+        # Decoders nest (``Sequence``): their types are looked for in the text of the whole tree.
         decoder = json.dumps(json.loads(backend.to_str()).get("decoder"), ensure_ascii=False)
         self._byte_level = '"ByteLevel"' in decoder
         sentencepiece = any(mark in decoder for mark in ('"ByteFallback"', '"Metaspace"', "\u2581"))
@@ -100,6 +102,7 @@ class HubTokenizer:
         return known
 
     def _make_bytes(self, token_id: int) -> bytes:
+        # Added tokens are plain text, not written in the byte-level alphabet.
         if token_id in self._added:
             return str(self._added[token_id].content).encode()
         token = self._backend.id_to_token(token_id)
@@ -110,13 +113,15 @@ class HubTokenizer:
             if all(character in table for character in token):
                 return bytes(table[character] for character in token)
             return str(token).encode()
+        # Byte fallback: <0xE2> is one byte, perhaps of a longer character.
         match = _BYTE_TOKEN.fullmatch(token)
         if match:
             return bytes([int(match[1], 16)])
+        # U+2581 stands for a space.
         return str(token).replace("\u2581", " ").encode()
 
     def token_id(self, token: str) -> int | None:
-        """The id of the token of this name; None if there is none."""
+        """The id of the token of this name; None if the vocabulary lacks it."""
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
 
@@ -160,7 +165,7 @@ class HubTokenizer:
 
     @cached_property
     def _adds_bos(self) -> bool:
-        """Whether the tokenizer itself begins sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
+        """Whether the tokenizer itself starts sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
         return bool(self._backend.encode("a").ids[:1] == [self.bos_token_id])
 
 

@@ -39,6 +39,7 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
     else:
         files = sorted(path for path in source.path.rglob("*") if path.is_file() and _counts(path, source.path))
     for path in files:
+        # Zero bytes end names and sizes: otherwise different lists of files could give the same bytes.
         digest.update(f"{path.relative_to(source.path.parent)}\0".encode())
         _add(digest, path)
     return f"sha256:{digest.hexdigest()}"
@@ -58,8 +59,10 @@ def _add(digest: hashlib._Hash, path: Path) -> None:
             while block := file.read(1 << 20):
                 digest.update(block)
             return
+        # A change between the parts that are hashed would not show otherwise.
         digest.update(f"{status.st_mtime_ns}\0".encode())
         for part in range(_PARTS):
+            # The first part starts the file, and the last one ends it.
             file.seek((status.st_size - _PART) * part // (_PARTS - 1))
             digest.update(file.read(_PART))
 
@@ -71,6 +74,7 @@ def _commit(repo: str, revision: str | None, hub: HubOptions) -> str | None:
     if revision and _COMMIT.fullmatch(revision):
         return revision
     cache = Path(hub.cache_dir or constants.HF_HUB_CACHE)
+    # The cache stores the commit of each branch or tag in ``refs/<name>``.
     reference = cache / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / (revision or "main")
     try:
         return reference.read_text(encoding="utf-8").strip()

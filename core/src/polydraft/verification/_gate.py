@@ -58,7 +58,7 @@ class Gate:
             self._check(self._find(self.subject))
 
     def after(self, running: RunningInfo) -> RunningInfo:
-        """What really runs, with its verification.
+        """Add the stored verification to the running info.
 
         Raises:
             NotVerifiedError: It was verified with another dtype or on another device, and it is required.

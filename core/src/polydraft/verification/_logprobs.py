@@ -57,6 +57,7 @@ def tie_from_logprobs(
 
     noise = []
     step = max(1, position // _SAMPLES)
+    # From 1: token 0 comes from a prefill both times.
     for index in range(1, position, step):
         left, right = _by_token(plain.logprobs[index]), _by_token(prefilled(index))
         noise += [abs(left[token] - right[token]) for token in left.keys() & right.keys()]
@@ -66,6 +67,7 @@ def tie_from_logprobs(
     return Tie(
         source="logprobs",
         values=(own, other),
+        # A difference of log-probabilities is one of logits: the normaliser cancels.
         margin=None if other is None else own - other,
         noise=max(noise, default=None),
         control=(prefilled(position).token_id,),

@@ -41,9 +41,9 @@ class Noise:
     """Largest differences of one logit between computations that should agree."""
 
     rows: float
-    """Between a token run in a step of its own, and as one row of a step of several."""
+    """Between a token run in a single-token step, and as one row of a step of several."""
     prefill: float
-    """Between a token run in a step of its own, and as the last of a prefill."""
+    """Between a token run in a single-token step, and as the last of a prefill."""
     largest_logit: float
 
     @property
@@ -64,6 +64,7 @@ class Noise:
         epsilon = epsilon_of(dtype)
         rounding = _ROUNDINGS.get(dtype.rpartition(".")[2], _HALF_ROUNDINGS) * epsilon * self.largest_logit
         below_dtype = _GROWTH * min(self.prefill, EPSILON["bfloat16"] * self.largest_logit)
+        # At least one rounding: an engine whose ways agree bit by bit here may differ by one elsewhere.
         own = _GROWTH * max(self.most, epsilon * self.largest_logit)
         return min(max(rounding, below_dtype), own)
 
@@ -98,6 +99,7 @@ def difference(left: Logits, right: Logits) -> float:
     """Largest absolute difference of two rows of logits; entries that are the same infinity do not differ."""
     with np.errstate(invalid="ignore"):
         gaps = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    # inf - inf is NaN, and means no difference.
     gaps[left == right] = 0.0
     return float(gaps.max())
 
@@ -106,7 +108,7 @@ def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -
     """Measure the noise on one context: its second half is run one token at a time, in larger steps, and by prefills.
 
     Args:
-        engine: The engine. Sequences of its own are opened, one at a time.
+        engine: The engine; new sequences are opened, one at a time.
         token_ids: At least two tokens, better ``3 * rows``, and well inside any sliding window: then the KV cache has
             no part in what is measured.
         rows: Tokens of the larger steps, at most ``engine.max_draft_tokens + 1``.
@@ -131,9 +133,11 @@ def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -
         return row
 
     single, several = steps(1), steps(rows)
+    # Row i of ``single`` follows token half + i, so its prefill has half + i + 1 tokens.
     fresh = [prefilled(half + index + 1) for index in range(len(single))]
     return Noise(
         rows=max(map(difference, single, several)),
         prefill=max(map(difference, single, fresh)),
+        # Finite ones only: a model may give -inf for ids that it never chooses.
         largest_logit=float(max(np.abs(row[np.isfinite(row)]).max(initial=0.0) for row in single)),
     )

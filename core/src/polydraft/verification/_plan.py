@@ -1,4 +1,4 @@
-"""What a verification decodes: prompts in the target's own tokens, the most telling ones first."""
+"""Prompts for a verification, in the target's own tokens, the most telling ones first."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PlannedCase:
 
 
 def sliding_window(config: dict[str, Any]) -> int | None:
-    """The sliding window of a target's config, in tokens; None where there is none."""
+    """The sliding window of a target's config, in tokens; None if it has none."""
     text = config.get("text_config", config)
     window = text.get("sliding_window") if isinstance(text, dict) else None
     return window if isinstance(window, int) and window > 0 else None
@@ -81,9 +81,11 @@ def planned_cases(
     """
     most = context_length // 2
     texts = {name: _tokens(tokenizer, text, index) for index, (name, text) in enumerate(_TEXTS.items())}
+    # Past twice the window, so that a ring buffer has wrapped around, and not at a multiple of it.
     long = (window or _NO_WINDOW) * 2 + 3
     lengths = [("past the sliding window" if window else "long", long)]
     if window:
+        # The prompt ends 8 tokens before the edge: the output crosses it within its first rounds.
         lengths.append(("across the sliding window's edge", max(2, window - 8)))
     for number in range(1 << 30):
         short: list[PlannedCase] = []
@@ -94,6 +96,7 @@ def planned_cases(
         ]
         longer = [PlannedCase(name, _piece(texts["code"], min(length, most), number)) for name, length in lengths]
         sampled = [
+            # There are fewer than 17 cases in a pass, so every seed differs.
             PlannedCase(case.prompt, case.token_ids, {"temperature": temperature, "seed": 17 * number + index})
             for index, (case, temperature) in enumerate(zip([*short, *longer], cycle(_TEMPERATURES), strict=False))
             if seeds
@@ -111,6 +114,7 @@ def _tokens(tokenizer: Tokenizer, text: str, index: int) -> tuple[tuple[int, ...
     try:
         return start, tuple(tokenizer.encode(text))
     except PolydraftError:
+        # Multiples of a prime are spread over the vocabulary.
         count = tokenizer.vocab_size
         return start, tuple((7919 * position + 104729 * index) % count for position in range(97))
 

@@ -1,4 +1,4 @@
-"""What a verification finds, as it is kept and printed."""
+"""Records of a verification, as stored and printed."""
 
 from __future__ import annotations
 

@@ -170,6 +170,7 @@ class _Check:
         plain, speculative = results["off"], results["on"]
         cut = min(len(plain.token_ids), len(speculative.token_ids))
         ended = "cancelled" in (plain.finish_reason, speculative.finish_reason)
+        # A cancelled output shows nothing beyond its end; two finished ones must also end at the same token.
         expected, other = (result.token_ids[: cut if ended else None] for result in (plain, speculative))
         if ended and cut < 3:  # the first token is the prefill's: no round has been compared
             return None
@@ -197,6 +198,7 @@ class _Check:
         for way in ("off", "on"):
             found = self._generate(planned, way, _WARM_UP, self.deadline)
             if found is not None:
+                # Seconds per token, summed over both ways: a case decodes each token twice.
                 seconds += (found.stats.decode_seconds or 0.0) / max(1, found.stats.num_tokens - 1)
         room = self.session.running.context_length - len(planned.token_ids)
         wanted = int(limit * _SHARE / seconds) if seconds else _NEW_TOKENS
@@ -220,5 +222,6 @@ class _Check:
         if result is None:
             raise EngineError("The session ended a stream without a result.", "Tell the plugin's author.")
         seconds = result.stats.prefill_seconds or 0.0
+        # The worst rate, slowly forgotten: one slow prefill must not exclude long prompts for good.
         self._prefill_rate = max(self._prefill_rate * 0.9, seconds / len(planned.token_ids))
         return result if result.token_ids else None

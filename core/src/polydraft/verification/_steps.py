@@ -46,11 +46,12 @@ def measure_tie(
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
 
     The blocks are the control. They hold what plain decoding chose, so neither a drafter nor a rollback takes part. The
-    output is run once for each place that the position can have in its block. An engine whose blocks are wrong would
-    excuse itself; therefore their noise is compared with what rounding explains (``Tie.explained``).
+    output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
+    their own error would widen the tolerance; so their noise is compared with what rounding explains
+    (``Tie.explained``).
 
     Args:
-        engine: The engine; sequences of its own are opened, one at a time.
+        engine: The engine; new sequences are opened, one at a time.
         request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p) are applied in the control's
             choices, but are not part of the margin; ``Tie.cut`` says where they decide.
         expected: Plain output.
@@ -78,6 +79,7 @@ def measure_tie(
     margin = ahead(plain[position])
     settings = request.settings
     filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p)
+    # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
     for offset in range(k + 1):
         for row in _run(engine, request, output, k + 1, offset, shown):
@@ -87,6 +89,7 @@ def measure_tie(
             if row.index == position:
                 control.append(row.choice)
                 noise_here.append(gap)
+                # Likewise in the control: the other token was chosen from behind.
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
             elif row.index > 0:  # index 0 comes from the same prefill in both
                 noise.append(gap)
@@ -130,7 +133,7 @@ class _Replay(RuleSampler):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What one token of the output is chosen from."""
+    """Logits and choice for one output token."""
 
     index: int
     """Of the output."""
@@ -139,7 +142,7 @@ class _Row:
     raw: Logits
     """The same before biases, penalties and processors."""
     choice: int
-    """What the rule chooses."""
+    """The rule's choice."""
 
 
 def _run(
@@ -148,6 +151,7 @@ def _run(
     """Run prompt and output in blocks (the first of ``offset`` tokens, if any); yields the rows in ``shown``."""
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
     run = output[:-1]  # nothing is chosen after the last token
+    # A set, since an offset of 0 would give an empty first block.
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
     with closing(_Replay(ops, request)) as sampler, closing(engine.open_sequence()) as sequence:
 
@@ -157,13 +161,14 @@ def _run(
                     seen, raw = sampler.seen[len(prompt) + index], sampler.raw[len(prompt) + index]
                     yield _Row(index, ops.numpy(seen)[0], ops.numpy(raw)[0], choice)
 
+        # Prefill chooses output token 0, and the step that runs output token i chooses token i + 1.
         yield from rows(sequence.prefill(prompt, sampler), 0)
         for start, end in pairwise(cuts):
             yield from rows(sequence.verify(run[start:end], sampler), start + 1)
 
 
 def _noise_terms(request: TokenRequest, position: int, token_ids: tuple[int, int]) -> tuple[float, float]:
-    """What sampling adds to the two tokens' logits: Gumbel noise times the temperature."""
+    """Gumbel noise times the temperature, which sampling adds to the two tokens' logits."""
     if request.settings.temperature == 0.0:
         return 0.0, 0.0
     ops = NumpyOps()

@@ -24,7 +24,7 @@ _LOADED_ONLY = {"dtype", "device"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found for a subject."""
+    """The stored verification of a subject, or why none applies."""
 
     verification: Verification | None
     why_not: str = ""
@@ -45,6 +45,7 @@ def save(verification: Verification) -> Path:
         OSError: The folder cannot be written.
     """
     subject = verification.subject.model_dump_json()
+    # Named by the subject alone: a newer verification of it replaces this file.
     path = folder() / f"{hashlib.sha256(subject.encode()).hexdigest()[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may save at once: a reader must never see half a file.
@@ -80,9 +81,11 @@ def find(subject: Subject) -> Found:
         else:
             fitting.append(kept)
     if fitting:
+        # ISO 8601 in UTC sorts as text. With dtype and device known the newest counts, even if it failed.
         return Found(max(fitting, key=lambda kept: (kept.passes or not ignored, kept.created)))
     if not others:
         return Found(None, f"{subject.target} has not been verified here with {subject.backend}.")
+    # The one with the fewest differences explains best.
     different, kept = min(others, key=lambda entry: len(entry[0]))
     return Found(
         None,

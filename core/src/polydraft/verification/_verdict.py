@@ -26,7 +26,7 @@ MARGIN_LIMIT = 2.0
 
 
 class Tie(Record):
-    """What was measured at the first token that differs. Nothing in it comes from a run with a drafter."""
+    """Measurements at the first token that differs. Nothing in it comes from a run with a drafter."""
 
     source: Literal["logits", "logprobs"]
     values: tuple[float | None, float | None] = Field(
@@ -57,7 +57,7 @@ class Tie(Record):
     cut: bool = Field(
         default=False,
         description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
-        "control: its edge lies between them, and the margin says nothing.",
+        "control: the filter's cut-off lies between them, so the margin is meaningless.",
     )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
@@ -149,6 +149,7 @@ def _fault(tie: Tie, other: int) -> str:
         return "The other token is not among the best ones that the engine reports, so it was far behind."
     # What is not finite has become None: it is measured wherever ``explained`` is.
     largest = math.inf if tie.steps is None else tie.steps
+    # Whatever the margin: an engine whose steps are wrong would otherwise set its own tolerance.
     if tie.explained is not None and largest > tie.explained:
         return (
             f"Logits of steps of several tokens are {largest:.3g} off those of single steps, more than rounding "
@@ -158,15 +159,16 @@ def _fault(tie: Tie, other: int) -> str:
         return "There is no other position to measure the numeric noise at."
     # The noise at the position itself is left out on purpose. Where the control flips, the two logits have together
     # moved by at least the margin, so the margin would always lie within twice that noise: the rule would decide
-    # nothing, and a defect at this one place (the window's edge, the ring's end) would excuse itself. The price: where
-    # only here the routing of a mixture of experts flips, a tie counts as DIVERGED (1 of 480 bfloat16 outputs of
-    # tiny-26b).
+    # nothing, and a defect at this one place (the window's edge, the ring's end) would hide itself: its own error would
+    # widen the tolerance. The price: where only here the routing of a mixture of experts flips, a tie counts as
+    # DIVERGED (1 of 480 bfloat16 outputs of tiny-26b).
     if not tie.cut and abs(tie.margin) > MARGIN_LIMIT * tie.noise:
         here = "" if tie.noise_here is None else f" ({tie.noise_here:.3g} at this position, which does not count)"
         return (
             f"The two tokens are {tie.margin:.3g} apart in {tie.source}, but the numeric noise measured around them is "
             f"{tie.noise:.3g}{here}."
         )
+    # A small margin is not enough: rounding must be seen to flip this choice without a drafter.
     if other not in tie.control:
         return (
             f"The two tokens are nearly tied ({tie.margin:.3g} apart, noise {tie.noise:.3g}), but the control without "

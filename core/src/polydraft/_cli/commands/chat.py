@@ -73,6 +73,7 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
         try:
             result = conversation.say(message, view.chunk)
         except (InvalidRequestError, UnsupportedError) as error:
+            # The conversation continues: the message can be changed and sent again.
             report(error, debug=debug)
             continue
         finally:

@@ -81,6 +81,7 @@ def generate(
         how = {**given, "speculate": "off"} if plain else given
         try:
             result = _stream_answer(session, what, how, view.chunk if view else None)
+        # After Ctrl+C, too: a message must not continue the line of the answer.
         except BaseException:
             if view is not None:
                 view.break_off()

@@ -47,6 +47,7 @@ def serve(
     typer.echo(shown(command), err=True)
     environment = {**os.environ, **command.environment}
     if os.name == "posix":  # this process becomes the server: a signal to it leaves none behind
+        # exec does not flush Python's buffers.
         sys.stdout.flush()
         sys.stderr.flush()
         os.execvpe(command.arguments[0], command.arguments, environment)

@@ -1,1 +1,1 @@
-"""What the commands show. Nothing here decides anything; nothing else writes."""
+"""Rendering only: tables, reports and JSON from results; no decisions here."""

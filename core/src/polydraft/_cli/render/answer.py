@@ -40,7 +40,7 @@ class AnswerView:
         self._last = "\n"
 
     def legend(self) -> None:
-        """Explain the colours, or say that there are none."""
+        """Explain the colours, or say that the terminal shows none."""
         if not self._show_drafts:
             return
         if self._colours:
@@ -81,6 +81,7 @@ class AnswerView:
         return "".join(self._styled(piece.text, _DRAFT if piece.is_draft else "") for piece in chunk.segments)
 
     def _styled(self, text: str, style: str = "") -> str:
+        # Files and pipes get the text unchanged.
         text = visible(text) if self._terminal else text
         return f"{style}{text}{_RESET}" if style and text and self._colours else text
 
