@@ -47,7 +47,7 @@ def words(argument: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else []
     if isinstance(value, Mapping):
-        value = [f"{name}={json.dumps(entry)}" for name, entry in value.items()]
+        value = [f"{name}={'...' if entry is ... else json.dumps(entry)}" for name, entry in value.items()]
     if not isinstance(value, list | tuple):
         value = ["none" if value is None else str(value)]
     return [word for entry in value for word in (flag, str(entry))]

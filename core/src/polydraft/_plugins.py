@@ -159,7 +159,7 @@ class PluginHost:
             if status.state == "disabled":
                 return BackendNotFoundError(
                     f"The backend {name!r} is not available: its plugin is disabled.",
-                    f"Take {status.name!r} out of {_VARIABLE} (or of the disabled= argument).",
+                    f"Take {status.name!r} out of {_VARIABLE} (or of the argument `disabled`).",
                 )
         broken = [
             f"{status.name} ({status.reason.rstrip('.')})" for status in self.statuses() if status.state == "broken"

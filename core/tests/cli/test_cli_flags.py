@@ -18,6 +18,7 @@ from polydraft._flags import in_flags
         ("Not `logit_bias={[1]: 2}`.", "Not `--logit-bias {[1]: 2}`."),
         ("Not `engine_options={'a': {1, 2}}`.", "Not `--engine-option {'a': {1, 2}}`."),
         ("Cut: `dtype='flo...`", "Cut: `--dtype 'flo...`"),
+        ("Give `engine_options={'url': ...}`.", "Give `--engine-option url=...`."),
     ],
 )
 def test_arguments_between_backticks_become_flags(sentence, shown):

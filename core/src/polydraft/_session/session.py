@@ -260,7 +260,7 @@ class Session:
             self._engine.check_settings(settings)
         if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
             raise UnsupportedError(
-                "Stop strings were given, and this model has no tokenizer to find them.", "Give stop_token_ids."
+                "Stop strings were given, and this model has no tokenizer to find them.", "Give `stop_token_ids`."
             )
         encoded = encode_prompt(
             prompt,
@@ -273,7 +273,7 @@ class Session:
         if len(encoded.token_ids) >= context:
             raise ContextLengthError(
                 f"The prompt has {len(encoded.token_ids)} tokens, and the context holds {context}, output included.",
-                "Shorten the prompt, or load the model with a larger context_length if it has one.",
+                "Shorten the prompt, or load the model with a larger `context_length` if it has one.",
             )
         room = min(settings.max_new_tokens, context - len(encoded.token_ids))
         off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
@@ -308,7 +308,7 @@ class Session:
     def _off_reason(self, speculate: Speculate, settings: GenerationSettings, room: int) -> OffReason | None:
         """Why this call does not speculate, or None; ``room`` is how many tokens it may generate."""
         if speculate not in ("auto", "on", "off"):
-            raise InvalidRequestError(f"speculate is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
+            raise InvalidRequestError(f"`speculate` is {speculate!r}.", "Give 'auto', 'on' or 'off'.")
         if speculate == "off":
             return reasons.by_caller("`speculate='off'`")
         off = None

@@ -22,7 +22,7 @@ _LONGEST_SHOWN = 200
 _OBLIGATORY = frozenset({"max_new_tokens", "stop", "stop_token_ids", "ignore_eos"})
 _ALLOWED = {
     "max_new_tokens": "a whole number of at least 1",
-    "min_new_tokens": "a whole number of at least 0, not above max_new_tokens",
+    "min_new_tokens": "a whole number of at least 0, not above `max_new_tokens`",
     "temperature": "0 (greedy), or a number from 1e-6 to 1e6",
     "top_p": "a number above 0 and at most 1",
     "top_k": "a whole number of at least 0 (0 keeps all tokens)",

@@ -179,7 +179,7 @@ class ServerProcess:
             self._discard_log.detach()
             raise EngineError(
                 f"{self.name} was not ready within {seconds:g} seconds.",
-                f"Give start_timeout a larger value, or look at its log: {self.log}",
+                f"Give `start_timeout` a larger value, or look at its log: {self.log}",
             )
         except BaseException:
             self.stop()

@@ -33,7 +33,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
     """
     if not callable(processor):
         raise InvalidRequestError(
-            f"logits_processor is {processor!r}, which cannot be called.",
+            f"`logits_processor` is {processor!r}, which cannot be called.",
             "Give a function (prefix_ids, logits) -> logits.",
             argument="logits_processor",
         )
@@ -46,7 +46,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
     else:
         name = processor.__qualname__ if isinstance(processor, type) else type(processor).__qualname__
         raise InvalidRequestError(
-            f"logits_processor is {'the class' if isinstance(processor, type) else 'an object of'} {name}, which may "
+            f"`logits_processor` is {'the class' if isinstance(processor, type) else 'an object of'} {name}, which may "
             "keep a state that cannot be taken back when a draft is rejected.",
             "Give it accept(token_id) and rollback(num_tokens), or, if it keeps no state, wrap it in a function.",
             argument="logits_processor",
@@ -55,7 +55,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
     target = processor if kind == "pure" else type(processor).__call__
     if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target):
         raise InvalidRequestError(
-            "logits_processor is a coroutine or generator function.",
+            "`logits_processor` is a coroutine or generator function.",
             "Give a function that returns the logits.",
             argument="logits_processor",
         )
@@ -63,7 +63,7 @@ def processor_kind(processor: Any) -> Literal["pure", "stateful"]:
         inspect.signature(processor).bind((), None)
     except TypeError as error:
         raise InvalidRequestError(
-            f"logits_processor cannot be called with two arguments: {error}.",
+            f"`logits_processor` cannot be called with two arguments: {error}.",
             "Give a function (prefix_ids, logits) -> logits.",
             argument="logits_processor",
         ) from error
@@ -113,7 +113,7 @@ class ProcessorRun:
             with _IN_USE_LOCK:
                 if id(processor) in _IN_USE:
                     raise InvalidRequestError(
-                        "This logits_processor keeps a state, and another generation is using it.",
+                        "This `logits_processor` keeps a state, and another generation is using it.",
                         "Make one for each generation that runs at the same time.",
                         argument="logits_processor",
                     )

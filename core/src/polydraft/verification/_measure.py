@@ -61,7 +61,7 @@ def judge_outputs(
     def measure(position: int) -> Tie | str:
         running = session.running
         if running.exactness == "bitwise":
-            return "exactness='bitwise' promises equal bits: near ties do not count."
+            return "`exactness='bitwise'` promises equal bits: near ties do not count."
         if isinstance(session.engine, SteppingEngine) and capabilities.exposes_logits:
             request = TokenRequest(
                 prompt_token_ids=tuple(prompt_token_ids),

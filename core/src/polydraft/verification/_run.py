@@ -99,11 +99,11 @@ def check_session(
     elif not seeds:
         notes.append(f"Greedy outputs only: the backend {running.backend} does not claim that seeds repeat.")
     notes += [
-        f"There was no time for a prompt of this kind: {name}. A longer --time-limit includes it."
+        f"There was no time for a prompt of this kind: {name}. A longer `time_limit` includes it."
         for name in sorted(skipped - {case.prompt for case in check.cases})
     ]
     if (compared := sum(case.num_tokens for case in check.cases)) < _FEW:
-        notes.append(f"Only {compared} tokens were compared: a longer --time-limit says more.")
+        notes.append(f"Only {compared} tokens were compared: a longer `time_limit` says more.")
     if running.exactness == "bitwise":
         notes.append("Plain decoding ran in steps of the same fixed shape; ordinary plain decoding may be faster.")
     return Verification(

@@ -64,7 +64,7 @@ class LlamaCppBackend(Backend):
         notes = [bindings.library().llama_print_system_info().decode(errors="replace").strip(" |\n")]
         if reason := bindings.missing_for_mtp():
             notes.append(
-                f"{reason} engine_options={{'allow_untested': True}} runs MTP nevertheless, if it is exported."
+                f"{reason} `engine_options={{'allow_untested': True}}` runs MTP nevertheless, if it is exported."
             )
         if len(found) == 1:
             notes.append("Built for the CPU only. " + _gpu_hint())

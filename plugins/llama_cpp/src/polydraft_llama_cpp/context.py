@@ -73,7 +73,7 @@ class Context:
             raise OutOfMemoryError(
                 f"llama.cpp cannot create a context of {settings.length} tokens for {model.name}: "
                 f"{recent_errors() or 'it gives no reason'}.",
-                "Give a smaller context_length.",
+                "Give a smaller `context_length`.",
             )
         self._memory: Any = lib.llama_get_memory(self.pointer)
         if not self._memory:  # without a cache llama.cpp only encodes, and aborts when asked for logits
@@ -162,14 +162,14 @@ class Context:
         lib = library()
         # Sequence 0 from ``length`` to the end (-1).
         if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use drafter=None.")
+            raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use `drafter=None`.")
         if self.model.window and length:
             first = lib.llama_memory_seq_pos_min(self._memory, 0)
             # The next token, at ``length``, attends to positions from length - window + 1 on.
             if first > max(0, length - self.model.window + 1):
                 raise EngineError(
                     f"The sliding window's cache starts at token {first}, too late to go back to {length} tokens.",
-                    "Give engine_options={'swa_full': True}.",
+                    "Give `engine_options={'swa_full': True}`.",
                 )
 
     def clear(self) -> None:
@@ -195,12 +195,12 @@ def _failure(code: int, count: int, position: int, length: int) -> EngineError |
     if code == 1:
         return EngineError(
             f"The cache of {length} tokens has no room for {count} more at position {position}.",
-            "Load the model with a larger context_length.",
+            "Load the model with a larger `context_length`.",
         )
     if code == -2:
         return OutOfMemoryError(
             f"llama.cpp could not allocate memory for {count} tokens at position {position}. {said}".rstrip(),
-            "Give a smaller context_length or n_batch.",
+            "Give a smaller `context_length` or `n_batch`.",
         )
     return EngineError(
         f"llama_decode failed with code {code} for {count} tokens at position {position}. {said}".rstrip(),

@@ -89,12 +89,12 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
         raise PairMismatchError(
             f"{plan.drafter.id} has the architecture {drafter.header.architecture!r}; as an MTP drafter, llama.cpp "
             "runs only gemma4-assistant.",
-            "Give the target's assistant, or drafter='ngram'.",
+            "Give the target's assistant, or `drafter='ngram'`.",
         )
     if tokens_of(target.header) != tokens_of(drafter.header):
         raise PairMismatchError(
             f"{request.target.id} and {plan.drafter.id} do not have the same tokens.",
-            "Choose a drafter made for this target (`polydraft pairs` lists them), or drafter='ngram'.",
+            "Choose a drafter made for this target (`polydraft pairs` lists them), or `drafter='ngram'`.",
         )
     return target, drafter
 
@@ -115,8 +115,8 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
         wanted = _WEIGHTS.get(request.dtype, request.dtype)
         if wanted != file.weights:
             raise InvalidRequestError(
-                f"dtype is {request.dtype!r}, and the weights of {source.id} are {file.dtype}.",
-                "Give dtype='auto', or a GGUF file of that dtype.",
+                f"`dtype` is {request.dtype!r}, and the weights of {source.id} are {file.dtype}.",
+                "Give `dtype='auto'`, or a GGUF file of that dtype.",
             )
     return file
 
@@ -125,5 +125,5 @@ def _wanted(source: ModelSource, dtype: str) -> WeightType:
     if dtype == "auto":
         return _WEIGHTS.get(checkpoint_dtype(source.config), "f32")
     if dtype not in _WEIGHTS:
-        raise InvalidRequestError(f"dtype is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
+        raise InvalidRequestError(f"`dtype` is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
     return _WEIGHTS[dtype]

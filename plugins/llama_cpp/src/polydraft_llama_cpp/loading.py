@@ -55,7 +55,8 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
     options.check_batch(step_rows(request))
     if is_mtp and (reason := missing_for_mtp(allow_untested=options.allow_untested)):
         raise SpeculationUnavailableError(
-            reason, "Install a tested version, give engine_options={'allow_untested': True}, or use drafter='ngram'."
+            reason,
+            "Install a tested version, give `engine_options={'allow_untested': True}`, or use `drafter='ngram'`.",
         )
     device = find_device(request.device)
     draft_device = find_device(options.device_draft) if options.device_draft else device
@@ -64,7 +65,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
     check_layers("n_gpu_layers_draft", options.n_gpu_layers_draft, on_gpu=_on_gpu(draft_device))
     if request.exactness == "bitwise" and on_gpu:
         raise UnsupportedError(
-            "exactness='bitwise' has been measured with llama.cpp on the CPU only.", "Use device='cpu'."
+            "`exactness='bitwise'` has been measured with llama.cpp on the CPU only.", "Use `device='cpu'`."
         )
     target, drafter = fetch_pair(request)
     settings, length, note = _settings(request, options, target, drafter, on_gpu=on_gpu)
@@ -100,7 +101,7 @@ def _with_n_ctx(request: LoadRequest, options: LlamaCppOptions) -> LoadRequest:
         return request
     if request.context_length not in {None, options.n_ctx}:
         raise InvalidRequestError(
-            f"context_length is {request.context_length}, and n_ctx {options.n_ctx}.",
+            f"`context_length` is {request.context_length}, and `n_ctx` {options.n_ctx}.",
             "Give one of them: they mean the same.",
         )
     return request.model_copy(update={"context_length": options.n_ctx})
@@ -125,7 +126,7 @@ def _model(file: GgufFile, device: Device | None, layers: int | None, request: L
     if model.is_recurrent and request.plan.kind is not None:
         raise SpeculationUnavailableError(
             f"{model.name} has recurrent layers, and llama.cpp cannot restore their state when a draft is rejected.",
-            "Use drafter=None." if model.name == request.target.id else "Use another drafter, or drafter=None.",
+            "Use `drafter=None`." if model.name == request.target.id else "Use another drafter, or `drafter=None`.",
         )
     return model
 
@@ -172,7 +173,7 @@ def _context_length(request: LoadRequest, target: GgufFile, needed: Callable[[in
             raise OutOfMemoryError(
                 f"A context of {own} tokens needs about {needed(own) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
                 "of memory are free.",
-                "Give a smaller context_length, or engine_options={'type_k': 'q8_0', 'type_v': 'q8_0'}.",
+                "Give a smaller `context_length`, or `engine_options={'type_k': 'q8_0', 'type_v': 'q8_0'}`.",
             )
         return own, ""
     length = own
@@ -188,7 +189,7 @@ def _free_after(weights: int) -> int:
     if weights > free:
         raise OutOfMemoryError(
             f"The weights take {weights / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free.",
-            "Give mmap=True and mlock=False, or a smaller file.",
+            "Give `mmap=True` and `mlock=False`, or a smaller file.",
         )
     return free - weights
 

@@ -43,7 +43,7 @@ class CommonOptions(EngineOptions):
         """
         if self.n_batch < rows:
             raise InvalidRequestError(
-                f"n_batch is {self.n_batch}, and a step runs {rows} tokens.", f"Give at least n_batch={rows}."
+                f"n_batch is {self.n_batch}, and a step runs {rows} tokens.", f"Give at least `n_batch={rows}`."
             )
 
     def cache_types(self, weights: str) -> tuple[str, str]:
@@ -62,7 +62,7 @@ class CommonOptions(EngineOptions):
         if quantized and self.flash_attn == "off":
             raise InvalidRequestError(
                 f"type_v is {type_v}, and flash_attn off: llama.cpp needs flash attention for quantized values.",
-                "Give flash_attn='auto', or type_v='f16'.",
+                "Give `flash_attn='auto'`, or `type_v='f16'`.",
             )
         return self.flash_attn == "on" or (self.flash_attn == "auto" and (on_gpu or quantized))
 
@@ -70,12 +70,14 @@ class CommonOptions(EngineOptions):
 class LlamaCppOptions(CommonOptions):
     """``load(..., engine_options={"n_gpu_layers": 20, "threads": 8})``."""
 
-    n_ctx: int | None = Field(default=None, ge=1, description="The same as context_length of load; give one of them.")
+    n_ctx: int | None = Field(
+        default=None, ge=1, description="The same as `context_length` of `load`; give one of them."
+    )
     threads_batch: int | None = Field(default=None, ge=1, description="CPU threads for prompts; None: as threads.")
     mmap: bool = Field(default=True, description="Map the file instead of reading it.")
     mlock: bool = Field(default=False, description="Keep the weights in memory.")
     swa_full: bool = Field(
-        default=False, description="A cache of full length for sliding-window layers; exactness='bitwise' implies it."
+        default=False, description="A cache of full length for sliding-window layers; `exactness='bitwise'` implies it."
     )
     n_gpu_layers_draft: int | None = Field(
         default=None, ge=-1, description="The drafter's layers on the GPU; None: as n_gpu_layers."

@@ -54,7 +54,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
     """
     runtime = Runtime(find_device(request.device))
     if request.dtype != "auto" and request.dtype not in _DTYPES:
-        raise InvalidRequestError(f"dtype={request.dtype!r} is unknown.", f"Use auto, {', '.join(_DTYPES)}.")
+        raise InvalidRequestError(f"`dtype={request.dtype!r}` is unknown.", f"Use auto, {', '.join(_DTYPES)}.")
     plan = request.plan
     gemma4_default = 131_072 if is_gemma4(request.target.config) else None
     longest = text_config(request.target.config).get("max_position_embeddings") or gemma4_default
@@ -72,7 +72,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
                 if target.gemma4 is None:
                     raise UnsupportedError(
                         f"{request.target.id} is not a Gemma 4, and assistants draft only for these.",
-                        "Use a draft model, or drafter='ngram'.",
+                        "Use a draft model, or `drafter='ngram'`.",
                     )
                 models.append(load_assistant(plan.drafter, drafter_path, dtype))
                 drafter = MtpDrafter(models[1], target)
@@ -166,7 +166,7 @@ def _fit(
             raise OutOfMemoryError(
                 f"A context of {wanted} tokens needs {_gib(growing * wanted)} next to {_gib(weights)} of weights, and "
                 f"{runtime.name} has {_gib(free)} free.",
-                f"Give context_length={fits // 2} or less.",
+                f"Give `context_length={fits // 2}` or less.",
             )
         notes.append(f"The context is shortened from {wanted} to {fits} tokens to fit into memory.")
     return int(fits), notes

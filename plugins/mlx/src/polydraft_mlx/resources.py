@@ -65,7 +65,7 @@ class Runtime:
                 if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
                     raise OutOfMemoryError(
                         f"{what}, but memory ran out: {text or error!r}",
-                        "Give a smaller context_length, a shorter prompt, or a quantized model.",
+                        "Give a smaller `context_length`, a shorter prompt, or a quantized model.",
                     ) from error
                 if text.startswith("["):
                     raise EngineError(f"{what}, but MLX failed: {text}", "Report it with this message.") from error
@@ -99,7 +99,8 @@ def find_device(name: str) -> mx.Device:
     if wrong_kind or int(index or 0) >= count:
         raise DeviceError(
             f"The device {name} does not exist here; MLX {version('mlx')} has: {here}.",
-            "Use device='cpu', or a Mac with Apple silicon, or on Linux with an NVIDIA GPU: pip install 'mlx[cuda13]'.",
+            "Use `device='cpu'`, or a Mac with Apple silicon, or on Linux with an NVIDIA GPU: "
+            "pip install 'mlx[cuda13]'.",
         )
     return mx.Device(mx.gpu, int(index or 0))
 

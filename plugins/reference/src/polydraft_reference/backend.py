@@ -66,7 +66,7 @@ class ReferenceBackend(Backend):
             raise UnsupportedError(reason, "Load builtin:toy, or use another backend.")
         if request.plan.num_speculative_tokens > _MAX_DRAFT_TOKENS:
             raise UnsupportedError(
-                f"num_speculative_tokens={request.plan.num_speculative_tokens} is too large.",
+                f"`num_speculative_tokens={request.plan.num_speculative_tokens}` is too large.",
                 f"The reference engine drafts at most {_MAX_DRAFT_TOKENS} tokens per round.",
             )
         return load_pair(request)

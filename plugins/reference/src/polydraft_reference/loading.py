@@ -28,7 +28,7 @@ def load_pair(request: LoadRequest) -> ReferenceEngine:
         ContextLengthError: The model's context is shorter than ``context_length``.
     """
     if request.device not in {"auto", "cpu"}:
-        raise DeviceError(f"The reference engine has no device {request.device!r}.", "Use device='cpu'.")
+        raise DeviceError(f"The reference engine has no device {request.device!r}.", "Use `device='cpu'`.")
     if request.dtype not in {"auto", "float32", "float64"}:
         raise UnsupportedError(f"The reference engine has no dtype {request.dtype!r}.", "Use float32 or float64.")
     dtype = "float32" if request.dtype == "auto" else request.dtype

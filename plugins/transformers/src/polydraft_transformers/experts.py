@@ -41,9 +41,9 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
     independent = {None, "batched_mm", *(("grouped_mm",) if one_kernel else ())}
     if fixed and named not in independent:
         raise UnsupportedError(
-            f"experts_implementation={named!r} groups the rows of a step by expert, and exactness='bitwise' needs rows "
-            "that do not depend on one another.",
-            "Leave the option out, give 'batched_mm', or use exactness='standard'.",
+            f"`experts_implementation={named!r}` groups the rows of a step by expert, and `exactness='bitwise'` needs "
+            "rows that do not depend on one another.",
+            "Leave the option out, give 'batched_mm', or use `exactness='standard'`.",
         )
     if on_gpu and named is None and (fixed or dtype == torch.float32):
         return "grouped_mm" if one_kernel else "batched_mm"
@@ -73,7 +73,7 @@ def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) ->
     if own_way or (mixture and not experts):
         raise UnsupportedError(
             f"The experts of {name} can only be run by the model's own code, which may mix the rows of a step.",
-            "Use exactness='standard'.",
+            "Use `exactness='standard'`.",
         )
 
 

@@ -107,7 +107,7 @@ def _model(
             )
             model.to(device=device)
     except (ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
-        hint = "Choose a smaller model, or dtype='bfloat16'."
+        hint = "Choose a smaller model, or `dtype='bfloat16'`."
         raise out_of_memory(error, f"loading {source.id}", hint) or ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
@@ -135,7 +135,7 @@ def _check_kv_fits(target: Decoder, context_length: int) -> None:
         raise OutOfMemoryError(
             f"A context of {context_length} tokens needs {needed / 2**30:.1f} GiB for its KV cache, and "
             f"{target.device} has {free / 2**30:.1f} GiB free.",
-            "Give a smaller context_length.",
+            "Give a smaller `context_length`.",
         )
 
 

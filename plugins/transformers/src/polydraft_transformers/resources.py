@@ -56,11 +56,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"The device {name} does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
-            "Use device='cpu', or install a CUDA build of torch (`polydraft doctor` shows the devices).",
+            "Use `device='cpu'`, or install a CUDA build of torch (`polydraft doctor` shows the devices).",
         )
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(
-            f"The transformers backend has not been tested on {device.type}.", "Use device='cpu' or 'cuda'."
+            f"The transformers backend has not been tested on {device.type}.", "Use `device='cpu'` or `device='cuda'`."
         )
     return device
 
@@ -68,7 +68,7 @@ def choose_device(name: str) -> torch.device:
 def check_dtype(name: str) -> None:
     """Refuse an unknown dtype with ``InvalidRequestError``."""
     if name != "auto" and name not in _DTYPES:
-        raise InvalidRequestError(f"dtype={name!r} is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
+        raise InvalidRequestError(f"`dtype={name!r}` is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
 
 
 def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.device) -> tuple[torch.dtype, str]:
@@ -103,7 +103,7 @@ def check_weights_fit(folders: Iterable[Path], dtype: torch.dtype, device: torch
     if needed > free:
         raise OutOfMemoryError(
             f"The weights need about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free.",
-            "Choose a smaller model, or dtype='bfloat16'.",
+            "Choose a smaller model, or `dtype='bfloat16'`.",
         )
 
 

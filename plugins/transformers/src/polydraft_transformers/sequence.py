@@ -164,7 +164,7 @@ class TransformersSequence(EngineSequence):
                 yield
         except BaseException as error:
             self._sound = False
-            memory_error = out_of_memory(error, what, "Give a smaller context_length or a shorter prompt.")
+            memory_error = out_of_memory(error, what, "Give a smaller `context_length` or a shorter prompt.")
             if memory_error is not None:
                 raise memory_error from error
             raise

@@ -28,7 +28,7 @@ def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | N
     if plan.kind == "draft-model" and {"sliding_attention", "full_attention"} <= set(layer_types(target.config)):
         return (
             f"{target.id} has sliding and full attention, and vLLM's draft-model proposer reads the block table of the "
-            "first KV group only: its output would be wrong. Use the target's assistant (mtp) or drafter='ngram'."
+            "first KV group only: its output would be wrong. Use the target's assistant (mtp) or `drafter='ngram'`."
         )
     for source in (target, plan.drafter) if cpu else ():
         unknown = sorted(_head_sizes(source.config) - CPU_HEAD_SIZES) if source is not None else []

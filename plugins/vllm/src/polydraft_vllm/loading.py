@@ -37,12 +37,12 @@ def load_pair(request: LoadRequest) -> VllmEngine:
     if options.data_parallel_size > 1:
         raise UnsupportedError(
             "data_parallel_size above 1 needs engines in several processes, and this backend has one.",
-            "Use backend='vllm-server', or `polydraft serve` with the option.",
+            "Use `backend='vllm-server'`, or `polydraft serve` with the option.",
         )
     if options.distributed_executor_backend == "ray" and installed.is_cpu_build:
         raise UnsupportedError(
             f"The CPU build {installed.distribution} {installed.version} has no Ray executor.",
-            "Use distributed_executor_backend='mp', or Ray Data with one session per machine (see the examples).",
+            "Use `distributed_executor_backend='mp'`, or Ray Data with one session per machine (see the examples).",
         )
     prepare_environment(cpu=installed.is_cpu_build)
     import vllm
@@ -113,5 +113,5 @@ def _test_sampling(engine: Any, installed: InstalledVllm) -> None:
         shut_down(engine, alone=not open_engines())
         raise BackendUnavailableError(
             f"{installed.distribution} {installed.version} samples wrongly with speculation on CPU: {faults[0]}.",
-            "Load with drafter=None, or use another backend; if VLLM_PLUGINS is set, add polydraft to it.",
+            "Load with `drafter=None`, or use another backend; if VLLM_PLUGINS is set, add polydraft to it.",
         )

@@ -59,7 +59,7 @@ def polydraft_faults() -> Iterable[FaultRecord]:
             severity="refuse",
             summary="A draft model for a target with sliding and full attention gives wrong greedy output: the "
             "proposer reads the block table of the first KV group.",
-            remedy="Use the target's assistant (mtp) or drafter='ngram'.",
+            remedy="Use the target's assistant (mtp) or `drafter='ngram'`.",
             link="https://github.com/vllm-project/vllm/issues/33133",
         )
     yield FaultRecord(

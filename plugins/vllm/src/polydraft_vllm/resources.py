@@ -53,7 +53,7 @@ def check_device(device: str) -> None:
     if ":" in device and not device.endswith(":0"):
         raise DeviceError(
             f"vLLM starts with the first GPU that it sees; it cannot be given the device {device}.",
-            "Set CUDA_VISIBLE_DEVICES before Python starts, and use device='cuda'.",
+            "Set CUDA_VISIBLE_DEVICES before Python starts, and use `device='cuda'`.",
         )
 
 
@@ -65,7 +65,9 @@ def check_dtype(name: str) -> str:
     """
     known = _DTYPES.get(name, name)
     if known not in _KNOWN_DTYPES:
-        raise InvalidRequestError(f"dtype={name!r} is unknown.", f"Give {', '.join(_KNOWN_DTYPES)}.", argument="dtype")
+        raise InvalidRequestError(
+            f"`dtype={name!r}` is unknown.", f"Give {', '.join(_KNOWN_DTYPES)}.", argument="dtype"
+        )
     return known
 
 

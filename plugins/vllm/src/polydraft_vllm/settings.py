@@ -61,7 +61,7 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
     """
     if settings.temperature > _LARGEST_TEMPERATURE:
         raise UnsupportedError(
-            f"temperature={settings.temperature} is above {_LARGEST_TEMPERATURE:g}, the highest that vLLM supports.",
+            f"`temperature={settings.temperature}` is above {_LARGEST_TEMPERATURE:g}, the highest that vLLM supports.",
             f"Give at most {_LARGEST_TEMPERATURE:g}.",
         )
     if 0 < settings.temperature < _LEAST_TEMPERATURE:
@@ -71,7 +71,7 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
         )
     if settings.min_p and speculates:
         raise UnsupportedError(
-            "vLLM does not support min_p in an engine that speculates.", "Leave it out, or load with drafter=None."
+            "vLLM does not support `min_p` in an engine that speculates.", "Leave it out, or load with `drafter=None`."
         )
 
 

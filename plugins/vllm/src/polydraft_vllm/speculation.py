@@ -79,8 +79,8 @@ def speculative_config(
     extra = dict(extra or {})
     if taken := sorted(_OURS & extra.keys()):
         raise InvalidRequestError(
-            f"The engine option speculative_config sets {', '.join(taken)}.",
-            "Give drafter= and num_speculative_tokens= to load instead.",
+            f"The engine option `speculative_config` sets {', '.join(taken)}.",
+            "Give `drafter` and `num_speculative_tokens` instead.",
         )
     draft_size = extra.get("draft_tensor_parallel_size")
     sizes = {tensor_parallel_size} if kind == "draft-model" else {1, tensor_parallel_size}
@@ -93,7 +93,7 @@ def speculative_config(
     config: dict[str, Any] = {"method": row.method, "num_speculative_tokens": k}
     if row.takes_model:
         if drafter is None:
-            raise InvalidRequestError(f"Speculation of kind {kind} needs a drafter.", "Give one as drafter=.")
+            raise InvalidRequestError(f"Speculation of kind {kind} needs a drafter.", "Give one as `drafter`.")
         name = str(drafter)
         marks = [mark for mark in _MISREAD if mark in name.lower()]
         if marks and kind in ("mtp", "draft-model"):

@@ -25,7 +25,7 @@ def start_error(error: BaseException, target: str) -> PolydraftError:
     said = f"vLLM cannot start {target}: {message}"
     if isinstance(error, MemoryError) or any(mark in message for mark in _MEMORY):
         return OutOfMemoryError(
-            said, "Give engine_options={'kv_cache_memory_bytes': ...} another value, or a smaller context_length."
+            said, "Give `engine_options={'kv_cache_memory_bytes': ...}` another value, or a smaller `context_length`."
         )
     if "failed to be inspected" in message:  # an import failed; only vLLM's log says which
         return ModelFormatError(

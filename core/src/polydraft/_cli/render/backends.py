@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.render.tables import FittingTable, to_json
+from polydraft._flags import in_flags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginS
     table = FittingTable("backend", "engine", "state", "drafters", "formats", "what it is")
     for backend in found:
         data = backend_data(backend)
-        state = data["state"] if data["usable"] else f"not usable: {data['problem']}"
+        state = data["state"] if data["usable"] else f"not usable: {in_flags(data['problem'])}"
         table.add_row(
             Text(data["name"], style="bold"),
             f"{data['engine']} {data['engine_version'] or ''}".strip(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.render.backends import backend_data, state_of
 from polydraft._cli.render.tables import gigabytes, to_json
+from polydraft._flags import in_flags
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,15 +139,15 @@ def _block(found: BackendDescription) -> list[Text]:
             what = ", ".join(part for part in (device.description, memory) if part)
             lines.append(_line("device", f"{device.name}: {what}" if what else device.name))
     if state.problem:
-        lines.append(_line("why", state.problem))
+        lines.append(_line("why", in_flags(state.problem)))
     if state.remedy:
-        lines.append(_line("fix", state.remedy))
+        lines.append(_line("fix", in_flags(state.remedy)))
     for fault, version in state.faults:
         does = "refused" if fault.severity == "refuse" else "warning"
         lines.append(_line("fault", f"{fault.distribution} {version}, {fault.affects} ({does}): {fault.summary}"))
-        lines.append(_line("", f"{fault.remedy} {fault.link}".strip()))
+        lines.append(_line("", f"{in_flags(fault.remedy)} {fault.link}".strip()))
     if diagnosis is not None:
-        lines += [Text(f"  {note}", style="dim") for note in diagnosis.notes]
+        lines += [Text(f"  {in_flags(note)}", style="dim") for note in diagnosis.notes]
     return lines
 
 

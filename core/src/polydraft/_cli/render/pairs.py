@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polydraft._cli.render.tables import FittingTable, to_json
+from polydraft._flags import in_flags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,8 @@ def pairs_table(found: Sequence[PairDescription], text: str | None) -> Renderabl
     faults = {fault.id: fault for pair in found for fault in pair.faults}
     lines = [
         Text(
-            f"\nKnown fault of {fault.distribution} {fault.versions} ({fault.affects}): {fault.summary} {fault.remedy}"
+            f"\nKnown fault of {fault.distribution} {fault.versions} ({fault.affects}): "
+            f"{fault.summary} {in_flags(fault.remedy)}"
         )
         for fault in faults.values()
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from polydraft._flags import in_flags
 from polydraft.verification import VERDICTS
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def verification_summary(found: Verification) -> RenderableType:
     lines: list[RenderableType] = [_verdict(found)]
     for case in found.cases:
         if case.judgement.verdict != "EXACT":
-            lines += [Text(case_line(case)), Text(f"  {case.judgement.reason} {_tie(case)}".rstrip(), style="dim")]
+            lines += [
+                Text(case_line(case)),
+                Text(f"  {in_flags(case.judgement.reason)} {_tie(case)}".rstrip(), style="dim"),
+            ]
     stats = found.stats
     rate = _NOT_REPORTED
     if stats.acceptance_rate is not None:
@@ -58,7 +62,7 @@ def verification_summary(found: Verification) -> RenderableType:
     length = _NOT_REPORTED if stats.mean_acceptance_length is None else f"{stats.mean_acceptance_length:.2f} tokens"
     lines.append(Text(f"acceptance: {rate}; mean acceptance length: {length}"))
     lines.append(Text(_speed(found)))
-    lines += [Text(note, style="dim") for note in found.notes]
+    lines += [Text(in_flags(note), style="dim") for note in found.notes]
     return Group(*lines)
 
 

@@ -33,7 +33,7 @@ class MtpDrafter:
         if extension().llama_get_ctx_other(self._context.pointer) != target.pointer:
             self._context.free()
             raise EngineError(
-                "llama.cpp created a drafter that does not share the target's memory.", "Use drafter='ngram'."
+                "llama.cpp created a drafter that does not share the target's memory.", "Use `drafter='ngram'`."
             )
 
     def propose(

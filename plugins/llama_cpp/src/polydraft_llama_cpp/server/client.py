@@ -93,7 +93,7 @@ def _parts(url: str) -> SplitResult:
             f"Set the API key in the environment variable {KEY_VARIABLE}.",
         )
     if not usable:
-        raise InvalidRequestError(f"url={url!r} is not the URL of a server.", "Give it as http://host:8080.")
+        raise InvalidRequestError(f"`url={url!r}` is not the URL of a server.", "Give it as http://host:8080.")
     return parts
 
 
@@ -116,5 +116,5 @@ def _refused(status: int, body: bytes) -> PolydraftError:
     except (ValueError, AttributeError):
         message, kind = body[:200].decode("utf-8", "replace"), ""
     if kind == "exceed_context_size_error":
-        return ContextLengthError(f"llama-server: {message}", "Load it with a larger context_length.")
+        return ContextLengthError(f"llama-server: {message}", "Load it with a larger `context_length`.")
     return EngineError(f"llama-server answered {status}: {message}", "Look at the server's log.")

@@ -61,7 +61,7 @@ class LlamaServerEngine(WholeEngine):
                 if self._start_plain is None:
                     raise UnsupportedError(
                         f"The server at {self.server.client.url} drafts for every request.",
-                        "Load a second session with drafter=None on a server without a drafter.",
+                        "Load a second session with `drafter=None` on a server without a drafter.",
                     )
                 self.plain_server = self._start_plain()
             return self.plain_server

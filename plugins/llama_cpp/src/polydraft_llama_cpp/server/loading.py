@@ -30,7 +30,7 @@ from polydraft_llama_cpp.tokenizer import GgufTokenizer
 __all__ = ["load_pair", "server_command"]
 
 _DEFAULT_CONTEXT = 8192
-_PLAIN_NOTE = "speculate='off' starts a second llama-server: one cannot turn drafts off for a request."
+_PLAIN_NOTE = "`speculate='off'` starts a second llama-server: one cannot turn drafts off for a request."
 
 
 class _Found(NamedTuple):

@@ -81,7 +81,7 @@ class Program:
             what = missing[0] if missing else f"--spec-type {SPEC_TYPES[kind]}"
             raise SpeculationUnavailableError(
                 f"{self.path} ({self.version}) does not have {what}.",
-                "Use a llama-server of 2026-10 or later (its commit 0c1e57098 was tested), or drafter=None.",
+                "Use a llama-server of 2026-10 or later (its commit 0c1e57098 was tested), or `drafter=None`.",
             )
 
     def has(self, flag: str) -> bool:
@@ -168,7 +168,7 @@ def _start_error(code: int, log: str) -> PolydraftError:
     """Why a server ended before it was ready."""
     said = " ".join(log.split())[-_LAST_WORDS:]
     if code == -9:  # SIGKILL, as the kernel sends it when memory runs out
-        return OutOfMemoryError("llama-server was killed while it loaded.", "Give a smaller context_length.")
+        return OutOfMemoryError("llama-server was killed while it loaded.", "Give a smaller `context_length`.")
     if "invalid argument" in said:
         return InvalidRequestError(
             f"llama-server rejects its command line. {said}",

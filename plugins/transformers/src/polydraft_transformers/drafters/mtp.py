@@ -40,7 +40,7 @@ class MtpDrafter:
         if not is_gemma4(assistant.model):
             raise UnsupportedError(
                 f"Drafters with layers of kind {type(assistant.model).__name__} are not supported.",
-                "Choose a Gemma 4 assistant, or drafter='ngram'.",
+                "Choose a Gemma 4 assistant, or `drafter='ngram'`.",
             )
         self.assistant = assistant
         shared = int(getattr(target.config, "num_kv_shared_layers", 0) or 0)

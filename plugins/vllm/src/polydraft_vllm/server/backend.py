@@ -28,7 +28,7 @@ class VllmServerBackend(VllmBackend):
         return Diagnosis(
             usable=True,
             devices=(DeviceRecord(name="cpu", description="the server's"),),
-            notes=(f"vLLM is not installed here: give engine_options={{'url': ...}}, or set {URL_VARIABLE}.",),
+            notes=(f"vLLM is not installed here: give `engine_options={{'url': ...}}`, or set {URL_VARIABLE}.",),
             rank=0,
         )
 

@@ -72,7 +72,7 @@ def base_url(text: str) -> str:
             f"Set the API key in the environment variable {KEY_VARIABLE}.",
         )
     if not usable:
-        raise InvalidRequestError(f"url={text!r} is not the URL of a server.", "Give it as http://host:8000.")
+        raise InvalidRequestError(f"`url={text!r}` is not the URL of a server.", "Give it as http://host:8000.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -108,7 +108,7 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, command: Prep
     elif command is None:
         notes.append("The server does not report its drafter; the one named here belongs to the target.")
         if abilities.num_speculative_tokens is None:
-            notes.append(f"The server does not report num_speculative_tokens; {k} was asked for here.")
+            notes.append(f"The server does not report `num_speculative_tokens`; {k} was asked for here.")
         k = abilities.num_speculative_tokens or k
         if method is None:
             off = reasons.by_caller()
