@@ -167,11 +167,12 @@ def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
     pip caches compiled wheels by name and version alone. If two machines share a home folder, a wheel compiled on one
     crashes on the other if that lacks an instruction set.
     """
-    sys.path.insert(0, str(ROOT / CORE / "src"))
-    from polydraft.hardware import cpu_model
+    install(session, *folders(CORE), constraints=versions)
+    program = "from polydraft.hardware import cpu_model; print(cpu_model())"
+    cpu = str(session.run("python", "-c", program, silent=True)).strip()
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polydraft-nox"
-    folder = cache / re.sub(r"[^\w.]+", "-", f"{cpu_model()}-{platform.python_version()}")
+    folder = cache / re.sub(r"[^\w.]+", "-", f"{cpu}-{platform.python_version()}")
     pin = next((line.strip() for line in versions.read_text().splitlines() if line.startswith(f"{package}==")), package)
     wanted = pin.replace("==", "-").replace("-", "_")
     if not any(path.name.replace("-", "_").startswith(f"{wanted}_") for path in folder.glob("*.whl")):

@@ -165,7 +165,7 @@ def test_rounding_is_judged_before_settings_scale_the_logits(session, settings):
     assert honest.steps <= honest.explained
     session.engine.sequence_class = NoisySequence
     defective = measured()
-    assert defective.steps == pytest.approx(2e-3, rel=0.1)
+    assert defective.steps == pytest.approx(NoisySequence.scale, rel=0.01)
     assert defective.steps > defective.explained
 
 
