@@ -23,6 +23,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
             engine="polydraft-markov",
             requires={"numpy": ">=2.0"},
             install_hint="pip install polydraft-markov",
+            contract_version=1,
         )
 
 
