@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, cast, get_args
 
 from polydraft._signatures import shows_arguments
 from polydraft.errors import InvalidRequestError
@@ -111,7 +111,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         if not isinstance(values[name], bool):
             raise _not_understood(name, values[name], "True or False")
     _check_objects(values)
-    return values  # type: ignore[return-value]
+    return cast("LoadArguments", values)
 
 
 _TEXTS = {
@@ -148,7 +148,7 @@ def _check_k(k: object) -> None:
         raise InvalidRequestError(
             f"`{name}=0` drafts nothing.", "Use `drafter=None` for plain decoding.", argument=name
         )
-    if not 1 <= k <= MAX_SPECULATIVE_TOKENS:  # type: ignore[operator]
+    if not 1 <= k <= MAX_SPECULATIVE_TOKENS:
         raise InvalidRequestError(
             f"`{name}={k}` is out of range.",
             f"Give 1 to {MAX_SPECULATIVE_TOKENS}, the bonus token excluded; 4 is a good start.",
@@ -156,7 +156,7 @@ def _check_k(k: object) -> None:
         )
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
