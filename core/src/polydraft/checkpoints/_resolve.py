@@ -120,7 +120,7 @@ def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | Non
         config = read_config(file, written)
         return *_format(path, config, written, known), config
     if found := _file_inside(path, written):
-        return *found, read_gguf_config(path / found[1], written) if found[0] == "gguf" else {}
+        return *found, read_gguf_config(path / found[1], str(path / found[1])) if found[0] == "gguf" else {}
     if (path / "adapter_config.json").is_file():
         raise ModelFormatError(
             f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",

@@ -99,7 +99,10 @@ def file_of_folder(folder: Path, model: str) -> str | None:
     if len(models) > 1:
         roles = {whole: _role(folder / parts[0]) for whole, parts in models.items()}
         wanted = "target" if "target" in roles.values() else "drafter"
-        models = {whole: parts for whole, parts in models.items() if roles[whole] == wanted} or models
+        # Of nothing but other files the first, so that the message says what it is.
+        models = {whole: parts for whole, parts in models.items() if roles[whole] == wanted} or dict(
+            [*models.items()][:1]
+        )
     if len(models) > 1:
         listed = [parts[0] for parts in models.values()]
         raise ModelFormatError(
