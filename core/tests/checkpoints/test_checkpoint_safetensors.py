@@ -195,6 +195,9 @@ def test_links(model, make_model, tmp_path):
     with pytest.raises(ModelFormatError, match=r"a link to .*gone, which is not there"):
         weight_files(model)
     file.unlink()
+    file.symlink_to(file.name)  # to itself
+    with pytest.raises(ModelFormatError, match="which is not there"):
+        weight_files(model)
     index = model / "model.safetensors.index.json"
     index.symlink_to("gone")
     with pytest.raises(ModelFormatError, match="not an index"):
@@ -216,3 +219,20 @@ def test_links_of_a_snapshot(make_model, tmp_path, blobs, allowed):
         else:
             with pytest.raises(ModelFormatError, match="outside"):
                 check_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        *[("tokenizer.json", True), ("generation_config.json", True), ("chat_template.jinja", True)],
+        *[("README.md", False), ("old.safetensors", False), (".tokenizer.json", False)],
+    ],
+)
+def test_links_to_nothing(model, name, refused):
+    """Without a file that it need not have, the model would run as if it had none."""
+    (model / name).symlink_to("gone")
+    if refused:
+        with pytest.raises(ModelFormatError, match="gone, which is not there"):
+            check_folder(model)
+    else:
+        check_folder(model)

@@ -50,6 +50,26 @@ def test_a_single_file(folder):
     assert local(file) != first
 
 
+def test_links_count_as_what_they_lead_to(folder, tmp_path):
+    first = local(folder)
+    (folder / "model.safetensors").rename(tmp_path / "data")
+    (folder / "model.safetensors").symlink_to(tmp_path / "data")
+    (folder / "x.json").symlink_to("gone")
+    assert local(folder) == first
+    (tmp_path / "data").write_bytes(bytes(999) + b"\1")
+    assert local(folder) != first
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_all_parts_of_a_split_model_count(tmp_path, given):
+    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_bytes(b"GGUF")
+    first = local(parts[given - 1])
+    parts[2 - given].write_bytes(b"GGUG")
+    assert local(parts[given - 1]) != first
+
+
 def test_large_files_are_read_in_parts(folder, monkeypatch):
     monkeypatch.setattr(module, "_WHOLE", 100)
     monkeypatch.setattr(module, "_PARTS", 4)

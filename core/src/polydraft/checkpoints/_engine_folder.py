@@ -135,12 +135,12 @@ def _make(made: Path, links: Mapping[str, str], index: str) -> None:
             _link(Path(file), folder / name)
         if index:
             (folder / INDEX).write_text(index, encoding="utf-8")
-        shutil.rmtree(made.parent, ignore_errors=True)
         try:
             scratch.replace(made.parent)
-        except OSError:  # another process has made it meanwhile
+        except OSError:  # it is there: made by another process meanwhile, or changed by the user
             if not _is_made(made, links, index):
-                raise
+                shutil.rmtree(made.parent)
+                scratch.replace(made.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

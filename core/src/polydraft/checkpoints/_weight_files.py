@@ -14,6 +14,7 @@ __all__ = [
     "INDEX",
     "SINGLE",
     "Weights",
+    "check_exists",
     "check_place",
     "folders_of_links",
     "ignored_files",
@@ -88,16 +89,27 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PureWindowsPath(name).parts)
 
 
+def check_exists(file: Path) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        ModelFormatError: It is a link to nothing, or no regular file.
+    """
+    if not file.is_file():
+        what = f"a link to {file.readlink()}, which is not there" if file.is_symlink() else "not a file"
+        raise ModelFormatError(f"{file} is {what}.", "Put the file itself there, or download the model again.")
+
+
 def check_place(folder: Path, file: Path) -> None:
-    """Refuse a file that is not there, or lies outside ``folder``. The Hub's cache links its snapshots to its blobs.
+    """Refuse a file that is not there, or lies outside ``folder``.
+
+    Links may lead from the Hub's snapshots to its blobs, and from folders that polydraft has made to checked files.
 
     Raises:
         ModelFormatError: It is a link to nothing, no regular file, or a link that leads out of the folder.
     """
+    check_exists(file)
     home, real = folder.resolve(), file.resolve()
-    if not real.is_file():
-        what = f"a link to {real}, which is not there" if file.is_symlink() else "not a file"
-        raise ModelFormatError(f"{file} is {what}.", "Put the file itself there, or download the model again.")
     places = [home]
     # .../models--org--name/snapshots/<commit>: links lead to the repository's blobs, or to those of the whole cache.
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from polydraft.checkpoints._weight_files import weight_files, weights_of
+from polydraft.checkpoints._weight_files import check_exists, is_hidden, weight_files, weights_of
 from polydraft.errors import ModelFormatError
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["check_folder", "header", "weight_files"]
 
 _LENGTH_BYTES = 8
+_OPTIONAL = ("token", "chat_template", "generation_config", "vocab.json", "merges.txt")
+"""Parts of the names of files that a checkpoint need not have."""
 _AGAIN = "Delete the file and download the model again."
 _AGAIN_ALL = "Download or save the model again, into an empty folder."
 
@@ -56,9 +58,13 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         ModelFormatError: The folder holds no such file, one is missing, outside the folder or cut short, a tensor is
-            not in the file that the index names, or is in two.
+            not in the file that the index names, or is in two. Or a file of its tokenizer, chat template or
+            ``generation_config.json`` is a link to nothing: without it, the model would run as if it had none.
     """
     weights = weights_of(folder)
+    for entry in folder.iterdir():
+        if entry.is_symlink() and any(word in entry.name for word in _OPTIONAL) and not is_hidden(entry.name):
+            check_exists(entry)
     if not weights.files:
         raise ModelFormatError(
             f"{folder} holds no safetensors weights of a whole model.",

@@ -20,7 +20,7 @@ PUBLIC_MODULES = {
     "polydraft.text.ids_only": "a stand-in for models without a tokenizer: token ids in, token ids out",
     "polydraft.checkpoints.config": "reading a checkpoint's config.json",
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",
-    "polydraft.checkpoints.safetensors": "headers and shards of safetensors files",
+    "polydraft.checkpoints.safetensors": "headers of safetensors files, and which files of a folder are its weights",
     "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
     "polydraft.checkpoints.gguf_config": "a GGUF header translated to config.json's keys",
     "polydraft.checkpoints.gguf_files": "a resolved GGUF model's files, downloaded if need be",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._names import repository
+from polydraft.checkpoints.gguf_files import parts_of
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import HubOptions, ModelSource
@@ -22,7 +23,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
-    """The commit of a Hub model, or a hash over the files of a local one.
+    """The commit of a Hub model, or a hash over the files of a local one: links count as what they lead to.
 
     Args:
         source: The resolved model; at least the config of a Hub model has been downloaded.
@@ -35,7 +36,7 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str | None:
         return _commit(repository(source.id), source.revision, hub)
     digest = hashlib.sha256()
     if source.path.is_file():
-        files = [source.path]
+        files = [part for part in parts_of(source.path) if part.is_file()]
     else:
         files = sorted(path for path in source.path.rglob("*") if path.is_file() and _counts(path, source.path))
     for path in files:
