@@ -103,7 +103,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
 
     engine, notes = _load_engine(backend, request)
     try:
-        notes += filter(None, map(_not_loaded, (request.target, request.plan.drafter)))
+        notes += filter(None, map(_ignored, (request.target, request.plan.drafter)))
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
@@ -118,14 +118,14 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         raise
 
 
-def _not_loaded(source: ModelSource | None) -> str:
+def _ignored(source: ModelSource | None) -> str:
     """A note on files in a checkpoint's folder that a user may think are loaded; empty if there are none."""
     from polydraft.checkpoints._weight_files import ignored_files
 
     if source is None or source.path is None or source.format not in {"safetensors", "mlx"}:
         return ""
     names = ignored_files(source.path)
-    return f"Not part of {source.id}, and not loaded: {', '.join(names)}." if names else ""
+    return f"Ignored, as not part of {source.id}: {', '.join(names)}." if names else ""
 
 
 def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:

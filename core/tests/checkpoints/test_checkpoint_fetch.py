@@ -221,6 +221,7 @@ def test_a_path_with_characters_of_patterns(make_model, name):
     folder = make_model(name, {"model_type": "llama"})
     made = fetched(folder)
     assert not glob.has_magic(str(made))
+    assert fetched(folder / ".." / name).parent.parent == made.parent.parent
     assert (made / "model.safetensors").samefile(folder / "model.safetensors")
 
 

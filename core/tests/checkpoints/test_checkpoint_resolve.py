@@ -219,6 +219,8 @@ def test_from_the_cache_when_offline(fake_hub, monkeypatch):
 def test_gguf_repository_without_config(fake_hub):
     fake_hub.add("org/some-GGUF", {"some-Q4_K_M.gguf": b"GGUF"})
     assert local("org/some-GGUF").format == "gguf"
+    fake_hub.add("org/lora-GGUF", {"some.gguf": b"GGUF", "adapter_model.safetensors": b"", "old/m.safetensors": b""})
+    assert local("org/lora-GGUF").format == "gguf"
     source = local("org/some-GGUF:Q4_K_M")
     assert (source.format, source.file) == ("gguf", "*[!a-zA-Z0-9]Q4_K_M[.-]*gguf")
     assert source.id == "org/some-GGUF:Q4_K_M"

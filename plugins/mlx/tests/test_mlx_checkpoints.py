@@ -208,4 +208,4 @@ def test_only_the_models_own_files_are_loaded(copy_of, tmp_path, monkeypatch):
     assert found.token_ids == wanted.token_ids
     assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens
     assert running.target == str(folder)
-    assert f"Not part of {drafter}, and not loaded: model-00002-of-00002.safetensors." in running.notes
+    assert f"Ignored, as not part of {drafter}: model-00002-of-00002.safetensors." in running.notes

@@ -62,7 +62,7 @@ def test_only_the_models_own_files_are_loaded(tmp_path, monkeypatch):
     with polydraft.load("builtin:tiny-llama", **LOCAL) as wanted, polydraft.load(folder, **LOCAL) as loaded:
         assert tokens_of(loaded) == tokens_of(wanted)
         assert loaded.running.target == str(folder)
-        note = f"Not part of {folder}, and not loaded: adapter_config.json, model.safetensors."
+        note = f"Ignored, as not part of {folder}: adapter_config.json, model.safetensors."
         assert note in loaded.running.notes
 
 

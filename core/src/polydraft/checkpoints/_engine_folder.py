@@ -54,7 +54,8 @@ def engine_folder(folder: Path) -> Path:
     links, index = _contents(folder, weights)
     digest = hashlib.sha256(json.dumps([str(folder.absolute()), index, sorted(links.items())]).encode())
     # The folder's own name last: engines show it, and Transformers keeps a checkpoint's code under it.
-    made = root / digest.hexdigest()[:16] / (re.sub(r"[^\w.-]", "_", folder.absolute().name) or "model")
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - resolve() would follow links to other names
+    made = root / digest.hexdigest()[:16] / (re.sub(r"[^\w.-]", "_", name) or "model")
     if not _is_made(made, links, index):
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def engine_folder(folder: Path) -> Path:
             raise InvalidRequestError(
                 f"{folder} is not given to an engine as it is, because {why}, and no folder of links to its files can "
                 f"be made in {root}: {error}.",
-                "Rename it, or move what is not the model's to another folder.",
+                "Rename it, move what is not the model's elsewhere, or set XDG_CACHE_HOME to a folder for the links.",
             ) from error
     return made
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
 
 if TYPE_CHECKING:
@@ -146,12 +147,12 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
 
 def repository_format(repo: str, hub: HubOptions) -> str | None:
     """The format of single-file models that a repository holds; None if it holds safetensors or none of them."""
-    names = [name.lower() for name in repository_files(repo, hub)]
+    names = repository_files(repo, hub)
     # Safetensors first: a checkpoint's repository may also hold a GGUF copy.
-    for suffix, form in ((".safetensors", None), (".gguf", "gguf"), (".litertlm", "litertlm")):
-        if any(name.endswith(suffix) for name in names):
-            return form
-    return None
+    if any(may_be_weights(name) for name in names if "/" not in name):
+        return None
+    found = {name.lower().rpartition(".")[2] for name in names}
+    return next((form for form in ("gguf", "litertlm") if form in found), None)
 
 
 def cached_files(repo: str, hub: HubOptions) -> list[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "ignored_files",
     "is_hidden",
     "is_misleading",
+    "may_be_weights",
     "weight_files",
     "weights_of",
 ]
@@ -61,7 +62,8 @@ def weights_of(folder: Path) -> Weights:
     index = folder / INDEX
     if index.is_file() or index.is_symlink():
         return _listed(folder, index)
-    names = sorted(entry.name for entry in folder.iterdir() if _counts(entry))
+    # A link to nothing counts, so that its message names it.
+    names = sorted(entry.name for entry in folder.iterdir() if may_be_weights(entry.name) and not entry.is_dir())
     files = tuple(folder / name for name in _one_set(folder, names))
     for file in files:
         check_place(folder, file)
@@ -161,11 +163,10 @@ def _listed(folder: Path, index: Path) -> Weights:
     return Weights(files, weight_map)
 
 
-def _counts(entry: Path) -> bool:
-    name = entry.name
+def may_be_weights(name: str) -> bool:
+    """Whether a file of this name may be a model's weights."""
     words = set(re.split(r"[-_.\d]+", name.lower()))
-    # A link to nothing counts, so that its message names it.
-    return name.endswith(_SUFFIX) and not is_hidden(name) and not words & _NO_MODEL and not entry.is_dir()
+    return name.endswith(_SUFFIX) and not is_hidden(name) and not words & _NO_MODEL
 
 
 def _one_set(folder: Path, names: list[str]) -> list[str]:
