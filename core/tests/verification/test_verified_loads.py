@@ -1,17 +1,27 @@
 """``load(verified=...)``: what was verified counts for just that, and for nothing else."""
 
+import base64
+import hashlib
+import itertools
 import json
+import os
 import shutil
 import warnings
 
 import polydraft
 import pytest
 from defects import Unverified
+from polydraft._sealed import write_sealed
 from polydraft.contract import LocalModelRecord, hookimpl
-from polydraft.errors import InvalidRequestError, NotVerifiedError
+from polydraft.errors import InvalidRequestError, NotVerifiedError, PolydraftError, SpeculationUnavailableError
+from polydraft.verification import _builds, _run
 from polydraft.verification import _subject as subject
+from polydraft.verification._builds import code_digest, distribution_builds
 from polydraft.verification._command import verify as verify_for_long
 from polydraft.verification._gate import VerificationWarning
+from polydraft.verification._records import CheckedCase
+from polydraft.verification._store import save
+from polydraft_reference.backend import ReferenceBackend
 from polydraft_reference.engine import ReferenceEngine
 from polydraft_reference.toys import MODELS
 
@@ -26,6 +36,12 @@ def verify(target, **options):
 def require(target="builtin:toy", **options):
     with polydraft.load(target, verified="require", **{**TOY, **options}) as session:
         return session.running.verified
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What is found on the toy pair, not kept."""
+    return verify("builtin:toy", keep=False, **TOY)
 
 
 @pytest.fixture
@@ -149,14 +165,176 @@ def test_a_new_verification_replaces_the_old_one(broken, data_home, monkeypatch)
     assert require().verdict == "EXACT"
 
 
-def test_damaged_and_foreign_files_are_as_if_they_were_not_there(data_home):
-    verify("builtin:toy", **TOY)
-    (path,) = data_home.glob("*.json")
+def edits(kept):
+    """Contents of a record's file that do not count: damaged, or edited by hand."""
+    record = kept["record"]
+    yield ""
+    yield "{"
+    yield json.dumps({**kept, "more": 1})
+    yield json.dumps(record)
+    for changed in ({"format": 99}, {"seconds": 0.5}, {"subject": {**record["subject"], "num_speculative_tokens": 3}}):
+        yield json.dumps({**kept, "record": {**record, **changed}})
+
+
+def test_damaged_and_edited_files_are_as_if_they_were_not_there(found, tmp_path):
+    path = save(found)
     kept = json.loads(path.read_text())
-    for text in ("", "{", json.dumps({**kept, "format": 99}), json.dumps({**kept, "more": 1})):
+    for text in edits(kept):
         path.write_text(text)
-        with pytest.raises(NotVerifiedError, match="has not been verified"):
+        for k in (3, 4):
+            with pytest.raises(NotVerifiedError, match="has not been verified"):
+                require(num_speculative_tokens=k)
+    path.write_text(json.dumps(kept))  # the seal is of the data: its layout does not matter
+    assert require().verdict == "EXACT"
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(NotVerifiedError, match="has not been verified"):
+        require()
+
+
+NEARLY = {"verdict": "NEAR_TIE", "position": 1, "tokens": [1, 2], "reason": "."}
+TIE = {"source": "logits", "values": [1.0, 1.0], "margin": 0.1, "noise": 0.01, "control": [2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cases": []}, "has not been verified"),
+        ({"num_tokens": 0}, "compared no token"),
+        ({"num_tokens": 1}, "compared no token"),  # the prefill's
+        ({"num_tokens": -5}, "has not been verified"),
+        ({"draft_tokens": 0}, "compared no token"),
+        ({"judgement": {"verdict": "EXACT", "position": 1, "tokens": [1, 2]}}, "has not been verified"),
+        ({"judgement": {**NEARLY, "tie": None}}, "has not been verified"),
+        ({"judgement": {**NEARLY, "tie": TIE}}, "has not been verified"),  # ten times the noise apart
+        ({"judgement": {**NEARLY, "tie": {**TIE, "margin": 0.01, "control": []}}}, "has not been verified"),
+        ({"judgement": {**NEARLY, "tie": {**TIE, "margin": 0.01}}}, None),
+        ({"judgement": {**NEARLY, "position": 10**6, "tie": {**TIE, "margin": 0.01}}}, "has not been verified"),
+    ],
+)
+def test_a_record_counts_by_its_evidence(found, changes, said):
+    """Sealed ones too: as a program with another rule, or a fault, would write them."""
+    path = save(found)
+    record = json.loads(path.read_text())["record"]
+    if changes == {"draft_tokens": 0}:
+        record["stats"]["num_draft_tokens"] = 0
+    else:
+        record["cases"] = changes.get("cases", [{**case, **changes} for case in record["cases"]])
+    write_sealed(path, record)
+    if said is None:
+        assert require().verdict == "NEAR_TIE"
+    else:
+        with pytest.raises(NotVerifiedError, match=said):
             require()
+
+
+def test_a_record_of_another_model_does_not_count_under_this_one_s_name(found):
+    own = save(found)
+    other = found.subject.model_copy(update={"num_speculative_tokens": 3})
+    shutil.copy(save(found.model_copy(update={"subject": other})), own)
+    with pytest.raises(NotVerifiedError, match="k was 3, is 4"):
+        require()
+
+
+def test_outputs_of_one_token_verify_nothing(monkeypatch, data_home):
+    """As of a server that ends every answer at once, whatever it is asked for."""
+    monkeypatch.setattr(_run, "CheckedCase", lambda **case: CheckedCase(**{**case, "num_tokens": 1}))
+    with pytest.raises(SpeculationUnavailableError, match="nothing could be verified"):
+        verify("builtin:toy", **TOY)
+    assert not data_home.exists()
+
+
+def test_the_spelling_of_a_model_does_not_matter(tmp_path, monkeypatch):
+    host = polydraft.PluginHost({"toys": _Plugin(tmp_path)})
+    shutil.copytree(MODELS / "toy", tmp_path / "toy")
+    shutil.copytree(MODELS / "toy-draft", tmp_path / "toy-draft")
+    asked = {"host": host, "drafter": "ngram"}
+    verify(tmp_path / "toy", **TOY, **asked)
+    (tmp_path / "link").symlink_to("toy")
+    monkeypatch.chdir(tmp_path)
+    for name in ("./toy", "./toy/", "toy-draft/../toy", "./link", "builtin:mine", str(tmp_path / "toy")):
+        assert require(name, **asked).verdict == "EXACT"
+    (tmp_path / "toy/new.py").write_text("")
+    with pytest.raises(NotVerifiedError, match="the target's files have changed"):
+        require("./toy/", **asked)
+
+
+@pytest.mark.parametrize("what", ["engine", "numpy", "polydraft's code", "trust"])
+def test_another_build_is_another_subject(monkeypatch, found, what):
+    save(found)
+    assert require().verdict == "EXACT"
+    if what == "engine":
+        monkeypatch.setattr(ReferenceBackend, "build", lambda *_: {"library": "another"})
+    elif what == "numpy":
+        known = subject.distribution_builds
+        monkeypatch.setattr(subject, "distribution_builds", lambda names: {**known(names), "numpy": "compiled here"})
+    elif what == "polydraft's code":
+        monkeypatch.setattr(subject, "code_digest", lambda package: f"edited {package}")
+    said = {"engine": "another build of library", "numpy": "another build of numpy", "trust": "trust_remote_code was"}
+    with pytest.raises(NotVerifiedError, match=said.get(what, "another build of the code of polydraft")):
+        require(trust_remote_code=what == "trust")
+
+
+def test_what_was_started_elsewhere_is_never_verified(monkeypatch, found, data_home):
+    save(found)
+    monkeypatch.setattr(ReferenceBackend, "build", lambda *_: None)
+    with pytest.raises(PolydraftError, match="cannot be identified from here"):
+        verify("builtin:toy", **TOY)
+    assert verify("builtin:toy", keep=False, **TOY).passes
+    with pytest.raises(NotVerifiedError, match="cannot be identified from here") as raised:
+        require()
+    assert "polydraft verify" not in raised.value.hint
+
+
+def test_files_that_change_meanwhile_are_not_verified(data_home, monkeypatch):
+    monkeypatch.setattr(subject, "fingerprint", lambda *_: f"bytes {next(counted)}")
+    counted = itertools.count()
+    with pytest.raises(PolydraftError, match="changed while they were verified"):
+        verify("builtin:toy", **TOY)
+    assert not data_home.exists()
+
+
+def test_the_code_of_a_package_is_its_files(tmp_path, monkeypatch):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/__init__.py").write_text("a = 1")
+    (tmp_path / "single.py").write_text("a = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_digest("packed"), code_digest("single")
+    (tmp_path / "packed/more.py").write_text("")
+    (tmp_path / "single.py").write_text("a = 2")
+    assert not {code_digest("packed"), code_digest("single")} & set(before)
+    assert code_digest("no_such_package") == ""
+
+
+def test_the_build_of_a_distribution_is_its_code(tmp_path, monkeypatch):
+    def install(root, code="a = 1"):
+        info = root / "some_engine-1.0.dist-info"
+        info.mkdir(parents=True)
+        (root / "some_engine.py").write_text(code)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-engine\nVersion: 1.0\n")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(code.encode()).digest()).rstrip(b"=").decode()
+        lines = [f"some_engine.py,sha256={digest},5", "../../bin/tool,sha256=x,5", f"{info.name}/RECORD,,"]
+        (info / "RECORD").write_text("\n".join(lines))
+        return root
+
+    def build(root):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(root)
+            return distribution_builds(["some-engine", "no-such-distribution"])
+
+    monkeypatch.setattr(_builds, "_SLACK", 0)
+    first = build(install(tmp_path / "one"))
+    assert list(first) == ["some-engine"]
+    assert build(install(tmp_path / "elsewhere")) == first
+    assert build(install(tmp_path / "other", "a = 2")) != first
+    file = tmp_path / "one/some_engine.py"
+    before = file.stat()
+    file.write_text("a = 3")  # in place, with size and time kept
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    edited = build(tmp_path / "one")
+    assert edited != first
+    file.unlink()
+    assert build(tmp_path / "one") not in (first, edited)
 
 
 def test_warn_warns_and_loads_and_says_it():

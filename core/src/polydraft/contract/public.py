@@ -19,6 +19,7 @@ PUBLIC_MODULES = {
     "polydraft.text.hub_tokenizer": "a tokenizer of Transformers as polydraft's",
     "polydraft.text.ids_only": "a stand-in for models without a tokenizer: token ids in, token ids out",
     "polydraft.checkpoints.config": "reading a checkpoint's config.json",
+    "polydraft.checkpoints.contents": "digests of files, byte for byte; a large file is read once",
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",
     "polydraft.checkpoints.safetensors": "headers and shards of safetensors files",
     "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
