@@ -8,7 +8,7 @@ import polydraft
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
     {"_sealed", "contract", "errors"},
-    {"checkpoints", "sampling", "text"},
+    {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},

@@ -11,6 +11,7 @@ PUBLIC_MODULES = {
     "polydraft.engines": "what several engines need: the context's length",
     "polydraft.engines.draft_model": "a draft model as a second sequence: drafting for any stepping engine",
     "polydraft.engines.serving": "an engine's server as a child process: started, awaited, ended with this process",
+    "polydraft.caches": "a cache folder: files made once, checked at each use, bounded in size",
     "polydraft.hardware": "the processor, and what `dtype='auto'` means on it",
     "polydraft.reasons": "why speculation is off, in the words that every backend uses",
     "polydraft.sampling.noise": "the definition of the noise that samples are drawn with",
