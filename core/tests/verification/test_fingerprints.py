@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 from polydraft.checkpoints import contents
@@ -112,6 +113,7 @@ def test_a_byte_changed_with_size_and_time_kept_is_noticed_though_files_are_hash
     first = local(folder)
     assert local(folder) == first
     assert sorted(settled) == ["config.json", "model.safetensors"]
+    time.sleep(0.05)  # more than a tick of the file system's clock: see ``_SETTLED``
     with file.open("r+b") as opened:
         opened.seek(500)
         opened.write(b"\1")

@@ -29,7 +29,10 @@ def code_digest(package: str) -> str:
 
     So an installation that is edited in place, or a working tree, is another one after each edit.
     """
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ValueError:  # of a module that was not imported from a file, as in a notebook
+        spec = None
     if spec is None:
         return ""
     if not spec.submodule_search_locations:
