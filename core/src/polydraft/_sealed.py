@@ -17,9 +17,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_sealed", "write_sealed", "write_whole"]
+__all__ = ["check_writable", "read_sealed", "write_sealed"]
 
 _KEY_BYTES = 32
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before work is done whether records can be written into a folder.
+
+    Raises:
+        OSError: They cannot.
+    """
+    if _key() is None:
+        _new_key()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_sealed(path: Path, record: Any) -> None:
@@ -31,7 +44,7 @@ def write_sealed(path: Path, record: Any) -> None:
     key = _key() or _new_key()
     text = json.dumps({"record": record, "seal": _seal(record, key)}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    _write_whole(path, text.encode())
 
 
 def read_sealed(path: Path) -> Any:
@@ -52,7 +65,7 @@ def read_sealed(path: Path) -> Any:
         return None
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """Write a small file for this user only, so that other processes see all of it or none.
 
     Raises:
@@ -91,6 +104,6 @@ def _key() -> bytes | None:
 def _new_key() -> bytes:
     path = _key_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, secrets.token_bytes(_KEY_BYTES))
+    _write_whole(path, secrets.token_bytes(_KEY_BYTES))
     # Of two processes that write one at once, the later wins: read what is there now.
     return _key() or b""

@@ -108,6 +108,7 @@ class CacheFolder:
             PolydraftError: The disk is full, or the file cannot be written; or what ``make`` raises.
         """
         limit = limit_bytes()
+        remove_left_overs(self.path)
         if self.path / name in _temporary:
             return _temporary[self.path / name]
         if found := self._use(name):
@@ -120,7 +121,6 @@ class CacheFolder:
         try:
             # Another process or thread may have made it meanwhile.
             if not self._sound(name):
-                remove_left_overs(self.path)
                 self._make(name, making, make)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -186,7 +186,7 @@ class CacheFolder:
             _sync(description)
             description.replace(self._description(name))
         except OSError as error:
-            raise self._not_written(name, error, making) from error
+            raise self._not_written(name, error, self.path) from error
 
     def _in_temporary_folder(self, name: str, make: Callable[[Path], None], error: OSError) -> Path:
         """Make the file for this process alone."""
@@ -233,9 +233,8 @@ class CacheFolder:
 
 def remove_left_overs(folder: Path) -> None:
     """Remove what processes that have ended were making in a cache's folder."""
-    making = folder / ".making"
-    for left in making.iterdir() if making.is_dir() else ():
-        # Another one, and this process itself, holds the lock while it makes something.
+    for left in (folder / ".making").glob("*"):
+        # A process that still makes something holds the lock.
         with contextlib.suppress(OSError):
             lock = _locked(folder / ".locks" / f"{left.name}.making", wait=False)
             shutil.rmtree(left, ignore_errors=True)

@@ -10,17 +10,18 @@ import warnings
 
 import polydraft
 import pytest
-from defects import Unverified
+from polydraft._load import prepare
 from polydraft._sealed import write_sealed
 from polydraft.contract import LocalModelRecord, hookimpl
 from polydraft.errors import InvalidRequestError, NotVerifiedError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification import _builds, _run
 from polydraft.verification import _subject as subject
 from polydraft.verification._builds import code_digest, distribution_builds
-from polydraft.verification._command import verify as verify_for_long
+from polydraft.verification._command import verify
 from polydraft.verification._gate import VerificationWarning
 from polydraft.verification._records import CheckedCase
 from polydraft.verification._store import save
+from polydraft.verification._verdict import Judgement
 from polydraft_reference.backend import ReferenceBackend
 from polydraft_reference.engine import ReferenceEngine
 from polydraft_reference.toys import MODELS
@@ -28,9 +29,12 @@ from polydraft_reference.toys import MODELS
 TOY = {"backend": "reference"}
 
 
-def verify(target, **options):
-    """For a second: here it matters what is kept, not how much was compared."""
-    return verify_for_long(target, time_limit=1, **options)
+def keep(found, target="builtin:toy", dtype="float32", **options):
+    """Keep ``found`` as what a verification of this would have found."""
+    prepared = prepare(target, dtype=dtype, **{**TOY, **options})
+    loaded = {"dtype": dtype, "device": "cpu"}
+    of = subject.subject_of(prepared, options.get("host") or polydraft._plugins.default_host())
+    return save(found.model_copy(update={"subject": of.model_copy(update=loaded)}))
 
 
 def require(target="builtin:toy", **options):
@@ -41,7 +45,16 @@ def require(target="builtin:toy", **options):
 @pytest.fixture(scope="module")
 def found():
     """What is found on the toy pair, not kept."""
-    return verify("builtin:toy", keep=False, **TOY)
+    return verify("builtin:toy", keep=False, time_limit=3, **TOY)
+
+
+@pytest.fixture(scope="module")
+def diverged(found):
+    """The same with a defect."""
+    defect = Judgement(verdict="DIVERGED", position=1, tokens=(1, 2), reason="They are far apart.")
+    return found.model_copy(
+        update={"cases": tuple(case.model_copy(update={"judgement": defect}) for case in found.cases)}
+    )
 
 
 @pytest.fixture
@@ -51,7 +64,7 @@ def not_loaded(monkeypatch):
 
 
 def test_what_was_verified_is_loaded_and_the_session_says_so():
-    kept = verify("builtin:toy", **TOY)
+    kept = verify("builtin:toy", time_limit=3, **TOY)
     told = require()
     assert (told.verdict, told.created, told.num_tokens) == ("EXACT", kept.created, kept.num_tokens)
 
@@ -75,53 +88,52 @@ def test_what_was_not_is_refused_before_it_is_loaded(not_loaded):
         ({"engine_options": {"agreement": 0.9}}, "the engine's options"),
     ],
 )
-def test_another_request_is_not_what_was_verified(changes, why, monkeypatch):
-    verify("builtin:toy", **TOY)
+def test_another_request_is_not_what_was_verified(found, changes, why, monkeypatch):
+    keep(found)
     monkeypatch.setattr(ReferenceEngine, "__init__", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(NotVerifiedError, match="not as it would run now") as raised:
         require(**changes)
     assert why in raised.value.message
 
 
-def test_another_dtype_is_found_out_once_it_is_loaded():
-    verify("builtin:toy", dtype="float64", **TOY)
+def test_another_dtype_is_found_out_once_it_is_loaded(found):
+    keep(found, dtype="float64")
     assert require(dtype="float64").verdict == "EXACT"
     with pytest.raises(NotVerifiedError, match="dtype was float64, is float32"):
         require(dtype="auto")
 
 
-def test_a_failure_in_another_dtype_is_not_this_one_s(broken):
-    verify("builtin:toy", dtype="float32", **TOY)
-    broken(Unverified)
-    assert verify("builtin:toy", dtype="float64", **TOY).verdict == "DIVERGED"
+def test_a_failure_in_another_dtype_is_not_this_one_s(found, diverged):
+    keep(found)
+    keep(diverged, dtype="float64")
     assert require(dtype="float32").verdict == "EXACT"
     with pytest.raises(NotVerifiedError, match="found DIVERGED"):
         require(dtype="float64")
 
 
-def test_another_version_of_the_engine_is_another_subject(monkeypatch):
-    verify("builtin:toy", **TOY)
+def test_another_version_of_the_engine_is_another_subject(found, monkeypatch):
+    keep(found)
     known = subject.installed_version
     monkeypatch.setattr(subject, "installed_version", lambda name: "9.9" if name == "numpy" else known(name))
     with pytest.raises(NotVerifiedError, match=r"numpy was \S+, is 9\.9"):
         require()
 
 
-def test_other_hardware_is_another_subject(monkeypatch):
-    verify("builtin:toy", **TOY)
+def test_other_hardware_is_another_subject(found, monkeypatch):
+    keep(found)
     monkeypatch.setattr(subject, "_hardware", lambda _: "abacus")
     with pytest.raises(NotVerifiedError, match=r"hardware was .*, is abacus"):
         require()
 
 
 @pytest.mark.parametrize("model", ["target", "drafter"])
-def test_changed_weights_are_another_subject(monkeypatch, tmp_path, model):
+def test_changed_weights_are_another_subject(found, tmp_path, model):
     folders = {"target": tmp_path / "toy", "drafter": tmp_path / "toy-draft"}
     for folder in folders.values():
         shutil.copytree(MODELS / folder.name, folder)
     host = polydraft.PluginHost({"toys": _Plugin(tmp_path)})
     asked = {"host": host, "drafter": "builtin:mine-draft"}
-    verify("builtin:mine", **TOY, **asked)
+    keep(found, "builtin:mine", **asked)
     assert require("builtin:mine", **asked).verdict == "EXACT"
     config = folders[model] / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 99}))
@@ -147,20 +159,16 @@ class _Plugin:
             yield LocalModelRecord(name=name, path=str(self.folder / folder), format="reference")
 
 
-def test_what_failed_is_refused_and_not_recommended_again(broken):
-    broken(Unverified)
-    verify("builtin:toy", **TOY)
+def test_what_failed_is_refused_and_not_recommended_again(diverged):
+    keep(diverged)
     with pytest.raises(NotVerifiedError, match="found DIVERGED") as raised:
         require()
     assert "drafter=None" in raised.value.hint
 
 
-def test_a_new_verification_replaces_the_old_one(broken, data_home, monkeypatch):
-    sound = ReferenceEngine.sequence_class
-    broken(Unverified)
-    verify("builtin:toy", **TOY)
-    broken(sound)
-    verify("builtin:toy", **TOY)
+def test_a_new_verification_replaces_the_old_one(found, diverged, data_home):
+    keep(diverged)
+    keep(found)
     assert len(list(data_home.glob("*.json"))) == 1
     assert require().verdict == "EXACT"
 
@@ -177,7 +185,7 @@ def edits(kept):
 
 
 def test_damaged_and_edited_files_are_as_if_they_were_not_there(found, tmp_path):
-    path = save(found)
+    path = keep(found)
     kept = json.loads(path.read_text())
     for text in edits(kept):
         path.write_text(text)
@@ -214,7 +222,7 @@ TIE = {"source": "logits", "values": [1.0, 1.0], "margin": 0.1, "noise": 0.01, "
 )
 def test_a_record_counts_by_its_evidence(found, changes, said):
     """Sealed ones too: as a program with another rule, or a fault, would write them."""
-    path = save(found)
+    path = keep(found)
     record = json.loads(path.read_text())["record"]
     if changes == {"draft_tokens": 0}:
         record["stats"]["num_draft_tokens"] = 0
@@ -229,9 +237,7 @@ def test_a_record_counts_by_its_evidence(found, changes, said):
 
 
 def test_a_record_of_another_model_does_not_count_under_this_one_s_name(found):
-    own = save(found)
-    other = found.subject.model_copy(update={"num_speculative_tokens": 3})
-    shutil.copy(save(found.model_copy(update={"subject": other})), own)
+    shutil.copy(keep(found, num_speculative_tokens=3), keep(found))
     with pytest.raises(NotVerifiedError, match="k was 3, is 4"):
         require()
 
@@ -240,16 +246,16 @@ def test_outputs_of_one_token_verify_nothing(monkeypatch, data_home):
     """As of a server that ends every answer at once, whatever it is asked for."""
     monkeypatch.setattr(_run, "CheckedCase", lambda **case: CheckedCase(**{**case, "num_tokens": 1}))
     with pytest.raises(SpeculationUnavailableError, match="nothing could be verified"):
-        verify("builtin:toy", **TOY)
-    assert not data_home.exists()
+        verify("builtin:toy", time_limit=3, **TOY)
+    assert not list(data_home.glob("*"))
 
 
-def test_the_spelling_of_a_model_does_not_matter(tmp_path, monkeypatch):
+def test_the_spelling_of_a_model_does_not_matter(found, tmp_path, monkeypatch):
     host = polydraft.PluginHost({"toys": _Plugin(tmp_path)})
     shutil.copytree(MODELS / "toy", tmp_path / "toy")
     shutil.copytree(MODELS / "toy-draft", tmp_path / "toy-draft")
     asked = {"host": host, "drafter": "ngram"}
-    verify(tmp_path / "toy", **TOY, **asked)
+    keep(found, tmp_path / "toy", **asked)
     (tmp_path / "link").symlink_to("toy")
     monkeypatch.chdir(tmp_path)
     for name in ("./toy", "./toy/", "toy-draft/../toy", "./link", "builtin:mine", str(tmp_path / "toy")):
@@ -261,7 +267,7 @@ def test_the_spelling_of_a_model_does_not_matter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["engine", "numpy", "polydraft's code", "trust"])
 def test_another_build_is_another_subject(monkeypatch, found, what):
-    save(found)
+    keep(found)
     assert require().verdict == "EXACT"
     if what == "engine":
         monkeypatch.setattr(ReferenceBackend, "build", lambda *_: {"library": "another"})
@@ -276,11 +282,11 @@ def test_another_build_is_another_subject(monkeypatch, found, what):
 
 
 def test_what_was_started_elsewhere_is_never_verified(monkeypatch, found, data_home):
-    save(found)
+    keep(found)
     monkeypatch.setattr(ReferenceBackend, "build", lambda *_: None)
     with pytest.raises(PolydraftError, match="cannot be identified from here"):
         verify("builtin:toy", **TOY)
-    assert verify("builtin:toy", keep=False, **TOY).passes
+    assert found.passes
     with pytest.raises(NotVerifiedError, match="cannot be identified from here") as raised:
         require()
     assert "polydraft verify" not in raised.value.hint
@@ -290,8 +296,8 @@ def test_files_that_change_meanwhile_are_not_verified(data_home, monkeypatch):
     monkeypatch.setattr(subject, "fingerprint", lambda *_: f"bytes {next(counted)}")
     counted = itertools.count()
     with pytest.raises(PolydraftError, match="changed while they were verified"):
-        verify("builtin:toy", **TOY)
-    assert not data_home.exists()
+        verify("builtin:toy", time_limit=3, **TOY)
+    assert not list(data_home.glob("*"))
 
 
 def test_the_code_of_a_package_is_its_files(tmp_path, monkeypatch):
@@ -337,7 +343,7 @@ def test_the_build_of_a_distribution_is_its_code(tmp_path, monkeypatch):
     assert build(tmp_path / "one") not in (first, edited)
 
 
-def test_warn_warns_and_loads_and_says_it():
+def test_warn_warns_and_loads_and_says_it(found):
     with pytest.warns(VerificationWarning, match="polydraft verify --model builtin:toy --backend reference") as warned:
         session = polydraft.load("builtin:toy", verified="warn", **TOY)
     assert warned[0].filename == __file__
@@ -345,7 +351,7 @@ def test_warn_warns_and_loads_and_says_it():
         assert session.running.verified is None
         assert any(note.startswith("Not verified:") for note in session.running.notes)
         assert session.generate("Hi", max_new_tokens=2).running == session.running
-    verify("builtin:toy", **TOY)
+    keep(found)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with polydraft.load("builtin:toy", verified="warn", **TOY) as session:
@@ -357,7 +363,7 @@ def test_off_asks_nothing_and_plain_decoding_needs_nothing(data_home):
         assert session.running.verified is None
         assert session.running.notes == ()
     assert require(drafter=None) is None
-    assert not data_home.exists()
+    assert not list(data_home.glob("*"))
 
 
 def test_another_word_is_refused_before_anything():
@@ -366,5 +372,5 @@ def test_another_word_is_refused_before_anything():
 
 
 def test_what_is_not_kept_is_not_there(data_home):
-    verify("builtin:toy", keep=False, **TOY)
+    verify("builtin:toy", keep=False, time_limit=2, **TOY)
     assert not data_home.exists()

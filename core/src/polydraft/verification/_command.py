@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
 from polydraft._plugins import default_host
+from polydraft._sealed import check_writable
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
-from polydraft.verification._store import save
+from polydraft.verification._store import folder, save
 from polydraft.verification._subject import subject_of, with_running
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ def verify(
         raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
     host = arguments.get("host") or default_host()
     subject = subject_of(prepared, host)
-    if keep and subject.builds is None:
-        raise _cannot_be_kept(subject)
+    if keep:
+        if subject.builds is None:
+            raise _cannot_be_kept(subject)
+        _keep(subject, lambda: check_writable(folder()))
     window = sliding_window(prepared.request.target.config)
     with open_session(prepared.backend, prepared.request) as session:
         if loaded is not None:
@@ -81,14 +84,18 @@ def verify(
             "Verify again when nothing changes them.",
         )
     if keep:
-        try:
-            save(found)
-        except OSError as error:
-            raise PolydraftError(
-                f"The verification ({found.verdict}) cannot be kept: {error}.",
-                "Fix the folder, or verify without keeping the result.",
-            ) from error
+        _keep(subject, lambda: save(found))
     return found
+
+
+def _keep(subject: Subject, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise PolydraftError(
+            f"A verification of {subject.target} cannot be kept: {error}.",
+            "Fix the folder, or verify without keeping the result: `--no-keep`, in Python `keep=False`.",
+        ) from error
 
 
 def _cannot_be_kept(subject: Subject) -> PolydraftError:

@@ -38,6 +38,8 @@ def cache(
 
     output = claim_output()
     records = _records()
+    for record in records:
+        remove_left_overs(Path(record.path))
     if action is None:
         found = [(record, entries_of(Path(record.path))) for record in records]
         if json:
@@ -54,7 +56,6 @@ def cache(
         )
     cleared = []
     for record in chosen:
-        remove_left_overs(Path(record.path))
         entries = entries_of(Path(record.path))
         cleared.append((record, entries, [entry for entry in entries if not remove(entry)]))
     if json:
