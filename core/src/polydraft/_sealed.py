@@ -14,12 +14,14 @@ import os
 import secrets
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 __all__ = ["check_writable", "read_sealed", "write_sealed"]
 
 _KEY_BYTES = 32
+_making_key = threading.Lock()
 
 
 def check_writable(folder: Path) -> None:
@@ -28,8 +30,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: They cannot.
     """
-    if _key() is None:
-        _new_key()
+    _own_key()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
@@ -41,8 +42,7 @@ def write_sealed(path: Path, record: Any) -> None:
     Raises:
         OSError: The folder, or that of the key, cannot be written.
     """
-    key = _key() or _new_key()
-    text = json.dumps({"record": record, "seal": _seal(record, key)}, indent=1)
+    text = json.dumps({"record": record, "seal": _seal(record, _own_key())}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(path, text.encode())
 
@@ -101,9 +101,20 @@ def _key() -> bytes | None:
     return key if len(key) == _KEY_BYTES else None
 
 
-def _new_key() -> bytes:
-    path = _key_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, secrets.token_bytes(_KEY_BYTES))
-    # Of two processes that write one at once, the later wins: read what is there now.
-    return _key() or b""
+def _own_key() -> bytes:
+    """The key, made where there is none.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with _making_key:
+        key = _key()
+        if key is None:
+            path = _key_file()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, secrets.token_bytes(_KEY_BYTES))
+            # Of two processes that write one at once, the later wins: read what is there now.
+            key = _key()
+        if key is None:
+            raise OSError(f"{_key_file()} cannot be read")
+        return key

@@ -141,6 +141,22 @@ def test_changed_weights_are_another_subject(found, tmp_path, model):
         require("builtin:mine", **asked)
 
 
+def test_files_that_change_while_they_are_loaded_are_noticed(found, tmp_path, monkeypatch):
+    shutil.copytree(MODELS / "toy", tmp_path / "toy")
+    shutil.copytree(MODELS / "toy-draft", tmp_path / "toy-draft")
+    asked = {"host": polydraft.PluginHost({"toys": _Plugin(tmp_path)}), "drafter": "ngram"}
+    keep(found, "builtin:mine", **asked)
+    load_engine = ReferenceBackend.load_engine
+
+    def replaced_meanwhile(self, request):
+        (tmp_path / "toy/generation_config.json").write_text("{}")
+        return load_engine(self, request)
+
+    monkeypatch.setattr(ReferenceBackend, "load_engine", replaced_meanwhile)
+    with pytest.raises(NotVerifiedError, match="the target's files have changed"):
+        require("builtin:mine", **asked)
+
+
 class _Plugin:
     """The reference backend with models in another folder."""
 

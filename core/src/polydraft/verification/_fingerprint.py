@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions, ModelSource
 
-__all__ = ["commit_of", "fingerprint"]
+__all__ = ["commit_of", "fingerprint", "state_of"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".gguf", ".litertlm")
@@ -49,6 +49,24 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
         if source.kind == "hub":  # not completely downloaded
             return ""
         raise
+    except OSError as error:
+        raise ModelFormatError(
+            f"{error.filename or source.id} cannot be read: {error.strerror or error}.", "Check its permissions."
+        ) from error
+
+
+def state_of(source: ModelSource, hub: HubOptions) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Names, inodes, sizes and times of the same files, read in no time: whether they changed during a load."""
+    path = source.path or _snapshot(source, hub)
+    try:
+        files = _files(source, path) if path else {}
+        states = {name: file.stat() for name, file in files.items()}
+    except (OSError, ModelFormatError):
+        return ()
+    return tuple(
+        (name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        for name, found in sorted(states.items())
+    )
 
 
 def commit_of(source: ModelSource, hub: HubOptions) -> str:

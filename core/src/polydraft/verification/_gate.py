@@ -10,6 +10,7 @@ from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
 from polydraft.contract.results import Verified
 from polydraft.errors import NotVerifiedError
+from polydraft.verification._fingerprint import state_of
 from polydraft.verification._store import Found, find
 from polydraft.verification._subject import subject_of, with_running
 
@@ -42,7 +43,10 @@ class Gate:
         self, prepared: Prepared, host: PluginHost, mode: Literal["require", "warn"], arguments: Mapping[str, Any]
     ) -> None:
         self.request = prepared.request
-        self.subject: Subject | None = None if self.request.plan.kind is None else subject_of(prepared, host)
+        self.plain = self.request.plan.kind is None
+        # Before the bytes are read: what changes from now on is noticed.
+        self.states = self._states()
+        self.subject: Subject | None = None if self.plain else subject_of(prepared, host)
         self.mode = mode
         options = prepared.request.engine_options
         given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
@@ -61,12 +65,13 @@ class Gate:
         """Add the stored verification to the running info.
 
         Raises:
-            NotVerifiedError: It was verified with another dtype, on another device, or as another download, and it is
-                required.
+            NotVerifiedError: It was verified with another dtype, on another device, or with other files than those that
+                are there now, and it is required.
         """
         if self.subject is None:
             return running
-        found = find(with_running(self.subject, running, self.request), loaded=True)
+        changed = self._states() != self.states
+        found = find(with_running(self.subject, running, self.request, changed=changed), loaded=True)
         problem = self._check(found)
         if problem:
             # The caller of load, behind its decorator.
@@ -76,6 +81,10 @@ class Gate:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})
         verified = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
         return running.model_copy(update={"verified": verified})
+
+    def _states(self) -> list[tuple[tuple[str, int, int, int, int], ...]]:
+        sources = (self.request.target, self.request.plan.drafter)
+        return [state_of(source, self.request.hub) for source in sources if source is not None and not self.plain]
 
     def _check(self, found: Found) -> str:
         """Why it does not count as verified; empty if it does. Raised instead where it is required."""

@@ -53,16 +53,20 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject:
     )
 
 
-def with_running(subject: Subject, running: RunningInfo, request: LoadRequest) -> Subject:
-    """The subject of a loaded session: with its dtype and device, and with models that loading has downloaded."""
-    plan = request.plan
+def with_running(subject: Subject, running: RunningInfo, request: LoadRequest, *, changed: bool = False) -> Subject:
+    """The subject of a loaded session: with its dtype and device, and with models that loading has downloaded.
+
+    Args:
+        subject: As it was before loading.
+        running: What runs.
+        request: What was loaded.
+        changed: Whether local files, too, may have changed since.
+    """
     update = {"dtype": running.dtype, "device": running.device}
-    if request.target.kind == "hub":
-        update["target_fingerprint"] = fingerprint(request.target, request.hub)
-        update["target_commit"] = commit_of(request.target, request.hub)
-    if plan.drafter is not None and plan.drafter.kind == "hub":
-        update["drafter_fingerprint"] = fingerprint(plan.drafter, request.hub)
-        update["drafter_commit"] = commit_of(plan.drafter, request.hub)
+    for role, source in (("target", request.target), ("drafter", request.plan.drafter)):
+        if source is not None and (changed or source.kind == "hub"):
+            update[f"{role}_fingerprint"] = fingerprint(source, request.hub)
+            update[f"{role}_commit"] = commit_of(source, request.hub)
     return subject.model_copy(update=update)
 
 

@@ -19,9 +19,9 @@ __all__ = ["cache"]
 
 def cache(
     action: Annotated[
-        str | None, typer.Argument(metavar="[clear", help="Remove what is kept, except the verifications.")
+        str | None, typer.Argument(metavar="[clear]", help="Remove what is kept, except the verifications.")
     ] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]]", help="Only of this cache.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Clear this cache only.")] = None,
     json: opt.Json = False,
 ) -> None:
     """List what polydraft keeps on this machine between runs, or remove it.
