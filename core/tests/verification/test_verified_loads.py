@@ -20,7 +20,7 @@ from polydraft.verification._builds import code_digest, distribution_builds
 from polydraft.verification._command import verify
 from polydraft.verification._gate import VerificationWarning
 from polydraft.verification._records import CheckedCase
-from polydraft.verification._store import save
+from polydraft.verification._store import find, save
 from polydraft.verification._verdict import Judgement
 from polydraft_reference.backend import ReferenceBackend
 from polydraft_reference.engine import ReferenceEngine
@@ -357,6 +357,21 @@ def test_the_build_of_a_distribution_is_its_code(tmp_path, monkeypatch):
     assert edited != first
     file.unlink()
     assert build(tmp_path / "one") not in (first, edited)
+
+
+def test_a_hub_model_that_is_not_downloaded_is_known_by_its_commit_until_it_is(found):
+    hub = found.subject.model_copy(update={"target": "org/m", "target_commit": "c1"})
+    kept = found.model_copy(update={"subject": hub})
+    save(kept)
+    missing = {"target_fingerprint": ""}
+    assert find(hub.model_copy(update=missing)).verification == kept
+    assert find(hub.model_copy(update={**missing, "target_commit": ""})).verification == kept  # not in the cache at all
+    assert find(hub.model_copy(update={**missing, "target_commit": "c2"})).why_not.endswith(
+        "the target's commit was c1, is c2."
+    )
+    assert "has not been verified" in find(hub.model_copy(update={**missing, "target": "org/other"})).why_not
+    assert "not on this machine" in find(hub.model_copy(update=missing), loaded=True).why_not
+    assert find(hub.model_copy(update={"target_commit": "c2"}), loaded=True).verification == kept  # the same bytes
 
 
 def test_warn_warns_and_loads_and_says_it(found):
