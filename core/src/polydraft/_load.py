@@ -53,8 +53,9 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         trust_remote_code: Allow engines to run code from a checkpoint.
         engine_options: The backend's own options, checked against its ``options`` model.
         verified: ``require``: refuse what ``polydraft verify`` has not found to be exact on this machine, with exactly
-            these models, versions, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not look. What
-            is known is in ``session.running.verified``. Plain decoding needs no verification.
+            these bytes of weights, builds, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not
+            look. What is known is in ``session.running.verified``. Plain decoding needs no verification. The first look
+            at weights reads all of them, at about a second per gigabyte.
         host: The plugins; None: the installed ones.
 
     Raises:
@@ -70,7 +71,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         ContextLengthError: The context is longer than the target's own.
         DeviceError: The device does not exist.
         OutOfMemoryError: Weights or context do not fit.
-        NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
+        NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
     from polydraft._registry.resolver import Resolver

@@ -28,6 +28,7 @@ from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, Polydr
 from polydraft.contract.records import (
     CONTRACT_VERSION,
     BackendRecord,
+    CacheRecord,
     FaultRecord,
     LocalModelRecord,
     PairRecord,
@@ -47,6 +48,7 @@ _HOOKS: dict[str, type[Record]] = {
     "polydraft_pairs": PairRecord,
     "polydraft_faults": FaultRecord,
     "polydraft_local_models": LocalModelRecord,
+    "polydraft_caches": CacheRecord,
 }
 R = TypeVar("R", bound=Record)
 
@@ -116,6 +118,10 @@ class PluginHost:
     def local_models(self) -> dict[str, LocalModelRecord]:
         """The models that plugins contain, by name."""
         return {record.name: record for record in self._records(LocalModelRecord)}
+
+    def caches(self) -> list[CacheRecord]:
+        """The folders in which plugins keep files, by name."""
+        return sorted(self._records(CacheRecord), key=lambda cache: cache.name)
 
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, loaded or not, by name."""
@@ -296,8 +302,12 @@ def _check_names(mine: Iterable[Record], others: Mapping[str, Iterable[Record]])
 
 
 def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
-    backends, models = _of(BackendRecord, records), _of(LocalModelRecord, records)
-    return [*(("backend", one.name) for one in backends), *(("local model", one.name) for one in models)]
+    kinds: dict[str, type[BackendRecord | LocalModelRecord | CacheRecord]] = {
+        "backend": BackendRecord,
+        "local model": LocalModelRecord,
+        "cache": CacheRecord,
+    }
+    return [(what, one.name) for what, kind in kinds.items() for one in _of(kind, records)]
 
 
 def _instantiate(record: BackendRecord) -> Backend:

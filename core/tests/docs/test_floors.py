@@ -7,8 +7,8 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"contract", "errors"},
-    {"checkpoints", "sampling", "text"},
+    {"_sealed", "contract", "errors"},
+    {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import polydraft
+import polydraft_llama_cpp.plugin
 import pytest
+from polydraft.caches import entries_of
 from polydraft.checkpoints.gguf import read_header
 from polydraft.errors import ModelFormatError, UnsupportedError
 from polydraft_llama_cpp.conversion.cache import converted
@@ -114,15 +117,21 @@ def test_a_damaged_checkpoint(data, tmp_path):
         convert(folder, tmp_path / "m.gguf")
 
 
-def test_converted_once_and_again_after_a_change(data, tmp_path):
+def test_converted_once_by_content(data, tmp_path):
     folder = copy(data, tmp_path)
     first = converted(folder, "f32")
     made = first.stat().st_mtime_ns
-    assert converted(folder, "f32") == first
+    assert converted(shutil.copytree(folder, tmp_path / "renamed"), "f32") == first
     assert first.stat().st_mtime_ns == made
     assert converted(folder, "f16") != first
+    weights = folder / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = converted(folder, "f32")
     edit(folder / "config.json", bos_token_id=3)
-    assert converted(folder, "f32") != first
+    assert len({first, second, converted(folder, "f32")}) == 3
 
 
 def test_other_files_are_not_converted(data, tmp_path):
@@ -136,13 +145,16 @@ def test_other_files_are_not_converted(data, tmp_path):
     assert first.read_bytes() == wanted.read_bytes()
 
 
-def test_converted_again_when_a_file_of_the_same_size_and_time_takes_its_place(data, tmp_path):
+def test_a_truncated_conversion_is_made_again(data, tmp_path):
     folder = copy(data, tmp_path)
-    weights = folder / "model.safetensors"
-    first = converted(folder, "f32")
-    other = tmp_path / "other"
-    other.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    os.utime(other, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
-    other.replace(weights)
-    second = converted(folder, "f32")
-    assert second.read_bytes() != first.read_bytes()
+    file = converted(folder, "f32")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert converted(folder, "f32") == file
+    assert file.read_bytes() == content
+
+
+def test_the_cache_is_listed(data, tmp_path):
+    file = converted(copy(data, tmp_path), "f32")
+    (cache,) = polydraft.PluginHost({"llama_cpp": polydraft_llama_cpp.plugin}).caches()
+    assert file in {entry.file for entry in entries_of(Path(cache.path))}

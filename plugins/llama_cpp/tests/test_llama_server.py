@@ -66,6 +66,24 @@ def test_rounds_are_read_from_the_timings(gguf, stand_in):
         assert [token for chunk in chunks for token in chunk.token_ids] == list(range(300, 310))
 
 
+def test_the_build_is_the_program_s_bytes_and_those_of_its_libraries(gguf, stand_in, monkeypatch, tmp_path):
+    def build():
+        prepared = prepare(gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device="cpu")
+        return prepared.backend.build(prepared.request)
+
+    stand_in("good")
+    first = build()
+    (tmp_path / "notes.txt").write_text("not a library")
+    assert build() == first
+    (tmp_path / "libggml-cpu.so.0").write_bytes(b"kernels")
+    second = build()
+    script = Path(os.environ[VARIABLE])
+    script.write_text(script.read_text() + "# rebuilt\n")
+    assert len({str(found) for found in (first, second, build())}) == 3
+    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:8124")
+    assert build() is None  # who knows what runs there
+
+
 def test_the_command_that_serves_a_pair(gguf, stand_in, monkeypatch):
     stand_in("good")
     pair = {"backend": "llama-server", "drafter": gguf("tiny-e2b-assistant"), "device": "cpu"}

@@ -8,6 +8,7 @@ import time
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,
@@ -30,6 +31,17 @@ KEY = "a-secret-that-no-error-may-show"
 def load(target=TARGET, engine_options=None, **arguments):
     arguments = {"dtype": "float32", "num_speculative_tokens": 4, "context_length": 1024, **arguments}
     return polydraft.load(target, backend="vllm-server", engine_options=engine_options, **arguments)
+
+
+@pytest.mark.parametrize("backend", ["vllm", "vllm-server"])
+def test_the_build_is_known_where_the_engine_is_started_here(backend):
+    prepared = prepare(TARGET, backend=backend, drafter="ngram")
+    assert set(prepared.backend.build(prepared.request)) == {"vLLM", "vLLM's libraries", "torch"}
+
+
+def test_the_build_of_a_running_server_is_not_known():
+    prepared = prepare(TARGET, backend="vllm-server", drafter="ngram", engine_options={"url": "http://127.0.0.1:1"})
+    assert prepared.backend.build(prepared.request) is None
 
 
 @pytest.fixture(scope="module")

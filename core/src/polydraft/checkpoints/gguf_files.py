@@ -47,12 +47,7 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
         path = source.path
         if path is None or not path.exists():
             raise ModelNotFoundError(f"{source.id} is no longer at {path}.", "Check the path.")
-        if not path.is_dir():
-            return first_part(path, source.id)
-        if source.file and (path / source.file).is_file():
-            return first_part(path / source.file, source.id)
-        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        return path / choose_files(names, source.file, source.id)[0]
+        return file_at(path, source.file, source.id)
     hub = (hub or HubOptions()).model_copy(update={"revision": source.revision})
     repo = repository(source.id)
     with hub_errors(repo, hub):
@@ -61,6 +56,20 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
         chosen = choose_files(repository_files(repo, hub), source.file, source.id)
         paths = [hf_hub_download(repo, name, **hub.model_dump()) for name in chosen]
     return Path(paths[0])
+
+
+def file_at(path: Path, wanted: str | None, model: str) -> Path:
+    """The file of a model at a path, of a split one the first part: the path itself, or what ``wanted`` names in it.
+
+    Raises:
+        ModelFormatError: As ``fetch_gguf``.
+    """
+    if not path.is_dir():
+        return first_part(path, model)
+    if wanted and (path / wanted).is_file():
+        return first_part(path / wanted, model)
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    return path / choose_files(names, wanted, model)[0]
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -49,6 +49,19 @@ class Backend(ABC):
         drafter kind have already been checked against the record.
         """
         return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """What decides how the engine computes, besides the versions of the distributions that the record names.
+
+        A verification counts only while this stays the same. Called before loading, only where verifications are asked
+        for. The core itself adds the versions and builds of the installed distributions, and the plugin's own code.
+
+        Returns:
+            Name -> identity: shared libraries or a server's program by their bytes
+            (``polydraft.checkpoints.contents``), compile flags, a git commit. The default is empty. None: it cannot be
+            known, as for a server that was started elsewhere; such a pair never counts as verified.
+        """
+        return {}
 
     @abstractmethod
     def load_engine(self, request: LoadRequest) -> SteppingEngine | WholeEngine:

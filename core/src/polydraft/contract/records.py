@@ -10,6 +10,7 @@ __all__ = [
     "CONTRACT_VERSION",
     "SAMPLER_SETTINGS",
     "BackendRecord",
+    "CacheRecord",
     "Capabilities",
     "DeviceRecord",
     "Diagnosis",
@@ -154,6 +155,20 @@ class LocalModelRecord(Record):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     path: str = Field(description="Folder with config.json.")
     format: str = "safetensors"
+
+
+class CacheRecord(Record):
+    """A folder in which a plugin keeps files between runs, for ``polydraft cache``."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="For ``polydraft cache clear NAME``.")
+    summary: str = Field(description="What is kept, one line.")
+    path: str = Field(description="The folder; it need not exist.")
+    bounded: bool = Field(
+        default=True, description="A ``polydraft.caches.CacheFolder``, which is held to POLYDRAFT_CACHE_LIMIT."
+    )
+    rebuilt: bool = Field(
+        default=True, description="False: it is not made again by itself, so it is cleared only if it is named."
+    )
 
 
 class Exclusion(Record):

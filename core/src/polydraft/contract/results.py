@@ -170,7 +170,7 @@ class GenerationStats(Record):
 
 
 class Verified(Record):
-    """The result of ``polydraft verify`` for exactly these models, versions, dtype, device, k and exactness."""
+    """The result of ``polydraft verify`` for exactly these weights, builds, dtype, device, k and exactness."""
 
     verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
     created: str = Field(description="Time in UTC, ISO 8601.")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
 from polydraft._plugins import default_host
+from polydraft._sealed import check_writable
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
-from polydraft.verification._store import save
+from polydraft.verification._store import folder, save
 from polydraft.verification._subject import subject_of, with_running
 
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from polydraft.contract.results import RunningInfo
-    from polydraft.verification._records import CheckedCase, Verification
+    from polydraft.verification._records import CheckedCase, Subject, Verification
 
 __all__ = ["verify"]
+
+_LOADED = {"dtype", "device"}
 
 
 def verify(
@@ -42,7 +45,7 @@ def verify(
         **arguments: Further arguments of ``polydraft.load``.
 
     Raises:
-        PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept.
+        PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept, or files changed meanwhile.
     """
     if time_limit is not None and not time_limit > 0:
         raise InvalidRequestError(
@@ -53,30 +56,50 @@ def verify(
     if plan.kind is None:
         why = plan.off.message if plan.off else "No drafter was found."
         raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
-    subject = subject_of(prepared, arguments.get("host") or default_host())
-    if subject is None:
-        raise PolydraftError(
-            "These weights cannot be identified, so a verification could not be kept.",
-            "Give the models as folders, or by a commit: `revision=<commit>`.",
-        )
+    host = arguments.get("host") or default_host()
+    subject = subject_of(prepared, host)
+    if keep:
+        if subject.builds is None:
+            raise _cannot_be_kept(subject)
+        _keep(subject, lambda: check_writable(folder()))
     window = sliding_window(prepared.request.target.config)
     with open_session(prepared.backend, prepared.request) as session:
         if loaded is not None:
             loaded(session.running)
+        subject = with_running(subject, session.running, prepared.request)
+        if keep and subject.unknown:
+            raise _cannot_be_kept(subject)
         found = check_session(
             session,
-            with_running(subject, session.running),
+            subject,
             prepared.backend.capabilities(),
             window,
             time_limit=time_limit,
             progress=progress,
         )
+    if keep and subject_of(prepared, host).model_dump(exclude=_LOADED) != subject.model_dump(exclude=_LOADED):
+        raise PolydraftError(
+            f"The files of {subject.target}, of its drafter or of the engine changed while they were verified, so the "
+            f"result ({found.verdict}) is not kept.",
+            "Verify again when nothing changes them.",
+        )
     if keep:
-        try:
-            save(found)
-        except OSError as error:
-            raise PolydraftError(
-                f"The verification ({found.verdict}) cannot be kept: {error}.",
-                "Fix the folder, or verify without keeping the result.",
-            ) from error
+        _keep(subject, lambda: save(found))
     return found
+
+
+def _keep(subject: Subject, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise PolydraftError(
+            f"A verification of {subject.target} cannot be kept: {error}.",
+            "Fix the folder, or verify without keeping the result: `--no-keep`, in Python `keep=False`.",
+        ) from error
+
+
+def _cannot_be_kept(subject: Subject) -> PolydraftError:
+    return PolydraftError(
+        f"{subject.unknown} A verification of it could not be kept.",
+        "Verify without keeping the result: `--no-keep`, in Python `keep=False`.",
+    )

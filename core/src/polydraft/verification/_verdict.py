@@ -90,6 +90,16 @@ class Judgement(Record):
         return self.verdict != "DIVERGED"
 
     @property
+    def follows(self) -> bool:
+        """Whether the verdict follows from the evidence: it is judged again. A defect needs none."""
+        if self.verdict == "EXACT":
+            return self.position is None and self.tokens is None and self.tie is None
+        if self.verdict == "NEAR_TIE":
+            own, other = self.tokens or (None, None)
+            return None not in (self.position, own, other) and self.tie is not None and not _fault(self.tie, other)
+        return True
+
+    @property
     def margin_in_noise(self) -> float | None:
         """The margin in units of the noise."""
         if self.tie is None or self.tie.margin is None or not self.tie.noise:
@@ -141,7 +151,7 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
     return Judgement(verdict="NEAR_TIE", tie=tie, reason=reason, **difference)
 
 
-def _fault(tie: Tie, other: int) -> str:
+def _fault(tie: Tie, other: int | None) -> str:
     """Why it is not a near tie; empty if it is one."""
     if tie.margin is None and tie.source == "logits":
         return "One of the two tokens has no finite logit in plain decoding."

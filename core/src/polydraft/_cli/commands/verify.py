@@ -51,7 +51,7 @@ def verify(
 
     The same prompts are decoded plainly and with speculation: greedily, with seeds where the backend repeats them, and
     past the sliding window if there is time. A difference is a near tie only if both tokens lie within the numeric
-    noise and the same prefix flips without any drafter, too. The result holds for these models, versions, dtype and
+    noise and the same prefix flips without any drafter, too. The result holds for these weights, builds, dtype and
     hardware.
 
     Exit codes: 0 the output is the same (near ties, which are counted apart, allowed unless --strict), 1 it is not, 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from polydraft.contract import (
     Backend,
@@ -60,6 +61,12 @@ class LlamaServerBackend(Backend):
         from polydraft_llama_cpp.backend import LlamaCppBackend
 
         return LlamaCppBackend().refuse(target, plan)
+
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """The program and the libraries next to it, byte for byte, and its version; None for a server at a ``url``."""
+        options: LlamaServerOptions = request.engine_options
+        path = None if options.url else programs.find()
+        return None if path is None else programs.program(path).build
 
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
         """The command of llama-server; it asks for the API key in ``LLAMA_API_KEY``, if that is set."""

@@ -10,7 +10,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
+from polydraft.checkpoints.contents import content_digest
 from polydraft.engines.serving import LOOPBACK, ServerProcess, free_port
 from polydraft.errors import (
     BackendUnavailableError,
@@ -36,6 +38,8 @@ SPEC_TYPES = {"mtp": "draft-mtp", "draft-model": "draft-simple"}
 _NEEDED = ("--spec-draft-model", "--spec-draft-n-max", "--spec-type")
 _DEVICE = re.compile(r"^  ([A-Za-z]+\d+): .* MiB free\)$", re.MULTILINE)
 """A line of ``--list-devices``; a device without a number is not a GPU (BLAS)."""
+_LIBRARY = re.compile(r"(llama|ggml|mtmd).*\.(so|dylib|dll)")
+"""Libraries of llama.cpp: others may lie next to an installed program."""
 _TIMEOUT = 60  # seconds
 _LAST_WORDS = 400  # characters
 
@@ -49,6 +53,19 @@ class Program:
     help: str
     devices: Mapping[str, str] = field(default_factory=dict)
     """Maps polydraft's device names (``cuda:0``) to llama-server's (``CUDA0``), for the GPUs that it sees."""
+
+    @property
+    def build(self) -> dict[str, str]:
+        """What decides how it computes: its version, its program, and the libraries next to it or in ``../lib``."""
+        found = Path(shutil.which(self.path) or self.path).resolve()
+        folders = [folder for folder in (found.parent, found.parent.parent / "lib") if folder.is_dir()]
+        libraries = {
+            f"{number}/{file.name}": file
+            for number, folder in enumerate(folders)
+            for file in folder.iterdir()
+            if _LIBRARY.search(file.name) and file.is_file()
+        }
+        return {"llama-server": f"{self.version} {content_digest({'program': found, **libraries})}"}
 
     def device(self, name: str) -> str | None:
         """llama-server's name for a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
