@@ -1,5 +1,9 @@
 """GGUF headers: read without their weights, damaged ones refused; which file of a repository is meant."""
 
+import struct
+import sys
+import tracemalloc
+
 import pytest
 from polydraft.checkpoints._names import KnownNames, parse
 from polydraft.checkpoints._resolve import resolve
@@ -289,3 +293,33 @@ def test_what_is_in_the_cache_needs_no_hub(fake_hub, gguf_bytes, monkeypatch, ho
     other = resolve("org/a-GGUF:F16", hub=HubOptions(local_files_only=True), known=KnownNames())
     with pytest.raises((ModelFormatError, ModelNotFoundError)):
         fetch_gguf(other, hub)
+
+
+@pytest.mark.parametrize(
+    ("counts", "pair", "said"),
+    [
+        ((1 << 40, 1), b"", "1099511627776 tensors"),
+        ((0, 1 << 40), b"", "1099511627776 pairs"),
+        # Types: 9 is an array, 0 a u8, 8 a text.
+        ((0, 1), struct.pack("<IIQ", 9, 0, 50_000_000) + bytes(50_000_000), "an array of 50000000 items"),
+        ((0, 1), struct.pack("<IQ", 8, 70_000_000) + bytes(70_000_000), "a text of 70000000 bytes"),
+        ((0, 1), struct.pack("<IIQ", 9, 9, 1 << 20) + struct.pack("<IQ", 0, 0) * (1 << 20), "1048576 arrays in one"),
+    ],
+)
+def test_a_header_of_absurd_size(tmp_path, counts, pair, said):
+    """Refused before memory is taken for it."""
+    path = tmp_path / "m.gguf"
+    key = b"general.architecture"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, *counts, len(key)) + key + pair)
+    tracemalloc.start()
+    with pytest.raises(ModelFormatError, match=f"holds .*{said}"):
+        read_header(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_many_numbers_stay_as_they_are_stored(write):
+    kinds = read_header(write("m.gguf", {**TARGET, "tokenizer.ggml.token_type": [1] * 9000})).metadata
+    assert list(kinds["tokenizer.ggml.token_type"]) == [1] * 9000
+    assert sys.getsizeof(kinds["tokenizer.ggml.token_type"]) < 9000 * 5

@@ -106,7 +106,7 @@ def _model(
                 **extra,
             )
             model.to(device=device)
-    except (ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # of any kind, where config and weights do not match
         hint = "Choose a smaller model, or `dtype='bfloat16'`."
         raise out_of_memory(error, f"loading {source.id}", hint) or ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",
