@@ -122,3 +122,19 @@ def test_converted_once_and_again_after_a_change(data, tmp_path):
     assert converted(folder, "f16") != first
     edit(folder / "config.json", bos_token_id=3)
     assert converted(folder, "f32") != first
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, data, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    prompt, folder = [2, *range(300, 330)], more_tokens(data / name, tmp_path / "target")
+    given = {"backend": "llama_cpp", "device": "cpu", "context_length": 256}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*prompt, new], **settings)
+            assert speculative.token_ids == session.generate([*prompt, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0

@@ -191,3 +191,19 @@ def test_a_gemma_without_drafter_speculates_with_ngrams(copy_of):
     shutil.rmtree(folder.parent / "tiny-e2b", ignore_errors=True)
     _, running = tokens(folder, drafter="ngram")
     assert running.method == "ngram"
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    folder = more_tokens(pairs.path(name), tmp_path / "target")
+    given = {"backend": "mlx", "dtype": "float32", "device": "cpu", "context_length": 256}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*PROMPT, new], **settings)
+            assert speculative.token_ids == session.generate([*PROMPT, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0

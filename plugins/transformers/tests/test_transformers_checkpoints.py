@@ -147,6 +147,32 @@ def test_a_target_for_images_too(copy, name):
     assert same_as_transformers(folder, prompt=inside).token_ids != result.token_ids
 
 
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation", "experts_implementation"])
+def test_code_that_a_config_names_is_ignored(copy, field):
+    """Transformers would fetch these kernels from the Hub, and run them."""
+    folder = copy()
+    for part in (folder, folder.with_name("model-assistant")):
+        change_config(part, **{field: "somebody/kernel"})
+    with load(folder) as session:
+        assert len(session.generate(PROMPT, max_new_tokens=4).token_ids) == 4
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    folder = more_tokens(pairs.path(name), tmp_path / "target")
+    given = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*PROMPT, new], **settings)
+            assert speculative.token_ids == session.generate([*PROMPT, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
 def test_more_rows_than_tokens(copy):
     """Ids that the model has and its tokenizer does not are prompts and output like others; they have no text."""
     folder = copy("tiny-31b")
