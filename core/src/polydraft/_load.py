@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
     from polydraft.contract.backend import Backend
-    from polydraft.contract.requests import LoadRequest
+    from polydraft.contract.requests import LoadRequest, ModelSource
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import WholeEngine
     from polydraft.verification._gate import Gate
@@ -103,6 +103,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
 
     engine, notes = _load_engine(backend, request)
     try:
+        notes += filter(None, map(_not_loaded, (request.target, request.plan.drafter)))
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
@@ -115,6 +116,16 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
     except BaseException:
         engine.close()
         raise
+
+
+def _not_loaded(source: ModelSource | None) -> str:
+    """A note on files in a checkpoint's folder that a user may think are loaded; empty if there are none."""
+    from polydraft.checkpoints._weight_files import ignored_files
+
+    if source is None or source.path is None or source.format not in {"safetensors", "mlx"}:
+        return ""
+    names = ignored_files(source.path)
+    return f"Not part of {source.id}, and not loaded: {', '.join(names)}." if names else ""
 
 
 def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:

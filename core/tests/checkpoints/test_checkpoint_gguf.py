@@ -261,6 +261,101 @@ def test_a_quantization_is_a_whole_word(quantization, chosen):
         assert choose_files(names, pattern, "m") == [chosen]
 
 
+@pytest.mark.parametrize(
+    ("names", "wanted", "chosen"),
+    [
+        (["gemma[1].gguf", "gemma1.gguf"], "gemma[1].gguf", "gemma[1].gguf"),
+        (["gemma1.gguf"], "gemma[1].gguf", "gemma1.gguf"),  # then it is a pattern
+        (["M.GGUF", "m.gguf"], "M.GGUF", "M.GGUF"),
+        (["M.GGUF", "backup/m.gguf"], "m.gguf", "M.GGUF"),
+        (["m.gguf", "backup/m.gguf", "m.gguf/m.gguf"], "m.gguf", "m.gguf"),
+        (["a.gguf", "backup/m.gguf"], "m.gguf", "backup/m.gguf"),
+        (["king-of-hearts.gguf", "mmproj-F16.gguf", "x.imatrix.gguf", "gemma-mmproj-F16.gguf"], None, None),
+        (["._king-of-hearts.gguf", ".cache/a.gguf", "king-of-hearts.gguf"], None, "king-of-hearts.gguf"),
+        (["a-imatrix-Q4_K_M.gguf", "a-mmprojector.gguf"], "*Q4*", "a-imatrix-Q4_K_M.gguf"),
+    ],
+)
+def test_a_name_is_a_file_before_it_is_a_pattern(names, wanted, chosen):
+    assert choose_files(names, wanted, "m") == [chosen or names[0]]
+
+
+def test_parts_of_two_split_models_are_told_apart():
+    names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m-00001-of-00003.gguf"]
+    assert choose_files(names, names[1], "m") == names[:2]
+    with pytest.raises(ModelFormatError, match="2 models that fit"):
+        choose_files(names, None, "m")
+    with pytest.raises(ModelFormatError, match=r"3 files, of which 1 are there: m-00002-of-00003\.gguf is missing"):
+        choose_files(names, names[2], "m")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gemma[1].gguf", "MODEL.GGUF", "king-of-hearts.gguf", "mtp-x.gguf", "mmproj-x.gguf", "a*.gguf", "sha256-01ab"],
+)
+def test_an_exact_path_is_that_file(write, tmp_path, name):
+    """Whatever its letters, and whatever lies below it or next to it; Ollama's blobs have no suffix."""
+    path = write(name, TARGET)
+    for other in (f"backup/{name}", "gemma1.gguf"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        write(other, {"general.architecture": "llama"})
+    for written in (path, str(path)):
+        source = resolve(written, known=KnownNames())
+        assert (source.format, source.model_type, source.path) == ("gguf", "gemma4", path)
+        assert fetch_gguf(source) == path
+
+
+def test_any_part_stands_for_a_split_model(write, tmp_path):
+    first = write("m-00001-of-00002.gguf", TARGET)
+    second = write("m-00002-of-00002.gguf", {"split.no": 1})
+    for path in (first, second, tmp_path):
+        source = resolve(path, known=KnownNames())
+        assert (source.path, source.config["hidden_size"]) == (path, 160)
+        assert fetch_gguf(source) == first
+    first.unlink()
+    for path in (second, tmp_path):
+        with pytest.raises(ModelFormatError, match=r"m-00001-of-00002\.gguf is missing"):
+            resolve(path, known=KnownNames())
+
+
+OTHERS = {
+    "a.gguf": {"general.type": "imatrix"},
+    "b.gguf": {"general.architecture": "clip"},
+    "c.gguf": {"general.type": "adapter", "general.architecture": "llama"},
+    "d.gguf": {"general.architecture": "controlvector"},
+}
+
+
+def test_what_is_no_model(write, tmp_path):
+    for name, metadata in OTHERS.items():
+        path = write(name, metadata)
+        with pytest.raises(ModelFormatError, match="not a language model"):
+            resolve(path, known=KnownNames())
+    with pytest.raises(ModelFormatError, match=r"a\.gguf is an importance matrix"):
+        resolve(tmp_path, known=KnownNames())
+    write("._m.gguf", TARGET)
+    drafter = write("drafter.gguf", DRAFTER)
+    assert resolve(tmp_path, known=KnownNames()).file == drafter.name
+    model = write("mmproj-is-only-its-name.gguf", TARGET)
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
+    assert resolve(tmp_path, known=KnownNames()).file == model.name
+    with pytest.raises(ModelNotFoundError, match="a link to nowhere, which is not there"):
+        resolve(tmp_path / "gone.gguf", known=KnownNames())
+
+
+def test_a_folder_whose_model_is_elsewhere(write, tmp_path):
+    path = write("m.gguf", TARGET)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "m.gguf").symlink_to(path)
+    assert resolve(folder / "m.gguf", known=KnownNames()).format == "gguf", "named by the user"
+    with pytest.raises(ModelFormatError, match="outside the model's folder"):
+        resolve(folder, known=KnownNames())
+
+
+def test_upper_case_on_the_hub():
+    assert parse("org/a-GGUF/MODEL.GGUF").file == "MODEL.GGUF"
+
+
 def test_fetched_from_the_hub(fake_hub, gguf_bytes):
     data = gguf_bytes(TARGET)
     fake_hub.add("org/some-GGUF", {name: data for name in REPO if name.endswith("gguf")})

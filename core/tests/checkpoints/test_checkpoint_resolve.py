@@ -91,6 +91,14 @@ def test_config_without_weights(make_model):
         local(make_model("m", {}, weights=False))
 
 
+def test_weights_of_something_else(make_model):
+    folder = make_model("m", {}, weights=False)
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    (folder / "._model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match=r"no weights: consolidated\.safetensors is none of a whole model"):
+        local(folder)
+
+
 def test_pickle_only(make_model):
     folder = make_model("m", {}, weights=False)
     (folder / "pytorch_model.bin").write_bytes(b"")

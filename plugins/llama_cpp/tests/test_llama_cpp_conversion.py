@@ -1,6 +1,7 @@
 """Writing GGUF: the command, the cache, and what is refused."""
 
 import json
+import os
 import shutil
 
 import polydraft
@@ -138,3 +139,26 @@ def test_a_target_with_further_tokens(name, drafter, data, tmp_path):
             speculative = session.generate([*prompt, new], **settings)
             assert speculative.token_ids == session.generate([*prompt, new], speculate="off", **settings).token_ids
             assert speculative.stats.num_accepted_tokens > 0
+
+
+def test_other_files_are_not_converted(data, tmp_path):
+    folder = copy(data, tmp_path)
+    wanted = tmp_path / "wanted.gguf"
+    convert(folder, wanted)
+    for name in ("consolidated.safetensors", "model-00002-of-00002.safetensors", "._model.safetensors", "._x.json"):
+        (folder / name).write_bytes(b"x")
+    (folder / "x.json").symlink_to("gone")
+    first = converted(folder, "f32")
+    assert first.read_bytes() == wanted.read_bytes()
+
+
+def test_converted_again_when_a_file_of_the_same_size_and_time_takes_its_place(data, tmp_path):
+    folder = copy(data, tmp_path)
+    weights = folder / "model.safetensors"
+    first = converted(folder, "f32")
+    other = tmp_path / "other"
+    other.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    os.utime(other, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
+    other.replace(weights)
+    second = converted(folder, "f32")
+    assert second.read_bytes() != first.read_bytes()

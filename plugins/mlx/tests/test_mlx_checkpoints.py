@@ -207,3 +207,21 @@ def test_a_target_with_further_tokens(name, drafter, tmp_path):
             speculative = session.generate([*PROMPT, new], **settings)
             assert speculative.token_ids == session.generate([*PROMPT, new], speculate="off", **settings).token_ids
             assert speculative.stats.num_accepted_tokens > 0
+
+
+def test_only_the_models_own_files_are_loaded(copy_of, tmp_path, monkeypatch):
+    """Whatever else lies in its folder: mlx-lm would load every model*.safetensors, and none below a ``[``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    drafter = copy_of("tiny-llama-draft", "d[1]")
+    folder = copy_of("tiny-llama", "m[1]")
+    for other in (folder, drafter):
+        weights = mx.load(str(other / "model.safetensors"))
+        zeros = {name: mx.zeros_like(value) for name, value in weights.items()}
+        mx.save_safetensors(str(other / "model-00002-of-00002.safetensors"), zeros)
+        (other / "._model.safetensors").write_bytes(b"")
+    found, running = tokens(folder, drafter)
+    wanted, _ = tokens("builtin:tiny-llama")
+    assert found.token_ids == wanted.token_ids
+    assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens
+    assert running.target == str(folder)
+    assert f"Not part of {drafter}, and not loaded: model-00002-of-00002.safetensors." in running.notes

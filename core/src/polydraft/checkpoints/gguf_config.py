@@ -6,21 +6,48 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.gguf import GgufHeader, read_header
-
-__all__ = ["config_of", "different_tokens", "read_gguf_config"]
+from polydraft.errors import ModelFormatError
 
 # Types of tokens (llama_token_type): ordinary text, and what is not part of it.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ADDED = {_CONTROL, _USER_DEFINED}
+__all__ = ["check_is_model", "config_of", "different_tokens", "kind_of", "read_gguf_config"]
+
+_KINDS = {
+    "imatrix": "an importance matrix (imatrix)",
+    "mmproj": "a projector for images or audio (mmproj)",
+    "clip": "a projector for images or audio (mmproj)",
+    "adapter": "an adapter (LoRA)",
+    "controlvector": "a control vector",
+}
+"""``general.type`` or ``general.architecture`` -> what such a file is."""
 
 
 def read_gguf_config(path: Path, name: str = "") -> dict[str, Any]:
     """The config of a GGUF file, from its header; messages call the model ``name``.
 
     Raises:
-        ModelFormatError: It is not a GGUF file, or its header is damaged.
+        ModelFormatError: It is not a GGUF file, its header is damaged, or it holds no model.
     """
-    return config_of(read_header(path, name))
+    header = read_header(path, name)
+    check_is_model(header, name or str(path))
+    return config_of(header)
+
+
+def kind_of(header: GgufHeader) -> str:
+    """What a file is, in words, if it is not a language model: a projector, an adapter; empty if it is one."""
+    given = str(header.metadata.get("general.type", ""))
+    return _KINDS.get(given) or _KINDS.get(header.architecture, "")
+
+
+def check_is_model(header: GgufHeader, name: str) -> None:
+    """Refuse a file that belongs to a model and is none.
+
+    Raises:
+        ModelFormatError: It is a projector, an importance matrix, an adapter or a control vector.
+    """
+    if kind := kind_of(header):
+        raise ModelFormatError(f"{name} is {kind}, not a language model.", "Give the GGUF file of the model itself.")
 
 
 def config_of(header: GgufHeader) -> dict[str, Any]:

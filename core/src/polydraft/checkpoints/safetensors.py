@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from polydraft.checkpoints._weight_files import weight_files, weights_of
 from polydraft.errors import ModelFormatError
 
 if TYPE_CHECKING:
@@ -13,31 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["check_folder", "header", "weight_files"]
 
 _LENGTH_BYTES = 8
-_INDEX = "model.safetensors.index.json"
 _AGAIN = "Delete the file and download the model again."
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by name: those that the index lists, or all if there is no index.
-
-    Raises:
-        ModelFormatError: The index cannot be read, or a file that it lists is missing.
-    """
-    index = folder / _INDEX
-    if not index.is_file():
-        return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelFormatError(f"{index} is not an index of safetensors files: {error!r}.", _AGAIN) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelFormatError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing ({listed}).",
-            "Download the model again; an interrupted download continues where it stopped.",
-        )
-    return [folder / name for name in names]
+_AGAIN_ALL = "Download or save the model again, into an empty folder."
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -49,16 +27,19 @@ def header(path: Path) -> dict[str, Any]:
     Raises:
         ModelFormatError: The file is cut short, or is not a safetensors file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        # Before reading: a damaged length may ask for exabytes.
-        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise ModelFormatError(
-                f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
-                _AGAIN,
-            )
-        raw = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            # Before reading: a damaged length may ask for exabytes.
+            raw = file.read(length) if length <= size - _LENGTH_BYTES else None
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error}.", "Check the file and its permissions.") from error
+    if raw is None:
+        raise ModelFormatError(
+            f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
+            _AGAIN,
+        )
     try:
         data = json.loads(raw)
         end = max((int(entry["data_offsets"][1]) for name, entry in data.items() if name != "__metadata__"), default=0)
@@ -71,16 +52,29 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Check every safetensors file that belongs to the model in ``folder``.
+    """Check the files that are the weights of ``folder`` (``weight_files``): none is missing or damaged.
 
     Raises:
-        ModelFormatError: The folder holds no such file, one is missing, or one is cut short.
+        ModelFormatError: The folder holds no such file, one is missing, outside the folder or cut short, a tensor is
+            not in the file that the index names, or is in two.
     """
-    files = weight_files(folder)
-    if not files:
+    weights = weights_of(folder)
+    if not weights.files:
         raise ModelFormatError(
-            f"{folder} holds no safetensors weights.",
+            f"{folder} holds no safetensors weights of a whole model.",
             "Download the model again, or convert its weights to safetensors.",
         )
-    for path in files:
-        header(path)
+    found: dict[str, Path] = {}
+    for path in weights.files:
+        for tensor in header(path).keys() - {"__metadata__"}:
+            if tensor in found:
+                raise ModelFormatError(
+                    f"{folder} holds the tensor {tensor} twice: in {found[tensor].name} and {path.name}.", _AGAIN_ALL
+                )
+            found[tensor] = path
+    for tensor, name in (weights.weight_map or {}).items():
+        if found.get(tensor) != folder / name:
+            raise ModelFormatError(
+                f"The index of {folder} does not belong to its files: {name} does not hold the tensor {tensor}.",
+                _AGAIN_ALL,
+            )

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from polydraft.checkpoints.config import eos_token_ids, text_config
-from polydraft.checkpoints.fetch import fetch
+from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
@@ -29,7 +29,6 @@ from polydraft_mlx.workarounds import lay_by_columns, widen_experts
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
-_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
 _DTYPES = {
     "float32": mx.float32,
     "float16": mx.float16,
@@ -130,7 +129,7 @@ def _quantization(source: ModelSource) -> str:
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     ends = eos_token_ids(request.target.config, path)
-    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+    if not has_tokenizer(path):
         return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
     try:
         trust = request.trust_remote_code

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from polydraft.checkpoints.config import eos_token_ids
-from polydraft.checkpoints.fetch import fetch
+from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
@@ -35,8 +35,6 @@ from polydraft_transformers.resources import (
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
-_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
-"""Tokenizer files without "token" in their names."""
 
 
 def load_pair(request: LoadRequest) -> TransformersEngine:
@@ -147,7 +145,7 @@ def _check_kv_fits(target: Decoder, context_length: int) -> None:
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     ends = eos_token_ids(request.target.config, path)
-    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+    if not has_tokenizer(path):
         return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
+from polydraft.checkpoints.safetensors import weight_files
 from polydraft.errors import InvalidRequestError, PolydraftError
 
 from polydraft_llama_cpp.conversion.write import WeightType, convert
@@ -56,8 +57,11 @@ def converted(folder: Path, weights: WeightType) -> Path:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256(f"{_VERSION}".encode())
-    for path in sorted(folder.resolve().iterdir()):
-        if path.suffix in {".safetensors", ".json", ".jinja"}:
-            status = path.stat()
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    read = [path for path in folder.iterdir() if path.suffix in {".json", ".jinja"} and path.name[0] != "."]
+    for path in sorted([*weight_files(folder), *filter(Path.is_file, read)]):
+        # Of the file that a link leads to. Another file in its place may have the same size and time.
+        status = path.stat()
+        digest.update(
+            f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0".encode()
+        )
     return digest.hexdigest()[:16]
