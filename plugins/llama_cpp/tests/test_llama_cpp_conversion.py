@@ -81,7 +81,6 @@ def test_what_is_not_written(data, tmp_path, file, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tie_word_embeddings": False}, "not tied"),
         ({"hidden_activation": "silu"}, "activation is silu"),
         ({"use_bidirectional_attention": "all"}, "later tokens"),
         (
@@ -162,3 +161,28 @@ def test_converted_again_when_a_file_of_the_same_size_and_time_takes_its_place(d
     other.replace(weights)
     second = converted(folder, "f32")
     assert second.read_bytes() != first.read_bytes()
+
+
+def chosen(folder):
+    """Greedy tokens, and the notes of the session."""
+    with polydraft.load(folder, drafter=None, backend="llama_cpp", device="cpu", context_length=128) as session:
+        result = session.generate([2, *range(300, 330)], max_new_tokens=8, ignore_eos=True)
+        return result.token_ids, session.running.notes
+
+
+@pytest.mark.parametrize("name", ["tiny-31b", "tiny-llama"])
+def test_the_weights_decide_whether_the_head_is_the_embedding(name, data, tmp_path):
+    """Whatever ``tie_word_embeddings`` says, and a note tells it."""
+    from polydraft_conformance.changed_checkpoints import change_config, own_head
+
+    found, notes = {}, {}
+    for case, equal, tied in (("untied", False, False), ("hidden", False, True), ("equal", True, True)):
+        folder = own_head(data / name, tmp_path / case, equal=equal, tied=tied)
+        found[case], notes[case] = chosen(folder)
+    folder = tmp_path / "none"
+    shutil.copytree(data / name, folder)
+    change_config(folder, tie_word_embeddings=False)
+    found["none"], notes["none"] = chosen(folder)
+    assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
+    said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
+    assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]
