@@ -104,7 +104,8 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
 
     engine, notes = _load_engine(backend, request)
     try:
-        notes += filter(None, map(_ignored, (request.target, request.plan.drafter)))
+        for source in filter(None, (request.target, request.plan.drafter)):
+            notes += _notes_on_weights(source)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
@@ -119,14 +120,16 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         raise
 
 
-def _ignored(source: ModelSource | None) -> str:
-    """A note on files in a checkpoint's folder that a user may think are loaded; empty if there are none."""
+def _notes_on_weights(source: ModelSource) -> list[str]:
+    """Notes on files of a checkpoint's folder that a user may think are loaded, and on a head that its config hides."""
+    from polydraft.checkpoints._output_head import head_note
     from polydraft.checkpoints._weight_files import ignored_files
 
-    if source is None or source.path is None or source.format not in {"safetensors", "mlx"}:
-        return ""
-    names = ignored_files(source.path)
-    return f"Ignored, as not part of {source.id}: {', '.join(names)}." if names else ""
+    if source.path is None or source.format not in {"safetensors", "mlx"}:
+        return []
+    names, note = ignored_files(source.path), head_note(source.path, source.id)
+    ignored = [f"Ignored, as not part of {source.id}: {', '.join(names)}."] if names else []
+    return [*ignored, *([note] if note else [])]
 
 
 def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:

@@ -1,11 +1,15 @@
 """GGUF headers: read without their weights, damaged ones refused; which file of a repository is meant."""
 
+import struct
+import sys
+import tracemalloc
+
 import pytest
 from polydraft.checkpoints._names import KnownNames, parse
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.gguf import read_header
-from polydraft.checkpoints.gguf_config import config_of, tokens_of
+from polydraft.checkpoints.gguf_config import config_of, different_tokens
 from polydraft.checkpoints.gguf_files import choose_files, fetch_gguf
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError
@@ -49,7 +53,6 @@ def test_header(write):
     config = config_of(header)
     assert (config["model_type"], config["hidden_size"], config["vocab_size"]) == ("gemma4", 160, 3)
     assert config["per_layer_config"]["1"] == {"num_key_value_heads": 1, "head_dim": 64}
-    assert tokens_of(header)[0] == "gpt2"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.8, 0.95])
@@ -139,13 +142,46 @@ def test_a_pair_that_fits(write):
         ({"gemma4-assistant.attention.key_length_swa": 64}, "sliding-attention layers it reads 2 KV heads of 64"),
         ({"gemma4-assistant.attention.head_count_kv": [1, 1]}, "sliding-attention layers it reads 1 KV head of 32"),
         ({"gemma4-assistant.attention.sliding_window": 128}, "sliding window is 128"),
-        ({"tokenizer.ggml.tokens": ["a", "b"]}, "vocabulary size is 2"),
+        ({"tokenizer.ggml.tokens": ["a", "b"]}, "do not have the same tokens: token 1 is"),
         ({"general.architecture": "gemma4"}, "is a target"),
     ],
 )
 def test_a_drafter_of_another_target(write, changes, said):
     with pytest.raises(PairMismatchError, match=said):
         check_pair(*pair(write, drafter={**DRAFTER, **changes}), "mtp")
+
+
+def tokens(*names, **kinds):
+    """Metadata of a vocabulary; ``kinds`` are the types of tokens that are not ordinary ones, by name."""
+    types = [{"control": 3, "user": 4, "unused": 5}.get(kinds.get(name, ""), 1) for name in names]
+    return {"tokenizer.ggml.tokens": list(names), "tokenizer.ggml.token_type": types}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (tokens("a", "b", "c"), tokens("a", "b", "c"), ""),
+        (tokens("a", "b", "c", "call", call="control"), tokens("a", "b", "c"), ""),
+        (tokens("a", "b"), tokens("a", "b", "call", "pad", call="user", pad="unused"), ""),
+        (tokens("a", "b", "call", call="control"), tokens("a", "b", "pad", pad="unused"), ""),
+        (tokens("a", "b", "c"), tokens("a", "b"), "token 'c' (id 2) of T is unknown to D"),
+        (tokens("a", "b"), tokens("a", "b", "c"), "token 'c' (id 2) of D is unknown to T"),
+        (tokens("a", "b", "call", call="control"), tokens("a", "b", "tool", tool="control"), "token 2 is 'call' in T"),
+        (tokens("a", "b"), tokens("b", "a"), "token 0 is 'a' in T and 'b' in D"),
+        ({"tokenizer.ggml.model": "llama"}, {}, "their tokenizers differ"),
+    ],
+)
+def test_different_tokens(write, ours, theirs, said):
+    headers = [read_header(write(name, {**TARGET, **changes})) for name, changes in (("t", ours), ("d", theirs))]
+    found = different_tokens(*headers, ("T", "D"))
+    assert said in found if said else not found
+
+
+def test_a_target_with_more_tokens_than_its_assistant(write):
+    more = tokens("a", "é", "c", "<tool>", **{"<tool>": "control"})
+    check_pair(*pair(write, target={**TARGET, **more}), "mtp")
+    with pytest.raises(PairMismatchError, match="vocabulary size is 4, the target's 3"):
+        check_pair(*pair(write, drafter={**DRAFTER, **more}), "mtp")
 
 
 def test_swapped(write):
@@ -352,3 +388,33 @@ def test_what_is_in_the_cache_needs_no_hub(fake_hub, gguf_bytes, monkeypatch, ho
     other = resolve("org/a-GGUF:F16", hub=HubOptions(local_files_only=True), known=KnownNames())
     with pytest.raises((ModelFormatError, ModelNotFoundError)):
         fetch_gguf(other, hub)
+
+
+@pytest.mark.parametrize(
+    ("counts", "pair", "said"),
+    [
+        ((1 << 40, 1), b"", "1099511627776 tensors"),
+        ((0, 1 << 40), b"", "1099511627776 pairs"),
+        # Types: 9 is an array, 0 a u8, 8 a text.
+        ((0, 1), struct.pack("<IIQ", 9, 0, 50_000_000) + bytes(50_000_000), "an array of 50000000 items"),
+        ((0, 1), struct.pack("<IQ", 8, 70_000_000) + bytes(70_000_000), "a text of 70000000 bytes"),
+        ((0, 1), struct.pack("<IIQ", 9, 9, 1 << 20) + struct.pack("<IQ", 0, 0) * (1 << 20), "1048576 arrays in one"),
+    ],
+)
+def test_a_header_of_absurd_size(tmp_path, counts, pair, said):
+    """Refused before memory is taken for it."""
+    path = tmp_path / "m.gguf"
+    key = b"general.architecture"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, *counts, len(key)) + key + pair)
+    tracemalloc.start()
+    with pytest.raises(ModelFormatError, match=f"holds .*{said}"):
+        read_header(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_many_numbers_stay_as_they_are_stored(write):
+    kinds = read_header(write("m.gguf", {**TARGET, "tokenizer.ggml.token_type": [1] * 9000})).metadata
+    assert list(kinds["tokenizer.ggml.token_type"]) == [1] * 9000
+    assert sys.getsizeof(kinds["tokenizer.ggml.token_type"]) < 9000 * 5

@@ -84,7 +84,6 @@ def test_what_is_not_written(data, tmp_path, file, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tie_word_embeddings": False}, "not tied"),
         ({"hidden_activation": "silu"}, "activation is silu"),
         ({"use_bidirectional_attention": "all"}, "later tokens"),
         (
@@ -134,6 +133,22 @@ def test_converted_once_by_content(data, tmp_path):
     assert len({first, second, converted(folder, "f32")}) == 3
 
 
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, data, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    prompt, folder = [2, *range(300, 330)], more_tokens(data / name, tmp_path / "target")
+    given = {"backend": "llama_cpp", "device": "cpu", "context_length": 256}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*prompt, new], **settings)
+            assert speculative.token_ids == session.generate([*prompt, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
 def test_other_files_are_not_converted(data, tmp_path):
     folder = copy(data, tmp_path)
     wanted = tmp_path / "wanted.gguf"
@@ -158,3 +173,28 @@ def test_the_cache_is_listed(data, tmp_path):
     file = converted(copy(data, tmp_path), "f32")
     (cache,) = polydraft.PluginHost({"llama_cpp": polydraft_llama_cpp.plugin}).caches()
     assert file in {entry.file for entry in entries_of(Path(cache.path))}
+
+
+def chosen(folder):
+    """Greedy tokens, and the notes of the session."""
+    with polydraft.load(folder, drafter=None, backend="llama_cpp", device="cpu", context_length=128) as session:
+        result = session.generate([2, *range(300, 330)], max_new_tokens=8, ignore_eos=True)
+        return result.token_ids, session.running.notes
+
+
+@pytest.mark.parametrize("name", ["tiny-31b", "tiny-llama"])
+def test_the_weights_decide_whether_the_head_is_the_embedding(name, data, tmp_path):
+    """Whatever ``tie_word_embeddings`` says, and a note tells it."""
+    from polydraft_conformance.changed_checkpoints import change_config, own_head
+
+    found, notes = {}, {}
+    for case, equal, tied in (("untied", False, False), ("hidden", False, True), ("equal", True, True)):
+        folder = own_head(data / name, tmp_path / case, equal=equal, tied=tied)
+        found[case], notes[case] = chosen(folder)
+    folder = tmp_path / "none"
+    shutil.copytree(data / name, folder)
+    change_config(folder, tie_word_embeddings=False)
+    found["none"], notes["none"] = chosen(folder)
+    assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
+    said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
+    assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]

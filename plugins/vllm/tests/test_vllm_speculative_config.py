@@ -177,6 +177,12 @@ def test_draft_models_of_mixed_attention_are_refused():
     assert refusal(_source(**MIXED), plan.model_copy(update={"kind": "mtp"}), cpu=False) is None
 
 
+def test_draft_models_of_another_vocabulary_are_refused():
+    plan = SpeculationPlan(kind="draft-model", drafter=_source("d", vocab_size=2048), num_speculative_tokens=2)
+    assert "t has 2056 tokens, d 2048" in refusal(_source(vocab_size=2056), plan, cpu=False)
+    assert refusal(_source(vocab_size=2048), plan, cpu=False) is None
+
+
 def test_assistants_are_no_targets():
     assert "assistant" in refusal(_source(model_type="gemma4_assistant"), SpeculationPlan(), cpu=False)
 

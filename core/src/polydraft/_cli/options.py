@@ -132,6 +132,7 @@ _GROUPS = {
         _sets("top_p", _NUMBER, "Nucleus sampling.", metavar="P"),
         _sets("top_k", _COUNT, "Keep the N largest logits; 0 keeps all.", metavar="N"),
         _sets("min_p", _NUMBER, "Drop tokens below P times the largest probability.", metavar="P"),
+        _sets("typical_p", _NUMBER, "Locally typical sampling.", metavar="P"),
         _sets("repetition_penalty", _NUMBER, "For tokens of prompt and output; above 1 discourages.", metavar="P"),
         _sets("presence_penalty", _NUMBER, "Subtracted from logits of the output's tokens, -2 to 2.", metavar="P"),
         _sets("frequency_penalty", _NUMBER, "Subtracted times their number in the output, -2 to 2.", metavar="P"),

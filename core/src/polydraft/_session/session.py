@@ -106,6 +106,7 @@ class Session:
             top_p: Keep the most likely tokens that hold this share of the probability.
             top_k: Keep the k largest logits; 0 keeps all.
             min_p: Drop tokens below min_p times the largest probability.
+            typical_p: Keep the tokens whose information is nearest to the entropy, up to this share of the probability.
             repetition_penalty: Divides positive and multiplies negative logits of tokens in the prompt or the output;
                 above 1 discourages them.
             presence_penalty: Subtracted from the logits of tokens in the output.

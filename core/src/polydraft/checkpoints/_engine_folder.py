@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from polydraft.checkpoints._output_head import corrected_config
 from polydraft.checkpoints._weight_files import (
     INDEX,
     SINGLE,
@@ -27,6 +28,7 @@ from polydraft.errors import InvalidRequestError
 
 __all__ = ["engine_folder"]
 
+CONFIG = "config.json"
 _USUAL_SHARD = re.compile(r"model[^/\\]*\.safetensors")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".index.json")
 _TEMPLATES = "additional_chat_templates"
@@ -36,31 +38,34 @@ _TEMPLATES = "additional_chat_templates"
 def engine_folder(folder: Path) -> Path:
     """A folder from which every engine loads the weights of ``folder``, which have been checked, and nothing else.
 
-    That is ``folder`` itself where its files have their usual names and no others are there that an engine may take for
-    weights. Otherwise, and where its path has characters that are patterns to some engines (``[``), it is a folder of
-    links in the user's cache: the weights under their usual names, and all other files but hidden ones and other
-    weights. It is made once, and removed when another is made after ``folder`` is gone: commands that were printed stay
-    valid, and engines find what they have cached for it.
+    That is ``folder`` itself where its files have their usual names, its config agrees with its weights, and no others
+    are there that an engine may take for weights. Otherwise, and where its path has characters that are patterns to
+    some engines (``[``), it is a folder of links in the user's cache: the weights under their usual names, the config
+    corrected, and all other files but hidden ones and other weights. It is made once, and removed when another is made
+    after ``folder`` is gone: commands that were printed stay valid, and engines find what they have cached for it.
 
     Raises:
         InvalidRequestError: Links to the files cannot be made.
         ModelFormatError: As ``weight_files``.
     """
-    weights = weights_of(folder)
-    why = _unfit(folder, weights)
+    weights, config = weights_of(folder), corrected_config(folder)
+    why = "its config.json does not agree with its weights" if config else _unfit(folder, weights)
     if not why:
         return folder
     root = folders_of_links()
-    links, index = _contents(folder, weights)
-    digest = hashlib.sha256(json.dumps([str(folder.absolute()), index, sorted(links.items())]).encode())
+    links, texts = _contents(folder, weights)
+    if config:
+        del links[CONFIG]
+        texts[CONFIG] = config
+    digest = hashlib.sha256(json.dumps([str(folder.absolute()), texts, sorted(links.items())]).encode())
     # The folder's own name last: engines show it, and Transformers keeps a checkpoint's code under it.
     name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - resolve() would follow links to other names
     made = root / digest.hexdigest()[:16] / (re.sub(r"[^\w.-]", "_", name) or "model")
-    if not _is_made(made, links, index):
+    if not _is_made(made, links, texts):
         try:
             root.mkdir(parents=True, exist_ok=True)
             _remove_orphans(root)
-            _make(made, links, index)
+            _make(made, links, texts)
         except OSError as error:
             raise InvalidRequestError(
                 f"{folder} is not given to an engine as it is, because {why}, and no folder of links to its files can "
@@ -95,8 +100,8 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _contents(folder: Path, weights: Weights) -> tuple[dict[str, str], str]:
-    """Path in the folder of links -> file that it leads to; and the text of an index, empty for a single file."""
+def _contents(folder: Path, weights: Weights) -> tuple[dict[str, str], dict[str, str]]:
+    """Path in the folder of links -> file that it leads to; and name -> text of a file that is written."""
     links = {
         str(entry.relative_to(folder)): str(entry.resolve())
         for entry in [*folder.iterdir(), *folder.glob(f"{_TEMPLATES}/*")]
@@ -104,29 +109,29 @@ def _contents(folder: Path, weights: Weights) -> tuple[dict[str, str], str]:
         if not is_misleading(entry.name)
     }
     if len(weights.files) == 1:
-        return links | {SINGLE: str(weights.files[0].resolve())}, ""
+        return links | {SINGLE: str(weights.files[0].resolve())}, {}
     weight_map: dict[str, str] = {}
     for number, file in enumerate(weights.files, 1):
         name = f"model-{number:05}-of-{len(weights.files):05}.safetensors"
         links[name] = str(file.resolve())
         weight_map.update(dict.fromkeys(sorted(header(file).keys() - {"__metadata__"}), name))
-    return links, json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1)
+    return links, {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1)}
 
 
-def _is_made(made: Path, links: Mapping[str, str], index: str) -> bool:
+def _is_made(made: Path, links: Mapping[str, str], texts: Mapping[str, str]) -> bool:
     """Whether the folder of links is there as it should be; a user may have changed it."""
     try:
         found = {str(path.relative_to(made)) for path in made.rglob("*") if not path.is_dir()}
         return (
-            found == {*links, *([INDEX] if index else [])}
+            found == {*links, *texts}
             and all((made / name).samefile(file) for name, file in links.items())
-            and (not index or (made / INDEX).read_text(encoding="utf-8") == index)
+            and all((made / name).read_text(encoding="utf-8") == text for name, text in texts.items())
         )
     except OSError:
         return False
 
 
-def _make(made: Path, links: Mapping[str, str], index: str) -> None:
+def _make(made: Path, links: Mapping[str, str], texts: Mapping[str, str]) -> None:
     scratch = Path(tempfile.mkdtemp(dir=made.parents[1]))
     try:
         folder = scratch / made.name
@@ -134,12 +139,12 @@ def _make(made: Path, links: Mapping[str, str], index: str) -> None:
         for name, file in links.items():
             (folder / name).parent.mkdir(exist_ok=True)
             _link(Path(file), folder / name)
-        if index:
-            (folder / INDEX).write_text(index, encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
         try:
             scratch.replace(made.parent)
         except OSError:  # it is there: made by another process meanwhile, or changed by the user
-            if not _is_made(made, links, index):
+            if not _is_made(made, links, texts):
                 shutil.rmtree(made.parent)
                 scratch.replace(made.parent)
     finally:
@@ -156,6 +161,5 @@ def _link(file: Path, place: Path) -> None:
 def _remove_orphans(root: Path) -> None:
     """Remove folders whose links lead nowhere: the model has been moved or deleted."""
     for made in root.glob("*/*"):
-        config = made / "config.json"
-        if config.is_symlink() and not config.exists():
+        if any(path.is_symlink() and not path.exists() for path in made.glob("*.safetensors")):
             shutil.rmtree(made.parent, ignore_errors=True)

@@ -59,8 +59,8 @@ class GenerationSettings(Record):
 
     Logits are changed in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
     ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and the ids that ``min_new_tokens`` suppresses),
-    temperature, ``top_k``, ``top_p``, ``min_p``. ``forced_token_ids`` overrides them all. Each position sees the tokens
-    before it, drafts included, as in plain decoding.
+    temperature, ``top_k``, ``top_p``, ``min_p``, ``typical_p``. ``forced_token_ids`` overrides them all. Each position
+    sees the tokens before it, drafts included, as in plain decoding.
     """
 
     max_new_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to generate, EOS included.")
@@ -79,6 +79,13 @@ class GenerationSettings(Record):
     top_k: int = Field(default=0, ge=0, description="Keep the k largest logits; 0 keeps all.")
     min_p: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
+    )
+    typical_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Keep the tokens whose information is nearest to the entropy, up to this share of the probability "
+        "(locally typical sampling; Meister et al. 2022, arXiv:2202.00666).",
     )
     repetition_penalty: float = Field(
         default=1.0,

@@ -56,8 +56,8 @@ class Tie(Record):
     )
     cut: bool = Field(
         default=False,
-        description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
-        "control: the filter's cut-off lies between them, so the margin is meaningless.",
+        description="A filter (top_k, top_p, min_p, typical_p) leaves one of the two tokens out, in plain decoding or "
+        "in the control: the filter's cut-off lies between them, so the margin is meaningless.",
     )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "

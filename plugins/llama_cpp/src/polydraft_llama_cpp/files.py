@@ -9,7 +9,7 @@ from gguf import LlamaFileType
 from polydraft.checkpoints.compatibility import check_pair, check_target
 from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.gguf import GgufHeader, read_header
-from polydraft.checkpoints.gguf_config import check_is_model, config_of, tokens_of
+from polydraft.checkpoints.gguf_config import check_is_model, config_of
 from polydraft.checkpoints.gguf_files import fetch_gguf, parts_of
 from polydraft.contract import LoadRequest, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatchError
@@ -87,11 +87,6 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
             f"{plan.drafter.id} has the architecture {drafter.header.architecture!r}; as an MTP drafter, llama.cpp "
             "runs only gemma4-assistant.",
             "Give the target's assistant, or `drafter='ngram'`.",
-        )
-    if tokens_of(target.header) != tokens_of(drafter.header):
-        raise PairMismatchError(
-            f"{request.target.id} and {plan.drafter.id} do not have the same tokens.",
-            "Choose a drafter made for this target (`polydraft pairs` lists them), or `drafter='ngram'`.",
         )
     return target, drafter
 

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from polydraft.checkpoints.config import eos_token_ids, text_config
+from polydraft.checkpoints.config import eos_token_ids, read_config, text_config
 from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
@@ -106,7 +106,10 @@ def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple
 def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:
     """Load a model of mlx-lm lazily; MLX reads its weights when they are evaluated."""
     try:
-        config = overrides(source.config, source.id)
+        # Not the source's: the folder's agrees with the weights.
+        config = overrides(read_config(path / "config.json", source.id), source.id)
+        if not request.trust_remote_code:
+            config["model_file"] = None  # code in the checkpoint's folder, which mlx-lm would ask to run
         model, _ = load_model(path, lazy=True, model_config=config, trust_remote_code=request.trust_remote_code)
     except Exception as error:  # of any kind: mlx-lm does not check configs and files
         raise ModelFormatError(

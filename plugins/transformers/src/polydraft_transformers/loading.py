@@ -15,7 +15,7 @@ from polydraft.engines import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from polydraft_transformers.decoder import Decoder, fixed_rows
@@ -94,8 +94,14 @@ def _model(
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
         with _quietly():
+            config = AutoConfig.from_pretrained(
+                path, trust_remote_code=request.trust_remote_code, local_files_only=True
+            )
+            # A checkpoint may name kernels of the Hub here, which would be downloaded and run.
+            config._attn_implementation, config._experts_implementation = "sdpa", None
             model, found = loader.from_pretrained(
                 path,
+                config=config,
                 dtype=dtype,
                 attn_implementation="sdpa",
                 trust_remote_code=request.trust_remote_code,
@@ -104,7 +110,7 @@ def _model(
                 **extra,
             )
             model.to(device=device)
-    except (ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # of any kind, where config and weights do not match
         hint = "Choose a smaller model, or `dtype='bfloat16'`."
         raise out_of_memory(error, f"loading {source.id}", hint) or ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",

@@ -77,8 +77,10 @@ def _request(generation: Generation) -> dict[str, Any]:
         "top_k": settings.top_k,
         "top_p": settings.top_p,
         "min_p": settings.min_p,
-        # The complete chain: llama-server's default has further samplers, such as penalties and XTC.
-        "samplers": ["top_k", "top_p", "min_p", "temperature"],
+        "typical_p": settings.typical_p,
+        # The complete chain, in the order of ``GenerationSettings``: llama-server's default has further samplers, such
+        # as penalties and XTC, and the temperature comes last there, so that other tokens would be left.
+        "samplers": ["temperature", "top_k", "top_p", "min_p", "typ_p"],
         # 32 bits, without the largest, which means "draw one". Each continuation has another seed.
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,
