@@ -21,8 +21,9 @@ from polydraft.errors import (
     PolydraftError,
     UnsupportedError,
 )
-from polydraft_vllm.server.client import ServerClient, base_url
-from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions, api_key
+from polydraft.secrets import Secret
+from polydraft_vllm.server.client import ServerClient
+from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions
 
 TARGET = "builtin:tiny-e2b"
 PROMPT = "def read_lines(path):\n"
@@ -175,8 +176,8 @@ def test_bad_urls(url):
 
 
 def test_urls():
-    assert base_url("https://host:8000/v1/") == "https://host:8000"
-    assert base_url("http://host/prefix") == "http://host/prefix"
+    assert VllmServerOptions(url="https://host:8000/v1/").url == "https://host:8000"
+    assert VllmServerOptions(url="http://host/prefix").url == "http://host/prefix"
 
 
 def test_what_was_sent_is_never_sent_again():
@@ -197,7 +198,7 @@ def test_what_was_sent_is_never_sent_again():
         options = VllmServerOptions(connect_retries=3, read_timeout=5)
         connected = ServerClient(f"http://127.0.0.1:{server.getsockname()[1]}", options)
         with pytest.raises(EngineError, match="broke"):
-            connected.complete(model="m", prompt=[1], max_tokens=1)
+            connected.complete({"model": "m", "prompt": [1], "max_tokens": 1})
         time.sleep(0.5)
     assert len(seen) == 1
 
@@ -222,11 +223,11 @@ def test_a_key_with_a_line_end_works(monkeypatch):
 def test_the_key_of_this_backend_comes_before_vllms(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    assert api_key() is None
+    assert VllmServerOptions().key() is None
     monkeypatch.setenv("VLLM_API_KEY", "one")
-    assert api_key() == "one"
+    assert VllmServerOptions().key() == Secret("one")
     monkeypatch.setenv(KEY_VARIABLE, "other")
-    assert api_key() == "other"
+    assert VllmServerOptions().key() == Secret("other")
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\u00e4", f"a\n{KEY}", f"a\x07{KEY}"])
@@ -241,7 +242,7 @@ def test_a_key_that_no_header_can_hold(key, monkeypatch, caplog):
 def test_a_redirect_is_not_followed():
     """The key would go along, and another server's answers would be taken for this one's."""
     with serving() as (other, asked), serving({"/version": f"{other}/version"}) as (url, _):
-        with pytest.raises(BackendUnavailableError, match="not a vLLM server"):
+        with pytest.raises(BackendUnavailableError, match="redirects to another address"):
             load(url)
         assert asked == []
 

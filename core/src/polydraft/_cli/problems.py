@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from polydraft._flags import FLAGS, in_flags
+from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
 
 __all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
@@ -57,7 +58,7 @@ def report(error: Exception, *, debug: bool) -> int:
     """Write an error to standard error, with its traceback if ``debug``, and return the exit code."""
     problem = describe(error)
     if debug:
-        traceback.print_exception(error)
+        print(presentable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     print(f"Error: {problem.message}", file=sys.stderr)
     if problem.hint:
         print(f"Hint: {problem.hint}", file=sys.stderr)
@@ -81,4 +82,4 @@ def show_warnings() -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return presentable(" ".join(text.split()))

@@ -93,7 +93,7 @@ def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | Non
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            path = hf_hub_download(repo, TOKENIZER_FILE, **hub.model_dump())
+            path = hf_hub_download(repo, TOKENIZER_FILE, **hub.arguments())
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:

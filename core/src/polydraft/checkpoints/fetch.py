@@ -53,7 +53,7 @@ def fetch(
         with hub_errors(repo, hub):
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(repo, allow_patterns=list(patterns), **hub.model_dump()))
+            folder = Path(snapshot_download(repo, allow_patterns=list(patterns), **hub.arguments()))
     if folder.is_dir():
         _check(folder, source, patterns)
     return folder

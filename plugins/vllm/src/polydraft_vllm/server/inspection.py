@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft.engines.http_client import MalformedAnswerError
 from polydraft.errors import ModelNotFoundError, PolydraftError, UnsupportedError
 
 from polydraft_vllm.server.request import End, ServerRequest
@@ -55,8 +56,9 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         model = _find(client, request, name)
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
-        usual = _generate(client, model, prompt, plain=False)
-        plain = _generate(client, model, prompt, plain=True) if usual is not None else None
+        vocab_size = tokenizer.vocab_size
+        usual = _generate(client, model, prompt, vocab_size, plain=False)
+        plain = _generate(client, model, prompt, vocab_size, plain=True) if usual is not None else None
         return Abilities(
             version=version,
             model=model.id,
@@ -67,9 +69,11 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
             reports_requests=usual is not None,
             plain_requests=plain is not None and plain["num_draft_tokens"] == 0 < usual["num_draft_tokens"],
         )
+    except MalformedAnswerError as error:
+        raise client.not_vllm() from error
     except PolydraftError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or of another shape
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # JSON of another shape
         raise client.not_vllm() from error
 
 
@@ -95,14 +99,14 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
         )
 
 
-def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, plain: bool) -> Any:
+def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, *, plain: bool) -> Any:
     """``metrics.speculative_decoding`` of a short greedy generation, or None."""
-    extra: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True}
-    if plain:
-        extra["vllm_xargs"] = {PLAIN_FLAG: 1}
     room = int(model.max_model_len or 4096) - _PROBE_TOKENS
-    arguments = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS, "temperature": 0.0}
-    sent = ServerRequest(client, None, {**arguments, "extra_body": extra})
+    body: dict[str, Any] = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS}
+    body |= {"temperature": 0.0, "return_token_ids": True, "ignore_eos": True}
+    if plain:
+        body["vllm_xargs"] = {PLAIN_FLAG: 1}
+    sent = ServerRequest(client, vocab_size, body)
     count = 0
     while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
         if found is not None:
