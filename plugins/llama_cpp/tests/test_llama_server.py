@@ -174,7 +174,7 @@ def test_no_server(gguf, monkeypatch):
 
 def test_no_server_at_the_url(gguf, monkeypatch):
     monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:9")
-    with pytest.raises(BackendUnavailableError, match="No connection to llama-server at"):
+    with pytest.raises(BackendUnavailableError, match="No llama-server answers at"):
         load(gguf)
 
 

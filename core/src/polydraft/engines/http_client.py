@@ -15,7 +15,7 @@ import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -40,8 +40,8 @@ _BYTES_PER_PROMPT_TOKEN = 256
 """llama-server repeats the prompt at the end of a stream."""
 
 
-class NotConnectedError(BackendUnavailableError):
-    """No connection was made: nothing was sent."""
+class NotConnectedError(BackendUnavailableError, EngineError):
+    """No connection was made, and nothing was sent."""
 
 
 class MalformedAnswerError(EngineError):
@@ -136,6 +136,7 @@ class _Wire(io.RawIOBase):
     def close(self) -> None:
         """Close the connection."""
         self._holds_open.close()
+        self._source.close()
         super().close()
 
 
@@ -351,9 +352,12 @@ class HttpClient:
             if optional:
                 return None
             raise error.reason from None
-        with response, self.errors(exchange, f"did not answer within {seconds:g} seconds"):
-            # read() would trust the length that the server claims.
-            return b"".join(iter(lambda: response.read(_PIECE), b""))
+        with closing(response), self.errors(exchange, f"did not answer within {seconds:.3g} seconds"):
+            # In pieces: read() would trust the length that the server claims.
+            body = b"".join(iter(lambda: response.read(_PIECE), b""))
+            if response.length:  # what is left of that length
+                raise http.client.IncompleteRead(b"", response.length)
+            return body
 
     def _open(
         self, path: str, body: Mapping[str, Any] | None, exchange: _Exchange, kind: str
@@ -368,11 +372,13 @@ class HttpClient:
         if body is not None:
             method, data = "POST", json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        late = f"did not answer within {seconds:g} seconds"
-        with self.errors(exchange, late), closing(self._connected(route, exchange)) as connection:
+        with self.errors(exchange, f"did not answer within {seconds:.3g} seconds"), ExitStack() as failed:
+            connection = self._connected(route, exchange)
+            failed.callback(connection.close)
             connection.sock.settimeout(seconds)  # for sending everything
             connection.request(method, f"{route.prefix}{self._parts.path}{path}", data, headers)
             response = connection.getresponse()
+            failed.pop_all()  # the connection would close its response as well
         try:
             if response.status != http.client.OK:
                 raise _RefusedError(self.refused(response.status, self._beginning(response, exchange)))
