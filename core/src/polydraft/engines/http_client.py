@@ -354,10 +354,10 @@ class HttpClient:
             raise error.reason from None
         with closing(response), self.errors(exchange, f"did not answer within {seconds:.3g} seconds"):
             # In pieces: read() would trust the length that the server claims.
-            body = b"".join(iter(lambda: response.read(_PIECE), b""))
+            answer = b"".join(iter(lambda: response.read(_PIECE), b""))
             if response.length:  # what is left of that length
                 raise http.client.IncompleteRead(b"", response.length)
-            return body
+            return answer
 
     def _open(
         self, path: str, body: Mapping[str, Any] | None, exchange: _Exchange, kind: str
