@@ -532,9 +532,12 @@ class EventStream(Iterator[dict[str, Any]]):
         """The stream's lines, without their ends."""
         rest = bytearray()
         while self._response is not None and (piece := self._response.read1(_PIECE)):
-            rest += piece
-            *lines, rest = rest.split(b"\n")
-            yield from (bytes(line).removesuffix(b"\r") for line in lines)
+            first, *lines = piece.split(b"\n")
+            rest += first
+            if lines:
+                yield bytes(rest).removesuffix(b"\r")
+                yield from (line.removesuffix(b"\r") for line in lines[:-1])
+                rest = bytearray(lines[-1])
             if len(rest) > self._longest:
                 raise self._client.malformed(f"a line is longer than {self._longest} bytes")
 
