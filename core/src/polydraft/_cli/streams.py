@@ -77,6 +77,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 def console_for(stream: TextIO) -> Console:
     """A rich console with colours as ``NO_COLOR``, ``FORCE_COLOR`` and the terminal say; in files no line is folded."""
     from rich.console import Console
+    from rich.text import Text
 
     class PlainConsole(Console):
         """Shows text as it is: names from files control no terminal, and hold no markup.
@@ -85,6 +86,9 @@ def console_for(stream: TextIO) -> Console:
         """
 
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            if isinstance(renderable, Text) and presentable(renderable.plain) != renderable.plain:
+                renderable = renderable.copy()
+                renderable.plain = presentable(renderable.plain)  # here, so that it is folded as it is shown
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=presentable(segment.text))
 

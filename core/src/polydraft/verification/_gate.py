@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
+from polydraft._presentable import presentable
 from polydraft.contract.results import Verified
 from polydraft.engines.server_options import ServerOptions
 from polydraft.errors import NotVerifiedError
@@ -73,7 +74,7 @@ class Gate:
         problem = self._check(found)
         if problem:
             warnings.warn(
-                f"{problem} Verify it: {self.command}", VerificationWarning, stacklevel=4
+                presentable(f"{problem} Verify it: {self.command}"), VerificationWarning, stacklevel=4
             )  # of load, behind its decorator
         kept = found.verification
         if kept is None:
