@@ -159,6 +159,15 @@ def test_a_good_stream():
             assert list(events) == [{"a": 1}, {"b": "ä"}]
 
 
+def test_a_slow_reader_is_no_slow_server():
+    with hostile(SSE + EVENT * 3 + b"data: [DONE]\n\n") as (url, _):
+        read = []
+        for event in client(url).stream("/completion", {}, num_tokens=3, num_prompt_tokens=1):
+            time.sleep(0.3)  # more than the server may take in all
+            read.append(event)
+    assert len(read) == 3
+
+
 def test_cancelled_while_the_server_is_silent():
     cancelled = threading.Event()
     limits = HttpLimits(read_timeout=60)

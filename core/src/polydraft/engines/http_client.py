@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from polydraft.errors import BackendUnavailableError, EngineError, PolydraftError
 from polydraft.secrets import Secret
 
-__all__ = ["EventStream", "HttpClient", "HttpLimits", "MalformedAnswerError", "NotConnectedError"]
+__all__ = ["EventStream", "HttpClient", "HttpLimits", "MalformedAnswerError", "NotConnectedError", "Patience"]
 
 _WAIT = 0.1
 """Seconds after which a cancellation is noticed while the server is silent."""
@@ -64,6 +64,13 @@ class HttpLimits:
     """Largest answer that is not a stream, headers included."""
     event_bytes: int = 4 * 2**20
     """Largest event of a stream. The whole stream: this and 32 KiB per requested token, 256 bytes per prompt token."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Seconds that are left to wait for a server. Time that the caller takes between two events does not count."""
+
+    seconds: float
 
 
 class _TooLargeError(Exception):
@@ -228,7 +235,7 @@ class HttpClient:
         num_tokens: int,
         num_prompt_tokens: int,
         cancelled: Callable[[], bool] | None = None,
-        end: float | None = None,
+        patience: Patience | None = None,
     ) -> EventStream:
         """Start a streamed generation; returns once the server has accepted it. Errors as for ``get``.
 
@@ -238,19 +245,25 @@ class HttpClient:
             num_tokens: Tokens that the request asks for at most: deadline and largest size follow from it.
             num_prompt_tokens: Tokens of the prompt, which the server may repeat.
             cancelled: Looked at while the server is silent; once it is true, the stream ends.
-            end: When it has to have ended, a time of ``time.monotonic``; None: as the limits say.
+            patience: How long to wait in all; None: ``patience(num_tokens)``. Several streams can share one.
         """
-        limits, repeated, now = self.limits, num_prompt_tokens * _BYTES_PER_PROMPT_TOKEN, time.monotonic()
+        limits, repeated = self.limits, num_prompt_tokens * _BYTES_PER_PROMPT_TOKEN
+        patience = patience or self.patience(num_tokens)
         most = limits.event_bytes + num_tokens * _BYTES_PER_TOKEN + repeated
-        end = now + limits.read_timeout + num_tokens * limits.token_timeout if end is None else end
-        exchange = _Exchange(min(end, now + limits.read_timeout), most, cancelled)
+        started = time.monotonic()
+        exchange = _Exchange(started + min(patience.seconds, limits.read_timeout), most, cancelled)
         try:
             response = self._open(path, body, exchange, "event-stream")
         except _CancelledError:
             response = None
         except _RefusedError as error:
             raise error.reason from None
-        return EventStream(self, exchange, response, end, limits.event_bytes + repeated)
+        patience.seconds -= time.monotonic() - started
+        return EventStream(self, exchange, response, patience, limits.event_bytes + repeated)
+
+    def patience(self, num_tokens: int) -> Patience:
+        """How long to wait in all for a generation of so many tokens."""
+        return Patience(self.limits.read_timeout + num_tokens * self.limits.token_timeout)
 
     def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
         """The error for an answer that refuses a request. A plugin overrides it for what its server says.
@@ -363,7 +376,7 @@ class HttpClient:
         self, path: str, body: Mapping[str, Any] | None, exchange: _Exchange, kind: str
     ) -> http.client.HTTPResponse:
         """Send a request; the response, once its headers say that a body of this kind follows."""
-        seconds = exchange.deadline - time.monotonic()
+        seconds = max(exchange.deadline - time.monotonic(), _WAIT)
         route = self._route
         headers = {"Accept-Encoding": "identity", "Connection": "close", **route.headers}
         if self.key is not None:
@@ -467,26 +480,26 @@ class EventStream(Iterator[dict[str, Any]]):
         client: HttpClient,
         exchange: _Exchange,
         response: http.client.HTTPResponse | None,
-        end: float,
+        patience: Patience,
         longest: int,
     ) -> None:
         self._client = client
         self._exchange = exchange
         self._response = response
-        self._end = end
+        self._patience = patience
         self._longest = longest
         self._events = self._parse()
 
     def __next__(self) -> dict[str, Any]:
-        wait = self._client.limits.read_timeout
-        now = time.monotonic()
-        self._exchange.deadline = min(self._end, now + wait)
-        late = "did not end its answer in time" if self._end < now + wait else f"sent no event for {wait:g} seconds"
+        wait, left, now = self._client.limits.read_timeout, self._patience.seconds, time.monotonic()
+        self._exchange.deadline = now + min(wait, left)
+        late = "did not end its answer in time" if left < wait else f"sent no event for {wait:g} seconds"
         try:
             with self._client.errors(self._exchange, late):
                 event = next(self._events, None)
         except _CancelledError:
             event = None
+        self._patience.seconds -= time.monotonic() - now
         if event is None:
             self.close()
             raise StopIteration
@@ -494,7 +507,7 @@ class EventStream(Iterator[dict[str, Any]]):
 
     def finishing(self) -> None:
         """The last token has come: what follows has to end within ``answer_timeout``."""
-        self._end = min(self._end, time.monotonic() + self._client.limits.answer_timeout)
+        self._patience.seconds = min(self._patience.seconds, self._client.limits.answer_timeout)
 
     def close(self) -> None:
         """Close the connection, upon which servers abort the request."""

@@ -100,11 +100,11 @@ class ServerOptions(EngineOptions):
         Raises:
             InvalidRequestError: The file cannot be read, or a header cannot hold the key. Its value is not shown.
         """
-        if self.api_key is not None:
-            return self.api_key
-        if self.api_key_file is not None:
-            return Secret.from_file(self.api_key_file)
-        return Secret.from_environment(*self.key_variables)
+        return self.given_key() or Secret.from_environment(*self.key_variables)
+
+    def given_key(self) -> Secret | None:
+        """The API key of ``api_key`` or ``api_key_file``, the environment left aside. Errors as for ``key``."""
+        return self.api_key if self.api_key_file is None else Secret.from_file(self.api_key_file)
 
     def limits(self) -> HttpLimits:
         """How long the server may take."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from polydraft.engines.http_client import HttpClient
+from polydraft.engines.http_client import HttpClient, Patience
 from polydraft.errors import ContextLengthError, EngineError, PolydraftError
 from polydraft.secrets import Secret
 
@@ -20,11 +20,13 @@ class Client(HttpClient):
     def __init__(self, url: str, key: Secret | None, options: LlamaServerOptions, *, own: bool = False) -> None:
         super().__init__(url, name="llama-server", key=key, key_variable=KEY_VARIABLE, limits=options.limits(), own=own)
 
-    def complete(self, body: dict[str, Any], cancelled: Callable[[], bool], end: float) -> Generator[dict[str, Any]]:
+    def complete(
+        self, body: dict[str, Any], cancelled: Callable[[], bool], patience: Patience
+    ) -> Generator[dict[str, Any]]:
         """The events of a streamed completion, one per token, until the server says that it ends.
 
-        It has to end before ``end``, a time of ``time.monotonic``. Close the generator to end it before. Errors are
-        those of ``HttpClient.stream``.
+        ``patience`` is that of the whole generation. Close the generator to end it before. Errors are those of
+        ``HttpClient.stream``.
         """
         with self.stream(
             "/completion",
@@ -32,7 +34,7 @@ class Client(HttpClient):
             num_tokens=body["n_predict"],
             num_prompt_tokens=len(body["prompt"]),
             cancelled=cancelled,
-            end=end,
+            patience=patience,
         ) as events:
             for event in events:
                 yield event

@@ -23,7 +23,7 @@ class LlamaServerOptions(ServerOptions, CommonOptions):
     With ``url`` the session is a client of that server, and no option can be given that is one of the server. Without
     it the session starts a server with these options, and stops it when it is closed. The API key of a running server
     comes from ``api_key_file``, else from the environment: ``POLYDRAFT_LLAMA_SERVER_API_KEY``, else ``LLAMA_API_KEY``.
-    A server that the session starts gets a random one.
+    A server that the session starts gets that of ``api_key`` or ``api_key_file``, else a random one.
     """
 
     key_variables = (KEY_VARIABLE, "LLAMA_API_KEY")

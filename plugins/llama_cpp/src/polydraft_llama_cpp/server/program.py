@@ -147,7 +147,7 @@ class Server:
 
 
 def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
-    """Start a server on the loopback interface, with a random API key, and wait until it is ready.
+    """Start a server on the loopback interface, with a random API key unless one is given, and wait until it is ready.
 
     Raises:
         ModelFormatError: It ended before it was ready; its last words are in the message.
@@ -156,7 +156,7 @@ def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
         InvalidRequestError: It rejects a flag.
         BackendUnavailableError: It cannot be started.
     """
-    key, port = Secret(secrets.token_hex(16)), free_port()
+    key, port = options.given_key() or Secret(secrets.token_hex(16)), free_port()
     process = ServerProcess(
         [*command, "--host", LOOPBACK, "--port", str(port)],
         name="llama-server",

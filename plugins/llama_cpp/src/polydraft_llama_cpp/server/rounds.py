@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from polydraft.contract import Generation, Round
+from polydraft.engines.http_client import Patience
 from polydraft.errors import EngineError
 
 from polydraft_llama_cpp.server.client import Client
@@ -31,10 +31,9 @@ def rounds(client: Client, generation: Generation, vocab_size: int) -> Iterator[
     Raises:
         EngineError: The server failed, cannot be reached, or did not end in time.
     """
-    limits = client.limits
-    end = time.monotonic() + limits.read_timeout + generation.request.settings.max_new_tokens * limits.token_timeout
+    patience = client.patience(generation.request.settings.max_new_tokens)
     while not generation.cancelled():
-        for answered in _answer(client, generation, vocab_size, end):
+        for answered in _answer(client, generation, vocab_size, patience):
             yield generation.emit(
                 answered.token_ids, num_draft_tokens=answered.drafted, num_accepted_tokens=answered.accepted
             )
@@ -42,12 +41,12 @@ def rounds(client: Client, generation: Generation, vocab_size: int) -> Iterator[
                 return
 
 
-def _answer(client: Client, generation: Generation, vocab_size: int, end: float) -> Iterator[_Answered]:
-    """The rounds of one request to the server, until ``end``, a time of ``time.monotonic``."""
+def _answer(client: Client, generation: Generation, vocab_size: int, patience: Patience) -> Iterator[_Answered]:
+    """The rounds of one request to the server."""
     body = _request(generation)
     got = 0
     now, clock, drafted, accepted = _Answered(), None, 0, 0
-    with closing(client.complete(body, generation.cancelled, end)) as completion:
+    with closing(client.complete(body, generation.cancelled, patience)) as completion:
         for event in completion:
             if not event.get("tokens"):
                 continue
