@@ -5,7 +5,6 @@ Nothing that polydraft prints, logs, stores or writes on a command line contains
 
 from __future__ import annotations
 
-import hmac
 import os
 import re
 from pathlib import Path
@@ -127,7 +126,9 @@ class Secret:
         return format(MASK, form)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._text, other._text)
+        from hmac import compare_digest  # late: hashlib is slow to import
+
+        return isinstance(other, Secret) and compare_digest(self._text, other._text)
 
     def __hash__(self) -> int:
         return hash((Secret, self._text))

@@ -156,7 +156,17 @@ def test_cancelled_from_another_thread_while_the_server_is_silent(gguf, server):
         assert generate(session).token_ids == (300, 301, 302)
 
 
-@pytest.mark.parametrize("props", [b"<html>", {}, [1], {"default_generation_settings": {"n_ctx": "many"}}], ids=str)
+@pytest.mark.parametrize(
+    "props",
+    [
+        b"<html>",
+        {},
+        [1],
+        {"default_generation_settings": {"n_ctx": "many"}},
+        {"default_generation_settings": {"n_ctx": -1}},
+    ],
+    ids=str,
+)
 def test_a_server_of_another_kind(gguf, server, props):
     server.props = props
     with pytest.raises(BackendUnavailableError, match=r"not a llama-server|No llama-server"):

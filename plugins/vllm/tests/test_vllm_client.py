@@ -119,6 +119,7 @@ NOT_VLLM = {
     "HTML": {"/version": b"<html>", "/v1/models": MODELS},
     "models of another shape": {**OK, "/v1/models": {"data": 5}},
     "a length that is none": {**OK, "/v1/models": {"data": [{**MODELS["data"][0], "max_model_len": "long"}]}},
+    "a negative length": {**OK, "/v1/models": {"data": [{**MODELS["data"][0], "max_model_len": -5}]}},
     "counters that are none": {**OK, "/metrics": b"vllm:spec_decode_num_drafts_total{} many\n"},
 }
 

@@ -157,7 +157,9 @@ def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
     tokenized = client.json("/tokenize", {"content": text, "add_special": False, "parse_special": True})
     try:
         token_ids, longest = tokenized["tokens"], int(found["default_generation_settings"]["n_ctx"])
-        version = str(found.get("build_info", "unknown"))
+        version = client.shown(str(found.get("build_info", "unknown")))
+        if longest < 1:
+            raise ValueError
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # JSON of another shape
         raise BackendUnavailableError(
             f"The server at {client.url} is not a llama-server.", "Give the url of one."

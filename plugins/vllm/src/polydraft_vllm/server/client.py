@@ -32,9 +32,9 @@ _BUSY_CODES = (408, 429)
 class ServedModel:
     """A model as the server names it."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], shown: Callable[[str], str]) -> None:
         self.id = str(data.get("id", ""))
-        self.root = str(data.get("root") or "")
+        self.root = shown(str(data.get("root") or ""))
         self.max_model_len = data.get("max_model_len")
         self.owned_by = str(data.get("owned_by", ""))
 
@@ -72,14 +72,14 @@ class ServerClient(HttpClient):
         version = found.get("version") if isinstance(found, dict) else None
         if not isinstance(version, str):
             raise self.not_vllm()
-        return version
+        return self.shown(version)
 
     def models(self) -> list[ServedModel]:
         """The models that it serves. Errors as for ``version``."""
         found = self._described("/v1/models")
         data = found.get("data") if isinstance(found, dict) else None
         entries = data if isinstance(data, list) else ()
-        models = [ServedModel(entry) for entry in entries if isinstance(entry, dict)]
+        models = [ServedModel(entry, self.shown) for entry in entries if isinstance(entry, dict)]
         if not any(model.owned_by == "vllm" for model in models):
             raise self.not_vllm()
         return models

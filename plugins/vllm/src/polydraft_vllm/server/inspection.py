@@ -21,6 +21,9 @@ __all__ = ["Abilities", "inspect"]
 
 _TEXT = "def add(first, second):\n    return first + second  # 1234 \u00e4\u4e2d\n"
 _PROBE_TOKENS = 24
+_USUAL_LENGTH = 4096
+"""Of the context, where the server does not say it."""
+_MOST = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,9 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
             version=version,
             model=model.id,
             root=model.root,
-            context_length=int(model.max_model_len or 0) or 4096,
+            context_length=_counted(model.max_model_len or _USUAL_LENGTH),
             speculates=usual is not None or CounterReading(client).speculates,
-            num_speculative_tokens=None if usual is None else int(usual["num_spec_tokens"]),
+            num_speculative_tokens=None if usual is None else _counted(usual["num_spec_tokens"]),
             reports_requests=usual is not None,
             plain_requests=plain is not None and plain["num_draft_tokens"] == 0 < usual["num_draft_tokens"],
         )
@@ -77,13 +80,20 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         raise client.not_vllm() from error
 
 
+def _counted(found: object) -> int:
+    """A number of tokens, from JSON."""
+    if type(found) is not int or not 0 < found < _MOST:
+        raise ValueError(f"{found!r} is not a number of tokens")
+    return found
+
+
 def _find(client: ServerClient, request: LoadRequest, name: str | None) -> ServedModel:
     models = client.models()
     wanted = (name,) if name else (request.target.id, str(request.target.path or ""))
     for model in models:
         if model.is_called(*wanted):
             return model
-    served = ", ".join(model.id for model in models)
+    served = client.shown(", ".join(model.id for model in models))
     raise ModelNotFoundError(
         f"The vLLM server at {client.url} serves {served}, not {name or request.target.id}.",
         "Check the url, or give the model's name on that server as served_model_name.",
@@ -101,7 +111,7 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
 
 def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, *, plain: bool) -> Any:
     """``metrics.speculative_decoding`` of a short greedy generation, or None."""
-    room = int(model.max_model_len or 4096) - _PROBE_TOKENS
+    room = _counted(model.max_model_len or _USUAL_LENGTH) - _PROBE_TOKENS
     body: dict[str, Any] = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS}
     body |= {"temperature": 0.0, "return_token_ids": True, "ignore_eos": True}
     if plain:
