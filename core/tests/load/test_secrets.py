@@ -11,12 +11,13 @@ from polydraft import load
 from polydraft._cli.app import run
 from polydraft._cli.commands.serve import shown
 from polydraft._load import prepare
+from polydraft._plugins import default_host
 from polydraft._presentable import presentable
 from polydraft.contract import HubOptions, ServerCommand
 from polydraft.engines.server_options import ServerOptions
 from polydraft.errors import InvalidRequestError, NotVerifiedError, PolydraftError
 from polydraft.secrets import Secret, names_a_secret, revealed
-from polydraft.verification._command import verify
+from polydraft.verification._subject import subject_of
 from pydantic import BaseModel, ValidationError
 
 CANARY = "canary-8f31"
@@ -128,7 +129,7 @@ def served(monkeypatch, tmp_path):
     return {"target": "builtin:toy", "backend": "reference"}
 
 
-def test_python_doors(served, tmp_path, caplog):
+def test_python_doors(served, caplog):
     caplog.set_level(logging.DEBUG)
     given = {**served, "drafter": "ngram", "token": CANARY, "engine_options": {"api_key": CANARY}}
     prepared = prepare(**given)
@@ -142,14 +143,11 @@ def test_python_doors(served, tmp_path, caplog):
     shown += everything_of(caught.value)
     with load(**given) as session:
         shown += f"{session!r}{session.running!r}{session.generate([2, 3], max_new_tokens=2)!r}"
-    found = verify(**given, time_limit=3)
-    shown += f"{found!r}{found.model_dump_json()}{caplog.text}"
-    (file,) = (tmp_path / "verified").iterdir()
-    assert CANARY not in shown + file.read_text() + str(file)
-    # The key is no part of what was verified.
-    other = {**given, "engine_options": {"api_key": "another"}}
-    with load(**other, verified="require") as session:
-        assert session.running.verified is not None
+    # What is stored of a verification, and what it is found by: the key is no part of it.
+    subject = subject_of(prepared, default_host())
+    shown += f"{subject!r}{subject.model_dump_json()}{caplog.text}"
+    assert CANARY not in shown
+    assert subject == subject_of(prepare(**{**given, "engine_options": {"api_key": "another"}}), default_host())
 
 
 @pytest.mark.parametrize(
