@@ -7,7 +7,7 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"_sealed", "contract", "errors"},
+    {"_presentable", "_sealed", "contract", "errors", "secrets"},
     {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},

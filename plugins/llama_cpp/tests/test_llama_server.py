@@ -231,7 +231,7 @@ def test_the_key_of_a_running_server_comes_from_the_environment(gguf, stand_in, 
             load(gguf, engine_options=options)
         assert KEY_VARIABLE in error.value.hint
         monkeypatch.setenv("LLAMA_API_KEY", "wrong")
-        monkeypatch.setenv(variable, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(variable, client.key.reveal())
         with load(gguf, engine_options=options) as session:
             assert (session.running.engine_version, session.running.context_length) == ("b0-stand-in", 512)
             assert session.generate([2, 3, 4], max_new_tokens=4).token_ids == (300, 301, 302, 303)
@@ -246,7 +246,7 @@ def test_another_model_at_the_url(gguf, stand_in, monkeypatch):
     with load(gguf) as owner:
         client = owner.engine.server.client
         monkeypatch.setenv(URL_VARIABLE, client.url)
-        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(KEY_VARIABLE, client.key.reveal())
         with pytest.raises(UnsupportedError, match="are not those of"):
             load(gguf)
 
@@ -362,7 +362,7 @@ def test_a_running_server(gguf, monkeypatch):
         wanted = owner.generate(PROMPT, max_new_tokens=20).token_ids
         client = owner.engine.server.client
         monkeypatch.setenv(URL_VARIABLE, client.url)
-        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(KEY_VARIABLE, client.key.reveal())
         with load(gguf) as session:
             assert session.generate(PROMPT, max_new_tokens=20).token_ids == wanted
             with pytest.raises(UnsupportedError, match="drafts for every request"):

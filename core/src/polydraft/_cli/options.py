@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from polydraft._flags import FLAGS
+from polydraft._presentable import presentable
 
 __all__ = ["CommandState", "Debug", "Json", "Verbose", "takes_options"]
 
@@ -32,7 +33,15 @@ def _show_log(value: bool) -> bool:
     if value:
         import logging
 
-        logging.basicConfig(format="%(message)s", force=True)
+        class Presentable(logging.Formatter):
+            """Names in messages come from files and servers."""
+
+            def format(self, record: logging.LogRecord) -> str:
+                return presentable(super().format(record))
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(Presentable("%(message)s"))
+        logging.basicConfig(handlers=[handler], force=True)
         logging.getLogger("polydraft").setLevel(logging.INFO)
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 import warnings
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from polydraft._flags import FLAGS, in_flags
+from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
+from polydraft.secrets import MASK, names_a_secret
 
 __all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
 
@@ -44,7 +47,8 @@ def describe(error: Exception) -> Problem:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "polydraft"
-        return Problem(_one_line(error.format_message()), f"`{command} --help` lists what it takes.", USAGE)
+        message = _without_secrets(_one_line(error.format_message()))
+        return Problem(message, f"`{command} --help` lists what it takes.", USAGE)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Problem(
         f"An unexpected error: {_one_line(what)}",
@@ -57,7 +61,8 @@ def report(error: Exception, *, debug: bool) -> int:
     """Write an error to standard error, with its traceback if ``debug``, and return the exit code."""
     problem = describe(error)
     if debug:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error))
+        print(presentable(_without_secrets(lines)), end="", file=sys.stderr)
     print(f"Error: {problem.message}", file=sys.stderr)
     if problem.hint:
         print(f"Hint: {problem.hint}", file=sys.stderr)
@@ -80,5 +85,13 @@ def show_warnings() -> None:
     warnings.showwarning = show
 
 
+_ASSIGNED = re.compile(r"([\w.-]+)=[^\s)]+")
+"""``NAME=VALUE`` among words that a command does not take."""
+
+
+def _without_secrets(text: str) -> str:
+    return _ASSIGNED.sub(lambda found: f"{found[1]}={MASK}" if names_a_secret(found[1]) else found[0], text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return presentable(" ".join(text.split()))

@@ -226,7 +226,8 @@ def _check_options(backend: Backend, name: str, given: Mapping[str, Any] | Engin
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        problem, hint = f"The option {option!r} of {name} is wrong: {first['msg']}.", listed
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        problem, hint = f"The option {option!r} of {name} is wrong: {said}.", listed
         if first["type"] == "extra_forbidden":
             problem = f"The backend {name} has no option {option!r}."
             hint = f"{did_you_mean(option, known)} {listed}".strip()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
+from polydraft.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
         PolydraftError: The disk is full.
     """
     try:
+        if not hub.local_files_only:
+            _check_token(hub)
         yield
     except PolydraftError:
         raise
@@ -44,6 +47,14 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
         if typed is None:
             raise
         raise typed from error
+
+
+def _check_token(hub: HubOptions) -> None:
+    """Refuse a token that a header cannot hold: the HTTP library's own error would show it."""
+    from huggingface_hub import get_token
+
+    if hub.token in (None, True) and (found := get_token()):
+        Secret(found, "The Hub's token, in HF_TOKEN or stored by `hf auth login`,")
 
 
 def _typed(
@@ -138,7 +149,7 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
     if hub.local_files_only or constants.HF_HUB_OFFLINE:
         return _in_cache(repo, hub)
     try:
-        return list(list_repo_files(repo, revision=hub.revision, token=hub.token))
+        return list(list_repo_files(repo, revision=hub.revision, token=hub.arguments()["token"]))
     except Exception as error:
         if _is_unreachable(error) and (cached := cached_files(repo, hub)):
             return cached

@@ -215,7 +215,7 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
 
     single_file = form if form in {"gguf", "litertlm"} else None  # such repositories need not have a config.json
     try:
-        config = read_config(Path(hf_hub_download(repo, "config.json", **hub.model_dump())), written)
+        config = read_config(Path(hf_hub_download(repo, "config.json", **hub.arguments())), written)
     # Before EntryNotFoundError, its base class: here it is not known whether the file exists.
     except errors.LocalEntryNotFoundError:
         if single_file is None or not cached_files(repo, hub):

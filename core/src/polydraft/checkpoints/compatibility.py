@@ -99,7 +99,7 @@ def _tokenizer_file(source: ModelSource, hub: HubOptions | None) -> Path | None:
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            return Path(hf_hub_download(repo, TOKENIZER_FILE, **hub.model_dump()))
+            return Path(hf_hub_download(repo, TOKENIZER_FILE, **hub.arguments()))
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:

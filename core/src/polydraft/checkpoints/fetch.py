@@ -63,7 +63,7 @@ def fetch(
             from huggingface_hub import snapshot_download
 
             folder = Path(
-                snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(_NEVER), **hub.model_dump())
+                snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(_NEVER), **hub.arguments())
             )
     if not folder.is_dir():
         return folder

@@ -54,7 +54,7 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
         from huggingface_hub import hf_hub_download
 
         chosen = choose_files(repository_files(repo, hub), source.file, source.id)
-        paths = [hf_hub_download(repo, name, **hub.model_dump()) for name in chosen]
+        paths = [hf_hub_download(repo, name, **hub.arguments()) for name in chosen]
     return Path(paths[0])
 
 

@@ -20,9 +20,12 @@ __all__ = ["Backend", "EngineOptions"]
 
 
 class EngineOptions(BaseModel):
-    """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors."""
+    """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Errors do not show what was given: it may be a secret. Use ``polydraft.secrets.Secret`` for one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Backend(ABC):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from polydraft.secrets import Secret
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -48,9 +50,9 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and unknown fields are errors."""
+    """Base of all records: frozen, and unknown fields are errors. Errors do not show what was given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class BackendRecord(Record):
@@ -196,6 +198,6 @@ class ServerCommand(Record):
     """The command that serves a pair over HTTP."""
 
     arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments.")
-    environment: dict[str, str] = Field(
-        default_factory=dict, description="Variables to set on top of the inherited environment. No secrets."
+    environment: dict[str, Annotated[str | Secret, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="Variables to set on top of the inherited environment. A key is a ``Secret``."
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer
 
 from polydraft.contract.records import DrafterKind, Exactness, Record
+from polydraft.secrets import Secret
 
 __all__ = [
     "DEFAULT_SETTINGS",
@@ -178,8 +179,13 @@ class HubOptions(Record):
 
     revision: str | None = None
     cache_dir: Path | None = None
-    token: str | bool | None = Field(default=None, repr=False)
+    token: Secret | bool | None = Field(default=None, union_mode="left_to_right")
     local_files_only: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``hf_hub_download`` and ``snapshot_download``, with the token itself."""
+        token = self.token.reveal() if isinstance(self.token, Secret) else self.token
+        return {**self.model_dump(exclude={"token"}), "token": token}
 
 
 class ModelSource(Record):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
+from polydraft._presentable import presentable
 from polydraft.contract.results import Verified
+from polydraft.engines.server_options import ServerOptions
 from polydraft.errors import NotVerifiedError
 from polydraft.verification._fingerprint import state_of
 from polydraft.verification._store import Found, find
@@ -51,6 +53,9 @@ class Gate:
         options = prepared.request.engine_options
         given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
         self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
+        if isinstance(options, ServerOptions) and options.api_key is not None and options.key_variables:
+            # Not in the command: other users can read command lines.
+            self.command += f" (with the API key in the environment variable {options.key_variables[0]})"
 
     def before(self) -> None:
         """Refuse what has not been verified in any dtype or on any device.
@@ -75,7 +80,7 @@ class Gate:
         problem = self._check(found)
         if problem:
             # The caller of load, behind its decorator.
-            warnings.warn(f"{problem} {self._hint(found.verification)}", VerificationWarning, stacklevel=4)
+            warnings.warn(presentable(f"{problem} {self._hint(found.verification)}"), VerificationWarning, stacklevel=4)
         kept = found.verification
         if kept is None:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})

@@ -43,7 +43,7 @@ RESERVED: dict[str, str] = {
     "spec_model": "Use `drafter`.",
     "spec_tokens": "Use `num_speculative_tokens`.",
     "scheduler_cls": "Leave it out: polydraft's scheduler can decode single requests without drafts.",
-    "api_key": "Use the environment variable VLLM_API_KEY: other users can read command lines.",
+    "api_key": "Use the environment variable VLLM_API_KEY, or the backend vllm-server, which has this option.",
     "stream_interval": "Leave it out: polydraft reads every step.",
 }
 """Engine arguments that polydraft sets itself -> what to do instead."""

@@ -12,6 +12,7 @@ from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import FAILURE, USAGE, describe, report
 from polydraft._cli.streams import claim_output, console_for, diagnostics
 from polydraft._flags import FLAGS
+from polydraft._presentable import presentable
 
 if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
@@ -87,4 +88,4 @@ def _show_running(running: RunningInfo) -> None:
 def _show_case(case: CheckedCase) -> None:
     from polydraft._cli.render.verification import case_line
 
-    print(case_line(case), file=sys.stderr, flush=True)
+    print(presentable(case_line(case)), file=sys.stderr, flush=True)

@@ -69,7 +69,7 @@ class LlamaServerBackend(Backend):
         return None if path is None else programs.program(path).build
 
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
-        """The command of llama-server; it asks for the API key in ``LLAMA_API_KEY``, if that is set."""
+        """The command of llama-server; it asks for the API key that the options name, if they name one."""
         from polydraft_llama_cpp.server.loading import server_command
 
         return server_command(request, host=host, port=port)

@@ -23,10 +23,11 @@ from polydraft.errors import (
     PolydraftError,
     SpeculationUnavailableError,
 )
+from polydraft.secrets import Secret
 
 from polydraft_llama_cpp.resources import device_name
 from polydraft_llama_cpp.server.client import Client
-from polydraft_llama_cpp.server.options import URL_VARIABLE
+from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 
 __all__ = ["HOW_TO_FIND", "NOT_FOUND", "SPEC_TYPES", "VARIABLE", "Program", "Server", "find", "program", "start"]
 
@@ -156,12 +157,14 @@ class Server:
     def stop(self) -> None:
         """Stop it if it was started here. May be called twice."""
         if self.process is not None:
-            self.process.stop()
-            self.process.discard_log()
+            try:
+                self.process.stop()
+            finally:  # also when Ctrl+C interrupts it
+                self.process.discard_log()
 
 
-def start(command: Sequence[str], seconds: float) -> Server:
-    """Start a server on the loopback interface, with a random API key, and wait at most ``seconds`` until it is ready.
+def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
+    """Start a server on the loopback interface, with a random API key unless one is given, and wait until it is ready.
 
     Raises:
         ModelFormatError: It ended before it was ready; its last words are in the message.
@@ -170,15 +173,15 @@ def start(command: Sequence[str], seconds: float) -> Server:
         InvalidRequestError: It rejects a flag.
         BackendUnavailableError: It cannot be started.
     """
-    key, port = secrets.token_hex(16), free_port()
+    key, port = options.given_key() or Secret(secrets.token_hex(16)), free_port()
     process = ServerProcess(
         [*command, "--host", LOOPBACK, "--port", str(port)],
         name="llama-server",
         port=port,
         environment={"LLAMA_API_KEY": key},
     )
-    process.wait_until_ready(seconds, failure=_start_error)
-    return Server(Client(process.url, key), process)
+    process.wait_until_ready(options.start_timeout, failure=_start_error)
+    return Server(Client(process.url, key, options, own=True), process)
 
 
 def _start_error(code: int, log: str) -> PolydraftError:
