@@ -68,7 +68,9 @@ class VllmServerEngine(WholeEngine):
 
     def close(self) -> None:
         """Close the connections; stop the server if it was started here."""
-        self.client.close()
-        if self.process is not None:
-            self.process.stop()
-            self.process.discard_log()
+        try:
+            self.client.close()
+        finally:
+            if self.process is not None:
+                self.process.stop()
+                self.process.discard_log()
