@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,15 +44,15 @@ class Call:
         self._reported: GenerationStats | None = None
         self._logprobs: list[TokenLogprobs] = []
         self._unread: Round | None = None  # emitted, and not yet yielded by the engine
-        self._cancelled = threading.Event()
+        self._cancelled = False
 
     def cancelled(self) -> bool:
         """Whether the caller has cancelled or closed the stream."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
         """Ask the engine to stop, from any thread."""
-        self._cancelled.set()
+        self._cancelled = True
 
     @property
     def token_ids(self) -> tuple[int, ...]:

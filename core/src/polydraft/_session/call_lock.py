@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from polydraft.errors import SessionBusyError
 
@@ -34,16 +35,19 @@ class CallLock:
 
     def __init__(self, *, serial: bool) -> None:
         self._serial = serial
-        # Reentrant: garbage collection or a signal handler may end another call in the middle of a method.
-        self._changed = threading.Condition(threading.RLock())
+        # Reentrant: garbage collection or a signal handler may end another call in the middle of a method. An interrupt
+        # in the Python code of a Condition could leave that locked.
+        self._mutex = threading.RLock()
         self._call: object = None
         self._owner: Hashable | None = None
+        self._released = threading.Lock()  # locked, except for a moment after a release: it wakes one waiting call
+        self._released.acquire()
 
     def try_acquire(self, call: object, owner: Hashable) -> bool:
         """Take the lock for a call if it is free, or held for that call already; does not wait."""
         if not self._serial:
             return True
-        with self._changed:
+        with self._mutex:
             if self._call is None:
                 self._owner, self._call = owner, call
             return self._call is call
@@ -67,10 +71,8 @@ class CallLock:
                 raise busy_error("thread")
             if given_up():
                 return False
-            with self._changed:
-                if self._call is not None:
-                    # In slices: a thread that waits cannot be woken by a cancellation.
-                    self._changed.wait(_LOOK_EVERY)
+            # In slices: a thread that waits cannot be woken by a cancellation.
+            self._released.acquire(timeout=_LOOK_EVERY)
         return True
 
     def held_by(self, owner: Hashable) -> bool:
@@ -79,7 +81,9 @@ class CallLock:
 
     def release(self, call: object) -> None:
         """Release the lock if it is held for this call."""
-        with self._changed:
+        with self._mutex:
             if self._call is call:
                 self._owner = self._call = None
-                self._changed.notify()
+        if self._released.locked():
+            with suppress(RuntimeError):  # another thread was faster
+                self._released.release()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from polydraft._containment import is_callers_own
@@ -42,13 +41,19 @@ def engine_failure(error: BaseException, running: RunningInfo, doing: str = "") 
     )
 
 
-@contextmanager
-def as_engine_errors(running: RunningInfo, doing: str) -> Iterator[None]:
-    """Raise what the engine raises in this block as errors of polydraft."""
-    try:
-        yield
-    except BaseException as error:
-        raised = engine_failure(error, running, doing)
-        if raised is error:
-            raise
-        raise raised from error
+class as_engine_errors:  # noqa: N801 - used like a function
+    """A block in which what the engine raises becomes one of polydraft's errors: see ``engine_failure``."""
+
+    def __init__(self, running: RunningInfo, doing: str) -> None:
+        self._running = running
+        self._doing = doing
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            raised = engine_failure(error, self._running, self._doing)
+            if raised is not error:
+                raise raised from error

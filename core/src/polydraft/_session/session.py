@@ -310,6 +310,7 @@ class Session:
             Call(request, tracker, self._running, off),
             self._start,
             self._acquire,
+            self._release,
             self._finished,
             self._guard,
         )
@@ -357,18 +358,25 @@ class Session:
         engine = self._engine
         return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
 
-    def _finished(self, call: Call, started: bool) -> None:
-        """A call has ended; ``started``: the engine may have worked on it. Each step runs even if one before fails."""
+    def _release(self, call: Call) -> None:
+        """The engine no longer works on a call. May be called twice."""
         try:
             self._in_progress.discard(call)
         finally:
-            # The lock is released before the monitor runs: a warning filter may turn its warning into an error.
             self._lock.release(call)
-            try:
-                if started:
-                    self._monitor.add(call)
-            finally:
-                self._close_idle_engine()
+
+    def _finished(self, call: Call, started: bool) -> None:
+        """After ``_release``, since a warning filter may turn the monitor's warning into an error.
+
+        Args:
+            call: The call that has ended.
+            started: Whether the engine may have worked on it.
+        """
+        try:
+            if started:
+                self._monitor.add(call)
+        finally:
+            self._close_idle_engine()
 
     def _close_idle_engine(self) -> None:
         """Close the engine once ``close`` has asked for it and no call uses it."""

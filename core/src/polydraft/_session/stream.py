@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
 from polydraft._containment import is_callers_own
 from polydraft._session.failures import as_engine_errors, engine_failure
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from polydraft.contract.results import GenerationResult
 
 __all__ = ["TokenStream"]
+
+R = TypeVar("R")
 
 
 class TokenStream(Iterator[Chunk]):
@@ -35,21 +36,23 @@ class TokenStream(Iterator[Chunk]):
         call: Call,
         rounds: Callable[[Call], Iterator[Round]],
         acquire: Callable[[Call], bool],
+        release: Callable[[Call], None],
         finished: Callable[[Call, bool], None],
         guard: StepGuard,
     ) -> None:
         self._call = call
         self._acquire = acquire
+        self._release = release
         self._finished = finished
         self._make_rounds = rounds
         self._rounds: Iterator[Round] | None = None
-        # new -> running (holds the session's call lock) -> ended; without a step, new -> ended.
-        self._state = "new"
         self._guard = guard
         self._step_lock = threading.Lock()
         # Set by ``close`` from inside a step, which cannot wait for ``_step_lock``: it holds it.
         self._close_asked = False
         self._result: GenerationResult | None = None
+        # new -> running (holds the session's call lock) -> ended; without a step, new -> ended. Set last, for __del__.
+        self._state = "new"
 
     @property
     def result(self) -> GenerationResult | None:
@@ -63,35 +66,42 @@ class TokenStream(Iterator[Chunk]):
 
     def start(self) -> None:
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
-        with self._step():
-            if self._state != "ended" and self._take_lock() and self._rounds is None:
-                self._open()
+        self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
+        self._step(self._start)
+
+    def _start(self) -> None:
+        if self._state != "ended" and self._take_lock() and self._rounds is None:
+            self._open()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        with self._step():
-            if self._state == "ended":
-                raise StopIteration
-            return self._advance()
+        self._guard.check()  # before the lock, as in ``start``
+        return self._step(self._advance)
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
-        # Before waiting for the lock: a signal handler that closes the stream meanwhile sees ``depth``, and returns.
-        with self._guard:
+    def _step(self, work: Callable[[], R]) -> R:
+        """Run ``work`` under the step lock; whatever it raises ends the stream and releases the session's lock.
+
+        Written out, not as context managers: an interrupt (Ctrl+C) may come at the start of any Python function, such
+        as their ``__exit__``. A lock's own methods are not interrupted.
+        """
+        guard, depth = self._guard, self._guard.depth
+        try:
+            # Before waiting for the lock: a signal handler that closes the stream meanwhile sees it, and returns.
+            guard.depth = depth + 1
             try:
                 with self._step_lock:
                     try:
-                        yield
-                    # Whatever leaves a step this way ends the stream and releases the session's lock.
+                        return work()
                     except BaseException as error:
                         self._end_after(error)
                         raise
             finally:
                 if self._close_asked:  # by a call of close from inside this step
                     self._end_unless_in_use()
+        finally:
+            guard.depth = depth
 
     def _take_lock(self) -> bool:
         """Wait for the session's call lock, unless taken already; False if the call was cancelled before."""
@@ -103,6 +113,8 @@ class TokenStream(Iterator[Chunk]):
         return True
 
     def _advance(self) -> Chunk:
+        if self._state == "ended":
+            raise StopIteration
         call = self._call
         emitted: Round | None = None
         taken = self._take_lock()
@@ -171,8 +183,7 @@ class TokenStream(Iterator[Chunk]):
             self._close_asked = True
             self._end_unless_in_use()
             return
-        with self._guard, self._step_lock:
-            self._end()
+        self._step(self._end)
 
     def _end_unless_in_use(self) -> None:
         """End the stream; if another step is under way, that one ends it afterwards."""
@@ -194,12 +205,14 @@ class TokenStream(Iterator[Chunk]):
                 raise
 
     def _end(self) -> None:
-        """Close the engine's iterator, make the result, release the session's lock; each even if one before fails."""
+        """Close the engine's iterator, make the result, release the session's lock; each even if one before fails.
+
+        If an interrupt stops it, it continues when it is called again.
+        """
         if self._state == "ended":
             return
         started = self._state == "running"
         try:
-            self._state = "ended"
             # The iterator is dropped first, so that a second call does nothing even if closing it fails.
             rounds, self._rounds = self._rounds, None
             close = getattr(rounds, "close", None)
@@ -208,10 +221,13 @@ class TokenStream(Iterator[Chunk]):
                     close()
         finally:
             try:
-                self._call.end()
-                self._result = self._call.result()
+                if self._result is None:
+                    self._call.end()
+                    self._result = self._call.result()
             finally:
-                # Last: it releases the call lock, and another thread's call may start at once.
+                # Last: another thread's call may start at once.
+                self._release(self._call)
+                self._state = "ended"
                 self._finished(self._call, started)
 
     def __enter__(self) -> Self:
