@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -98,7 +99,9 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
 
     async def _wait_for_lock(self) -> None:
         """Take the call lock for the stream, unless it is cancelled while it waits."""
-        owner: Hashable = ("task", asyncio.current_task())
+        task = asyncio.current_task()
+        # Weak: a task's result may be the stream itself, which would then never be collected.
+        owner: Hashable = ("task", task and weakref.ref(task))
         while self._stream._state != "ended" and not self._lock.try_acquire(self._stream._call, owner):
             if self._stream.cancelled:
                 return
