@@ -316,6 +316,7 @@ def test_exceptions_of_a_signal_handler_reach_the_caller(error):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no interval timers")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may hit a weak reference's callback
 def test_an_interrupt_at_any_moment_leaves_the_session_usable():
     def handler(*_):
         raise KeyboardInterrupt

@@ -57,8 +57,8 @@ class Generation(Protocol):
         Args:
             token_ids: Accepted drafts first, then the bonus token; at least one.
             num_draft_tokens: Tokens drafted in this round; 0 if there was no draft, None if not reported.
-            num_accepted_tokens: How many leading ``token_ids`` are accepted drafts, at most ``num_draft_tokens``; None if
-                not reported.
+            num_accepted_tokens: How many leading ``token_ids`` are accepted drafts, at most ``num_draft_tokens``;
+                None if not reported.
             logprobs: One entry per token; None unless the request asks for them.
             seconds: Time since the previous round (the first: since the request), for engines that generate ahead
                 of the consumer. None: the core measures how long the consumer waits.
