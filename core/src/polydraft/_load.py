@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from polydraft._containment import is_callers_own
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
 from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
 
@@ -99,11 +101,13 @@ def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
 
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
     """Load the engine and put it into a session, with notes and the verification of what really runs."""
+    from polydraft._session.engine_check import check_engine
     from polydraft._session.session import Session
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
     engine, notes = _load_engine(backend, request)
     try:
+        check_engine(engine, getattr(engine, "running", None), backend.capabilities())
         for source in filter(None, (request.target, request.plan.drafter)):
             notes += _notes_on_weights(source)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
@@ -116,7 +120,8 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
             running = gate.after(running)
         return Session(engine, running, backend.capabilities())
     except BaseException:
-        engine.close()
+        with suppress(Exception):  # the first error says more
+            engine.close()
         raise
 
 
@@ -147,7 +152,8 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
         try:
             note = check_fixed_steps(engine, request, seconds)
         except BaseException:
-            engine.close()
+            with suppress(Exception):
+                engine.close()
             raise
     except PolydraftError:
         raise
@@ -156,7 +162,9 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
             f"Memory ran out while {request.backend} loaded {request.target.id}.",
             "Give a smaller `context_length`, or a smaller model.",
         ) from error
-    except Exception as error:
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
         message = str(error).strip().partition("\n")[0].rstrip(".")
         raise EngineError(
             f"The backend {request.backend} could not load {request.target.id}: {type(error).__name__}"

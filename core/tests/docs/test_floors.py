@@ -7,7 +7,7 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"_presentable", "_sealed", "contract", "errors", "secrets"},
+    {"_containment", "_presentable", "_sealed", "contract", "errors", "secrets"},
     {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},

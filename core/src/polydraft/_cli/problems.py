@@ -70,7 +70,7 @@ def report(error: Exception, *, debug: bool) -> int:
 
 
 def show_warnings() -> None:
-    """Let warnings be one line on standard error, without the source line that raised them."""
+    """Let warnings be one line on standard error, without the source line; those of others keep their wording."""
 
     def show(
         message: Warning | str,
@@ -80,7 +80,9 @@ def show_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(f"Warning: {in_flags(_one_line(str(message)))}", file=file or sys.stderr)
+        text = _one_line(str(message))
+        ours = category.__module__.partition(".")[0] == "polydraft"
+        print(f"Warning: {in_flags(text) if ours else text}", file=file or sys.stderr)
 
     warnings.showwarning = show
 

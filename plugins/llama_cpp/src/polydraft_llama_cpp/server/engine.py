@@ -68,9 +68,9 @@ class LlamaServerEngine(WholeEngine):
             return self.plain_server
 
     def close(self) -> None:
-        """Stop the servers that were started here."""
-        with ExitStack() as closing:  # all of it, also when Ctrl+C interrupts one
-            closing.callback(self._vocabulary.free)
-            for server in (self.server, self.plain_server):
+        """Stop the servers that were started here, each even if another's stop fails or is interrupted."""
+        with ExitStack() as parts:  # the last first
+            parts.callback(self._vocabulary.free)
+            for server in (self.plain_server, self.server):
                 if server is not None:
-                    closing.callback(server.stop)
+                    parts.callback(server.stop)
