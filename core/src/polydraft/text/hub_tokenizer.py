@@ -131,6 +131,7 @@ class HubTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Token ids of the messages through the checkpoint's chat template.
 
@@ -146,7 +147,8 @@ class HubTokenizer:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=list(tools) if tools else None,
-                add_generation_prompt=True,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
                 tokenize=False,
                 **dict(template_kwargs or {}),
             )

@@ -14,6 +14,8 @@ from polydraft.errors import InvalidRequestError, ModelFormatError
 
 __all__ = ["ChatTemplate"]
 
+_MARK = "\U000f0000"
+
 
 class ChatTemplate:
     """A compiled template. ``tokens`` are the texts of special tokens as templates name them: ``bos_token``.
@@ -36,23 +38,31 @@ class ChatTemplate:
         self._tokens = dict(tokens)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, arguments: Mapping[str, Any] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None,
+        arguments: Mapping[str, Any] | None,
+        continue_final_message: bool = False,
     ) -> str:
-        """The prompt, ending with the start of the answer.
+        """The prompt, ending with the start of the answer, or with the last message's text.
 
         Raises:
             InvalidRequestError: The template refuses the messages.
         """
+        rendered = [dict(message) for message in messages]
+        if continue_final_message:
+            rendered[-1]["content"] = f"{rendered[-1].get('content') or ''}{_MARK}"
         values = {
             **self._tokens,
-            "messages": [dict(message) for message in messages],
+            "messages": rendered,
             "tools": list(tools) if tools else None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": not continue_final_message,
             **(arguments or {}),
         }
         try:
-            return self._template.render(values)
+            text = self._template.render(values)
+            return text[: text.rindex(_MARK)] if continue_final_message else text
         except Exception as error:  # jinja2's errors, and whatever a template's expressions raise
             raise InvalidRequestError(
                 f"The model's chat template refuses the messages: {error}", "Check the roles and their order."

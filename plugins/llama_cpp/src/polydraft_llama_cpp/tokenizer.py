@@ -115,6 +115,7 @@ class GgufTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Token ids of the messages through the file's chat template, with BOS once.
 
@@ -127,7 +128,7 @@ class GgufTokenizer:
             raise UnsupportedError(
                 "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
             )
-        token_ids = self.encode(template.render(messages, tools, template_kwargs))
+        token_ids = self.encode(template.render(messages, tools, template_kwargs, continue_final_message))
         bos = self.bos_token_id
         # Some templates write BOS, others leave it to the program.
         while bos is not None and token_ids[:2] == [bos, bos]:
