@@ -15,7 +15,7 @@ from polydraft_llama_cpp.conversion.write import WeightType, convert
 
 __all__ = ["converted"]
 
-_VERSION = 1
+_VERSION = 2
 """Incremented whenever the converter writes something else than before."""
 _VARIABLE = "POLYDRAFT_LLAMA_CPP_CACHE"
 
@@ -56,7 +56,8 @@ def converted(folder: Path, weights: WeightType) -> Path:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256(f"{_VERSION}".encode())
-    for path in sorted(folder.resolve().iterdir()):
+    folder = folder.resolve()
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         if path.suffix in {".safetensors", ".json", ".jinja"}:
             status = path.stat()
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
