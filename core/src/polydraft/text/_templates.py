@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import marshal
 import os
+import secrets
 import struct
 import subprocess
 import sys
@@ -32,8 +33,6 @@ _SECONDS_TO_START = 60.0
 _LONGEST = 32 * 2**20
 """Characters of a result: several times what the longest contexts hold."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_MARK = "CONTINUED_BY_THE_MODEL"
-"""Put behind the message to be continued, to find its end in the result; a space follows it."""
 _INSTEAD = "Give another template as `chat_template_kwargs={'chat_template': '...'}`, or the prompt as text."
 
 
@@ -55,22 +54,27 @@ def render(
         ModelFormatError: The model's template fails, or exceeds its limits.
         UnsupportedError: This program cannot start a process of Python.
     """
+    # Behind the message to be continued, to find its end in the result; a text that no message has.
+    mark = f"END{secrets.token_hex(8).upper()}"
+    wanted = ""
     try:
         chat = [_with_reasoning(_plain(message)) for message in messages]
         if open_end:
-            _mark_end(chat[-1])
+            wanted = _mark_end(chat[-1], mark)
         variables = {"tools": None, "documents": None, **_plain(values), "messages": chat}
         variables["add_generation_prompt"] = not open_end
         now = datetime.now()
         request = marshal.dumps((source, variables, (*now.timetuple()[:6], now.microsecond)))
-    except (RecursionError, ValueError) as error:
+    except PolydraftError:
+        raise
+    except (RecursionError, ValueError) as error:  # the latter is marshal's
         raise InvalidRequestError(
             "The messages, tools or variables of the template are nested too deeply.", "Nest them less deeply."
         ) from error
     outcome, text = _process.ask(request)
     if outcome != "t":
         raise _failure(outcome, text, own=own)
-    return _open(text, chat[-1]) if open_end else text
+    return _open(text, wanted, mark) if open_end else text
 
 
 def _failure(outcome: str, text: str, *, own: bool) -> PolydraftError:
@@ -87,7 +91,8 @@ def _failure(outcome: str, text: str, *, own: bool) -> PolydraftError:
     }
     reason = reasons.get(outcome, "ends the process that renders it").removesuffix(".")
     if own:
-        return ModelFormatError(f"{whose} {reason}.", f"The template is at fault, not the messages. {_INSTEAD}")
+        fault = "or cannot take such messages" if outcome == "f" else "not the messages"
+        return ModelFormatError(f"{whose} {reason}.", f"The template is at fault, {fault}. {_INSTEAD}")
     return InvalidRequestError(f"{whose} {reason}.", "Correct it, or use the model's own.")
 
 
@@ -119,29 +124,30 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
-def _mark_end(message: dict[str, Any]) -> None:
+def _mark_end(message: dict[str, Any], mark: str) -> str:
+    """Append the mark, and a space, which shows whether the template strips messages. Returns the text before."""
     content = message.get("content")
     if isinstance(content, str):
-        message["content"] = f"{content}{_MARK} "
-        return
+        message["content"] = f"{content}{mark} "
+        return content
     for part in reversed(content or ()):
         if isinstance(part, dict) and isinstance(part.get("text"), str):
-            part["text"] += f"{_MARK} "
-            return
+            text = part["text"]
+            part["text"] = f"{text}{mark} "
+            return text
     raise InvalidRequestError("The message to be continued has no text.", "Give its content some text, or ''.")
 
 
-def _open(text: str, message: dict[str, Any]) -> str:
-    """The text up to the end of the last message."""
-    before, mark, after = text.rpartition(_MARK)
-    content = message["content"]
-    wanted = content if isinstance(content, str) else next(p["text"] for p in reversed(content) if _MARK in p["text"])
-    if not mark or wanted.strip().removesuffix(_MARK).strip() not in before:
+def _open(text: str, wanted: str, mark: str) -> str:
+    """The text up to the end of the last message, which is ``wanted``."""
+    before, found, after = text.rpartition(mark)
+    before = before.replace(f"{mark} ", "").replace(mark, "")  # of a template that writes the message twice
+    if not found or wanted.strip() not in before:
         raise InvalidRequestError(
             "The chat template leaves out a part of the message to be continued.",
             "Continue another message, or leave `continue_final_message` out.",
         )
-    # Without the space behind the mark, the template strips messages, and this one's end too.
+    # A template that removes the space behind the mark strips messages.
     return before if after.startswith(" ") else before.rstrip()
 
 
