@@ -103,7 +103,7 @@ def gguf_special_tokens(header: GgufHeader) -> SpecialTokens:
     """
     metadata = header.metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
-    texts = tokens.strings() if isinstance(tokens, StringArray) else []
+    texts = tokens.items() if isinstance(tokens, StringArray) else []
     kind = metadata.get("tokenizer.ggml.model")
 
     def token_id(name: str) -> int | None:
@@ -115,7 +115,7 @@ def gguf_special_tokens(header: GgufHeader) -> SpecialTokens:
         return value if value is not None and 0 <= value < len(texts) else None  # others are ignored, as in llama.cpp
 
     ids = {f"{name}_token": token_id(name) for name in _STANDARD}
-    names = {name: texts[index] for name, index in ids.items() if index is not None}
+    names = {name: texts[index].decode("utf-8", "replace") for name, index in ids.items() if index is not None}
     ends = {index for index in map(token_id, ("eos", "eot", "eom")) if index is not None}
     if GGUF_KEY in metadata:
         written = _written(metadata[GGUF_KEY])

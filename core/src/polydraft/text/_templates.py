@@ -132,7 +132,7 @@ def _mark_end(message: dict[str, Any], mark: str) -> str:
         return content
     for part in reversed(content or ()):
         if isinstance(part, dict) and isinstance(part.get("text"), str):
-            text = part["text"]
+            text: str = part["text"]
             part["text"] = f"{text}{mark} "
             return text
     raise InvalidRequestError("The message to be continued has no text.", "Give its content some text, or ''.")
