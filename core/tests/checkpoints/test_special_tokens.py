@@ -15,6 +15,7 @@ from polydraft.checkpoints.special_tokens import (
 from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
 from polydraft.text.prompt_format import PromptFormat
 
+DEFAULT_A = {"default": "a"}
 HI = [{"role": "user", "content": "Hi"}]
 TOKENS = ("<pad>", "<eos>", "<bos>", "<turn|>", "a")
 
@@ -49,7 +50,7 @@ def prompt_format(special, *, adds_bos=False, tokens=TOKENS):
         ({"tokenizer_config.json": {"chat_template": "a"}}, {"default": "a"}),
         ({"tokenizer_config.json": {"chat_template": "a"}, "chat_template.jinja": "b"}, {"default": "b"}),
         ({"chat_template.json": {"chat_template": "c"}}, {"default": "c"}),
-        ({"chat_template.json": {"chat_template": "c"}, "tokenizer_config.json": {"chat_template": "a"}}, {"default": "a"}),
+        ({"chat_template.json": {"chat_template": "c"}, "tokenizer_config.json": {"chat_template": "a"}}, DEFAULT_A),
         ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "r"}]}}, {"rag": "r"}),
         ({"tokenizer_config.json": {"chat_template": {"default": "a", "rag": "r"}}}, {"default": "a", "rag": "r"}),
         ({"chat_template.jinja": "b", "additional_chat_templates/rag.jinja": "r"}, {"default": "b", "rag": "r"}),
@@ -72,8 +73,8 @@ def test_templates_of_a_wrong_type(tmp_path, value):
 @pytest.mark.parametrize(
     ("tokenizer", "in_map", "names"),
     [
-        ({"bos_token": "<s>", "add_bos_token": False, "image_token": {"content": "<i>"}}, {}, {"bos_token": "<s>", "image_token": "<i>"}),
-        ({"bos_token": "<s>"}, {"bos_token": {"content": "<b>"}, "eos_token": "<e>"}, {"bos_token": "<b>", "eos_token": "<e>"}),
+        ({"add_bos_token": False, "bos_token": "<s>"}, {"x_token": {"content": "<x>"}}, {"bos_token": "<s>", "x_token": "<x>"}),  # noqa: E501
+        ({"bos_token": "<s>"}, {"bos_token": {"content": "<b>"}}, {"bos_token": "<b>"}),
         ({"bos_token": "<s>", "added_tokens_decoder": {}}, {"bos_token": "<b>"}, {"bos_token": "<s>"}),
         ({"bos_token": None, "extra_special_tokens": {"x_token": "<x>"}}, {}, {"x_token": "<x>"}),
     ],
