@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+from polydraft.errors import ContextLengthError, InvalidRequestError, ModelFormatError, UnsupportedError
 from polydraft.text import _templates
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -140,12 +140,17 @@ def test_a_broken_template_is_the_templates_fault(source):
 
 
 def test_an_endless_template_is_stopped(short):
-    loops = "{% for i in range(90000) %}" * 3 + "{% endfor %}" * 3
     began = time.monotonic()
     with pytest.raises(ModelFormatError, match=r"more than 0\.3 seconds"):
-        render(loops)
+        render(_LOOPS)
     assert time.monotonic() - began < 5
     assert render("{{ messages[0].content }}") == "Hi"
+
+
+def test_messages_of_many_megabytes():
+    assert len(render("{{ messages[0].content }}" * 2, [{"content": "é" * 5_000_000}])) == 10_000_000
+    with pytest.raises(ContextLengthError, match="messages take"):
+        render("{{ messages[0].content }}", [{"content": "a" * 40_000_000}])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
@@ -191,6 +196,9 @@ def run(code, **options):
     )
 
 
+_KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+_LOOPS = "{% for i in range(90000) %}" * 3 + "{% endfor %}" * 3
+_WHILE_IT_RENDERS = f"import threading; threading.Thread(target=_r, args=({_LOOPS!r},)).start(); time.sleep(0.2)"
 _START = "import os, signal, sys, time\nfrom polydraft.text import _templates as t\n_r = lambda s: t.render(s, [{}], {}, open_end=False, own=True)\n"  # noqa: E501
 
 
@@ -209,9 +217,11 @@ def test_forks_have_processes_of_their_own():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize("end", ["", _KILL, f"{_WHILE_IT_RENDERS}\n{_KILL}"])
 def test_it_ends_with_the_app(end):
-    done = run(f"{_START}_r('a')\nprint(t._process._running.pid, flush=True)\n{end}\n")
+    done = run(
+        f"{_START}t._SECONDS = 0.3\n_r('a')\nt._SECONDS = 60\nprint(t._process._running.pid, flush=True)\n{end}\n"
+    )
     assert done.stderr == ""
     deadline = time.monotonic() + 5
     left = Path(f"/proc/{int(done.stdout)}/fd/0")
@@ -226,7 +236,7 @@ def test_ctrl_c_stops_a_render_and_nothing_else():
         "import threading\n"
         "_r('a')\n"
         "threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()\n"
-        "try:\n    _r('{% for i in range(90000) %}' * 3 + '{% endfor %}' * 3)\n"
+        f"try:\n    _r({_LOOPS!r})\n"
         "except KeyboardInterrupt:\n    print('stopped', _r('b'))\n"
     )
     done = run(code, start_new_session=True)

@@ -1,7 +1,7 @@
 """The process that renders chat templates: a program for ``_templates`` to start, limit and end.
 
-Run by its path, with ``-I -S`` and these arguments: the most memory in bytes, the most characters of a result, and the
-folders that hold Jinja. It imports nothing of polydraft. A request on stdin is its length (u32, little endian) and a
+Run by its path, with ``-I -S`` and these arguments: the most memory in bytes, the most characters of a result, the most
+seconds for one (a few more than ``_templates`` waits), and the folders that hold Jinja. It imports nothing of polydraft. A request on stdin is its length (u32, little endian) and a
 marshalled (template, variables, local time); the answer on stdout is an outcome (one letter), its length, and UTF-8.
 """
 
@@ -33,7 +33,13 @@ def _limit(memory: int) -> None:
                 resource.setrlimit(getattr(resource, name), (most, most))
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int) -> None:
+def _alarm(seconds: int) -> None:
+    """End this process after so many seconds, in case that the one which should is gone; 0: not any more."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+
+
+def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, seconds: int) -> None:
     # Imported before files are out of reach; ``debug`` is what Jinja itself imports when a template fails.
     from jinja2 import TemplateError, TemplateSyntaxError, nodes
     from jinja2.ext import Extension, loopcontrols
@@ -124,7 +130,9 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int) -> 
     answers.write(b"o")
     answers.flush()
     for request in _requests(requests):
+        _alarm(seconds)
         outcome, text = answer(request)
+        _alarm(0)
         answers.write(outcome + struct.pack("<I", len(text)) + text)
         answers.flush()
 
@@ -138,5 +146,5 @@ def _requests(stream: BinaryIO) -> Iterator[bytes]:
 if __name__ == "__main__":
     # Ctrl+C in a terminal is for the program that started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.path += sys.argv[3:]
-    _serve(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1]), int(sys.argv[2]))
+    sys.path += sys.argv[4:]
+    _serve(sys.stdin.buffer, sys.stdout.buffer, *map(int, sys.argv[1:4]))

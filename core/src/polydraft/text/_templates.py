@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from polydraft.errors import InvalidRequestError, ModelFormatError, PolydraftError, UnsupportedError
+from polydraft.errors import ContextLengthError, InvalidRequestError, ModelFormatError, PolydraftError, UnsupportedError
 
 __all__ = ["render"]
 
@@ -32,6 +32,8 @@ _SECONDS = 10.0
 _SECONDS_TO_START = 60.0
 _LONGEST = 32 * 2**20
 """Characters of a result: several times what the longest contexts hold."""
+_MARSHAL = 4
+"""Version of the format, which all supported versions of Python read."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _INSTEAD = "Give another template as `chat_template_kwargs={'chat_template': '...'}`, or the prompt as text."
 
@@ -49,6 +51,7 @@ def render(
         own: Whether the template is the model's; else it is the caller's.
 
     Raises:
+        ContextLengthError: The messages are far longer than any context.
         InvalidRequestError: The template refuses the messages, or leaves out the message to be continued; or it fails,
             and is the caller's.
         ModelFormatError: The model's template fails, or exceeds its limits.
@@ -64,7 +67,7 @@ def render(
         variables = {"tools": None, "documents": None, **_plain(values), "messages": chat}
         variables["add_generation_prompt"] = not open_end
         now = datetime.now()
-        request = marshal.dumps((source, variables, (*now.timetuple()[:6], now.microsecond)))
+        request = marshal.dumps((source, variables, (*now.timetuple()[:6], now.microsecond)), _MARSHAL)
     except PolydraftError:
         raise
     except (RecursionError, ValueError) as error:  # the latter is marshal's
@@ -72,6 +75,11 @@ def render(
             "The messages, tools or variables of the template are nested too deeply.", "Nest them less deeply."
         ) from error
     outcome, text = _process.ask(request)
+    if outcome in "ml" and len(request) > _LONGEST // 4:
+        raise ContextLengthError(
+            f"The messages take {len(request) / 2**20:.0f} MiB, which no chat template can be rendered with.",
+            "Give fewer or shorter messages.",
+        )
     if outcome != "t":
         raise _failure(outcome, text, own=own)
     return _open(text, wanted, mark) if open_end else text
@@ -206,7 +214,8 @@ def _start() -> subprocess.Popen[bytes]:
     usable = bool(python) and not (getattr(sys, "frozen", False) and python == sys.executable)
     specs = map(importlib.util.find_spec, ("jinja2", "markupsafe"))
     folders = sorted({str(Path(spec.origin).parents[1]) for spec in specs if spec is not None and spec.origin})
-    command = [python, "-I", "-S", str(_PROGRAM), str(_MEMORY), str(_LONGEST), *folders]
+    limits = map(str, (_MEMORY, _LONGEST, round(_SECONDS) + 1))
+    command = [python, "-I", "-S", str(_PROGRAM), *limits, *folders]
     running, ready = None, False
     if usable:
         with suppress(OSError):
