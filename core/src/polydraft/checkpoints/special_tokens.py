@@ -54,15 +54,7 @@ _GGUF_IDS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # spelt so
 _TEMPLATE = "tokenizer.chat_template"
 _DEFAULT = "default"
 _BOS_FIRST = (
-    "llama3",
-    "llama-v3",
-    "llama-bpe",
-    "falcon3",
-    "falcon-h1",
-    "pixtral",
-    "midm-2.0",
-    "lfm2",
-    "tekken",
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"),
     "chameleon",
 )
 """Values of ``tokenizer.ggml.pre`` that mean ``add_bos_token``, where the file does not say (``llama-vocab.cpp``)."""

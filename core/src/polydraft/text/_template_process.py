@@ -1,8 +1,9 @@
 """The process that renders chat templates: a program for ``_templates`` to start, limit and end.
 
 Run by its path, with ``-I -S`` and these arguments: the most memory in bytes, the most characters of a result, the most
-seconds for one (a few more than ``_templates`` waits), and the folders that hold Jinja. It imports nothing of polydraft. A request on stdin is its length (u32, little endian) and a
-marshalled (template, variables, local time); the answer on stdout is an outcome (one letter), its length, and UTF-8.
+seconds for one (more than ``_templates`` waits), and the folders that hold Jinja. It imports nothing of polydraft.
+A request on stdin is its length (u32, little endian) and a marshalled (template, variables, local time); the answer on
+stdout is an outcome (one letter), its length, and UTF-8.
 """
 
 from __future__ import annotations
