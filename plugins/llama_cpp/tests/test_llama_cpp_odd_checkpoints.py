@@ -57,9 +57,12 @@ def test_files_of_other_programs(published):
 def test_all_that_a_folder_says_is_in_the_file(tmp_path):
     for case in ODD_CHECKPOINTS:
         folder = make_checkpoint(case, pairs.path("tiny-llama"), tmp_path / case.name)
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "response_template": {"a": [1]}}))
         convert(folder, tmp_path / "model.gguf")
         config = json.loads((folder / "config.json").read_text())
         said, written = read_special_tokens(folder, config), gguf_special_tokens(read_header(tmp_path / "model.gguf"))
         assert written.chat_templates == said.chat_templates
         assert written.names == said.names
+        assert written.response_template == said.response_template == {"a": [1]}
         assert written.eos_token_ids >= said.eos_token_ids

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 GGUF_KEY = "polydraft.special_tokens"
-"""JSON in a GGUF file that polydraft wrote: ``{"names": {...}, "eos_token_ids": [...]}``."""
+"""JSON in a GGUF file that polydraft wrote: an object with ``names``, ``eos_token_ids`` and ``response_template``."""
 
 TURN_ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|tool_response>", "<|end|>"),
@@ -72,6 +72,8 @@ class SpecialTokens:
     """Name -> Jinja; the one that is used without a name is ``default``."""
     adds_bos: bool | None = None
     """Whether the tokenizer begins a text with BOS; None: its own files say, not these."""
+    response_template: Any = None
+    """How answers are parsed: the entry of ``tokenizer_config.json``, in Transformers' format."""
     needs_bos: bool = False
     """Whether texts begin with BOS though the tokenizer adds none: Gemma 4 (vllm#52304)."""
 
@@ -94,6 +96,7 @@ def read_special_tokens(folder: Path, config: Mapping[str, Any]) -> SpecialToken
         names={name: text for name, text in texts.items() if text is not None},
         eos_token_ids=eos_token_ids(config, folder),
         chat_templates=_templates(folder, tokenizer),
+        response_template=tokenizer.get("response_template"),
         needs_bos=family(config).startswith("gemma4"),
     )
 
@@ -120,9 +123,11 @@ def gguf_special_tokens(header: GgufHeader) -> SpecialTokens:
     ids = {f"{name}_token": token_id(name) for name in _STANDARD}
     names = {name: texts[index].decode("utf-8", "replace") for name, index in ids.items() if index is not None}
     ends = {index for index in map(token_id, ("eos", "eot", "eom")) if index is not None}
+    response_template = None
     if GGUF_KEY in metadata:
         written = _written(metadata[GGUF_KEY])
         names, ends = dict(written["names"]), ends | set(written["eos_token_ids"])
+        response_template = written.get("response_template")
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token")
     if adds_bos is None:
         adds_bos = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _BOS_FIRST
@@ -134,7 +139,14 @@ def gguf_special_tokens(header: GgufHeader) -> SpecialTokens:
     for name, template in templates.items():
         if not isinstance(template, str):
             raise _wrong(f"{_TEMPLATE}.{name}", template)
-    return SpecialTokens(names, frozenset(ends), templates, bool(adds_bos), header.architecture.startswith("gemma4"))
+    return SpecialTokens(
+        names,
+        frozenset(ends),
+        templates,
+        adds_bos=bool(adds_bos),
+        response_template=response_template,
+        needs_bos=header.architecture.startswith("gemma4"),
+    )
 
 
 def turn_ends(token_id: Callable[[str], int | None]) -> frozenset[int]:

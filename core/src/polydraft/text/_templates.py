@@ -1,6 +1,6 @@
 """Render chat templates as Transformers does, in a process that can be stopped.
 
-A template is a program of the checkpoint's author. It gets 512 MiB, 10 seconds and no files, in one process for all
+A template is a program of the checkpoint's author. It gets 512 MiB, 5 seconds and no files, in one process for all
 sessions, which starts with the first chat prompt (about 0.1 s) and ends with this one.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["render"]
 
 _PROGRAM = Path(__file__).with_name("_template_process.py")
 _MEMORY = 512 * 2**20
-_SECONDS = 10.0
+_SECONDS = 5.0
 _SECONDS_TO_START = 60.0
 _LONGEST = 32 * 2**20
 """Characters of a result: several times what the longest contexts hold."""

@@ -50,6 +50,11 @@ class GgufTokenizer:
         """All ids that end an output: see ``PromptFormat``. llama.cpp's own list has others, and lacks some."""
         return self._format.eos_token_ids
 
+    @property
+    def response_template(self) -> Any:
+        """How the checkpoint says that its answers are parsed, if it was converted here and says so."""
+        return self._special.response_template
+
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """Ids of control tokens."""

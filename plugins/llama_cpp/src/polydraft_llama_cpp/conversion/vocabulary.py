@@ -78,7 +78,8 @@ def _add_special_tokens(writer: gguf.GGUFWriter, checkpoint: Checkpoint, ids: di
         if name in named:
             add(named[name])
     writer.add_add_bos_token(_adds_bos(checkpoint.tokenizer, special.names.get("bos_token")))
-    writer.add_string(GGUF_KEY, json.dumps({"names": dict(special.names), "eos_token_ids": ends}))
+    said = {"names": dict(special.names), "eos_token_ids": ends, "response_template": special.response_template}
+    writer.add_string(GGUF_KEY, json.dumps(said))
     others = dict(special.chat_templates)
     if (template := others.pop("default", None)) is not None:
         writer.add_chat_template(template)
