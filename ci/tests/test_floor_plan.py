@@ -14,7 +14,7 @@ SERVERS = [package / "server" for package in PACKAGES if (package / "server").is
 DRAFTERS = {"mtp", "draft_model", "ngram", "eagle3", "dflash"}
 
 OWN = {
-    "llama_cpp": "bindings chat_template context conversion files headers model tokenizer",
+    "llama_cpp": "bindings context conversion files headers model tokenizer",
     "llama_cpp/server": "program",
     "mlx": "assistant config decoder kv_cache",
     "reference": "config kv_cache model text_habits tokenizer toys",

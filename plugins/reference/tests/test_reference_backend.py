@@ -173,6 +173,8 @@ def test_chat():
         "<|turn>user\nGo<turn|>\n<|turn>model\n"
     )
     assert TOKENIZER.chat(messages).count(TOKENIZER.bos_token_id) == 1
+    opened = TOKENIZER.chat(messages[:3], continue_final_message=True)
+    assert decode(opened).decode().endswith("<turn|>\n<|turn>model\nYes?")
 
 
 def test_chat_with_tools_and_thinking():

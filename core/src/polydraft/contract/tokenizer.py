@@ -45,10 +45,19 @@ class Tokenizer(Protocol):
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
-        """Token ids of the messages as the model's chat template renders them, generation prompt included.
+        """Token ids of the messages as the model's chat template renders them, ready for the model's answer.
+
+        Args:
+            messages: At least one, each with a ``role``.
+            tools: Tool schemas.
+            template_kwargs: Further variables of the template.
+            continue_final_message: Instead of opening a new answer, end with the text of the last message, for the
+                model to continue it.
 
         Raises:
             UnsupportedError: The model has no chat template.
-            InvalidRequestError: The template refuses the messages.
+            InvalidRequestError: The template refuses the messages, or leaves out the message to be continued.
+            ModelFormatError: The template is broken, or needs too much time or memory.
         """

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+from polydraft.checkpoints.special_tokens import SpecialTokens
+from polydraft.errors import ModelFormatError
+from polydraft.text.prompt_format import PromptFormat
 
 __all__ = ["HubTokenizer"]
 
@@ -30,7 +33,8 @@ class HubTokenizer:
 
     Args:
         tokenizer: A ``PreTrainedTokenizerFast``, with a ``backend_tokenizer``.
-        eos_token_ids: End-of-sequence ids of the generation config; united with the tokenizer's own.
+        special_tokens: What the checkpoint's files say. None: only what the tokenizer itself says.
+        eos_token_ids: Further end-of-sequence ids.
         vocab_size: Rows of the model's embedding. A model may have more ids than its tokenizer (these have no text), or
             fewer (the others cannot be run). None: the tokenizer's number of ids.
 
@@ -38,7 +42,14 @@ class HubTokenizer:
         ModelFormatError: It is not a fast tokenizer, or its decoder is of an unknown kind.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_token_ids: Iterable[int] = (), vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        special_tokens: SpecialTokens | None = None,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelFormatError(
@@ -47,8 +58,8 @@ class HubTokenizer:
             )
         self._tokenizer = tokenizer
         self._backend = backend
-        own = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-        self._eos = frozenset(int(token_id) for token_id in {*eos_token_ids, *own})
+        self._special = special_tokens or SpecialTokens({}, frozenset(), _templates(tokenizer))
+        self._further_ends = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
         self._bytes: dict[int, bytes] = {}
         # Decoders nest (``Sequence``): their types are looked for in the text of the whole tree.
@@ -69,16 +80,24 @@ class HubTokenizer:
         # Not their count: the ids of a vocabulary may have gaps.
         return int(max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)) + 1
 
-    @property
-    def bos_token_id(self) -> int | None:
-        """The tokenizer's BOS id; None if it has none."""
-        bos = self._tokenizer.bos_token_id
-        return None if bos is None else int(bos)
+    @cached_property
+    def _format(self) -> PromptFormat:
+        # Classes of tokenizers have defaults for what the files leave out.
+        names = {**self._tokenizer.special_tokens_map, **self._special.names}
+        named = {name: text for name, text in names.items() if isinstance(text, str)}  # in Transformers 4 also a list
+        bos = named.get("bos_token")
+        adds_bos = bos is not None and self._backend.encode("a").tokens[:1] == [bos]
+        return PromptFormat(replace(self._special, names=named), self.token_id, self.encode, adds_bos=adds_bos)
 
     @property
+    def bos_token_id(self) -> int | None:
+        """The id that texts begin with: see ``PromptFormat``."""
+        return self._format.bos_token_id
+
+    @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """Union of the generation config's ids and the tokenizer's own."""
-        return self._eos
+        """All ids that end an output: see ``PromptFormat``."""
+        return self._format.eos_token_ids | self._further_ends
 
     @cached_property
     def _added(self) -> dict[int, Any]:
@@ -131,42 +150,19 @@ class HubTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Token ids of the messages through the checkpoint's chat template.
 
-        Raises:
-            UnsupportedError: The checkpoint has no chat template.
-            InvalidRequestError: The template refuses the messages.
+        Errors as for ``Tokenizer.chat``.
         """
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise UnsupportedError(
-                "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
-            )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                tokenize=False,
-                **dict(template_kwargs or {}),
-            )
-        except Exception as error:  # jinja2's errors, and what a template raises
-            raise InvalidRequestError(
-                f"The model's chat template refuses the messages: {error}", "Check the roles and their order."
-            ) from error
-        token_ids = self.encode(text)
-        bos = self.bos_token_id
-        # Most templates write BOS themselves. Where one does not, it is added; a second one is removed.
-        if bos is not None and token_ids[:1] != [bos] and self._adds_bos:
-            token_ids = [bos, *token_ids]
-        while bos is not None and token_ids[:2] == [bos, bos]:
-            token_ids = token_ids[1:]
-        return token_ids
+        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)
 
-    @cached_property
-    def _adds_bos(self) -> bool:
-        """Whether the tokenizer itself starts sequences with BOS (Llama's do, Gemma 4's and Qwen's do not)."""
-        return bool(self._backend.encode("a").ids[:1] == [self.bos_token_id])
+
+def _templates(tokenizer: Any) -> dict[str, str]:
+    """The chat templates of a tokenizer object: one text, or a dict of several by name."""
+    found = getattr(tokenizer, "chat_template", None) or {}
+    return {"default": found} if isinstance(found, str) else dict(found)
 
 
 _BYTE_LEVEL = _byte_level_table()

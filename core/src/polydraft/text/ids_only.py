@@ -53,6 +53,7 @@ class IdsOnlyTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Not possible without a tokenizer.
 

@@ -43,6 +43,7 @@ class ByteTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Questions and answers, as in the text that the model knows."""
         if tools or template_kwargs:
@@ -56,6 +57,8 @@ class ByteTokenizer:
                 )
             end = _END if message["role"] == "assistant" else "\n"
             turns += self.encode(f"{names[message['role']]}{_text(message['content'])}{end}")
+        if continue_final_message:
+            return turns[:-1]  # without what ends the last message
         return [*turns, *self.encode("A: ")]
 
 

@@ -42,9 +42,10 @@ class LlamaCppEngine(SteppingEngine):
         running: RunningInfo,
         target: Context,
         drafter: MtpDrafter | Context | None,
+        tokenizer: GgufTokenizer,
         resources: ExitStack,
     ) -> None:
-        self.tokenizer = GgufTokenizer(target.model)
+        self.tokenizer = tokenizer
         self.running = running
         self._target = target
         self._drafter = drafter

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo
 from polydraft.engines import context_length
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
@@ -26,6 +27,7 @@ from polydraft_llama_cpp.resources import (
     devices,
     find_device,
 )
+from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
 __all__ = ["load_pair"]
 
@@ -94,7 +96,8 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             concurrency="serial",
             notes=[note],
         )
-        return LlamaCppEngine(request, running, context, side, undo.pop_all())
+        tokenizer = GgufTokenizer(context.model, gguf_special_tokens(target.header))
+        return LlamaCppEngine(request, running, context, side, tokenizer, undo.pop_all())
 
 
 def _with_n_ctx(request: LoadRequest, options: LlamaCppOptions) -> LoadRequest:

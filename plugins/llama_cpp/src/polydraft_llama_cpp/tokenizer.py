@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.checkpoints.special_tokens import SpecialTokens
+from polydraft.errors import InvalidRequestError
+from polydraft.text.prompt_format import PromptFormat
 
 from polydraft_llama_cpp.bindings import library
-from polydraft_llama_cpp.chat_template import ChatTemplate
 from polydraft_llama_cpp.model import Model
 
 __all__ = ["GgufTokenizer"]
@@ -22,10 +23,11 @@ _SHOWN_BY_CONVERTER = frozenset(
 
 
 class GgufTokenizer:
-    """``polydraft.contract.Tokenizer`` over a loaded model's vocabulary."""
+    """``polydraft.contract.Tokenizer`` over a loaded model's vocabulary; ``special`` is what its file says."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, special: SpecialTokens) -> None:
         self._model = model
+        self._special = special
         self._vocab: Any = model.vocab
         self._bytes: dict[int, bytes] = {}
 
@@ -35,17 +37,23 @@ class GgufTokenizer:
         return self._model.vocab_size
 
     @cached_property
-    def bos_token_id(self) -> int | None:
-        """The id that starts a sequence; None if the file says that none is added."""
-        lib = library()
-        bos = int(lib.llama_vocab_bos(self._vocab))
-        return bos if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab) else None
+    def _format(self) -> PromptFormat:
+        return PromptFormat(self._special, self.token_id, self.encode, adds_bos=bool(self._special.adds_bos))
 
-    @cached_property
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that texts begin with: see ``PromptFormat``."""
+        return self._format.bos_token_id
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
-        """The ids at which llama.cpp stops: the file's EOS, end-of-turn and end-of-message, and those known by name."""
-        lib = library()
-        return frozenset(index for index in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, index))
+        """All ids that end an output: see ``PromptFormat``. llama.cpp's own list has others, and lacks some."""
+        return self._format.eos_token_ids
+
+    @property
+    def response_template(self) -> Any:
+        """How the checkpoint says that its answers are parsed, if it was converted here and says so."""
+        return self._special.response_template
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
@@ -115,43 +123,10 @@ class GgufTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
-        """Token ids of the messages through the file's chat template, with BOS once.
+        """Token ids of the messages through the file's chat template.
 
-        Raises:
-            UnsupportedError: The file has no chat template.
-            InvalidRequestError: The template refuses the messages.
+        Errors as for ``Tokenizer.chat``.
         """
-        template = (self._template("tool_use") if tools else None) or self._template(None)
-        if template is None:
-            raise UnsupportedError(
-                "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
-            )
-        token_ids = self.encode(template.render(messages, tools, template_kwargs))
-        bos = self.bos_token_id
-        # Some templates write BOS, others leave it to the program.
-        while bos is not None and token_ids[:2] == [bos, bos]:
-            token_ids = token_ids[1:]
-        return token_ids if bos is None or token_ids[:1] == [bos] else [bos, *token_ids]
-
-    def _template(self, name: str | None) -> ChatTemplate | None:
-        if name not in self._templates:
-            found = library().llama_model_chat_template(self._model.pointer, name.encode() if name else None)
-            source = found.decode("utf-8", "replace") if found else None
-            self._templates[name] = ChatTemplate(source, self._names) if source else None
-        return self._templates[name]
-
-    @cached_property
-    def _templates(self) -> dict[str | None, ChatTemplate | None]:
-        return {}
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """Texts of the special tokens that templates refer to."""
-        lib = library()
-        ids = {
-            "bos_token": lib.llama_vocab_bos(self._vocab),
-            "eos_token": lib.llama_vocab_eos(self._vocab),
-            "pad_token": lib.llama_vocab_pad(self._vocab),
-        }
-        return {name: self.token_bytes(index).decode("utf-8", "replace") for name, index in ids.items() if index >= 0}
+        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)

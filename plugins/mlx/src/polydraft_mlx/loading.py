@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from polydraft.checkpoints.config import eos_token_ids, read_config, text_config
+from polydraft.checkpoints.config import read_config, text_config
 from polydraft.checkpoints.fetch import fetch, has_tokenizer
+from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
@@ -131,9 +132,10 @@ def _quantization(source: ModelSource) -> str:
 
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
-    ends = eos_token_ids(request.target.config, path)
+    special = read_special_tokens(path, request.target.config)
     if not has_tokenizer(path):
-        return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
+        bos = request.target.config.get("bos_token_id")
+        return IdsOnlyTokenizer(vocab_size, eos_token_ids=special.eos_token_ids, bos_token_id=bos)
     try:
         trust = request.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
@@ -142,7 +144,7 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
             f"The tokenizer of {request.target.id} cannot be loaded: {in_one_line(error)}",
             "Check that tokenizer.json is there and complete.",
         ) from error
-    return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
+    return HubTokenizer(tokenizer, special, vocab_size=vocab_size)
 
 
 def _fit(

@@ -22,6 +22,7 @@ VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 _IDS = {token: 256 + index for index, token in enumerate(SPECIAL_TOKENS)}
 _SPECIAL_PATTERN = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+_TURN_END = "<turn|>\n"
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "model", "model": "model"}
 
 
@@ -65,6 +66,7 @@ class ByteTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         r"""Gemma 4's turns: ``<bos><|turn>user\n...<turn|>\n<|turn>model\n``; tools are written as plain JSON.
 
@@ -72,6 +74,7 @@ class ByteTokenizer:
             messages: Each with ``role`` (system, developer, user, assistant, model, tool) and text ``content``.
             tools: Declarations, put into the system turn.
             template_kwargs: ``enable_thinking`` puts ``<|think|>`` into the system turn.
+            continue_final_message: End with the last message's text.
 
         Raises:
             InvalidRequestError: An unknown role, content that is not text, or no message.
@@ -85,7 +88,8 @@ class ByteTokenizer:
             system = turns.pop(0)[1] if turns[0][0] == "system" else ""
             turns.insert(0, ("system", head + system + foot))
         text = "".join(f"<|turn>{role}\n{content}<turn|>\n" for role, content in turns)
-        return self.encode(f"<bos>{text}<|turn>model\n")
+        end = "" if continue_final_message else "<|turn>model\n"
+        return self.encode(f"<bos>{text.removesuffix(_TURN_END) if continue_final_message else text}{end}")
 
 
 def _turn(message: Mapping[str, Any]) -> tuple[str, str]:

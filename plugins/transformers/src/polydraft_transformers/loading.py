@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from polydraft.checkpoints.config import eos_token_ids
 from polydraft.checkpoints.fetch import fetch, has_tokenizer
+from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
@@ -144,9 +144,10 @@ def _check_kv_fits(target: Decoder, context_length: int) -> None:
 
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
-    ends = eos_token_ids(request.target.config, path)
+    special = read_special_tokens(path, request.target.config)
     if not has_tokenizer(path):
-        return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
+        bos = request.target.config.get("bos_token_id")
+        return IdsOnlyTokenizer(vocab_size, eos_token_ids=special.eos_token_ids, bos_token_id=bos)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=request.trust_remote_code
@@ -156,7 +157,7 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
             f"Transformers cannot load the tokenizer of {request.target.id}: {_first_line(error)}",
             "Check that tokenizer.json exists and is complete.",
         ) from error
-    return HubTokenizer(tokenizer, eos_token_ids=ends, vocab_size=vocab_size)
+    return HubTokenizer(tokenizer, special, vocab_size=vocab_size)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydraft.checkpoints.config import eos_token_ids
+from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.text.hub_tokenizer import HubTokenizer
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
 
 
 def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
-    """The tokenizer, with every end-of-sequence id of the checkpoint. ``trust_remote_code`` lets its code run."""
+    """The tokenizer, with the checkpoint's special tokens. ``trust_remote_code`` lets its code run."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=request.trust_remote_code
     )
-    return HubTokenizer(tokenizer, eos_token_ids=eos_token_ids(request.target.config, folder))
+    return HubTokenizer(tokenizer, read_special_tokens(folder, request.target.config))

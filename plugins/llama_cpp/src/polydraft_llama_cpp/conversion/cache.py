@@ -43,6 +43,7 @@ def _is_read(path: Path) -> bool:
 
 def _key(folder: Path) -> str:
     """By content: the same bytes in another folder are the same conversion."""
-    read = [*weight_files(folder), *filter(_is_read, folder.iterdir())]
+    named = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    read = [*weight_files(folder), *filter(_is_read, named)]
     content = content_digest({path.relative_to(folder).as_posix(): path for path in read})
     return hashlib.sha256(f"{_VERSION} {version('gguf')} {content}".encode()).hexdigest()[:32]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gguf
+from polydraft.checkpoints.special_tokens import GGUF_KEY, read_special_tokens
 
 from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 
@@ -35,7 +37,11 @@ def unknown_tokenizer(tokenizer: dict[str, Any]) -> str:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    """Add tokens, merges, special ids and the chat template."""
+    """Add tokens, merges, special ids and chat templates.
+
+    Raises:
+        ModelFormatError: A file that says them cannot be read.
+    """
     tokenizer, size = checkpoint.tokenizer, int(checkpoint.text["vocab_size"])
     texts = {index: text for text, index in tokenizer["model"]["vocab"].items()}
     texts.update({token["id"]: token["content"] for token in tokenizer["added_tokens"]})
@@ -50,18 +56,44 @@ def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_token_types([int(kinds.get(index, usual[index in texts])) for index in range(size)])
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    for name, add in (
-        ("bos_token_id", writer.add_bos_token_id),
-        ("eos_token_id", writer.add_eos_token_id),
-        ("pad_token_id", writer.add_pad_token_id),
-    ):
-        value = checkpoint.config.get(name, checkpoint.text.get(name))
-        if isinstance(value, list):
-            value = value[0]
-        if value is not None:
-            add(int(value))
-    writer.add_add_bos_token(checkpoint.config.get("bos_token_id") is not None)
     writer.add_add_space_prefix(False)
-    template = checkpoint.folder / "chat_template.jinja"
-    if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+    _add_special_tokens(writer, checkpoint, {text: index for index, text in texts.items()})
+
+
+def _add_special_tokens(writer: gguf.GGUFWriter, checkpoint: Checkpoint, ids: dict[str, int]) -> None:
+    special = read_special_tokens(checkpoint.folder, checkpoint.config)
+    named = {name: ids[text] for name, text in special.names.items() if text in ids}
+    ends = sorted(special.eos_token_ids - {named.get("eos_token")})
+    if "eos_token" in named:
+        ends.insert(0, named["eos_token"])
+    # GGUF has keys for three ends: of the text, of a turn, and of a message.
+    ends_by_key = zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False)
+    for add, index in ends_by_key:
+        add(index)
+    for name, add in (
+        ("bos_token", writer.add_bos_token_id),
+        ("unk_token", writer.add_unk_token_id),
+        ("pad_token", writer.add_pad_token_id),
+    ):
+        if name in named:
+            add(named[name])
+    writer.add_add_bos_token(_adds_bos(checkpoint.tokenizer, special.names.get("bos_token")))
+    said = {"names": dict(special.names), "eos_token_ids": ends, "response_template": special.response_template}
+    writer.add_string(GGUF_KEY, json.dumps(said))
+    others = dict(special.chat_templates)
+    if (template := others.pop("default", None)) is not None:
+        writer.add_chat_template(template)
+    for name, template in others.items():
+        writer.add_string(f"tokenizer.chat_template.{name}", template)
+    if others:
+        writer.add_array("tokenizer.chat_templates", sorted(others))
+
+
+def _adds_bos(tokenizer: dict[str, Any], bos: str | None) -> bool:
+    """Whether the tokenizer begins a text with BOS: its post-processor does, or a part of it."""
+    processor = tokenizer.get("post_processor") or {}
+    for part in processor.get("processors") or [processor]:
+        first = (part.get("single") or [{}])[0].get("SpecialToken", {}).get("id")
+        if bos is not None and bos in (first, (part.get("cls") or [None])[0]):
+            return True
+    return False

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo, ServerCommand
 from polydraft.engines import context_length
 from polydraft.errors import (
@@ -64,7 +65,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
     with ExitStack() as undo:
         vocabulary = Model(target.path, request.target.id, vocab_only=True)
         undo.callback(vocabulary.free)
-        tokenizer = GgufTokenizer(vocabulary)
+        tokenizer = GgufTokenizer(vocabulary, gguf_special_tokens(target.header))
         if isinstance(place, Program):
             found = _start(place, request, target, drafter, length)
         else:
