@@ -126,6 +126,8 @@ class Session:
                 ``off``: plain decoding.
             tools: Tool schemas for the chat template.
             chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
+            continue_final_message: The last message, which is the assistant's, is the start of the answer: the model
+                continues it, and the result holds only what comes after it.
 
         Raises:
             InvalidRequestError: A setting or the prompt is wrong.
@@ -251,7 +253,7 @@ class Session:
         # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
         given = dict(arguments)
-        for name in ("speculate", "tools", "chat_template_kwargs"):
+        for name in ("speculate", "tools", "chat_template_kwargs", "continue_final_message"):
             given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
@@ -262,11 +264,13 @@ class Session:
             raise UnsupportedError(
                 "Stop strings were given, and this model has no tokenizer to find them.", "Give `stop_token_ids`."
             )
+        continued = arguments.get("continue_final_message")
         encoded = encode_prompt(
             prompt,
             self._tokenizer,
             tools=arguments.get("tools"),
             chat_template_kwargs=arguments.get("chat_template_kwargs"),
+            continue_final_message=False if continued is None else continued,
             vocab_size=vocab_size,
         )
         context = self._running.context_length
