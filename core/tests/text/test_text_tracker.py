@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.text._chat_parser import parse_tool_calls
+from polydraft.text._chat_parser import _QUOTE_TOKENS, parse_tool_calls
 from polydraft.text._tracker import OutputTracker
 
 QUOTE, CALL, CALL_END, CHANNEL, CHANNEL_END = '<|"|>', "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>"
@@ -131,6 +131,10 @@ def written(cells):
     return "".join(cell.character for cell in cells)
 
 
+def marked(cells):
+    return "".join(_QUOTE_TOKENS[0][0] if is_at([cell], 0, QUOTE) else cell.character for cell in cells)
+
+
 def seen(cells):
     return "".join(cell.character for cell in cells if not cell.token)
 
@@ -187,7 +191,7 @@ def account(cells):
             index += is_at(units, index, CHANNEL_END)
         elif is_at(units, index, CALL):
             index, follow, kept = end_of_call(units, index + 1, follow=follow)
-            parsed = parse_tool_calls(written(kept)) if index < len(units) else []
+            parsed = parse_tool_calls(marked(kept), _QUOTE_TOKENS) if index < len(units) else []
             calls += parsed
             text += "" if parsed else written(kept)
             index += is_at(units, index, CALL_END)

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, final
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.contract.whole import WholeEngine
+    from polydraft.text._response_template import ResponseTemplate
 
 __all__ = ["Session"]
 
@@ -293,7 +295,13 @@ class Session:
             max_total_tokens=context,
         )
         check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
-        tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
+        tracker = OutputTracker(
+            self._tokenizer,
+            request,
+            parse_chat=encoded.is_chat,
+            response_template=self._response_template if encoded.is_chat else None,
+            tools=encoded.tools,
+        )
         stream = TokenStream(
             Call(request, tracker, self._running, off),
             self._start,
@@ -304,6 +312,16 @@ class Session:
         with self._streams_lock:
             self._streams.add(stream)
         return stream
+
+    @cached_property
+    def _response_template(self) -> ResponseTemplate | None:
+        """How the checkpoint says that its answers are parsed, if it does."""
+        spec = getattr(self._tokenizer, "response_template", None)
+        if spec is None:
+            return None
+        from polydraft.text._response_template import ResponseTemplate
+
+        return ResponseTemplate(spec, self._tokenizer)
 
     def _open_streams(self) -> list[TokenStream]:
         with self._streams_lock:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["QUOTES", "lax_json", "strict_json", "value_at"]
+__all__ = ["QUOTES", "StringFollower", "lax_json", "map_texts", "strict_json", "value_at"]
 
 QUOTES = (('<|"|>', '<|"|>'),)
 """Gemma 4's opening and closing quotation marks, as text."""
@@ -22,6 +22,47 @@ _WORD = re.compile(r"[^,\]}\s]+")
 _BARE_KEY = re.compile(r'[^{\[,\]}"]*')
 _CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _STRINGS = json.JSONDecoder(strict=False)  # models write line breaks into strings as they are
+
+
+class StringFollower:
+    """Says whether the text so far ends inside a string: JSON's, or one between quotation marks of one character each.
+
+    Args:
+        quotes: Opening quotation mark -> closing one.
+    """
+
+    def __init__(self, quotes: Mapping[str, str]) -> None:
+        self._quotes = {**quotes, '"': '"'}
+        self._closing: str | None = None
+        self._escaped = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether a string is open."""
+        return self._closing is not None
+
+    def feed(self, text: str) -> None:
+        """Follow more text."""
+        for character in text:
+            if self._escaped:
+                self._escaped = False
+            elif self._closing is None:
+                self._closing = self._quotes.get(character)
+            elif character == self._closing:
+                self._closing = None
+            elif character == "\\":
+                self._escaped = self._closing == '"'
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of nested data with every text in it changed, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): map_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [map_texts(inner, change) for inner in value]
+    return value
 
 
 def strict_json(text: str) -> Any:

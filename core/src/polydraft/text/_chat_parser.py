@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from polydraft.contract.results import ToolCall
-from polydraft.text._call_values import QUOTES, strict_json, value_at
+from polydraft.text._call_values import QUOTES, StringFollower, map_texts, strict_json, value_at
 
 if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
@@ -89,8 +89,7 @@ class ChatParser:
         self._closing: int | None = None
         self._line: str | None = None  # of thinking whose first line, which may name the channel, has not ended
         self._call: list[tuple[str, Piece]] = []  # the open call: text with ``_QUOTE_TOKEN``, and what it comes from
-        self._string: Literal["", "token", "json"] = ""  # what kind of string the call is inside of
-        self._escaped = False
+        self._strings = StringFollower(dict(_QUOTE_TOKENS))
         self._follow_strings = True
         self._enter(tokenizer, prompt_token_ids)
 
@@ -132,6 +131,7 @@ class ChatParser:
                 rest = [piece for _, piece in self._call[at + 1 :]]
                 del self._call[at:]
                 self._follow_strings = False
+                self._strings = StringFollower({})
                 self._act(end)
                 for piece in rest:
                     self.feed(piece)
@@ -144,7 +144,7 @@ class ChatParser:
             return token_id in self._opening
         if token_id != self._closing and self._opening.get(token_id, (0, ""))[1] != "tool_call":
             return False
-        return not self._string
+        return not self._strings.inside
 
     def _act(self, token_id: int) -> None:
         found = self._opening.get(token_id) if token_id != self._closing else None
@@ -181,23 +181,11 @@ class ChatParser:
 
     def _feed_call(self, piece: Piece) -> None:
         text = piece.text
-        if piece.token_id == self._quote is not None and self._string != "json":
+        if piece.token_id == self._quote is not None:
             text = _QUOTE_TOKEN if piece.whole else ""
-            if piece.whole and self._follow_strings:
-                self._string = "" if self._string else "token"
-        elif self._string != "token" and self._follow_strings:
-            self._follow(text)
+        if self._follow_strings:
+            self._strings.feed(text)
         self._call.append((text, piece))
-
-    def _follow(self, text: str) -> None:
-        """Follow the JSON strings of a call."""
-        for character in text:
-            if self._escaped:
-                self._escaped = False
-            elif character == '"':
-                self._string = "" if self._string else "json"
-            elif character == "\\":
-                self._escaped = bool(self._string)
 
     def _end_call(self, token_id: int) -> None:
         text = "".join(text for text, _ in self._call)
@@ -212,7 +200,7 @@ class ChatParser:
     def _give_up_call(self) -> None:
         """Treat a malformed or unfinished call as text."""
         self.sink.answer += [(piece.text, piece.is_draft) for _, piece in self._call if piece.text]
-        self._call, self._string, self._escaped = [], "", False
+        self._call, self._strings = [], StringFollower(dict(_QUOTE_TOKENS))
 
 
 def parse_tool_calls(raw: str, quotes: Sequence[tuple[str, str]] = QUOTES) -> list[ToolCall]:
@@ -221,11 +209,13 @@ def parse_tool_calls(raw: str, quotes: Sequence[tuple[str, str]] = QUOTES) -> li
     try:
         if match is None:
             found = strict_json(raw)
-            return [call_of(one, _written(raw, quotes)) for one in (found if isinstance(found, list) else [found])]
-        value, end = value_at(raw, match.end(), quotes)
-        if raw[end:].strip():
-            return []
-        return [call_of({"name": match[1], "arguments": value}, _written(raw, quotes))]
+        else:
+            value, end = value_at(raw, match.end(), quotes)
+            if raw[end:].strip():
+                return []
+            found = {"name": match[1], "arguments": value}
+        found = map_texts(found if isinstance(found, list) else [found], _written)
+        return [call_of(one, _written(raw)) for one in found]
     except (ValueError, IndexError, RecursionError):
         return []
 
@@ -251,5 +241,5 @@ def call_of(value: Any, raw: str) -> ToolCall:
     return ToolCall(name=name, arguments=arguments, raw=raw)
 
 
-def _written(raw: str, quotes: Sequence[tuple[str, str]]) -> str:
-    return raw.replace(_QUOTE_TOKEN, QUOTES[0][0]) if quotes is _QUOTE_TOKENS else raw
+def _written(text: str) -> str:
+    return text.replace(_QUOTE_TOKEN, QUOTES[0][0])

@@ -27,10 +27,11 @@ _TEMPLATE_ARGUMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Token ids of a prompt, and whether it went through the chat template."""
+    """Token ids of a prompt, whether it went through the chat template, and the normalised tools that it offers."""
 
     token_ids: tuple[int, ...]
     is_chat: bool
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def encode_prompt(
@@ -83,8 +84,9 @@ def encode_prompt(
     if not items:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
+        chat_arguments["tools"] = normalised_tools(tools)
         token_ids = _encode_chat(items, tokenizer, **chat_arguments)
-        return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True)
+        return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True, tools=tuple(chat_arguments["tools"] or ()))
     if not isinstance(items[0], int):
         # An object of a client library is refused with the way to convert it.
         plain_data(next(item for item in items if not isinstance(item, Mapping)))
@@ -93,14 +95,18 @@ def encode_prompt(
 
 
 def _encode_chat(
-    given: Sequence[Any], tokenizer: Tokenizer, *, tools: Any, chat_template_kwargs: Any, continue_final_message: bool
+    given: Sequence[Any],
+    tokenizer: Tokenizer,
+    *,
+    tools: list[dict[str, Any]] | None,
+    chat_template_kwargs: Any,
+    continue_final_message: bool,
 ) -> list[int]:
     messages = normalised_messages(given)
     if not any(message["content"] or message.get("tool_calls") for message in messages):
         raise InvalidRequestError("The prompt is empty: no message has any content.", "Give one of them some text.")
     if continue_final_message:
         check_continuable(messages)
-    schemas = normalised_tools(tools)
     _check_template_kwargs(chat_template_kwargs)
     variables = None if chat_template_kwargs is None else plain_data(chat_template_kwargs)
     rendered = as_the_template_expects(messages, tokenizer)
@@ -110,8 +116,8 @@ def _encode_chat(
             rendered, tools=offered, template_kwargs=variables, continue_final_message=continue_final_message
         )
 
-    token_ids = chat(schemas)
-    if schemas and token_ids == chat(None):
+    token_ids = chat(tools)
+    if tools and token_ids == chat(None):
         raise UnsupportedError(
             "`tools` were given, and this model's chat template leaves them out.",
             "Describe the tools in a system message, or use a model that knows tools.",

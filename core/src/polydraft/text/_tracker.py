@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polydraft.contract.results import FinishReason, Segment, ToolCall
 from polydraft.text._chat_parser import ChatParser, Piece
@@ -15,6 +16,8 @@ from polydraft.text._stops import StopMatcher
 if TYPE_CHECKING:
     from polydraft.contract.requests import TokenRequest
     from polydraft.contract.tokenizer import Tokenizer
+    from polydraft.text._response_parser import ResponseParser
+    from polydraft.text._response_template import ResponseTemplate
 
 __all__ = ["OutputTracker", "TextDelta"]
 
@@ -43,9 +46,19 @@ class OutputTracker:
         tokenizer: The target's tokenizer.
         request: Its limits, stops and prompt are used.
         parse_chat: Whether to separate thinking and tool calls from the answer.
+        response_template: How the checkpoint says that this is done; None: by the formats that polydraft knows.
+        tools: The normalised tools of the prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, request: TokenRequest, *, parse_chat: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        request: TokenRequest,
+        *,
+        parse_chat: bool,
+        response_template: ResponseTemplate | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._settings = request.settings
         self._eos = request.eos_token_ids
@@ -54,7 +67,13 @@ class OutputTracker:
         self._special = tokenizer.special_token_ids
         self._decoder = _utf8_decoder()
         self._stops = StopMatcher(request.settings.stop)
-        self._parser = ChatParser(tokenizer, request.prompt_token_ids, parse_chat=parse_chat)
+        self._parser: ChatParser | ResponseParser
+        if response_template is not None and parse_chat:
+            from polydraft.text._response_parser import ResponseParser
+
+            self._parser = ResponseParser(response_template, request.prompt_token_ids, tools)
+        else:
+            self._parser = ChatParser(tokenizer, request.prompt_token_ids, parse_chat=parse_chat)
         self._ids: list[int] = []
         self._raw: list[str] = []
         self._pending: deque[Piece] = deque()  # decoded since the last delta, or held back by it
