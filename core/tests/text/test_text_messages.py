@@ -269,10 +269,15 @@ def test_templates_that_leave_out_calls_or_tools():
 
 
 def test_habits_are_found_once():
-    tokenizer = Templated(lambda messages, tools: str(messages))
+    tokenizer = Templated(lambda messages, tools: f"{messages}{tools}")
+    known = {"vocab_size": 256, "habits": {}}
     for _ in range(3):
         tokenizer.count = 0
-        encode_prompt([USER, {"role": "assistant", "tool_calls": CALLS}], tokenizer, vocab_size=256)
+        encode_prompt([USER, {"role": "assistant", "tool_calls": CALLS}], tokenizer, **known)
+    assert tokenizer.count == 1
+    encode_prompt([USER], tokenizer, tools=[TOOL], **known)
+    tokenizer.count = 0
+    encode_prompt([USER], tokenizer, tools=[TOOL], **known)
     assert tokenizer.count == 1
 
 

@@ -138,7 +138,7 @@ CALL = '<|tool_call>call:f{x:<|"|>y<|"|>}<tool_call|>'
          ("", "", [("a:b", {"n": None, "x": [1e5, {"y": '"'}]})])),
         ('<|tool_call>call:f{x:<|"|>a<tool_call|>b<|"|>}<tool_call|>c', ("c", "", [("f", {"x": "a<tool_call|>b"})])),
         ('<|tool_call>call:f{x:<|"|>a}<tool_call|>b' + CALL + "c",
-         ("call:f{x:a}bc", "", [("f", {"x": "y"})])),
+         ('call:f{x:<|"|>a}bc', "", [("f", {"x": "y"})])),
         # Cut, malformed, of another field.
         ("a<|tool_call>call:f{x:1", ("acall:f{x:1", "", [])),
         ("a <|tool_call>call:f{x:1}", ("a call:f{x:1}", "", [])),

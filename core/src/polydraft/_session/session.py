@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.contract.whole import WholeEngine
     from polydraft.text._response_template import ResponseTemplate
+    from polydraft.text._template_habits import Habits
 
 __all__ = ["Session"]
 
@@ -79,6 +80,7 @@ class Session:
         # Reentrant: a signal handler may cancel the session while its thread adds a stream.
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
+        self._template_habits: Habits = {}
 
     @property
     def running(self) -> RunningInfo:
@@ -273,6 +275,7 @@ class Session:
             tools=arguments.get("tools"),
             chat_template_kwargs=arguments.get("chat_template_kwargs"),
             continue_final_message=False if continued is None else continued,
+            habits=self._template_habits,
             vocab_size=vocab_size,
         )
         context = self._running.context_length

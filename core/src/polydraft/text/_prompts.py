@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.errors import InvalidRequestError
 from polydraft.text._messages import check_continuable, normalised_messages, normalised_tools, plain_data
-from polydraft.text._template_habits import as_the_template_expects
+from polydraft.text._template_habits import Habits, render
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import Prompt
@@ -42,6 +42,7 @@ def encode_prompt(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     continue_final_message: bool = False,
     vocab_size: int,
+    habits: Habits | None = None,
 ) -> EncodedPrompt:
     """Token ids of a prompt.
 
@@ -56,6 +57,7 @@ def encode_prompt(
         continue_final_message: End the prompt with the text of the last message, which is the assistant's; for messages
             only.
         vocab_size: Number of ids that the model takes.
+        habits: What is known of this tokenizer's templates; what is found is added.
 
     Raises:
         InvalidRequestError: The prompt is empty or of another type, or contains an invalid token id or invalid Unicode.
@@ -85,7 +87,7 @@ def encode_prompt(
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
         chat_arguments["tools"] = normalised_tools(tools)
-        token_ids = _encode_chat(items, tokenizer, **chat_arguments)
+        token_ids = _encode_chat(items, tokenizer, {} if habits is None else habits, **chat_arguments)
         return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True, tools=tuple(chat_arguments["tools"] or ()))
     if not isinstance(items[0], int):
         # An object of a client library is refused with the way to convert it.
@@ -97,6 +99,7 @@ def encode_prompt(
 def _encode_chat(
     given: Sequence[Any],
     tokenizer: Tokenizer,
+    habits: Habits,
     *,
     tools: list[dict[str, Any]] | None,
     chat_template_kwargs: Any,
@@ -109,20 +112,14 @@ def _encode_chat(
         check_continuable(messages)
     _check_template_kwargs(chat_template_kwargs)
     variables = None if chat_template_kwargs is None else plain_data(chat_template_kwargs)
-    rendered = as_the_template_expects(messages, tokenizer)
-
-    def chat(offered: list[dict[str, Any]] | None) -> list[int]:
-        return tokenizer.chat(
-            rendered, tools=offered, template_kwargs=variables, continue_final_message=continue_final_message
-        )
-
-    token_ids = chat(tools)
-    if tools and token_ids == chat(None):
-        raise UnsupportedError(
-            "`tools` were given, and this model's chat template leaves them out.",
-            "Describe the tools in a system message, or use a model that knows tools.",
-        )
-    return token_ids
+    return render(
+        messages,
+        tokenizer,
+        tools=tools,
+        template_kwargs=variables,
+        continue_final_message=continue_final_message,
+        habits=habits,
+    )
 
 
 def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:

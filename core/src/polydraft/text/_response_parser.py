@@ -293,22 +293,22 @@ class ResponseParser:
 
     def _show(self, runs: Sequence[Run]) -> None:
         """Text that turned out to be no call."""
-        self.sink.answer += self._texts["text"].feed(self._clean(runs), strip=False)
+        quotes = frozenset("".join(one for pair in self._field.quotes for one in pair)) if self._field else frozenset()
+        self.sink.answer += self._texts["text"].feed(self._clean(runs, quotes), strip=False)
 
     # Marks and values --------------------------------------------------------------------------------------------
 
-    def _clean(self, runs: Sequence[Run]) -> list[Run]:
-        """The runs without special tokens; others are shown by their names."""
-        return [(self._named(text, special=False), origin) for text, origin in runs]
+    def _clean(self, runs: Sequence[Run], kept: frozenset[str] = frozenset()) -> list[Run]:
+        """The runs without special tokens, but those whose marks are ``kept``; others are shown by their names."""
+        hidden = {mark for mark, token_id in self._tokens.items() if token_id in self._special} - kept
+        return [(self._named("".join(one for one in text if one not in hidden)), origin) for text, origin in runs]
 
-    def _named(self, text: str, *, special: bool = True) -> str:
+    def _named(self, text: str) -> str:
+        """The text with the names of tokens for their marks."""
         if not any(character in self._tokens for character in text):
             return text
-        return "".join(self._name_of(one, special=special) if one in self._tokens else one for one in text)
-
-    def _name_of(self, mark: str, *, special: bool) -> str:
-        token_id = self._tokens[mark]
-        return "" if not special and token_id in self._special else self._name(token_id).decode("utf-8", "replace")
+        names = {mark: self._name(token_id).decode("utf-8", "replace") for mark, token_id in self._tokens.items()}
+        return "".join(names.get(one, one) for one in text)
 
     def _calls(self, field: Field, *, closed: bool, captures: Mapping[str, Any]) -> list[ToolCall]:
         """The calls that a region holds; none if it is malformed."""

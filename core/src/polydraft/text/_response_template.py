@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Anchor", "Field", "ResponseTemplate", "slow_pattern"]
 
-SECONDS = 0.5
+SECONDS = 0.2
 """Time that one search may take. Patterns come from downloaded files, and some need exponential time."""
 
 _LONGEST_PATTERN = 1000

@@ -1,73 +1,124 @@
-"""What a model's chat template does with messages that templates treat differently, found by rendering short ones.
+"""What a chat template does with messages that templates treat differently, found by rendering short ones.
 
-Only where templates disagree: some render only text as content and some only lists of parts, and some render tool calls
-only next to empty text or only next to None. Whatever a template does not expect it leaves out without an error.
+Only where templates disagree: some render only text as content and some only lists of parts, some render tool calls
+only next to empty text and some only next to None, and some render no tools. Whatever a template does not expect it
+leaves out without an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from polydraft.errors import PolydraftError, UnsupportedError
 
 if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["as_the_template_expects"]
+__all__ = ["Habits", "render"]
 
-_NEEDLE = "polydraft"
+_NEEDLE = "polydraft_needle"
 _USER = {"role": "user", "content": _NEEDLE}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": _NEEDLE, "arguments": {"x": "y"}}}
-_known: WeakKeyDictionary[Tokenizer, dict[str, Any]] = WeakKeyDictionary()
+_MOST_TEMPLATES = 16  # a caller may give a template of its own with every call
+
+Habits = dict[tuple[str, bool], dict[str, Any]]
+"""What was found, to be used again: choice of a template -> name of a habit -> habit."""
 
 
-def as_the_template_expects(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Normalised messages, their content as this tokenizer's template renders it: text, parts or None.
+def render(
+    messages: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[dict[str, Any]] | None,
+    template_kwargs: Mapping[str, Any] | None,
+    continue_final_message: bool,
+    habits: Habits,
+) -> list[int]:
+    """Token ids of normalised messages, their content in the form that the template renders: text, parts or None.
+
+    Args:
+        messages: The messages.
+        tokenizer: The target's tokenizer.
+        tools: The normalised tools.
+        template_kwargs: Variables for the template.
+        continue_final_message: End with the text of the last message.
+        habits: What is known of this tokenizer's templates; what is found is added.
 
     Raises:
-        UnsupportedError: They have tool calls, which the template leaves out.
+        UnsupportedError: The template leaves out the tools or the tool calls.
     """
-    habits = _known.setdefault(tokenizer, {})
-    if "parts" not in habits:
-        parts = {**_USER, "content": [{"type": "text", "text": _NEEDLE}]}
-        # Both: text. Neither, as when a template refuses a lone user message: text, and it says why.
-        habits["parts"] = not _renders([_USER], tokenizer) and _renders([parts], tokenizer)
-    in_parts: bool = habits["parts"]
-    found = [{**message, "content": _content(message["content"], in_parts)} for message in messages]
-    for message in found:
+    template = _Template(tokenizer, tools, template_kwargs, habits)
+    shaped = [{**message, "content": template.content(message["content"])} for message in messages]
+    for message in shaped:
         if message.get("tool_calls") and not message["content"]:
-            message["content"] = _next_to_calls(habits, tokenizer, in_parts)
-    return found
+            message["content"] = template.empty_content()
+    token_ids = tokenizer.chat(
+        shaped, tools=tools, template_kwargs=template_kwargs, continue_final_message=continue_final_message
+    )
+    if tools:
+        template.check_tools(shaped, token_ids, continue_final_message=continue_final_message)
+    return token_ids
 
 
-def _content(text: str, in_parts: bool) -> Any:
-    if not in_parts:
-        return text
-    return [{"type": "text", "text": text}] if text else []
+class _Template:
+    """The template that the tokenizer chooses for these arguments."""
 
+    def __init__(
+        self, tokenizer: Tokenizer, tools: Any, template_kwargs: Mapping[str, Any] | None, known: Habits
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._template_kwargs = template_kwargs
+        if len(known) > _MOST_TEMPLATES:
+            known.clear()
+        self._habits = known.setdefault((str((template_kwargs or {}).get("chat_template")), bool(tools)), {})
 
-def _next_to_calls(habits: dict[str, Any], tokenizer: Tokenizer, in_parts: bool) -> Any:
-    """The empty content next to which the template renders tool calls."""
-    if "empty" not in habits:
-        ask = {"role": "user", "content": _content("x", in_parts)}
-        habits["empty"] = [
-            empty
-            for empty in (_content("", in_parts), None)
-            if _renders([ask, {"role": "assistant", "content": empty, "tool_calls": [_CALL]}], tokenizer)
-        ]
-    if not habits["empty"]:
-        raise UnsupportedError(
-            "This model's chat template does not render tool calls.", "Write the calls and their results as text."
+    def content(self, text: str) -> Any:
+        """Text as this template takes it."""
+        if "parts" not in self._habits:
+            parts = {**_USER, "content": [{"type": "text", "text": _NEEDLE}]}
+            # Both: text. Neither, as when a template refuses a lone user message: text, and it says why.
+            self._habits["parts"] = not self._shows([_USER]) and self._shows([parts])
+        if not self._habits["parts"]:
+            return text
+        return [{"type": "text", "text": text}] if text else []
+
+    def empty_content(self) -> Any:
+        """The empty content next to which the template renders tool calls."""
+        if "empty" not in self._habits:
+            ask = {"role": "user", "content": self.content("x")}
+            self._habits["empty"] = [
+                empty
+                for empty in (self.content(""), None)
+                if self._shows([ask, {"role": "assistant", "content": empty, "tool_calls": [_CALL]}])
+            ]
+        if not self._habits["empty"]:
+            raise UnsupportedError(
+                "This model's chat template does not render tool calls.", "Write the calls and their results as text."
+            )
+        return self._habits["empty"][0]
+
+    def check_tools(
+        self, messages: Sequence[Mapping[str, Any]], token_ids: list[int], *, continue_final_message: bool
+    ) -> None:
+        """Refuse tools that make no difference to the prompt."""
+        if self._habits.get("tools"):
+            return
+        without = self._tokenizer.chat(
+            messages, template_kwargs=self._template_kwargs, continue_final_message=continue_final_message
         )
-    return habits["empty"][0]
+        if without == token_ids:
+            raise UnsupportedError(
+                "`tools` were given, and this model's chat template leaves them out.",
+                "Describe the tools in a system message, or use a model that knows tools.",
+            )
+        self._habits["tools"] = True
 
-
-def _renders(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> bool:
-    """Whether the needle is in the prompt."""
-    try:
-        token_ids = tokenizer.chat(messages)
-    except PolydraftError:
-        return False
-    return _NEEDLE.encode() in b"".join(map(tokenizer.token_bytes, token_ids))
+    def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the needle is in the prompt."""
+        try:
+            token_ids = self._tokenizer.chat(messages, tools=self._tools, template_kwargs=self._template_kwargs)
+        except PolydraftError:
+            return False
+        return _NEEDLE.encode() in b"".join(map(self._tokenizer.token_bytes, token_ids))
