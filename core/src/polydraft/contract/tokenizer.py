@@ -12,8 +12,8 @@ class Tokenizer(Protocol):
     """A model's tokenizer. Token ids are ints from 0 to ``vocab_size - 1``.
 
     It may have one more attribute, ``response_template``: how answers are parsed, as the checkpoint's
-    tokenizer_config.json says it in Transformers' format (a dict), or None. Without it the core goes by the formats that
-    it knows.
+    tokenizer_config.json says it in Transformers' format (a dict), or None. Without it the core goes by the formats
+    that it knows.
     """
 
     @property
