@@ -1,5 +1,6 @@
 """The tracker against a slow, simple reference, for every way of cutting the stream."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -7,12 +8,31 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.text._chat_parser import parse_tool_call
+from polydraft.text._chat_parser import _QUOTE_TOKENS, parse_tool_calls
 from polydraft.text._tracker import OutputTracker
 
-BRACKETS = {"<|channel>": ("<channel|>", "thinking"), "<|tool_call>": ("<tool_call|>", "tool_call")}
+QUOTE, CALL, CALL_END, CHANNEL, CHANNEL_END = '<|"|>', "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>"
 PIECES = [
-    *("a", "b", "ab", "aba", "\n", " ", "thought\n", "call:f{", "x:1", "}", "é", "日本", "🙂", "<", "<turn"),
+    *(
+        "a",
+        "b",
+        "ab",
+        "aba",
+        "\n",
+        " ",
+        "thought\n",
+        "call:f{",
+        "x:1",
+        "x:",
+        "}",
+        '"',
+        "\\",
+        "é",
+        "日本",
+        "🙂",
+        "<",
+        "<turn",
+    ),
     *(b"\xc3", b"\xa9", b"\xf0\x9f", b"\x99\x82", b"\xff"),
     *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>", "<eos>", "<|think|>", "<bos>"),
 ]
@@ -78,9 +98,8 @@ class Cell:
     """One character of the raw text."""
 
     character: str
-    part: str
-    visible: bool
-    event: str = ""  # on the last character of a bracket's name: "open" or "close"
+    token: str = ""  # the special token whose name it belongs to
+    last: bool = True  # whether it is the last character of the name
 
 
 def unfinished(data):
@@ -94,70 +113,106 @@ def unfinished(data):
     return 0
 
 
-def cells_of(tokenizer, ids, *, chat, whole):
-    found, run, part, closing = [], b"", "answer", None
-    opening = {tokenizer.token_id(name): (tokenizer.token_id(end), kind) for name, (end, kind) in BRACKETS.items()}
-
-    def flush(data):
-        found.extend(Cell(character, part, True) for character in data.decode("utf-8", "replace"))
-
+def cells_of(tokenizer, ids, *, whole):
+    found, run = [], b""
     for token_id in ids:
         if token_id not in tokenizer.special_token_ids:
             run += tokenizer.token_bytes(token_id)
             continue
-        flush(run)
+        found += [Cell(character) for character in run.decode("utf-8", "replace")]
         run = b""
         name = tokenizer.token_bytes(token_id).decode()
-        if chat and closing is None and token_id in opening:
-            closing, part = opening[token_id]
-            found += [Cell(character, part, False) for character in name]
-            found[-1].event = "open"
-        elif chat and token_id == closing:
-            found += [Cell(character, part, False) for character in name]
-            found[-1].event = "close"
-            closing, part = None, "answer"
-        else:
-            found += [Cell(character, part, part == "tool_call") for character in name]
-    flush(run if whole else run[: len(run) - unfinished(run)])
-    return found
+        found += [Cell(character, name, index == len(name) - 1) for index, character in enumerate(name)]
+    run = run if whole else run[: len(run) - unfinished(run)]
+    return found + [Cell(character) for character in run.decode("utf-8", "replace")]
+
+
+def written(cells):
+    return "".join(cell.character for cell in cells)
+
+
+def marked(cells):
+    return "".join(_QUOTE_TOKENS[0][0] if is_at([cell], 0, QUOTE) else cell.character for cell in cells)
+
+
+def seen(cells):
+    return "".join(cell.character for cell in cells if not cell.token)
+
+
+def is_at(cells, index, *names):
+    return index < len(cells) and cells[index].token in names and cells[index].last
+
+
+def units_of(cells):
+    """The cells, whole names of special tokens joined to one; the name that a stop string cut stays in pieces."""
+    found, name = [], []
+    for cell in cells:
+        name.append(cell)
+        if cell.last:
+            found.append(Cell(written(name), cell.token))
+            name = []
+    return found + name
+
+
+def end_of_call(units, start, *, follow):
+    """(index of the bracket that ends the call, or the length; whether strings were followed; the call's units)."""
+    string, index, kept = "", start, []
+    while index < len(units):
+        if not string and is_at(units, index, CALL, CALL_END):
+            return index, follow, kept
+        # A bracket that is cut off at the end of the output has no effect, and is no text.
+        if string or units[index].last or units[index].token not in (CALL, CALL_END):
+            kept.append(units[index])
+        if is_at(units, index, QUOTE) and string != '"':
+            string = "" if string or not follow else QUOTE
+        elif string != QUOTE and follow and units[index].token != QUOTE:
+            for character in units[index].character:
+                if string == "escaped":
+                    string = '"'
+                elif character == '"':
+                    string = "" if string else '"'
+                elif character == "\\" and string:
+                    string = "escaped"
+        index += 1
+    inner = [index for index in range(start, len(units)) if is_at(units, index, CALL_END)]
+    return (inner[0], False, units[start : inner[0]]) if inner else (len(units), follow, kept)
 
 
 def account(cells):
     """(text, thinking, calls) of the characters that were kept."""
-    text, thinking, calls, call, in_name = "", "", [], "", False
-    for cell in cells:
-        if cell.event:
-            in_name = cell.event == "open" and cell.part == "thinking"
-            if cell.part == "tool_call" and cell.event == "close":
-                parsed = parse_tool_call(call)
-                calls += [parsed] if parsed else []
-                text += "" if parsed else call
-                call = ""
-        elif not cell.visible:
-            continue
-        elif cell.part == "tool_call":
-            call += cell.character
-        elif cell.part == "thinking" and in_name:
-            in_name = cell.character != "\n"
-        elif cell.part == "thinking":
-            thinking += cell.character
+    text, thinking, calls, index, follow, units = "", "", [], 0, True, units_of(cells)
+    while index < len(units):
+        if is_at(units, index, CHANNEL):
+            start = index + 1
+            ends = [end for end in range(start, len(units)) if is_at(units, end, CALL, CHANNEL_END)]
+            index = ends[0] if ends else len(units)
+            line, newline, rest = seen(units[start:index]).partition("\n")
+            thinking += rest if re.fullmatch(r"\s*\w*\s*", line) else line + newline + rest
+            index += is_at(units, index, CHANNEL_END)
+        elif is_at(units, index, CALL):
+            index, follow, kept = end_of_call(units, index + 1, follow=follow)
+            parsed = parse_tool_calls(marked(kept), _QUOTE_TOKENS) if index < len(units) else []
+            calls += parsed
+            text += "" if parsed else written(kept)
+            index += is_at(units, index, CALL_END)
         else:
-            text += cell.character
-    return text + call, thinking, tuple(calls)
+            text += seen(units[index : index + 1])
+            index += 1
+    return text, thinking, tuple(calls)
 
 
 def expected(tokenizer, ids, *, stop=(), chat=True, eos=frozenset(), min_new_tokens=0):
     """(tokens, reason, what matched, text, thinking, calls, raw text)."""
-    reason, match, cut, seen, count = "cancelled", None, None, 0, 0
+    reason, match, cut, before, count = "cancelled", None, None, 0, 0
     for count in range(1, len(ids) + 1):
-        raw = "".join(cell.character for cell in cells_of(tokenizer, ids[:count], chat=chat, whole=False))
+        raw = "".join(cell.character for cell in cells_of(tokenizer, ids[:count], whole=False))
         ends = sorted(
             (end, -len(text), text)
             for text in stop
-            for end in range(seen + 1, len(raw) + 1)
+            for end in range(before + 1, len(raw) + 1)
             if raw[:end].endswith(text)
         )
-        seen = len(raw)
+        before = len(raw)
         if count <= min_new_tokens:
             continue
         if ids[count - 1] in eos:
@@ -166,9 +221,12 @@ def expected(tokenizer, ids, *, stop=(), chat=True, eos=frozenset(), min_new_tok
         if ends:
             reason, match, cut = "stop", ends[0][2], ends[0][0] + ends[0][1]
             break
-    cells = cells_of(tokenizer, ids[:count], chat=chat, whole=True)
-    text, thinking, calls = account(cells[:cut])
-    return tuple(ids[:count]), reason, match, text, thinking, calls, "".join(cell.character for cell in cells)
+    cells = cells_of(tokenizer, ids[:count], whole=True)
+    kept = cells[:cut]
+    if reason == "eos":
+        kept = cells_of(tokenizer, ids[: count - 1], whole=True)  # the end is not a part of anything
+    text, thinking, calls = account(kept) if chat else (seen(kept), "", ())
+    return tuple(ids[:count]), reason, match, text, thinking, calls, written(cells)
 
 
 def outcome(tracker):

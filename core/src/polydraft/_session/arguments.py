@@ -40,7 +40,8 @@ class CallArguments(TypedDict, total=False):
     speculate: Speculate
     tools: Sequence[Mapping[str, Any]] | None
     chat_template_kwargs: Mapping[str, Any] | None
+    continue_final_message: bool | None
 
 
-call_arguments = shows_arguments(CallArguments, {"speculate": "auto"})
+call_arguments = shows_arguments(CallArguments, {"speculate": "auto", "continue_final_message": False})
 """Decorates a method that takes ``**arguments: Unpack[CallArguments]``."""

@@ -36,9 +36,22 @@ class PromptTokenizer:
         """Token ids of ``text``, without an added BOS."""
         return self._checked(lambda: self._tokenizer.encode(text))
 
-    def chat(self, messages: Any, *, tools: Any, template_kwargs: Any) -> list[int]:
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of a token."""
+        return self._tokenizer.token_bytes(token_id)
+
+    def chat(
+        self, messages: Any, *, tools: Any = None, template_kwargs: Any = None, continue_final_message: bool = False
+    ) -> list[int]:
         """Token ids of chat messages."""
-        return self._checked(lambda: self._tokenizer.chat(messages, tools=tools, template_kwargs=template_kwargs))
+        return self._checked(
+            lambda: self._tokenizer.chat(
+                messages,
+                tools=tools,
+                template_kwargs=template_kwargs,
+                continue_final_message=continue_final_message,
+            )
+        )
 
     def _checked(self, encode: Callable[[], Any]) -> list[int]:
         with as_engine_errors(self._running, "in encoding the prompt"):

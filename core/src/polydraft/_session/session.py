@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, final
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.contract.whole import WholeEngine
+    from polydraft.text._response_template import ResponseTemplate
+    from polydraft.text._template_habits import Habits
 
 __all__ = ["Session"]
 
@@ -83,6 +86,7 @@ class Session:
         # Reentrant: a signal handler may cancel the session while its thread adds a stream.
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
+        self._template_habits: Habits = {}
 
     @property
     def running(self) -> RunningInfo:
@@ -133,6 +137,8 @@ class Session:
                 ``off``: plain decoding.
             tools: Tool schemas for the chat template.
             chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
+            continue_final_message: The last message, which is the assistant's, is the start of the answer: the model
+                continues it, and the result holds only what comes after it.
 
         Raises:
             InvalidRequestError: A setting or the prompt is wrong.
@@ -264,7 +270,7 @@ class Session:
         # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
         given = dict(arguments)
-        for name in ("speculate", "tools", "chat_template_kwargs"):
+        for name in ("speculate", "tools", "chat_template_kwargs", "continue_final_message"):
             given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
@@ -276,11 +282,14 @@ class Session:
             raise UnsupportedError(
                 "Stop strings were given, and this model has no tokenizer to find them.", "Give `stop_token_ids`."
             )
+        continued = arguments.get("continue_final_message")
         encoded = encode_prompt(
             prompt,
             PromptTokenizer(self._tokenizer, self._running),
             tools=arguments.get("tools"),
             chat_template_kwargs=arguments.get("chat_template_kwargs"),
+            continue_final_message=False if continued is None else continued,
+            habits=self._template_habits,
             vocab_size=vocab_size,
         )
         context = self._running.context_length
@@ -306,7 +315,13 @@ class Session:
         )
         check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
         with as_engine_errors(self._running, "in describing its tokens"):
-            tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
+            tracker = OutputTracker(
+                self._tokenizer,
+                request,
+                parse_chat=encoded.is_chat,
+                response_template=self._response_template if encoded.is_chat else None,
+                tools=encoded.tools,
+            )
         stream = TokenStream(
             Call(request, tracker, self._running, off),
             self._start,
@@ -318,6 +333,16 @@ class Session:
         with self._streams_lock:
             self._streams.add(stream)
         return stream
+
+    @cached_property
+    def _response_template(self) -> ResponseTemplate | None:
+        """How the checkpoint says that its answers are parsed, if it does."""
+        spec = getattr(self._tokenizer, "response_template", None)
+        if spec is None:
+            return None
+        from polydraft.text._response_template import ResponseTemplate
+
+        return ResponseTemplate(spec, self._tokenizer)
 
     def _open_streams(self) -> list[TokenStream]:
         with self._streams_lock:

@@ -32,10 +32,14 @@ Speculate = Literal["auto", "on", "off"]
 decoding."""
 
 Message = Mapping[str, Any]
-"""A chat message as chat templates take it: ``{"role": ..., "content": ...}``. ``content`` is text, or a list of
-parts ``{"type": "text", "text": ...}``; images, audio and video are not supported yet. ``content`` may be empty (``""``
-or ``[]``; None next to ``tool_calls``): the template renders an empty turn. A prompt of empty messages only is refused,
-like an empty text."""
+"""A chat message as OpenAI's API takes it: ``{"role": ..., "content": ...}``.
+
+``content`` is text, or a list of parts ``{"type": "text", "text": ...}``, which are joined; images, audio and video are
+not supported yet. ``content`` may be empty (``""`` or ``[]``; None next to ``tool_calls``): the template renders an
+empty turn. A prompt of empty messages only is refused, like an empty text. An assistant's message may have
+``tool_calls``, whose arguments are a dict or a JSON object as text. A message of the role ``tool`` answers one of them:
+the one with the id ``tool_call_id``, else of the function ``name``, else the first one without an answer. The role
+``developer`` means ``system``."""
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text (taken raw, with BOS once), chat messages (through the model's chat template), or token ids (as they are)."""

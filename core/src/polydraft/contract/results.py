@@ -269,3 +269,14 @@ class GenerationResult(Record):
     stats: GenerationStats
     running: RunningInfo
     speculation_off: OffReason | None = Field(default=None, description="Why this call did not speculate.")
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a chat message for the next prompt: its text and tool calls, without the thinking."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message

@@ -9,7 +9,12 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer(Protocol):
-    """A model's tokenizer. Token ids are ints from 0 to ``vocab_size - 1``."""
+    """A model's tokenizer. Token ids are ints from 0 to ``vocab_size - 1``.
+
+    It may have one more attribute, ``response_template``: how answers are parsed, as the checkpoint's
+    tokenizer_config.json says it in Transformers' format (a dict), or None. Without it the core goes by the formats
+    that it knows.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -50,8 +55,9 @@ class Tokenizer(Protocol):
         """Token ids of the messages as the model's chat template renders them, ready for the model's answer.
 
         Args:
-            messages: At least one, each with a ``role``.
-            tools: Tool schemas.
+            messages: At least one, each with a ``role`` and a ``content``; ``docs/chat.md`` says how the core has
+                normalised them.
+            tools: Tool schemas: ``{"type": "function", "function": {...}}``.
             template_kwargs: Further variables of the template.
             continue_final_message: Instead of opening a new answer, end with the text of the last message, for the
                 model to continue it.

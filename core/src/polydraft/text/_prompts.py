@@ -6,9 +6,11 @@ import operator
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.errors import InvalidRequestError
+from polydraft.text._messages import check_continuable, normalised_messages, normalised_tools, plain_data
+from polydraft.text._template_habits import Habits, PromptEncoder, render
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import Prompt
@@ -16,41 +18,31 @@ if TYPE_CHECKING:
 __all__ = ["EncodedPrompt", "encode_prompt"]
 
 
-class _Encoder(Protocol):
-    """The part of a ``Tokenizer`` that is used here."""
-
-    @property
-    def bos_token_id(self) -> int | None: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def chat(self, messages: Any, *, tools: Any, template_kwargs: Any) -> list[int]: ...
-
-
 _KINDS = "Give text, chat messages ({'role': ..., 'content': ...}) or token ids."
 _TEMPLATE_ARGUMENTS = {
     *("conversation", "messages", "tools", "tokenize", "return_tensors"),
     *("add_generation_prompt", "continue_final_message"),
 }
-_DEEPEST = 100  # levels of nesting checked for invalid Unicode; deeper ones are left to the template
-_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Token ids of a prompt, and whether it went through the chat template."""
+    """Token ids of a prompt, whether it went through the chat template, and the normalised tools that it offers."""
 
     token_ids: tuple[int, ...]
     is_chat: bool
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def encode_prompt(
     prompt: Prompt,
-    tokenizer: _Encoder,
+    tokenizer: PromptEncoder,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     vocab_size: int,
+    habits: Habits | None = None,
 ) -> EncodedPrompt:
     """Token ids of a prompt.
 
@@ -62,14 +54,29 @@ def encode_prompt(
         tokenizer: The target's tokenizer.
         tools: Tool schemas; for messages only.
         chat_template_kwargs: Variables for the chat template; for messages only.
+        continue_final_message: End the prompt with the text of the last message, which is the assistant's; for messages
+            only.
         vocab_size: Number of ids that the model takes.
+        habits: What is known of this tokenizer's templates; what is found is added.
 
     Raises:
         InvalidRequestError: The prompt is empty or of another type, or contains an invalid token id or invalid Unicode.
-        UnsupportedError: It contains an image, audio or video, or the model has no chat template.
+        UnsupportedError: It contains an image, audio or video; or the model has no chat template, or one that leaves
+            out tools or tool calls.
     """
+    if not isinstance(continue_final_message, bool):
+        raise InvalidRequestError(
+            f"`continue_final_message` is of type {type(continue_final_message).__name__}.",
+            "Give True or False.",
+            argument="continue_final_message",
+        )
+    chat_arguments: dict[str, Any] = {
+        "tools": tools,
+        "chat_template_kwargs": chat_template_kwargs,
+        "continue_final_message": continue_final_message,
+    }
     if isinstance(prompt, str):
-        _refuse_chat_arguments(tools, chat_template_kwargs)
+        _refuse(chat_arguments)
         return EncodedPrompt(_known(_encode_text(prompt, tokenizer), vocab_size), is_chat=False)
     # These are iterable, too, but neither messages nor token ids.
     if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
@@ -79,21 +86,46 @@ def encode_prompt(
     if not items:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
-        messages = [_check_message(item) for item in items if isinstance(item, Mapping)]
-        if not any(_says_something(message) for message in messages):
-            raise InvalidRequestError("The prompt is empty: no message has any content.", "Give one of them some text.")
-        _check_chat_arguments(tools, chat_template_kwargs)
-        _check_unicode((messages, tools, chat_template_kwargs))
-        token_ids = tokenizer.chat(messages, tools=tools, template_kwargs=chat_template_kwargs)
-        return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True)
-    _refuse_chat_arguments(tools, chat_template_kwargs)
+        chat_arguments["tools"] = normalised_tools(tools)
+        token_ids = _encode_chat(items, tokenizer, {} if habits is None else habits, **chat_arguments)
+        return EncodedPrompt(_known(token_ids, vocab_size), is_chat=True, tools=tuple(chat_arguments["tools"] or ()))
+    if not isinstance(items[0], int):
+        # An object of a client library is refused with the way to convert it.
+        plain_data(next(item for item in items if not isinstance(item, Mapping)))
+    _refuse(chat_arguments)
     return EncodedPrompt(tuple(_check_id(item, vocab_size) for item in items), is_chat=False)
 
 
-def _encode_text(text: str, tokenizer: _Encoder) -> list[int]:
+def _encode_chat(
+    given: Sequence[Any],
+    tokenizer: PromptEncoder,
+    habits: Habits,
+    *,
+    tools: list[dict[str, Any]] | None,
+    chat_template_kwargs: Any,
+    continue_final_message: bool,
+) -> list[int]:
+    messages = normalised_messages(given)
+    if not any(message["content"] or message.get("tool_calls") for message in messages):
+        raise InvalidRequestError("The prompt is empty: no message has any content.", "Give one of them some text.")
+    if continue_final_message:
+        check_continuable(messages)
+    _check_template_kwargs(chat_template_kwargs)
+    variables = None if chat_template_kwargs is None else plain_data(chat_template_kwargs)
+    return render(
+        messages,
+        tokenizer,
+        tools=tools,
+        template_kwargs=variables,
+        continue_final_message=continue_final_message,
+        habits=habits,
+    )
+
+
+def _encode_text(text: str, tokenizer: PromptEncoder) -> list[int]:
     if not text:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
-    _check_unicode(text)
+    plain_data(text)
     token_ids = tokenizer.encode(text)
     bos = tokenizer.bos_token_id
     # The text itself may start with the name of the BOS token.
@@ -129,69 +161,7 @@ def _check_id(item: Any, vocab_size: int) -> int:
     return token_id
 
 
-def _check_message(message: Mapping[Any, Any]) -> Mapping[str, Any]:
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise InvalidRequestError("A chat message has no role.", "Give it a role such as 'user'.")
-    content = message.get("content")
-    if content is None:
-        if not message.get("tool_calls"):
-            raise InvalidRequestError(f"The {role} message has no content.", "Give it text as its content.")
-    elif not isinstance(content, str):
-        _check_parts(role, content)
-    return message
-
-
-def _says_something(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
-    return any(texts) or bool(message.get("tool_calls"))
-
-
-def _check_unicode(value: Any, depth: int = 0) -> None:
-    """Refuse lone surrogates, which UTF-8 cannot encode, anywhere in the texts of a prompt."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"The prompt holds {value[error.start]!r} at character {error.start} of a text: half of a surrogate "
-                "pair, which is not a character.",
-                "Decode the text again, for example with errors='replace'.",
-            ) from None
-    elif depth < _DEEPEST:
-        if isinstance(value, Mapping):
-            value = [*value.keys(), *value.values()]
-        if isinstance(value, (list, tuple)):
-            for part in value:
-                _check_unicode(part, depth + 1)
-
-
-def _check_parts(role: str, content: Any) -> None:
-    if not isinstance(content, (list, tuple)):
-        raise InvalidRequestError(
-            f"The content of the {role} message is of type {type(content).__name__}.", "Give text, or a list of parts."
-        )
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in _MEDIA:
-            raise UnsupportedError(
-                f"The {role} message holds a part of type {kind}; only text is supported so far.",
-                "Leave the part out, or describe it in words.",
-            )
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequestError(
-                f"A part of the {role} message is not text.", "Parts look like {'type': 'text', 'text': '...'}."
-            )
-
-
-def _check_chat_arguments(tools: Any, template_kwargs: Any) -> None:
-    if tools is not None and (
-        not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools)
-    ):
-        raise InvalidRequestError(
-            "tools is not a list of tool schemas.", "Give a list of dicts with 'type' and 'function', as JSON schemas."
-        )
+def _check_template_kwargs(template_kwargs: Any) -> None:
     if template_kwargs is None:
         return
     if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
@@ -205,9 +175,10 @@ def _check_chat_arguments(tools: Any, template_kwargs: Any) -> None:
         )
 
 
-def _refuse_chat_arguments(tools: Any, template_kwargs: Any) -> None:
-    if tools or template_kwargs:
-        name = "tools" if tools else "chat_template_kwargs"
-        raise InvalidRequestError(
-            f"{name} were given with a prompt that is not chat messages.", "Give messages, or leave them out."
-        )
+def _refuse(chat_arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that are for messages only."""
+    for name, value in chat_arguments.items():
+        if value:
+            raise InvalidRequestError(
+                f"`{name}` was given with a prompt that is not chat messages.", "Give messages, or leave it out."
+            )

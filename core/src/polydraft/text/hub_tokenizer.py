@@ -90,6 +90,13 @@ class HubTokenizer:
         return PromptFormat(replace(self._special, names=named), self.token_id, self.encode, adds_bos=adds_bos)
 
     @property
+    def response_template(self) -> Any:
+        """The checkpoint's own description of its answers, from its tokenizer_config.json; None if it has none."""
+        # Versions of Transformers that do not know the entry keep it with the other arguments.
+        known = getattr(self._tokenizer, "response_template", None)
+        return getattr(self._tokenizer, "init_kwargs", {}).get("response_template") if known is None else known
+
+    @property
     def bos_token_id(self) -> int | None:
         """The id that texts begin with: see ``PromptFormat``."""
         return self._format.bos_token_id
