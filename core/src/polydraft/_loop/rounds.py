@@ -15,6 +15,7 @@ from polydraft._loop.ngram import NgramDrafter
 from polydraft.contract.stepping import PrefillCancelled
 from polydraft.errors import EngineError
 from polydraft.sampling._rejection import make_sampler
+from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["run_rounds", "stepping_rounds"]
 
 def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
     """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives."""
-    sampler = make_sampler(array_ops_of(engine), generation.request)
+    sampler = make_sampler(array_ops_of(engine), generation.request, engine.running.dtype)
     try:
         with closing(engine.open_sequence()) as sequence:
             drafts = generation.request.num_speculative_tokens > 0
@@ -54,6 +55,7 @@ def run_rounds(
 
     Raises:
         EngineError: The engine drafted too many tokens, or chose more or fewer than one per row.
+        NonFiniteLogitsError: No token can be chosen from logits of the target, or of the drafter.
     """
     request = generation.request
     if generation.cancelled():
@@ -89,6 +91,13 @@ def run_rounds(
         accepted = 0
         while accepted < len(draft) and draft[accepted] == step.token_ids[accepted]:
             accepted += 1
+        if step.token_ids[accepted] == UNSOUND:
+            # Attention carries a draft's NaN to other rows, masked or not. So the newest token runs alone, as in plain
+            # decoding, which raises if its own row is not finite. Before that, copies of it write over the drafts' KV.
+            sequence.rollback(base)
+            sequence.verify([newest] * (len(draft) + 1), sampler)
+            sequence.rollback(base)
+            step, accepted = sequence.verify([newest], sampler), 0
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             step.token_ids[: accepted + 1],

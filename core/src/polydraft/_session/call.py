@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import Chunk, FinishReason, GenerationResult, GenerationStats, Round
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, NonFiniteLogitsError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
@@ -84,7 +85,12 @@ class Call:
             )
         accepted = num_accepted_tokens or 0
         kept = 0
+        unsound = next((index for index, entry in enumerate(logprobs or ()) if not entry.logprob < math.inf), None)
         for index, token_id in enumerate(token_ids):
+            if index == unsound:
+                # NaN or +Inf in the logits make it NaN. (-inf is the log-probability of a forced token.)
+                position = len(self.request.prompt_token_ids) + len(self.token_ids)
+                raise NonFiniteLogitsError.at(None, position, self.running.dtype)
             kept += 1
             # Accepted drafts come first, so the index decides where a token comes from.
             if self.tracker.push(token_id, is_draft=index < accepted) is not None:
