@@ -21,12 +21,14 @@ from polydraft.errors import (
 
 from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions, api_key
 
-__all__ = ["NotConnectedError", "ServedModel", "ServerClient", "base_url"]
+__all__ = ["EndedByErrorError", "NotConnectedError", "ServedModel", "ServerClient", "base_url"]
 
 _NO_KEY = "EMPTY"  # the openai client requires a key; a server without keys ignores it
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _BACKOFF = 0.5
+_ENDED_BY_ERROR = "Internal server error"
+"""What a stream says of a request with the finish reason ``error`` (``GenerationError`` in vllm/exceptions.py)."""
 _BUSY_CODES = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
 _ANSWER_TIMEOUT = 60.0
 """Seconds to wait for answers for which the server generates nothing."""
@@ -36,6 +38,13 @@ _KEEPALIVE = 2.0
 
 class NotConnectedError(BackendUnavailableError):
     """No connection was made: nothing was sent."""
+
+
+class EndedByErrorError(EngineError):
+    """The server ended one request with an error, and works on.
+
+    polydraft's scheduler does so with requests whose logits are not finite; vLLM gives the client no reason.
+    """
 
 
 class ServedModel:
@@ -201,7 +210,8 @@ class ServerClient:
                 "The server may have died: look at its log.",
             ) from error
         except openai.APIError as error:
-            raise EngineError(
+            kind = EndedByErrorError if error.message == _ENDED_BY_ERROR else EngineError
+            raise kind(
                 f"The vLLM server at {self.url} failed: {self._without_key(error.message)}", "Look at its log."
             ) from self._shown(error)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import ModelNotFoundError, PolydraftError, UnsupportedError
+from polydraft.errors import ModelNotFoundError, NonFiniteLogitsError, PolydraftError, UnsupportedError
 
+from polydraft_vllm.server.client import EndedByErrorError
 from polydraft_vllm.server.request import End, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading
 from polydraft_vllm.settings import PLAIN_FLAG
@@ -42,20 +44,30 @@ class Abilities:
     """Whether it can decode single requests without drafts: its scheduler is polydraft's."""
 
 
-def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
+def inspect(
+    client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None, dtype: str = ""
+) -> Abilities:
     """Find out what the server can do. It serves the target under ``name``; None: the target's own.
+
+    ``dtype``: as known of a server that was started here, with polydraft's scheduler; empty: another one.
 
     Raises:
         BackendUnavailableError: Nothing answers, or it is not a vLLM server.
         ModelNotFoundError: It serves another model.
         UnsupportedError: It is too old.
+        NonFiniteLogitsError: The target computes NaN or infinite logits.
     """
     try:
         version = client.version()
         model = _find(client, request, name)
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
-        usual = _generate(client, model, prompt, plain=False)
+        try:
+            usual = _generate(client, model, prompt, plain=False)
+        except EndedByErrorError as error:
+            if not dtype:
+                raise
+            raise NonFiniteLogitsError.at(None, len(prompt), dtype) from error
         plain = _generate(client, model, prompt, plain=True) if usual is not None else None
         return Abilities(
             version=version,
@@ -96,16 +108,20 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
 
 
 def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, plain: bool) -> Any:
-    """``metrics.speculative_decoding`` of a short greedy generation, or None."""
-    extra: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True}
+    """``metrics.speculative_decoding`` of a short greedy generation, or None; its log-probabilities must be finite."""
+    extra: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True, "return_tokens_as_token_ids": True}
     if plain:
         extra["vllm_xargs"] = {PLAIN_FLAG: 1}
     room = int(model.max_model_len or 4096) - _PROBE_TOKENS
-    arguments = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS, "temperature": 0.0}
-    sent = ServerRequest(client, None, {**arguments, "extra_body": extra})
+    prompt = prompt[:room]
+    arguments = {"model": model.id, "prompt": prompt, "max_tokens": _PROBE_TOKENS, "temperature": 0.0, "logprobs": 0}
+    sent = ServerRequest(client, 0, {**arguments, "extra_body": extra})
     count = 0
     while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
         if found is not None:
+            for index, entry in enumerate(found.logprobs or (), start=count):
+                if not math.isfinite(entry.logprob):
+                    raise NonFiniteLogitsError.at(None, len(prompt) + index, "")
             count += len(found.token_ids)
     if count == 0:
         raise UnsupportedError(

@@ -84,7 +84,7 @@ def _connect(
     client = ServerClient(url, options, own=process is not None)
     try:
         name = options.served_model_name if process is None else request.target.id
-        abilities = inspect(client, request, tokenizer, name)
+        abilities = inspect(client, request, tokenizer, name, command.dtype if command else "")
         running = _running(request, abilities, client.url, command)
     except BaseException:
         client.close()
