@@ -19,8 +19,8 @@ OWN = {
     "mlx": "assistant config decoder kv_cache",
     "reference": "config kv_cache model text_habits tokenizer toys",
     "transformers": "decoder experts fused_noise gemma4 graphs kv_cache logits_check",
-    "vllm": "checks engine_args environment patches process_lock scheduler seeds self_test settings speculation "
-    "start_errors tokenizer versions",
+    "vllm": "checks engine_args environment patches process_lock scheduler seeds self_test settings soundness "
+    "speculation start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",
 }
 """Files that only this engine has: parts of its networks, its formats, its settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,12 @@ class BitwiseRun:
 
 
 def bits_of(row: Logits) -> bytes:
-    """A digest of one row of logits. Float32 holds every bit of the narrower floats."""
+    """A digest of one row of logits. Float32 holds every bit of the narrower floats.
+
+    Rows with NaN get a digest that no other has: equal bits of NaN are not equal logits.
+    """
+    if np.isnan(row).any():
+        return secrets.token_bytes(16)
     return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
 
 

@@ -74,6 +74,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         DeviceError: The device does not exist.
         OutOfMemoryError: Weights or context do not fit.
         NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
+        NonFiniteLogitsError: A check at load computed NaN or infinite logits.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
     from polydraft._registry.resolver import Resolver

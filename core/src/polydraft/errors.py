@@ -10,6 +10,9 @@ decoding.". The command line shows the same sentences with its flags in their pl
 
 from __future__ import annotations
 
+import math
+from typing import Self
+
 from polydraft._presentable import presentable
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "LogitsProcessorError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "NonFiniteLogitsError",
     "NotVerifiedError",
     "OutOfMemoryError",
     "PairMismatchError",
@@ -33,6 +37,13 @@ __all__ = [
     "SpeculationUnavailableError",
     "UnsupportedError",
 ]
+
+_OTHER_DTYPES = {
+    "float16": "`dtype='bfloat16'` or `dtype='float32'`, whose range is larger",
+    "bfloat16": "`dtype='float32'`",
+}
+"""What to try where numbers leave the range of a dtype."""
+_OR_PLAIN = ", or use `drafter='ngram'`"
 
 
 class PolydraftError(Exception):
@@ -124,6 +135,37 @@ class EngineError(PolydraftError):
     def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
         super().__init__(message, hint)
         self.partial_text = partial_text
+
+
+class NonFiniteLogitsError(EngineError):
+    """The target, or its drafter, computed logits from which no token can be chosen.
+
+    A row of logits is refused if it has NaN or +Inf, or no finite number at all; -Inf for single tokens is allowed.
+    Causes are float16 that overflows, and damaged weights.
+    """
+
+    @classmethod
+    def at(cls, value: float | None, position: int, dtype: str, *, drafter: bool = False) -> Self:
+        """The error for one row, in the words that every backend uses.
+
+        Args:
+            value: What was found: NaN, +Inf, or -Inf where no number is finite; None: it is not known which.
+            position: Absolute position, prompt included, of the token that the row chooses.
+            dtype: That of ``session.running``; empty, or words such as "the server's": not known.
+            drafter: Whether the row is the drafter's.
+        """
+        if value is None:
+            what = "numbers that are not finite"
+        else:
+            what = "NaN" if math.isnan(value) else "+Inf" if value > 0 else "no finite number"
+        computed = f" (computed in {dtype})" if dtype and " " not in dtype else ""
+        whose = "drafter" if drafter else "target"
+        other = f"Use {_OTHER_DTYPES[dtype]}; if that fails, too, " if dtype in _OTHER_DTYPES else "Probably "
+        return cls(
+            f"The {whose}'s logits for position {position} hold {what}{computed}, so "
+            f"no token can be {'drafted' if drafter else 'chosen'} from them.",
+            f"{other}the {whose}'s weights are damaged: download them again{_OR_PLAIN if drafter else ''}.",
+        )
 
 
 class LogitsProcessorError(EngineError):

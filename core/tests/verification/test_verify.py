@@ -5,11 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polydraft
 import pytest
 from defects import NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
-from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+from polydraft.errors import EngineError, InvalidRequestError, NonFiniteLogitsError, SpeculationUnavailableError
 from polydraft.verification import _run as run
+from polydraft.verification import difference
 from polydraft.verification._command import verify
 
 EXAMPLE = Path(__file__).parents[3] / "examples/third_party_plugin/src"
@@ -148,3 +150,44 @@ def test_a_whole_engine_without_log_probabilities_has_no_near_ties(example, monk
     assert "neither logits nor log-probabilities" in next(
         case.judgement.reason for case in found.cases if case.judgement.reason
     )
+
+
+def test_a_whole_engine_whose_log_probabilities_are_nan_is_not_verified(example, monkeypatch, data_home):
+    """They are asked for as evidence; the same tokens come out both ways."""
+    from polydraft.contract import TokenLogprobs
+
+    backend = importlib.import_module("polydraft_markov.whole")
+    [whole] = [one for one in vars(backend).values() if isinstance(one, type) and "capabilities" in vars(one)]
+    claimed = whole.capabilities
+
+    def capabilities(self):
+        own = claimed(self)
+        return own.model_copy(update={"sampling": own.sampling | {"logprobs"}})
+
+    def rounds(self, generation):
+        while generation.finish_reason is None and not generation.cancelled():
+            entry = TokenLogprobs(token_id=0, logprob=float("nan"))
+            yield generation.emit([0], num_draft_tokens=0, num_accepted_tokens=0, logprobs=[entry])
+
+    monkeypatch.setattr(whole, "capabilities", capabilities)
+    monkeypatch.setattr(backend.MarkovLoop, "rounds", rounds)
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        verify("builtin:markov", backend="markov-whole", host=example)
+    assert not data_home.exists()
+
+
+def test_one_token_over_and_over_is_no_evidence(example, monkeypatch, data_home):
+    def rounds(self, generation):
+        while generation.finish_reason is None and not generation.cancelled():
+            yield generation.emit([0], num_draft_tokens=1, num_accepted_tokens=0)
+
+    monkeypatch.setattr(importlib.import_module("polydraft_markov.whole").MarkovLoop, "rounds", rounds)
+    with pytest.raises(EngineError, match="token 0 over and over"):
+        verify("builtin:markov", backend="markov-whole", host=example)
+    assert not data_home.exists()
+
+
+def test_nan_differs_from_everything():
+    row = np.array([1.0, np.nan], np.float32)
+    assert difference(row, row) == np.inf
+    assert difference(np.array([1.0, -np.inf]), np.array([1.0, -np.inf])) == 0.0

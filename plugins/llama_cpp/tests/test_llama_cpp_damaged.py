@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import polydraft
 import pytest
-from polydraft.errors import ModelFormatError, SpeculationUnavailableError, UnsupportedError
+from polydraft.errors import ModelFormatError, NonFiniteLogitsError, SpeculationUnavailableError, UnsupportedError
 
 CHILD = """
 import json, sys
@@ -112,3 +113,25 @@ def test_a_recurrent_model_is_decoded_plainly_only(other):
 def test_a_header_is_checked_before_a_drafter_is_searched(gguf, tmp_path):
     with pytest.raises(ModelFormatError, match=r"says gemma4\.block_count = 4294967295"):
         load(damaged(gguf("tiny-e2b"), tmp_path, "block_count", 2**32 - 1), "auto")
+
+
+def test_a_token_whose_embedding_is_nan(data, tmp_path):
+    """Logits are NaN after it: the error comes there, and the NaN in llama.cpp's cache does not reach the next call."""
+    folder = shutil.copytree(data / "tiny-e2b", tmp_path / "tiny-e2b")
+    file = folder / "model.safetensors"
+    weights = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(weights[:8], "little")
+    tensor = json.loads(weights[8:start])["model.embed_tokens_per_layer.weight"]
+    at = start + tensor["data_offsets"][0] + 2 * (1999 * tensor["shape"][1] + 5)
+    weights[at : at + 2] = (NAN >> 16).to_bytes(2, "little")  # bfloat16
+    file.write_bytes(weights)
+    given = {"max_new_tokens": 12, "ignore_eos": True}
+    pair = {"drafter": "builtin:tiny-e2b-assistant", "backend": "llama_cpp", "device": "cpu"}
+    with polydraft.load(str(folder), **pair) as session:
+        wanted = session.generate([2, 301, 302], **given).token_ids
+        for speculate in ("off", "on"):
+            stream = session.stream([2, 301, 302], forced_token_ids={4: 1999}, speculate=speculate, **given)
+            with pytest.raises(NonFiniteLogitsError, match="target's logits for position 8 hold NaN"):
+                list(stream)
+            assert stream.result.token_ids == (*wanted[:4], 1999)
+            assert session.generate([2, 301, 302], **given).token_ids == wanted

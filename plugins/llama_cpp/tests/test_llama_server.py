@@ -22,6 +22,7 @@ from polydraft.errors import (
     EngineError,
     InvalidRequestError,
     ModelFormatError,
+    NonFiniteLogitsError,
     SpeculationUnavailableError,
     UnsupportedError,
 )
@@ -108,6 +109,17 @@ def test_an_end_that_is_none_here_is_gone_past(gguf, stand_in):
         assert going.token_ids == (*range(300, 310), 1, *range(311, 320))
 
 
+@pytest.mark.parametrize("speculate", ["off", "auto"])
+def test_logits_that_are_nan_later_on(gguf, stand_in, speculate):
+    """Tokens come out of NaN logits, too: the same one over and over."""
+    stand_in("late")
+    with load(gguf) as session:
+        # Too short to be looked at: the end is not one token over and over.
+        assert session.generate([5, 6, 7], max_new_tokens=3, speculate=speculate).token_ids == (300, 301, 302)
+        with pytest.raises(NonFiniteLogitsError, match=f"not finite .computed in {session.running.dtype}"):
+            session.generate([5, 6, 7], max_new_tokens=16, speculate=speculate)
+
+
 def test_plain_calls_go_to_a_second_server(gguf, stand_in):
     stand_in("good")
     with load(gguf) as session:
@@ -166,6 +178,7 @@ def test_options_that_do_not_fit(gguf, stand_in):
     ("mode", "error", "said"),
     [
         ("silent", SpeculationUnavailableError, "drafts nothing"),
+        ("nan", NonFiniteLogitsError, "target's logits .* not finite"),
         ("old", SpeculationUnavailableError, "does not have --spec-draft-n-max"),
         ("crash", ModelFormatError, "unknown model architecture"),
         ("other", BackendUnavailableError, "is not llama-server"),

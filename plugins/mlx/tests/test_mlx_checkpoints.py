@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import polydraft
 import pytest
+from polydraft.errors import NonFiniteLogitsError
 
 mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
@@ -252,3 +253,37 @@ def test_the_weights_decide_whether_the_head_is_the_embedding(name, tmp_path):
     assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
     said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
     assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]
+
+
+def spoilt(folder, tensor, row, value):
+    """One other number in a row of a tensor."""
+    file = str(folder / "model.safetensors")
+    weights = mx.load(file)
+    weights[tensor][row, 5] = value
+    mx.eval(weights)
+    mx.save_safetensors(file, weights, metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_numbers_that_are_not_finite(copy_of):
+    """After a token whose embedding is NaN; behind the soft-cap; in the scores of the drafter's centroids."""
+    late = spoilt(copy_of("tiny-e2b"), "model.embed_tokens_per_layer.weight", 1999, np.nan)
+    given = {"forced_token_ids": {4: 1999}, "max_new_tokens": 16, "ignore_eos": True}
+    with polydraft.load(late, drafter="builtin:tiny-e2b-assistant", backend="mlx", dtype="float32") as session:
+        for speculate in ("off", "on"):
+            stream = session.stream([2, 301, 302], speculate=speculate, **given)
+            with pytest.raises(NonFiniteLogitsError, match=r"target's logits for position 8 hold NaN .*float32"):
+                list(stream)
+            assert stream.result.token_ids[4:] == (1999,)
+    infinite = spoilt(copy_of("tiny-e2b", "infinite"), "model.embed_tokens.weight", 1999, np.inf)
+    with (
+        polydraft.load(infinite, drafter=None, backend="mlx", dtype="float32") as session,
+        pytest.raises(NonFiniteLogitsError),
+    ):
+        session.generate([2, 301, 302], max_new_tokens=1)
+    drafter = spoilt(copy_of("tiny-e2b-assistant"), "masked_embedding.centroids.weight", 3, np.nan)
+    with (
+        polydraft.load("builtin:tiny-e2b", drafter=drafter, backend="mlx", dtype="float32") as session,
+        pytest.raises(NonFiniteLogitsError, match="drafter's logits"),
+    ):
+        session.generate([2, 301, 302], max_new_tokens=8, ignore_eos=True)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from polydraft.contract import GenerationSettings
+from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.errors import NonFiniteLogitsError
+from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
 
@@ -49,6 +51,34 @@ def test_ties_and_bfloat16(given, ops):
     second = choose_tokens(ops, narrow, settings, 11, 2, 400)
     assert isinstance(second, mx.array)
     assert first.tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None], ids=str)
+@pytest.mark.parametrize("given", SETTINGS, ids=str)
+def test_rows_that_are_not_finite_are_refused(given, bad, dtype, ops):
+    rows = np.full((3, 500), -np.inf, np.float32)
+    rows[0, 7], rows[1, 8] = 1.0, 2.0  # -inf for the other tokens is sound
+    if bad is not None:
+        rows[2, 9], rows[2, 3] = 3.0, bad
+    rows = mx.array(rows).astype(getattr(mx, dtype))
+    request = TokenRequest(
+        prompt_token_ids=(5, 6),
+        settings=GenerationSettings(**given),
+        seed=4,
+        speculate=True,
+        num_speculative_tokens=3,
+        eos_token_ids=frozenset(),
+        max_total_tokens=100,
+    )
+    sampler = RuleSampler(ops, request, "float16")
+    assert sampler.choose(rows, 2, [6, 7, 8])[0] == [7, 8, -1]
+    with pytest.raises(NonFiniteLogitsError, match="target"):
+        sampler.choose(rows[2:], 4, [8])
+    draft = sampler.choose_draft(rows[2:], 5)
+    assert 0 <= int(draft) < 500
+    with pytest.raises(NonFiniteLogitsError, match="drafter"):
+        sampler.choose(rows[:2], 5, [9, 499])
 
 
 def test_noise_and_its_functions_have_the_same_bits():

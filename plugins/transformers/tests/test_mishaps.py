@@ -8,7 +8,7 @@ import time
 
 import polydraft
 import pytest
-from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError, UnsupportedError
+from polydraft.errors import EngineError, ModelFormatError, NonFiniteLogitsError, OutOfMemoryError, UnsupportedError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
@@ -64,6 +64,49 @@ def test_only_the_models_own_files_are_loaded(tmp_path, monkeypatch):
         assert loaded.running.target == str(folder)
         note = f"Ignored, as not part of {folder}: adapter_config.json, model.safetensors."
         assert note in loaded.running.notes
+
+
+def spoilt(name, folder, tensor, row, value):
+    """A copy of a built-in model with one other number in a row of a tensor."""
+    copy = copied(name, folder)
+    weights = load_file(copy / "model.safetensors")
+    weights[tensor][row, 5] = value
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return str(copy)
+
+
+def test_a_token_whose_embedding_is_nan(tmp_path):
+    """Logits are NaN after it: the error comes there, and does not touch the next call."""
+    target = spoilt("tiny-e2b", tmp_path, "model.embed_tokens_per_layer.weight", 1999, torch.nan)
+    with polydraft.load(target, drafter="builtin:tiny-e2b-assistant", **LOCAL) as session:
+        wanted = tokens_of(session)
+        for speculate in ("off", "on"):
+            given = {"forced_token_ids": {4: 1999}, "max_new_tokens": 16, "ignore_eos": True, "speculate": speculate}
+            stream = session.stream(PROMPT, **given)
+            with pytest.raises(NonFiniteLogitsError, match=r"target's logits for position \d+ hold NaN .*float32"):
+                list(stream)
+            assert stream.result.token_ids == (*wanted[:4], 1999)
+        assert tokens_of(session) == wanted
+
+
+def test_an_infinite_logit_is_seen_behind_the_soft_cap(tmp_path):
+    target = spoilt("tiny-e2b", tmp_path, "model.embed_tokens.weight", 1999, torch.inf)
+    with polydraft.load(target, drafter=None, **LOCAL) as session, pytest.raises(NonFiniteLogitsError):
+        session.generate(PROMPT, max_new_tokens=1)
+
+
+def test_centroids_that_are_nan_are_the_drafters(tmp_path):
+    drafter = spoilt("tiny-e2b-assistant", tmp_path, "masked_embedding.centroids.weight", 3, torch.nan)
+    with polydraft.load("builtin:tiny-e2b", drafter=drafter, **LOCAL) as session:
+        assert session.generate(PROMPT, max_new_tokens=8, speculate="off").token_ids
+        with pytest.raises(NonFiniteLogitsError, match="drafter's logits"):
+            session.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
+
+
+def test_broken_weights_are_named_by_the_check_at_load(tmp_path):
+    broken = spoilt("tiny-llama-draft", tmp_path, "model.layers.0.mlp.down_proj.weight", 3, torch.nan)
+    with pytest.raises(NonFiniteLogitsError, match="drafter's logits"):
+        polydraft.load("builtin:tiny-llama", drafter=broken, **LOCAL)
 
 
 def test_logits_that_are_scaled_after_the_head(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
+from polydraft.errors import NonFiniteLogitsError
 from polydraft.sampling._host import choose_on_host
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import generic_noise_bits, row_keys
@@ -112,6 +113,40 @@ def test_a_sampler_on_torch_chooses_as_one_on_numpy(given, dtype, on_device):
         assert found.tolist() == draft.tolist()
         run.append(int(found))
     assert ours.choose(wide[4:8], 4, run) == theirs.choose(rows[4:8], 4, run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None], ids=str)
+@pytest.mark.parametrize("on_device", [False, True])
+def test_rows_that_are_not_finite_are_refused(bad, dtype, on_device):
+    from polydraft_transformers.array_ops import TorchOps
+
+    class Device(TorchOps):
+        def host_view(self, array):
+            return None if on_device else super().host_view(array)
+
+    rows = torch.full((3, 500), -torch.inf, dtype=dtype)
+    rows[0, 7], rows[1, 8] = 1.0, 2.0  # -inf for the other tokens is sound
+    if bad is not None:
+        rows[2, 9], rows[2, 3] = 3.0, bad
+    for given in ({}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 4, "top_p": 0.9}):
+        request = TokenRequest(
+            prompt_token_ids=(5, 6),
+            settings=GenerationSettings(**given),
+            seed=4,
+            speculate=True,
+            num_speculative_tokens=3,
+            eos_token_ids=frozenset(),
+            max_total_tokens=100,
+        )
+        sampler = RuleSampler(Device(), request, "float16")
+        assert sampler.choose(rows, 2, [6, 7, 8])[0] == [7, 8, -1]
+        with pytest.raises(NonFiniteLogitsError, match="target"):
+            sampler.choose(rows[2:], 4, [8])
+        draft = sampler.choose_draft(rows[2:], 5)
+        assert 0 <= int(draft) < 500
+        with pytest.raises(NonFiniteLogitsError, match="drafter"):
+            sampler.choose(rows[:2], 5, [9, 499])
 
 
 def test_the_fused_kernel_is_the_same_noise(tmp_path):

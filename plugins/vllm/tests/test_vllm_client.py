@@ -19,6 +19,7 @@ from polydraft.errors import (
     BackendUnavailableError,
     EngineError,
     InvalidRequestError,
+    NonFiniteLogitsError,
     PolydraftError,
     UnsupportedError,
 )
@@ -34,8 +35,10 @@ OK = {"/version": {"version": "0.32.0"}, "/v1/models": MODELS}
 """Answers to GET; others are 404, as for a server that shows neither counters nor a tokenizer."""
 
 
-def event(token_ids, reason=None):
-    choice = {"index": 0, "text": "", "finish_reason": reason, "token_ids": token_ids}
+def event(token_ids, reason=None, logprob=-0.5):
+    count = len(token_ids or ())
+    logprobs = {"token_logprobs": [logprob] * count, "top_logprobs": [None] * count}
+    choice = {"index": 0, "text": "", "finish_reason": reason, "token_ids": token_ids, "logprobs": logprobs}
     return {"id": "x", "object": "text_completion", "created": 1, "model": TARGET, "choices": [choice]}
 
 
@@ -136,6 +139,7 @@ def test_a_server_that_is_not_vllm(answers):
         ([{"id": "x", "choices": None}], BackendUnavailableError, "not a vLLM server"),
         ([event([5]), "{nonsense"], BackendUnavailableError, "not a vLLM server"),
         ([event(None), event(None, "length")], UnsupportedError, "no token ids"),
+        ([event([5]), event([6], "length", None)], NonFiniteLogitsError, "target's logits .* not finite"),
         ([event([5])], EngineError, "broke off"),
         ([event([5]), {"error": {"message": "it died", "code": 500}}], EngineError, "it died"),
         (429, EngineError, "429"),

@@ -11,6 +11,7 @@ from polydraft.errors import (
     DeviceError,
     EngineError,
     InvalidRequestError,
+    NonFiniteLogitsError,
     OutOfMemoryError,
     PolydraftError,
     UnsupportedError,
@@ -287,6 +288,46 @@ def test_bad_loads_are_typed_errors(arguments, error, says):
         load(**arguments).close()
     assert says in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("bad", "temperature"), [(float("nan"), 0.0), (float("inf"), 0.8)])
+@pytest.mark.parametrize("speculate", ["off", "on"])
+def test_logits_that_are_not_finite_end_only_their_request(mtp, monkeypatch, bad, speculate, temperature):
+    """From output token 20 on, in one request of a batch; the tokens before it are kept."""
+    runner = mtp.engine._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    given = {**GREEDY, "temperature": temperature, "seed": 5, "speculate": speculate}
+    sound = [mtp.generate(prompt, **given) for prompt in PROMPTS[:2]]
+    first = len(sound[0].prompt_token_ids) + 20
+
+    def spoilt(logits, metadata):
+        requests = runner.input_batch
+        row = 0
+        for index, request_id in enumerate(requests.req_ids):
+            rows = 1 if metadata is None else metadata.num_draft_tokens[index] + 1
+            known = requests.num_tokens_no_spec[index]
+            for place in range(rows):
+                if request_id.startswith(f"polydraft-{number}") and known + place >= first:
+                    logits[row + place, 3] = bad
+            row += rows
+
+    original = type(runner)._sample
+
+    def sample(self, logits, metadata):
+        spoilt(logits, metadata)
+        return original(self, logits, metadata)
+
+    monkeypatch.setattr(type(runner), "_sample", sample)
+    number = next(mtp.engine._ids) + 1
+    streams = [mtp.stream(prompt, **given) for prompt in PROMPTS[:2]]
+    for stream in streams:
+        stream.start()
+    with pytest.raises(NonFiniteLogitsError, match=f"position {first} .*float32") as caught:
+        list(streams[0])
+    list(streams[1])
+    assert streams[0].result.token_ids == sound[0].token_ids[:20]
+    assert caught.value.partial_text == streams[0].result.text
+    assert streams[1].result.token_ids == sound[1].token_ids
+    assert idle(mtp)
 
 
 def test_a_dead_engine_says_so_and_keeps_the_text():

@@ -138,3 +138,26 @@ def test_expanded_values():
         9,
     ]
     assert expand_batch_to_tokens(values, ends, 5).dtype == values.dtype
+
+
+def test_upstream_still_counts_no_infinities(mtp):
+    import torch
+    from polydraft_vllm.patches import upstream
+
+    count = upstream("vllm.v1.worker.gpu_model_runner.count_nans_per_row")
+    assert count(torch.tensor([[0.0, torch.nan], [0.0, torch.inf]])).tolist() == [1, 0]
+
+
+def test_tokens_before_the_first_bad_row_are_counted():
+    import torch
+    from polydraft_vllm.soundness import unsound_tokens
+
+    nan, inf = torch.nan, torch.inf
+    tokens = torch.tensor([[5], [6], [7]])
+    assert unsound_tokens(torch.tensor([1.0, nan, -inf]), tokens, None).tolist() == [0, 1, 1]
+    # Three requests with three, one and two rows. A bad row behind the emitted tokens is that of a rejected draft.
+    largest = torch.tensor([1.0, 1.0, inf, 2.0, 1.0, nan])
+    tokens = torch.tensor([[5, 6, -1], [7, -1, -1], [8, 9, -1]])
+    assert unsound_tokens(largest, tokens, torch.tensor([3, 4, 6])).tolist() == [0, 0, 2]
+    tokens[0, 2] = 3
+    assert unsound_tokens(largest, tokens, torch.tensor([3, 4, 6])).tolist() == [3, 0, 2]

@@ -57,6 +57,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
 
     Raises:
         UnsupportedError: Logits differ.
+        NonFiniteLogitsError: They are not finite.
     """
     running, k = engine.running, engine.max_draft_tokens
     if k == 0:
@@ -79,7 +80,7 @@ def check_fixed_steps(engine: SteppingEngine, request: LoadRequest, loading_seco
         max_total_tokens=running.context_length,
     )
     same: list[bool] = []
-    with closing(RuleSampler(array_ops_of(engine), prompt)) as sampler:
+    with closing(RuleSampler(array_ops_of(engine), prompt, running.dtype)) as sampler:
         # Twice, because the first run includes one-time work.
         seconds = min(_prefill_seconds(engine, text[: starts[0]], sampler) for _ in range(2)) / starts[0]
         affordable = [start for start in starts if start == starts[0] or start * seconds < limit]

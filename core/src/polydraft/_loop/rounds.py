@@ -15,6 +15,7 @@ from polydraft._loop.ngram import NgramDrafter
 from polydraft._loop.returned import checked_ids, defect
 from polydraft.contract.stepping import PrefillCancelled, Proposal, Step
 from polydraft.sampling._rejection import make_sampler
+from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = ["run_rounds", "stepping_rounds"]
 def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
     """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives."""
     vocab_size = engine.tokenizer.vocab_size
-    sampler = make_sampler(array_ops_of(engine), generation.request, vocab_size)
+    sampler = make_sampler(array_ops_of(engine), generation.request, engine.running.dtype, vocab_size)
     try:
         with closing(engine.open_sequence()) as sequence:
             drafts = generation.request.num_speculative_tokens > 0
@@ -61,6 +62,7 @@ def run_rounds(
     Raises:
         EngineError: The engine broke the contract: it drafted too many tokens or what is no token, chose more or fewer
             than one token per row, or stores another number of tokens than were run and not rolled back.
+        NonFiniteLogitsError: No token can be chosen from logits of the target, or of the drafter.
     """
     request = generation.request
     if generation.cancelled():
@@ -98,6 +100,14 @@ def run_rounds(
         accepted = 0
         while accepted < len(draft) and draft[accepted] == chosen[accepted]:
             accepted += 1
+        if chosen[accepted] == UNSOUND:
+            # Attention carries a draft's NaN to other rows, masked or not. So the newest token runs alone, as in plain
+            # decoding, which raises if its own row is not finite. Before that, copies of it write over the drafts' KV.
+            sequence.rollback(stored)
+            sequence.verify([newest] * (len(draft) + 1), sampler)
+            sequence.rollback(stored)
+            step, accepted = sequence.verify([newest], sampler), 0
+            chosen = _choices(step, 1)
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             chosen[: accepted + 1],

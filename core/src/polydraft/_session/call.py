@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from polydraft._loop.returned import checked_count, checked_ids, checked_logprobs, checked_seconds, defect
 from polydraft.contract.results import Chunk, FinishReason, GenerationResult, GenerationStats, Round
+from polydraft.errors import NonFiniteLogitsError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
@@ -89,10 +91,14 @@ class Call:
         accepted = reported or 0
         if drafted is not None and accepted > drafted:
             raise defect(f"The engine reported {accepted} accepted tokens of {drafted} drafted ones.")
+        unsound = _first_unsound(logprobs)
         # One id after the other: what follows the end of the output is dropped, whatever it is.
         kept: list[int] = []
         left = settings.max_new_tokens - self.tracker.num_tokens
         for token_id in checked_ids(token_ids, left, self.tracker.vocab_size, "The engine emitted"):
+            if len(kept) == unsound:
+                position = len(self.request.prompt_token_ids) + self.tracker.num_tokens
+                raise NonFiniteLogitsError.at(None, position, self.running.dtype)
             kept.append(token_id)
             # Accepted drafts come first, so the index decides where a token comes from.
             if self.tracker.push(token_id, is_draft=len(kept) <= accepted) is not None:
@@ -215,3 +221,14 @@ def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> Gener
         accepted_per_position=tuple(sum(accepted > index for _, accepted in drafts) for index in range(longest)),
         **measured,
     )
+
+
+def _first_unsound(logprobs: Any) -> int | None:
+    """Index of the first log-probability that is NaN or +Inf, as NaN or +Inf in the logits make it; None without one.
+
+    -Inf is the log-probability of a forced token. What is no log-probability at all is found by ``checked_logprobs``.
+    """
+    if not isinstance(logprobs, Sequence):
+        return None
+    values = (getattr(entry, "logprob", 0.0) for entry in logprobs)
+    return next((at for at, value in enumerate(values) if isinstance(value, float) and not value < math.inf), None)

@@ -146,6 +146,7 @@ class Session:
             ContextLengthError: The prompt does not fit.
             SpeculationUnavailableError: ``speculate="on"``, and speculation is not possible.
             EngineError: The engine failed; ``partial_text`` holds the text so far.
+            NonFiniteLogitsError: Target or drafter computed NaN or infinite logits: overflow, or damaged weights.
             LogitsProcessorError: The logits processor failed, or returned unusable logits.
             SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished
                 stream of a session whose calls are serial.

@@ -81,7 +81,12 @@ class Sampler(Protocol):
             keep_logprobs: False leaves log-probabilities out even if the settings ask for them.
 
         Returns:
-            One token id per row, and their log-probabilities; None if the settings ask for none.
+            One token id per row, and their log-probabilities; None if the settings ask for none. Of several rows, -1 in
+            place of a token that cannot be chosen, because its row has NaN or +Inf, or no finite number; the engine
+            returns it as it is, and the loop then runs the newest token alone.
+
+        Raises:
+            NonFiniteLogitsError: A single row is such a row; or the draft that is rejected was chosen from one.
         """
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:

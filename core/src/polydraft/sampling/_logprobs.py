@@ -22,8 +22,10 @@ def token_logprobs(logits: npt.NDArray[np.float32], token_ids: Sequence[int], to
     """
     # float64: the sum has as many terms as the vocabulary has tokens.
     wide = logits.astype(np.float64)
-    shifted = wide - wide.max(axis=-1, keepdims=True)
-    logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    # Rows after a rejected draft may hold anything; their entries are never read.
+    with np.errstate(invalid="ignore"):
+        shifted = wide - wide.max(axis=-1, keepdims=True)
+        logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     records = []
     for row, token_id in zip(logprobs, token_ids, strict=True):
         # The last key comes first: by logit, then the lower id, as the rule breaks ties.

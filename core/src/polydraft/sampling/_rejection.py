@@ -9,6 +9,7 @@ draft that was drawn here is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from polydraft.errors import EngineError
 from polydraft.sampling._host import choose_on_host, kept_on_host
 from polydraft.sampling._logprobs import token_logprobs
 from polydraft.sampling._sampler import NOT_CHOSEN, RuleSampler
+from polydraft.sampling._soundness import UNSOUND, largest_logits
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
@@ -39,12 +41,12 @@ Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Ascending token ids, and their probabilities; all others are 0."""
 
 
-def make_sampler(ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> RuleSampler:
+def make_sampler(ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> RuleSampler:
     """The sampler that a generation's settings ask for. Greedy and plain decoding need no rejection."""
     settings = request.settings
     if settings.acceptance == "rejection" and settings.temperature > 0.0 and request.speculate:
-        return RejectionSampler(ops, request, vocab_size)
-    return RuleSampler(ops, request, vocab_size)
+        return RejectionSampler(ops, request, dtype, vocab_size)
+    return RuleSampler(ops, request, dtype, vocab_size)
 
 
 class RejectionSampler(RuleSampler):
@@ -54,8 +56,8 @@ class RejectionSampler(RuleSampler):
     draft are not chosen. The token after the prompt and the bonus token are chosen by the ordinary rule.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> None:
-        super().__init__(ops, request, vocab_size)
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> None:
+        super().__init__(ops, request, dtype, vocab_size)
         self._drawn: dict[int, tuple[int, Probabilities]] = {}  # position -> token, and what it was drawn from
         self._on_device: dict[int, tuple[Any, Any]] = {}  # the same before the host has seen it: logits
         self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
@@ -72,14 +74,17 @@ class RejectionSampler(RuleSampler):
         if changed is None:
             # Forced, or after a forbidden prefix: nothing was drawn, so no distribution is remembered.
             return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
-        ops, draft = changed
+        ops, raw, draft = changed
         draws = self._draws[position] = self._draws.get(position, -1) + 1
         stream = self._stream + _DRAFT + draws * _AGAIN
         if ops is self._ops:  # on a device
             chosen = choose_tokens(ops, draft, self._settings, self._seed, stream, position)
+            self._remember(ops, largest_logits(ops, raw), position)
             self._on_device[position] = chosen, draft * 1.0  # a copy: the engine may write over it
             return chosen
-        token_id = int(choose_on_host(draft, self._settings, self._seed, stream, position)[0])
+        drawn = choose_on_host(draft, self._settings, self._seed, stream, position)
+        self._remember(ops, self._telling(ops, raw, draft, drawn), position)
+        token_id = int(drawn[0])
         # Otherwise there is no distribution, and the draft counts as certain (q = 1).
         if np.isfinite(draft.max()):
             self._drawn[position] = token_id, self._distribution(draft[0])
@@ -88,22 +93,30 @@ class RejectionSampler(RuleSampler):
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """The accepted drafts, then one token of the target's; ``NOT_CHOSEN`` for the rows after it."""
+        """The accepted drafts, then one token of the target's; ``NOT_CHOSEN`` for the rows after it.
+
+        ``UNSOUND``, and errors, as for the ordinary rule; and a draft from such a row is refused if it is verified.
+        """
         self._check_rows(logits, run_token_ids)
         self._start_step(first_position, run_token_ids)
-        ops, rows = (self._ops, logits) if self._processor is not None else self._on_host(logits)
+        host, rows = self._on_host(logits)
+        largest = host.tolist(largest_logits(host, rows))
+        ops, rows = (self._ops, logits) if self._processor is not None else (host, rows)
         # Row i verifies the draft that was run after it. The last row has none: it gives the bonus token.
         drafts = [*run_token_ids[1:], None]
         token_ids: list[int] = []
         for row, draft in enumerate(drafts):
             position, own = first_position + row, rows[row : row + 1]
-            if position in self._forced:
+            if not math.isfinite(largest[row]):
+                token_ids.append(UNSOUND)
+            elif position in self._forced:
                 token_ids.append(self._forced[position])
             else:
                 if self._processor is not None:
                     changed = self._process(self._processor, own, position, run_token_ids[: row + 1], certain=True)
                 else:
                     changed = self._adjusted(ops, own, position, run_token_ids[: row + 1])
+                self._check_draft(position)
                 token_ids.append(self._decide(ops, changed, position, draft))
             # The rows after a rejected draft saw a wrong prefix.
             if token_ids[-1] != draft:
@@ -113,6 +126,7 @@ class RejectionSampler(RuleSampler):
         self._on_device.clear()
         self._draws.clear()
         token_ids += [NOT_CHOSEN] * (len(drafts) - len(token_ids))
+        self._check_step(ops, rows, token_ids, first_position, run_token_ids)
         if self._settings.logprobs is None or not keep_logprobs:
             return token_ids, None
         return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)

@@ -8,12 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import TokenLogprobs
-from polydraft.errors import EngineError, LogitsProcessorError
+from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError
 from polydraft.sampling._adjustments import Bans, Penalties, wants_penalties
 from polydraft.sampling._history import TokenHistory
 from polydraft.sampling._host import choose_on_host
 from polydraft.sampling._logprobs import token_logprobs
 from polydraft.sampling._processors import ProcessorRun
+from polydraft.sampling._soundness import UNSOUND, largest_logits, telling_logits, with_unsound
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
 
@@ -37,16 +38,18 @@ class RuleSampler:
     Args:
         ops: The engine's array operations.
         request: Its prompt, settings, seed, noise stream and end-of-sequence ids are used.
+        dtype: That of ``session.running``, for errors.
         vocab_size: Logits must have at least this many columns.
 
     Raises:
         InvalidRequestError: The logits processor is neither a pure function nor stateful, or is in use.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> None:
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> None:
         settings = request.settings
         self._vocab_size = vocab_size
         self._ops = ops
+        self._dtype = dtype
         self._settings = settings
         self._seed = request.seed
         self._stream = request.stream
@@ -64,6 +67,9 @@ class RuleSampler:
         if settings.logits_processor is not None:
             self._processor = ProcessorRun(ops, settings.logits_processor, len(prompt), self._forced)
         self._history: TokenHistory | None = None
+        # Position -> of a draft of this round, the number that tells whether its row is sound: a float, or an array
+        # (1,) on the device, read only where the target rejects the draft.
+        self._drafted_from: dict[int, Any] = {}
         # Biases alone look at no earlier token, and need no history.
         if penalised or self._processor is not None:
             self._history = TokenHistory(prompt, self._penalties.changed if self._penalties and penalised else None)
@@ -76,18 +82,30 @@ class RuleSampler:
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """The target's tokens, one per row of ``logits`` (rows, vocab); row 0 chooses for ``first_position``."""
+        """The target's tokens, one per row of ``logits`` (rows, vocab); row 0 chooses for ``first_position``.
+
+        Of several rows, ``UNSOUND`` for one from which no token can be chosen: if the loop gets there, it runs the
+        newest token alone.
+
+        Raises:
+            NonFiniteLogitsError: The only row is such a row; or the step rejects a draft that was chosen from one.
+            EngineError: The engine gave logits of another shape.
+        """
         self._check_rows(logits, run_token_ids)
         self._start_step(first_position, run_token_ids)
+        ops, rows = self._on_host(logits)
         if self._processor is not None:
-            token_ids = self._choose_rows(self._processor, logits, first_position, run_token_ids)
+            largest = ops.tolist(largest_logits(ops, rows))
+            token_ids = self._choose_rows(self._processor, logits, largest, first_position, run_token_ids)
         else:
-            ops, rows = self._on_host(logits)
-            rows = self._adjusted(ops, rows, first_position, run_token_ids)
-            token_ids = ops.tolist(self._pick(ops, rows, first_position))
+            adjusted = self._adjusted(ops, rows, first_position, run_token_ids)
+            chosen = self._pick(ops, adjusted, first_position)
+            token_ids = with_unsound(ops, self._telling(ops, rows, adjusted, chosen), chosen)
             # Last, since a forced token overrules logits and filters.
             for position in self._forced.keys() & range(first_position, first_position + len(token_ids)):
-                token_ids[position - first_position] = self._forced[position]
+                if token_ids[position - first_position] != UNSOUND:
+                    token_ids[position - first_position] = self._forced[position]
+        self._check_step(ops, rows, token_ids, first_position, run_token_ids)
         if self._settings.logprobs is None or not keep_logprobs:
             return token_ids, None
         return token_ids, token_logprobs(self._ops.numpy(logits), token_ids, self._settings.logprobs)
@@ -97,8 +115,9 @@ class RuleSampler:
         changed = self._draft_logits(logits, position, run_token_ids)
         if changed is None:
             return self._constant(self._forced.get(position, NOT_CHOSEN), logits)
-        ops, row = changed
+        ops, raw, row = changed
         chosen = self._pick(ops, row, position)
+        self._remember(ops, self._telling(ops, raw, row, chosen), position)
         # A draft chosen in numpy goes back into the engine's library, which feeds it to the drafter.
         return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
@@ -109,8 +128,14 @@ class RuleSampler:
 
         Returns:
             A list with an array (1, vocab) for each row.
+
+        Raises:
+            NonFiniteLogitsError: No token can be chosen from one of them.
         """
         self._start_step(first_position, run_token_ids)
+        for row, value in enumerate(self._ops.tolist(largest_logits(self._ops, logits))):
+            if not math.isfinite(value):
+                raise NonFiniteLogitsError.at(value, first_position + row, self._dtype)
         rows = []
         for row in range(len(run_token_ids)):
             position, run = first_position + row, run_token_ids[: row + 1]
@@ -149,6 +174,43 @@ class RuleSampler:
         view = self._ops.host_view(logits)
         return (self._ops, logits) if view is None else (_NUMPY, view)
 
+    def _telling(self, ops: ArrayOps[Any], raw: Any, adjusted: Any, chosen: Any) -> Any:
+        """A number for each row that is finite exactly where the ``raw`` row is sound: shape (rows,)."""
+        # Biases and penalties leave NaN and infinities what they are; bans and processors may replace them.
+        if ops is _NUMPY and self._bans is None and self._processor is None:
+            return telling_logits(adjusted, chosen)
+        return largest_logits(ops, raw)
+
+    def _remember(self, ops: ArrayOps[Any], telling: Any, position: int) -> None:
+        """Keep whether the row that a draft was chosen from is sound; ``telling`` has shape (1,)."""
+        if ops is not _NUMPY:
+            self._drafted_from[position] = telling  # drafting must not wait for the device
+        elif not math.isfinite(telling[0]):
+            self._drafted_from[position] = float(telling[0])
+
+    def _check_step(
+        self, ops: ArrayOps[Any], rows: Any, token_ids: list[int], first_position: int, run_token_ids: Sequence[int]
+    ) -> None:
+        """Raise for a single row, or for the draft that the step rejects, if it is not sound; forget the drafts."""
+        if token_ids == [UNSOUND]:
+            value = ops.tolist(largest_logits(ops, rows))[0]
+            raise NonFiniteLogitsError.at(value, first_position, self._dtype)
+        if not self._drafted_from:
+            return
+        for row, draft in enumerate(run_token_ids[1:]):
+            if token_ids[row] != draft:
+                # Not if the target's own row is unsound: what the drafter saw of the target was, too.
+                if token_ids[row] != UNSOUND:
+                    self._check_draft(first_position + row)
+                break
+        self._drafted_from.clear()
+
+    def _check_draft(self, position: int) -> None:
+        telling = self._drafted_from.get(position, 0.0)
+        value = telling if isinstance(telling, float) else self._ops.tolist(telling)[0]
+        if not math.isfinite(value):
+            raise NonFiniteLogitsError.at(value, position, self._dtype, drafter=True)
+
     def _adjusted(self, ops: ArrayOps[Any], logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
         """Logits (rows, vocab) with biases, penalties and bans."""
         logits = self._penalised(ops, logits, run_token_ids) if self._penalties is not None else logits
@@ -168,19 +230,26 @@ class RuleSampler:
 
     def _draft_logits(
         self, logits: Any, position: int, run_token_ids: Sequence[int] | None
-    ) -> tuple[ArrayOps[Any], Any] | None:
-        """A drafter's logits (1, vocab) after all settings but temperature and filters, and the operations for them.
+    ) -> tuple[ArrayOps[Any], Any, Any] | None:
+        """A drafter's logits (1, vocab), raw and after all settings but temperature and filters, and the operations.
 
         None if no draft is chosen: the token is forced, or follows tokens that the processor forbids.
         """
         if position in self._forced:
             return None
         run = self._known_prefix(position, run_token_ids) if self._history is not None else ()
-        if self._processor is not None:
-            processed = self._process(self._processor, logits, position, run, certain=False)
-            return None if processed is None else self._on_host(processed)
         ops, row = self._on_host(logits)
-        return ops, self._adjusted(ops, row, position, run)
+        if self._processor is not None:
+            value = ops.tolist(largest_logits(ops, row))[0]
+            if not math.isfinite(value):  # not for the processor
+                self._drafted_from[position] = value
+                return None
+            processed = self._process(self._processor, logits, position, run, certain=False)
+            if processed is None:
+                return None
+            ops, processed = self._on_host(processed)
+            return ops, row, processed
+        return ops, row, self._adjusted(ops, row, position, run)
 
     def _known_prefix(self, position: int, run_token_ids: Sequence[int] | None) -> Sequence[int]:
         """The newest token and the drafts before ``position``; what precedes them is committed."""
@@ -197,12 +266,19 @@ class RuleSampler:
         return self._ops.first_column(self._ops.column([token_id], like))
 
     def _choose_rows(
-        self, processor: ProcessorRun, logits: Any, first_position: int, run_token_ids: Sequence[int]
+        self,
+        processor: ProcessorRun,
+        logits: Any,
+        largest: Sequence[float],
+        first_position: int,
+        run_token_ids: Sequence[int],
     ) -> list[int]:
-        """Choose row by row; ``NOT_CHOSEN`` after a draft that the processor forbids."""
+        """Choose row by row; ``NOT_CHOSEN`` after a draft that the processor forbids, or after an ``UNSOUND`` row."""
         token_ids: list[int] = []
         for row in range(len(run_token_ids)):
             position = first_position + row
+            if not math.isfinite(largest[row]):
+                return [*token_ids, UNSOUND] + [NOT_CHOSEN] * (len(run_token_ids) - row - 1)
             if position in self._forced:
                 token_ids.append(self._forced[position])
                 continue

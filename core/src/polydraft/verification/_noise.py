@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from polydraft.errors import NonFiniteLogitsError
+from polydraft.sampling._soundness import largest_logits
 from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
@@ -72,6 +75,8 @@ class Noise:
 class GreedySampler:
     """A ``polydraft.contract.Sampler`` for temperature 0, independent of the core's rule. Tests use it as well.
 
+    It refuses every row of the target's that is not finite, as no comparison of such rows means anything.
+
     Args:
         engine: The engine whose arrays it reads.
     """
@@ -82,26 +87,41 @@ class GreedySampler:
 
     def __init__(self, engine: SteppingEngine) -> None:
         self._ops = array_ops_of(engine)
+        self._dtype = engine.running.dtype
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
-        """The largest logit of each row."""
+        """The largest logit of each row.
+
+        Raises:
+            NonFiniteLogitsError: A row has NaN or +inf, or no finite number.
+        """
         self.rows = self._ops.numpy(logits)
+        for position, largest in enumerate(self.rows.max(axis=-1).tolist(), first_position):
+            if not math.isfinite(largest):
+                raise NonFiniteLogitsError.at(largest, position, self._dtype)
         return [int(token) for token in np.argmax(self.rows, axis=-1)], None
 
     def choose_draft(self, logits: Any, position: int, run_token_ids: Sequence[int] | None = None) -> Any:
-        """The largest logit, as the engine's own array of shape (1,)."""
+        """The largest logit, as the engine's own array of shape (1,). Errors as for ``choose``."""
+        value = self._ops.tolist(largest_logits(self._ops, logits))[0]
+        if not math.isfinite(value):
+            raise NonFiniteLogitsError.at(value, position, self._dtype, drafter=True)
         return self._ops.argmax(logits)
 
 
 def difference(left: Logits, right: Logits) -> float:
-    """Largest absolute difference of two rows of logits; entries that are the same infinity do not differ."""
+    """Largest absolute difference of two rows of logits; entries that are the same infinity do not differ.
+
+    Infinite where a row holds NaN: a comparison with NaN would pass as false.
+    """
     with np.errstate(invalid="ignore"):
         gaps = np.abs(left.astype(np.float64) - right.astype(np.float64))
     # inf - inf is NaN, and means no difference.
     gaps[left == right] = 0.0
-    return float(gaps.max())
+    largest = float(gaps.max())
+    return math.inf if math.isnan(largest) else largest
 
 
 def measure_noise(engine: SteppingEngine, token_ids: Sequence[int], rows: int) -> Noise:

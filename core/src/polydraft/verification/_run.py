@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import GenerationStats
+from polydraft.contract.whole import WholeEngine
 from polydraft.errors import EngineError, InvalidRequestError, SpeculationUnavailableError
 from polydraft.verification._measure import judge_outputs, repeats_seeds
 from polydraft.verification._plan import PlannedCase, planned_cases
@@ -55,7 +56,7 @@ def check_session(
     Raises:
         SpeculationUnavailableError: Speculation is off, or the drafter drafted nothing: nothing was verified.
         InvalidRequestError: The time was too short for a single case.
-        EngineError: The engine failed.
+        EngineError: The engine failed, or its outputs are those of logits that are not finite.
     """
     running = session.running
     if running.method is None or running.num_speculative_tokens == 0:
@@ -88,6 +89,12 @@ def check_session(
             "Give a larger `time_limit`.",
             argument="time_limit",
         )
+    if isinstance(session.engine, WholeEngine) and not check.evidence and len(check.tokens) == 1:
+        raise EngineError(
+            f"Every output is the token {check.tokens.pop()} over and over, as where logits are not finite, and this "
+            "backend reports no log-probabilities.",
+            "Download the weights again, or use another dtype.",
+        )
     stats = GenerationStats.total(check.speculative)
     if not any(case.num_tokens > 1 for case in check.cases) and not check.defects:
         raise SpeculationUnavailableError(
@@ -109,6 +116,8 @@ def check_session(
     ]
     if (compared := sum(case.num_tokens for case in check.cases)) < _FEW:
         notes.append(f"Only {compared} tokens were compared: a longer `time_limit` says more.")
+    if check.evidence:
+        notes.append("Every token's log-probability was asked for, to see that it is finite; speeds include that.")
     if running.exactness == "bitwise":
         notes.append("Plain decoding ran in steps of the same fixed shape; ordinary plain decoding may be faster.")
     return Verification(
@@ -142,6 +151,13 @@ class _Check:
         self.greedy: dict[str, list[GenerationStats]] = {"off": [], "on": []}
         """Of the greedy cases, by ``speculate``: for the speeds."""
         self.defects = 0
+        self.tokens: set[int] = set()
+        """All tokens of the plain outputs."""
+        # A whole engine shows only by log-probabilities that its logits are finite: the session then refuses others. A
+        # stepping engine's logits are looked at by the core.
+        self.evidence: dict[str, Any] = {}
+        if isinstance(session.engine, WholeEngine) and "logprobs" in capabilities.sampling:
+            self.evidence = {"logprobs": 0}
         self.conflict = ""
         """Why sampling cannot be combined with speculation here, if it cannot."""
         self._new_tokens = 0
@@ -183,6 +199,7 @@ class _Check:
             self.session, self.capabilities, plain.prompt_token_ids, plain.settings, expected, other
         )
         self.defects += judgement.verdict == "DIVERGED"
+        self.tokens.update(expected)
         self.speculative.append(speculative.stats)
         if not planned.sampling:
             for way, result in results.items():
@@ -218,6 +235,7 @@ class _Check:
             max_new_tokens=max_new_tokens,
             ignore_eos=True,
             speculate=speculate,
+            **self.evidence,
             **planned.sampling,
         )
         for _ in stream:

@@ -110,8 +110,8 @@ def measure_tie(
 class _Replay(RuleSampler):
     """Chooses as the rule does, and shows the logits that the rule sees: biases, penalties and processors applied."""
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
-        super().__init__(ops, request)
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str) -> None:
+        super().__init__(ops, request, dtype)
         self.seen: dict[int, Any] = {}
         """Absolute position -> logits of the last step, the engine's arrays of shape (1, vocab)."""
         self.raw: dict[int, Any] = {}
@@ -153,7 +153,7 @@ def _run(
     run = output[:-1]  # nothing is chosen after the last token
     # A set, since an offset of 0 would give an empty first block.
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
-    with closing(_Replay(ops, request)) as sampler, closing(engine.open_sequence()) as sequence:
+    with closing(_Replay(ops, request, engine.running.dtype)) as sampler, closing(engine.open_sequence()) as sequence:
 
         def rows(step: Step, first: int) -> Iterator[_Row]:
             for index, choice in enumerate(step.token_ids, first):

@@ -185,10 +185,9 @@ class Context:
                     "Give `engine_options={'swa_full': True}`.",
                 )
 
-    def clear(self) -> None:
-        """Forget everything."""
-        # False: cells are marked empty, their data is not overwritten.
-        library().llama_memory_clear(self._memory, False)
+    def clear(self, *, data: bool) -> None:
+        """Mark all cells empty; with ``data`` overwrite them, too: NaN in an empty cell would reach other tokens."""
+        library().llama_memory_clear(self._memory, data)
 
     def free(self) -> None:
         """Free it: an MTP drafter's before its target's, whose memory it shares. May be called twice."""

@@ -52,7 +52,7 @@ class LlamaCppEngine(SteppingEngine):
         self._resources = resources
         self._rows = step_rows(request)
         self._fixed_rows = self._rows if request.exactness == "bitwise" else 0
-        self._busy = self._closed = False
+        self._busy = self._closed = self._spoilt = False
         self._lock = threading.Lock()
 
     @property
@@ -75,16 +75,16 @@ class LlamaCppEngine(SteppingEngine):
                     "A sequence of this engine is still open, and llama.cpp's cache holds one.", "Close it first."
                 )
             self._busy = True
-        self._target.clear()
+        self._target.clear(data=self._spoilt)
         if isinstance(self._drafter, Context):
-            self._drafter.clear()
+            self._drafter.clear(data=self._spoilt)
             target = LlamaCppSequence(self._target, None, self._fixed_rows, self._release)
             return DraftModelSequence(target, LlamaCppSequence(self._drafter), self._rows)
         return LlamaCppSequence(self._target, self._drafter, self._fixed_rows, self._release)
 
-    def _release(self) -> None:
+    def _release(self, spoilt: bool) -> None:
         with self._lock:
-            self._busy = False
+            self._busy, self._spoilt = False, spoilt
 
     def close(self) -> None:
         """Free contexts and weights."""

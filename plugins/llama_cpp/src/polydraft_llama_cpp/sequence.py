@@ -22,7 +22,7 @@ class LlamaCppSequence(EngineSequence):
         context: An empty context.
         mtp: The MTP drafter that shares its memory, or None.
         fixed_rows: For bitwise steps: the rows of every step, padded where fewer tokens are run; 0: no padding.
-        on_close: Called once, by ``close``.
+        on_close: Called once, by ``close``, with whether the cache may hold NaN.
     """
 
     def __init__(
@@ -30,13 +30,14 @@ class LlamaCppSequence(EngineSequence):
         context: Context,
         mtp: MtpDrafter | None = None,
         fixed_rows: int = 0,
-        on_close: Callable[[], None] = lambda: None,
+        on_close: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._open_context: Context | None = context
         self._mtp = mtp
         self._fixed_rows = fixed_rows
         self._on_close = on_close
         self._length = 0
+        self._spoilt = False
         # The rows that the last forward gave, and the position of the token that the first of them ran.
         self._outputs = 0
         self._outputs_from = 0
@@ -98,11 +99,14 @@ class LlamaCppSequence(EngineSequence):
         """Give the context back."""
         if self._open_context is not None:
             self._open_context = None
-            self._on_close()
+            self._on_close(self._spoilt)
 
     def _choose(self, run: Sequence[int], rows: int, sampler: Sampler, *, keep_logits: bool) -> Step:
         logits = self._context.logits(rows)[: len(run)]  # without the rows of the padding
+        spoilt, self._spoilt = self._spoilt, True  # if this raises
         # Row i chooses the token at the position after ``run[i]``.
         chosen, logprobs = sampler.choose(logits, self._length - len(run) + 1, run)
+        # -1: a row from which no token can be chosen.
+        self._spoilt = spoilt or min(chosen) < 0
         # A copy: llama.cpp overwrites its own at the next forward.
         return Step(chosen, NumpyLogits(logits.copy()) if keep_logits else None, logprobs)

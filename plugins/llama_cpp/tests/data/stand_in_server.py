@@ -1,8 +1,9 @@
 """NOT llama-server: a stand-in for tests without a binary. It answers as the real one (0c1e57098) did, or misbehaves.
 
 ``STAND_IN`` chooses: ``good``, ``slow`` (30 ms per token), ``silent`` (loads the drafter, drafts nothing),
-``old`` (flags of 2025), ``crash`` (ends while it loads), ``other`` (another program), ``gpu`` (lists two). Its answers
-are tokens 300, 301, ...: rounds of 1, then of 3 (2 of 4 drafts accepted), with the timings' fields as recorded.
+``old`` (flags of 2025), ``crash`` (ends while it loads), ``other`` (another program), ``gpu`` (lists two), ``nan``
+(logits are NaN), ``late`` (likewise from the fourth token of an answer on: all are 0). Its answers are tokens 300, 301,
+...: rounds of 1, then of 3 (2 of 4 drafts accepted), with the timings' fields as recorded.
 """
 
 import json
@@ -57,7 +58,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         drafts = MODE != "silent" and "--spec-type" in sys.argv
         if not body.get("stream"):
-            self.answer(200, {"timings": {"draft_n": 12, "draft_n_accepted": 4} if drafts else {}})
+            answer = {"timings": {"draft_n": 12, "draft_n_accepted": 4} if drafts else {}}
+            if body.get("n_probs"):
+                # As nlohmann::json writes NaN. A prompt that ends with 0 is the output of logits that are NaN.
+                bad = MODE == "nan" or (MODE == "late" and body["prompt"][-1] == 0)
+                answer["completion_probabilities"] = [{"id": 0, "logprob": None if bad else -0.5}]
+            self.answer(200, answer)
             return
         self.send_response(200)
         self.end_headers()
@@ -70,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             if drafts and rounds:
                 timings |= {"draft_n": 4 * rounds, "draft_n_accepted": 2 * rounds}
             token = 1 if index == EOS_AT else 300 + index
+            if MODE == "late" and index > first + 2:
+                token = 0
             event = {"index": 0, "content": "x", "tokens": [token], "stop": False, "timings": timings}
             self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             if token == 1:

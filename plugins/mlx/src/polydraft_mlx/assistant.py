@@ -46,12 +46,17 @@ class _Centroids(nn.Module):  # type: ignore[misc]
         if not 0 < best <= clusters:
             raise ValueError(f"centroid_intermediate_top_k is {best}, and num_centroids {clusters}")
 
-    def __call__(self, row: mx.array) -> mx.array:
-        """Ids of the tokens of the best clusters for a hidden row (1, hidden_size): (1, tokens)."""
+    def __call__(self, row: mx.array) -> tuple[mx.array, mx.array]:
+        """Ids of the tokens of the best clusters for a hidden row (1, hidden_size), and the largest score.
+
+        Shapes (1, tokens) and (1, 1). The largest score is not finite where any score is NaN or +inf: the clusters
+        are arbitrary then.
+        """
         scores = self.centroids(row)
         best = mx.argpartition(-scores, self._best - 1, axis=-1)[..., : self._best]
         # The vocabulary, cluster by cluster: (clusters, tokens per cluster).
-        return self.token_ordering.reshape(self._clusters, -1)[best[0]].reshape(1, -1)
+        ids = self.token_ordering.reshape(self._clusters, -1)[best[0]].reshape(1, -1)
+        return ids, scores.max(axis=-1, keepdims=True)
 
 
 class Assistant(nn.Module):  # type: ignore[misc]
@@ -119,8 +124,9 @@ class Assistant(nn.Module):  # type: ignore[misc]
         if self.masked_embedding is None:
             dense: mx.array = table.as_linear(row)
             return dense
-        ids = self.masked_embedding(row)
-        chosen = row @ table(ids[0]).T
+        ids, score = self.masked_embedding(row)
+        # A score that is not finite makes all logits NaN, so that the sampler sees it.
+        chosen = row @ table(ids[0]).T + score * 0
         # All other tokens get the smallest of these, less one.
         lowest = mx.broadcast_to(chosen.min(axis=-1, keepdims=True) - 1.0, (1, table.weight.shape[0]))
         return mx.put_along_axis(lowest, ids, chosen, axis=-1)

@@ -128,7 +128,8 @@ class Decoder:
         lm = self.gemma4
         logits: mx.array = lm.model.embed_tokens.as_linear(hidden) if lm.tie_word_embeddings else lm.lm_head(hidden)
         if lm.final_logit_softcapping is not None:
-            logits = gemma4_text.logit_softcap(lm.final_logit_softcapping, logits)
+            # 0 * logits is 0, but NaN where they are infinite: the cap would hide it from the sampler.
+            logits = gemma4_text.logit_softcap(lm.final_logit_softcapping, logits) + logits * 0
         return logits
 
     def _probe(self) -> None:

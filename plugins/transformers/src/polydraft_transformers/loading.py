@@ -77,7 +77,7 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         _check_kv_fits(target, context)
     for decoder in (target, drafter):
         if isinstance(decoder, Decoder):
-            check_logits(decoder)
+            check_logits(decoder, drafter=decoder is drafter)
     tokenizer = _tokenizer(target_path, request, int(target.config.vocab_size))
     return TransformersEngine(target, drafter, tokenizer, request, context, notes=(note,) if note else ())
 

@@ -5,11 +5,12 @@ Some models scale their logits after the head (Granite, Cohere). Greedy decoding
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import closing
 
 import torch
-from polydraft.errors import UnsupportedError
+from polydraft.errors import NonFiniteLogitsError, UnsupportedError
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.gemma4 import Gemma4Network
@@ -23,11 +24,12 @@ _LIMIT = {torch.float32: 0.01}
 _LOW_PRECISION_LIMIT = 0.2
 
 
-def check_logits(decoder: Decoder) -> None:
-    """Compare the logits of a few tokens with those of the whole module.
+def check_logits(decoder: Decoder, *, drafter: bool = False) -> None:
+    """Compare the logits of a few tokens with those of the whole module, a target or a ``drafter``.
 
     Raises:
         UnsupportedError: They differ by more than rounding explains.
+        NonFiniteLogitsError: Ours are NaN or infinite: then no comparison is possible.
     """
     if isinstance(decoder.network, Gemma4Network):  # its head is known, and tested
         return
@@ -36,8 +38,15 @@ def check_logits(decoder: Decoder) -> None:
     with closing(TransformersSequence(decoder, _TOKENS, threading.Lock())) as sequence, torch.inference_mode():
         ours = sequence.logits(sequence.run_prompt(tokens))[:, :vocabulary].float()
         theirs = decoder.model(torch.tensor([tokens], device=decoder.device)).logits[0, :, : ours.shape[1]].float()
+    for position, largest in enumerate(ours.amax(dim=-1).tolist(), start=1):
+        if not math.isfinite(largest):
+            dtype = str(decoder.dtype).removeprefix("torch.")
+            raise NonFiniteLogitsError.at(largest, position, dtype, drafter=drafter)
+    # Single tokens may have -inf in both: inf - inf would be NaN.
+    same = torch.isinf(ours) & (ours == theirs)
+    ours, theirs = ours.masked_fill(same, 0.0), theirs.masked_fill(same, 0.0)
     difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-9))
-    if difference > _LIMIT.get(decoder.dtype, _LOW_PRECISION_LIMIT):
+    if not difference <= _LIMIT.get(decoder.dtype, _LOW_PRECISION_LIMIT):
         raise UnsupportedError(
             f"Models of type {decoder.config.model_type} change their logits after the head, which this backend does "
             f"not do: its logits differ by {difference:.0%} from Transformers' own.",

@@ -143,7 +143,9 @@ class TransformersSequence(EngineSequence):
         """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
         logits: Tensor = self.target.lm_head(hidden)
         if self.target.softcap is not None:
-            logits = torch.tanh(logits / self.target.softcap) * self.target.softcap
+            capped = torch.tanh(logits / self.target.softcap) * self.target.softcap
+            # 0 * logits is 0, but NaN where they are infinite: the cap would hide it from the sampler.
+            logits = capped.add_(logits, alpha=0)
         missing = self.target.missing_columns
         return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 

@@ -79,7 +79,7 @@ class VllmEngine(WholeEngine):
                 raise SessionClosedError("This engine is closed.", "Load a new session with polydraft.load.")
             self._commands.append(("add", ticket, (prompt, params)))
             self._wake.notify()
-        return Rounds(generation, ticket, self._abort)
+        return Rounds(generation, ticket, self._abort, self.running.dtype)
 
     def check_settings(self, settings: GenerationSettings) -> None:
         """Refuse what vLLM would change or refuse itself: see ``settings.check_settings``."""

@@ -12,6 +12,8 @@ _DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     # A library does not send usage reports unless the user asks for it.
     "VLLM_NO_USAGE_STATS": "1",
+    # The scheduler ends requests whose logits are not finite (see ``soundness``).
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
 }
 _CPU_DEFAULTS = {
     # Binding threads to cores would restrict the whole process to them, the app's other threads included.
@@ -30,6 +32,7 @@ def prepare_environment(*, cpu: bool) -> None:
 
 def server_environment(*, cpu: bool) -> dict[str, str]:
     """Environment variables that a server (``cpu``: of a CPU build) gets in addition to this process's."""
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO", **(_CPU_DEFAULTS if cpu else {})}
+    defaults = {**_DEFAULTS, "VLLM_LOGGING_LEVEL": "INFO", **(_CPU_DEFAULTS if cpu else {})}
+    del defaults["VLLM_LOGGING_STREAM"]
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
     return {**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

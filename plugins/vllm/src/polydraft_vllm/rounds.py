@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import Round
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, NonFiniteLogitsError
 
 from polydraft_vllm.settings import PLAIN_FLAG, sampling_values, token_logprobs
 
 if TYPE_CHECKING:
     from polydraft.contract import Generation, TokenRequest
 
-__all__ = ["Rounds", "StepOutput", "Ticket", "received", "sampling_params"]
+__all__ = ["NOT_FINITE", "Rounds", "StepOutput", "Ticket", "received", "sampling_params"]
 
 # How late a cancellation is noticed while the engine is silent.
 _WAIT = 0.1  # seconds
+NOT_FINITE = "error"
+"""The finish reason with which polydraft's scheduler ends a request whose logits are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,9 @@ def received(outputs: queue.SimpleQueue[Any]) -> Any:
 class Rounds(Iterator[Round]):
     """The rounds of one request. Not a generator: ``close`` must ``abort`` the request even if no round was read."""
 
-    def __init__(self, generation: Generation, ticket: Ticket, abort: Callable[[Ticket], None]) -> None:
+    def __init__(self, generation: Generation, ticket: Ticket, abort: Callable[[Ticket], None], dtype: str) -> None:
         self._generation = generation
+        self._dtype = dtype
         self._ticket = ticket
         self._abort = abort
         self._ended = False
@@ -84,6 +87,10 @@ class Rounds(Iterator[Round]):
 
     def _emit(self, output: StepOutput) -> Round:
         generation = self._generation
+        if output.finish_reason == NOT_FINITE:
+            self.close()
+            position = len(generation.request.prompt_token_ids) + len(generation.token_ids)
+            raise NonFiniteLogitsError.at(None, position, self._dtype)
         emitted = generation.emit(
             output.token_ids,
             num_draft_tokens=output.num_draft_tokens,

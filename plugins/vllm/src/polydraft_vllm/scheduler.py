@@ -1,4 +1,7 @@
-"""vLLM's scheduler with three additions: requests without drafts, counts of each round, no drafts past the limit.
+"""vLLM's scheduler with four additions.
+
+Requests without drafts; counts of each round; no drafts past the limit; an end, with an error, of requests whose logits
+are not finite.
 
 vLLM loads it through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
 """
@@ -7,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
 
 from polydraft_vllm.settings import PLAIN_FLAG
 
@@ -21,7 +27,7 @@ def _is_plain(request: Any) -> bool:
 
 
 class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not in every environment of mypy
-    """Counts of each round. Uses only methods of ``SchedulerInterface`` and fields of their arguments."""
+    """Counts of each round, and the end of requests whose logits are not finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,7 +42,29 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
             request_id: (len(drafts.get(request_id, ())), len(sampled[index]) if sampled else 0)
             for request_id, index in model_runner_output.req_id_to_index.items()
         }
-        return super().update_from_output(scheduler_output, model_runner_output)
+        broken = self._cut(model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in (self.requests.get(request_id) for request_id in broken):
+            if request is None or request.is_finished():
+                continue  # its output ended before the bad row
+            self.finish_requests([request.request_id], RequestStatus.FINISHED_ERROR)
+            of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            of_client.outputs.append(
+                EngineCoreOutput(request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR)
+            )
+        return outputs
+
+    def _cut(self, output: Any) -> list[str]:
+        """Remove tokens from the first bad row on (see ``soundness``); the ids of requests that had any."""
+        broken = []
+        for request_id, count in (output.num_nans_in_logits or {}).items():
+            token_ids = output.sampled_token_ids[output.req_id_to_index[request_id]]
+            # No tokens: the row is that of a prompt's chunk, and not used.
+            if count and token_ids:
+                # Other counts than those of ``soundness`` do not say which row it is.
+                del token_ids[count - 1 if current_platform.is_cpu() else 0 :]
+                broken.append(request_id)
+        return broken
 
 
 class PolydraftScheduler(_Additions):

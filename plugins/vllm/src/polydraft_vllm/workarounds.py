@@ -18,6 +18,8 @@ from packaging.specifiers import SpecifierSet
 
 from polydraft_vllm.patches import replace, upstream
 from polydraft_vllm.seeds import add_request, sample
+from polydraft_vllm.soundness import count_nans_per_row
+from polydraft_vllm.soundness import sample as sample_soundly
 from polydraft_vllm.versions import installed_vllm
 
 __all__ = ["WORKAROUNDS", "Workaround", "apply_workarounds", "expand_batch_to_tokens"]
@@ -98,6 +100,16 @@ def rebind_kernels_without_llvmlite(overrides: Any) -> None:
 
 
 WORKAROUNDS: tuple[Workaround, ...] = (
+    # The first, since a later one builds upon ``_sample``.
+    Workaround(
+        "cpu-nan-counts",
+        ">=0.32,<0.34",
+        "Counts of NaN in logits are those of other requests' rows when there are drafts, and leave out infinities.",
+        {
+            "vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample": sample_soundly,
+            "vllm.v1.worker.gpu_model_runner.count_nans_per_row": count_nans_per_row,
+        },
+    ),
     Workaround(
         "cpu-sampling",
         ">=0.32,<0.34",

@@ -46,11 +46,12 @@ class LlamaServerEngine(WholeEngine):
 
         Raises:
             UnsupportedError: Plain decoding was asked for, and the server that runs at the url drafts.
+            NonFiniteLogitsError: The output ends with one token over and over, and its logits are the cause.
             EngineError: The server failed; if it has ended, its last words are in the message.
         """
         server = self.server if generation.request.speculate else self._plain()
         try:
-            yield from rounds(server.client, generation, self.tokenizer.vocab_size)
+            yield from rounds(server.client, generation, self.tokenizer.vocab_size, self.running.dtype)
         except EngineError:
             if server.process is not None:
                 server.process.check_alive()

@@ -26,6 +26,7 @@ from polydraft_llama_cpp.server.client import Client
 from polydraft_llama_cpp.server.engine import LlamaServerEngine
 from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 from polydraft_llama_cpp.server.program import Program, Server
+from polydraft_llama_cpp.server.rounds import check_finite
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
 __all__ = ["load_pair", "server_command"]
@@ -58,6 +59,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         DeviceError: The program does not see the device.
         InvalidRequestError: An option does not fit the others, or was given together with a url.
         UnsupportedError: The server at the url runs another model.
+        NonFiniteLogitsError: The target computes NaN or infinite logits.
     """
     place = _place(request)
     target, drafter = fetch_pair(request)
@@ -71,7 +73,9 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         else:
             found = _connect(place, tokenizer, request.target.id)
         undo.callback(found.server.stop)
-        if request.plan.kind is not None and not _drafts(found.server.client, tokenizer):
+        speculates = request.plan.kind is not None
+        drafts = _drafts(found.server.client, tokenizer, 12 if speculates else 1, target.dtype)
+        if speculates and not drafts:
             raise SpeculationUnavailableError(
                 "llama-server has loaded the drafter, but drafts nothing.",
                 "A running server needs --spec-type draft-mtp (or draft-simple) in addition to --spec-draft-model.",
@@ -205,12 +209,11 @@ def _drafter_flags(program: Program, target: GgufFile, drafter: GgufFile, reques
     return flags if device is None else [*flags, "--spec-draft-device", device]
 
 
-def _drafts(client: Client, tokenizer: GgufTokenizer) -> bool:
-    """Whether the server drafts for a short greedy answer."""
+def _drafts(client: Client, tokenizer: GgufTokenizer, tokens: int, dtype: str) -> bool:
+    """Whether the server drafts for a greedy answer of ``tokens``; refuses a target whose logits are not finite."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
     # Code, which even a weak drafter continues; greedy, so that the answer is always the same.
-    body = {"prompt": prompt, "n_predict": 12, "temperature": 0, "cache_prompt": False}
-    answer = client.json("/completion", body, seconds=client.limits.read_timeout)
-    timings = answer.get("timings") if isinstance(answer, dict) else None
+    body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
+    timings = check_finite(client, body, len(prompt), dtype).get("timings")
     return isinstance(timings, dict) and bool(timings.get("draft_n"))

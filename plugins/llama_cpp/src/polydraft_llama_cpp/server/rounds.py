@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from polydraft.contract import Generation, Round
 from polydraft.engines.http_client import Patience
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, NonFiniteLogitsError
 
 from polydraft_llama_cpp.server.client import Client
 
-__all__ = ["rounds"]
+__all__ = ["check_finite", "rounds"]
+
+_REPEATED = 8
+"""An output that ends with a token this many times, or consists of it, is looked at again."""
 
 
 @dataclass
@@ -25,23 +28,64 @@ class _Answered:
     accepted: int = 0
 
 
-def rounds(client: Client, generation: Generation, vocab_size: int) -> Iterator[Round]:
+def rounds(client: Client, generation: Generation, vocab_size: int, dtype: str) -> Iterator[Round]:
     """Generate; where the server ends at an id that does not end the output here, ask it to continue.
 
     Raises:
         EngineError: The server failed, cannot be reached, or did not end in time.
+        NonFiniteLogitsError: The output ends with one token over and over, and its logits (in ``dtype``) are the cause.
     """
     patience = client.patience(generation.request.settings.max_new_tokens)
     while not generation.cancelled():
-        for answered in _answer(client, generation, vocab_size, patience):
-            yield generation.emit(
-                answered.token_ids, num_draft_tokens=answered.drafted, num_accepted_tokens=answered.accepted
-            )
-            if generation.finish_reason is not None:
-                return
+        with closing(_answer(client, generation, vocab_size, patience)) as answers:
+            for answered in answers:
+                emitted = generation.emit(
+                    answered.token_ids, num_draft_tokens=answered.drafted, num_accepted_tokens=answered.accepted
+                )
+                if generation.finish_reason is not None:
+                    answers.close()  # the server does one request at a time
+                    _check_repetition(client, generation, dtype)
+                    yield emitted
+                    return
+                yield emitted
 
 
-def _answer(client: Client, generation: Generation, vocab_size: int, patience: Patience) -> Iterator[_Answered]:
+def check_finite(client: Client, body: dict[str, Any], position: int, dtype: str) -> dict[str, Any]:
+    """Ask for a completion with the log-probabilities of its tokens; return the answer.
+
+    Log-probabilities cost the server a pass over the vocabulary for each token, so ordinary requests ask for none.
+
+    Args:
+        client: Of the server.
+        body: A short completion's, greedy.
+        position: Absolute position of its first token.
+        dtype: Of the weights, for the error.
+
+    Raises:
+        NonFiniteLogitsError: One is not a number: llama-server writes null.
+        EngineError: The server failed, or answers with JSON of another shape.
+    """
+    answer = client.json("/completion", {**body, "n_probs": 1}, seconds=client.limits.read_timeout)
+    try:
+        entries = [entry.get("logprob", 0.0) for entry in answer.get("completion_probabilities") or ()]
+    except (AttributeError, TypeError):
+        raise client.malformed("its log-probabilities are not a list of objects") from None
+    if None in entries:
+        raise NonFiniteLogitsError.at(None, position + entries.index(None), dtype)
+    found: dict[str, Any] = answer
+    return found
+
+
+def _check_repetition(client: Client, generation: Generation, dtype: str) -> None:
+    """Look at the logits of the last token if it comes out over and over, as it does where logits are not finite."""
+    prompt, output = generation.request.prompt_token_ids, generation.token_ids
+    if len(output) > 1 and len(set(output[-_REPEATED:])) == 1 and not generation.cancelled():
+        prefix = [*prompt, *output[:-1]]
+        body = {"prompt": prefix, "n_predict": 1, "temperature": 0, "cache_prompt": True}
+        check_finite(client, body, len(prefix), dtype)
+
+
+def _answer(client: Client, generation: Generation, vocab_size: int, patience: Patience) -> Generator[_Answered]:
     """The rounds of one request to the server."""
     body = _request(generation)
     got = 0

@@ -75,9 +75,10 @@ class MtpDrafter:
         # Only the tokens of the best clusters get logits of their own; the others get one less than the smallest of
         # these (Gemma4AssistantMaskedEmbedder). Computed without waiting for the device.
         scores = functional.linear(row, centroids.centroids.weight)
-        top = scores.topk(centroids.centroid_intermediate_top_k, dim=-1).indices[0]
-        ids = centroids.token_ordering.view(centroids.num_centroids, -1)[top].view(1, -1)
-        chosen = functional.linear(row, weight[ids[0]])
+        best, top = scores.topk(centroids.centroid_intermediate_top_k, dim=-1)
+        ids = centroids.token_ordering.view(centroids.num_centroids, -1)[top[0]].view(1, -1)
+        # Scores that are not finite, which topk puts first, make all logits NaN: any clusters could have been chosen.
+        chosen = functional.linear(row, weight[ids[0]]) + best[:, :1] * 0
         lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, centroids.vocab_size)
         return lowest.scatter(-1, ids, chosen)
 

@@ -12,6 +12,7 @@ from polydraft.engines.http_client import EventStream, HttpClient, NotConnectedE
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     ModelNotFoundError,
     PolydraftError,
@@ -19,7 +20,7 @@ from polydraft.errors import (
 
 from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions
 
-__all__ = ["ServedModel", "ServerClient"]
+__all__ = ["EndedByErrorError", "ServedModel", "ServerClient"]
 
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -27,6 +28,15 @@ _READ = ("vllm:spec_decode", "vllm:request_success", "vllm:num_requests")
 _BACKOFF = 0.5
 _BUSY_CODES = (408, 429)
 """Request timeout, too many requests."""
+_ENDED_BY_ERROR = "Internal server error"
+"""What a stream says of a request with the finish reason ``error`` (``GenerationError`` in vllm/exceptions.py)."""
+
+
+class EndedByErrorError(EngineError):
+    """The server ended one request with an error, and works on.
+
+    polydraft's scheduler does so with requests whose logits are not finite; vLLM gives the client no reason.
+    """
 
 
 class ServedModel:
@@ -129,6 +139,8 @@ class ServerClient(HttpClient):
 
     def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
         """The error for an answer with this status."""
+        if status >= 500 and said == _ENDED_BY_ERROR:
+            return EndedByErrorError(f"{self.name} failed: {said}", "Look at its log.")
         if status == 404:
             return ModelNotFoundError(f"{self.name} answers: {said}", "Give served_model_name.")
         if status == 400 and "context length" in said:

@@ -60,7 +60,7 @@ class VllmServerEngine(WholeEngine):
         before = CounterReading(self.client) if counted else None
         arguments = completion_arguments(generation.request, abilities.model, plain=plain)
         sent = ServerRequest(self.client, self.tokenizer.vocab_size, arguments)
-        return Rounds(self.client, abilities, generation, sent, before)
+        return Rounds(self.client, abilities, generation, sent, before, self.running.dtype)
 
     def check_settings(self, settings: GenerationSettings) -> None:
         """Refuse what vLLM would change or refuse itself: see ``settings.check_settings``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft.engines.http_client import MalformedAnswerError
-from polydraft.errors import ModelNotFoundError, PolydraftError, UnsupportedError
+from polydraft.errors import ModelNotFoundError, NonFiniteLogitsError, PolydraftError, UnsupportedError
 
+from polydraft_vllm.server.client import EndedByErrorError
 from polydraft_vllm.server.request import End, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading
 from polydraft_vllm.settings import PLAIN_FLAG
@@ -46,13 +48,18 @@ class Abilities:
     """Whether it can decode single requests without drafts: its scheduler is polydraft's."""
 
 
-def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None) -> Abilities:
+def inspect(
+    client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, name: str | None, dtype: str = ""
+) -> Abilities:
     """Find out what the server can do. It serves the target under ``name``; None: the target's own.
+
+    ``dtype``: as known of a server that was started here, with polydraft's scheduler; empty: another one.
 
     Raises:
         BackendUnavailableError: Nothing answers, or it is not a vLLM server.
         ModelNotFoundError: It serves another model.
         UnsupportedError: It is too old.
+        NonFiniteLogitsError: The target computes NaN or infinite logits.
     """
     try:
         version = client.version()
@@ -60,7 +67,12 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
         vocab_size = tokenizer.vocab_size
-        usual = _generate(client, model, prompt, vocab_size, plain=False)
+        try:
+            usual = _generate(client, model, prompt, vocab_size, plain=False)
+        except EndedByErrorError as error:
+            if not dtype:
+                raise
+            raise NonFiniteLogitsError.at(None, len(prompt), dtype) from error
         plain = _generate(client, model, prompt, vocab_size, plain=True) if usual is not None else None
         return Abilities(
             version=version,
@@ -110,16 +122,20 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
 
 
 def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, *, plain: bool) -> Any:
-    """``metrics.speculative_decoding`` of a short greedy generation, or None."""
+    """``metrics.speculative_decoding`` of a short greedy generation, or None; its log-probabilities must be finite."""
     room = _counted(model.max_model_len or _USUAL_LENGTH) - _PROBE_TOKENS
-    body: dict[str, Any] = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS}
-    body |= {"temperature": 0.0, "return_token_ids": True, "ignore_eos": True}
+    prompt = prompt[:room]
+    body: dict[str, Any] = {"model": model.id, "prompt": prompt, "max_tokens": _PROBE_TOKENS, "logprobs": 0}
+    body |= {"temperature": 0.0, "return_token_ids": True, "ignore_eos": True, "return_tokens_as_token_ids": True}
     if plain:
         body["vllm_xargs"] = {PLAIN_FLAG: 1}
     sent = ServerRequest(client, vocab_size, body)
     count = 0
     while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
         if found is not None:
+            for index, entry in enumerate(found.logprobs or (), start=count):
+                if not math.isfinite(entry.logprob):
+                    raise NonFiniteLogitsError.at(None, len(prompt) + index, "")
             count += len(found.token_ids)
     if count == 0:
         raise UnsupportedError(

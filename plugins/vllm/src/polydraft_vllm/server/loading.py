@@ -81,7 +81,7 @@ def _connect(
     tokenizer = load_tokenizer(folder, request)
     client = ServerClient(url, options, own=process is not None)
     name = options.served_model_name if process is None else request.target.id
-    abilities = inspect(client, request, tokenizer, name)
+    abilities = inspect(client, request, tokenizer, name, command.dtype if command else "")
     running = _running(request, abilities, client.url, command)
     return VllmServerEngine(client, process, abilities, tokenizer, running)
 

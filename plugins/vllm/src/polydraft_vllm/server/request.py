@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -125,8 +126,12 @@ def _logprobs(choice: Mapping[str, Any], token_ids: tuple[int, ...], count: int)
     return tuple(
         token_logprobs(
             token_id,
-            found["token_logprobs"][index],
-            ((int(name.rpartition(":")[2]), value) for name, value in (found["top_logprobs"][index] or {}).items()),
+            # JSON has null in place of NaN.
+            math.nan if found["token_logprobs"][index] is None else found["token_logprobs"][index],
+            (
+                (int(name.rpartition(":")[2]), math.nan if value is None else value)
+                for name, value in (found["top_logprobs"][index] or {}).items()
+            ),
             count,
         )
         for index, token_id in enumerate(token_ids)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import Round
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, NonFiniteLogitsError
 
+from polydraft_vllm.server.client import EndedByErrorError
 from polydraft_vllm.server.request import Piece, ServerRequest
 from polydraft_vllm.server.statistics import CounterReading, from_response
 from polydraft_vllm.settings import PLAIN_FLAG, sampling_values
@@ -34,8 +35,10 @@ class Rounds(Iterator[Round]):
         generation: Generation,
         sent: ServerRequest,
         before: CounterReading | None,
+        dtype: str,
     ) -> None:
         self._client = client
+        self._dtype = dtype
         self._abilities = abilities
         self._generation = generation
         self._sent = sent
@@ -51,7 +54,13 @@ class Rounds(Iterator[Round]):
         """
         generation = self._generation
         while not generation.cancelled():
-            found = self._sent.next()
+            try:
+                found = self._sent.next()
+            except EndedByErrorError as error:
+                if not self._abilities.plain_requests:  # not polydraft's scheduler
+                    raise
+                position = len(generation.request.prompt_token_ids) + len(generation.token_ids)
+                raise NonFiniteLogitsError.at(None, position, self._dtype) from error
             if found is None:
                 continue
             if not isinstance(found, Piece):

@@ -1,0 +1,41 @@
+"""Which rows of logits a token may be chosen from: the choice from any other row is arbitrary, but looks like a token.
+
+A row is sound if it has no NaN, no +Inf and at least one finite number; models do give -Inf to single tokens. Its
+largest number tells: that is NaN, +Inf or -Inf exactly where the row is not sound, since maxima propagate NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from polydraft.contract.arrays import ArrayOps
+
+__all__ = ["UNSOUND", "largest_logits", "telling_logits", "with_unsound"]
+
+UNSOUND = -1
+"""In place of a token: its row is not sound."""
+
+
+def largest_logits(ops: ArrayOps[Any], logits: Any) -> Any:
+    """The largest number of each row (rows, vocab), which is finite exactly where the row is sound: shape (rows,)."""
+    return ops.first_column(ops.row_max(logits))
+
+
+def telling_logits(logits: Any, chosen: Any) -> Any:
+    """The logits of the tokens that numpy chose from rows (rows, vocab): finite exactly where the row is sound.
+
+    Without a pass over the rows: of a row that is not sound, numpy's argmax is the first NaN, or the largest number.
+    """
+    return logits[np.arange(len(logits)), chosen]
+
+
+def with_unsound(ops: ArrayOps[Any], telling: Any, chosen: Any) -> list[int]:
+    """The ids in ``chosen`` (rows,), ``UNSOUND`` where ``telling`` (rows,) is not finite; waits for a device once."""
+    if isinstance(telling, np.ndarray):
+        values = zip(chosen.tolist(), telling.tolist(), strict=True)
+        return [token_id if math.isfinite(value) else UNSOUND for token_id, value in values]
+    return ops.tolist(ops.where((telling > -math.inf) & (telling < math.inf), chosen, UNSOUND))
