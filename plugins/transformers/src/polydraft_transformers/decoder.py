@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache
+from polydraft_transformers.step_attention import can_attend
 
 __all__ = ["Decoder", "fixed_rows"]
 
@@ -106,6 +107,7 @@ class Decoder:
             and isinstance(self.network, Gemma4Network)
             and getattr(self.config, "_experts_implementation", None) != "eager"
         )
+        self._by_positions = isinstance(self.network, Gemma4Network) and can_attend(self.device, self.network.head_dims)
         # No lock: the garbage collector may close a sequence at any point.
         self._free: deque[KvCache] = deque(maxlen=_KEPT_CACHES)
 
@@ -116,7 +118,7 @@ class Decoder:
         except IndexError:
             window = self.config.sliding_window if "sliding_attention" in self.layer_types else None
             windows = [window if kind == "sliding_attention" else None for kind in self.layer_types]
-            return KvCache(windows, self.step_rows, self.dtype)
+            return KvCache(windows, self.step_rows, self.dtype, masked=not self._by_positions)
         cache.clear()
         return cache
 

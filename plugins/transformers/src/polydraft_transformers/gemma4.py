@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polydraft_transformers import step_attention
 from polydraft_transformers.kv_cache import KvCache, StepLayout
 
 __all__ = ["Gemma4Network", "is_gemma4"]
@@ -122,8 +123,12 @@ class _Attention:
             keys, values = cache.update(new_keys, new_values, self.source)
         else:
             keys, values = cache.attended(self.source)
-        if cache.layout.is_prompt:
+        layout = cache.layout
+        if layout.is_prompt:
             seen = self._attend_prompt(queries, keys, values, mask)
+        elif not layout.masks:
+            window = cache.window_of(self.source)
+            seen = step_attention.attend(queries, keys, values, layout.positions, near=layout.near, window=window)
         else:
             # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
             folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
@@ -220,6 +225,11 @@ class Gemma4Network:
         if self._per_layer_width:
             self._per_layer_norm = _norm(text_model.per_layer_projection_norm)
 
+    @property
+    def head_dims(self) -> set[int]:
+        """Sizes of the layers' heads."""
+        return {layer.attention.head_dim for layer in self._layers}
+
     def _signed_frequencies(self, kind: str) -> Tensor:
         # cos is even and sin odd: with the first half negative, one product serves x * cos + roll(x) * sin.
         frequencies = getattr(self._model.rotary_emb, f"{kind}_inv_freq").float()
@@ -241,7 +251,7 @@ class Gemma4Network:
             scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
             if scale != 1.0:
                 cos, sin = cos * scale, sin * scale
-            mask = layout.masks[kind]
+            mask = layout.masks.get(kind)
             if mask is not None and not layout.is_prompt:
                 mask = mask.repeat_interleave(self._groups[kind], 0)  # a row for each folded query
             contexts[kind] = cos.to(dtype), sin.to(dtype), mask

@@ -49,8 +49,11 @@ class StepLayout:
     span: int
     """Slots of the full layers that are attended."""
     masks: dict[str, Tensor | None]
-    """For each kind of layer: additive (0 or -inf), shape (rows, keys), in the model's dtype; None: all is seen."""
-    slots: Tensor | None
+    """For each kind of layer: additive (0 or -inf), shape (rows, keys), in the model's dtype; None: all is seen. Empty
+    for a step of a model whose attention goes by positions."""
+    near: int = 0
+    """Distance of the nearest token that a row of a step sees: 1 for an MTP drafter's, which is not stored."""
+    slots: Tensor | None = None
     """Int64, shape (rows,): where full layers store each row; None: an MTP drafter's row, which is not stored."""
     ring: Tensor | None = None
     """Int64: where sliding layers store the rows."""
@@ -67,16 +70,20 @@ class KvCache:
         windows: Sliding window of each layer in tokens, its own row included; None for a layer with full attention.
         step_rows: Rows of a step at most.
         dtype: Of keys, values and masks.
+        masked: Whether steps have masks, or their rows' positions say what they see.
     """
 
     is_compileable = False
 
-    def __init__(self, windows: Sequence[int | None], step_rows: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, windows: Sequence[int | None], step_rows: int, dtype: torch.dtype, *, masked: bool = True
+    ) -> None:
         self._windows = windows
         self._window = next(filter(None, windows), None)
         self._ring = ring_slots(self._window or 0, step_rows)
         self._spare = step_rows  # slots of full layers beyond the capacity, which the padding rows of a step write
         self._dtype = dtype
+        self._masked = masked
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._capacity = 0
         self._captured: dict[Hashable, Captured] = {}
@@ -97,15 +104,17 @@ class KvCache:
         """
         near = 1 if slots is None else 0  # distance of the nearest token that a row sees
         column = positions[:, None]
-        seen = None if all_seen else torch.arange(near, near + span, device=positions.device) <= column
-        masks = {"full_attention": seen if seen is None else self._additive(seen)}
-        if self._window is not None:
+        masks: dict[str, Tensor | None] = {}
+        if self._masked:
+            seen = None if all_seen else torch.arange(near, near + span, device=positions.device) <= column
+            masks["full_attention"] = seen if seen is None else self._additive(seen)
+        if self._masked and self._window is not None:
             # Distance from each row back to the newest position that a slot can hold, less `near`. A slot that a later
             # row or a rejected draft has overwritten seems at least `ring - 2 * step_rows` back: outside the window.
             back = (column - torch.arange(near, near + self._ring, device=positions.device)) % self._ring
             masks["sliding_attention"] = self._additive(back < (column + 1 - near).clamp(max=self._window + near))
         ring = None if slots is None else slots % self._ring
-        self.layout = StepLayout(positions, span, masks, slots, ring)
+        self.layout = StepLayout(positions, span, masks, near, slots, ring)
         self.reserve(capacity_at(span - 1))
 
     def begin_prompt(self, count: int, device: torch.device) -> None:
@@ -114,7 +123,7 @@ class KvCache:
         positions = torch.arange(first, first + count, device=device)
         column = positions[:, None]
         full = self._additive(torch.arange(first + count, device=device) <= column)
-        layout = StepLayout(positions, first + count, {"full_attention": full}, positions, is_prompt=True)
+        layout = StepLayout(positions, first + count, {"full_attention": full}, slots=positions, is_prompt=True)
         if self._window is not None:
             # The tokens before the chunk that its first token sees.
             earlier = torch.arange(max(first - self._window + 1, 0), first, device=device)
@@ -152,6 +161,10 @@ class KvCache:
             # In place: captured graphs hold the buffers' addresses.
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
+
+    def window_of(self, layer_idx: int) -> int | None:
+        """The sliding window of a layer; None with full attention."""
+        return self._windows[layer_idx]
 
     def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer whose rows are stored; layers that share its KV ask for them again."""

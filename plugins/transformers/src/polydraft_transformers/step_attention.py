@@ -1,0 +1,140 @@
+# ruff: noqa: N803 - the names of compile-time constants are written in capitals in Triton
+"""Attention of a step's few rows on a GPU: the keys are split over it, and only slots that are written are read.
+
+The position of a row decides what it sees (``KvCache.begin_step`` has the rule), so no mask is made or read. A program
+runs all query heads of a KV head over one part of the slots; a second kernel joins the parts. Where a part ends depends
+on the number of slots alone, and a slot that a row does not see adds exactly 0 to it: a row's bits do not depend on the
+rows next to it. ``gemma4`` has the definition in torch's operations, which runs where Triton is missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch brings it along on Linux with CUDA only
+    triton = None
+
+__all__ = ["attend", "can_attend"]
+
+_ROWS = 16  # of a tile, the fewest that tensor cores multiply
+_PROGRAMS = 128  # about one for each multiprocessor
+_MOST_PARTS = 64
+
+
+def can_attend(device: torch.device, head_dims: set[int]) -> bool:
+    """Whether the kernel runs here: on a GPU, with Triton, for heads whose size is a power of two."""
+    return device.type == "cuda" and triton is not None and all(16 <= n <= 512 and not n & (n - 1) for n in head_dims)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, *, near: int, window: int | None
+) -> Tensor:
+    """What each row sees.
+
+    Args:
+        queries: Shape (rows, heads, head_dim); rows may be strided.
+        keys: Shape (1, kv_heads, slots, head_dim); ``heads`` is a multiple of ``kv_heads``.
+        values: As ``keys``.
+        positions: Int64, shape (rows,).
+        near: Distance of the nearest token that a row sees: 0, or 1 for a row that is not stored.
+        window: Of a sliding layer, whose slots are a ring; None: slot p holds position p.
+
+    Returns:
+        Shape (rows, heads, head_dim), in the queries' dtype; scores are not scaled.
+    """
+    rows, heads, dim = queries.shape
+    kv_heads, slots = keys.shape[1], keys.shape[2]
+    groups = heads // kv_heads
+    block = 32 if dim <= 256 else 16
+    parts = 1
+    while parts < _MOST_PARTS and kv_heads * parts < _PROGRAMS and slots > 2 * parts * block:
+        parts *= 2
+    chunk = -(-slots // (parts * block)) * block
+    sums = torch.empty(rows, heads, parts, dim, device=queries.device, dtype=torch.float32)
+    # Of each part: the largest score, and the sum of the exponentials of the others' distance to it.
+    largest = torch.empty(rows, heads, parts, device=queries.device, dtype=torch.float32)
+    weights = torch.empty_like(largest)
+    seen = torch.empty(rows, heads, dim, device=queries.device, dtype=queries.dtype)
+    tiles = -(-rows * groups // _ROWS)
+    _part[(kv_heads, parts, tiles)](
+        *(queries, keys, values, positions, sums, largest, weights),
+        *(rows, groups, slots, near, window or 0, chunk),
+        *(queries.stride(0), queries.stride(1), keys.stride(1), keys.stride(2), values.stride(1), values.stride(2)),
+        DIM=dim,
+        BLOCK=block,
+        ROWS=_ROWS,
+        SLIDES=window is not None,
+        num_warps=4,
+    )
+    _join[(rows * heads,)](sums, largest, weights, seen, DIM=dim, PARTS=parts, num_warps=4)
+    return seen
+
+
+def _part_kernel(
+    Q, K, V, P, sums, largest, weights, rows, groups, slots, near, window, chunk,
+    q_row, q_head, k_head, k_slot, v_head, v_slot,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SLIDES: tl.constexpr,
+):  # fmt: skip
+    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    folded = tl.program_id(2) * ROWS + tl.arange(0, ROWS)  # row * groups + group
+    exists = folded < rows * groups
+    row, own_head = folded // groups, head * groups + folded % groups
+    dim = tl.arange(0, DIM)
+    position = tl.load(P + row, mask=exists, other=-1)
+    q = tl.load(Q + row[:, None] * q_row + own_head[:, None] * q_head + dim[None, :], mask=exists[:, None], other=0.0)
+    most = tl.full((ROWS,), -1e30, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    summed = tl.zeros((ROWS, DIM), tl.float32)
+    first = part * chunk
+    last = tl.minimum(first + chunk, slots)
+    if not SLIDES:
+        last = tl.minimum(last, tl.max(position, 0) + 1 - near)  # later slots hold nothing that is seen
+    for start in range(first, last, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        there = slot < last
+        k = tl.load(K + head * k_head + slot[:, None] * k_slot + dim[None, :], mask=there[:, None], other=0.0)
+        v = tl.load(V + head * v_head + slot[:, None] * v_slot + dim[None, :], mask=there[:, None], other=0.0)
+        ahead = position[:, None] - near - slot[None, :]
+        if SLIDES:
+            # From each row back to the newest position that the slot can hold.
+            back = (ahead % slots + slots) % slots
+            seen = back < tl.minimum(position[:, None] + 1 - near, window + near)
+        else:
+            seen = ahead >= 0
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = tl.where(seen & there[None, :] & exists[:, None], scores, float("-inf"))
+        new = tl.maximum(most, tl.max(scores, 1))
+        kept = tl.exp(most - new)
+        share = tl.exp(scores - new[:, None])
+        total = total * kept + tl.sum(share, 1)
+        summed = summed * kept[:, None] + tl.dot(share.to(v.dtype), v, input_precision="ieee")
+        most = new
+    at = (row * (tl.num_programs(0) * groups) + own_head) * parts + part
+    tl.store(sums + at[:, None] * DIM + dim[None, :], summed, mask=exists[:, None])
+    tl.store(largest + at, most, mask=exists)
+    tl.store(weights + at, total, mask=exists)
+
+
+def _join_kernel(
+    sums, largest, weights, seen, DIM: tl.constexpr, PARTS: tl.constexpr
+):  # fmt: skip
+    one = tl.program_id(0)  # row and head
+    part, dim = tl.arange(0, PARTS), tl.arange(0, DIM)
+    most = tl.load(largest + one * PARTS + part)
+    share = tl.exp(most - tl.max(most, 0))
+    total = tl.sum(share * tl.load(weights + one * PARTS + part), 0)
+    summed = tl.load(sums + (one * PARTS + part)[:, None] * DIM + dim[None, :])
+    found = tl.sum(summed * share[:, None], 0) / total
+    tl.store(seen + one * DIM + dim, found.to(seen.dtype.element_ty))
+
+
+if triton is not None:
+    _part, _join = triton.jit(_part_kernel), triton.jit(_join_kernel)
