@@ -18,7 +18,7 @@ OWN = {
     "llama_cpp/server": "program",
     "mlx": "assistant config decoder kv_cache",
     "reference": "config kv_cache model text_habits tokenizer toys",
-    "transformers": "decoder experts fused_noise gemma4 graphs kv_cache logits_check",
+    "transformers": "decoder experts fused_noise gemma4 graphs kv_cache logits_check step_attention",
     "vllm": "checks engine_args environment patches process_lock scheduler seeds self_test settings soundness "
     "speculation start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",

@@ -1,4 +1,5 @@
-# ruff: noqa: N803 - the names of compile-time constants are written in capitals in Triton
+# ruff: noqa: N803, ANN001, ANN202 - Triton's kernels have untyped arguments, and constants in capitals
+# mypy: disable-error-code="import-not-found,no-untyped-def"
 """Attention of a step's few rows on a GPU: the keys are split over it, and only slots that are written are read.
 
 The position of a row decides what it sees (``KvCache.begin_step`` has the rule), so no mask is made or read. A program
@@ -9,7 +10,7 @@ rows next to it. ``gemma4`` has the definition in torch's operations, which runs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
