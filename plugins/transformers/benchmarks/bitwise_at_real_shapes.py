@@ -55,6 +55,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 128, "top_k_experts": 8,
         "moe_intermediate_size": 704, "sliding_window": 1024, "full_every": 6,
     },
+    "31B": {
+        "hidden_size": 5376, "num_hidden_layers": 60, "intermediate_size": 21504, "num_attention_heads": 32,
+        "num_key_value_heads": 16, "num_global_key_value_heads": 4, "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0, "sliding_window": 1024, "full_every": 6,
+    },
 }  # fmt: skip
 PROMPT_LENGTHS = (48, 500, 1000, 2040)
 WRONG_DRAFTS = 0.2
@@ -148,6 +153,7 @@ def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -
     before = time.perf_counter()
     for emitted in run_rounds(sequence, call, sampler, tokenizer.vocab_size):
         now = time.perf_counter()
+        call.check_yielded(emitted)
         call.count(emitted, now - before)
         before = now
     sequence.close()
