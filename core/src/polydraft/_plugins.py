@@ -34,6 +34,7 @@ from polydraft.contract.records import (
     Record,
 )
 from polydraft.errors import BackendNotFoundError, PluginError
+from polydraft.files import exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -227,6 +228,8 @@ def _load(name: str, load: Callable[[], Any]) -> list[Record]:
         if inspect.isclass(plugin):
             plugin = plugin()
     except (Exception, SystemExit) as error:
+        if refused := exhausted(error, f"The plugin {name} cannot be imported"):
+            raise refused from error
         raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
     try:
         manager.register(plugin, name=name)
@@ -244,6 +247,8 @@ def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Recor
     except ValidationError as error:
         raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error
     except (Exception, SystemExit) as error:
+        if refused := exhausted(error, f"{hook} of a plugin fails"):
+            raise refused from error
         raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
     for record in records:
         if not isinstance(record, kind):
@@ -306,6 +311,8 @@ def _instantiate(record: BackendRecord) -> Backend:
         factory = getattr(import_module(module), attribute)
         backend = factory()
     except (Exception, SystemExit) as error:
+        if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
+            raise refused from error
         raise PluginError(
             f"The backend {record.name!r} cannot be made from {record.factory}: {_describe(error)}.",
             f"Install it again: {record.install_hint}",

@@ -7,7 +7,7 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"contract", "errors"},
+    {"contract", "errors", "files", "_numbers"},
     {"checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},

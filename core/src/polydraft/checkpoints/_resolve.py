@@ -13,6 +13,7 @@ from polydraft.checkpoints.gguf_config import read_gguf_config
 from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
+from polydraft.files import system_errors
 
 if TYPE_CHECKING:
     from polydraft.checkpoints._names import KnownNames, Name, Role
@@ -22,6 +23,8 @@ __all__ = ["resolve"]
 _BUILTIN_HINT = "pip install 'polydraft[builtin]'"
 _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
 """Suffix -> format, of models that are one file."""
+_FILES = {".json", ".safetensors", ".jinja", ".model", *_SINGLE_FILES}
+"""Suffixes of a model's files."""
 
 
 def resolve(
@@ -67,12 +70,8 @@ def _builtin(name: str, written: str, role: Role, known: KnownNames) -> ModelSou
 def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSource:
     """The model at a path: a folder, or a single weight file."""
     try:
-        if path.is_file():
-            form, file, config = _single_file(path, written)
-        elif path.is_dir():
-            form, file, config = _folder(path, written, known)
-        else:
-            raise _not_found(path, written, role, known)
+        with system_errors(f"The {role} {shown(written)} cannot be read"):
+            form, file, config = _look(path, written, role, known)
     except OSError as error:  # a name too long for any file, or a folder that may not be read
         raise ModelNotFoundError(
             f"There is no {role} {shown(written)} to read: {error.strerror or type(error).__name__}.",
@@ -81,7 +80,38 @@ def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSour
     return ModelSource(id=written, kind="local", path=path, format=form, config=config, file=file)
 
 
+def _look(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
+    """Format, file inside the folder, if it is one, and config of what is at the path."""
+    if path.is_file():
+        return _single_file(path, written)
+    if path.is_dir():
+        _check_files(path, written)
+        return _folder(path, written, known)
+    raise _not_found(path, written, role, known)
+
+
+def _check_files(folder: Path, written: str) -> None:
+    """Refuse a folder with files that cannot be read: some engines wait for a FIFO for ever, and leave out the others.
+
+    Raises:
+        ModelFormatError: An entry is a FIFO, socket or device; or a folder or a link that leads nowhere in place of a
+            model's file.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_file() or (path.is_dir() and path.suffix not in _FILES):
+            continue
+        if path.exists():
+            what = "is not a regular file"
+        elif path.suffix in _FILES:
+            what = "is a link to a file that does not exist"
+        else:
+            continue
+        raise ModelFormatError(f"{path.name} of {written} {what}.", "Download or save the model again.")
+
+
 def _not_found(path: Path, written: str, role: Role, known: KnownNames) -> ModelNotFoundError:
+    if path.exists():
+        return ModelNotFoundError(f"{shown(written)} is neither a folder nor a regular file.", "Check the path.")
     hint = known.suggest(written, map(str, model_folders(path.parent)))
     if not hint:
         bare = "/" not in written and "\\" not in written

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import ModelFormatError
+from polydraft.files import open_regular, parse_json, read_json, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["check_folder", "header", "weight_files"]
 
 _LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+"""The format's own limit, in bytes."""
 _INDEX = "model.safetensors.index.json"
 _AGAIN = "Delete the file and download the model again."
 
@@ -27,7 +30,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        with system_errors(f"{index} cannot be read"):
+            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelFormatError(f"{index} is not an index of safetensors files: {error!r}.", _AGAIN) from error
     missing = [name for name in names if not (folder / name).is_file()]
@@ -49,20 +53,28 @@ def header(path: Path) -> dict[str, Any]:
     Raises:
         ModelFormatError: The file is cut short, or is not a safetensors file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        with system_errors(f"{path} cannot be read"):
+            return _header(path)
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error.strerror or error}.", "Check the file.") from error
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         # Before reading: a damaged length may ask for exabytes.
-        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+        if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
             raise ModelFormatError(
                 f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
                 _AGAIN,
             )
         raw = file.read(length)
     try:
-        data = json.loads(raw)
+        data = parse_json(raw)
         end = max((int(entry["data_offsets"][1]) for name, entry in data.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError) as error:
         raise ModelFormatError(f"{path} is not a safetensors file: its header cannot be read.", _AGAIN) from error
     wanted = _LENGTH_BYTES + length + end
     if size < wanted:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
+from polydraft.files import system_error, system_errors
 
 __all__ = ["LOOPBACK", "ServerProcess", "api_key", "check_port", "free_port"]
 
@@ -31,6 +32,8 @@ _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
 # Characters of the end of a log that an error shows.
 _LAST_WORDS = 400
+_LONGEST_LOG = 1 << 20
+"""Bytes of the end of a log that are read."""
 
 
 def api_key(*variables: str) -> str | None:
@@ -55,7 +58,7 @@ def api_key(*variables: str) -> str | None:
 
 def free_port() -> int:
     """A port of the loopback interface that is free now; another program may take it before a server does."""
-    with socket.socket() as probe:
+    with system_errors("No port can be looked for"), socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port
@@ -109,19 +112,25 @@ class ServerProcess:
     ) -> None:
         self.name = name
         self.url = f"http://{LOOPBACK}:{port}"
-        folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
+        except OSError as error:
+            raise system_error(error, f"{name} cannot be started") or BackendUnavailableError(
+                f"{name} cannot be started, its log needs a folder: {error.strerror or error}.",
+                "Set TMPDIR to a folder that can be written.",
+            ) from error
         self.log = folder / "server.log"
         """The server's standard output and error."""
-        # For this user only: servers may log prompts.
-        self.log.touch(mode=0o600)
         try:
+            # For this user only: servers may log prompts.
+            self.log.touch(mode=0o600)
             with self.log.open("wb") as log:
                 self._process = _start(
                     command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
                 )
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise BackendUnavailableError(
+            raise system_error(error, f"{name} cannot be started") or BackendUnavailableError(
                 f"{name} cannot be started ({command[0]}): {error.strerror or error}.", "Check the program's path."
             ) from error
         self._home = os.getpid()
@@ -132,7 +141,7 @@ class ServerProcess:
         except OSError as error:
             _kill(self._process, None, self._home)
             self._discard_log()
-            raise BackendUnavailableError(
+            raise system_error(error, f"{name} cannot be watched over") or BackendUnavailableError(
                 f"{name} cannot be watched over: {error.strerror or error}.", "End some processes, and try again."
             ) from error
         self._end = weakref.finalize(self, _kill, self._process, watcher, self._home)
@@ -218,7 +227,11 @@ class ServerProcess:
         self._discard_log()
 
     def _log_text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - _LONGEST_LOG))
+            return log.read(_LONGEST_LOG).decode("utf-8", "replace")
 
     def _ended(self, code: int, when: str) -> EngineError:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft._numbers import as_int, shown
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ _TEMPLATE_ARGUMENTS = {
     *("conversation", "messages", "tools", "tokenize", "return_tensors"),
     *("add_generation_prompt", "continue_final_message"),
 }
-_DEEPEST = 100  # levels of nesting checked for invalid Unicode; deeper ones are left to the template
+_DEEPEST = 100
+"""Levels of nesting in messages, tools and template arguments; many more would overflow the template engine's stack."""
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "video_url"})
 
 
@@ -60,11 +60,13 @@ def encode_prompt(
     if isinstance(prompt, str):
         _refuse_chat_arguments(tools, chat_template_kwargs)
         return EncodedPrompt(_known(_encode_text(prompt, tokenizer), vocab_size), is_chat=False)
-    # These are iterable, too, but neither messages nor token ids.
-    if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
+    # These are iterable, too, but neither messages nor token ids; a set has no order.
+    if isinstance(prompt, (bytes, bytearray, Mapping, Set)) or not hasattr(prompt, "__iter__"):
         raise InvalidRequestError(f"The prompt is of type {type(prompt).__name__}.", _KINDS)
-    # Arrays and tensors as well: ``operator.index`` takes their scalars.
-    items = list(prompt)
+    try:
+        items = list(prompt)  # arrays and tensors as well
+    except TypeError:  # of no dimension: a number
+        raise InvalidRequestError(f"The prompt is {shown(prompt)}, a single number.", _KINDS) from None
     if not items:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
@@ -101,18 +103,12 @@ def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
 
 
 def _check_id(item: Any, vocab_size: int) -> int:
-    try:
-        # True has an index, 1, but is not meant as a token id.
-        if isinstance(item, bool):
-            raise TypeError
-        token_id = operator.index(item)
-    except TypeError:
-        raise InvalidRequestError(
-            f"The prompt holds {reprlib.repr(item)}, which is neither a message nor a token id.", _KINDS
-        ) from None
+    token_id = as_int(item)
+    if token_id is None:
+        raise InvalidRequestError(f"The prompt holds {shown(item)}, which is neither a message nor a token id.", _KINDS)
     if not 0 <= token_id < vocab_size:
         raise InvalidRequestError(
-            f"The prompt holds {token_id}, which is not a token of this model.",
+            f"The prompt holds {shown(token_id)}, which is not a token of this model.",
             f"Token ids go from 0 to {vocab_size - 1}.",
         )
     return token_id
@@ -138,7 +134,7 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _check_unicode(value: Any, depth: int = 0) -> None:
-    """Refuse lone surrogates, which UTF-8 cannot encode, anywhere in the texts of a prompt."""
+    """Refuse lone surrogates, which UTF-8 cannot encode, anywhere in the texts of a prompt; and nesting without end."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -148,12 +144,14 @@ def _check_unicode(value: Any, depth: int = 0) -> None:
                 "pair, which is not a character.",
                 "Decode the text again, for example with errors='replace'.",
             ) from None
-    elif depth < _DEEPEST:
-        if isinstance(value, Mapping):
-            value = [*value.keys(), *value.values()]
-        if isinstance(value, (list, tuple)):
-            for part in value:
-                _check_unicode(part, depth + 1)
+    elif isinstance(value, (Mapping, list, tuple)):
+        if depth > _DEEPEST:
+            raise InvalidRequestError(
+                f"The prompt, its tools or chat_template_kwargs are nested more than {_DEEPEST} levels deep.",
+                "Give fewer levels; a value that contains itself has no end.",
+            )
+        for part in [*value.keys(), *value.values()] if isinstance(value, Mapping) else value:
+            _check_unicode(part, depth + 1)
 
 
 def _check_parts(role: str, content: Any) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+from polydraft.files import system_error
 
 __all__ = ["HubTokenizer"]
 
@@ -151,6 +152,8 @@ class HubTokenizer:
                 **dict(template_kwargs or {}),
             )
         except Exception as error:  # jinja2's errors, and what a template raises
+            if refused := system_error(error, "The model's chat template cannot be run"):
+                raise refused from error
             raise InvalidRequestError(
                 f"The model's chat template refuses the messages: {error}", "Check the roles and their order."
             ) from error

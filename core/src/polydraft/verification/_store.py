@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from polydraft.files import read_bytes, system_errors
 from polydraft.verification._records import FORMAT, Subject, Verification
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def _all() -> Iterator[Verification]:
     """Every kept verification that can be read."""
     for path in sorted(folder().glob("*.json")):
         try:
-            kept = Verification.model_validate_json(path.read_text(encoding="utf-8"))
+            # A system that cannot read any file must not look like a pair that has never been verified.
+            with system_errors(f"The kept verification {path} cannot be read"):
+                kept = Verification.model_validate_json(read_bytes(path))
         except (OSError, ValueError, ValidationError):
             continue  # written by another version of polydraft, or damaged
         if kept.format == FORMAT and kept.cases:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
-from polydraft.errors import InvalidRequestError, PolydraftError
+from polydraft.errors import InvalidRequestError
+from polydraft.files import system_error
 
 from polydraft_llama_cpp.conversion.write import WeightType, convert
 
@@ -28,7 +28,8 @@ def converted(folder: Path, weights: WeightType) -> Path:
     Raises:
         UnsupportedError: The checkpoint is of a kind that is not converted here.
         ModelFormatError: A file of the checkpoint is missing or damaged.
-        PolydraftError: The disk is full, or the cache folder cannot be written.
+        SystemResourceError: The disk is full or read-only, or file handles have run out.
+        InvalidRequestError: The cache folder cannot be written for another reason.
     """
     given = os.environ.get(_VARIABLE)
     cache = Path(given) if given else user_cache_path("polydraft") / "llama_cpp"
@@ -43,11 +44,9 @@ def converted(folder: Path, weights: WeightType) -> Path:
             convert(folder, written, weights)
             written.replace(file)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise PolydraftError(
-                f"The disk is full: {folder.name} could not be written as GGUF into {cache}.",
-                f"Free some space, or set {_VARIABLE} to a folder on another disk.",
-            ) from error
+        if refused := system_error(error, f"{folder.name} cannot be written as GGUF into {cache}"):
+            refused.hint += f" {_VARIABLE} names the folder."
+            raise refused from error
         raise InvalidRequestError(
             f"The cache folder {cache} cannot be written: {error}.", f"Set {_VARIABLE} to a folder that you may write."
         ) from error

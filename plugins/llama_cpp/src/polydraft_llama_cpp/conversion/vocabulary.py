@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gguf
+from polydraft.errors import ModelFormatError
 
 from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
 
@@ -59,9 +60,16 @@ def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
         if isinstance(value, list):
             value = value[0]
         if value is not None:
-            add(int(value))
+            if not isinstance(value, int) or not 0 <= value < 2**32:
+                raise ModelFormatError(
+                    f"{name} in config.json of {checkpoint.folder} is {value!r}, not a token id.", "Fix the file."
+                )
+            add(value)
     writer.add_add_bos_token(checkpoint.config.get("bos_token_id") is not None)
     writer.add_add_space_prefix(False)
     template = checkpoint.folder / "chat_template.jinja"
     if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+        try:
+            writer.add_chat_template(template.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ModelFormatError(f"{template} is not UTF-8 text.", "Download or save the model again.") from error

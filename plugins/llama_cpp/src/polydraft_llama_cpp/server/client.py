@@ -16,6 +16,7 @@ from polydraft.errors import (
     InvalidRequestError,
     PolydraftError,
 )
+from polydraft.files import parse_json
 
 from polydraft_llama_cpp.server.options import KEY_VARIABLE
 
@@ -46,7 +47,7 @@ class Client:
             ContextLengthError: The prompt is longer than its context.
         """
         with self._open(path, body) as response:
-            return json.loads(response.read())
+            return parse_json(response.read())
 
     def complete(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The events of a streamed completion, one per token; ``close`` ends it. Errors as for ``request``."""
@@ -55,7 +56,7 @@ class Client:
                 if line.startswith(b"error:"):
                     raise _refused(500, line[6:])
                 if line.startswith(b"data: ") and line != b"data: [DONE]\n":
-                    event: dict[str, Any] = json.loads(line[6:])
+                    event: dict[str, Any] = parse_json(line[6:])
                     if "error" in event:
                         raise _refused(500, line[6:])
                     yield event
@@ -110,7 +111,7 @@ def _refused(status: int, body: bytes) -> PolydraftError:
             f"Set the environment variable {KEY_VARIABLE} to the right one.",
         )
     try:
-        found = json.loads(body)
+        found = parse_json(body)
         error = found.get("error", found)
         message, kind = str(error.get("message", "")), str(error.get("type", ""))
     except (ValueError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -134,9 +135,9 @@ class ServerClient:
                 json={"model": model, "prompt": text, "add_special_tokens": False},
                 timeout=self._answer_timeout,
             )
-        if answer.status_code != httpx.codes.OK:
-            return None
-        tokens = answer.json().get("tokens")
+            if answer.status_code != httpx.codes.OK:
+                return None
+            tokens = answer.json().get("tokens")
         return tokens if isinstance(tokens, list) else None
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -200,6 +201,8 @@ class ServerClient:
                 f"The connection to the vLLM server at {self.url} broke: {cause or error}.",
                 "The server may have died: look at its log.",
             ) from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise EngineError(f"The answer of the server at {self.url} cannot be read.", "Look at its log.") from error
         except openai.APIError as error:
             raise EngineError(
                 f"The vLLM server at {self.url} failed: {self._without_key(error.message)}", "Look at its log."
@@ -234,7 +237,7 @@ class ServerClient:
             raise self._wrong_key()
         try:
             return answer.raise_for_status().json()
-        except (httpx.HTTPStatusError, ValueError):
+        except (httpx.HTTPStatusError, ValueError, RecursionError):
             raise self.not_vllm() from None
 
     def _wrong_key(self) -> BackendUnavailableError:

@@ -38,10 +38,15 @@ class VllmServerOptions(VllmOptions):
         default=None, ge=1, le=65535, description="Port of a server that the session starts; None: a free one."
     )
     start_timeout: float = Field(
-        default=600.0, gt=0, description="Seconds within which a server that the session starts must be ready."
+        default=600.0,
+        gt=0,
+        le=1e8,
+        description="Seconds within which a server that the session starts must be ready.",
     )
-    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to connect.")
-    read_timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for an answer or the next token.")
+    connect_timeout: float = Field(default=10.0, gt=0, le=1e8, description="Seconds to connect.")
+    read_timeout: float = Field(
+        default=600.0, gt=0, le=1e8, description="Seconds to wait for an answer or the next token."
+    )
     connect_retries: int = Field(
         default=2, ge=0, description="How often a failed connection is tried again. A request is never sent twice."
     )
