@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 import warnings
@@ -10,6 +11,7 @@ from typing import TextIO
 
 from polydraft._flags import FLAGS, in_flags
 from polydraft.errors import InvalidRequestError, PolydraftError
+from polydraft.files import system_error
 
 __all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
 
@@ -45,6 +47,13 @@ def describe(error: Exception) -> Problem:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "polydraft"
         return Problem(_one_line(error.format_message()), f"`{command} --help` lists what it takes.", USAGE)
+    if refused := system_error(error):
+        return describe(refused)
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+        return Problem(
+            f"The operating system refused: {_one_line(what)}.", "Check the path and its permissions.", FAILURE
+        )
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Problem(
         f"An unexpected error: {_one_line(what)}",
@@ -56,11 +65,12 @@ def describe(error: Exception) -> Problem:
 def report(error: Exception, *, debug: bool) -> int:
     """Write an error to standard error, with its traceback if ``debug``, and return the exit code."""
     problem = describe(error)
-    if debug:
-        traceback.print_exception(error)
-    print(f"Error: {problem.message}", file=sys.stderr)
-    if problem.hint:
-        print(f"Hint: {problem.hint}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be full or closed, too: the exit code still tells
+        if debug:
+            traceback.print_exception(error)
+        print(f"Error: {problem.message}", file=sys.stderr)
+        if problem.hint:
+            print(f"Hint: {problem.hint}", file=sys.stderr)
     return problem.exit_code
 
 
