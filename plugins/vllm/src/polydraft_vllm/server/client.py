@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -201,8 +200,8 @@ class ServerClient:
                 f"The connection to the vLLM server at {self.url} broke: {cause or error}.",
                 "The server may have died: look at its log.",
             ) from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise EngineError(f"The answer of the server at {self.url} cannot be read.", "Look at its log.") from error
+        except RecursionError as error:  # JSON nested too deeply
+            raise self.not_vllm() from error
         except openai.APIError as error:
             raise EngineError(
                 f"The vLLM server at {self.url} failed: {self._without_key(error.message)}", "Look at its log."
