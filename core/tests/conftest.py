@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for ``defects``
+sys.path.insert(0, str(Path(__file__).parent))  # for ``defects`` and ``scripted_engines``
 
 BUILTIN_DATA = Path(__file__).parents[2] / "builtin_pairs/src/polydraft_builtin_pairs/data"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -22,6 +22,7 @@ def clean_environment(monkeypatch, tmp_path):
     for name in ("POLYDRAFT_PAIRS", "POLYDRAFT_DISABLE_PLUGINS", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache-home" / name)
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

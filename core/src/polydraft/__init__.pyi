@@ -5,6 +5,7 @@ from ._load import load as load
 from ._plugins import PluginHost as PluginHost
 from ._plugins import PluginStatus as PluginStatus
 from ._plugins import default_host as default_host
+from ._session.async_stream import AsyncTokenStream as AsyncTokenStream
 from ._session.monitor import SpeculationWarning as SpeculationWarning
 from ._session.session import Session as Session
 from ._session.stream import TokenStream as TokenStream

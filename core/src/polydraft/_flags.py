@@ -30,7 +30,8 @@ _SHORT = {
 }
 _LONG = (
     *("dtype", "device", "context_length", "exactness", "revision", "trust_remote_code"),
-    *("min_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),
 )
 FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')}",) for name in _LONG}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from polydraft._containment import is_callers_own
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
 from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError, PolydraftError
 from polydraft.files import system_error, system_errors
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
     from polydraft.contract.backend import Backend
-    from polydraft.contract.requests import LoadRequest
+    from polydraft.contract.requests import LoadRequest, ModelSource
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import WholeEngine
     from polydraft.verification._gate import Gate
@@ -57,8 +58,9 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         trust_remote_code: Allow engines to run code from a checkpoint.
         engine_options: The backend's own options, checked against its ``options`` model.
         verified: ``require``: refuse what ``polydraft verify`` has not found to be exact on this machine, with exactly
-            these models, versions, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not look. What
-            is known is in ``session.running.verified``. Plain decoding needs no verification.
+            these bytes of weights, builds, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not
+            look. What is known is in ``session.running.verified``. Plain decoding needs no verification. The first look
+            at weights reads all of them, at about a second per gigabyte.
         host: The plugins; None: the installed ones.
 
     Raises:
@@ -75,7 +77,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         DeviceError: The device does not exist.
         OutOfMemoryError: Weights or context do not fit.
         SystemResourceError: The machine is short of something: disk space, file handles, ...
-        NotVerifiedError: ``verified="require"``, and it has not been verified, or was found wrong.
+        NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
     given = checked_arguments(target, arguments)
@@ -123,11 +125,15 @@ def _typed(target: str | Path) -> Iterator[None]:
 
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
     """Load the engine and put it into a session, with notes and the verification of what really runs."""
+    from polydraft._session.engine_check import check_engine
     from polydraft._session.session import Session
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
     engine, notes = _load_engine(backend, request)
     try:
+        check_engine(engine, getattr(engine, "running", None), backend.capabilities())
+        for source in filter(None, (request.target, request.plan.drafter)):
+            notes += _notes_on_weights(source)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
@@ -138,8 +144,21 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
             running = gate.after(running)
         return Session(engine, running, backend.capabilities())
     except BaseException:
-        engine.close()
+        with suppress(Exception):  # the first error says more
+            engine.close()
         raise
+
+
+def _notes_on_weights(source: ModelSource) -> list[str]:
+    """Notes on files of a checkpoint's folder that a user may think are loaded, and on a head that its config hides."""
+    from polydraft.checkpoints._output_head import head_note
+    from polydraft.checkpoints._weight_files import ignored_files
+
+    if source.path is None or source.format not in {"safetensors", "mlx"}:
+        return []
+    names, note = ignored_files(source.path), head_note(source.path, source.id)
+    ignored = [f"Ignored, as not part of {source.id}: {', '.join(names)}."] if names else []
+    return [*ignored, *([note] if note else [])]
 
 
 def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:
@@ -157,7 +176,8 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
         try:
             note = check_fixed_steps(engine, request, seconds)
         except BaseException:
-            engine.close()
+            with suppress(Exception):
+                engine.close()
             raise
     except PolydraftError:
         raise
@@ -166,7 +186,9 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
             f"Memory ran out while {request.backend} loaded {request.target.id}.",
             "Give a smaller `context_length`, or a smaller model.",
         ) from error
-    except Exception as error:
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
         if refused := system_error(error, f"{request.backend} cannot load {request.target.id}"):
             raise refused from error
         message = str(error).strip().partition("\n")[0].rstrip(".")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, cast, get_
 from polydraft._numbers import as_bool, as_int, shown
 from polydraft._signatures import shows_arguments
 from polydraft.errors import ContextLengthError, InvalidRequestError
+from polydraft.secrets import Secret, names_a_secret
 
 if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
@@ -38,7 +39,7 @@ class LoadArguments(TypedDict, total=False):
     device: str
     revision: str | None
     cache_dir: str | Path | None
-    token: str | bool | None
+    token: str | Secret | bool | None
     local_files_only: bool
     trust_remote_code: bool
     engine_options: Mapping[str, Any] | EngineOptions | None
@@ -115,7 +116,8 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         )
     if values["cache_dir"] is not None and not isinstance(values["cache_dir"], str | Path):
         raise _not_understood("cache_dir", values["cache_dir"], "a folder")
-    if values["token"] is not None and not isinstance(values["token"], str | bool):
+    _wrap_secrets(values)
+    if values["token"] is not None and not isinstance(values["token"], Secret | bool):
         # The value is not shown: it may be a secret in a wrapper.
         raise InvalidRequestError(
             "`token` is of the wrong type.", "Give a string, True for the stored one, or False.", argument="token"
@@ -138,6 +140,20 @@ _TEXTS = {
 _CHOICES: dict[str, tuple[str, ...]] = {"exactness": ("standard", "bitwise"), "verified": get_args(Verify)}
 
 
+def _wrap_secrets(values: dict[str, Any]) -> None:
+    """From here on the token, and engine options that are secrets by their names, cannot be shown by accident."""
+    if isinstance(values["token"], str):
+        values["token"] = Secret(values["token"], "`token`")
+    options = values["engine_options"]
+    if isinstance(options, Mapping):
+        values["engine_options"] = {
+            name: Secret(value, f"The engine option {name}")
+            if isinstance(value, str) and isinstance(name, str) and names_a_secret(name)
+            else value
+            for name, value in options.items()
+        }
+
+
 def _check_objects(values: Mapping[str, Any]) -> None:
     """Arguments whose types need imports: only looked at if they are given."""
     options, host = values["engine_options"], values["host"]
@@ -145,7 +161,10 @@ def _check_objects(values: Mapping[str, Any]) -> None:
         from polydraft.contract.backend import EngineOptions
 
         if not isinstance(options, Mapping | EngineOptions):
-            raise _not_understood("engine_options", options, "a dict")
+            # The value is not shown: it may hold a secret.
+            raise InvalidRequestError(
+                "`engine_options` is of the wrong type.", "Give a dict.", argument="engine_options"
+            )
     if host is not None:
         from polydraft._plugins import PluginHost
 

@@ -1,7 +1,8 @@
 """Finding plugins: entry points of the group ``polydraft``, each imported and checked in isolation.
 
-A plugin that cannot be imported, breaks the contract or takes a name that is taken is *broken*: nothing of it is used,
-it is listed with the reason, and the others work as if it were not there. Environment:
+A plugin that cannot be imported, breaks the contract, does not end or takes a name that is taken is *broken*: nothing
+of it is used, it is listed with the reason, and the others work as if it were not there. Of two that claim a name, one
+of polydraft's own distributions has it. Environment:
 
 ``POLYDRAFT_DISABLE_PLUGINS``
     Names of plugins (or of their distributions), separated by commas. They are not imported.
@@ -12,44 +13,55 @@ from __future__ import annotations
 import inspect
 import os
 import threading
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
+from polydraft._containment import TookTooLong, is_callers_own, within
+
 # Same floor: plugins' records are checked like the registry's own, and what is missing is looked up in its list.
-from polydraft._registry.tables import check_pair_record
+from polydraft._registry.tables import check_pair_record, core_table
 from polydraft.contract.backend import Backend
 from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, PolydraftSpec
 from polydraft.contract.records import (
     CONTRACT_VERSION,
     BackendRecord,
+    CacheRecord,
     FaultRecord,
     LocalModelRecord,
     PairRecord,
     Record,
 )
-from polydraft.errors import BackendNotFoundError, PluginError
+from polydraft.errors import BackendNotFoundError, PluginError, PolydraftError
 from polydraft.files import exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["PluginHost", "PluginStatus", "default_host"]
+__all__ = ["PluginHost", "PluginStatus", "default_host", "plugin_errors"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
+_IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
+"""Seconds that a plugin may take to be imported, and for all its hooks together."""
+_MOST_RECORDS = 10_000
+"""Records that one hook may give."""
 
 _HOOKS: dict[str, type[Record]] = {
     "polydraft_backends": BackendRecord,
     "polydraft_pairs": PairRecord,
     "polydraft_faults": FaultRecord,
     "polydraft_local_models": LocalModelRecord,
+    "polydraft_caches": CacheRecord,
 }
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class PluginStatus(Record):
@@ -97,6 +109,7 @@ class PluginHost:
         self._given = None if plugins is None else dict(plugins)
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, list[Record]] | None = None
+        self._loading: set[int] = set()  # threads in which a plugin is imported or asked
         self._statuses: list[PluginStatus] = []
         self._notes: list[str] = []
         self._instances: dict[str, Backend] = {}
@@ -118,6 +131,10 @@ class PluginHost:
         """The models that plugins contain, by name."""
         return {record.name: record for record in self._records(LocalModelRecord)}
 
+    def caches(self) -> list[CacheRecord]:
+        """The folders in which plugins keep files, by name."""
+        return sorted(self._records(CacheRecord), key=lambda cache: cache.name)
+
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, loaded or not, by name."""
         self._discover()
@@ -138,10 +155,11 @@ class PluginHost:
         record = self.backends().get(name)
         if record is None:
             raise self._not_found(name)
-        with self._lock:
-            if name not in self._instances:
-                self._instances[name] = _instantiate(record)
-            return self._instances[name]
+        if name not in self._instances:
+            made = _instantiate(record)  # without the lock: an import that hangs must not keep others waiting
+            with self._lock:
+                self._instances.setdefault(name, made)
+        return self._instances[name]
 
     def _records(self, kind: type[R]) -> list[R]:
         return [record for loaded in self._discover().values() for record in _of(kind, loaded)]
@@ -171,15 +189,20 @@ class PluginHost:
         )
 
     def _discover(self) -> dict[str, list[Record]]:
+        if threading.get_ident() in self._loading:  # the lock is held for the plugin that asks
+            raise PluginError("A plugin asks for the plugins while they are being looked for.", "Report it.")
         with self._lock:
             if self._loaded is None:
+                self._statuses = []  # of an attempt for which memory or file handles ran out
                 self._loaded = self._load_all()
             return self._loaded
 
     def _load_all(self) -> dict[str, list[Record]]:
         loaded: dict[str, list[Record]] = {}
+        homes: dict[str, str] = {}  # plugin -> distribution
         unused = set(self._disabled)
-        for status, load in self._find():
+        found, unreadable = self._find()
+        for status, load in found:
             # A plugin may be disabled by its name or by its distribution's.
             names = {canonicalize_name(status.name), canonicalize_name(status.distribution or status.name)}
             unused -= names
@@ -187,10 +210,14 @@ class PluginHost:
             try:
                 if names & self._disabled:
                     outcome = {"state": "disabled", "reason": f"Disabled by {_VARIABLE} or by the caller."}
+                elif status.state == "broken":
+                    outcome = {}  # found out before it could be loaded
                 elif status.name in loaded:
-                    raise _BrokenPlugin(f"Another plugin is already named {status.name!r}.")
+                    owner = homes[status.name] or "the caller"
+                    raise _BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")
                 else:
-                    mine = _load(status.name, load)
+                    homes[status.name] = status.distribution or ""
+                    mine = self._load(status.name, load)
                     _check_names(mine, loaded)
                     # After all checks: nothing of a broken plugin is ever visible.
                     loaded[status.name] = mine
@@ -200,40 +227,134 @@ class PluginHost:
                 outcome = {"state": "broken", "reason": str(reason), "backends": at_fault}
             self._statuses.append(status.model_copy(update=outcome))
         self._notes = [f"{_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
+        self._notes += unreadable
         return loaded
 
-    def _find(self) -> list[_Found]:
-        """The plugins in the order in which they may claim names: by plugin name, then by distribution."""
+    def _find(self) -> tuple[list[_Found], list[str]]:
+        """The plugins in the order in which they may claim names, and notes on packages that cannot be read.
+
+        polydraft's own come first, then by plugin name and distribution.
+        """
         if self._given is not None:
-            return [(PluginStatus(name=name), partial(self._given.__getitem__, name)) for name in self._given]
-        found: list[_Found] = []
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
-            found.append((PluginStatus(name=entry.name, distribution=name, version=version), entry.load))
+            return [(PluginStatus(name=name), partial(self._given.__getitem__, name)) for name in self._given], []
+        found, unreadable = _installed()
+        own = {canonicalize_name(table["distribution"]) for table in core_table("plugin")}
+
         # Entry points come in the order of the file system, and the first plugin keeps a name that two claim.
-        return sorted(found, key=lambda plugin: (plugin[0].name, plugin[0].distribution or ""))
+        def rank(plugin: _Found) -> tuple[bool, str, str]:
+            home = plugin[0].distribution or ""
+            return canonicalize_name(home) not in own, plugin[0].name, home
+
+        return sorted(found, key=rank), unreadable
+
+    def _load(self, name: str, load: Callable[[], Any]) -> list[Record]:
+        """Import one plugin and ask it for its records, each within a time limit; the working directory is kept."""
+        folder = _working_directory()
+        try:
+            plugin = self._within(_IMPORT_LIMIT, "Its import", partial(_import, name, load))
+            return self._within(_HOOKS_LIMIT, "Its hooks", partial(_ask_all, name, plugin))
+        finally:
+            if folder is not None and _working_directory() != folder:
+                os.chdir(folder)
+
+    def _within(self, seconds: float, what: str, work: Callable[[], T]) -> T:
+        def run() -> T:
+            self._loading.add(threading.get_ident())
+            try:
+                return work()
+            finally:
+                self._loading.discard(threading.get_ident())
+
+        try:
+            return within(seconds, run)
+        except TookTooLong:
+            raise _BrokenPlugin(f"{what} did not end within {seconds:g} seconds.") from None
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a string is enough, and this runs at every start
+    except OSError:  # it was removed
+        return None
+
+
+def _installed() -> tuple[list[_Found], list[str]]:
+    """The entry points of the group, and notes on packages whose entry points cannot be read.
+
+    One package after the other, which ``importlib.metadata.entry_points`` does not: one malformed file ends it.
+    """
+    found: list[_Found] = []
+    unreadable: list[str] = []
+    seen: set[str] = set()
+    for package in distributions():
+        try:
+            text = package.read_text("entry_points.txt")
+        except Exception as error:  # not UTF-8, for example: whether it has a plugin is not known
+            unreadable.append(f"The entry points of {_title(package)} cannot be read: {_describe(error)}.")
+            continue
+        if not text or ENTRY_POINT_GROUP not in text:
+            continue
+        name, version = _identity(package)
+        if name is not None and canonicalize_name(name) in seen:
+            continue  # an older copy later on the path
+        seen.add(canonicalize_name(name or ""))
+        status = PluginStatus(name=name or "unknown", distribution=name, version=version)
+        try:
+            counts = package if name is None else _first_on_path(name) or package
+            found += [
+                (status.model_copy(update={"name": entry.name}), entry.load)
+                for entry in counts.entry_points.select(group=ENTRY_POINT_GROUP)
+            ]
+        except Exception as error:
+            broken = {"state": "broken", "reason": f"Its entry_points.txt cannot be read: {_describe(error)}."}
+            found.append((status.model_copy(update=broken), dict))
+    return found, unreadable
+
+
+def _title(package: Distribution) -> str:
+    return " ".join(part for part in _identity(package) if part) or "a package without metadata"
+
+
+def _identity(package: Distribution) -> tuple[str | None, str | None]:
+    """Name and version of a package; None where its metadata does not say."""
+    try:
+        metadata: Any = package.metadata
+        name, version = metadata.get("Name"), metadata.get("Version")
+    except Exception:  # no metadata, or unreadable ones
+        return None, None
+    return str(name) if name else None, str(version) if version else None
+
+
+def _first_on_path(name: str) -> Distribution | None:
+    """The package that counts of several of one name; None if its folder has another name."""
+    try:
+        return distribution(name)
+    except (PackageNotFoundError, ValueError):
+        return None
 
 
 def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
     return [record for record in records if isinstance(record, kind)]
 
 
-def _load(name: str, load: Callable[[], Any]) -> list[Record]:
-    """Import, register and call one plugin. Each has a separate manager, so that none can affect another."""
-    manager = pluggy.PluginManager(PROJECT_NAME)
-    manager.add_hookspecs(PolydraftSpec)
+def _import(name: str, load: Callable[[], Any]) -> Any:
     try:
-        # A module may even call sys.exit() when it is imported; only Ctrl+C passes.
+        # A module may even call sys.exit() when it is imported. Ctrl+C reaches only the thread that waits.
         plugin = load()
-        if inspect.isclass(plugin):
-            plugin = plugin()
-    except (Exception, SystemExit) as error:
+        return plugin() if inspect.isclass(plugin) else plugin
+    except BaseException as error:
         if refused := exhausted(error, f"The plugin {name} cannot be imported"):
             raise refused from error
         raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
+
+
+def _ask_all(name: str, plugin: Any) -> list[Record]:
+    """Register one plugin and call its hooks. Each has a separate manager, so that none can affect another."""
+    manager = pluggy.PluginManager(PROJECT_NAME)
+    manager.add_hookspecs(PolydraftSpec)
     try:
         manager.register(plugin, name=name)
-    except Exception as error:  # pluggy looks at every attribute, so a plugin may raise anything here
+    except BaseException as error:  # pluggy looks at every attribute, so a plugin may raise anything here
         raise _BrokenPlugin(f"It cannot be registered: {_describe(error)}.") from error
     _check_unknown_hooks(manager, plugin)
     return [record for hook, kind in _HOOKS.items() for record in _ask(getattr(manager.hook, hook), hook, kind)]
@@ -241,30 +362,43 @@ def _load(name: str, load: Callable[[], Any]) -> list[Record]:
 
 def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
     """Call one hook of one plugin and check the records."""
+    records: list[Record] = []
     try:
         # Inside the ``try``: a hook may return a generator, which fails only when it is read.
-        records = [record for result in caller() for record in result]
+        for result in caller():
+            if isinstance(result, Record):
+                raise _BrokenPlugin(f"{hook} gives one {type(result).__name__}, not a list of them.")
+            records.extend(_checked(record, hook, kind) for record in islice(result, _MOST_RECORDS + 1))
+        if len(records) > _MOST_RECORDS:
+            raise _BrokenPlugin(f"{hook} gives more than {_MOST_RECORDS} records.")
+    except _BrokenPlugin:
+        raise
     except ValidationError as error:
         raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if refused := exhausted(error, f"{hook} of a plugin fails"):
             raise refused from error
         raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
-    for record in records:
-        if not isinstance(record, kind):
-            raise _BrokenPlugin(f"{hook} gives a {type(record).__name__}, not a {kind.__name__}.")
-        if isinstance(record, BackendRecord) and record.contract_version != CONTRACT_VERSION:
-            newer = record.contract_version > CONTRACT_VERSION
-            raise _BrokenPlugin(
-                f"Its backend {record.name!r} was written for version {record.contract_version} of the contract, this "
-                f"polydraft has version {CONTRACT_VERSION}: update {'polydraft' if newer else 'the plugin'}.",
-                record.name,
-            )
-        try:
-            _check_contents(record)
-        except ValueError as error:
-            raise _BrokenPlugin(f"{hook} makes an invalid record: {_first_line(error)}.") from error
     return records
+
+
+def _checked(given: Any, hook: str, kind: type[Record]) -> Record:
+    if not isinstance(given, kind):
+        raise _BrokenPlugin(f"{hook} gives a {type(given).__name__}, not a {kind.__name__}.")
+    # Again: a record that was copied with changes, or constructed without validation, has not been checked.
+    record = type(given).model_validate(vars(given))
+    if isinstance(record, BackendRecord) and record.contract_version != CONTRACT_VERSION:
+        newer = record.contract_version > CONTRACT_VERSION
+        raise _BrokenPlugin(
+            f"Its backend {record.name!r} was written for version {record.contract_version} of the contract, this "
+            f"polydraft has version {CONTRACT_VERSION}: update {'polydraft' if newer else 'the plugin'}.",
+            record.name,
+        )
+    try:
+        _check_contents(record)
+    except ValueError as error:
+        raise _BrokenPlugin(f"{hook} makes an invalid record: {_first_line(error)}.") from error
+    return record
 
 
 def _check_contents(record: Record) -> None:
@@ -301,8 +435,25 @@ def _check_names(mine: Iterable[Record], others: Mapping[str, Iterable[Record]])
 
 
 def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
-    backends, models = _of(BackendRecord, records), _of(LocalModelRecord, records)
-    return [*(("backend", one.name) for one in backends), *(("local model", one.name) for one in models)]
+    kinds: dict[str, type[BackendRecord | LocalModelRecord | CacheRecord]] = {
+        "backend": BackendRecord,
+        "local model": LocalModelRecord,
+        "cache": CacheRecord,
+    }
+    return [(what, one.name) for what, kind in kinds.items() for one in _of(kind, records)]
+
+
+@contextmanager
+def plugin_errors(backend: str) -> Iterator[None]:
+    """Raise what a backend's own code raises in this block as a ``PluginError``; polydraft's errors pass."""
+    try:
+        yield
+    except PolydraftError:
+        raise
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
+        raise PluginError(f"The backend {backend!r} fails: {_describe(error)}.", "Report it to its author.") from error
 
 
 def _instantiate(record: BackendRecord) -> Backend:
@@ -310,7 +461,9 @@ def _instantiate(record: BackendRecord) -> Backend:
     try:
         factory = getattr(import_module(module), attribute)
         backend = factory()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
         if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
             raise refused from error
         raise PluginError(
@@ -333,7 +486,10 @@ def _describe_invalid(error: ValidationError) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
+    try:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    except Exception:  # its own __str__ fails
+        return type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:

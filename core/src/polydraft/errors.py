@@ -10,6 +10,8 @@ decoding.". The command line shows the same sentences with its flags in their pl
 
 from __future__ import annotations
 
+from polydraft._presentable import presentable
+
 __all__ = [
     "BackendNotFoundError",
     "BackendUnavailableError",
@@ -37,15 +39,18 @@ __all__ = [
 class PolydraftError(Exception):
     """Base of all errors of polydraft.
 
+    Both sentences may hold names and texts from files and servers: control characters in them are written as escapes,
+    and URLs lose their password.
+
     Args:
         message: One sentence: what is wrong.
         hint: One sentence: what to do. Empty if nothing can be done.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.message = message
-        self.hint = hint
+        self.message = presentable(message)
+        self.hint = presentable(hint)
+        super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 __all__ = [
-    "check_writable",
     "exhausted",
     "open_regular",
     "parse_json",
@@ -163,17 +162,3 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def check_writable(folder: Path) -> None:
-    """Write a file into the folder, or where it would be made, and remove it: before work whose result is kept there.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    import tempfile
-
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp") as probe:
-        probe.write(b"\0")

@@ -171,9 +171,15 @@ def test_ends_that_are_no_token_ids(tmp_path, listed, file):
         ("num_hidden_layers", -1),
         ("num_kv_shared_layers", [1]),
         ("head_dim", True),
+        ("num_hidden_layers", 10**8),
+        ("vocab_size", 10**12),
+        ("hidden_size", 10**9),
+        ("intermediate_size", [64, 10**9]),
+        ("layer_types", ["full_attention"] * 5000),
     ],
+    ids=lambda value: repr(value)[:40],
 )
-def test_fields_of_wrong_types(tmp_path, field, wrong, nested):
+def test_fields_of_wrong_types_and_impossible_sizes(tmp_path, field, wrong, nested):
     config = {"model_type": "gemma4", field: wrong}
     (tmp_path / "config.json").write_text(json.dumps({"text_config": config} if nested else config))
     with pytest.raises(ModelFormatError, match=f"{field} in config.json of m") as error:

@@ -91,6 +91,14 @@ def test_config_without_weights(make_model):
         local(make_model("m", {}, weights=False))
 
 
+def test_weights_of_something_else(make_model):
+    folder = make_model("m", {}, weights=False)
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    (folder / "._model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match=r"no weights: consolidated\.safetensors is none of a whole model"):
+        local(folder)
+
+
 def test_pickle_only(make_model):
     folder = make_model("m", {}, weights=False)
     (folder / "pytorch_model.bin").write_bytes(b"")
@@ -211,6 +219,8 @@ def test_from_the_cache_when_offline(fake_hub, monkeypatch):
 def test_gguf_repository_without_config(fake_hub):
     fake_hub.add("org/some-GGUF", {"some-Q4_K_M.gguf": b"GGUF"})
     assert local("org/some-GGUF").format == "gguf"
+    fake_hub.add("org/lora-GGUF", {"some.gguf": b"GGUF", "adapter_model.safetensors": b"", "old/m.safetensors": b""})
+    assert local("org/lora-GGUF").format == "gguf"
     source = local("org/some-GGUF:Q4_K_M")
     assert (source.format, source.file) == ("gguf", "*[!a-zA-Z0-9]Q4_K_M[.-]*gguf")
     assert source.id == "org/some-GGUF:Q4_K_M"

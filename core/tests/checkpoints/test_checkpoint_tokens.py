@@ -26,7 +26,7 @@ def changed(base, edit):
         (BPE, lambda t: t["model"]["vocab"].update(ab=3, ba=2), "token 'ab' has id 2 in T and 3 in D"),
         (BPE, lambda t: t["model"]["vocab"].pop("ba"), "token 'ba' (id 3) of T is unknown to D"),
         (BPE, lambda t: t["model"]["vocab"].update(zz=9), "token 'zz' (id 9) of D is unknown to T"),
-        (BPE, lambda t: t["added_tokens"].clear(), "token '<eos>' (id 4) of T is unknown to D"),
+        (BPE, lambda t: t["added_tokens"][0].update(content="<end>"), "token '<eos>' (id 4) of T is unknown to D"),
         (BPE, lambda t: t["added_tokens"][0].update(id=5), "token '<eos>' has id 4 in T and 5 in D"),
         (BPE, lambda t: t["model"]["merges"].reverse(), "merge rule 0 ('a b') is not the same"),
         (BPE, lambda t: t["model"]["merges"].pop(), "merge rule 1 ('b a') is not the same"),
@@ -40,6 +40,17 @@ def test_differences(base, edit, said):
 
 
 @pytest.mark.parametrize("base", [BPE, UNIGRAM])
+def test_one_may_have_further_added_tokens(base):
+    """The other has no token of that id, so nothing contradicts it."""
+    further = changed(base, lambda t: t["added_tokens"].append({"id": 9, "content": "<tool>"}))
+    assert first_difference(base, further) == first_difference(further, base) == ""
+    taken = changed(base, lambda t: t["added_tokens"].append({"id": 9, "content": "<call>"}))
+    assert "'<tool>' (id 9) of the target is unknown" in first_difference(further, taken)
+    moved = changed(base, lambda t: t["added_tokens"].append({"id": 8, "content": "<tool>"}))
+    assert "'<tool>' has id 9 in the target and 8" in first_difference(further, moved)
+
+
+@pytest.mark.parametrize("base", [BPE, UNIGRAM])
 def test_equal(base):
     assert first_difference(base, copy.deepcopy(base)) == ""
 
@@ -49,21 +60,19 @@ def test_both_ways_to_write_merges_are_equal():
 
 
 def test_files(make_model):
-    target = make_model("t", {}, tokenizer=BPE)
-    check_tokens(target, make_model("d", {}, tokenizer=BPE))
-    check_tokens(target, make_model("without", {}))
-    other = make_model("o", {}, tokenizer=changed(BPE, lambda t: t["model"]["vocab"].update(ab=3, ba=2)))
-    with pytest.raises(PairMismatchError, match="token 'ab'") as error:
-        check_tokens(target, other, names=("my-target", "my-drafter"))
-    assert "my-drafter" in error.value.message
-    assert "ngram" in error.value.hint
-
-
-def test_padded_vocabularies_do_not_hide_a_difference(make_model):
-    """Equal sizes prove nothing: here both have five tokens."""
-    other = changed(BPE, lambda t: (t["model"]["vocab"].pop("ba"), t["model"]["vocab"].update(bb=3)))
-    with pytest.raises(PairMismatchError, match="'ba'"):
-        check_tokens(make_model("t", {}, tokenizer=BPE), make_model("d", {}, tokenizer=other))
+    target = make_model("t", {}, tokenizer=BPE) / "tokenizer.json"
+    check_tokens(target, make_model("d", {}, tokenizer=BPE) / "tokenizer.json")
+    # Equal sizes prove nothing: all have five tokens.
+    edits = {
+        "token 'ab'": lambda t: t["model"]["vocab"].update(ab=3, ba=2),
+        "token 'ba'": lambda t: (t["model"]["vocab"].pop("ba"), t["model"]["vocab"].update(bb=3)),
+    }
+    for index, (said, edit) in enumerate(edits.items()):
+        other = make_model(f"o{index}", {}, tokenizer=changed(BPE, edit)) / "tokenizer.json"
+        with pytest.raises(PairMismatchError, match=said) as error:
+            check_tokens(target, other, names=("my-target", "my-drafter"))
+        assert "my-drafter" in error.value.message
+        assert "ngram" in error.value.hint
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", json.dumps({"model": {"vocab": [1]}})])
@@ -71,4 +80,4 @@ def test_broken_file(make_model, content):
     target, drafter = make_model("t", {}, tokenizer=BPE), make_model("d", {}, tokenizer=BPE)
     (drafter / "tokenizer.json").write_text(content)
     with pytest.raises(ModelFormatError, match=r"not a tokenizer\.json"):
-        check_tokens(target, drafter)
+        check_tokens(target / "tokenizer.json", drafter / "tokenizer.json")

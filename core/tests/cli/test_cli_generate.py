@@ -33,8 +33,8 @@ def test_everything_that_is_given_is_passed_on(fake, command):
     arguments = shlex.split(
         "--drafter ngram --backend some -k 3 --dtype float32 --device cpu --context-length 99 --exactness bitwise "
         "--engine-option a=1 --engine-option b=text --engine-option 'c=[1, 2]' --revision main --offline "
-        "--max-new-tokens 9 --min-new-tokens 2 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 3 "
-        "--stop END --stop STOP --ignore-eos"
+        "--max-new-tokens 9 --min-new-tokens 2 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 "
+        "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos"
     )
     assert command("generate", *MODEL, "-p", "Hi", *arguments).code == 0
     assert fake.calls[0][1] == {
@@ -57,6 +57,7 @@ def test_everything_that_is_given_is_passed_on(fake, command):
         "top_p": 0.9,
         "top_k": 5,
         "min_p": 0.1,
+        "typical_p": 0.9,
         "seed": 3,
         "stop": ("END", "STOP"),
         "ignore_eos": True,

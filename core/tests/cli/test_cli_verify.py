@@ -15,6 +15,7 @@ TOY = ("verify", "--model", "builtin:toy", "--backend", "reference", "--time-lim
 @pytest.fixture(autouse=True)
 def data_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "data/polydraft/verified"
 
 

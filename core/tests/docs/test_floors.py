@@ -7,8 +7,8 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"contract", "errors", "files", "_numbers"},
-    {"checkpoints", "sampling", "text"},
+    {"_containment", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
+    {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},

@@ -9,6 +9,7 @@ from polydraft.contract import (
     PUBLIC_MODULES,
     Backend,
     BackendRecord,
+    CacheRecord,
     Capabilities,
     DeviceRecord,
     Diagnosis,
@@ -38,6 +39,7 @@ HOOK_RECORDS = {
     "polydraft_pairs": PairRecord,
     "polydraft_faults": FaultRecord,
     "polydraft_local_models": LocalModelRecord,
+    "polydraft_caches": CacheRecord,
 }
 INTERFACES = (Backend, SteppingEngine, EngineSequence, Sampler, Tokenizer, WholeEngine, Generation)
 BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```\n", re.DOTALL)

@@ -14,6 +14,7 @@ import pytest
 from polydraft.engines import serving
 from polydraft.engines.serving import LOOPBACK, ServerProcess, check_port, free_port
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, ModelFormatError
+from polydraft.secrets import Secret
 
 posix = pytest.mark.skipif(os.name != "posix", reason="process groups and forks")
 
@@ -35,6 +36,20 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 print("listening with", os.environ.get("KEY"), flush=True)
 http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+"""
+
+DRIPS = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            try:
+                while True:
+                    connection.sendall(b"H")
+                    time.sleep(0.05)
+            except OSError:
+                pass
 """
 
 APP = """
@@ -132,6 +147,32 @@ def test_a_server_is_started_awaited_and_stopped(server):
     process.discard_log()
     assert not process.log.parent.exists()
     assert process.last_words() == ""
+
+
+def test_a_secret_reaches_the_server_and_is_not_shown(server):
+    process = server.start(environment={"KEY": Secret("canary-8f31")})
+    process.wait_until_ready(60)
+    assert "listening with ***" in process.last_words()
+    if os.name == "posix":
+        assert stat.S_IMODE(process.log.stat().st_mode) == 0o600
+        assert stat.S_IMODE(process.log.parent.stat().st_mode) == 0o700
+        assert "canary" in process.log.read_text()  # the server's own words, in a file of this user only
+    process.kill()
+    with pytest.raises(EngineError, match=r"listening with \*\*\*") as caught:
+        process.check_alive()
+    assert "canary" not in repr(caught.value)
+
+
+def test_a_health_check_that_drips(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "_HEALTH_TIMEOUT", 0.2)
+    script = tmp_path / "drips.py"
+    script.write_text(DRIPS)
+    port = free_port()
+    process = ServerProcess([sys.executable, "-S", str(script), str(port)], name="The server", port=port)
+    started = time.monotonic()
+    with pytest.raises(EngineError, match="was not ready within 1 seconds"):
+        process.wait_until_ready(1)
+    assert time.monotonic() - started < 10
 
 
 @posix

@@ -1,17 +1,22 @@
 """Files that are not regular, and what the system refuses, at every place where the core reads or writes."""
 
 import errno
+import json
 import os
 import sys
+from contextlib import nullcontext
 
 import pytest
 from polydraft._load import prepare
 from polydraft._plugins import PluginHost
 from polydraft._registry.pairs import PairRegistry
+from polydraft._sealed import check_writable, read_sealed, write_sealed
+from polydraft.checkpoints._names import KnownNames
+from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.config import read_config
 from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, SystemResourceError
-from polydraft.files import check_writable, parse_json, read_bytes, system_error, system_errors
+from polydraft.files import parse_json, read_bytes, system_error, system_errors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs and /dev are of POSIX")
 
@@ -102,9 +107,46 @@ def test_a_users_file_of_pairs(tmp_path):
             registry()
 
 
-def test_check_writable(tmp_path):
+def test_records_when_no_file_can_be_opened(tmp_path, monkeypatch):
+    """A machine without file handles must not look like a pair that has never been verified."""
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "data")
+    write_sealed(tmp_path / "record.json", {"verdict": "EXACT"})
+    assert read_sealed(tmp_path / "record.json") == {"verdict": "EXACT"}
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("polydraft.files.os.open", fail)
+    with pytest.raises(SystemResourceError, match=r"record\.json cannot be read: this process may open no more files"):
+        read_sealed(tmp_path / "record.json")
+
+
+@posix
+@pytest.mark.parametrize("name", [".hidden", "x.json", "additional"])
+def test_other_files_of_a_model_folder(name, tmp_path):
+    """Links to nowhere do not stop a load, nor do folders or anything hidden; a FIFO does, which engines may open."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.gguf").write_bytes(b"")
+    file = tmp_path / name
+    for make in (lambda path: path.symlink_to("no"), os.mkdir, os.mkfifo):
+        make(file)
+        refused = make is os.mkfifo and name[0] != "."
+        with nullcontext() if not refused else pytest.raises(ModelFormatError, match="not a regular file"):
+            assert resolve(tmp_path, known=KnownNames()).format == "gguf"
+        file.rmdir() if make is os.mkdir else file.unlink()
+
+
+def test_check_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "data")
     check_writable(tmp_path / "new" / "folder")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # with the key
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         check_writable(tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize("value", [[1], "x", True, 1.5])
+def test_a_bos_token_id_that_is_none(value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": value}))
+    with pytest.raises(ModelFormatError, match=r"bos_token_id in config\.json of m is .*, not a token id"):
+        read_config(tmp_path / "config.json", "m")

@@ -33,6 +33,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft.secrets import Secret
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -152,7 +153,7 @@ def test_request(host, tmp_path):
         device="cpu",
         revision="main",
         cache_dir=str(tmp_path),
-        token="secret",
+        token="hf_canary",
         local_files_only=True,
         trust_remote_code=True,
         engine_options={"compile": True},
@@ -164,8 +165,8 @@ def test_request(host, tmp_path):
     assert (request.context_length, request.dtype, request.device) == (512, "float32", "cpu")
     assert request.trust_remote_code is True
     assert request.engine_options == Options(compile=True)
-    assert (request.hub.revision, request.hub.cache_dir, request.hub.token) == ("main", tmp_path, "secret")
-    assert "secret" not in repr(request)
+    assert (request.hub.revision, request.hub.cache_dir, request.hub.token) == ("main", tmp_path, Secret("hf_canary"))
+    assert "hf_canary" not in repr(request)
 
 
 def test_defaults(host):

@@ -26,6 +26,7 @@ sampled = st.fixed_dictionaries(
         "top_k": st.sampled_from([1, 3, 20]),
         "top_p": st.sampled_from([0.2, 0.7, 0.95]),
         "min_p": st.sampled_from([0.02, 0.3]),
+        "typical_p": st.sampled_from([0.2, 0.9]),
     },
 )
 samplings = st.one_of(greedy, sampled)

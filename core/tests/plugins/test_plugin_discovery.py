@@ -418,7 +418,7 @@ def test_every_hook_has_an_example_that_runs():
     results = doctest.testmod(hookspecs)
     assert results.failed == 0
     hooks = [name for name in vars(hookspecs.PolydraftSpec) if name.startswith("polydraft_")]
-    assert len(hooks) == 4
+    assert len(hooks) == 5
     for name in hooks:
         assert ">>>" in getattr(hookspecs.PolydraftSpec, name).__doc__
     assert results.attempted >= 3 * len(hooks)

@@ -11,7 +11,7 @@ from polydraft.contract import GenerationSettings
 from polydraft.sampling._host import choose_on_host, kept_on_host
 from polydraft.sampling.noise import exp_nonpositive, gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
-from polydraft.sampling.rule import choose_tokens
+from polydraft.sampling.rule import REACH, choose_tokens, token_weights
 
 OPS = NumpyOps()
 
@@ -43,8 +43,25 @@ def by_definition(logits, settings, seed, stream, position):
         order = kept
     if settings.min_p:
         order = [i for i in order if row[i] >= row.max() + np.float32(math.log(settings.min_p))]
+    if settings.typical_p < 1:
+        order = typical(row, order, settings.typical_p)
     noisy = scores(row, seed, stream, position)
     return min(order, key=lambda token_id: (-noisy[token_id], token_id)), set(order)
+
+
+def typical(row, order, share):
+    """The tokens that locally typical sampling keeps, in fixed point as the rule's docstring defines it."""
+    order = [i for i in order if row[i] >= row.max() - np.float32(REACH)]
+    weights = {i: int(w) for i, w in zip(order, token_weights(OPS, row[order], row.max()), strict=True)}
+    below = {i: math.floor((row.max() - row[i]) * np.float32(2**12)) for i in order}
+    total = sum(weights.values())
+    mean = sum(weights[i] * below[i] for i in order) // total
+    kept, before = [], 0
+    for token_id in sorted(order, key=lambda i: (abs(below[i] - mean), i)):
+        if before * 2**20 < total * math.ceil(share * 2**20):
+            kept.append(token_id)
+        before += weights[token_id]
+    return kept
 
 
 def choose(logits, settings, seed=0, stream=0, position=0):
@@ -60,6 +77,7 @@ filters = st.fixed_dictionaries(
         "top_k": st.sampled_from([1, 2, 7, 40, 999, 5000]),
         "top_p": st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1 - 1e-9]),
         "min_p": st.sampled_from([1e-4, 0.05, 0.5, 1.0]),
+        "typical_p": st.sampled_from([1e-6, 0.2, 0.9, 1 - 1e-9]),
     },
 )
 
@@ -101,7 +119,9 @@ def test_keeps_what_it_shall(logits, given):
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 12.0])
-@pytest.mark.parametrize("given", [{}, {"top_k": 64, "top_p": 0.95}, {"top_p": 0.9}, {"min_p": 0.02}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{}, {"top_k": 64, "top_p": 0.95}, {"top_p": 0.9}, {"min_p": 0.02}, {"typical_p": 0.9}], ids=str
+)
 def test_a_large_vocabulary(spread, given):
     """Most tokens are discarded before their noise is computed."""
     settings = GenerationSettings(temperature=1.0, **given)
@@ -135,7 +155,7 @@ def test_minus_zero_is_zero():
 
 def test_nothing_allowed_gives_some_id():
     logits = np.full((2, 3000), -np.inf, np.float32)
-    for filters in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
+    for filters in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.5}):
         with np.errstate(invalid="ignore"):
             chosen = choose(logits, GenerationSettings(temperature=1.0, **filters))
         assert all(0 <= token_id < 3000 for token_id in chosen)

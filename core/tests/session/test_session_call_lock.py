@@ -43,24 +43,27 @@ def in_thread(work):
 
 def test_a_serial_slot():
     slot = CallLock(serial=True)
-    assert slot.try_acquire("a")
+    assert slot.try_acquire("call 1", "a")
     assert slot.held_by("a")
-    assert not slot.try_acquire("b")
+    assert slot.try_acquire("call 1", "a"), "it is held for this call"
+    assert not slot.try_acquire("call 2", "b")
     with pytest.raises(SessionBusyError):
-        slot.acquire("a", lambda: False)
-    assert not slot.acquire("b", lambda: True), "given up"
-    slot.leave()
+        slot.acquire("call 2", "a", lambda: False)
+    assert not slot.acquire("call 2", "b", lambda: True), "given up"
+    slot.release("call 2")
+    assert slot.held_by("a"), "another call does not release it"
+    slot.release("call 1")
+    slot.release("call 1")
     assert not slot.held_by("a")
-    slot.release()
-    assert slot.acquire("b", lambda: False)
+    assert slot.acquire("call 2", "b", lambda: False)
 
 
 def test_a_concurrent_slot_never_blocks():
     slot = CallLock(serial=False)
-    assert slot.acquire("a", lambda: False)
-    assert slot.acquire("a", lambda: False)
+    assert slot.acquire("call 1", "a", lambda: False)
+    assert slot.acquire("call 2", "a", lambda: False)
     assert not slot.held_by("a")
-    slot.release()
+    slot.release("call 1")
 
 
 # Threads

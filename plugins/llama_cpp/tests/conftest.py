@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -71,11 +70,9 @@ def changed(tmp_path):
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
-    """A cache of conversions for this run only."""
-    before = os.environ.get("POLYDRAFT_LLAMA_CPP_CACHE")
-    os.environ["POLYDRAFT_LLAMA_CPP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["POLYDRAFT_LLAMA_CPP_CACHE"]
-    else:
-        os.environ["POLYDRAFT_LLAMA_CPP_CACHE"] = before
+    """Caches for this run only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDRAFT_LLAMA_CPP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+        yield

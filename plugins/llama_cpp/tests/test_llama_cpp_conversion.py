@@ -1,10 +1,14 @@
 """Writing GGUF: the command, the cache, and what is refused."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import polydraft
+import polydraft_llama_cpp.plugin
 import pytest
+from polydraft.caches import entries_of
 from polydraft.checkpoints.gguf import read_header
 from polydraft.errors import ModelFormatError, UnsupportedError
 from polydraft_llama_cpp.conversion.cache import converted
@@ -80,7 +84,6 @@ def test_what_is_not_written(data, tmp_path, file, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tie_word_embeddings": False}, "not tied"),
         ({"hidden_activation": "silu"}, "activation is silu"),
         ({"use_bidirectional_attention": "all"}, "later tokens"),
         (
@@ -113,12 +116,85 @@ def test_a_damaged_checkpoint(data, tmp_path):
         convert(folder, tmp_path / "m.gguf")
 
 
-def test_converted_once_and_again_after_a_change(data, tmp_path):
+def test_converted_once_by_content(data, tmp_path):
     folder = copy(data, tmp_path)
     first = converted(folder, "f32")
     made = first.stat().st_mtime_ns
-    assert converted(folder, "f32") == first
+    assert converted(shutil.copytree(folder, tmp_path / "renamed"), "f32") == first
     assert first.stat().st_mtime_ns == made
     assert converted(folder, "f16") != first
+    weights = folder / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = converted(folder, "f32")
     edit(folder / "config.json", bos_token_id=3)
-    assert converted(folder, "f32") != first
+    assert len({first, second, converted(folder, "f32")}) == 3
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, data, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    prompt, folder = [2, *range(300, 330)], more_tokens(data / name, tmp_path / "target")
+    given = {"backend": "llama_cpp", "device": "cpu", "context_length": 256}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*prompt, new], **settings)
+            assert speculative.token_ids == session.generate([*prompt, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
+def test_other_files_are_not_converted(data, tmp_path):
+    folder = copy(data, tmp_path)
+    wanted = tmp_path / "wanted.gguf"
+    convert(folder, wanted)
+    for name in ("consolidated.safetensors", "model-00002-of-00002.safetensors", "._model.safetensors", "._x.json"):
+        (folder / name).write_bytes(b"x")
+    (folder / "x.json").symlink_to("gone")
+    first = converted(folder, "f32")
+    assert first.read_bytes() == wanted.read_bytes()
+
+
+def test_a_truncated_conversion_is_made_again(data, tmp_path):
+    folder = copy(data, tmp_path)
+    file = converted(folder, "f32")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert converted(folder, "f32") == file
+    assert file.read_bytes() == content
+
+
+def test_the_cache_is_listed(data, tmp_path):
+    file = converted(copy(data, tmp_path), "f32")
+    (cache,) = polydraft.PluginHost({"llama_cpp": polydraft_llama_cpp.plugin}).caches()
+    assert file in {entry.file for entry in entries_of(Path(cache.path))}
+
+
+def chosen(folder):
+    """Greedy tokens, and the notes of the session."""
+    with polydraft.load(folder, drafter=None, backend="llama_cpp", device="cpu", context_length=128) as session:
+        result = session.generate([2, *range(300, 330)], max_new_tokens=8, ignore_eos=True)
+        return result.token_ids, session.running.notes
+
+
+@pytest.mark.parametrize("name", ["tiny-31b", "tiny-llama"])
+def test_the_weights_decide_whether_the_head_is_the_embedding(name, data, tmp_path):
+    """Whatever ``tie_word_embeddings`` says, and a note tells it."""
+    from polydraft_conformance.changed_checkpoints import change_config, own_head
+
+    found, notes = {}, {}
+    for case, equal, tied in (("untied", False, False), ("hidden", False, True), ("equal", True, True)):
+        folder = own_head(data / name, tmp_path / case, equal=equal, tied=tied)
+        found[case], notes[case] = chosen(folder)
+    folder = tmp_path / "none"
+    shutil.copytree(data / name, folder)
+    change_config(folder, tie_word_embeddings=False)
+    found["none"], notes["none"] = chosen(folder)
+    assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
+    said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
+    assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]

@@ -66,6 +66,24 @@ def test_rounds_are_read_from_the_timings(gguf, stand_in):
         assert [token for chunk in chunks for token in chunk.token_ids] == list(range(300, 310))
 
 
+def test_the_build_is_the_program_s_bytes_and_those_of_its_libraries(gguf, stand_in, monkeypatch, tmp_path):
+    def build():
+        prepared = prepare(gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device="cpu")
+        return prepared.backend.build(prepared.request)
+
+    stand_in("good")
+    first = build()
+    (tmp_path / "notes.txt").write_text("not a library")
+    assert build() == first
+    (tmp_path / "libggml-cpu.so.0").write_bytes(b"kernels")
+    second = build()
+    script = Path(os.environ[VARIABLE])
+    script.write_text(script.read_text() + "# rebuilt\n")
+    assert len({str(found) for found in (first, second, build())}) == 3
+    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:8124")
+    assert build() is None  # who knows what runs there
+
+
 def test_the_command_that_serves_a_pair(gguf, stand_in, monkeypatch):
     stand_in("good")
     pair = {"backend": "llama-server", "drafter": gguf("tiny-e2b-assistant"), "device": "cpu"}
@@ -213,7 +231,7 @@ def test_the_key_of_a_running_server_comes_from_the_environment(gguf, stand_in, 
             load(gguf, engine_options=options)
         assert KEY_VARIABLE in error.value.hint
         monkeypatch.setenv("LLAMA_API_KEY", "wrong")
-        monkeypatch.setenv(variable, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(variable, client.key.reveal())
         with load(gguf, engine_options=options) as session:
             assert (session.running.engine_version, session.running.context_length) == ("b0-stand-in", 512)
             assert session.generate([2, 3, 4], max_new_tokens=4).token_ids == (300, 301, 302, 303)
@@ -228,7 +246,7 @@ def test_another_model_at_the_url(gguf, stand_in, monkeypatch):
     with load(gguf) as owner:
         client = owner.engine.server.client
         monkeypatch.setenv(URL_VARIABLE, client.url)
-        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(KEY_VARIABLE, client.key.reveal())
         with pytest.raises(UnsupportedError, match="are not those of"):
             load(gguf)
 
@@ -344,7 +362,7 @@ def test_a_running_server(gguf, monkeypatch):
         wanted = owner.generate(PROMPT, max_new_tokens=20).token_ids
         client = owner.engine.server.client
         monkeypatch.setenv(URL_VARIABLE, client.url)
-        monkeypatch.setenv(KEY_VARIABLE, client._headers["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv(KEY_VARIABLE, client.key.reveal())
         with load(gguf) as session:
             assert session.generate(PROMPT, max_new_tokens=20).token_ids == wanted
             with pytest.raises(UnsupportedError, match="drafts for every request"):

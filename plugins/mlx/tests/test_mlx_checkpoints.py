@@ -191,3 +191,64 @@ def test_a_gemma_without_drafter_speculates_with_ngrams(copy_of):
     shutil.rmtree(folder.parent / "tiny-e2b", ignore_errors=True)
     _, running = tokens(folder, drafter="ngram")
     assert running.method == "ngram"
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    folder = more_tokens(pairs.path(name), tmp_path / "target")
+    given = {"backend": "mlx", "dtype": "float32", "device": "cpu", "context_length": 256}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*PROMPT, new], **settings)
+            assert speculative.token_ids == session.generate([*PROMPT, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
+def test_only_the_models_own_files_are_loaded(copy_of, tmp_path, monkeypatch):
+    """Whatever else lies in its folder: mlx-lm would load every model*.safetensors, and none below a ``[``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    drafter = copy_of("tiny-llama-draft", "d[1]")
+    folder = copy_of("tiny-llama", "m[1]")
+    for other in (folder, drafter):
+        weights = mx.load(str(other / "model.safetensors"))
+        zeros = {name: mx.zeros_like(value) for name, value in weights.items()}
+        mx.save_safetensors(str(other / "model-00002-of-00002.safetensors"), zeros)
+        (other / "._model.safetensors").write_bytes(b"")
+    found, running = tokens(folder, drafter)
+    wanted, _ = tokens("builtin:tiny-llama")
+    assert found.token_ids == wanted.token_ids
+    assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens
+    assert running.target == str(folder)
+    assert f"Ignored, as not part of {drafter}: model-00002-of-00002.safetensors." in running.notes
+
+
+def chosen(folder):
+    """Greedy tokens, and the notes of the session."""
+    with polydraft.load(
+        folder, drafter=None, backend="mlx", device="cpu", context_length=128, dtype="float32"
+    ) as session:
+        result = session.generate([2, *range(300, 330)], max_new_tokens=8, ignore_eos=True)
+        return result.token_ids, session.running.notes
+
+
+@pytest.mark.parametrize("name", ["tiny-31b", "tiny-llama"])
+def test_the_weights_decide_whether_the_head_is_the_embedding(name, tmp_path):
+    """Whatever ``tie_word_embeddings`` says, and a note tells it."""
+    from polydraft_conformance.changed_checkpoints import change_config, own_head
+
+    found, notes = {}, {}
+    for case, equal, tied in (("untied", False, False), ("hidden", False, True), ("equal", True, True)):
+        folder = own_head(pairs.path(name), tmp_path / case, equal=equal, tied=tied)
+        found[case], notes[case] = chosen(folder)
+    folder = tmp_path / "none"
+    shutil.copytree(pairs.path(name), folder)
+    change_config(folder, tie_word_embeddings=False)
+    found["none"], notes["none"] = chosen(folder)
+    assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
+    said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
+    assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]

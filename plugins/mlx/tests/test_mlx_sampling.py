@@ -14,6 +14,8 @@ SETTINGS = [
     {"temperature": 0.7, "top_k": 20},
     {"temperature": 1.3, "top_p": 0.9},
     {"temperature": 0.8, "top_k": 64, "top_p": 0.95, "min_p": 0.02},
+    {"temperature": 1.0, "typical_p": 0.8},
+    {"temperature": 1.2, "top_k": 200, "min_p": 0.001, "typical_p": 0.5},
 ]
 
 

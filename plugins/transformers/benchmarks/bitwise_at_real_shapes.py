@@ -146,7 +146,7 @@ def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -
     tokenizer = IdsOnlyTokenizer(target.lm_head.weight.shape[0])
     call = Call(request, OutputTracker(tokenizer, request, parse_chat=False), running=None)
     before = time.perf_counter()
-    for emitted in run_rounds(sequence, call, sampler):
+    for emitted in run_rounds(sequence, call, sampler, tokenizer.vocab_size):
         now = time.perf_counter()
         call.count(emitted, now - before)
         before = now

@@ -46,6 +46,26 @@ def test_a_checkpoint_that_lacks_a_tensor(tmp_path):
         polydraft.load(str(folder), drafter=None, **LOCAL)
 
 
+def test_only_the_models_own_files_are_loaded(tmp_path, monkeypatch):
+    """Whatever else is in its folder: Transformers would prefer a stale file to the index, and knows no other names."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = copied("tiny-llama", tmp_path / "a[1]")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 0 for name, value in weights.items()}, folder / "model.safetensors")
+    names = [f"part-{number}.safetensors" for number in (0, 1)]
+    for number, name in enumerate(names):
+        save_file(dict(list(weights.items())[number::2]), folder / name)
+    weight_map = {tensor: names[at % 2] for at, tensor in enumerate(weights)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "._tokenizer.json").write_bytes(b"\0")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')
+    with polydraft.load("builtin:tiny-llama", **LOCAL) as wanted, polydraft.load(folder, **LOCAL) as loaded:
+        assert tokens_of(loaded) == tokens_of(wanted)
+        assert loaded.running.target == str(folder)
+        note = f"Ignored, as not part of {folder}: adapter_config.json, model.safetensors."
+        assert note in loaded.running.notes
+
+
 def test_logits_that_are_scaled_after_the_head(tmp_path):
     config = GraniteConfig(
         vocab_size=64,

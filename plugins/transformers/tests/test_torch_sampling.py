@@ -21,6 +21,8 @@ SETTINGS = [
     {"temperature": 0.7, "top_k": 20},
     {"temperature": 1.3, "top_p": 0.9},
     {"temperature": 0.8, "top_k": 64, "top_p": 0.95, "min_p": 0.02},
+    {"temperature": 1.0, "typical_p": 0.8},
+    {"temperature": 1.2, "top_k": 200, "min_p": 0.001, "typical_p": 0.5},
 ]
 
 
@@ -46,6 +48,23 @@ def test_noise_bits():
         wanted = generic_noise_bits(NumpyOps(), ids, np.array([low]), np.array([high]))
         found = TorchOps().noise_bits(torch.from_numpy(ids), torch.tensor([low]), torch.tensor([high]))
         assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8, 0.99])
+@pytest.mark.parametrize("spread", [0.5, 2.0, 6.0])
+def test_typical_p_keeps_the_tokens_that_transformers_keeps(share, spread):
+    """Upstream compares floats and keeps ties; tokens nearer to the cut than the rule's fixed point may differ."""
+    from polydraft.sampling._host import kept_on_host
+    from transformers import TypicalLogitsWarper
+
+    rows = torch.from_numpy(np.random.default_rng(8).normal(size=(20, 3000)).astype(np.float32) * spread)
+    scores = TypicalLogitsWarper(mass=share)(torch.empty(20, 0, dtype=torch.long), rows)
+    settings = GenerationSettings(temperature=1.0, typical_p=share)
+    for row, score in zip(rows.numpy(), scores, strict=True):
+        upstream = set(torch.isfinite(score).nonzero()[:, 0].tolist())
+        ours = set(kept_on_host(row, settings)[1].tolist())
+        probabilities = np.exp(row) / np.exp(row).sum()
+        assert probabilities[sorted(upstream ^ ours)].sum() < 0.01
 
 
 @pytest.mark.parametrize(

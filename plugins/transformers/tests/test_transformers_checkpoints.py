@@ -147,6 +147,32 @@ def test_a_target_for_images_too(copy, name):
     assert same_as_transformers(folder, prompt=inside).token_ids != result.token_ids
 
 
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation", "experts_implementation"])
+def test_code_that_a_config_names_is_ignored(copy, field):
+    """Transformers would fetch these kernels from the Hub, and run them."""
+    folder = copy()
+    for part in (folder, folder.with_name("model-assistant")):
+        change_config(part, **{field: "somebody/kernel"})
+    with load(folder) as session:
+        assert len(session.generate(PROMPT, max_new_tokens=4).token_ids) == 4
+
+
+@pytest.mark.parametrize(("name", "drafter"), [("tiny-31b", "tiny-31b-assistant"), ("tiny-llama", "tiny-llama-draft")])
+def test_a_target_with_further_tokens(name, drafter, tmp_path):
+    """Its drafter has no rows for them: they are run and chosen, and never drafted."""
+    from polydraft_conformance.changed_checkpoints import NEW_TOKENS, more_tokens
+
+    folder = more_tokens(pairs.path(name), tmp_path / "target")
+    given = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
+    with polydraft.load(folder, drafter=f"builtin:{drafter}", **given) as session:
+        new = session.tokenizer.token_id(NEW_TOKENS[1])
+        for settings in ({}, {"temperature": 1.0, "seed": 3, "logit_bias": {new: 5.0}}):
+            settings.update(max_new_tokens=32, ignore_eos=True, forced_token_ids={3: new})
+            speculative = session.generate([*PROMPT, new], **settings)
+            assert speculative.token_ids == session.generate([*PROMPT, new], speculate="off", **settings).token_ids
+            assert speculative.stats.num_accepted_tokens > 0
+
+
 def test_more_rows_than_tokens(copy):
     """Ids that the model has and its tokenizer does not are prompts and output like others; they have no text."""
     folder = copy("tiny-31b")
@@ -196,3 +222,30 @@ def test_nothing_is_printed_while_loading(copy, capfd):
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
     assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def chosen(folder):
+    """Greedy tokens, and the notes of the session."""
+    with polydraft.load(
+        folder, drafter=None, backend="transformers", device="cpu", context_length=128, dtype="float32"
+    ) as session:
+        result = session.generate([2, *range(300, 330)], max_new_tokens=8, ignore_eos=True)
+        return result.token_ids, session.running.notes
+
+
+@pytest.mark.parametrize("name", ["tiny-31b"])
+def test_the_weights_decide_whether_the_head_is_the_embedding(name, tmp_path):
+    """Whatever ``tie_word_embeddings`` says, and a note tells it."""
+    from polydraft_conformance.changed_checkpoints import change_config, own_head
+
+    found, notes = {}, {}
+    for case, equal, tied in (("untied", False, False), ("hidden", False, True), ("equal", True, True)):
+        folder = own_head(pairs.path(name), tmp_path / case, equal=equal, tied=tied)
+        found[case], notes[case] = chosen(folder)
+    folder = tmp_path / "none"
+    shutil.copytree(pairs.path(name), folder)
+    change_config(folder, tie_word_embeddings=False)
+    found["none"], notes["none"] = chosen(folder)
+    assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
+    said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
+    assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]

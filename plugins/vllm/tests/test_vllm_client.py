@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import itertools
 import json
 import logging
 import shutil
@@ -21,8 +22,9 @@ from polydraft.errors import (
     PolydraftError,
     UnsupportedError,
 )
-from polydraft_vllm.server.client import ServerClient, base_url
-from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions, api_key
+from polydraft.secrets import Secret
+from polydraft_vllm.server.client import ServerClient
+from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions
 
 TARGET = "builtin:tiny-e2b"
 PROMPT = "def read_lines(path):\n"
@@ -61,6 +63,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif isinstance(self.server.events, int):
             said = f"Refused: {self.headers['Authorization']}"
             self._send(self.server.events, {"error": {"message": said}})
+        elif callable(self.server.events[0]):
+            self._send(200, b"", "text/event-stream")
+            with contextlib.suppress(OSError):
+                for one in self.server.events[0]():
+                    self.wfile.write(one if isinstance(one, bytes) else f"data: {json.dumps(one)}\n\n".encode())
         else:
             lines = [one if isinstance(one, str) else json.dumps(one) for one in (*self.server.events, "[DONE]")]
             self._send(200, "".join(f"data: {line}\n\n" for line in lines).encode(), "text/event-stream")
@@ -112,6 +119,7 @@ NOT_VLLM = {
     "HTML": {"/version": b"<html>", "/v1/models": MODELS},
     "models of another shape": {**OK, "/v1/models": {"data": 5}},
     "a length that is none": {**OK, "/v1/models": {"data": [{**MODELS["data"][0], "max_model_len": "long"}]}},
+    "a negative length": {**OK, "/v1/models": {"data": [{**MODELS["data"][0], "max_model_len": -5}]}},
     "counters that are none": {**OK, "/metrics": b"vllm:spec_decode_num_drafts_total{} many\n"},
 }
 
@@ -138,6 +146,80 @@ def test_a_server_that_is_not_vllm(answers):
 def test_answers_of_another_shape(events, error, says):
     with serving(OK, events) as (url, _), pytest.raises(error, match=says):
         load(url)
+
+
+def slowly(*events):
+    for one in events:
+        time.sleep(0.05)
+        yield one
+
+
+def metrics(**changed):
+    counts = {"num_spec_tokens": 4, "num_spec_steps": 1, "num_draft_tokens": 4, "num_accepted_draft_tokens": 2}
+    return {"choices": [], "metrics": {"speculative_decoding": {**counts, "acceptance_histogram": [], **changed}}}
+
+
+FIRST, LAST, EMPTY = event([300]), event([301, 302], "length"), {"choices": []}
+HOSTILE = {
+    "more tokens than were asked for": (lambda: itertools.repeat(FIRST), "after the 3 tokens that were asked for"),
+    "nothing more": (lambda: itertools.chain([FIRST], slowly(*[b""] * 99)), "sent no event for 0.5 seconds"),
+    "only comments": (lambda: itertools.chain([FIRST], slowly(*[b": ping\n\n"] * 99)), "no event for 0.5 seconds"),
+    "empty events, slowly": (lambda: itertools.chain([FIRST], slowly(*[EMPTY] * 99)), "did not end its answer in time"),
+    "empty events": (lambda: itertools.chain([FIRST], itertools.repeat({"choices": [], "x": "y" * 9999})), "sent more"),
+    "an endless line": (
+        lambda: itertools.chain([FIRST, b"data: "], itertools.repeat(b"x" * 65536)),
+        "a line is longer",
+    ),
+    "no end after the last token": (
+        lambda: itertools.chain([FIRST, LAST], slowly(*[EMPTY] * 99)),
+        "did not end its answer in time",
+    ),
+    "too large an id": (lambda: [FIRST, event([10**6], "length")], "1000000 is not a token id"),
+    "a negative id": (lambda: [FIRST, event([-1], "length")], "-1 is not a token id"),
+    "a text for an id": (lambda: [FIRST, event(["6"], "length")], "6 is not a token id"),
+    "a fraction": (lambda: [FIRST, event([6.5], "length")], "6.5 is not a token id"),
+    "no list": (lambda: [FIRST, event(6, "length")], "not a list"),
+    "no choices": (lambda: [FIRST, {}], "choices"),
+    "deep": (lambda: [FIRST, b"data: " + b"[" * 200_000 + b"\n\n"], "nested too deeply"),
+    "statistics of another shape": (lambda: [FIRST, LAST, metrics(num_draft_tokens="many")], "statistics"),
+    "statistics that cannot be": (lambda: [FIRST, LAST, metrics(num_accepted_draft_tokens=5)], "statistics"),
+}
+
+
+def test_hostile_answers_end_in_time_and_the_session_goes_on():
+    good = [*EVENTS[:1], event([7], "length")]
+    events = list(good)
+    with serving(OK, events) as (url, _), load(url, read_timeout=0.5, token_timeout=0.1) as session:
+        text = session.generate(PROMPT, max_new_tokens=3, ignore_eos=True).text
+        for name, (answer, says) in HOSTILE.items():
+            events[:] = [answer]
+            started = time.monotonic()
+            with pytest.raises(EngineError) as caught:
+                session.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
+            assert says in str(caught.value), name
+            assert url in str(caught.value), name
+            assert caught.value.partial_text, name
+            assert time.monotonic() - started < 5, name
+            events[:] = good
+            assert session.generate(PROMPT, max_new_tokens=3, ignore_eos=True).text == text
+
+
+def test_log_probabilities_of_another_shape():
+    events = [event([5, 6]), event([7], "length")]
+    with serving(OK, events) as (url, _), load(url) as session, pytest.raises(EngineError, match="not have"):
+        session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+
+
+def test_cancelled_from_another_thread_while_the_server_is_silent():
+    events = list(EVENTS)
+    with serving(OK, events) as (url, _), load(url, read_timeout=60) as session:
+        events[:] = [lambda: itertools.chain([FIRST], slowly(*[b""] * 200))]
+        stream = session.stream(PROMPT, max_new_tokens=3, ignore_eos=True)
+        next(stream)
+        threading.Timer(0.2, stream.cancel).start()
+        started = time.monotonic()
+        assert [chunk.finish_reason for chunk in stream][-1] == "cancelled"
+        assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -175,8 +257,8 @@ def test_bad_urls(url):
 
 
 def test_urls():
-    assert base_url("https://host:8000/v1/") == "https://host:8000"
-    assert base_url("http://host/prefix") == "http://host/prefix"
+    assert VllmServerOptions(url="https://host:8000/v1/").url == "https://host:8000"
+    assert VllmServerOptions(url="http://host/prefix").url == "http://host/prefix"
 
 
 def test_what_was_sent_is_never_sent_again():
@@ -197,7 +279,7 @@ def test_what_was_sent_is_never_sent_again():
         options = VllmServerOptions(connect_retries=3, read_timeout=5)
         connected = ServerClient(f"http://127.0.0.1:{server.getsockname()[1]}", options)
         with pytest.raises(EngineError, match="broke"):
-            connected.complete(model="m", prompt=[1], max_tokens=1)
+            connected.complete({"model": "m", "prompt": [1], "max_tokens": 1})
         time.sleep(0.5)
     assert len(seen) == 1
 
@@ -222,11 +304,11 @@ def test_a_key_with_a_line_end_works(monkeypatch):
 def test_the_key_of_this_backend_comes_before_vllms(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    assert api_key() is None
+    assert VllmServerOptions().key() is None
     monkeypatch.setenv("VLLM_API_KEY", "one")
-    assert api_key() == "one"
+    assert VllmServerOptions().key() == Secret("one")
     monkeypatch.setenv(KEY_VARIABLE, "other")
-    assert api_key() == "other"
+    assert VllmServerOptions().key() == Secret("other")
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\u00e4", f"a\n{KEY}", f"a\x07{KEY}"])
@@ -241,7 +323,7 @@ def test_a_key_that_no_header_can_hold(key, monkeypatch, caplog):
 def test_a_redirect_is_not_followed():
     """The key would go along, and another server's answers would be taken for this one's."""
     with serving() as (other, asked), serving({"/version": f"{other}/version"}) as (url, _):
-        with pytest.raises(BackendUnavailableError, match="not a vLLM server"):
+        with pytest.raises(BackendUnavailableError, match="redirects to another address"):
             load(url)
         assert asked == []
 

@@ -8,6 +8,7 @@ import time
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,
@@ -30,6 +31,17 @@ KEY = "a-secret-that-no-error-may-show"
 def load(target=TARGET, engine_options=None, **arguments):
     arguments = {"dtype": "float32", "num_speculative_tokens": 4, "context_length": 1024, **arguments}
     return polydraft.load(target, backend="vllm-server", engine_options=engine_options, **arguments)
+
+
+@pytest.mark.parametrize("backend", ["vllm", "vllm-server"])
+def test_the_build_is_known_where_the_engine_is_started_here(backend):
+    prepared = prepare(TARGET, backend=backend, drafter="ngram")
+    assert set(prepared.backend.build(prepared.request)) == {"vLLM", "vLLM's libraries", "torch"}
+
+
+def test_the_build_of_a_running_server_is_not_known():
+    prepared = prepare(TARGET, backend="vllm-server", drafter="ngram", engine_options={"url": "http://127.0.0.1:1"})
+    assert prepared.backend.build(prepared.request) is None
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +147,14 @@ def test_acceptance_from_the_servers_counters(own):
 
         def __iter__(self):
             for event in self.answer:
-                event.model_extra.pop("metrics", None)
-                yield event
+                yield {name: value for name, value in event.items() if name != "metrics"}
+
+        def finishing(self):
+            self.answer.finishing()
 
     try:
         assert idle(own)
-        own.engine.client.complete = lambda **arguments: Blind(complete(**arguments))
+        own.engine.client.complete = lambda *arguments, **named: Blind(complete(*arguments, **named))
         found = own.generate(PROMPT, **GREEDY).stats
     finally:
         own.engine.abilities, own.engine.client.complete = abilities, complete
@@ -153,9 +167,9 @@ def test_the_servers_own_refusals_are_typed(own):
         own.generate(list(range(5, 1100)), max_new_tokens=4)
     sent = own.engine.client
     with pytest.raises(ModelNotFoundError, match="served_model_name"):
-        sent.complete(model="other", prompt=[5, 6], max_tokens=2)
+        sent.complete({"model": "other", "prompt": [5, 6], "max_tokens": 2})
     with pytest.raises(PolydraftError, match=r"refuses|context"):
-        sent.complete(model=TARGET, prompt=[5] * 3000, max_tokens=2)
+        sent.complete({"model": TARGET, "prompt": [5] * 3000, "max_tokens": 2})
 
 
 def test_a_wrong_key_is_reported_without_showing_any(own, monkeypatch):
@@ -167,6 +181,10 @@ def test_a_wrong_key_is_reported_without_showing_any(own, monkeypatch):
     assert "another-secret" not in shown
     assert KEY not in shown
     assert KEY not in own.engine.process.log.read_text()
+    import psutil
+
+    for process in psutil.Process(own.engine.process.pid), *psutil.Process(own.engine.process.pid).children(True):
+        assert KEY not in " ".join(process.cmdline())
 
 
 def test_a_server_of_another_model(own):
@@ -174,7 +192,7 @@ def test_a_server_of_another_model(own):
         load("builtin:tiny-31b", engine_options={"url": own.engine.client.url})
 
 
-@pytest.mark.parametrize(("name", "says"), [("no_such_option", "no engine argument"), ("api_key", "VLLM_API_KEY")])
+@pytest.mark.parametrize(("name", "says"), [("no_such_option", "no engine argument"), ("hf_token", "HF_TOKEN")])
 def test_options_of_a_server_of_our_own_are_checked(name, says):
     with pytest.raises(InvalidRequestError, match=says):
         load(engine_options={name: "x"})

@@ -1,19 +1,22 @@
 """The table of speculative_config, engine arguments, and what is refused before anything is loaded."""
 
+import glob
+import shutil
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 from polydraft import default_host
 from polydraft._registry.faults import FaultRegistry
-from polydraft.contract import ModelSource, SpeculationPlan
+from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
 from polydraft_vllm.checks import refusal
-from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments
+from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments, engine_arguments
 from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
+from polydraft_vllm.versions import InstalledVllm
 
 V32, V33 = Version("0.32.0"), Version("0.33.0")
 DRAFTER = Path("/models/drafter")
@@ -110,6 +113,34 @@ def test_reserved_arguments_say_where_to_give_them(name):
     assert RESERVED[name] in caught.value.hint
 
 
+@pytest.mark.parametrize("form", ["pt", "NPCACHE", "mistral"])
+def test_formats_of_other_weights_are_refused(form):
+    with pytest.raises(InvalidRequestError, match="load_format"):
+        check_arguments({"load_format": form}, ["load_format"])
+    check_arguments({"load_format": "fastsafetensors"}, ["load_format"])
+
+
+def test_vllm_finds_only_the_weights_that_were_checked(tmp_path, monkeypatch):
+    """vLLM loads every safetensors file of a folder without an index, and searches no folder below a ``[``."""
+    pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources = []
+    for name in ("tiny-llama", "tiny-llama-draft"):
+        folder = shutil.copytree(pairs.path(name), tmp_path / f"{name}[1]")
+        for other in ("consolidated.safetensors", "old.safetensors", "._x.safetensors", "optimizer.pt"):
+            (folder / other).write_bytes(b"x")
+        sources.append(ModelSource(id=str(folder), kind="local", path=folder, format="safetensors"))
+    plan = SpeculationPlan(kind="draft-model", drafter=sources[1], num_speculative_tokens=2)
+    request = LoadRequest(backend="vllm", target=sources[0], plan=plan, engine_options=VllmOptions())
+    arguments, _ = engine_arguments(request, InstalledVllm("vllm", "0.32.0"))
+    assert arguments["load_format"] == "safetensors"
+    for given, source in zip((arguments, arguments["speculative_config"]), sources, strict=True):
+        assert not glob.has_magic(given["model"])
+        found = [path for path in Path(given["model"]).rglob("*") if path.suffix in {".safetensors", ".pt"}]
+        assert [path.name for path in found] == ["model.safetensors"]
+        assert found[0].samefile(source.path / "model.safetensors")
+
+
 def test_unknown_arguments_get_a_suggestion():
     with pytest.raises(InvalidRequestError, match="max_num_seq'") as caught:
         check_arguments({"max_num_seq": 1}, ["max_num_seqs"])
@@ -144,6 +175,12 @@ def test_draft_models_of_mixed_attention_are_refused():
     assert "block table" in refusal(_source(text_config=MIXED), plan, cpu=False)
     assert refusal(_source(layer_types=["full_attention"], head_dim=64), plan, cpu=False) is None
     assert refusal(_source(**MIXED), plan.model_copy(update={"kind": "mtp"}), cpu=False) is None
+
+
+def test_draft_models_of_another_vocabulary_are_refused():
+    plan = SpeculationPlan(kind="draft-model", drafter=_source("d", vocab_size=2048), num_speculative_tokens=2)
+    assert "t has 2056 tokens, d 2048" in refusal(_source(vocab_size=2056), plan, cpu=False)
+    assert refusal(_source(vocab_size=2048), plan, cpu=False) is None
 
 
 def test_assistants_are_no_targets():

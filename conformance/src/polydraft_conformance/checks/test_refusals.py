@@ -41,6 +41,7 @@ _BAD_SETTINGS: tuple[dict[str, Any], ...] = (
     {"top_p": 1.1},
     {"top_k": -1},
     {"min_p": 1.5},
+    {"typical_p": 0.0},
     {"seed": -1},
     {"seed": 1.5},
     {"seed": "x"},
@@ -78,6 +79,7 @@ _SAMPLES: dict[str, Any] = {
     "top_p": 0.9,
     "top_k": 5,
     "min_p": 0.1,
+    "typical_p": 0.9,
     "seed": 3,
     "min_new_tokens": 2,
     "logprobs": 2,
@@ -121,13 +123,16 @@ def test_images_are_refused(polydraft_bench: Bench) -> None:
         _expect_refused(polydraft_bench.session, UnsupportedError, f"a message part of type {kind}", [message])
 
 
+_OF_SAMPLING = {"top_p", "top_k", "min_p", "typical_p", "seed"}
+
+
 @check(scope="once", after=("test_generates",))
 def test_settings_not_claimed_are_refused(polydraft_bench: Bench) -> None:
     """A sampling setting that the capabilities do not claim raises UnsupportedError: it is not silently ignored."""
     capabilities = polydraft_bench.capabilities
     known = set(GenerationSettings.model_fields)
     for name in sorted((set(_SAMPLES) & known) - capabilities.sampling):
-        needs = {"temperature": 1.0} if name in {"top_p", "top_k", "min_p", "seed"} & capabilities.sampling else {}
+        needs = {"temperature": 1.0} if name in _OF_SAMPLING & capabilities.sampling else {}
         _expect_refused(
             polydraft_bench.session,
             UnsupportedError,

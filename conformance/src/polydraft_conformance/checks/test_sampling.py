@@ -37,6 +37,7 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "repetition_penalty": 1.3},
     {"temperature": 0.8, "presence_penalty": 1.0, "frequency_penalty": 0.5, "banned_token_ids": (5, 9, 40)},
     {"temperature": 0.8, "logits_processor": _uneven},
+    {"temperature": 1.0, "typical_p": 0.8},
 )
 _BATCH = 40
 """Generations that are asked for together."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polydraft._cli.commands.backends import backends
+from polydraft._cli.commands.cache import cache
 from polydraft._cli.commands.chat import chat
 from polydraft._cli.commands.doctor import doctor
 from polydraft._cli.commands.generate import generate
@@ -57,7 +58,7 @@ def _help(docstring: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 
-for _command in (generate, chat, verify, serve, backends, pairs, doctor):
+for _command in (generate, chat, verify, serve, backends, pairs, cache, doctor):
     app.command(help=_help(_command.__doc__))(takes_options(_command))
 
 

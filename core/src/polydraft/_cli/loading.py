@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.prompts import given_text
@@ -11,6 +12,7 @@ from polydraft._cli.streams import waiting_for
 from polydraft._flags import FLAGS
 from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError
+from polydraft.secrets import names_a_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,18 +31,41 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
     ``plain`` loads no drafter, unless one is named: then the pair is loaded, but generation does not use it.
 
     Raises:
-        InvalidRequestError: No model is named and the built-in pair is not installed, or an engine option is not of
-            the form ``NAME=VALUE``.
+        InvalidRequestError: No model is named and the built-in pair is not installed; or an engine option is a secret,
+            or not of the form ``NAME=VALUE``.
     """
     drafter = loading["drafter"]
     if drafter is None:
         drafter = "none" if plain else "auto"
+    _refuse_secrets(loading)
     arguments = {
         **loading,
         "drafter": None if drafter.lower() == "none" else drafter,
         "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
     }
     return arguments.pop("target") or _builtin_pair(), arguments
+
+
+def _refuse_secrets(loading: Mapping[str, Any]) -> None:
+    """Refuse engine options that are secrets, without showing them."""
+    for text in loading["engine_options"] or ():
+        name = re.split(r"[=:\s]", text.strip(), maxsplit=1)[0]
+        if names_a_secret(name):
+            raise InvalidRequestError(
+                f"{FLAGS['engine_options'][0]} does not take {name}: other users can read command lines.",
+                _place_for_secrets(loading["backend"]),
+            )
+
+
+def _place_for_secrets(backend: str) -> str:
+    """Where a backend's key is given instead."""
+    from polydraft._plugins import default_host
+    from polydraft.engines.server_options import ServerOptions
+
+    options = default_host().backend(backend).options if backend in default_host().backends() else None
+    if options is not None and issubclass(options, ServerOptions) and options.key_variables:
+        return f"Set the environment variable {options.key_variables[0]}, or give api_key_file=FILE."
+    return "Set the environment variable that holds it; for the Hub, that is HF_TOKEN."
 
 
 def open_session(target: str, arguments: Mapping[str, Any]) -> Session:

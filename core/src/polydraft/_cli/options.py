@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from polydraft._flags import FLAGS
+from polydraft._presentable import presentable
 
 __all__ = ["CommandState", "Debug", "Json", "Verbose", "takes_options"]
 
@@ -32,7 +33,15 @@ def _show_log(value: bool) -> bool:
     if value:
         import logging
 
-        logging.basicConfig(format="%(message)s", force=True)
+        class Presentable(logging.Formatter):
+            """Names in messages come from files and servers."""
+
+            def format(self, record: logging.LogRecord) -> str:
+                return presentable(super().format(record))
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(Presentable("%(message)s"))
+        logging.basicConfig(handlers=[handler], force=True)
         logging.getLogger("polydraft").setLevel(logging.INFO)
     return value
 
@@ -132,6 +141,7 @@ _GROUPS = {
         _sets("top_p", _NUMBER, "Nucleus sampling.", metavar="P"),
         _sets("top_k", _COUNT, "Keep the N largest logits; 0 keeps all.", metavar="N"),
         _sets("min_p", _NUMBER, "Drop tokens below P times the largest probability.", metavar="P"),
+        _sets("typical_p", _NUMBER, "Locally typical sampling.", metavar="P"),
         _sets("repetition_penalty", _NUMBER, "For tokens of prompt and output; above 1 discourages.", metavar="P"),
         _sets("presence_penalty", _NUMBER, "Subtracted from logits of the output's tokens, -2 to 2.", metavar="P"),
         _sets("frequency_penalty", _NUMBER, "Subtracted times their number in the output, -2 to 2.", metavar="P"),

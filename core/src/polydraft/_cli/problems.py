@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import traceback
 import warnings
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from polydraft._flags import FLAGS, in_flags
+from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
 from polydraft.files import system_error
+from polydraft.secrets import MASK, names_a_secret
 
 __all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
 
@@ -46,7 +49,8 @@ def describe(error: Exception) -> Problem:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "polydraft"
-        return Problem(_one_line(error.format_message()), f"`{command} --help` lists what it takes.", USAGE)
+        message = _without_secrets(_one_line(error.format_message()))
+        return Problem(message, f"`{command} --help` lists what it takes.", USAGE)
     if refused := system_error(error):
         return describe(refused)
     if isinstance(error, OSError) and error.errno is not None:
@@ -67,7 +71,8 @@ def report(error: Exception, *, debug: bool) -> int:
     problem = describe(error)
     with contextlib.suppress(OSError):  # standard error may be full or closed, too: the exit code still tells
         if debug:
-            traceback.print_exception(error)
+            lines = "".join(traceback.format_exception(error))
+            print(presentable(_without_secrets(lines)), end="", file=sys.stderr)
         print(f"Error: {problem.message}", file=sys.stderr)
         if problem.hint:
             print(f"Hint: {problem.hint}", file=sys.stderr)
@@ -75,7 +80,7 @@ def report(error: Exception, *, debug: bool) -> int:
 
 
 def show_warnings() -> None:
-    """Let warnings be one line on standard error, without the source line that raised them."""
+    """Let warnings be one line on standard error, without the source line; those of others keep their wording."""
 
     def show(
         message: Warning | str,
@@ -85,10 +90,20 @@ def show_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(f"Warning: {in_flags(_one_line(str(message)))}", file=file or sys.stderr)
+        text = _one_line(str(message))
+        ours = category.__module__.partition(".")[0] == "polydraft"
+        print(f"Warning: {in_flags(text) if ours else text}", file=file or sys.stderr)
 
     warnings.showwarning = show
 
 
+_ASSIGNED = re.compile(r"([\w.-]+)=[^\s)]+")
+"""``NAME=VALUE`` among words that a command does not take."""
+
+
+def _without_secrets(text: str) -> str:
+    return _ASSIGNED.sub(lambda found: f"{found[1]}={MASK}" if names_a_secret(found[1]) else found[0], text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return presentable(" ".join(text.split()))

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
+from polydraft._presentable import presentable
 from polydraft.errors import PolydraftError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 __all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal", "waiting_for"]
 
@@ -78,16 +80,27 @@ def is_terminal(stream: TextIO | None) -> bool:
 def console_for(stream: TextIO) -> Console:
     """A rich console with colours as ``NO_COLOR``, ``FORCE_COLOR`` and the terminal say; in files no line is folded."""
     from rich.console import Console
+    from rich.text import Text
 
-    class QuietConsole(Console):
-        """Raises on a broken pipe, where rich would redirect ``sys.stdout`` and exit."""
+    class PlainConsole(Console):
+        """Shows text as it is: names from files control no terminal, and hold no markup.
+
+        Raises on a broken pipe, where rich would redirect ``sys.stdout`` and exit.
+        """
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            if isinstance(renderable, Text) and presentable(renderable.plain) != renderable.plain:
+                renderable = renderable.copy()
+                renderable.plain = presentable(renderable.plain)  # here, so that it is folded as it is shown
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=presentable(segment.text))
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
     # rich takes files to be 80 columns wide, and would fold their lines.
     width = None if is_terminal(stream) or "COLUMNS" in os.environ else _NO_LIMIT
-    return QuietConsole(file=stream, highlight=False, width=width)
+    return PlainConsole(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager
@@ -95,7 +108,7 @@ def waiting_for(what: str) -> Iterator[None]:
     """Show on a terminal what is being waited for; progress bars may overwrite it."""
     shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
     if shown:
-        print(f"{what} ...", end="\r", file=sys.stderr, flush=True)
+        print(f"{presentable(what)} ...", end="\r", file=sys.stderr, flush=True)
     try:
         yield
     finally:

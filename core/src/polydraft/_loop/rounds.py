@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polydraft._loop.ngram import NgramDrafter
-from polydraft.contract.stepping import PrefillCancelled
-from polydraft.errors import EngineError
+from polydraft._loop.returned import checked_ids, defect
+from polydraft.contract.stepping import PrefillCancelled, Proposal, Step
 from polydraft.sampling._rejection import make_sampler
 from polydraft.sampling.numpy_ops import array_ops_of
 
@@ -27,18 +27,23 @@ __all__ = ["run_rounds", "stepping_rounds"]
 
 def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
     """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives."""
-    sampler = make_sampler(array_ops_of(engine), generation.request)
+    vocab_size = engine.tokenizer.vocab_size
+    sampler = make_sampler(array_ops_of(engine), generation.request, vocab_size)
     try:
         with closing(engine.open_sequence()) as sequence:
             drafts = generation.request.num_speculative_tokens > 0
             ngram = NgramDrafter() if drafts and engine.running.method == "ngram" else None
-            yield from run_rounds(sequence, generation, sampler, ngram)
+            yield from run_rounds(sequence, generation, sampler, vocab_size, ngram)
     finally:
         sampler.close(generation.token_ids)
 
 
 def run_rounds(
-    sequence: EngineSequence, generation: Generation, sampler: Sampler, ngram: NgramDrafter | None = None
+    sequence: EngineSequence,
+    generation: Generation,
+    sampler: Sampler,
+    vocab_size: int,
+    ngram: NgramDrafter | None = None,
 ) -> Iterator[Round]:
     """Generate until the output ends or the caller cancels.
 
@@ -50,10 +55,12 @@ def run_rounds(
         generation: Has the prompt, limits and k (0: plain decoding), gets each round's tokens, and decides when the
             output ends.
         sampler: Chooses the target's and the drafter's tokens.
+        vocab_size: Token ids lie below it.
         ngram: Drafts instead of the sequence, if given.
 
     Raises:
-        EngineError: The engine drafted too many tokens, or chose more or fewer than one per row.
+        EngineError: The engine broke the contract: it drafted too many tokens or what is no token, chose more or fewer
+            than one token per row, or stores another number of tokens than were run and not rolled back.
     """
     request = generation.request
     if generation.cancelled():
@@ -64,11 +71,13 @@ def run_rounds(
         step = sequence.prefill(request.prompt_token_ids, sampler)
     except PrefillCancelled:
         return
+    emitted = generation.emit(_choices(step, 1), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
     # Chosen, but not yet run: the next ``verify`` stores its KV.
-    newest = step.token_ids[0]
+    newest = emitted.token_ids[0]
     if ngram is not None:
         ngram.extend((*request.prompt_token_ids, newest))
-    yield generation.emit((newest,), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
+    yield emitted
+    stored = len(request.prompt_token_ids)  # tokens whose KV the sequence must store
     limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(request.prompt_token_ids))
     left = limit - 1  # tokens that may still be emitted
     while generation.finish_reason is None and not generation.cancelled():
@@ -76,28 +85,29 @@ def run_rounds(
         k = min(request.num_speculative_tokens, left - 1)
         draft: list[int] = []
         if k > 0:
-            draft = ngram.propose(k) if ngram is not None else sequence.propose(newest, k, sampler).token_ids
-            if len(draft) > k:
-                raise _defect(f"The engine's drafter proposed {len(draft)} tokens; at most {k} were asked for.")
+            if ngram is not None:
+                draft = ngram.propose(k)
+            else:
+                draft = _drafts(sequence.propose(newest, k, sampler), k, vocab_size)
             if generation.cancelled():
                 return
-        # The newest token and the drafts are stored after these ``base`` tokens.
-        base = sequence.length
+        if sequence.length != stored:
+            raise defect(f"The engine's sequence has the length {sequence.length} after {stored} tokens.")
         step = sequence.verify([newest, *draft], sampler)
-        if len(step.token_ids) != len(draft) + 1:
-            raise _defect(f"The engine chose {len(step.token_ids)} tokens for {len(draft) + 1} rows.")
+        chosen = _choices(step, len(draft) + 1)
         accepted = 0
-        while accepted < len(draft) and draft[accepted] == step.token_ids[accepted]:
+        while accepted < len(draft) and draft[accepted] == chosen[accepted]:
             accepted += 1
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
-            step.token_ids[: accepted + 1],
+            chosen[: accepted + 1],
             num_draft_tokens=len(draft),
             num_accepted_tokens=accepted,
             logprobs=step.logprobs,
         )
         # Accepted drafts after the end of the output were not emitted: remove them from the KV cache, too.
-        sequence.rollback(base + 1 + min(accepted, len(emitted.token_ids)))
+        stored += 1 + min(accepted, len(emitted.token_ids))
+        sequence.rollback(stored)
         newest = emitted.token_ids[-1]
         left -= len(emitted.token_ids)
         if ngram is not None:
@@ -105,5 +115,22 @@ def run_rounds(
         yield emitted
 
 
-def _defect(message: str) -> EngineError:
-    return EngineError(message, "This is a defect of the backend; report it to its authors.")
+def _choices(step: Any, rows: int) -> list[int]:
+    """The tokens that a step chose, one per row; ``Generation.emit`` checks the ids of those that are emitted."""
+    token_ids: Any = step.token_ids if isinstance(step, Step) else None
+    if not isinstance(token_ids, (list, tuple)):
+        what = step if token_ids is None else token_ids
+        raise defect(f"The engine's step gave a {type(what).__name__}, not a Step with a list of token ids.")
+    if len(token_ids) != rows:
+        raise defect(f"The engine chose {len(token_ids)} tokens for {rows} rows.")
+    return list(token_ids)
+
+
+def _drafts(proposal: Any, k: int, vocab_size: int) -> list[int]:
+    """The tokens of a proposal, checked before the target runs them: on a GPU a wrong id ends the whole process."""
+    if not isinstance(proposal, Proposal):
+        raise defect(f"The engine's drafter gave a {type(proposal).__name__}, not a Proposal.")
+    draft = list(checked_ids(proposal.token_ids, k + 1, vocab_size, "The engine's drafter proposed"))
+    if len(draft) > k:
+        raise defect(f"The engine's drafter proposed more than the {k} tokens that were asked for.")
+    return draft

@@ -143,7 +143,10 @@ def _gguf_beside(path: Path, file: str | None, resolve: DrafterLookup) -> Iterat
     """A file ``mtp-<model>*.gguf`` next to a GGUF target, or in a folder ``MTP`` there, as they are published."""
     folder, name = (path, file or "") if path.is_dir() else (path.parent, path.name)
     found = _gguf_drafters(
-        other.relative_to(folder).as_posix() for place in (folder, folder / "MTP") for other in place.glob("*.gguf")
+        other.relative_to(folder).as_posix()
+        for place in (folder, folder / "MTP")
+        for other in place.glob("*")
+        if other.is_file()
     ).get(_model_of(name))
     if name and found:
         best = folder / found[0]

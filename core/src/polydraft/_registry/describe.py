@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from polydraft._plugins import PluginStatus, default_host
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
-from polydraft._registry.states import BackendState, backend_state
+from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
 from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.contract.records import FaultRecord, Record
 
@@ -44,7 +44,7 @@ def describe_backends(
     faults = FaultRegistry.of(host, lookup)
     plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
     return [
-        BackendDescription(state=backend_state(host, record, faults), plugin=plugins.get(name))
+        BackendDescription(state=backend_state(host, record, faults, seconds=DIAGNOSIS_LIMIT), plugin=plugins.get(name))
         for name, record in host.backends().items()
     ]
 

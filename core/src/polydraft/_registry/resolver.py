@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from polydraft._plugins import default_host
+from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import PairRegistry
-from polydraft._registry.states import BackendState, backend_state
+from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
 from polydraft.checkpoints._names import KnownNames, Role, did_you_mean
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
 from polydraft.contract.backend import Backend, EngineOptions
+from polydraft.contract.records import BackendRecord, Capabilities
 from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
 from polydraft.engines._context import check_context_length
 from polydraft.errors import (
@@ -35,7 +36,6 @@ from polydraft.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydraft.contract.records import BackendRecord
 
 __all__ = ["Prepared", "Resolver"]
 
@@ -140,7 +140,10 @@ class Resolver:
         state.check()
         state.check_device(given["device"])
         backend = self._host.backend(record.name)
-        capabilities = backend.capabilities()
+        with plugin_errors(record.name):
+            capabilities = backend.capabilities()
+            if not isinstance(capabilities, Capabilities):
+                raise TypeError(f"capabilities() returned a {type(capabilities).__name__}")
         if given["exactness"] not in capabilities.exactness:
             raise UnsupportedError(
                 f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
@@ -158,7 +161,9 @@ class Resolver:
             max_speculative_tokens=capabilities.max_speculative_tokens,
         )
         plan = choice.plan(given["drafter"])
-        if reason := backend.refuse(source, plan):
+        with plugin_errors(record.name):
+            reason = backend.refuse(source, plan)
+        if reason:
             raise UnsupportedError(f"The backend {record.name} cannot load this: {reason}", "Try another backend.")
         request = LoadRequest(
             backend=record.name,
@@ -179,7 +184,9 @@ class Resolver:
     def _state(self, record: BackendRecord) -> BackendState:
         """Whether a backend can run here; asked once."""
         if record.name not in self._states:
-            self._states[record.name] = backend_state(self._host, record, self._faults)
+            # The one that the caller names may take its time; of several, none may keep the others waiting.
+            limit = DIAGNOSIS_LIMIT if self._given["backend"] == "auto" else None
+            self._states[record.name] = backend_state(self._host, record, self._faults, seconds=limit)
         return self._states[record.name]
 
     def _resolve(self, name: str | Path, role: Role) -> ModelSource:
@@ -226,7 +233,8 @@ def _check_options(backend: Backend, name: str, given: Mapping[str, Any] | Engin
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        problem, hint = f"The option {option!r} of {name} is wrong: {first['msg']}.", listed
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        problem, hint = f"The option {option!r} of {name} is wrong: {said}.", listed
         if first["type"] == "extra_forbidden":
             problem = f"The backend {name} has no option {option!r}."
             hint = f"{did_you_mean(option, known)} {listed}".strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from polydraft._containment import TookTooLong, is_callers_own, within
 from polydraft._registry.faults import fault_sentences
 from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
     from polydraft._registry.faults import FaultRegistry
 
-__all__ = ["BackendState", "backend_state"]
+__all__ = ["DIAGNOSIS_LIMIT", "BackendState", "backend_state"]
+
+DIAGNOSIS_LIMIT = 60.0
+"""Seconds for the diagnosis of one of several backends; it may import a large engine from a slow disk."""
 
 
 class BackendState(Record):
@@ -64,24 +68,43 @@ class BackendState(Record):
         )
 
 
-def backend_state(host: PluginHost, record: BackendRecord, faults: FaultRegistry) -> BackendState:
+def backend_state(
+    host: PluginHost, record: BackendRecord, faults: FaultRegistry, *, seconds: float | None = None
+) -> BackendState:
     """Look at one backend. Never raises: whatever goes wrong is the backend's ``problem``.
 
     In this order: what the record requires must be installed, no known fault may forbid the engine as a whole, and the
     backend's own diagnosis, which may import the engine, must find it usable.
+
+    Args:
+        host: The plugins.
+        record: The backend.
+        faults: Known faults of engines.
+        seconds: How long the diagnosis may take, for callers that ask several backends: one that hangs must not keep
+            them from the others. None: as long as it takes.
     """
     known = tuple(faults.faults_of(record))
     fault = faults.refusal(record, {"import"}, model_types=())  # one that holds for every model
     problem, remedy = _installed_problem(record, faults) or (fault_sentences(*fault) if fault else ("", ""))
     if problem:
         return BackendState(record=record, problem=problem, remedy=remedy, faults=known)
+
+    def diagnose() -> Diagnosis:
+        made = host.backend(record.name).diagnose()
+        if not isinstance(made, Diagnosis):
+            raise TypeError(f"diagnose() returned a {type(made).__name__}")
+        return Diagnosis.model_validate(vars(made))  # again: it may have been made without validation
+
     try:
-        diagnosis = host.backend(record.name).diagnose()
-        if not isinstance(diagnosis, Diagnosis):
-            raise TypeError(f"diagnose() returned a {type(diagnosis).__name__}")
+        diagnosis = diagnose() if seconds is None else within(seconds, diagnose)
+    except TookTooLong:
+        problem, remedy = f"Its diagnosis did not end within {seconds:g} seconds.", "Report it to the plugin's author."
+        return BackendState(record=record, problem=problem, remedy=remedy, faults=known)
     except PluginError as error:
         return BackendState(record=record, problem=error.message, remedy=error.hint, faults=known)
-    except Exception as error:  # a broken plugin must not break doctor or backend="auto"
+    except BaseException as error:  # a broken plugin must not break doctor or backend="auto"
+        if is_callers_own(error):
+            raise
         told = error if isinstance(error, PolydraftError) else system_error(error)
         hint = told.hint if told is not None else "Report it to the plugin's author."
         return BackendState(

@@ -16,11 +16,12 @@ VersionLookup = Callable[[str], str | None]
 
 
 def installed_version(distribution: str) -> str | None:
-    """The installed version of a distribution, from its metadata; nothing is imported."""
+    """The installed version of a distribution, from its metadata; nothing is imported. None if they are unreadable."""
     try:
-        return _version(distribution)
-    except PackageNotFoundError:
+        found: str | None = _version(distribution)  # None if its metadata name none
+    except (PackageNotFoundError, ValueError, KeyError, OSError):
         return None
+    return found and str(found)
 
 
 def installed_alternative(names: str, lookup: VersionLookup = installed_version) -> tuple[str, str] | None:

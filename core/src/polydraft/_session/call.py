@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from polydraft._loop.returned import checked_count, checked_ids, checked_logprobs, checked_seconds, defect
 from polydraft.contract.results import Chunk, FinishReason, GenerationResult, GenerationStats, Round
-from polydraft.errors import EngineError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
@@ -42,15 +43,16 @@ class Call:
         self._rounds: list[tuple[int, int | None, int | None, float]] = []
         self._reported: GenerationStats | None = None
         self._logprobs: list[TokenLogprobs] = []
-        self._cancelled = threading.Event()
+        self._unread: Round | None = None  # emitted, and not yet yielded by the engine
+        self._cancelled = False
 
     def cancelled(self) -> bool:
         """Whether the caller has cancelled or closed the stream."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
         """Ask the engine to stop, from any thread."""
-        self._cancelled.set()
+        self._cancelled = True
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -77,33 +79,71 @@ class Call:
         seconds: float | None = None,
     ) -> Round:
         """Push a round's tokens to the tracker; return the round, cut after the token that ends the output."""
+        settings = self.request.settings
         if self.finish_reason is not None:
-            raise EngineError(
-                "The engine emitted tokens after the end of the output.",
-                "This is a defect of the backend; report it to its authors.",
-            )
-        accepted = num_accepted_tokens or 0
-        kept = 0
-        for index, token_id in enumerate(token_ids):
-            kept += 1
+            raise defect("The engine emitted tokens after the end of the output.")
+        if self._unread is not None:
+            raise defect("The engine emitted a round before it yielded the last one.")
+        drafted = checked_count(num_draft_tokens, "num_draft_tokens")
+        reported = checked_count(num_accepted_tokens, "num_accepted_tokens")
+        accepted = reported or 0
+        if drafted is not None and accepted > drafted:
+            raise defect(f"The engine reported {accepted} accepted tokens of {drafted} drafted ones.")
+        # One id after the other: what follows the end of the output is dropped, whatever it is.
+        kept: list[int] = []
+        left = settings.max_new_tokens - self.tracker.num_tokens
+        for token_id in checked_ids(token_ids, left, self.tracker.vocab_size, "The engine emitted"):
+            kept.append(token_id)
             # Accepted drafts come first, so the index decides where a token comes from.
-            if self.tracker.push(token_id, is_draft=index < accepted) is not None:
+            if self.tracker.push(token_id, is_draft=len(kept) <= accepted) is not None:
                 break
-        return Round(
-            token_ids=tuple(token_ids[:kept]),
-            num_draft_tokens=num_draft_tokens,
-            num_accepted_tokens=None if num_accepted_tokens is None else min(accepted, kept),
-            logprobs=None if logprobs is None else tuple(logprobs[:kept]),
-            seconds=seconds,
+        if not kept:
+            raise defect("The engine emitted a round without tokens.")
+        if logprobs is None and settings.logprobs is not None:
+            raise defect("The engine gave no log-probabilities, which the request asks for.")
+        # Without validation: all fields are checked here, and this runs once per round.
+        self._unread = Round.model_construct(
+            token_ids=tuple(kept),
+            num_draft_tokens=drafted,
+            num_accepted_tokens=None if reported is None else min(accepted, len(kept)),
+            logprobs=None if logprobs is None else checked_logprobs(logprobs, kept),
+            seconds=checked_seconds(seconds),
         )
+        return self._unread
 
     def report(self, stats: GenerationStats) -> None:
         """Replace the statistics counted from rounds by the engine's own."""
-        self._reported = stats
+        if not isinstance(stats, GenerationStats):
+            raise defect(f"The engine reported a {type(stats).__name__} as statistics.")
+        try:
+            # Again: a record that was copied with changes has not been checked.
+            self._reported = GenerationStats.model_validate(vars(stats), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise defect(f"The engine reported wrong statistics: {first['loc'][0]}: {first['msg']}.") from error
 
     def stats(self) -> GenerationStats:
-        """The engine's own statistics, else those of the rounds so far."""
-        return self._reported or _stats(self._rounds)
+        """The engine's own statistics, else those of the rounds so far; the emitted tokens are counted here."""
+        if self._reported is None:
+            return _stats(self._rounds)
+        return self._reported.model_copy(update={"num_tokens": self.tracker.num_tokens})
+
+    def check_yielded(self, emitted: Round | None) -> None:
+        """Check that the engine yielded the round that it emitted last; None: it has no more rounds.
+
+        Raises:
+            EngineError: It yielded something else, or ended before the output has ended.
+        """
+        unread, self._unread = self._unread, None
+        if emitted is not None:
+            if emitted is not unread:
+                raise defect(f"The engine yielded a {type(emitted).__name__} that `Generation.emit` has not returned.")
+        # A cancelled engine may drop what it has emitted.
+        elif not self.cancelled():
+            if unread is not None:
+                raise defect("The engine emitted a round, and did not yield it.")
+            if self.finish_reason is None:
+                raise defect("The engine stopped before the end of the output.")
 
     def count(self, emitted: Round, seconds: float) -> None:
         """Add a round that took ``seconds`` to the statistics and the log-probabilities."""
@@ -123,6 +163,15 @@ class Call:
             finish_reason=reason,
             **delta._asdict(),
         )
+
+    def stable_text(self) -> str:
+        """The answer so far, without what may become part of a stop string or a character."""
+        self.tracker.take()
+        return self.tracker.text
+
+    def end(self) -> None:
+        """Release the text that was held back; without a reason until now, the output ends as ``cancelled``."""
+        self.tracker.finish("cancelled")
 
     def result(self) -> GenerationResult:
         """The result of the tokens generated so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from polydraft.errors import SessionBusyError
 
@@ -26,57 +27,63 @@ def busy_error(owner: str) -> SessionBusyError:
 
 
 class CallLock:
-    """The one lock of a session whose calls are serial; a concurrent session's lock never blocks."""
+    """The one lock of a session whose calls are serial; a concurrent session's lock never blocks.
+
+    It is held for a call, any object: a call that ends releases it whether or not it knows that it was given it, so
+    that an interrupt (Ctrl+C) at any moment leaves it neither held for ever nor released by the wrong call.
+    """
 
     def __init__(self, *, serial: bool) -> None:
         self._serial = serial
-        self._lock = threading.Lock()
-        # Only its holder writes it, and others ask only whether it names themselves: so it needs no lock.
+        # Reentrant: garbage collection or a signal handler may end another call in the middle of a method. An interrupt
+        # in the Python code of a Condition could leave that locked.
+        self._mutex = threading.RLock()
+        self._call: object = None
         self._owner: Hashable | None = None
+        self._released = threading.Lock()  # locked, except for a moment after a release: it wakes one waiting call
+        self._released.acquire()
 
-    def try_acquire(self, owner: Hashable) -> bool:
-        """Take the lock if it is free; does not wait."""
+    def try_acquire(self, call: object, owner: Hashable) -> bool:
+        """Take the lock for a call if it is free, or held for that call already; does not wait."""
         if not self._serial:
             return True
-        if self._lock.acquire(blocking=False):
-            self._owner = owner
-            return True
-        return False
+        with self._mutex:
+            if self._call is None:
+                self._owner, self._call = owner, call
+            return self._call is call
 
-    def acquire(self, owner: Hashable, given_up: Callable[[], bool]) -> bool:
-        """Take the lock, waiting for other owners' calls.
+    def acquire(self, call: object, owner: Hashable, given_up: Callable[[], bool]) -> bool:
+        """Take the lock for a call, waiting for other owners' calls.
 
         Args:
-            owner: Who takes it.
+            call: What it is held for, and released by.
+            owner: Who makes the call.
             given_up: Returns whether to stop waiting; polled.
 
         Returns:
-            True if the lock was taken, False if ``given_up``.
+            True if the lock is held for the call, False if ``given_up``.
 
         Raises:
-            SessionBusyError: The same owner holds it, so that waiting would never end.
+            SessionBusyError: The same owner holds it for another call, so that waiting would never end.
         """
-        if self.try_acquire(owner):
-            return True
-        if self.held_by(owner):
-            raise busy_error("thread")
-        # In slices: a thread that waits for a lock cannot be woken by a cancellation.
-        while not self._lock.acquire(timeout=_LOOK_EVERY):
+        while not self.try_acquire(call, owner):
+            if self.held_by(owner):
+                raise busy_error("thread")
             if given_up():
                 return False
-        self._owner = owner
+            # In slices: a thread that waits cannot be woken by a cancellation.
+            self._released.acquire(timeout=_LOOK_EVERY)
         return True
 
     def held_by(self, owner: Hashable) -> bool:
-        """Whether this owner holds the lock, and has not called ``leave``."""
+        """Whether a call of this owner holds the lock."""
         return self._serial and self._owner == owner
 
-    def leave(self) -> None:
-        """Mark the lock as about to be released, so that its owner's next call waits instead of failing."""
-        self._owner = None
-
-    def release(self) -> None:
-        """Release the lock."""
-        if self._serial:
-            self._owner = None
-            self._lock.release()
+    def release(self, call: object) -> None:
+        """Release the lock if it is held for this call."""
+        with self._mutex:
+            if self._call is call:
+                self._owner = self._call = None
+        if self._released.locked():
+            with suppress(RuntimeError):  # another thread was faster
+                self._released.release()

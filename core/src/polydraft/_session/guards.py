@@ -21,7 +21,8 @@ class StepGuard(threading.local):
 
     def __init__(self, home: int) -> None:
         self._home = home
-        self.depth = 0  # nested steps that this thread is inside of
+        self.depth = 0
+        """Nested steps, and ends of streams, that this thread is inside of."""
 
     @property
     def is_home(self) -> bool:
@@ -44,10 +45,3 @@ class StepGuard(threading.local):
                 "This session was called from inside one of its own steps (by a logits processor or signal handler).",
                 "Call it when the step is over, or load a second session.",
             )
-
-    def __enter__(self) -> None:
-        """Start a step, or the end of a stream, in this thread."""
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack, final
+from typing import TYPE_CHECKING, Self, Unpack, final
 
 from polydraft import reasons
 from polydraft._loop.rounds import stepping_rounds
 from polydraft._session.arguments import CallArguments, call_arguments
+from polydraft._session.async_stream import AsyncTokenStream
 from polydraft._session.call import Call
-from polydraft._session.call_lock import CallLock, busy_error, current_thread_owner
+from polydraft._session.call_lock import CallLock, current_thread_owner
+from polydraft._session.engine_check import check_engine
+from polydraft._session.failures import as_engine_errors
 from polydraft._session.guards import StepGuard
 from polydraft._session.monitor import AcceptanceMonitor
+from polydraft._session.prompt_tokenizer import PromptTokenizer
 from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
 from polydraft._session.stream import TokenStream
-from polydraft.contract.requests import TokenRequest
-from polydraft.contract.results import Chunk, GenerationResult, Round, RunningInfo
+from polydraft.contract.requests import OffReason, TokenRequest
+from polydraft.contract.results import GenerationResult, Round, RunningInfo
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.errors import (
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     SessionClosedError,
     SpeculationUnavailableError,
@@ -37,13 +41,11 @@ from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
     from polydraft.contract.records import Capabilities
-    from polydraft.contract.requests import GenerationSettings, OffReason, Prompt, Speculate
+    from polydraft.contract.requests import GenerationSettings, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.contract.whole import WholeEngine
 
 __all__ = ["Session"]
-
-_TURNS = 20  # turns of the event loop that a task waits for a lock it holds itself, before that is an error
 
 
 @final
@@ -57,9 +59,13 @@ class Session:
         engine: The loaded engine; the session closes it.
         running: What really runs: ``engine.running``, completed by the checks after loading.
         capabilities: What the backend claims; other settings are refused.
+
+    Raises:
+        PluginError: The engine breaks the contract.
     """
 
     def __init__(self, engine: SteppingEngine | WholeEngine, running: RunningInfo, capabilities: Capabilities) -> None:
+        check_engine(engine, running, capabilities)
         self._engine = engine
         self._tokenizer = engine.tokenizer
         self._running = running
@@ -106,6 +112,7 @@ class Session:
             top_p: Keep the most likely tokens that hold this share of the probability.
             top_k: Keep the k largest logits; 0 keeps all.
             min_p: Drop tokens below min_p times the largest probability.
+            typical_p: Keep the tokens whose information is nearest to the entropy, up to this share of the probability.
             repetition_penalty: Divides positive and multiplies negative logits of tokens in the prompt or the output;
                 above 1 discourages them.
             presence_penalty: Subtracted from the logits of tokens in the output.
@@ -139,9 +146,10 @@ class Session:
             SessionClosedError: The session is closed.
             ForkedSessionError: The session was loaded in another process.
         """
-        stream = self._stream(prompt, arguments)
-        for _ in stream:
-            pass
+        # Closed even if an interrupt comes between two chunks: a kept traceback would keep the stream, and its lock.
+        with self._stream(prompt, arguments) as stream:
+            for _ in stream:
+                pass
         assert stream.result is not None
         return stream.result
 
@@ -149,7 +157,8 @@ class Session:
     def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> TokenStream:
         """Generate as an iterator of chunks, one per round. Arguments and errors are those of ``generate``.
 
-        The arguments are checked now; the engine starts with the first chunk. Closing the iterator cancels at once.
+        The arguments are checked now; the engine starts with the first chunk. ``cancel()`` of the iterator ends this
+        call only, from any thread; closing it cancels at once.
         """
         return self._stream(prompt, arguments)
 
@@ -178,26 +187,28 @@ class Session:
                 assert stream.result is not None
                 results.append(stream.result)
         finally:
-            for stream in streams[len(results) :]:  # after an error: stop the others
-                stream.close()
+            for stream in streams[len(results) :]:  # after an error, which says more: stop the others
+                with suppress(EngineError):
+                    stream.close()
         return results
 
     @call_arguments
     async def agenerate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
         """``generate`` for an event loop; cancelling the task cancels the generation."""
-        stream = self._stream(prompt, arguments)
-        async with aclosing(self._iterate(stream)) as chunks:
-            async for _ in chunks:
+        async with AsyncTokenStream(self._stream(prompt, arguments), self._lock) as stream:
+            async for _ in stream:
                 pass
         assert stream.result is not None
         return stream.result
 
     @call_arguments
-    async def astream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk]:
-        """``stream`` for an event loop; closing the async iterator cancels."""
-        async with aclosing(self._iterate(self._stream(prompt, arguments))) as chunks:
-            async for chunk in chunks:
-                yield chunk
+    def astream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncTokenStream:
+        """``stream`` for an event loop: an asynchronous iterator of chunks.
+
+        The arguments are checked now. ``cancel()`` of the iterator ends this call only, from any task or thread;
+        ``aclose()`` cancels and waits until the engine has stopped.
+        """
+        return AsyncTokenStream(self._stream(prompt, arguments), self._lock)
 
     def cancel(self) -> None:
         """Cancel all calls under way, from any thread. The session stays usable.
@@ -210,7 +221,7 @@ class Session:
             stream.cancel()
 
     def close(self) -> None:
-        """Cancel all calls and free the engine. May be called twice.
+        """Cancel all calls and free the engine. May be called twice; if freeing it failed, that is tried again.
 
         Called from inside a step (by a logits processor or a signal handler) it does not wait: calls end, and the
         engine is freed, when the steps under way are over. In a forked process it does nothing: the engine belongs to
@@ -219,17 +230,19 @@ class Session:
         if not self._guard.is_home:
             return
         with self._close_lock:
-            if self._closed:
+            if self._closed and not self._engine_to_close:
                 return
             self._closed = True
         streams = self._open_streams()
         for stream in streams:
             stream.cancel()  # all of them before closing any: one may wait for another to end
-        for stream in streams:
-            stream.close()
-        # If a step is still under way (this call came from inside it), the end of that step frees the engine.
-        self._engine_to_close = True
-        self._close_idle_engine()
+        # Each step runs even if one before fails or is interrupted; the last one added runs first.
+        with ExitStack() as steps:
+            # If a step of the engine is still under way (this call came from inside it), its end frees the engine.
+            steps.callback(self._close_idle_engine)
+            self._engine_to_close = True
+            for stream in streams:
+                steps.callback(stream.close)
 
     def __enter__(self) -> Self:
         return self
@@ -257,14 +270,15 @@ class Session:
         settings = effective_settings(given, vocab_size)
         check_supported(settings, self._capabilities, self._running.backend)
         if not isinstance(self._engine, SteppingEngine):
-            self._engine.check_settings(settings)
+            with as_engine_errors(self._running, "in its check_settings()"):
+                self._engine.check_settings(settings)
         if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
             raise UnsupportedError(
                 "Stop strings were given, and this model has no tokenizer to find them.", "Give `stop_token_ids`."
             )
         encoded = encode_prompt(
             prompt,
-            self._tokenizer,
+            PromptTokenizer(self._tokenizer, self._running),
             tools=arguments.get("tools"),
             chat_template_kwargs=arguments.get("chat_template_kwargs"),
             vocab_size=vocab_size,
@@ -277,6 +291,8 @@ class Session:
             )
         room = min(settings.max_new_tokens, context - len(encoded.token_ids))
         off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
+        with as_engine_errors(self._running, "in describing its tokens"):
+            ends = frozenset(self._tokenizer.eos_token_ids)
         request = TokenRequest(
             prompt_token_ids=encoded.token_ids,
             settings=settings,
@@ -285,15 +301,17 @@ class Session:
             speculate=off is None,
             num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
             # Ignored means unknown: neither ``min_new_tokens`` nor the end of the output then looks at EOS.
-            eos_token_ids=frozenset() if settings.ignore_eos else self._tokenizer.eos_token_ids,
+            eos_token_ids=frozenset() if settings.ignore_eos else ends,
             max_total_tokens=context,
         )
         check_some_token_left(settings, {*request.eos_token_ids, *settings.stop_token_ids}, vocab_size)
-        tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
+        with as_engine_errors(self._running, "in describing its tokens"):
+            tracker = OutputTracker(self._tokenizer, request, parse_chat=encoded.is_chat)
         stream = TokenStream(
             Call(request, tracker, self._running, off),
             self._start,
-            self._acquire_for_thread,
+            self._acquire,
+            self._release,
             self._finished,
             self._guard,
         )
@@ -317,7 +335,10 @@ class Session:
         elif room <= 2:  # prefill chooses the first, and the last is a bonus token: none is left to draft
             off = reasons.too_few_tokens()
         elif not isinstance(self._engine, SteppingEngine):
-            off = self._engine.speculation_conflict(settings)
+            with as_engine_errors(self._running, "in its speculation_conflict()"):
+                off = self._engine.speculation_conflict(settings)
+                if not isinstance(off, OffReason | None):
+                    raise TypeError(f"it gave a {type(off).__name__}, not an OffReason")
         if off is not None and speculate == "on":
             raise SpeculationUnavailableError(
                 f"`speculate='on'` was given, but speculation is off: {off.message}",
@@ -325,15 +346,12 @@ class Session:
             )
         return off
 
-    def _acquire_for_thread(self, given_up: Callable[[], bool]) -> bool:
+    def _acquire(self, call: Call) -> bool:
+        """Take the lock for a call, as its thread unless its task has taken it; False if it is cancelled meanwhile."""
         self._check_usable()
-        if not self._lock.acquire(current_thread_owner(), given_up):
+        if not self._lock.acquire(call, current_thread_owner(), call.cancelled):
             return False
-        try:
-            self._check_usable()  # it may have been closed meanwhile
-        except BaseException:
-            self._lock.release()
-            raise
+        self._check_usable()  # it may have been closed meanwhile; the end of the stream releases the lock
         return True
 
     def _start(self, call: Call) -> Iterator[Round]:
@@ -341,12 +359,25 @@ class Session:
         engine = self._engine
         return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
 
-    def _finished(self, call: Call) -> None:
-        # The lock is released before the monitor runs: a warning filter may turn its warning into an error.
-        self._in_progress.discard(call)
-        self._lock.release()
-        self._monitor.add(call)
-        self._close_idle_engine()
+    def _release(self, call: Call) -> None:
+        """The engine no longer works on a call. May be called twice."""
+        try:
+            self._in_progress.discard(call)
+        finally:
+            self._lock.release(call)
+
+    def _finished(self, call: Call, started: bool) -> None:
+        """After ``_release``, since a warning filter may turn the monitor's warning into an error.
+
+        Args:
+            call: The call that has ended.
+            started: Whether the engine may have worked on it.
+        """
+        try:
+            if started:
+                self._monitor.add(call)
+        finally:
+            self._close_idle_engine()
 
     def _close_idle_engine(self) -> None:
         """Close the engine once ``close`` has asked for it and no call uses it."""
@@ -355,66 +386,12 @@ class Session:
                 return
             self._engine_to_close = False
         # Outside the lock and by one caller only: freeing an engine may take seconds.
-        self._engine.close()
-
-    async def _iterate(self, stream: TokenStream) -> AsyncGenerator[Chunk]:
-        """Drive a stream in worker threads; the event loop waits for the call lock itself, so it blocks no worker."""
-        owner: Hashable = ("task", asyncio.current_task())
-        # took: this task acquired the lock. held: and the stream, which releases it at its end, has not taken it over.
-        took = held = False
-
-        def use_held_lock(given_up: Callable[[], bool]) -> bool:
-            nonlocal held
-            self._check_usable()
-            held = False
-            return True
-
-        stream._use_lock(use_held_lock)
         try:
-            took = held = await self._wait_for_lock(owner, stream)
-            while True:
-                # Each step may run in another worker thread; that is why the task owns the lock, not a thread.
-                chunk = await asyncio.to_thread(next, stream, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            # From here on this task's next call waits for the lock, instead of failing because it holds it itself.
-            if took and self._lock.held_by(owner):
-                self._lock.leave()
-            stream.cancel()
-            await _to_the_end(asyncio.to_thread(stream.close))
-            # The stream has not taken the lock over, so it will not release it.
-            if held:
-                self._lock.release()
-
-    async def _wait_for_lock(self, owner: Hashable, stream: TokenStream) -> bool:
-        """Take the call lock; False if the call is cancelled while it waits."""
-        tries = 0
-        while not self._lock.try_acquire(owner):
-            if stream.cancelled:
-                return False
-            # A stream that this task dropped releases the lock within a few turns of the event loop.
-            if tries > _TURNS and self._lock.held_by(owner):
-                raise busy_error("task")
-            tries += 1
-            # Polled: a threading lock cannot be awaited, and waiting in worker threads could use up the pool.
-            await asyncio.sleep(0.002)
-        return True
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for ``work`` however often the waiting task is cancelled, and only then be cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            # Cancelling the waiting task must not cancel the clean-up.
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+            with as_engine_errors(self._running, "in its close()"):
+                self._engine.close()
+        except BaseException:
+            self._engine_to_close = True
+            raise
 
 
 def _draw_seed() -> int:

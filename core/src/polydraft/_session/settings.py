@@ -35,6 +35,7 @@ _ALLOWED = {
     "top_p": "a number above 0 and at most 1",
     "top_k": "a whole number from 0 (keeps all tokens) to 2**31 - 1",
     "min_p": "a number from 0 to 1",
+    "typical_p": "a number above 0 and at most 1",
     "repetition_penalty": "a number from 0.001 to 1000 (1 changes nothing)",
     "presence_penalty": "a number from -2 to 2",
     "frequency_penalty": "a number from -2 to 2",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
+from polydraft._containment import is_callers_own
+from polydraft._session.failures import as_engine_errors, engine_failure
 from polydraft.contract.results import Chunk, Round
-from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
+from polydraft.errors import EngineError
 
 if TYPE_CHECKING:
     from polydraft._session.call import Call
@@ -19,43 +20,39 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenStream"]
 
+R = TypeVar("R")
+
 
 class TokenStream(Iterator[Chunk]):
     """Chunks of one generation, one per round. Also a context manager: leaving it closes the stream.
 
-    ``cancel()`` may be called from any thread. ``close()`` ends the stream at once; garbage collection calls it on a
-    stream that was left unfinished. ``result`` is set once the stream has ended, for whatever reason.
+    ``cancel()`` may be called from any thread: the stream then ends with the finish reason ``cancelled`` and what was
+    generated until then. ``close()`` ends the stream at once; garbage collection calls it on a stream that was left
+    unfinished. ``result`` is set once the stream has ended, for whatever reason.
     """
 
     def __init__(
         self,
         call: Call,
         rounds: Callable[[Call], Iterator[Round]],
-        acquire: Callable[[Callable[[], bool]], bool],
-        finished: Callable[[Call], None],
+        acquire: Callable[[Call], bool],
+        release: Callable[[Call], None],
+        finished: Callable[[Call, bool], None],
         guard: StepGuard,
     ) -> None:
         self._call = call
         self._acquire = acquire
+        self._release = release
         self._finished = finished
         self._make_rounds = rounds
         self._rounds: Iterator[Round] | None = None
-        # new -> running (holds the session's call lock) -> ended; without a step, new -> ended.
-        self._state = "new"
         self._guard = guard
         self._step_lock = threading.Lock()
         # Set by ``close`` from inside a step, which cannot wait for ``_step_lock``: it holds it.
         self._close_asked = False
         self._result: GenerationResult | None = None
-
-    def _use_lock(self, acquire: Callable[[Callable[[], bool]], bool]) -> None:
-        """Replace how the stream takes its session's call lock, for a caller that has taken it already.
-
-        Args:
-            acquire: Gets a function that says whether the call has been cancelled; returns False if it was cancelled
-                while waiting, else True.
-        """
-        self._acquire = acquire
+        # new -> running (holds the session's call lock) -> ended; without a step, new -> ended. Set last, for __del__.
+        self._state = "new"
 
     @property
     def result(self) -> GenerationResult | None:
@@ -69,46 +66,55 @@ class TokenStream(Iterator[Chunk]):
 
     def start(self) -> None:
         """Hand the request to the engine without waiting for its first chunk; ``next`` does so otherwise."""
-        with self._step():
-            if self._state != "ended" and self._take_lock() and self._rounds is None:
-                self._open()
+        self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
+        self._step(self._start)
+
+    def _start(self) -> None:
+        if self._state != "ended" and self._take_lock() and self._rounds is None:
+            self._open()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        with self._step():
-            if self._state == "ended":
-                raise StopIteration
-            try:
-                return self._advance()
-            # StopIteration, too: whatever leaves a step this way ends the stream and releases the session's lock.
-            except BaseException:
-                self._end()
-                raise
+        self._guard.check()  # before the lock, as in ``start``
+        return self._step(self._advance)
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        self._guard.check()  # before the lock: in a forked process, a thread of the parent holds it for ever
-        # Before waiting for the lock: a signal handler that closes the stream meanwhile sees ``depth``, and returns.
-        with self._guard:
+    def _step(self, work: Callable[[], R]) -> R:
+        """Run ``work`` under the step lock; whatever it raises ends the stream and releases the session's lock.
+
+        Written out, not as context managers: an interrupt (Ctrl+C) may come at the start of any Python function, such
+        as their ``__exit__``. A lock's own methods are not interrupted.
+        """
+        guard, depth = self._guard, self._guard.depth
+        try:
+            # Before waiting for the lock: a signal handler that closes the stream meanwhile sees it, and returns.
+            guard.depth = depth + 1
             try:
                 with self._step_lock:
-                    yield
+                    try:
+                        return work()
+                    except BaseException as error:
+                        self._end_after(error)
+                        raise
             finally:
                 if self._close_asked:  # by a call of close from inside this step
                     self._end_unless_in_use()
+        finally:
+            guard.depth = depth
 
     def _take_lock(self) -> bool:
         """Wait for the session's call lock, unless taken already; False if the call was cancelled before."""
         if self._state == "new":
             # A stream that is cancelled before its first step never takes the session's lock.
-            if self.cancelled or not self._acquire(self._call.cancelled):
+            if self.cancelled or not self._acquire(self._call):
                 return False
             self._state = "running"
         return True
 
     def _advance(self) -> Chunk:
+        if self._state == "ended":
+            raise StopIteration
         call = self._call
         emitted: Round | None = None
         taken = self._take_lock()
@@ -118,13 +124,13 @@ class TokenStream(Iterator[Chunk]):
             try:
                 # None: the engine has no more rounds, for example because the call was cancelled.
                 emitted = next(rounds, None)
-            except Exception as error:
+                call.check_yielded(emitted)
+            except BaseException as error:
                 self._fail(error)
         if emitted is None:
-            if call.finish_reason is not None:
-                raise StopIteration
             # A last chunk without tokens, for the text that was held back as the possible start of a stop string.
-            chunk = call.chunk(Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0), "cancelled")
+            empty = Round(token_ids=(), num_draft_tokens=0, num_accepted_tokens=0)
+            chunk = call.chunk(empty, call.finish_reason or "cancelled")
             self._end()
             return chunk
         call.count(emitted, time.perf_counter() - started if emitted.seconds is None else emitted.seconds)
@@ -138,30 +144,25 @@ class TokenStream(Iterator[Chunk]):
     def _open(self) -> Iterator[Round]:
         """Hand the request to the engine."""
         try:
-            self._rounds = self._make_rounds(self._call)
-        except Exception as error:
+            rounds = self._rounds = self._make_rounds(self._call)
+            if not hasattr(rounds, "__next__"):
+                raise TypeError(f"its rounds() gave a {type(rounds).__name__}, which is not an iterator")
+        except BaseException as error:
             self._fail(error)
-        return self._rounds
+        return rounds
 
-    def _fail(self, error: Exception) -> NoReturn:
-        """Raise what the engine raised, as one of polydraft's errors, with the text so far."""
-        call = self._call
-        if isinstance(error, PolydraftError):
-            if isinstance(error, EngineError) and not error.partial_text:
-                error.partial_text = call.tracker.text
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Raise what the engine raised, as one of polydraft's errors unless it is the caller's own."""
+        raised = engine_failure(error, self._call.running)
+        if raised is error:
             raise error
-        if isinstance(error, MemoryError):
-            raise OutOfMemoryError(
-                "Memory ran out while generating.", "Give a smaller `context_length`, or a smaller model."
-            ) from error
-        raise EngineError(
-            f"The engine {call.running.engine} failed: {type(error).__name__}: {error}",
-            "The text so far is in the error's partial_text.",
-            partial_text=call.tracker.text,
-        ) from error
+        raise raised from error
 
     def cancel(self) -> None:
         """Ask the generation to end before its next engine call; the stream then ends with reason ``cancelled``.
+
+        From any thread. It may be called again, before the first chunk is read (nothing is then generated), and after
+        the end (nothing changes then).
 
         Raises:
             ForkedSessionError: The stream belongs to the parent process.
@@ -182,8 +183,7 @@ class TokenStream(Iterator[Chunk]):
             self._close_asked = True
             self._end_unless_in_use()
             return
-        with self._guard, self._step_lock:
-            self._end()
+        self._step(self._end)
 
     def _end_unless_in_use(self) -> None:
         """End the stream; if another step is under way, that one ends it afterwards."""
@@ -193,25 +193,42 @@ class TokenStream(Iterator[Chunk]):
             finally:
                 self._step_lock.release()
 
+    def _end_after(self, error: BaseException) -> None:
+        """End the stream because of an error, which says more than what goes wrong in ending it."""
+        try:
+            if isinstance(error, EngineError) and not error.partial_text:
+                # Before the end, which turns the bytes of an unfinished character into U+FFFD.
+                error.partial_text = self._call.stable_text()
+            self._end()
+        except Exception as second:
+            if is_callers_own(second):
+                raise
+
     def _end(self) -> None:
+        """Close the engine's iterator, make the result, release the session's lock; each even if one before fails.
+
+        If an interrupt stops it, it continues when it is called again.
+        """
         if self._state == "ended":
             return
         started = self._state == "running"
-        self._state = "ended"
-        # State and iterator change first, so that a second call does nothing even if closing the iterator fails.
-        rounds, self._rounds = self._rounds, None
-        close = getattr(rounds, "close", None)
         try:
+            # The iterator is dropped first, so that a second call does nothing even if closing it fails.
+            rounds, self._rounds = self._rounds, None
+            close = getattr(rounds, "close", None)
             if close is not None:
-                close()
+                with as_engine_errors(self._call.running, "in ending a generation"):
+                    close()
         finally:
-            # The result is made and the session's lock released even if the engine fails to close.
-            if self._call.tracker.finish_reason is None:
-                self._call.tracker.finish("cancelled")
-            self._result = self._call.result()
-            # Last: it releases the call lock, and another thread's call may start at once.
-            if started:
-                self._finished(self._call)
+            try:
+                if self._result is None:
+                    self._call.end()
+                    self._result = self._call.result()
+            finally:
+                # Last: another thread's call may start at once.
+                self._release(self._call)
+                self._state = "ended"
+                self._finished(self._call, started)
 
     def __enter__(self) -> Self:
         return self
@@ -222,6 +239,6 @@ class TokenStream(Iterator[Chunk]):
         self.close()
 
     def __del__(self) -> None:
-        # ``__init__`` may have failed before it set the state. A stream that never ran holds nothing.
-        if getattr(self, "_state", "ended") == "running":
+        # ``__init__`` may have failed before it set the state.
+        if getattr(self, "_state", "ended") != "ended":
             self.close()

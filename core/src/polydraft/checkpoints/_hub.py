@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
 from polydraft.files import system_error
+from polydraft.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +38,8 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
         SystemResourceError: The cache's disk is full or read-only, file handles have run out, and so on.
     """
     try:
+        if not hub.local_files_only:
+            _check_token(hub)
         yield
     except PolydraftError:
         raise
@@ -44,6 +48,14 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
         if typed is None:
             raise
         raise typed from error
+
+
+def _check_token(hub: HubOptions) -> None:
+    """Refuse a token that a header cannot hold: the HTTP library's own error would show it."""
+    from huggingface_hub import get_token
+
+    if hub.token in (None, True) and (found := get_token()):
+        Secret(found, "The Hub's token, in HF_TOKEN or stored by `hf auth login`,")
 
 
 def _typed(
@@ -137,7 +149,7 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
     if hub.local_files_only or constants.HF_HUB_OFFLINE:
         return _in_cache(repo, hub)
     try:
-        return list(list_repo_files(repo, revision=hub.revision, token=hub.token))
+        return list(list_repo_files(repo, revision=hub.revision, token=hub.arguments()["token"]))
     except Exception as error:
         if _is_unreachable(error) and (cached := cached_files(repo, hub)):
             return cached
@@ -146,12 +158,12 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
 
 def repository_format(repo: str, hub: HubOptions) -> str | None:
     """The format of single-file models that a repository holds; None if it holds safetensors or none of them."""
-    names = [name.lower() for name in repository_files(repo, hub)]
+    names = repository_files(repo, hub)
     # Safetensors first: a checkpoint's repository may also hold a GGUF copy.
-    for suffix, form in ((".safetensors", None), (".gguf", "gguf"), (".litertlm", "litertlm")):
-        if any(name.endswith(suffix) for name in names):
-            return form
-    return None
+    if any(may_be_weights(name) for name in names if "/" not in name):
+        return None
+    found = {name.lower().rpartition(".")[2] for name in names}
+    return next((form for form in ("gguf", "litertlm") if form in found), None)
 
 
 def cached_files(repo: str, hub: HubOptions) -> list[str]:

@@ -25,7 +25,7 @@ _LONGEST_SHOWN = 200
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?:@(?P<revision>refs/pr/\d+|[A-Za-z0-9][\w.-]*))?"
 _HUB = re.compile(
-    rf"(?P<repo>{_PART}/{_PART}){_REVISION}(?:/(?P<file>[^\s:]+\.(?:gguf|litertlm))|:(?P<quant>[\w.-]+))?"
+    rf"(?P<repo>{_PART}/{_PART}){_REVISION}(?:/(?P<file>[^\s:]+\.(?i:gguf|litertlm))|:(?P<quant>[\w.-]+))?"
 )
 _URL = re.compile(r"^(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<rest>[^?#]+)", re.IGNORECASE)
 

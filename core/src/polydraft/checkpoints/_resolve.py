@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints._hub import cached_files, hub_errors, repository_format
 from polydraft.checkpoints._names import model_folders, parse, shown
+from polydraft.checkpoints._weight_files import is_hidden, is_misleading
 from polydraft.checkpoints.config import is_mlx, read_config
+from polydraft.checkpoints.gguf import MAGIC
 from polydraft.checkpoints.gguf_config import read_gguf_config
-from polydraft.checkpoints.safetensors import header, weight_files
+from polydraft.checkpoints.gguf_files import file_of_folder, first_part
+from polydraft.checkpoints.safetensors import header, is_read, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
 from polydraft.files import system_errors
@@ -23,8 +26,7 @@ __all__ = ["resolve"]
 _BUILTIN_HINT = "pip install 'polydraft[builtin]'"
 _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
 """Suffix -> format, of models that are one file."""
-_FILES = {".json", ".safetensors", ".jinja", ".model", *_SINGLE_FILES}
-"""Suffixes of a model's files."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def resolve(
@@ -95,15 +97,15 @@ def _check_files(folder: Path, written: str) -> None:
 
     Raises:
         ModelFormatError: An entry is a FIFO, socket or device; or a folder or a link that leads nowhere in place of a
-            model's file.
+            file that engines read. Hidden entries do not count.
     """
     for path in sorted(folder.iterdir()):
-        if path.is_file() or (path.is_dir() and path.suffix not in _FILES):
+        if path.is_file() or is_hidden(path.name):
             continue
-        if path.exists():
+        if path.exists() and (not path.is_dir() or (path.suffix and is_read(path.name))):
             what = "is not a regular file"
-        elif path.suffix in _FILES:
-            what = "is a link to a file that does not exist"
+        elif path.is_symlink() and not path.exists() and is_read(path.name):
+            what = f"is a link to {path.readlink()}, which is not there"
         else:
             continue
         raise ModelFormatError(f"{path.name} of {written} {what}.", "Download or save the model again.")
@@ -112,6 +114,10 @@ def _check_files(folder: Path, written: str) -> None:
 def _not_found(path: Path, written: str, role: Role, known: KnownNames) -> ModelNotFoundError:
     if path.exists():
         return ModelNotFoundError(f"{shown(written)} is neither a folder nor a regular file.", "Check the path.")
+    if path.is_symlink():
+        return ModelNotFoundError(
+            f"The {role} {shown(written)} is a link to {path.readlink()}, which is not there.", "Make the link again."
+        )
     hint = known.suggest(written, map(str, model_folders(path.parent)))
     if not hint:
         bare = "/" not in written and "\\" not in written
@@ -122,11 +128,14 @@ def _not_found(path: Path, written: str, role: Role, known: KnownNames) -> Model
 def _single_file(path: Path, written: str) -> tuple[str, None, dict[str, Any]]:
     form = _SINGLE_FILES.get(path.suffix.lower())
     if form is None:
+        with path.open("rb") as file:  # Ollama's blobs have no suffix
+            form = "gguf" if file.read(len(MAGIC)) == MAGIC else None
+    if form is None:
         raise ModelFormatError(
             f"{written} is a file of an unknown kind.",
             "Give the folder that holds config.json, or a .gguf or .litertlm file.",
         )
-    return form, None, read_gguf_config(path, written) if form == "gguf" else {}
+    return form, None, read_gguf_config(first_part(path, written), written) if form == "gguf" else {}
 
 
 def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
@@ -139,7 +148,7 @@ def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | Non
         config = read_config(file, written)
         return *_format(path, config, written, known), config
     if found := _file_inside(path, written):
-        return *found, read_gguf_config(path / found[1], written) if found[0] == "gguf" else {}
+        return *found, read_gguf_config(path / found[1], str(path / found[1])) if found[0] == "gguf" else {}
     if (path / "adapter_config.json").is_file():
         raise ModelFormatError(
             f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",
@@ -164,11 +173,14 @@ def _format(path: Path, config: Mapping[str, Any], written: str, known: KnownNam
         return found
     if form := _format_of_kin(config, known):
         return form, None
-    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+    names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
+    if any(name.endswith(_PICKLES) for name in names):
         raise ModelFormatError(
             f"{written} has weights in pickle files only.", "Convert them: save_pretrained(folder) writes safetensors."
         )
-    raise ModelFormatError(f"{written} has a config.json but no weights.", "Download or save the model again.")
+    others = [name for name in names if is_misleading(name)]
+    but = f": {', '.join(others[:3])} {'is' if len(others) == 1 else 'are'} none of a whole model" if others else ""
+    raise ModelFormatError(f"{written} has a config.json but no weights{but}.", "Download or save the model again.")
 
 
 def _format_of_kin(config: Mapping[str, Any], known: KnownNames) -> str | None:
@@ -183,19 +195,21 @@ def _format_of_kin(config: Mapping[str, Any], known: KnownNames) -> str | None:
 
 
 def _file_inside(path: Path, written: str) -> tuple[str, str] | None:
-    """Format and name of the one target file of a folder; drafters (``mtp-``), projectors, later shards are ignored."""
+    """Format and name of the one single-file model in a folder."""
+    if name := file_of_folder(path, written):
+        return "gguf", name
     for suffix, form in _SINGLE_FILES.items():
-        files = sorted(found.name for found in path.iterdir() if found.suffix.lower() == suffix)
-        # A folder of nothing but drafters holds a drafter.
-        targets = [name for name in files if not name.lower().startswith(("mmproj", "mtp-"))] or files
-        first_shards = [name for name in targets if "-of-" not in name or "-00001-of-" in name]
-        if len(first_shards) > 1:
+        files = sorted(
+            entry.name
+            for entry in path.iterdir()
+            if entry.suffix.lower() == suffix and entry.is_file() and not is_hidden(entry.name)
+        )
+        if len(files) > 1:
             raise ModelFormatError(
-                f"{written} holds {len(first_shards)} models: {', '.join(first_shards)}.",
-                f"Name one of them: {path / first_shards[0]}.",
+                f"{written} holds {len(files)} models: {', '.join(files)}.", f"Name one of them: {path / files[0]}."
             )
-        if first_shards:
-            return form, first_shards[0]
+        if files:
+            return form, files[0]
     return None
 
 
@@ -219,7 +233,7 @@ def _from_hub(name: Name, written: str, hub: HubOptions, role: Role, known: Know
 def _format_by_name(repo: str, file: str | None) -> str | None:
     """The format that the id itself shows, if any."""
     if file:
-        return "litertlm" if file.endswith(".litertlm") else "gguf"
+        return "litertlm" if file.lower().endswith(".litertlm") else "gguf"
     return "mlx" if repo.lower().startswith("mlx-community/") else None
 
 
@@ -229,7 +243,7 @@ def _config_and_format(repo: str, hub: HubOptions, written: str, form: str | Non
 
     single_file = form if form in {"gguf", "litertlm"} else None  # such repositories need not have a config.json
     try:
-        config = read_config(Path(hf_hub_download(repo, "config.json", **hub.model_dump())), written)
+        config = read_config(Path(hf_hub_download(repo, "config.json", **hub.arguments())), written)
     # Before EntryNotFoundError, its base class: here it is not known whether the file exists.
     except errors.LocalEntryNotFoundError:
         if single_file is None or not cached_files(repo, hub):

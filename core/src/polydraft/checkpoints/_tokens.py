@@ -1,4 +1,4 @@
-"""Compare the tokens of two models by their ``tokenizer.json``; needs no tokenizer library."""
+"""Compare the tokens of two models by their ``tokenizer.json`` or GGUF files; needs no tokenizer library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft.checkpoints.gguf import read_header
+from polydraft.checkpoints.gguf_config import different_tokens
 from polydraft.errors import ModelFormatError, PairMismatchError
 from polydraft.files import read_json, system_errors
 
@@ -22,6 +24,7 @@ TOKENIZER_FILE = "tokenizer.json"
 class _Tokens:
     kind: str
     ids: dict[str, int]
+    added: frozenset[str]
     merges: list[str]
     scores: list[float]
 
@@ -30,18 +33,25 @@ def check_tokens(target: Path, drafter: Path, *, names: tuple[str, str] = ("the 
     """Check that two checkpoints turn the same text into the same token ids.
 
     Equal sizes prove nothing (vocabularies are padded), so the tokens, the merge rules (or scores) and the added tokens
-    of the ``tokenizer.json`` in both folders are compared. A model without that file is not checked. ``names`` are
-    those of the models in the sentence.
+    are compared. One of them may have further added tokens, as models have that were trained further, if the other has
+    no token of that id: such a token is never drafted, or never accepted.
+
+    Args:
+        target: Its ``tokenizer.json`` or GGUF file.
+        drafter: The drafter's file of the same kind.
+        names: Those of the models in the sentence.
 
     Raises:
         PairMismatchError: A token differs; the sentence names one.
-        ModelFormatError: A ``tokenizer.json`` cannot be read.
+        ModelFormatError: A file cannot be read.
     """
-    files = (target / TOKENIZER_FILE, drafter / TOKENIZER_FILE)
     # Equal bytes need no parsing.
-    if not all(file.is_file() for file in files) or filecmp.cmp(*files, shallow=False):
+    if target.name == TOKENIZER_FILE and filecmp.cmp(target, drafter, shallow=False):
         return
-    difference = first_difference(*(_load(file) for file in files), names=names)
+    if target.name == TOKENIZER_FILE:
+        difference = first_difference(_load(target), _load(drafter), names=names)
+    else:
+        difference = different_tokens(read_header(target, names[0]), read_header(drafter, names[1]), names)
     if difference:
         raise PairMismatchError(
             f"{names[0]} and {names[1]} do not have the same tokens: {difference}.",
@@ -56,8 +66,8 @@ def first_difference(
     ours, theirs = _tokens(target), _tokens(drafter)
     if ours.kind != theirs.kind:
         return f"{names[0]} has a {ours.kind} tokenizer, {names[1]} a {theirs.kind} one"
-    if ours.ids != theirs.ids:
-        return _different_token(ours.ids, theirs.ids, names)
+    if difference := _different_token(ours, theirs, names):
+        return difference
     if ours.merges != theirs.merges:
         at = next(
             (i for i, (a, b) in enumerate(zip(ours.merges, theirs.merges, strict=False)) if a != b),
@@ -70,15 +80,16 @@ def first_difference(
     return ""
 
 
-def _different_token(ours: Mapping[str, int], theirs: Mapping[str, int], names: tuple[str, str]) -> str:
-    for token, index in sorted(ours.items(), key=lambda item: item[1]):
-        other = theirs.get(token)
-        if other is None:
-            return f"token {token!r} (id {index}) of {names[0]} is unknown to {names[1]}"
-        if other != index:
-            return f"token {token!r} has id {index} in {names[0]} and {other} in {names[1]}"
-    token, index = min(((t, i) for t, i in theirs.items() if t not in ours), key=lambda item: item[1])
-    return f"token {token!r} (id {index}) of {names[1]} is unknown to {names[0]}"
+def _different_token(ours: _Tokens, theirs: _Tokens, names: tuple[str, str]) -> str:
+    for token, index in sorted(ours.ids.items() - theirs.ids.items(), key=lambda item: item[1]):
+        if token in theirs.ids:
+            return f"token {token!r} has id {index} in {names[0]} and {theirs.ids[token]} in {names[1]}"
+    for one, other, (name, other_name) in ((ours, theirs, names), (theirs, ours, names[::-1])):
+        taken = set(other.ids.values())
+        for token, index in sorted(one.ids.items() - other.ids.items(), key=lambda item: item[1]):
+            if token not in one.added or index in taken:
+                return f"token {token!r} (id {index}) of {name} is unknown to {other_name}"
+    return ""
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -108,6 +119,8 @@ def _tokens(data: Mapping[str, Any]) -> _Tokens:
         ids = {str(entry[0]): index for index, entry in enumerate(vocab)}
         scores = [float(entry[1]) for entry in vocab]
     # Added tokens last: they take precedence over the vocabulary.
-    ids.update({str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or ()})
+    added = {str(token["content"]): int(token["id"]) for token in data.get("added_tokens") or ()}
+    ids.update(added)
     merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model.get("merges") or ()]
-    return _Tokens(str(model.get("type") or ("BPE" if merges else "other")), ids, merges, scores)
+    kind = str(model.get("type") or ("BPE" if merges else "other"))
+    return _Tokens(kind, ids, frozenset(added), merges, scores)

@@ -45,8 +45,9 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
     For ``mtp``: the architectures belong together, ``backbone_hidden_size`` is the target's ``hidden_size``, both have
     the same vocabulary size and sliding window, and for each attention type of the assistant the target has keys and
     values of the same shape. For ``mtp`` and ``draft-model``: both have the same tokens, where both ``tokenizer.json``
-    are on this machine; for ``draft-model`` they are fetched from the Hub if need be, as nothing else shows it. What
-    a config lacks, as for some GGUF files, is left to the engine's plugin.
+    or GGUF files are on this machine; for ``draft-model`` a ``tokenizer.json`` is fetched from the Hub if need be, as
+    nothing else shows it. A target may have further tokens; then its vocabulary may be larger. What a config lacks, as
+    for some GGUF files, is left to the engine's plugin.
 
     Args:
         target: The resolved target.
@@ -67,9 +68,6 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
     check_target(target)
     if kind == "mtp":
         _check_roles(target, drafter)
-        differences = _differences(target, drafter)
-        if differences:
-            raise PairMismatchError(f"{drafter.id} is not a drafter for {target.id}: {'; '.join(differences)}.", _FIND)
     elif kind == "draft-model" and is_assistant(drafter.config):
         raise PairMismatchError(
             f"{drafter.id} is an assistant ({drafter.model_type}); it cannot draft as a model of its own.",
@@ -77,15 +75,23 @@ def check_pair(target: ModelSource, drafter: ModelSource, kind: DrafterKind, *, 
         )
     if kind in {"mtp", "draft-model"}:
         fetch_with = hub if kind == "draft-model" else None
-        folders = [_tokenizer_folder(source, fetch_with) for source in (target, drafter)]
-        if folders[0] is not None and folders[1] is not None:
-            check_tokens(folders[0], folders[1], names=(target.id, drafter.id))
+        ours, theirs = _tokenizer_file(target, fetch_with), _tokenizer_file(drafter, fetch_with)
+        # A GGUF file cannot be compared with a tokenizer.json.
+        comparable = bool(ours and theirs and (ours.name == TOKENIZER_FILE) == (theirs.name == TOKENIZER_FILE))
+        differences = _differences(target, drafter, tokens_known=comparable) if kind == "mtp" else ()
+        if differences:
+            raise PairMismatchError(f"{drafter.id} is not a drafter for {target.id}: {'; '.join(differences)}.", _FIND)
+        if comparable and ours and theirs:
+            check_tokens(ours, theirs, names=(target.id, drafter.id))
 
 
-def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | None:
-    """The folder that holds the model's ``tokenizer.json``; None if it has none here or there."""
+def _tokenizer_file(source: ModelSource, hub: HubOptions | None) -> Path | None:
+    """The model's ``tokenizer.json``, or the GGUF file that it is; None if its tokens cannot be read here."""
     if source.kind != "hub":
-        return source.path if source.path is not None and source.path.is_dir() else None
+        if source.path is None or source.format == "litertlm":
+            return None
+        file = source.path / TOKENIZER_FILE if source.path.is_dir() else source.path
+        return file if file.is_file() else None
     if hub is None or source.format not in {"safetensors", "mlx"}:
         return None
     repo, hub = repository(source.id), hub.model_copy(update={"revision": source.revision})
@@ -93,12 +99,11 @@ def _tokenizer_folder(source: ModelSource, hub: HubOptions | None) -> Path | Non
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            path = hf_hub_download(repo, TOKENIZER_FILE, **hub.model_dump())
+            return Path(hf_hub_download(repo, TOKENIZER_FILE, **hub.arguments()))
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:
             return None
-    return Path(path).parent
 
 
 def _check_roles(target: ModelSource, drafter: ModelSource) -> None:
@@ -117,7 +122,7 @@ def _check_roles(target: ModelSource, drafter: ModelSource) -> None:
         )
 
 
-def _differences(target: ModelSource, drafter: ModelSource) -> list[str]:
+def _differences(target: ModelSource, drafter: ModelSource, *, tokens_known: bool) -> list[str]:
     """Every way in which an assistant's config does not fit the target's."""
     ours, theirs = text_config(target.config), text_config(drafter.config)
     found: list[str] = []
@@ -125,7 +130,9 @@ def _differences(target: ModelSource, drafter: ModelSource) -> list[str]:
     backbone, hidden = drafter.config.get("backbone_hidden_size"), ours.get("hidden_size")
     if backbone is not None and hidden is not None and backbone != hidden:
         found.append(f"it was made for a target of hidden size {backbone}, this one has {hidden}")
-    found += _unequal("vocab_size", "vocabulary size", ours, theirs)
+    # Where the tokens themselves are compared, a target may have more of them, added after its assistant was made.
+    if not tokens_known or (ours.get("vocab_size") or 0) < (theirs.get("vocab_size") or 0):
+        found += _unequal("vocab_size", "vocabulary size", ours, theirs)
     wanted, given = kv_shapes(drafter.config), kv_shapes(target.config)
     if wanted and given:
         for kind, shape in wanted.items():

@@ -107,12 +107,28 @@ def _is_layers(value: Any) -> bool:
     return _is_count(value) and value <= _MOST_LAYERS  # lists of that length are made
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)  # some configs have -1 for none
+
+
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+_MOST: dict[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "num_kv_shared_layers"), 1024),
+    **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_key_value_heads"), 1 << 16),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 1 << 16),
+    **dict.fromkeys(
+        ("hidden_size", "hidden_size_per_layer_input", "intermediate_size", "moe_intermediate_size"), 1 << 24
+    ),
+    "vocab_size": 1 << 21,
+}
+"""No model has more: an engine would build layers for minutes before it looks at the weights."""
+
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a text", lambda value: isinstance(value, str), ("model_type",)),
+    ("a token id", _is_whole, ("bos_token_id",)),
     ("a list of texts", _is_names, ("architectures", "layer_types")),
     ("an object", lambda value: isinstance(value, dict), ("text_config", "per_layer_config")),
     (f"a whole number up to {_MOST_LAYERS}", _is_layers, ("num_hidden_layers", "num_kv_shared_layers")),
@@ -123,7 +139,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 
 
 def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
-    """Refuse fields of a wrong type, of those that this module reads; null counts as missing."""
+    """Refuse fields of a wrong type, of those that this module reads, and impossible sizes; null counts as missing."""
     for part in (data, text_config(data)):
         for kind, fits, fields in _FIELDS:
             for field in fields:
@@ -133,6 +149,21 @@ def _check_fields(data: Mapping[str, Any], file: str, name: str) -> None:
                         f"{field} in {file} of {name} is {reprlib.repr(value)}, not {kind}.",
                         "Fix the file, or download or save the model again.",
                     )
+        for field, most in _MOST.items():
+            # Some models have one number per layer.
+            values = part.get(field)
+            sizes: list[Any] = values if isinstance(values, list) else [values]
+            if any(_is_count(size) and size > most for size in sizes):
+                raise _too_much(field, values, file, name)
+        if len(part.get("layer_types") or ()) > _MOST["num_hidden_layers"]:
+            raise _too_much("layer_types", part["layer_types"], file, name)
+
+
+def _too_much(field: str, value: Any, file: str, name: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{field} in {file} of {name} is {reprlib.repr(value)}, more than any model has.",
+        "Fix the file, or download or save the model again.",
+    )
 
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEEPEST = 4
+# Beyond any model's. A header with more is refused before memory is taken for it.
+_MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS, _MOST_TEXT = 1 << 20, 1 << 16, 1 << 22, 1 << 26
+_FEW = 1 << 12
+"""Arrays of up to this many numbers (one per layer, or per dimension) are tuples."""
 _MOST_DIMENSIONS = 8
 _AGAIN = "Download it again."
 _MOST_LAYERS = 10_000
@@ -70,7 +75,7 @@ class GgufHeader:
     """Metadata and tensors of one file."""
 
     metadata: Mapping[str, Any]
-    """Key -> number, bool, string, tuple of these, or ``StringArray``."""
+    """Key -> number, bool, string, tuple of these, ``array`` of many numbers, or ``StringArray``."""
     tensors: Mapping[str, tuple[int, ...]]
     """Name -> shape, the fastest dimension first, as GGUF has it."""
     types: Mapping[str, int]
@@ -109,12 +114,20 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
         raise ModelFormatError(
             f"{name} cannot be read: {error.strerror or error}.", f"Check the file {path}."
         ) from error
+    except _TooMuchError as error:
+        raise ModelFormatError(
+            f"{name} is damaged: its GGUF header holds {error}, more than any model's.", "Download or convert it again."
+        ) from error
     except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
         raise ModelFormatError(
             f"{name} is cut short or damaged: its GGUF header cannot be read to its end.", _AGAIN
         ) from error
     _check_values(header, name)
     return header
+
+
+class _TooMuchError(Exception):
+    """The header says that it holds more than any model's; the text says what."""
 
 
 class _Reader:
@@ -131,7 +144,9 @@ class _Reader:
             )
         # Magic, version (u32), number of tensors (u64), number of pairs (u64), then the pairs, then the tensors.
         tensor_count, pair_count = self._number("Q"), self._number("Q")
-        metadata = {}
+        if tensor_count > _MOST_TENSORS or pair_count > _MOST_PAIRS:
+            raise _TooMuchError(f"{tensor_count} tensors and {pair_count} pairs of metadata")
+        metadata: dict[str, Any] = {}
         for _ in range(pair_count):
             key = self._string()
             metadata[key] = self._value(self._number("I"))
@@ -169,6 +184,8 @@ class _Reader:
     def _string(self) -> str:
         length = self._number("Q")
         start = self._skip(length)
+        if length > _MOST_TEXT:
+            raise _TooMuchError(f"a text of {length} bytes")
         return self._data[start : self._at].decode("utf-8")
 
     def _value(self, kind: int, depth: int = 0) -> Any:
@@ -180,12 +197,19 @@ class _Reader:
         if kind != _ARRAY or depth > _DEEPEST:
             raise IndexError
         inner, count = self._number("I"), self._number("Q")
+        if count > _MOST_ITEMS:
+            raise _TooMuchError(f"an array of {count} items")
         if inner in _FIXED:
             code = f"<{count}{_FIXED[inner]}"
             start = self._skip(struct.calcsize(code))
-            return struct.unpack_from(code, self._data, start)
+            if count <= _FEW:
+                return struct.unpack_from(code, self._data, start)
+            # As it is stored: a tuple of Python's numbers would take up to 40 times the file's bytes.
+            return array(_FIXED[inner].replace("?", "B"), self._data[start : self._at])
         if inner == _STRING:
             return self._strings(count)
+        if count > _FEW:
+            raise _TooMuchError(f"{count} arrays in one")
         return tuple(self._value(inner, depth + 1) for _ in range(count))
 
     def _strings(self, count: int) -> StringArray:
@@ -195,6 +219,8 @@ class _Reader:
             # Length (u64), then the bytes: skipped undecoded, as a vocabulary has hundreds of thousands.
             at += 8 + unpack(data, at)[0]
         self._skip(at - start)
+        if at - start > _MOST_TEXT:
+            raise _TooMuchError(f"texts of {at - start} bytes")
         return StringArray(data[start:at], count)
 
 

@@ -6,17 +6,48 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.gguf import GgufHeader, read_header
+from polydraft.errors import ModelFormatError
 
-__all__ = ["config_of", "read_gguf_config", "tokens_of"]
+# Types of tokens (llama_token_type): ordinary text, and what is not part of it.
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_ADDED = {_CONTROL, _USER_DEFINED}
+__all__ = ["check_is_model", "config_of", "different_tokens", "kind_of", "read_gguf_config"]
+
+_KINDS = {
+    "imatrix": "an importance matrix (imatrix)",
+    "mmproj": "a projector for images or audio (mmproj)",
+    "clip": "a projector for images or audio (mmproj)",
+    "adapter": "an adapter (LoRA)",
+    "controlvector": "a control vector",
+}
+"""``general.type`` or ``general.architecture`` -> what such a file is."""
 
 
 def read_gguf_config(path: Path, name: str = "") -> dict[str, Any]:
     """The config of a GGUF file, from its header; messages call the model ``name``.
 
     Raises:
-        ModelFormatError: It is not a GGUF file, or its header is damaged.
+        ModelFormatError: It is not a GGUF file, its header is damaged, or it holds no model.
     """
-    return config_of(read_header(path, name))
+    header = read_header(path, name)
+    check_is_model(header, name or str(path))
+    return config_of(header)
+
+
+def kind_of(header: GgufHeader) -> str:
+    """What a file is, in words, if it is not a language model: a projector, an adapter; empty if it is one."""
+    given = str(header.metadata.get("general.type", ""))
+    return _KINDS.get(given) or _KINDS.get(header.architecture, "")
+
+
+def check_is_model(header: GgufHeader, name: str) -> None:
+    """Refuse a file that belongs to a model and is none.
+
+    Raises:
+        ModelFormatError: It is a projector, an importance matrix, an adapter or a control vector.
+    """
+    if kind := kind_of(header):
+        raise ModelFormatError(f"{name} is {kind}, not a language model.", "Give the GGUF file of the model itself.")
 
 
 def config_of(header: GgufHeader) -> dict[str, Any]:
@@ -41,9 +72,41 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value is not None}
 
 
-def tokens_of(header: GgufHeader) -> tuple[Any, ...]:
-    """Everything that decides which ids a text becomes: models with equal values have the same tokens."""
-    return tuple(header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens", "merges", "scores"))
+def different_tokens(target: GgufHeader, drafter: GgufHeader, names: tuple[str, str]) -> str:
+    """The first difference of two files' tokens, as part of a sentence; empty if they give texts the same ids.
+
+    One may have further ids at the end, or ids that the other does not use (padding), if they are not part of ordinary
+    text: control, user-defined and unused tokens.
+    """
+    ours, theirs = target.metadata, drafter.metadata
+    for key in ("model", "merges"):
+        if ours.get(f"tokenizer.ggml.{key}") != theirs.get(f"tokenizer.ggml.{key}"):
+            return "their tokenizers differ" if key == "model" else "their merge rules differ"
+    tokens: list[Any] = [metadata.get("tokenizer.ggml.tokens") for metadata in (ours, theirs)]
+    scores = [tuple(metadata.get("tokenizer.ggml.scores") or ()) for metadata in (ours, theirs)]
+    common = min(map(len, scores))
+    if scores[0][:common] != scores[1][:common]:
+        return "the scores of their tokens differ"
+    if tokens[0] == tokens[1] or None in tokens:
+        return ""
+    kinds = [metadata.get("tokenizer.ggml.token_type") or () for metadata in (ours, theirs)]
+
+    def kind(side: int, index: int) -> int:
+        return int(kinds[side][index]) if index < len(kinds[side]) else _NORMAL
+
+    items = [one.items() for one in tokens]
+    for index in range(max(map(len, items))):
+        both = [one[index] if index < len(one) else None for one in items]
+        if both[0] == both[1] or any(both[side] is not None and kind(side, index) == _UNUSED for side in (0, 1)):
+            continue
+        side = 0 if both[1] is None else 1
+        if None in both and kind(side, index) in _ADDED:
+            continue
+        shown = [text.decode("utf-8", "replace") if text is not None else None for text in both]
+        if None in shown:
+            return f"token {shown[side]!r} (id {index}) of {names[side]} is unknown to {names[1 - side]}"
+        return f"token {index} is {shown[0]!r} in {names[0]} and {shown[1]!r} in {names[1]}"
+    return ""
 
 
 def _vocab_size(header: GgufHeader) -> int | None:

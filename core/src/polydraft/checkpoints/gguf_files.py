@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._hub import hub_errors, repository_files
 from polydraft.checkpoints._names import repository
+from polydraft.checkpoints._weight_files import check_place, is_hidden
+from polydraft.checkpoints.config import is_assistant
+from polydraft.checkpoints.gguf import read_header
+from polydraft.checkpoints.gguf_config import config_of, kind_of
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
 
@@ -17,11 +22,14 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import ModelSource
 
-__all__ = ["choose_files", "fetch_gguf"]
+__all__ = ["choose_files", "fetch_gguf", "file_of_folder", "first_part", "parts_of"]
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
+_SUFFIX = ".gguf"
 _USUAL = "q4_k_m"
 _NOT_TARGETS = ("mtp-", "mmproj")
+# Where the header cannot be asked. ``model-imatrix-Q4_K_M`` is a model, quantized by means of one.
+_OTHER_NAME = re.compile(r"^mtp-|(?:^|[-_.])(?:mmproj(?:[-_.]|$)|imatrix\.gguf$)", re.IGNORECASE)
 
 
 def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
@@ -39,39 +47,114 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
         path = source.path
         if path is None or not path.exists():
             raise ModelNotFoundError(f"{source.id} is no longer at {path}.", "Check the path.")
-        folder, wanted = (path, source.file) if path.is_dir() else (path.parent, path.name)
-        names = [str(file.relative_to(folder).as_posix()) for file in folder.rglob("*.gguf")]
-        return folder / choose_files(names, wanted, source.id)[0]
+        return file_at(path, source.file, source.id)
     hub = (hub or HubOptions()).model_copy(update={"revision": source.revision})
     repo = repository(source.id)
     with hub_errors(repo, hub):
         from huggingface_hub import hf_hub_download
 
         chosen = choose_files(repository_files(repo, hub), source.file, source.id)
-        paths = [hf_hub_download(repo, name, **hub.model_dump()) for name in chosen]
+        paths = [hf_hub_download(repo, name, **hub.arguments()) for name in chosen]
     return Path(paths[0])
+
+
+def file_at(path: Path, wanted: str | None, model: str) -> Path:
+    """The file of a model at a path, of a split one the first part: the path itself, or what ``wanted`` names in it.
+
+    Raises:
+        ModelFormatError: As ``fetch_gguf``.
+    """
+    if not path.is_dir():
+        return first_part(path, model)
+    if wanted and (path / wanted).is_file():
+        return first_part(path / wanted, model)
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    return path / choose_files(names, wanted, model)[0]
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of the model that a file belongs to, by its name, in order: all parts if it is one of a split model."""
+    part = _PART.search(path.name)
+    if part is None:
+        return [path]
+    start, suffix = path.name[: part.start()], path.name[-len(_SUFFIX) :]
+    return [path.with_name(f"{start}-{number:05}-of-{part['count']}{suffix}") for number in _numbers(part)]
+
+
+def first_part(path: Path, model: str) -> Path:
+    """The file to load for a file that was named: itself, or of a split model the first part.
+
+    Raises:
+        ModelFormatError: A part is missing.
+    """
+    parts = parts_of(path)
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise _parts_missing(model, len(parts), len(missing), missing[0])
+    return parts[0]
+
+
+def file_of_folder(folder: Path, model: str) -> str | None:
+    """Name of the one GGUF model in a folder, of a split one the first part; None if there is none.
+
+    What a file is, its header says: projectors, adapters and importance matrices are no models, and drafters count
+    only if there is nothing else. Hidden files never count.
+
+    Raises:
+        ModelFormatError: There are several, a part is missing, or the file lies outside the folder.
+    """
+    names = [entry.name for entry in folder.iterdir() if entry.is_file() and not is_hidden(entry.name)]
+    models = _by_model(name for name in sorted(names) if name.lower().endswith(_SUFFIX))
+    if len(models) > 1:
+        roles = {whole: _role(folder / parts[0]) for whole, parts in models.items()}
+        wanted = "target" if "target" in roles.values() else "drafter"
+        # Of nothing but other files the first, so that the message says what it is.
+        models = {whole: parts for whole, parts in models.items() if roles[whole] == wanted} or dict(
+            [*models.items()][:1]
+        )
+    if len(models) > 1:
+        listed = [parts[0] for parts in models.values()]
+        raise ModelFormatError(
+            f"{model} holds {len(listed)} models: {', '.join(listed)}.", f"Name one of them: {folder / listed[0]}."
+        )
+    for parts in models.values():
+        path = first_part(folder / parts[0], model)
+        for part in parts_of(path):
+            check_place(folder, part)
+        return path.name
+    return None
+
+
+def _role(path: Path) -> str:
+    """``target``, ``drafter`` or ``other``: by the header; by the name where that cannot be read."""
+    try:
+        header = read_header(path)
+    except ModelFormatError:
+        found = _OTHER_NAME.search(path.name)
+        return "target" if found is None else "drafter" if path.name.lower().startswith("mtp-") else "other"
+    if kind_of(header):
+        return "other"
+    return "drafter" if is_assistant(config_of(header)) else "target"
 
 
 def choose_files(names: Iterable[str], wanted: str | None, model: str) -> list[str]:
     """The file of the model that was asked for; of a split model all parts in order.
 
     Without a name or pattern it is the only model there, or of several the Q4_K_M one, as llama.cpp itself chooses
-    (``common/download.cpp``). Drafters (``mtp-``) and projectors (``mmproj``) are taken only when named.
+    (``common/download.cpp``). Drafters (``mtp-``), projectors (``mmproj``) and importance matrices (``imatrix``) are
+    taken only when named, hidden files never.
 
     Args:
         names: Paths inside the folder or repository, with ``/``.
-        wanted: A file name, a path, or a glob pattern; letter case does not matter.
+        wanted: A path, a file name, or a glob pattern. The first of these that fits counts, and letter case only where
+            two names differ in nothing else.
         model: What to call the model in the sentence.
 
     Raises:
         ModelFormatError: None fits, several do, or a part is missing.
     """
-    files = sorted(name for name in names if name.lower().endswith(".gguf"))
-    found = [name for name in files if _fits(name, wanted)]
-    models: dict[str, list[str]] = {}
-    for name in found:
-        # The parts of a split model have the same name but for the part's number.
-        models.setdefault(_PART.sub(".gguf", name), []).append(name)
+    files = sorted(name for name in names if name.lower().endswith(_SUFFIX) and not is_hidden(name))
+    models = _by_model(_fitting(files, wanted))
     if not wanted and len(models) > 1:
         usual = [stem for stem in models if _USUAL in stem.lower()]
         models = {stem: models[stem] for stem in usual} or models
@@ -84,25 +167,63 @@ def choose_files(names: Iterable[str], wanted: str | None, model: str) -> list[s
             "Name the one that is meant: org/name/file.gguf, org/name:Q4_K_M, or the path of a file.",
         )
     (parts,) = models.values()
-    if (part := _PART.search(parts[0])) and len(parts) != int(part["count"]):
-        raise ModelFormatError(
-            f"{model} is split into {int(part['count'])} files, of which {len(parts)} are there.", "Download it again."
-        )
+    if part := _PART.search(parts[0]):
+        there = {int(found["number"]) for name in parts if (found := _PART.search(name))}
+        if missing := [number for number in _numbers(part) if number not in there]:
+            name = f"{parts[0][: part.start()]}-{missing[0]:05}-of-{part['count']}{_SUFFIX}"
+            raise _parts_missing(model, int(part["count"]), len(missing), name)
     return parts
 
 
-def _fits(name: str, wanted: str | None) -> bool:
-    full, base = name.lower(), name.rpartition("/")[2].lower()
+def _numbers(part: re.Match[str]) -> range:
+    return range(1, int(part["count"]) + 1)
+
+
+def _parts_missing(model: str, count: int, missing: int, first: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{model} is split into {count} files, of which {count - missing} are there: {first} is missing.",
+        "Download it again.",
+    )
+
+
+def _by_model(names: Iterable[str]) -> dict[str, list[str]]:
+    """Name of a whole model -> its files: the parts of a split model differ in the part's number only."""
+    models: dict[str, list[str]] = {}
+    for name in names:
+        models.setdefault(_whole(name), []).append(name)
+    return models
+
+
+def _whole(name: str) -> str:
+    """The name of the model that a file or part belongs to."""
+    return _PART.sub(lambda part: f"-of-{part['count']}{_SUFFIX}", name)
+
+
+def _fitting(files: list[str], wanted: str | None) -> list[str]:
+    """The files that fit what was asked for."""
     if wanted is None:
-        return not base.startswith(_NOT_TARGETS)
+        return [name for name in files if not _OTHER_NAME.search(name.rpartition("/")[2])]
+    # One part stands for all. A path before a name, the letters as they are before any: a name is no pattern if a
+    # file has it, and no file below another shadows it.
+    whole = _whole(wanted)
+    for only_name, folded in product((False, True), repeat=2):
+        wished = whole.lower() if folded else whole
+        found = []
+        for name in files:
+            fitting = _whole(name.rpartition("/")[2] if only_name else name)
+            if (fitting.lower() if folded else fitting) == wished:
+                found.append(name)
+        if found:
+            return found
     pattern = wanted.lower()
-    if _PART.search(pattern):  # one part stands for all
-        return _PART.sub(".gguf", pattern) in {_PART.sub(".gguf", full), _PART.sub(".gguf", base)}
-    if any(mark in pattern for mark in "*?["):
-        # A pattern that starts with the prefix, or names a folder, means such a file.
-        named = pattern.lstrip("*").startswith(_NOT_TARGETS) or "/" in pattern
-        return (named or not base.startswith(_NOT_TARGETS)) and (
-            # With a slash in front, a name that starts with the quantization fits a pattern with a separator before it.
-            fnmatchcase(f"/{full}", pattern) or fnmatchcase(full, pattern) or fnmatchcase(base, pattern)
-        )
-    return pattern in {full, base}
+    return [name for name in files if _matches(name, pattern)] if any(mark in pattern for mark in "*?[") else []
+
+
+def _matches(name: str, pattern: str) -> bool:
+    full, base = name.lower(), name.rpartition("/")[2].lower()
+    # A pattern that starts with the prefix, or names a folder, means such a file.
+    named = pattern.lstrip("*").startswith(_NOT_TARGETS) or "/" in pattern
+    return (named or not _OTHER_NAME.search(base)) and (
+        # With a slash in front, a name that starts with the quantization fits a pattern with a separator before it.
+        fnmatchcase(f"/{full}", pattern) or fnmatchcase(full, pattern) or fnmatchcase(base, pattern)
+    )

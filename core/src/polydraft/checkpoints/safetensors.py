@@ -5,43 +5,22 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from polydraft.checkpoints._weight_files import check_exists, is_hidden, weight_files, weights_of
 from polydraft.errors import ModelFormatError
-from polydraft.files import open_regular, parse_json, read_json, system_errors
+from polydraft.files import open_regular, parse_json, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_folder", "header", "weight_files"]
+__all__ = ["check_folder", "header", "is_read", "weight_files"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 """The format's own limit, in bytes."""
-_INDEX = "model.safetensors.index.json"
+_OPTIONAL = ("token", "chat_template", "generation_config", "vocab.json", "merges.txt")
+"""Parts of the names of files that a checkpoint need not have."""
 _AGAIN = "Delete the file and download the model again."
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by name: those that the index lists, or all if there is no index.
-
-    Raises:
-        ModelFormatError: The index cannot be read, or a file that it lists is missing.
-    """
-    index = folder / _INDEX
-    if not index.is_file():
-        return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    try:
-        with system_errors(f"{index} cannot be read"):
-            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelFormatError(f"{index} is not an index of safetensors files: {error!r}.", _AGAIN) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelFormatError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing ({listed}).",
-            "Download the model again; an interrupted download continues where it stopped.",
-        )
-    return [folder / name for name in names]
+_AGAIN_ALL = "Download or save the model again, into an empty folder."
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -57,7 +36,14 @@ def header(path: Path) -> dict[str, Any]:
         with system_errors(f"{path} cannot be read"):
             return _header(path)
     except OSError as error:
-        raise ModelFormatError(f"{path} cannot be read: {error.strerror or error}.", "Check the file.") from error
+        raise ModelFormatError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+
+
+def is_read(name: str) -> bool:
+    """Whether engines read a file of this name beside the weights, if it is there: config, tokenizer, template."""
+    return not is_hidden(name) and (name == "config.json" or any(word in name for word in _OPTIONAL))
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -83,16 +69,33 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Check every safetensors file that belongs to the model in ``folder``.
+    """Check the files that are the weights of ``folder`` (``weight_files``): none is missing or damaged.
 
     Raises:
-        ModelFormatError: The folder holds no such file, one is missing, or one is cut short.
+        ModelFormatError: The folder holds no such file, one is missing, outside the folder or cut short, a tensor is
+            not in the file that the index names, or is in two. Or a file of its tokenizer, chat template or
+            ``generation_config.json`` is a link to nothing: without it, the model would run as if it had none.
     """
-    files = weight_files(folder)
-    if not files:
+    weights = weights_of(folder)
+    for entry in folder.iterdir():
+        if entry.is_symlink() and is_read(entry.name):
+            check_exists(entry)
+    if not weights.files:
         raise ModelFormatError(
-            f"{folder} holds no safetensors weights.",
+            f"{folder} holds no safetensors weights of a whole model.",
             "Download the model again, or convert its weights to safetensors.",
         )
-    for path in files:
-        header(path)
+    found: dict[str, Path] = {}
+    for path in weights.files:
+        for tensor in header(path).keys() - {"__metadata__"}:
+            if tensor in found:
+                raise ModelFormatError(
+                    f"{folder} holds the tensor {tensor} twice: in {found[tensor].name} and {path.name}.", _AGAIN_ALL
+                )
+            found[tensor] = path
+    for tensor, name in (weights.weight_map or {}).items():
+        if found.get(tensor) != folder / name:
+            raise ModelFormatError(
+                f"The index of {folder} does not belong to its files: {name} does not hold the tensor {tensor}.",
+                _AGAIN_ALL,
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -20,9 +20,12 @@ __all__ = ["Backend", "EngineOptions"]
 
 
 class EngineOptions(BaseModel):
-    """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors."""
+    """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Errors do not show what was given: it may be a secret. Use ``polydraft.secrets.Secret`` for one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Backend(ABC):
@@ -49,6 +52,19 @@ class Backend(ABC):
         drafter kind have already been checked against the record.
         """
         return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """What decides how the engine computes, besides the versions of the distributions that the record names.
+
+        A verification counts only while this stays the same. Called before loading, only where verifications are asked
+        for. The core itself adds the versions and builds of the installed distributions, and the plugin's own code.
+
+        Returns:
+            Name -> identity: shared libraries or a server's program by their bytes
+            (``polydraft.checkpoints.contents``), compile flags, a git commit. The default is empty. None: it cannot be
+            known, as for a server that was started elsewhere; such a pair never counts as verified.
+        """
+        return {}
 
     @abstractmethod
     def load_engine(self, request: LoadRequest) -> SteppingEngine | WholeEngine:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from polydraft.contract.records import BackendRecord, FaultRecord, LocalModelRecord, PairRecord
+from polydraft.contract.records import BackendRecord, CacheRecord, FaultRecord, LocalModelRecord, PairRecord
 
 __all__ = ["PolydraftSpec", "hookimpl"]
 
@@ -95,5 +95,20 @@ class PolydraftSpec:
         ...     yield contract.LocalModelRecord(name="tiny", path="/opt/models/tiny")
         >>> [model.name for model in polydraft_local_models()]
         ['tiny']
+        """
+        return ()
+
+    @hookspec
+    def polydraft_caches(self) -> Iterable[CacheRecord]:
+        """Name the folders in which this plugin keeps files between runs; ``polydraft cache`` lists and clears them.
+
+        >>> from polydraft import contract
+        >>> @contract.hookimpl
+        ... def polydraft_caches():
+        ...     yield contract.CacheRecord(
+        ...         name="my-engine", summary="compiled kernels", path="/home/me/.cache/polydraft/my-engine"
+        ...     )
+        >>> [cache.name for cache in polydraft_caches()]
+        ['my-engine']
         """
         return ()

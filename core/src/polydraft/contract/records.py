@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from polydraft.secrets import Secret
 
 __all__ = [
     "CONTRACT_VERSION",
     "SAMPLER_SETTINGS",
     "BackendRecord",
+    "CacheRecord",
     "Capabilities",
     "DeviceRecord",
     "Diagnosis",
@@ -38,7 +41,7 @@ the pair if it does not hold."""
 
 SAMPLER_SETTINGS: frozenset[str] = frozenset(
     (
-        *("temperature", "top_p", "top_k", "min_p", "seed", "acceptance", "min_new_tokens", "logprobs"),
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "acceptance", "min_new_tokens", "logprobs"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
         *("banned_token_ids", "forced_token_ids", "logits_processor"),
     )
@@ -47,9 +50,9 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and unknown fields are errors."""
+    """Base of all records: frozen, and unknown fields are errors. Errors do not show what was given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class BackendRecord(Record):
@@ -156,6 +159,20 @@ class LocalModelRecord(Record):
     format: str = "safetensors"
 
 
+class CacheRecord(Record):
+    """A folder in which a plugin keeps files between runs, for ``polydraft cache``."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="For ``polydraft cache clear NAME``.")
+    summary: str = Field(description="What is kept, one line.")
+    path: str = Field(description="The folder; it need not exist.")
+    bounded: bool = Field(
+        default=True, description="A ``polydraft.caches.CacheFolder``, which is held to POLYDRAFT_CACHE_LIMIT."
+    )
+    rebuilt: bool = Field(
+        default=True, description="False: it is not made again by itself, so it is cleared only if it is named."
+    )
+
+
 class Exclusion(Record):
     """A conformance check that a backend does not pass, and who has to act on it.
 
@@ -181,6 +198,6 @@ class ServerCommand(Record):
     """The command that serves a pair over HTTP."""
 
     arguments: tuple[str, ...] = Field(min_length=1, description="The program and its arguments.")
-    environment: dict[str, str] = Field(
-        default_factory=dict, description="Variables to set on top of the inherited environment. No secrets."
+    environment: dict[str, Annotated[str | Secret, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="Variables to set on top of the inherited environment. A key is a ``Secret``."
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer
 
 from polydraft.contract.records import DrafterKind, Exactness, Record
+from polydraft.secrets import Secret
 
 __all__ = [
     "DEFAULT_SETTINGS",
@@ -59,8 +60,8 @@ class GenerationSettings(Record):
 
     Logits are changed in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
     ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and the ids that ``min_new_tokens`` suppresses),
-    temperature, ``top_k``, ``top_p``, ``min_p``. ``forced_token_ids`` overrides them all. Each position sees the tokens
-    before it, drafts included, as in plain decoding.
+    temperature, ``top_k``, ``top_p``, ``min_p``, ``typical_p``. ``forced_token_ids`` overrides them all. Each position
+    sees the tokens before it, drafts included, as in plain decoding.
     """
 
     max_new_tokens: int = Field(
@@ -84,6 +85,13 @@ class GenerationSettings(Record):
     top_k: int = Field(default=0, ge=0, lt=2**31, description="Keep the k largest logits; 0 keeps all.")
     min_p: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
+    )
+    typical_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Keep the tokens whose information is nearest to the entropy, up to this share of the probability "
+        "(locally typical sampling; Meister et al. 2022, arXiv:2202.00666).",
     )
     repetition_penalty: float = Field(
         default=1.0,
@@ -176,8 +184,13 @@ class HubOptions(Record):
 
     revision: str | None = None
     cache_dir: Path | None = None
-    token: str | bool | None = Field(default=None, repr=False)
+    token: Secret | bool | None = Field(default=None, union_mode="left_to_right")
     local_files_only: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``hf_hub_download`` and ``snapshot_download``, with the token itself."""
+        token = self.token.reveal() if isinstance(self.token, Secret) else self.token
+        return {**self.model_dump(exclude={"token"}), "token": token}
 
 
 class ModelSource(Record):

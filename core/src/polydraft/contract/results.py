@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import zip_longest
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -97,18 +97,25 @@ class GenerationStats(Record):
     verifies it. Accepted drafts that a stop cut off are not counted.
     """
 
-    num_tokens: int = Field(description="Tokens emitted.")
-    num_target_steps: int | None = Field(default=None, description="Target forwards after prefill, rounds included.")
-    num_drafts: int | None = Field(default=None, description="Rounds: target forwards that verified a draft.")
-    num_draft_tokens: int | None = None
-    num_accepted_tokens: int | None = None
-    accepted_per_position: tuple[int, ...] | None = Field(
+    num_tokens: int = Field(ge=0, description="Tokens emitted.")
+    num_target_steps: int | None = Field(
+        default=None, ge=0, description="Target forwards after prefill, rounds included."
+    )
+    num_drafts: int | None = Field(default=None, ge=0, description="Rounds: target forwards that verified a draft.")
+    num_draft_tokens: int | None = Field(default=None, ge=0)
+    num_accepted_tokens: int | None = Field(default=None, ge=0)
+    accepted_per_position: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="Element i: number of rounds whose draft token i (from 0) was accepted."
     )
     prefill_seconds: float | None = Field(
-        default=None, description="Time to the first token, without waiting for the session's other calls."
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time to the first token, without waiting for the session's other calls.",
     )
-    decode_seconds: float | None = Field(default=None, description="From the first token to the last.")
+    decode_seconds: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="From the first token to the last."
+    )
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -170,7 +177,7 @@ class GenerationStats(Record):
 
 
 class Verified(Record):
-    """The result of ``polydraft verify`` for exactly these models, versions, dtype, device, k and exactness."""
+    """The result of ``polydraft verify`` for exactly these weights, builds, dtype, device, k and exactness."""
 
     verdict: Literal["EXACT", "NEAR_TIE", "DIVERGED"]
     created: str = Field(description="Time in UTC, ISO 8601.")

@@ -49,7 +49,7 @@ class Generation(Protocol):
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
     ) -> Round:
-        """Emit the tokens of one round, up to the token that ends the output. Yield the returned round.
+        """Emit the tokens of one round, up to the token that ends the output. Yield the returned round before the next.
 
         ``finish_reason`` then says whether the output has ended. Tokens after its end are dropped, with their
         ``logprobs`` and their share of ``num_accepted_tokens``.
@@ -57,13 +57,15 @@ class Generation(Protocol):
         Args:
             token_ids: Accepted drafts first, then the bonus token; at least one.
             num_draft_tokens: Tokens drafted in this round; 0 if there was no draft, None if not reported.
-            num_accepted_tokens: How many leading ``token_ids`` are accepted drafts; None if not reported.
+            num_accepted_tokens: How many leading ``token_ids`` are accepted drafts, at most ``num_draft_tokens``;
+                None if not reported.
             logprobs: One entry per token; None unless the request asks for them.
             seconds: Time since the previous round (the first: since the request), for engines that generate ahead
                 of the consumer. None: the core measures how long the consumer waits.
 
         Raises:
-            EngineError: The output has already ended.
+            EngineError: The output has already ended, the round before was not yielded, or an argument is not what it
+                should be.
         """
 
     def report(self, stats: GenerationStats) -> None:

@@ -98,9 +98,11 @@ class DraftModelSequence(EngineSequence):
         return Proposal(drafting.drafts, _LastRows(logits) if keep_logits else None)
 
     def close(self) -> None:
-        """Close both sequences."""
-        self.target.close()
-        self.draft.close()
+        """Close both sequences; the draft model's even if the target's fails to close."""
+        try:
+            self.target.close()
+        finally:
+            self.draft.close()
 
 
 class _DraftSampler:

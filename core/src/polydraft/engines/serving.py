@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import shutil
 import signal
@@ -12,48 +11,30 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polydraft.engines.http_client import HttpClient, HttpLimits
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
 from polydraft.files import system_error, system_errors
+from polydraft.secrets import Secret, revealed
 
-__all__ = ["LOOPBACK", "ServerProcess", "api_key", "check_port", "free_port"]
+__all__ = ["LOOPBACK", "ServerProcess", "check_port", "free_port"]
 
 LOOPBACK = "127.0.0.1"
 """Address of this machine that no other machine reaches."""
 _POLL = 0.1
 """Polling interval in seconds, while a server starts."""
+_HEALTH_TIMEOUT = 5.0
+"""Seconds for one answer of a health check."""
 _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
 # Characters of the end of a log that an error shows.
 _LAST_WORDS = 400
 _LONGEST_LOG = 1 << 20
 """Bytes of the end of a log that are read."""
-
-
-def api_key(*variables: str) -> str | None:
-    """A running server's key: the first that one of these environment variables holds; None if all are empty.
-
-    The line end that files and shells leave in a variable is removed.
-
-    Raises:
-        InvalidRequestError: An HTTP header cannot hold it. (An HTTP client's own error could show the key.)
-    """
-    for variable in variables:
-        key = os.environ.get(variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise InvalidRequestError(
-                f"The API key in the environment variable {variable} has characters that an HTTP header cannot hold.",
-                "Set it again.",
-            )
-        if key:
-            return key
-    return None
 
 
 def free_port() -> int:
@@ -101,17 +82,20 @@ class ServerProcess:
         command: The program and its arguments, with the port (and ``LOOPBACK`` as host) among them.
         name: What errors call the server: ``llama-server``, ``The vLLM server of org/model``.
         port: Where it will listen, on the loopback interface.
-        environment: Variables in addition to this process's. An API key goes here: command lines can be read by others.
+        environment: Variables in addition to this process's. An API key goes here, as a ``Secret``: command lines can
+            be read by others, and what the server logs of it is not shown.
 
     Raises:
         BackendUnavailableError: The program cannot be started.
     """
 
     def __init__(
-        self, command: Sequence[str], *, name: str, port: int, environment: Mapping[str, str] | None = None
+        self, command: Sequence[str], *, name: str, port: int, environment: Mapping[str, str | Secret] | None = None
     ) -> None:
         self.name = name
         self.url = f"http://{LOOPBACK}:{port}"
+        given = environment or {}
+        self._secrets = [value for value in given.values() if isinstance(value, Secret)]
         try:
             folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
         except OSError as error:
@@ -126,7 +110,7 @@ class ServerProcess:
             self.log.touch(mode=0o600)
             with self.log.open("wb") as log:
                 self._process = _start(
-                    command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+                    command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **revealed(given)}
                 )
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -171,17 +155,16 @@ class ServerProcess:
             PolydraftError: It ended before it was ready.
             EngineError: It was not ready in time. Its log is kept, and named in the message.
         """
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not lead to the loopback
+        limits = HttpLimits(connect_timeout=_HEALTH_TIMEOUT, answer_timeout=_HEALTH_TIMEOUT)
+        client = HttpClient(self.url, name=self.name, limits=limits, own=True)
         deadline = time.monotonic() + seconds
         try:
             while time.monotonic() < deadline:
                 code = self._process.poll()
                 if code is not None:
                     raise failure(code, self._log_text()) if failure else self._ended(code, "before it was ready")
-                with (
-                    contextlib.suppress(OSError, http.client.HTTPException),  # no connection, or another status
-                    opener.open(f"{self.url}{health}", timeout=5),
-                ):
+                with contextlib.suppress(PolydraftError):  # no connection, or another status
+                    client.get(health)
                     return
                 time.sleep(_POLL)
             # The message names the log, so it must stay.
@@ -231,7 +214,10 @@ class ServerProcess:
             return ""
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - _LONGEST_LOG))
-            return log.read(_LONGEST_LOG).decode("utf-8", "replace")
+            text = log.read(_LONGEST_LOG).decode("utf-8", "replace")
+        for secret in self._secrets:
+            text = secret.hidden_in(text)
+        return text
 
     def _ended(self, code: int, when: str) -> EngineError:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polydraft.sampling.noise import NOISE_MAX, gumbel, gumbel_of_bits, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
-from polydraft.sampling.rule import REACH, SHARE_ONE, as_float32, scale_of, share_of, token_weights
+from polydraft.sampling.rule import REACH, SHARE_ONE, as_float32, scale_of, share_of, surprise, token_weights
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings
@@ -39,7 +39,7 @@ def choose_on_host(logits: Floats, settings: GenerationSettings, seed: int, stre
         return np.asarray(logits.argmax(axis=-1))
     low, high = row_keys(seed, stream, range(first_position, first_position + len(logits)))
     # Unfiltered rows skip ``kept_on_host``: the race finds the winner among all tokens.
-    filtered = settings.top_k or settings.top_p < 1.0 or settings.min_p > 0.0
+    filtered = settings.top_k or settings.top_p < 1.0 or settings.min_p > 0.0 or settings.typical_p < 1.0
     chosen = np.empty(len(logits), np.int64)
     for row, own in enumerate(logits):
         if not np.isfinite(own.max()):  # nothing is allowed, or the engine made NaN: the definition's choice
@@ -59,7 +59,7 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
 
     Args:
         logits: Shape (vocab,).
-        settings: temperature (above 0), top_k, top_p and min_p are read.
+        settings: temperature (above 0), top_k, top_p, min_p and typical_p are read.
 
     Returns:
         Float32 logits divided by the temperature, and the token ids, ascending; at least one.
@@ -67,8 +67,8 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
     scaled = _scaled(logits, settings)
     largest = scaled.max()
     floor = largest - np.float32(as_float32(REACH))
-    # Below ``floor`` a token cannot win; below ``least`` min_p drops it. min_p comes last, so ``least`` may raise
-    # ``floor`` only where neither top_k nor top_p counts the tokens in between.
+    # Below ``floor`` a token cannot win; below ``least`` min_p drops it. min_p comes after top_k and top_p, so
+    # ``least`` may raise ``floor`` only where neither of them counts the tokens in between.
     least = floor
     if settings.min_p > 0.0:
         least = largest + np.float32(as_float32(math.log(settings.min_p)))
@@ -90,6 +90,8 @@ def kept_on_host(logits: Floats, settings: GenerationSettings) -> tuple[Floats, 
     if settings.min_p > 0.0:
         left = values >= least
         values, token_ids = values[left], token_ids[left]
+    if settings.typical_p < 1.0:
+        values, token_ids = _typical(values, token_ids, largest, settings)
     return values, token_ids
 
 
@@ -117,7 +119,7 @@ def _from(values: Floats, token_ids: Ints, least: np.float32, count: int) -> tup
 def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: GenerationSettings) -> tuple[Floats, Ints]:
     """The largest tokens that hold the share top_p of the weight. Only those near the cut are sorted."""
     weights = token_weights(_OPS, values, largest)
-    needed = int(weights.sum()) * share_of(settings)
+    needed = int(weights.sum()) * share_of(settings.top_p)
     # Bins of 1/16 nat, the largest value in bin 0: whole bins are summed, and only the bin at the cut is sorted.
     steps = ((largest - values) * np.float32(_STEPS_PER_NAT)).astype(np.int64)
     sums = np.bincount(steps, weights=weights).astype(np.int64)  # exact: below 2**53
@@ -130,6 +132,22 @@ def _nucleus(values: Floats, token_ids: Ints, largest: np.float32, settings: Gen
     within = before[last] + np.cumsum(weights[at_cut]) - weights[at_cut]
     more = int(np.count_nonzero(within * SHARE_ONE < needed))  # at least 1: the step's first token is one
     return _from(values, token_ids, values[at_cut[more - 1]], int(np.count_nonzero(steps < last)) + more)
+
+
+def _typical(values: Floats, token_ids: Ints, largest: np.float32, settings: GenerationSettings) -> tuple[Floats, Ints]:
+    """The tokens nearest to the mean surprise that hold the share typical_p of the weight; their ids stay ascending."""
+    weights, own = token_weights(_OPS, values, largest), surprise(_OPS, values, largest)
+    needed = int(weights.sum()) * share_of(settings.typical_p)
+    distance = np.abs(own - int((weights * own).sum()) // int(weights.sum()))
+    # One bin per distance (below 2**18). Tokens in one bin are kept from the lowest id on, as the ids are ascending.
+    sums = np.bincount(distance, weights=weights).astype(np.int64)  # exact: below 2**53
+    before = np.cumsum(sums) - sums
+    last = int(np.flatnonzero(before * SHARE_ONE < needed)[-1])
+    at_cut = np.flatnonzero(distance == last)
+    within = before[last] + np.cumsum(weights[at_cut]) - weights[at_cut]
+    left = distance < last
+    left[at_cut[within * SHARE_ONE < needed]] = True
+    return values[left], token_ids[left]
 
 
 def _race(values: Floats, token_ids: Ints | None, keys: Keys) -> int:

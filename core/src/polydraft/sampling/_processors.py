@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
+from polydraft._containment import is_callers_own
 from polydraft.errors import InvalidRequestError, LogitsProcessorError
 
 if TYPE_CHECKING:
@@ -191,7 +192,9 @@ class ProcessorRun:
         row = logits[0]
         try:
             found = self._processor(prefix, row * 1.0)  # a copy, which it may change in place
-        except Exception as error:
+        except BaseException as error:
+            if is_callers_own(error):
+                raise
             raise _failure("the call", error) from error
         if type(found) is not type(row) or tuple(found.shape) != tuple(row.shape):
             shape = getattr(found, "shape", None)
@@ -236,12 +239,14 @@ class ProcessorRun:
     def _move_by(self, method: Callable[..., Any], *arguments: int) -> None:
         try:
             method(*arguments)
-        except Exception as error:
+        except BaseException as error:
             self._release()  # its state is unknown from now on
+            if is_callers_own(error):
+                raise
             raise _failure(f"{method.__name__}()", error) from error
 
 
-def _failure(where: str, error: Exception) -> LogitsProcessorError:
+def _failure(where: str, error: BaseException) -> LogitsProcessorError:
     return LogitsProcessorError(
         f"The logits processor failed in {where}: {type(error).__name__}: {error}.",
         "The text so far is in this error's partial_text.",

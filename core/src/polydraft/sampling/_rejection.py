@@ -39,12 +39,12 @@ Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Ascending token ids, and their probabilities; all others are 0."""
 
 
-def make_sampler(ops: ArrayOps[Any], request: TokenRequest) -> RuleSampler:
+def make_sampler(ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> RuleSampler:
     """The sampler that a generation's settings ask for. Greedy and plain decoding need no rejection."""
     settings = request.settings
     if settings.acceptance == "rejection" and settings.temperature > 0.0 and request.speculate:
-        return RejectionSampler(ops, request)
-    return RuleSampler(ops, request)
+        return RejectionSampler(ops, request, vocab_size)
+    return RuleSampler(ops, request, vocab_size)
 
 
 class RejectionSampler(RuleSampler):
@@ -54,8 +54,8 @@ class RejectionSampler(RuleSampler):
     draft are not chosen. The token after the prompt and the bonus token are chosen by the ordinary rule.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
-        super().__init__(ops, request)
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> None:
+        super().__init__(ops, request, vocab_size)
         self._drawn: dict[int, tuple[int, Probabilities]] = {}  # position -> token, and what it was drawn from
         self._on_device: dict[int, tuple[Any, Any]] = {}  # the same before the host has seen it: logits
         self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
@@ -89,6 +89,7 @@ class RejectionSampler(RuleSampler):
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
         """The accepted drafts, then one token of the target's; ``NOT_CHOSEN`` for the rows after it."""
+        self._check_rows(logits, run_token_ids)
         self._start_step(first_position, run_token_ids)
         ops, rows = (self._ops, logits) if self._processor is not None else self._on_host(logits)
         # Row i verifies the draft that was run after it. The last row has none: it gives the bonus token.

@@ -37,13 +37,15 @@ class RuleSampler:
     Args:
         ops: The engine's array operations.
         request: Its prompt, settings, seed, noise stream and end-of-sequence ids are used.
+        vocab_size: Logits must have at least this many columns.
 
     Raises:
         InvalidRequestError: The logits processor is neither a pure function nor stateful, or is in use.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest) -> None:
+    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, vocab_size: int = 0) -> None:
         settings = request.settings
+        self._vocab_size = vocab_size
         self._ops = ops
         self._settings = settings
         self._seed = request.seed
@@ -75,6 +77,7 @@ class RuleSampler:
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
     ) -> tuple[list[int], tuple[TokenLogprobs, ...] | None]:
         """The target's tokens, one per row of ``logits`` (rows, vocab); row 0 chooses for ``first_position``."""
+        self._check_rows(logits, run_token_ids)
         self._start_step(first_position, run_token_ids)
         if self._processor is not None:
             token_ids = self._choose_rows(self._processor, logits, first_position, run_token_ids)
@@ -123,6 +126,16 @@ class RuleSampler:
         """End the generation and release a stateful processor; ``output``: the emitted tokens. May be called twice."""
         if self._processor is not None:
             self._processor.close(output)
+
+    def _check_rows(self, logits: Any, run_token_ids: Sequence[int]) -> None:
+        """Refuse logits of another shape than (run tokens, vocab), which would be chosen from in silence."""
+        shape: Sequence[int] = getattr(logits, "shape", ())
+        if len(shape) != 2 or shape[0] != len(run_token_ids) or shape[1] < self._vocab_size:
+            raise EngineError(
+                f"The engine gave logits of shape {tuple(shape)} for {len(run_token_ids)} tokens of a model with "
+                f"{self._vocab_size or 'an unknown number of'} token ids.",
+                "This is a defect of the backend; report it to its authors.",
+            )
 
     def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
         """Commit the tokens that this step of the target builds on."""

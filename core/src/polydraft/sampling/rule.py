@@ -5,9 +5,9 @@ choices faster for logits in host memory.
 
 Greedy (temperature 0) takes the largest logit, and of equal ones the lowest id. Sampling takes the largest of
 ``logit / temperature + Gumbel noise`` among the tokens that the filters leave, which is a draw from their softmax
-(Gumbel-max; Maddison et al. 2014). Filters come in the order temperature, top_k, top_p, min_p. Every comparison has a
-total order in float32, (logit, then lower token id), and probabilities for ``top_p`` are summed as integers, so that
-neither the order of a sum nor a library's sort can change a choice.
+(Gumbel-max; Maddison et al. 2014). Filters come in the order temperature, top_k, top_p, min_p, typical_p. Every
+comparison has a total order in float32, (logit, then lower token id), and probabilities for ``top_p`` and ``typical_p``
+are summed as integers, so that neither the order of a sum nor a library's sort can change a choice.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.requests import GenerationSettings
 
-__all__ = ["REACH", "SHARE_ONE", "as_float32", "choose_tokens", "scale_of", "share_of", "token_weights"]
+__all__ = [
+    "REACH",
+    "SHARE_ONE",
+    "as_float32",
+    "choose_tokens",
+    "scale_of",
+    "share_of",
+    "surprise",
+    "token_weights",
+]
 
 REACH = NOISE_MAX - NOISE_MIN + 0.01
 """A token this far below the largest one (in logit / temperature) cannot win whatever the noise; its weight for
 ``top_p`` is 0."""
 
 SHARE_ONE = 1 << 20
-"""1.0 of ``top_p`` in fixed point."""
+"""1.0 of ``top_p`` or ``typical_p`` in fixed point."""
 
 _WEIGHT_ONE = 1 << 24  # 1.0 of a token's weight in fixed point
+_NAT = 1 << 12  # 1.0 of a difference of logits in fixed point: below 2**17 for tokens within REACH
 _ID_BITS = 21  # low bits of a sort key, which hold the token id; the bits of the value are above them
 _ID_MAX = (1 << _ID_BITS) - 1
 
@@ -47,10 +57,10 @@ def scale_of(settings: GenerationSettings) -> float:
     return as_float32(1.0 / settings.temperature)
 
 
-def share_of(settings: GenerationSettings) -> int:
-    """``top_p`` in parts of ``SHARE_ONE``."""
-    # Rounded up, so that even the smallest top_p is at least 1 part and keeps the best token.
-    return math.ceil(settings.top_p * SHARE_ONE)
+def share_of(share: float) -> int:
+    """``top_p`` or ``typical_p`` in parts of ``SHARE_ONE``."""
+    # Rounded up, so that even the smallest share is at least 1 part and keeps the first token.
+    return math.ceil(share * SHARE_ONE)
 
 
 def token_weights(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
@@ -63,6 +73,22 @@ def token_weights(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
     return ops.int64(ops.floor(exp_nonpositive(ops, values - largest) * float(_WEIGHT_ONE)))
 
 
+def surprise(ops: ArrayOps[Any], values: Any, largest: Any) -> Any:
+    """By how much less a token is expected than the most likely one: log p(best) - log p, as integers (2**-12 nats).
+
+    Locally typical sampling (Meister et al. 2022, arXiv:2202.00666) compares a token's information -log p with its
+    mean, the entropy. Both have the term -log p(best), which cancels: the logits need not be normalised.
+
+    Args:
+        ops: The operations of the library that ``values`` belong to.
+        values: Logits divided by the temperature, float32; ``-inf`` for a token that a filter has dropped.
+        largest: The largest of each row.
+    """
+    # A dropped token has weight 0, so its number does not matter; infinity would not convert to an integer.
+    below = ops.where(values >= largest - as_float32(REACH), largest - values, as_float32(REACH))
+    return ops.int64(ops.floor(below * float(_NAT)))
+
+
 def choose_tokens(
     ops: ArrayOps[Any], logits: Any, settings: GenerationSettings, seed: int, stream: int, first_position: int
 ) -> Any:
@@ -71,7 +97,7 @@ def choose_tokens(
     Args:
         ops: The operations of the library that ``logits`` belong to.
         logits: Shape (rows, vocab), any float dtype; at most 2**21 columns.
-        settings: temperature, top_k, top_p and min_p are read.
+        settings: temperature, top_k, top_p, min_p and typical_p are read.
         seed: Seed of the noise, 0 to 2**63 - 1.
         stream: Number of the noise stream.
         first_position: Absolute position of the token that row 0 chooses; row i chooses for ``first_position + i``.
@@ -86,17 +112,20 @@ def choose_tokens(
     # One 64-bit key per row, in two 32-bit halves; ``column`` makes int64 arrays of shape (rows, 1) of them.
     low, high = row_keys(seed, stream, range(first_position, first_position + scaled.shape[0]))
     keys = ops.column(low, scaled), ops.column(high, scaled)
-    # Without top_k and top_p nothing is sorted: noise for the whole vocabulary, (rows, vocab), is cheaper.
-    if not settings.top_k and settings.top_p == 1.0:
+    # Without these filters nothing is sorted: noise for the whole vocabulary, (rows, vocab), is cheaper.
+    if not settings.top_k and settings.top_p == settings.typical_p == 1.0:
         if settings.min_p > 0.0:
             scaled = _above(ops, scaled, ops.row_max(scaled), settings)
         return ops.argmax(scaled + ops.gumbel(ops.columns(scaled), *keys))
     largest = ops.row_max(scaled)
     # From here on (rows, n): only tokens that noise could still make the winner. The others have weight 0 for top_p.
     values, token_ids = ops.candidates(scaled, largest - as_float32(REACH))
-    values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
+    if settings.top_k or settings.top_p < 1.0:
+        values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
     if settings.min_p > 0.0:
         values = _above(ops, values, largest, settings)
+    if settings.typical_p < 1.0:
+        values, token_ids = _typical(ops, values, token_ids, largest, settings)
     score = values + ops.gumbel(token_ids, *keys)
     winners = score == ops.row_max(score)
     # The lowest id of equal scores. ``token_ids * 0 + _ID_MAX``: the largest id, as an array of the same library.
@@ -127,6 +156,22 @@ def _filter_sorted(
         weights = token_weights(ops, values, largest)
         # Weight before each token, its own excluded: the token that crosses top_p is kept.
         before = ops.row_cumsum(weights) - weights
-        kept = before * SHARE_ONE < ops.row_sum(weights) * share_of(settings)  # before / total < top_p
+        kept = before * SHARE_ONE < ops.row_sum(weights) * share_of(settings.top_p)  # before / total < top_p
         values = ops.where(kept, values, -math.inf)
     return values, token_ids
+
+
+def _typical(
+    ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
+) -> tuple[Any, Any]:
+    """Sort by (distance from the mean surprise, lower id first) and keep what typical_p leaves; the rest: ``-inf``."""
+    weights, own = token_weights(ops, values, largest), surprise(ops, values, largest)
+    total = ops.row_sum(weights)
+    # Weights sum to less than 2**43 and a surprise is below 2**18, so the sum of products fits int64.
+    distance = own - ops.row_sum(weights * own) // total
+    distance = ops.where(distance < 0, -distance, distance)
+    order = ops.argsort_descending(-distance * (1 << _ID_BITS) + (_ID_MAX - token_ids))
+    values, token_ids, weights = ops.take(values, order), ops.take(token_ids, order), ops.take(weights, order)
+    # As for top_p: the token that crosses typical_p is kept.
+    before = ops.row_cumsum(weights) - weights
+    return ops.where(before * SHARE_ONE < total * share_of(settings.typical_p), values, -math.inf), token_ids

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from polydraft._numbers import as_int, shown
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import Prompt
-    from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = ["EncodedPrompt", "encode_prompt"]
+
+
+class _Encoder(Protocol):
+    """The part of a ``Tokenizer`` that is used here."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def chat(self, messages: Any, *, tools: Any, template_kwargs: Any) -> list[int]: ...
+
 
 _KINDS = "Give text, chat messages ({'role': ..., 'content': ...}) or token ids."
 _TEMPLATE_ARGUMENTS = {
@@ -35,7 +46,7 @@ class EncodedPrompt:
 
 def encode_prompt(
     prompt: Prompt,
-    tokenizer: Tokenizer,
+    tokenizer: _Encoder,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -81,7 +92,7 @@ def encode_prompt(
     return EncodedPrompt(tuple(_check_id(item, vocab_size) for item in items), is_chat=False)
 
 
-def _encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
+def _encode_text(text: str, tokenizer: _Encoder) -> list[int]:
     if not text:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     _check_unicode(text)

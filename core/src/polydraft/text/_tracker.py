@@ -60,6 +60,8 @@ class OutputTracker:
 
     def __init__(self, tokenizer: Tokenizer, request: TokenRequest, *, parse_chat: bool) -> None:
         self._tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        """Ids of emitted tokens lie below it."""
         self._settings = request.settings
         self._eos = request.eos_token_ids
         self._ends = request.eos_token_ids | frozenset(request.settings.stop_token_ids)
@@ -87,6 +89,11 @@ class OutputTracker:
     def token_ids(self) -> tuple[int, ...]:
         """All emitted tokens."""
         return tuple(self._ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of emitted tokens."""
+        return len(self._ids)
 
     @property
     def text(self) -> str:
@@ -164,7 +171,10 @@ class OutputTracker:
             if unfinished:
                 self._pending.append(_Piece(unfinished, part, is_draft, visible=True))
             self._decoder = _utf8_decoder()
-        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        spelled = self._tokenizer.token_bytes(token_id)
+        if not isinstance(spelled, bytes):
+            raise TypeError(f"the tokenizer's token_bytes({token_id}) gave a {type(spelled).__name__}, not bytes")
+        text = self._decoder.decode(spelled)
         # Inside a call the quote token is a part of the call's text.
         piece = _Piece(text, part, is_draft, visible=not bracket and (not special or part == "tool_call"))
         if bracket:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
 from polydraft._numbers import as_float, shown
 from polydraft._plugins import default_host
-from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError, SystemResourceError
-from polydraft.files import check_writable, system_error, system_errors
+from polydraft._sealed import check_writable
+from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
+from polydraft.files import system_error, system_errors
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
 from polydraft.verification._store import folder, save
 from polydraft.verification._subject import subject_of, with_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from polydraft.contract.results import RunningInfo
-    from polydraft.verification._records import CheckedCase, Verification
+    from polydraft.verification._records import CheckedCase, Subject, Verification
 
 __all__ = ["verify"]
+
+_LOADED = {"dtype", "device"}
 
 
 def verify(
@@ -46,7 +48,7 @@ def verify(
         **arguments: Further arguments of ``polydraft.load``.
 
     Raises:
-        PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept.
+        PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept, or files changed meanwhile.
     """
     seconds = None if time_limit is None else as_float(time_limit)
     if time_limit is not None and not (seconds and 0 < seconds < inf):  # NaN is not above 0
@@ -72,42 +74,56 @@ def _verify(
     if plan.kind is None:
         why = plan.off.message if plan.off else "No drafter was found."
         raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
-    subject = subject_of(prepared, arguments.get("host") or default_host())
-    if subject is None:
-        raise PolydraftError(
-            "These weights cannot be identified, so a verification could not be kept.",
-            "Give the models as folders, or by a commit: `revision=<commit>`.",
-        )
-    window = sliding_window(prepared.request.target.config)
+    host = arguments.get("host") or default_host()
+    subject = subject_of(prepared, host)
     if keep:
-        # Before the check: its result would be lost.
-        with _keeping("The verification could not be kept"):
-            check_writable(folder())
+        if subject.builds is None:
+            raise _cannot_be_kept(subject)
+        _keep(subject, lambda: check_writable(folder()))
+    window = sliding_window(prepared.request.target.config)
     with open_session(prepared.backend, prepared.request) as session:
         if loaded is not None:
             loaded(session.running)
+        subject = with_running(subject, session.running, prepared.request)
+        if keep and subject.unknown:
+            raise _cannot_be_kept(subject)
         found = check_session(
             session,
-            with_running(subject, session.running),
+            subject,
             prepared.backend.capabilities(),
             window,
             time_limit=time_limit,
             progress=progress,
         )
+    if keep and subject_of(prepared, host).model_dump(exclude=_LOADED) != subject.model_dump(exclude=_LOADED):
+        raise PolydraftError(
+            f"The files of {subject.target}, of its drafter or of the engine changed while they were verified, so the "
+            f"result ({found.verdict}) is not kept.",
+            "Verify again when nothing changes them.",
+        )
     if keep:
-        with _keeping(f"The verification ({found.verdict}) cannot be kept"):
-            save(found)
+        _keep(subject, lambda: save(found))
     return found
 
 
-@contextmanager
-def _keeping(what: str) -> Iterator[None]:
-    hint = "Fix the folder, or verify without keeping the result."
+def _keep(subject: Subject, write: Callable[[], object]) -> None:
+    what, without = f"A verification of {subject.target} cannot be kept", "`--no-keep`, in Python `keep=False`"
     try:
-        yield
+        write()
     except OSError as error:
         refused = system_error(error, what)
         if refused is None:
             at = f" ({error.filename})" if error.filename is not None else ""
-            raise PolydraftError(f"{what}: {error.strerror or error}{at}.", hint) from error
-        raise SystemResourceError(refused.message, f"{refused.hint} Or verify without keeping the result.") from error
+            raise PolydraftError(
+                f"{what}: {error.strerror or error}{at}.",
+                f"Fix the folder, or verify without keeping the result: {without}.",
+            ) from error
+        refused.hint += f" Or verify without keeping the result: {without}."
+        raise refused from error
+
+
+def _cannot_be_kept(subject: Subject) -> PolydraftError:
+    return PolydraftError(
+        f"{subject.unknown} A verification of it could not be kept.",
+        "Verify without keeping the result: `--no-keep`, in Python `keep=False`.",
+    )

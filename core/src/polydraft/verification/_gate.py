@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
+from polydraft._presentable import presentable
 from polydraft.contract.results import Verified
+from polydraft.engines.server_options import ServerOptions
 from polydraft.errors import NotVerifiedError
+from polydraft.verification._fingerprint import state_of
 from polydraft.verification._store import Found, find
 from polydraft.verification._subject import subject_of, with_running
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
     from polydraft._registry.resolver import Prepared
     from polydraft.contract.results import RunningInfo
-    from polydraft.verification._records import Subject
+    from polydraft.verification._records import Subject, Verification
 
 __all__ = ["Gate", "VerificationWarning", "command_of"]
 
@@ -41,12 +44,18 @@ class Gate:
     def __init__(
         self, prepared: Prepared, host: PluginHost, mode: Literal["require", "warn"], arguments: Mapping[str, Any]
     ) -> None:
-        self.plain = prepared.request.plan.kind is None
-        self.subject: Subject | None = subject_of(prepared, host)
+        self.request = prepared.request
+        self.plain = self.request.plan.kind is None
+        # Before the bytes are read: what changes from now on is noticed.
+        self.states = self._states()
+        self.subject: Subject | None = None if self.plain else subject_of(prepared, host)
         self.mode = mode
         options = prepared.request.engine_options
         given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
         self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
+        if isinstance(options, ServerOptions) and options.api_key is not None and options.key_variables:
+            # Not in the command: other users can read command lines.
+            self.command += f" (with the API key in the environment variable {options.key_variables[0]})"
 
     def before(self) -> None:
         """Refuse what has not been verified in any dtype or on any device.
@@ -54,45 +63,54 @@ class Gate:
         Raises:
             NotVerifiedError: It has not been verified, or failed, and it is required.
         """
-        if self.mode == "require" and not self.plain:
-            self._check(self._find(self.subject))
+        if self.mode == "require" and self.subject is not None:
+            self._check(find(self.subject))
 
     def after(self, running: RunningInfo) -> RunningInfo:
         """Add the stored verification to the running info.
 
         Raises:
-            NotVerifiedError: It was verified with another dtype or on another device, and it is required.
+            NotVerifiedError: It was verified with another dtype, on another device, or with other files than those that
+                are there now, and it is required.
         """
-        if self.plain:
+        if self.subject is None:
             return running
-        found = self._find(self.subject and with_running(self.subject, running))
+        changed = self._states() != self.states
+        found = find(with_running(self.subject, running, self.request, changed=changed), loaded=True)
         problem = self._check(found)
         if problem:
-            warnings.warn(
-                f"{problem} Verify it: {self.command}", VerificationWarning, stacklevel=4
-            )  # of load, behind its decorator
+            # The caller of load: behind ``open_session``, ``_load`` and ``load``.
+            warnings.warn(presentable(f"{problem} {self._hint(found.verification)}"), VerificationWarning, stacklevel=5)
         kept = found.verification
         if kept is None:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})
         verified = Verified(verdict=kept.verdict, created=kept.created, num_tokens=kept.num_tokens)
         return running.model_copy(update={"verified": verified})
 
-    def _find(self, subject: Subject | None) -> Found:
-        if subject is None:
-            return Found(None, "These weights cannot be identified, so no stored verification applies.")
-        return find(subject)
+    def _states(self) -> list[tuple[tuple[str, int, int, int, int], ...]]:
+        sources = (self.request.target, self.request.plan.drafter)
+        return [state_of(source, self.request.hub) for source in sources if source is not None and not self.plain]
 
     def _check(self, found: Found) -> str:
         """Why it does not count as verified; empty if it does. Raised instead where it is required."""
         kept = found.verification
         problem = found.why_not
         if kept is not None and not kept.passes:
-            problem = f"Its verification of {kept.created} found {kept.verdict}: speculation changed the output."
-        if problem and self.mode == "require":
-            raise NotVerifiedError(
-                problem, f"Run: {self.command}" if kept is None else "Decode plainly (`drafter=None`), and report it."
+            problem = (
+                f"Its verification of {kept.created} found {kept.verdict}: speculation changed the output."
+                if kept.compares
+                else f"Its verification of {kept.created} compared no token that speculation had to do with."
             )
+        if problem and self.mode == "require":
+            raise NotVerifiedError(problem, self._hint(kept))
         return problem
+
+    def _hint(self, kept: Verification | None) -> str:
+        if kept is not None and kept.compares:
+            return "Decode plainly (`drafter=None`), and report it."
+        if self.subject is not None and self.subject.builds is None:
+            return "Let the session start the engine itself, or load without `verified`."
+        return f"Run: {self.command}"
 
 
 def command_of(arguments: Mapping[str, Any]) -> str:

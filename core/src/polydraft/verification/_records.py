@@ -12,17 +12,22 @@ from polydraft.verification._verdict import VERDICTS, Judgement, Verdict
 
 __all__ = ["FORMAT", "CheckedCase", "Subject", "Verification"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the kept files; files of other versions are not read."""
 
 
 class Subject(Record):
-    """What a verdict holds for. A verification counts for a session only if all of this is the same."""
+    """What a verdict holds for. A verification counts for a session only if all of this is the same.
 
-    target: str
-    target_fingerprint: str
+    Not how models are called: the same bytes elsewhere are the same model.
+    """
+
+    target: str = Field(description="Name for sentences: Hub id, ``builtin:<name>``, or the absolute path.")
+    target_fingerprint: str = Field(description="Of all bytes; empty: not known before it is downloaded.")
+    target_commit: str = Field(description="Of a Hub model, as the cache knows it; empty otherwise.")
     drafter: str | None
     drafter_fingerprint: str | None
+    drafter_commit: str
     method: str
     num_speculative_tokens: int
     exactness: Exactness
@@ -30,10 +35,26 @@ class Subject(Record):
     versions: dict[str, str] = Field(
         description="Of polydraft, the engine, its plugin, and the distributions that the plugin requires."
     )
+    builds: dict[str, str] | None = Field(
+        description="Of the engine, the distributions, polydraft's and the plugin's code; None: it cannot be known."
+    )
+    trust_remote_code: bool
     engine_options: dict[str, Any]
     hardware: str
     dtype: str = Field(default="", description="As loaded; empty before loading.")
     device: str = Field(default="", description="As loaded; empty before loading.")
+
+    @property
+    def unknown(self) -> str:
+        """Why no verification can be kept or found for it, one sentence; empty if one can."""
+        if self.builds is None:
+            return f"What {self.backend} runs was started elsewhere and cannot be identified from here."
+        missing = [
+            name
+            for name, fingerprint in ((self.target, self.target_fingerprint), (self.drafter, self.drafter_fingerprint))
+            if fingerprint == ""
+        ]
+        return f"The weights of {' and '.join(map(str, missing))} are not on this machine." if missing else ""
 
 
 class CheckedCase(Record):
@@ -66,8 +87,25 @@ class Verification(Record):
 
     @property
     def passes(self) -> bool:
-        """Whether speculation kept its promise: no difference but near ties."""
-        return self.verdict != "DIVERGED"
+        """Whether speculation kept its promise: tokens were compared, with no difference but near ties."""
+        return self.verdict != "DIVERGED" and self.compares
+
+    @property
+    def compares(self) -> bool:
+        """Whether a token was compared that speculation had to do with: the first of an output is the prefill's."""
+        return any(case.num_tokens > 1 for case in self.cases) and self.stats.num_draft_tokens != 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether it says what a check can have found: each verdict follows from the evidence next to it."""
+        ties = self.subject.exactness != "bitwise"
+        return bool(self.cases) and all(
+            case.num_tokens >= 0
+            and case.judgement.follows
+            and (ties or case.judgement.verdict != "NEAR_TIE")
+            and (case.judgement.position is None or case.judgement.position <= case.num_tokens)
+            for case in self.cases
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -89,6 +89,11 @@ def check_session(
             argument="time_limit",
         )
     stats = GenerationStats.total(check.speculative)
+    if not any(case.num_tokens > 1 for case in check.cases) and not check.defects:
+        raise SpeculationUnavailableError(
+            "Every output ended after its first token, which is the prefill's, so nothing could be verified.",
+            "Give a longer `context_length`, or more time.",
+        )
     if stats.num_draft_tokens == 0:
         raise SpeculationUnavailableError(
             f"No draft was made in {stats.num_tokens} tokens, so nothing could be verified.",

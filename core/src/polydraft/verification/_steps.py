@@ -52,8 +52,8 @@ def measure_tie(
 
     Args:
         engine: The engine; new sequences are opened, one at a time.
-        request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p) are applied in the control's
-            choices, but are not part of the margin; ``Tie.cut`` says where they decide.
+        request: What was generated: prompt, settings, seed. Filters (top_k, top_p, min_p, typical_p) are applied in the
+            control's choices, but are not part of the margin; ``Tie.cut`` says where they decide.
         expected: Plain output.
         found: The other output.
         position: Index of the first token that differs; both have one there.
@@ -78,7 +78,7 @@ def measure_tie(
     control: list[int] = []
     margin = ahead(plain[position])
     settings = request.settings
-    filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p)
+    filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p or settings.typical_p < 1.0)
     # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
     for offset in range(k + 1):

@@ -1,17 +1,19 @@
-"""Kept verifications: one JSON file each, in the user's data folder."""
+"""Kept verifications: one sealed JSON file each, in the user's data folder.
+
+A file counts if its seal fits (``polydraft._sealed`` says what that finds), its name is that of its subject, and each
+verdict follows from its evidence.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from polydraft.files import read_bytes, system_errors
+from polydraft._sealed import read_sealed, write_sealed
 from polydraft.verification._records import FORMAT, Subject, Verification
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Found", "find", "folder", "save"]
 
-_LOADED_ONLY = {"dtype", "device"}
-"""Fields of a subject that are known only after loading."""
+_LOADED_ONLY = {"dtype", "device", "target_fingerprint", "drafter_fingerprint"}
+"""Fields of a subject that may be known only after loading: empty until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +47,37 @@ def save(verification: Verification) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    subject = verification.subject.model_dump_json()
-    # Named by the subject alone: a newer verification of it replaces this file.
-    path = folder() / f"{hashlib.sha256(subject.encode()).hexdigest()[:32]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may save at once: a reader must never see half a file.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(verification.model_dump_json(indent=1))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    path = folder() / _file_name(verification.subject)
+    write_sealed(path, verification.model_dump(mode="json"))
     return path
 
 
-def find(subject: Subject) -> Found:
+def _file_name(subject: Subject) -> str:
+    """Named by the subject alone, without names of models: a newer verification of the same replaces the file."""
+    same = subject.model_dump_json(exclude={"target", "drafter"})
+    return f"{hashlib.sha256(same.encode()).hexdigest()[:32]}.json"
+
+
+def find(subject: Subject, *, loaded: bool = False) -> Found:
     """The newest verification of exactly this subject.
 
     Args:
-        subject: Empty ``dtype`` and ``device`` match any, and the newest verification that passes is preferred: which
-            one counts is known only after loading.
+        subject: Empty fields that are known only after loading match any, and the newest verification that passes is
+            preferred: which one counts is not known yet. A model whose bytes are not known is compared by its name and
+            its commit, if that is known.
+        loaded: Whether it is loaded: then nothing of it may be unknown.
     """
-    ignored = {name for name in _LOADED_ONLY if not getattr(subject, name)}
-    wanted = subject.model_dump(exclude=ignored)
+    if subject.builds is None or (loaded and subject.unknown):
+        return Found(None, subject.unknown)
+    ignored = {name for name in _LOADED_ONLY if getattr(subject, name) == ""}
+    wanted = subject.model_dump(exclude=ignored | _names(subject))
     fitting: list[Verification] = []
     others: list[tuple[list[str], Verification]] = []
     for kept in _all():
-        if kept.subject.backend != subject.backend or kept.subject.target != subject.target:
+        same_bytes = subject.target_fingerprint and kept.subject.target_fingerprint == subject.target_fingerprint
+        if kept.subject.backend != subject.backend or not (same_bytes or kept.subject.target == subject.target):
             continue
-        found = kept.subject.model_dump(exclude=ignored)
+        found = kept.subject.model_dump()
         different = [name for name in wanted if found[name] != wanted[name]]
         if different:
             others.append((different, kept))
@@ -96,26 +98,41 @@ def find(subject: Subject) -> Found:
     )
 
 
+def _names(subject: Subject) -> set[str]:
+    """The fields that only name a model: not compared where its bytes are known."""
+    roles = [role for role in ("target", "drafter") if getattr(subject, f"{role}_fingerprint")]
+    commits = {f"{role}_commit" for role in ("target", "drafter") if not getattr(subject, f"{role}_commit")}
+    return {name for role in roles for name in (role, f"{role}_commit")} | commits
+
+
 def _all() -> Iterator[Verification]:
-    """Every kept verification that can be read."""
+    """Every kept verification that counts; others are of another version of polydraft, damaged, or edited."""
     for path in sorted(folder().glob("*.json")):
         try:
-            # A system that cannot read any file must not look like a pair that has never been verified.
-            with system_errors(f"The kept verification {path} cannot be read"):
-                kept = Verification.model_validate_json(read_bytes(path))
-        except (OSError, ValueError, ValidationError):
-            continue  # written by another version of polydraft, or damaged
-        if kept.format == FORMAT and kept.cases:
+            kept = Verification.model_validate(read_sealed(path))
+        except ValidationError:
+            continue
+        if kept.format == FORMAT and path.name == _file_name(kept.subject) and kept.sound:
             yield kept
 
 
 def _change(name: str, before: Subject, now: Subject) -> str:
     """One difference in words."""
     if name.endswith("_fingerprint"):
-        return f"the {name.removesuffix('_fingerprint')}'s files have changed"
-    if name == "versions":
-        both = sorted(before.versions.keys() | now.versions.keys())
-        changes = [(key, before.versions.get(key), now.versions.get(key)) for key in both]
-        return ", ".join(f"{key} was {old}, is {new}" for key, old, new in changes if old != new)
-    words = {"num_speculative_tokens": "k", "method": "the drafter kind", "engine_options": "the engine's options"}
+        role = name.removesuffix("_fingerprint")
+        old, new = getattr(before, role), getattr(now, role)
+        return f"the {role}'s files have changed" if old == new else f"{role} was {old}, is {new}"
+    if name in {"versions", "builds"}:
+        was, is_now = getattr(before, name) or {}, getattr(now, name) or {}
+        changed = [key for key in sorted(was.keys() | is_now.keys()) if was.get(key) != is_now.get(key)]
+        if name == "builds":
+            return f"another build of {', '.join(changed)}"
+        return ", ".join(f"{key} was {was.get(key)}, is {is_now.get(key)}" for key in changed)
+    words = {
+        "target_commit": "the target's commit",
+        "drafter_commit": "the drafter's commit",
+        "num_speculative_tokens": "k",
+        "method": "the drafter kind",
+        "engine_options": "the engine's options",
+    }
     return f"{words.get(name, name)} was {getattr(before, name)}, is {getattr(now, name)}"

@@ -7,54 +7,81 @@ from typing import TYPE_CHECKING
 from polydraft._registry.versions import installed_version
 from polydraft.contract.backend import EngineOptions
 from polydraft.hardware import cpu_model
-from polydraft.verification._fingerprint import fingerprint
+from polydraft.verification._builds import code_digest, distribution_builds
+from polydraft.verification._fingerprint import commit_of, fingerprint
 from polydraft.verification._records import Subject
 
 if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
     from polydraft._registry.resolver import Prepared
+    from polydraft.contract.requests import LoadRequest, ModelSource
     from polydraft.contract.results import RunningInfo
 
 __all__ = ["subject_of", "with_running"]
 
 
-def subject_of(prepared: Prepared, host: PluginHost) -> Subject | None:
-    """The subject of a prepared load; dtype and device are known only after loading.
+def subject_of(prepared: Prepared, host: PluginHost) -> Subject:
+    """The subject of a prepared load that speculates; dtype and device are known only after loading.
 
-    Returns:
-        None where speculation is off, or a model cannot be identified.
+    Raises:
+        ModelFormatError: A file of a model is missing or cannot be read.
     """
     request, record = prepared.request, prepared.state.record
     plan = request.plan
-    if plan.kind is None:
-        return None
-    target = fingerprint(request.target, request.hub)
-    # The revision in ``hub`` is the target's; a drafter has its own.
-    drafter = None if plan.drafter is None else fingerprint(plan.drafter, request.hub)
-    if target is None or (plan.drafter is not None and drafter is None):
-        return None
+    assert plan.kind is not None
     plugins = [status.distribution for status in host.statuses() if record.name in status.backends]
     names = {"polydraft", record.engine, *(name.strip() for key in record.requires for name in key.split("|"))}
     names |= {name for name in plugins if name}
     options = request.engine_options
     return Subject(
-        target=request.target.id,
-        target_fingerprint=target,
-        drafter=None if plan.drafter is None else plan.drafter.id,
-        drafter_fingerprint=drafter,
+        target=_name(request.target),
+        target_fingerprint=fingerprint(request.target, request.hub),
+        target_commit=commit_of(request.target, request.hub),
+        drafter=None if plan.drafter is None else _name(plan.drafter),
+        # The revision in ``hub`` is the target's; a drafter has its own.
+        drafter_fingerprint=None if plan.drafter is None else fingerprint(plan.drafter, request.hub),
+        drafter_commit="" if plan.drafter is None else commit_of(plan.drafter, request.hub),
         method=plan.kind,
         num_speculative_tokens=plan.num_speculative_tokens,
         exactness=request.exactness,
         backend=record.name,
         versions={name: version for name in sorted(names) if (version := installed_version(name))},
+        builds=_builds(prepared, names),
+        trust_remote_code=request.trust_remote_code,
         engine_options=options.model_dump(mode="json") if isinstance(options, EngineOptions) else {},
         hardware=_hardware(prepared),
     )
 
 
-def with_running(subject: Subject, running: RunningInfo) -> Subject:
-    """The subject with the dtype and device of a loaded session."""
-    return subject.model_copy(update={"dtype": running.dtype, "device": running.device})
+def with_running(subject: Subject, running: RunningInfo, request: LoadRequest, *, changed: bool = False) -> Subject:
+    """The subject of a loaded session: with its dtype and device, and with models that loading has downloaded.
+
+    Args:
+        subject: As it was before loading.
+        running: What runs.
+        request: What was loaded.
+        changed: Whether local files, too, may have changed since.
+    """
+    update = {"dtype": running.dtype, "device": running.device}
+    for role, source in (("target", request.target), ("drafter", request.plan.drafter)):
+        if source is not None and (changed or source.kind == "hub"):
+            update[f"{role}_fingerprint"] = fingerprint(source, request.hub)
+            update[f"{role}_commit"] = commit_of(source, request.hub)
+    return subject.model_copy(update=update)
+
+
+def _name(source: ModelSource) -> str:
+    """A model's name that does not depend on how it was written, nor on the current folder."""
+    return str(source.path.resolve()) if source.kind == "local" and source.path else source.id
+
+
+def _builds(prepared: Prepared, names: set[str]) -> dict[str, str] | None:
+    engine = prepared.backend.build(prepared.request)
+    if engine is None:
+        return None
+    packages = {"polydraft", prepared.state.record.factory.partition(".")[0].partition(":")[0]}
+    codes = {f"the code of {package}": code_digest(package) for package in sorted(packages)}
+    return {**distribution_builds(sorted(names)), **codes, **engine}
 
 
 def _hardware(prepared: Prepared) -> str:

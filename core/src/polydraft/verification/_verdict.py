@@ -56,8 +56,8 @@ class Tie(Record):
     )
     cut: bool = Field(
         default=False,
-        description="A filter (top_k, top_p, min_p) leaves one of the two tokens out, in plain decoding or in the "
-        "control: the filter's cut-off lies between them, so the margin is meaningless.",
+        description="A filter (top_k, top_p, min_p, typical_p) leaves one of the two tokens out, in plain decoding or "
+        "in the control: the filter's cut-off lies between them, so the margin is meaningless.",
     )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
@@ -88,6 +88,16 @@ class Judgement(Record):
     def passes(self) -> bool:
         """Whether speculation kept its promise."""
         return self.verdict != "DIVERGED"
+
+    @property
+    def follows(self) -> bool:
+        """Whether the verdict follows from the evidence: it is judged again. A defect needs none."""
+        if self.verdict == "EXACT":
+            return self.position is None and self.tokens is None and self.tie is None
+        if self.verdict == "NEAR_TIE":
+            own, other = self.tokens or (None, None)
+            return None not in (self.position, own, other) and self.tie is not None and not _fault(self.tie, other)
+        return True
 
     @property
     def margin_in_noise(self) -> float | None:
@@ -141,7 +151,7 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
     return Judgement(verdict="NEAR_TIE", tie=tie, reason=reason, **difference)
 
 
-def _fault(tie: Tie, other: int) -> str:
+def _fault(tie: Tie, other: int | None) -> str:
     """Why it is not a near tie; empty if it is one."""
     if tie.margin is None and tie.source == "logits":
         return "One of the two tokens has no finite logit in plain decoding."

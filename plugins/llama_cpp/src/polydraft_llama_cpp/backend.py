@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from polydraft.contract import (
     Backend,
@@ -61,7 +61,7 @@ class LlamaCppBackend(Backend):
                 remedy="Build it again: pip install --force-reinstall --no-cache-dir llama-cpp-python (it needs a C++ "
                 f"compiler and some minutes). {_gpu_hint()}",
             )
-        notes = [bindings.library().llama_print_system_info().decode(errors="replace").strip(" |\n")]
+        notes = [bindings.system_info()]
         if reason := bindings.missing_for_mtp():
             notes.append(
                 f"{reason} `engine_options={{'allow_untested': True}}` runs MTP nevertheless, if it is exported."
@@ -89,6 +89,12 @@ class LlamaCppBackend(Backend):
             if reason := why_not(Checkpoint(source.path)):
                 return reason
         return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str]:
+        """The shared libraries, byte for byte, and the instruction sets that GGML uses here."""
+        from polydraft_llama_cpp.bindings import build
+
+        return build()
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """The drafter's window, and the CPU's GELU. A build for a GPU is checked on that, where GELU is exact."""

@@ -11,9 +11,21 @@ import threading
 from collections import deque
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-__all__ = ["TESTED_FOR_MTP", "extension", "library", "missing_for_mtp", "recent_errors", "version_of"]
+from polydraft.checkpoints.contents import libraries_digest
+
+__all__ = [
+    "TESTED_FOR_MTP",
+    "build",
+    "extension",
+    "library",
+    "missing_for_mtp",
+    "recent_errors",
+    "system_info",
+    "version_of",
+]
 
 TESTED_FOR_MTP = ("0.3.36",)
 """Versions of llama-cpp-python that MTP has been tested with."""
@@ -31,6 +43,23 @@ _kept: list[Any] = []
 def version_of() -> str:
     """Version of llama-cpp-python."""
     return version("llama-cpp-python")
+
+
+def system_info() -> str:
+    """The instruction sets and devices that GGML was built for and uses here."""
+    text: bytes = library().llama_print_system_info()
+    return text.decode(errors="replace").strip(" |\n")
+
+
+def build() -> dict[str, str]:
+    """What decides how llama.cpp computes: its shared libraries, byte for byte, and the instruction sets in use.
+
+    Raises:
+        ImportError: As for ``library``.
+    """
+    # Where the loaded library lies: LLAMA_CPP_LIB_PATH names another folder than the distribution's own.
+    folder = Path(library()._lib._name).resolve().parent
+    return {"llama.cpp's libraries": libraries_digest(folder), "GGML": system_info()}
 
 
 @cache

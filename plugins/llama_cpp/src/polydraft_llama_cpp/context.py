@@ -41,7 +41,9 @@ class ContextSettings:
 class Context:
     """One sequence's context. It holds only sequence 0, whose positions count from 0.
 
-    An MTP drafter attends to the memory of ``shared``, the target's context, created with ``keeps_hidden``.
+    An MTP drafter attends to the memory of ``shared``, the target's context, created with ``keeps_hidden``. A drafter's
+    logits have ``vocab_size`` columns, the target's number of tokens: ids that only the drafter has are never drafted,
+    and in place of one that only the target has it runs its own last one.
 
     Raises:
         OutOfMemoryError: llama.cpp cannot create the context; its own words are in the message.
@@ -49,7 +51,13 @@ class Context:
     """
 
     def __init__(
-        self, model: Model, settings: ContextSettings, *, shared: Context | None = None, keeps_hidden: bool = False
+        self,
+        model: Model,
+        settings: ContextSettings,
+        *,
+        shared: Context | None = None,
+        keeps_hidden: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         lib = library()
         params = lib.llama_context_default_params()
@@ -83,6 +91,8 @@ class Context:
                 "Give the GGUF file of a language model.",
             )
         self.model = model
+        self._last_token = model.vocab_size - 1
+        self._missing_columns = (vocab_size or model.vocab_size) - model.vocab_size
         self._settings = settings
         self._keeps_hidden = keeps_hidden
         self._views: dict[tuple[int, int], Rows] = {}
@@ -125,7 +135,7 @@ class Context:
         tokens, positions, flags = self._slots
         self._batch.n_tokens = last + 1
         for index, token_id in enumerate(token_ids):
-            tokens[index] = token_id
+            tokens[index] = min(token_id, self._last_token)
             positions[index] = position + index
             # Whether this token's logits are computed.
             flags[index] = all_rows or index == last
@@ -135,7 +145,10 @@ class Context:
 
     def logits(self, rows: int) -> Rows:
         """Logits of the last forward's outputs, float32, shape (rows, vocab): a view, valid until the next forward."""
-        return self._view(library().llama_get_logits(self.pointer), rows, self.model.vocab_size)
+        own = self._view(library().llama_get_logits(self.pointer), rows, self.model.vocab_size)
+        if self._missing_columns > 0:
+            return np.pad(own, ((0, 0), (0, self._missing_columns)), constant_values=-np.inf)
+        return own[:, : self._missing_columns] if self._missing_columns else own
 
     def hidden(self, rows: int) -> Rows:
         """Hidden rows after the final norm, float32, shape (rows, hidden_size): a view, valid as ``logits``."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from gguf import LlamaFileType
 from polydraft.checkpoints.compatibility import check_pair, check_target
 from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.gguf import GgufHeader, read_header
-from polydraft.checkpoints.gguf_config import config_of, tokens_of
-from polydraft.checkpoints.gguf_files import fetch_gguf
+from polydraft.checkpoints.gguf_config import check_is_model, config_of
+from polydraft.checkpoints.gguf_files import fetch_gguf, parts_of
 from polydraft.contract import LoadRequest, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatchError
 
@@ -56,8 +54,7 @@ class GgufFile:
     @property
     def bytes(self) -> int:
         """Size of the file; of a split model, of all its parts together."""
-        parts = self.path.parent.glob(re.sub(r"-\d{5}-of-", "-*-of-", glob.escape(self.path.name)))
-        return sum(part.stat().st_size for part in parts)
+        return sum(part.stat().st_size for part in parts_of(self.path))
 
     @property
     def dtype(self) -> str:
@@ -91,11 +88,6 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
             "runs only gemma4-assistant.",
             "Give the target's assistant, or `drafter='ngram'`.",
         )
-    if tokens_of(target.header) != tokens_of(drafter.header):
-        raise PairMismatchError(
-            f"{request.target.id} and {plan.drafter.id} do not have the same tokens.",
-            "Choose a drafter made for this target (`polydraft pairs` lists them), or `drafter='ngram'`.",
-        )
     return target, drafter
 
 
@@ -109,6 +101,7 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
             )
         path = converted(source.path, _wanted(source, request.dtype))
     header = read_header(path, source.id)
+    check_is_model(header, source.id)
     check_header(header, source.id)
     file = GgufFile(path, header, source.model_copy(update={"config": config_of(header), "path": path}))
     if source is request.target and request.dtype != "auto" and source.format == "gguf":

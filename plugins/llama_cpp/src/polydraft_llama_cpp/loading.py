@@ -79,7 +79,9 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             # A draft model decodes its drafts one by one: in a sliding window's own cache, a later one would overwrite
             # keys that a rollback needs.
             side = (
-                MtpDrafter(weights, context, settings) if is_mtp else Context(weights, replace(settings, swa_full=True))
+                MtpDrafter(weights, context, settings)
+                if is_mtp
+                else Context(weights, replace(settings, swa_full=True), vocab_size=context.model.vocab_size)
             )
             undo.callback(side.free)
         running = RunningInfo.of(

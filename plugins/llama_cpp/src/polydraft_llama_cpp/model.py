@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Model:
             if chosen:
                 params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
         recent_errors(forget=True)
-        self.pointer: Any = lib.llama_model_load_from_file(str(path).encode(), params)
+        self.pointer: Any = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise ModelFormatError(
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from polydraft.contract import BackendRecord, hookimpl
+from polydraft.caches import CacheFolder
+from polydraft.contract import BackendRecord, CacheRecord, hookimpl
 
-__all__ = ["polydraft_backends"]
+__all__ = ["CONVERSIONS", "polydraft_backends", "polydraft_caches"]
+
+CONVERSIONS = ("llama_cpp", "POLYDRAFT_LLAMA_CPP_CACHE")
+"""The cache of converted checkpoints, and the environment variable that names another folder for it."""
 
 
 _INSTALL = (
@@ -39,3 +43,10 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         requires={"llama-cpp-python": ">=0.3.36"},
         install_hint=_INSTALL,
     )
+
+
+@hookimpl
+def polydraft_caches() -> Iterable[CacheRecord]:
+    """The converted checkpoints."""
+    folder = CacheFolder(*CONVERSIONS)
+    yield CacheRecord(name=folder.name, summary="checkpoints converted to GGUF", path=str(folder.path))

@@ -15,6 +15,7 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models import gemma4_text
 from mlx_lm.utils import infer_quant_config
+from polydraft.checkpoints.config import read_config
 from polydraft.checkpoints.safetensors import weight_files
 from polydraft.contract import ModelSource
 from polydraft.errors import ModelFormatError, PolydraftError
@@ -131,14 +132,12 @@ def load_assistant(source: ModelSource, path: Path, dtype: mx.Dtype | None) -> A
     Raises:
         ModelFormatError: It is quantized in a way that MLX cannot read, or its weights do not match its config.
     """
-    config = source.config
+    config = read_config(path / "config.json", source.id)  # not the source's: the folder's agrees with the weights
     _check_quantization(config, source.id)
     weights: dict[str, Any] = {}
     try:
         for file in weight_files(path):
             weights.update(mx.load(str(file)))
-        if config.get("tie_word_embeddings", True):
-            weights.pop("lm_head.weight", None)
         if (ordering := weights.get("masked_embedding.token_ordering")) is not None:
             weights["masked_embedding.token_ordering"] = ordering.astype(mx.int32)
         assistant = Assistant(config, source.id)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from polydraft.checkpoints.config import is_assistant
+from polydraft.checkpoints.contents import libraries_digest
 from polydraft.contract import (
     Backend,
     Capabilities,
@@ -68,6 +71,12 @@ class MlxBackend(Backend):
         if is_assistant(target.config):
             return f"{target.id} is an assistant (a drafter); it cannot generate by itself."
         return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str]:
+        """MLX's libraries, byte for byte: they may come from another distribution than ``mlx``."""
+        import mlx.core as mx
+
+        return {"MLX's libraries": libraries_digest(Path(mx.__file__).parent)}
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
         """Load the pair."""

@@ -12,7 +12,7 @@ from polydraft.errors import UnsupportedError
 
 from polydraft_mlx.kv_cache import FullCache, KvCache, LayerCache, SlidingCache, block_end
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "widened"]
 
 
 class Decoder:
@@ -146,6 +146,14 @@ class Decoder:
                 self.kv_bytes_fixed += sum(buffer.nbytes for buffer in layer.state)
             else:
                 self.kv_bytes_per_token += sum(buffer.nbytes // buffer.shape[2] for buffer in layer.state)
+
+
+def widened(row: mx.array, vocab_size: int) -> mx.array:
+    """A drafter's logits (1, vocab) cut, or padded with -inf, to the target's number of tokens."""
+    lacking = vocab_size - row.shape[1]
+    if lacking <= 0:
+        return row[:, :vocab_size] if lacking else row
+    return mx.pad(row, [(0, 0), (0, lacking)], constant_values=mx.array(-mx.inf, row.dtype))
 
 
 def _window(cache: Any, name: str) -> int | None:

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from polydraft.checkpoints.config import eos_token_ids, text_config
-from polydraft.checkpoints.fetch import fetch
+from polydraft.checkpoints.config import eos_token_ids, read_config, text_config
+from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
@@ -30,7 +30,6 @@ from polydraft_mlx.workarounds import lay_by_columns, widen_experts
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
-_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
 _DTYPES = {
     "float32": mx.float32,
     "float16": mx.float16,
@@ -108,7 +107,10 @@ def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple
 def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtype | None) -> Any:
     """Load a model of mlx-lm lazily; MLX reads its weights when they are evaluated."""
     try:
-        config = overrides(source.config, source.id)
+        # Not the source's: the folder's agrees with the weights.
+        config = overrides(read_config(path / "config.json", source.id), source.id)
+        if not request.trust_remote_code:
+            config["model_file"] = None  # code in the checkpoint's folder, which mlx-lm would ask to run
         model, _ = load_model(path, lazy=True, model_config=config, trust_remote_code=request.trust_remote_code)
     except Exception as error:  # of any kind: mlx-lm does not check configs and files
         raise system_error(error, f"{source.id} cannot be read") or ModelFormatError(
@@ -131,7 +133,7 @@ def _quantization(source: ModelSource) -> str:
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     ends = eos_token_ids(request.target.config, path)
-    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+    if not has_tokenizer(path):
         return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
     try:
         trust = request.trust_remote_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from polydraft.contract import (
@@ -67,6 +68,12 @@ class TransformersBackend(Backend):
             method = quantization.get("quant_method", "an unknown method") if isinstance(quantization, dict) else ""
             return f"The weights of {target.id} are quantized ({method}); this backend runs plain weights only."
         return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str]:
+        """The commit that torch was built from, its compile flags and libraries."""
+        import torch
+
+        return {"torch's build": f"{torch.version.git_version} {torch.__config__.show()}"}
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
         """Load target and drafter with Transformers, which is imported here."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from polydraft.checkpoints.config import eos_token_ids
-from polydraft.checkpoints.fetch import fetch
+from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
 from polydraft.files import system_error
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from polydraft_transformers.decoder import Decoder, fixed_rows
@@ -36,8 +36,6 @@ from polydraft_transformers.resources import (
 __all__ = ["load_pair"]
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors", "tokenizer*")
-_OLD_TOKENIZERS = ("vocab.json", "merges.txt", "spiece.model")
-"""Tokenizer files without "token" in their names."""
 
 
 def load_pair(request: LoadRequest) -> TransformersEngine:
@@ -97,8 +95,14 @@ def _model(
         if source.model_type.endswith("_assistant"):
             loader = AutoModelForCausalLM
         with _quietly():
+            config = AutoConfig.from_pretrained(
+                path, trust_remote_code=request.trust_remote_code, local_files_only=True
+            )
+            # A checkpoint may name kernels of the Hub here, which would be downloaded and run.
+            config._attn_implementation, config._experts_implementation = "sdpa", None
             model, found = loader.from_pretrained(
                 path,
+                config=config,
                 dtype=dtype,
                 attn_implementation="sdpa",
                 trust_remote_code=request.trust_remote_code,
@@ -107,7 +111,7 @@ def _model(
                 **extra,
             )
             model.to(device=device)
-    except (ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # of any kind, where config and weights do not match
         hint = "Choose a smaller model, or `dtype='bfloat16'`."
         refused = out_of_memory(error, f"loading {source.id}", hint) or system_error(
             error, f"{source.id} cannot be read"
@@ -145,13 +149,13 @@ def _check_kv_fits(target: Decoder, context_length: int) -> None:
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
     ends = eos_token_ids(request.target.config, path)
-    if not any(path.glob("*token*")) and not any((path / name).exists() for name in _OLD_TOKENIZERS):
+    if not has_tokenizer(path):
         return IdsOnlyTokenizer(vocab_size, eos_token_ids=ends, bos_token_id=request.target.config.get("bos_token_id"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=request.trust_remote_code
         )
-    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # of any kind: the fields of its files are not checked
         raise system_error(error, f"The tokenizer of {request.target.id} cannot be read") or ModelFormatError(
             f"Transformers cannot load the tokenizer of {request.target.id}: {_first_line(error)}",
             "Check that tokenizer.json exists and is complete.",

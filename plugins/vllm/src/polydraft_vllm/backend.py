@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ from polydraft_vllm.checks import refusal
 from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.resources import gpus
-from polydraft_vllm.versions import installed_vllm
+from polydraft_vllm.versions import build, installed_vllm
 
 if TYPE_CHECKING:
     from polydraft.contract import WholeEngine
@@ -84,6 +84,10 @@ class VllmBackend(Backend):
         """Refuse by the configs: see ``checks.refusal``."""
         installed = installed_vllm()
         return refusal(target, plan, cpu=installed is not None and installed.is_cpu_build)
+
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """vLLM's kernels, byte for byte, and the installed torch; its distribution need not be named ``vllm``."""
+        return build()
 
     def load_engine(self, request: LoadRequest) -> WholeEngine:
         """Start an engine in this process."""

@@ -30,6 +30,13 @@ def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | N
             f"{target.id} has sliding and full attention, and vLLM's draft-model proposer reads the block table of the "
             "first KV group only: its output would be wrong. Use the target's assistant (mtp) or `drafter='ngram'`."
         )
+    if plan.kind == "draft-model" and plan.drafter is not None:
+        sizes = [text_config(source.config).get("vocab_size") for source in (target, plan.drafter)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            return (
+                "vLLM runs draft models whose vocabulary has the target's size only: "
+                f"{target.id} has {sizes[0]} tokens, {plan.drafter.id} {sizes[1]}."
+            )
     for source in (target, plan.drafter) if cpu else ():
         unknown = sorted(_head_sizes(source.config) - CPU_HEAD_SIZES) if source is not None else []
         if source is not None and unknown:

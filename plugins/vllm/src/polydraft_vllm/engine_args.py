@@ -25,6 +25,9 @@ _MAX_LOGPROBS = 64
 """The most that ``GenerationSettings.logprobs`` allows."""
 _WITH_MEDIA, _TEXT_ONLY = "Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"
 
+_OTHER_WEIGHTS = {"pt", "npcache", "mistral"}
+"""Load formats that read pickle files, or Mistral's own layout."""
+
 RESERVED: dict[str, str] = {
     "model": "Use the argument `target` instead.",
     "tokenizer": "Leave it out: polydraft reads the target's own.",
@@ -40,7 +43,7 @@ RESERVED: dict[str, str] = {
     "spec_model": "Use `drafter`.",
     "spec_tokens": "Use `num_speculative_tokens`.",
     "scheduler_cls": "Leave it out: polydraft's scheduler can decode single requests without drafts.",
-    "api_key": "Use the environment variable VLLM_API_KEY: other users can read command lines.",
+    "api_key": "Use the environment variable VLLM_API_KEY, or the backend vllm-server, which has this option.",
     "stream_interval": "Leave it out: polydraft reads every step.",
 }
 """Engine arguments that polydraft sets itself -> what to do instead."""
@@ -108,6 +111,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
     arguments = {
         "model": str(target),
         "dtype": dtype,
+        "load_format": "safetensors",  # vLLM's own default falls back to pickle files
         "max_model_len": request.context_length or -1,  # -1: as much as fits into the KV cache
         "trust_remote_code": request.trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,
@@ -138,6 +142,11 @@ def check_arguments(given: Mapping[str, Any], known: Iterable[str]) -> None:
         InvalidRequestError: One is reserved, obsolete or unknown.
     """
     names = {name for name in known if not name.startswith("_")}
+    if (form := str(given.get("load_format", "")).lower()) in _OTHER_WEIGHTS:
+        raise InvalidRequestError(
+            f"With load_format={form}, vLLM loads other files than those that polydraft has checked.",
+            "Leave it out: the safetensors weights are loaded.",
+        )
     for name in given:
         if name in RESERVED:
             raise InvalidRequestError(f"The engine option {name} is set by polydraft itself.", RESERVED[name])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from polydraft.contract import EngineOptions
-from pydantic import ConfigDict, Field
+from polydraft.errors import InvalidRequestError
+from polydraft.secrets import names_a_secret
+from pydantic import ConfigDict, Field, model_validator
 
 __all__ = ["VllmOptions"]
 
@@ -41,6 +43,16 @@ class VllmOptions(EngineOptions):
         description="Further keys for vLLM's speculative_config, such as draft_tensor_parallel_size. polydraft sets "
         "method, model and num_speculative_tokens.",
     )
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        for name in self.further:
+            if names_a_secret(name):
+                raise InvalidRequestError(
+                    f"{name} is a secret, and this backend does not take it.",
+                    "For the Hub use `token` or HF_TOKEN; for a server's API key set VLLM_API_KEY.",
+                )
+        return self
 
     @property
     def further(self) -> dict[str, Any]:

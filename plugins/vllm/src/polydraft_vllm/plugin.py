@@ -38,7 +38,6 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         formats=frozenset({"safetensors"}),
         drafter_kinds=DRAFTER_KINDS,
         engine="vllm",
-        requires={"openai": ">=2.0"},
         install_hint="pip install polydraft-vllm",
     )
 

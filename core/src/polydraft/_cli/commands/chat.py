@@ -51,7 +51,7 @@ def chat(
         view = AnswerView(output, show_drafts=show_drafts)
         console = diagnostics()
         for line in (*describe_running(session.running), _COMMANDS):
-            console.print(line, style="dim", markup=False)
+            console.print(line, style="dim")
         view.legend()
         system = None if system is None else given_text("--system", system)
         _converse(Conversation(session, given, system), view, debug=debug)
@@ -89,7 +89,7 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
         finally:
             view.end()
         if result is not None:
-            diagnostics().print(one_line(result), style="dim", markup=False)
+            diagnostics().print(one_line(result), style="dim")
 
 
 def _read() -> str | None:

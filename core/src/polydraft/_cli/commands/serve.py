@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polydraft._cli.loading import load_arguments
-from polydraft._cli.streams import claim_output
+from polydraft._cli.streams import claim_output, is_terminal
+from polydraft._presentable import presentable
+from polydraft.secrets import MASK, Secret, revealed
 
 if TYPE_CHECKING:
     from polydraft.contract import ServerCommand
@@ -41,11 +43,12 @@ def serve(
     prepared = prepare(target, **arguments)
     command = prepared.backend.server_command(prepared.request, host=host, port=port)
     if print_only:
-        print(shown(command), file=claim_output(), flush=True)
+        output, line = claim_output(), shown(command)
+        print(presentable(line) if is_terminal(output) else line, file=output, flush=True)
         return
     check_port(host, port)
-    typer.echo(shown(command), err=True)
-    environment = {**os.environ, **command.environment}
+    typer.echo(presentable(shown(command)), err=True)
+    environment = {**os.environ, **revealed(command.environment)}
     if os.name == "posix":  # this process becomes the server: a signal to it leaves none behind
         # exec does not flush Python's buffers.
         sys.stdout.flush()
@@ -55,6 +58,11 @@ def serve(
 
 
 def shown(command: ServerCommand) -> str:
-    """The command as it is typed into a shell."""
-    settings = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    """The command as it is typed into a shell, which reads a secret from where it is."""
+    settings = []
+    for name, value in command.environment.items():
+        if not isinstance(value, Secret):
+            settings.append(f"{name}={shlex.quote(value)}")
+        elif value.shell != f"${name}":  # the server inherits that one
+            settings.append(f'{name}="{value.shell or MASK}"')
     return " ".join([*settings, shlex.join(command.arguments)])

@@ -12,6 +12,7 @@ from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import FAILURE, USAGE, describe, report
 from polydraft._cli.streams import abandon_output, claim_output, console_for, diagnostics
 from polydraft._flags import FLAGS
+from polydraft._presentable import presentable
 
 if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
@@ -51,7 +52,7 @@ def verify(
 
     The same prompts are decoded plainly and with speculation: greedily, with seeds where the backend repeats them, and
     past the sliding window if there is time. A difference is a near tie only if both tokens lie within the numeric
-    noise and the same prefix flips without any drafter, too. The result holds for these models, versions, dtype and
+    noise and the same prefix flips without any drafter, too. The result holds for these weights, builds, dtype and
     hardware.
 
     Exit codes: 0 the output is the same (near ties, which are counted apart, allowed unless --strict), 1 it is not, 2
@@ -91,4 +92,4 @@ def _show_running(running: RunningInfo) -> None:
 def _show_case(case: CheckedCase) -> None:
     from polydraft._cli.render.verification import case_line
 
-    print(case_line(case), file=sys.stderr, flush=True)
+    print(presentable(case_line(case)), file=sys.stderr, flush=True)

@@ -13,9 +13,10 @@ __all__ = ["AnswerView", "visible"]
 
 _DRAFT, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
-# A model's text must not control the terminal: C0 characters are shown as Unicode pictures, C1 ones as U+FFFD.
+# A model's text must not control the terminal: C0 characters are shown as Unicode pictures; C1 ones, and those that
+# turn the direction of text round, as U+FFFD.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
-_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys((*range(0x80, 0xA0), 0x202D, 0x202E), 0xFFFD)
 
 
 def visible(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from polydraft._presentable import presentable
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.text import Text
@@ -28,7 +30,7 @@ class FittingTable:
 
     def add_row(self, *cells: Text | str) -> None:
         """Add a row; missing cells are empty."""
-        self._rows.append(cells)
+        self._rows.append(tuple(_shown(cell) for cell in cells))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.box import SIMPLE_HEAD
@@ -64,6 +66,15 @@ def _text(cell: Text | str) -> Text:
     from rich.text import Text
 
     return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _shown(cell: Text | str) -> Text | str:
+    """A cell as the console will show it: widths are measured before that."""
+    if isinstance(cell, str):
+        return presentable(cell)
+    cell = cell.copy()
+    cell.plain = presentable(cell.plain)
+    return cell
 
 
 def gigabytes(size: int | None) -> str:

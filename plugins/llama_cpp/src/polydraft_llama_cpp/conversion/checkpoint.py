@@ -49,6 +49,10 @@ class Checkpoint:
         """
         return read_config(self.folder / "tokenizer.json", str(self.folder))
 
+    def tensor_names(self) -> set[str]:
+        """Names of all tensors."""
+        return {name for path in weight_files(self.folder) for name in header(path)} - {"__metadata__"}
+
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Name and values of every float tensor, as float32; others (index tables) are left out.
 

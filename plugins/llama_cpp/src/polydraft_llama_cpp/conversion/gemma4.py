@@ -33,8 +33,6 @@ def architecture(checkpoint: Checkpoint) -> str:
 def unknown(checkpoint: Checkpoint) -> str:
     """What llama.cpp would compute differently, as part of a sentence; empty if nothing."""
     text = checkpoint.text
-    if text.get("tie_word_embeddings") is False or checkpoint.config.get("tie_word_embeddings") is False:
-        return "its head is not tied to its embedding"
     if text.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         return f"its activation is {text['hidden_activation']}"
     if text.get("use_bidirectional_attention") == "all":
@@ -99,17 +97,25 @@ def extra_tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
     return {"rope_freqs.weight": np.array([1.0] * rotated + [_UNROTATED] * (half - rotated), np.float32)}
 
 
-def tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
+def tensor_name(name: str, names: gguf.TensorNameMap, *, own_head: bool) -> str | None:
     """The GGUF name of a checkpoint's tensor; None if llama.cpp does not use it.
+
+    Args:
+        name: Its name in the checkpoint.
+        names: The ``gguf`` package's names.
+        own_head: Whether this is an assistant whose head is not its embedding: llama.cpp uses an assistant's embedding
+            as its head only, so the head is written in its place.
 
     Raises:
         KeyError: The tensor is unknown.
     """
-    if name.startswith("masked_embedding.") or name == "lm_head.weight":
-        return None  # the centroid head (llama.cpp drafts with the full head), or the tied head (it is the embedding)
+    if name.startswith("masked_embedding."):
+        return None  # the centroid head: llama.cpp drafts with the full head
     if name in _OWN_NAMES:
         return _OWN_NAMES[name]
     name = name.replace("model.language_model.", "model.")
+    if own_head and name in {"lm_head.weight", "model.embed_tokens.weight"}:
+        return "token_embd.weight" if name == "lm_head.weight" else None
     stem, _, last = name.rpartition(".")
     if stem.endswith(".router") and last in {"scale", "per_expert_scale"}:
         layer = stem.split(".")[2]

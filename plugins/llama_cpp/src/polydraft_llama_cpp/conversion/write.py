@@ -66,8 +66,9 @@ def convert(folder: Path, out: Path, weights: WeightType = "f32") -> None:
         names = gguf.get_tensor_name_map(
             gguf.MODEL_ARCH.LLAMA if is_llama else gguf.MODEL_ARCH.GEMMA4, checkpoint.layers
         )
+        own_head = name == "gemma4-assistant" and "lm_head.weight" in checkpoint.tensor_names()
         for given, values in checkpoint.tensors():
-            found = family.tensor_name(given, names)
+            found = llama.tensor_name(given, names) if is_llama else gemma4.tensor_name(given, names, own_head=own_head)
             if found is not None:
                 shaped = llama.arranged(found, values, checkpoint) if is_llama else values
                 _add(writer, found, shaped, weights)

@@ -29,7 +29,8 @@ class MtpDrafter:
     """
 
     def __init__(self, model: Model, target: Context, settings: ContextSettings) -> None:
-        self._context = Context(model, settings, shared=target, keeps_hidden=True)
+        vocab_size = target.model.vocab_size
+        self._context = Context(model, settings, shared=target, keeps_hidden=True, vocab_size=vocab_size)
         if extension().llama_get_ctx_other(self._context.pointer) != target.pointer:
             self._context.free()
             raise EngineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from polydraft.contract import (
     Backend,
@@ -32,7 +33,7 @@ class LlamaServerBackend(Backend):
         """What its HTTP interface offers. It reports no log-probabilities of drafted tokens: they are not claimed."""
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model"}),
-            sampling=frozenset({"temperature", "top_p", "top_k", "min_p", "seed"}),
+            sampling=frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "seed"}),
             max_speculative_tokens=16,
         )
 
@@ -61,8 +62,14 @@ class LlamaServerBackend(Backend):
 
         return LlamaCppBackend().refuse(target, plan)
 
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """The program and the libraries next to it, byte for byte, and its version; None for a server at a ``url``."""
+        options: LlamaServerOptions = request.engine_options
+        path = None if options.url else programs.find()
+        return None if path is None else programs.program(path).build
+
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
-        """The command of llama-server; it asks for the API key in ``LLAMA_API_KEY``, if that is set."""
+        """The command of llama-server; it asks for the API key that the options name, if they name one."""
         from polydraft_llama_cpp.server.loading import server_command
 
         return server_command(request, host=host, port=port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 from polydraft.contract import Generation, Round, RunningInfo, WholeEngine
 from polydraft.errors import EngineError, UnsupportedError
@@ -49,7 +50,7 @@ class LlamaServerEngine(WholeEngine):
         """
         server = self.server if generation.request.speculate else self._plain()
         try:
-            yield from rounds(server.client, generation)
+            yield from rounds(server.client, generation, self.tokenizer.vocab_size)
         except EngineError:
             if server.process is not None:
                 server.process.check_alive()
@@ -67,8 +68,9 @@ class LlamaServerEngine(WholeEngine):
             return self.plain_server
 
     def close(self) -> None:
-        """Stop the servers that were started here."""
-        for server in (self.server, self.plain_server):
-            if server is not None:
-                server.stop()
-        self._vocabulary.free()
+        """Stop the servers that were started here, each even if another's stop fails or is interrupted."""
+        with ExitStack() as parts:  # the last first
+            parts.callback(self._vocabulary.free)
+            for server in (self.plain_server, self.server):
+                if server is not None:
+                    parts.callback(server.stop)

@@ -23,7 +23,7 @@ from polydraft_llama_cpp.resources import check_layers, default_threads
 from polydraft_llama_cpp.server import program as programs
 from polydraft_llama_cpp.server.client import Client
 from polydraft_llama_cpp.server.engine import LlamaServerEngine
-from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions, api_key
+from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 from polydraft_llama_cpp.server.program import Program, Server
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
@@ -104,19 +104,22 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
     command = _command(place, target, length, request)
     if drafter is not None:
         command = [*command, *_drafter_flags(place, target, drafter, request)]
-    return ServerCommand(arguments=(*command, "--host", host, "--port", str(port)))
+    key = request.engine_options.key()
+    return ServerCommand(
+        arguments=(*command, "--host", host, "--port", str(port)), environment={"LLAMA_API_KEY": key} if key else {}
+    )
 
 
 def _place(request: LoadRequest) -> Program | Client:
     """The program that can run the pair, or the client of the server that runs already."""
     options: LlamaServerOptions = request.engine_options
     if options.url is not None:
-        if given := options.model_fields_set - {"url"}:
+        if given := options.given_to_start():
             raise InvalidRequestError(
-                f"{', '.join(sorted(given))} cannot be set: with url, the server runs already.",
+                f"{', '.join(given)} cannot be set: with url, the server runs already.",
                 "Leave it out, or give it to the command that starts the server.",
             )
-        return Client(options.url, api_key())
+        return Client(options.url, options.key(), options)
     path = programs.find()
     if path is None:
         raise BackendUnavailableError(programs.NOT_FOUND, programs.HOW_TO_FIND)
@@ -133,32 +136,40 @@ def _start(program: Program, request: LoadRequest, target: GgufFile, drafter: Gg
     start_plain = None
     command = _command(program, target, length, request)
     if drafter is not None:
-        start_plain = partial(programs.start, command, options.start_timeout)
+        start_plain = partial(programs.start, command, options)
         command = [*command, *_drafter_flags(program, target, drafter, request)]
     own = program.device(request.device)
     used = [name for name, known in program.devices.items() if own in {None, known}]
-    server = programs.start(command, options.start_timeout)
+    server = programs.start(command, options)
     return _Found(server, program.version, ",".join(used) or "cpu", None, start_plain)
 
 
 def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
     """Ask a running server what it runs."""
     try:
-        found = client.request("/props")
+        found = client.json("/props")
     except EngineError as error:
         raise BackendUnavailableError(
             f"No llama-server answers at {client.url}: {error.message}", "Start it, or correct the url."
         ) from error
     # Indentation, digits, an accent, a rare symbol: where vocabularies differ.
     text = "def main():\n    return 'naïve', 12345 # ☃"
-    token_ids = client.request("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+    tokenized = client.json("/tokenize", {"content": text, "add_special": False, "parse_special": True})
+    try:
+        token_ids, longest = tokenized["tokens"], int(found["default_generation_settings"]["n_ctx"])
+        version = client.shown(str(found.get("build_info", "unknown")))
+        if longest < 1:
+            raise ValueError
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # JSON of another shape
+        raise BackendUnavailableError(
+            f"The server at {client.url} is not a llama-server.", "Give the url of one."
+        ) from error
     if token_ids != tokenizer.encode(text):
         raise UnsupportedError(
             f"The tokens of the server at {client.url} are not those of {target}.",
             "Load the file that the server runs.",
         )
-    longest = int(found["default_generation_settings"]["n_ctx"])
-    return _Found(Server(client), str(found.get("build_info", "unknown")), "the server's", longest, None)
+    return _Found(Server(client), version, "the server's", longest, None)
 
 
 def _command(program: Program, target: GgufFile, length: int, request: LoadRequest) -> list[str]:
@@ -199,4 +210,6 @@ def _drafts(client: Client, tokenizer: GgufTokenizer) -> bool:
     prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
     # Code, which even a weak drafter continues; greedy, so that the answer is always the same.
     body = {"prompt": prompt, "n_predict": 12, "temperature": 0, "cache_prompt": False}
-    return bool(client.request("/completion", body).get("timings", {}).get("draft_n"))
+    answer = client.json("/completion", body, seconds=client.limits.read_timeout)
+    timings = answer.get("timings") if isinstance(answer, dict) else None
+    return isinstance(timings, dict) and bool(timings.get("draft_n"))

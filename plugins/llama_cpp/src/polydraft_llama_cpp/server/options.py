@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
-
-from polydraft.engines import serving
-from pydantic import Field
+from polydraft.engines.server_options import ServerOptions, ServerUrl, url_from
+from polydraft.errors import InvalidRequestError
+from polydraft.secrets import names_a_secret
+from pydantic import Field, field_validator
 
 from polydraft_llama_cpp.options import CommonOptions
 
-__all__ = ["KEY_VARIABLE", "URL_VARIABLE", "LlamaServerOptions", "api_key"]
+__all__ = ["KEY_VARIABLE", "URL_VARIABLE", "LlamaServerOptions"]
 
 URL_VARIABLE = "POLYDRAFT_LLAMA_SERVER_URL"
 KEY_VARIABLE = "POLYDRAFT_LLAMA_SERVER_API_KEY"
+_SECRET_FLAGS = {"-hft"}
+"""Short flags that take a secret; ``secrets.names_a_secret`` knows the long ones."""
 
-api_key = partial(serving.api_key, KEY_VARIABLE, "LLAMA_API_KEY")
-"""The key of a running server."""
 
-
-class LlamaServerOptions(CommonOptions):
+class LlamaServerOptions(ServerOptions, CommonOptions):
     """Options by llama.cpp's names.
 
-    With ``url`` the session is a client of that server, and no other option can be given. Without it the session starts
-    a server with these options, and stops it when it is closed. The API key of a running server comes from the
-    environment: ``POLYDRAFT_LLAMA_SERVER_API_KEY``, else ``LLAMA_API_KEY``.
+    With ``url`` the session is a client of that server, and no option can be given that is one of the server. Without
+    it the session starts a server with these options, and stops it when it is closed. The API key of a running server
+    comes from ``api_key_file``, else from the environment: ``POLYDRAFT_LLAMA_SERVER_API_KEY``, else ``LLAMA_API_KEY``.
+    A server that the session starts gets that of ``api_key`` or ``api_key_file``, else a random one.
     """
 
-    url: str | None = Field(
-        default_factory=lambda: os.environ.get(URL_VARIABLE) or None,
-        description="URL of a running server, ``http://host:8080``. Default: the environment variable "
-        f"{URL_VARIABLE}; if that is not set, the session starts a server.",
-    )
+    key_variables = (KEY_VARIABLE, "LLAMA_API_KEY")
+
+    url: ServerUrl | None = url_from(URL_VARIABLE, "http://host:8080")
     n_gpu_layers: int | None = Field(
         default=None, ge=-1, description="Layers on the GPU, -1 for all; None: the server's own choice."
     )
@@ -39,3 +36,20 @@ class LlamaServerOptions(CommonOptions):
         default=300.0, gt=0, le=1e8, description="Seconds within which a server that the session starts must be ready."
     )
     extra_args: tuple[str, ...] = Field(default=(), description="Further flags for a server that the session starts.")
+
+    @field_validator("extra_args")
+    @classmethod
+    def _no_secrets(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for word in given:
+            flag = word.partition("=")[0]
+            if flag in _SECRET_FLAGS or (flag.startswith("--") and names_a_secret(flag)):
+                raise InvalidRequestError(
+                    f"{flag} is a secret, and other users can read command lines.",
+                    f"Set the environment variable {KEY_VARIABLE}, or HF_TOKEN for the Hub.",
+                )
+        return given
+
+    def given_to_start(self) -> list[str]:
+        """Names of the options that were given, and that only a server can take that is started here."""
+        of_clients = ServerOptions.model_fields.keys() - {"start_timeout"}
+        return sorted(self.model_fields_set - of_clients)

@@ -10,7 +10,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
+from polydraft.checkpoints.contents import content_digest
 from polydraft.engines.serving import LOOPBACK, ServerProcess, free_port
 from polydraft.errors import (
     BackendUnavailableError,
@@ -21,10 +23,11 @@ from polydraft.errors import (
     PolydraftError,
     SpeculationUnavailableError,
 )
+from polydraft.secrets import Secret
 
 from polydraft_llama_cpp.resources import device_name
 from polydraft_llama_cpp.server.client import Client
-from polydraft_llama_cpp.server.options import URL_VARIABLE
+from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 
 __all__ = ["HOW_TO_FIND", "NOT_FOUND", "SPEC_TYPES", "VARIABLE", "Program", "Server", "find", "program", "start"]
 
@@ -36,6 +39,8 @@ SPEC_TYPES = {"mtp": "draft-mtp", "draft-model": "draft-simple"}
 _NEEDED = ("--spec-draft-model", "--spec-draft-n-max", "--spec-type")
 _DEVICE = re.compile(r"^  ([A-Za-z]+\d+): .* MiB free\)$", re.MULTILINE)
 """A line of ``--list-devices``; a device without a number is not a GPU (BLAS)."""
+_LIBRARY = re.compile(r"(llama|ggml|mtmd).*\.(so|dylib|dll)")
+"""Libraries of llama.cpp: others may lie next to an installed program."""
 _TIMEOUT = 60  # seconds
 _LAST_WORDS = 400  # characters
 
@@ -49,6 +54,19 @@ class Program:
     help: str
     devices: Mapping[str, str] = field(default_factory=dict)
     """Maps polydraft's device names (``cuda:0``) to llama-server's (``CUDA0``), for the GPUs that it sees."""
+
+    @property
+    def build(self) -> dict[str, str]:
+        """What decides how it computes: its version, its program, and the libraries next to it or in ``../lib``."""
+        found = Path(shutil.which(self.path) or self.path).resolve()
+        folders = [folder for folder in (found.parent, found.parent.parent / "lib") if folder.is_dir()]
+        libraries = {
+            f"{number}/{file.name}": file
+            for number, folder in enumerate(folders)
+            for file in folder.iterdir()
+            if _LIBRARY.search(file.name) and file.is_file()
+        }
+        return {"llama-server": f"{self.version} {content_digest({'program': found, **libraries})}"}
 
     def device(self, name: str) -> str | None:
         """llama-server's name for a device, ``none`` for the CPU; None for ``auto``, which leaves the choice to it.
@@ -139,12 +157,14 @@ class Server:
     def stop(self) -> None:
         """Stop it if it was started here. May be called twice."""
         if self.process is not None:
-            self.process.stop()
-            self.process.discard_log()
+            try:
+                self.process.stop()
+            finally:  # also when Ctrl+C interrupts it
+                self.process.discard_log()
 
 
-def start(command: Sequence[str], seconds: float) -> Server:
-    """Start a server on the loopback interface, with a random API key, and wait at most ``seconds`` until it is ready.
+def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
+    """Start a server on the loopback interface, with a random API key unless one is given, and wait until it is ready.
 
     Raises:
         ModelFormatError: It ended before it was ready; its last words are in the message.
@@ -153,15 +173,15 @@ def start(command: Sequence[str], seconds: float) -> Server:
         InvalidRequestError: It rejects a flag.
         BackendUnavailableError: It cannot be started.
     """
-    key, port = secrets.token_hex(16), free_port()
+    key, port = options.given_key() or Secret(secrets.token_hex(16)), free_port()
     process = ServerProcess(
         [*command, "--host", LOOPBACK, "--port", str(port)],
         name="llama-server",
         port=port,
         environment={"LLAMA_API_KEY": key},
     )
-    process.wait_until_ready(seconds, failure=_start_error)
-    return Server(Client(process.url, key), process)
+    process.wait_until_ready(options.start_timeout, failure=_start_error)
+    return Server(Client(process.url, key, options, own=True), process)
 
 
 def _start_error(code: int, log: str) -> PolydraftError:

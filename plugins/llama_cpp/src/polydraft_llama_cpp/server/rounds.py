@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polydraft.contract import Generation, Round
+from polydraft.engines.http_client import Patience
 from polydraft.errors import EngineError
 
 from polydraft_llama_cpp.server.client import Client
@@ -24,14 +25,15 @@ class _Answered:
     accepted: int = 0
 
 
-def rounds(client: Client, generation: Generation) -> Iterator[Round]:
+def rounds(client: Client, generation: Generation, vocab_size: int) -> Iterator[Round]:
     """Generate; where the server ends at an id that does not end the output here, ask it to continue.
 
     Raises:
-        EngineError: The server failed, or cannot be reached.
+        EngineError: The server failed, cannot be reached, or did not end in time.
     """
+    patience = client.patience(generation.request.settings.max_new_tokens)
     while not generation.cancelled():
-        for answered in _answer(client, generation):
+        for answered in _answer(client, generation, vocab_size, patience):
             yield generation.emit(
                 answered.token_ids, num_draft_tokens=answered.drafted, num_accepted_tokens=answered.accepted
             )
@@ -39,30 +41,39 @@ def rounds(client: Client, generation: Generation) -> Iterator[Round]:
                 return
 
 
-def _answer(client: Client, generation: Generation) -> Iterator[_Answered]:
+def _answer(client: Client, generation: Generation, vocab_size: int, patience: Patience) -> Iterator[_Answered]:
     """The rounds of one request to the server."""
-    got = False
+    body = _request(generation)
+    got = 0
     now, clock, drafted, accepted = _Answered(), None, 0, 0
-    with closing(client.complete(_request(generation))) as completion:
+    with closing(client.complete(body, generation.cancelled, patience)) as completion:
         for event in completion:
-            if generation.cancelled():
-                return
-            token_ids, timings = event.get("tokens"), event.get("timings") or {}
-            if not token_ids:
+            if not event.get("tokens"):
                 continue
-            if timings.get("predicted_ms") != clock and now.token_ids:
+            token_ids = client.token_ids(event["tokens"], vocab_size)
+            got += len(token_ids)
+            if got > body["n_predict"]:
+                raise client.malformed(f"it goes on after the {body['n_predict']} tokens that were asked for")
+            timings = event.get("timings") or {}
+            try:
+                time_of_round = timings.get("predicted_ms")
+                total, total_accepted = int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))
+            except (ValueError, TypeError, AttributeError, OverflowError):
+                raise client.malformed("its timings are not numbers") from None
+            if not 0 <= total_accepted - accepted <= total - drafted:
+                raise client.malformed("it accepted more drafts than there were")
+            if time_of_round != clock and now.token_ids:
                 yield now
                 now = _Answered()
-            clock = timings.get("predicted_ms")
+            clock = time_of_round
             # The timings count from the start of the request.
-            now.drafted += int(timings.get("draft_n", 0)) - drafted
-            now.accepted += int(timings.get("draft_n_accepted", 0)) - accepted
-            drafted, accepted = int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))
-            now.token_ids.extend(int(token_id) for token_id in token_ids)
-            got = True
+            now.drafted += total - drafted
+            now.accepted += total_accepted - accepted
+            drafted, accepted = total, total_accepted
+            now.token_ids.extend(token_ids)
         if now.token_ids:
             yield now
-    if not got:
+    if not got and not generation.cancelled():
         raise EngineError("llama-server gave an answer without tokens.", "Use a newer llama-server.")
 
 
@@ -77,8 +88,10 @@ def _request(generation: Generation) -> dict[str, Any]:
         "top_k": settings.top_k,
         "top_p": settings.top_p,
         "min_p": settings.min_p,
-        # The complete chain: llama-server's default has further samplers, such as penalties and XTC.
-        "samplers": ["top_k", "top_p", "min_p", "temperature"],
+        "typical_p": settings.typical_p,
+        # The complete chain, in the order of ``GenerationSettings``: llama-server's default has further samplers, such
+        # as penalties and XTC, and the temperature comes last there, so that other tokens would be left.
+        "samplers": ["temperature", "top_k", "top_p", "min_p", "typ_p"],
         # 32 bits, without the largest, which means "draw one". Each continuation has another seed.
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from polydraft.contract import Sampler
 
-from polydraft_mlx.decoder import Decoder
+from polydraft_mlx.decoder import Decoder, widened
 from polydraft_mlx.resources import start
 
 __all__ = ["DraftModel"]
@@ -61,7 +61,7 @@ class DraftModel:
                 # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
                 token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)
                 _, logits = self._decoder.step(self._cache, token[None])
-            row = self._target_wide(logits[-1:])
+            row = widened(logits[-1:], self._vocab_size)
             prefix = known if sampler.needs_prefix else None
             drafts.append(sampler.choose_draft(row, len(token_ids) + step, prefix))
             start(drafts[-1])
@@ -73,13 +73,6 @@ class DraftModel:
         # The last draft was chosen, but has not been run.
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
-
-    def _target_wide(self, row: mx.array) -> mx.array:
-        """A row (1, vocab) cut or padded to the target's number of tokens."""
-        lacking = self._vocab_size - row.shape[1]
-        if lacking <= 0:
-            return row[:, : self._vocab_size] if lacking else row
-        return mx.pad(row, [(0, 0), (0, lacking)], constant_values=mx.array(-mx.inf, row.dtype))
 
     def _agreed(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens run are a prefix of the sequence; at least one token is left to run."""

@@ -15,7 +15,7 @@ import mlx.core as mx
 from polydraft.contract import Sampler
 
 from polydraft_mlx.assistant import Assistant
-from polydraft_mlx.decoder import Decoder
+from polydraft_mlx.decoder import Decoder, widened
 from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
 from polydraft_mlx.resources import start
 
@@ -59,6 +59,8 @@ class MtpDrafter:
         for step in range(k):
             inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
             logits, hidden = self._assistant(inputs, shared, position)
+            # A target that was trained further may have more tokens than its assistant.
+            logits = widened(logits, self._target.vocab_size)
             prefix = known if sampler.needs_prefix else None
             # Noise belongs to the draft's own position, unlike the assistant's rotation.
             token = sampler.choose_draft(logits, cache.length + 1 + step, prefix)

@@ -49,6 +49,8 @@ class MtpDrafter:
             attention = target.layers[index].self_attn  # the last layer of each kind that stores KV
             sources[kind] = (index, attention.k_proj.weight.shape[0] // attention.head_dim)
         self.network = Gemma4Network(assistant.model, sources)
+        # A target that was trained further may have more tokens than its assistant.
+        self._missing_columns = target.lm_head.weight.shape[0] - assistant.lm_head.weight.shape[0]
 
     def step(
         self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
@@ -59,7 +61,10 @@ class MtpDrafter:
         """
         inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
         row = self.network.layers(inputs, contexts, cache)
-        return self._head(row), functional.linear(row, self.assistant.post_projection.weight)
+        logits = self._head(row)
+        if self._missing_columns:
+            logits = functional.pad(logits, (0, self._missing_columns), value=-torch.inf)
+        return logits, functional.linear(row, self.assistant.post_projection.weight)
 
     def _head(self, row: Tensor) -> Tensor:
         """Logits of a hidden row (1, hidden_size of the drafter)."""

@@ -11,6 +11,8 @@ from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.versions import installed_vllm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from polydraft.contract import WholeEngine
 
 __all__ = ["VllmServerBackend"]
@@ -31,6 +33,11 @@ class VllmServerBackend(VllmBackend):
             notes=(f"vLLM is not installed here: give `engine_options={{'url': ...}}`, or set {URL_VARIABLE}.",),
             rank=0,
         )
+
+    def build(self, request: LoadRequest) -> Mapping[str, str] | None:
+        """That of the installed vLLM, which the session starts; None for a server at a ``url``."""
+        options: VllmServerOptions = request.engine_options
+        return super().build(request) if options.url is None else None
 
     def load_engine(self, request: LoadRequest) -> WholeEngine:
         """Connect to the server; start it first if no ``url`` is given."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polydraft.contract import ServerCommand
+from polydraft.engines.server_options import ServerOptions
 
 from polydraft_vllm.engine_args import check_arguments, engine_arguments
 from polydraft_vllm.environment import prepare_environment, server_environment
@@ -16,6 +17,7 @@ from polydraft_vllm.versions import require_vllm
 
 if TYPE_CHECKING:
     from polydraft.contract import LoadRequest
+    from polydraft.secrets import Secret
 
     from polydraft_vllm.options import VllmOptions
 
@@ -55,9 +57,11 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> PreparedCom
     }
     if request.plan.kind is not None:
         arguments["per_request_spec_decode_metrics"] = "summary"
+    key = options.key() if isinstance(options, ServerOptions) else None
+    environment: dict[str, str | Secret] = dict(server_environment(cpu=installed.is_cpu_build))
     command = ServerCommand(
         arguments=(sys.executable, "-m", _MODULE, *_flags(arguments)),
-        environment=server_environment(cpu=installed.is_cpu_build),
+        environment=environment | ({"VLLM_API_KEY": key} if key else {}),
     )
     return PreparedCommand(command, arguments["dtype"], note)
 

@@ -26,7 +26,7 @@ __all__ = ["VllmServerEngine"]
 class VllmServerEngine(WholeEngine):
     """A server that is sent token ids and returns token ids: text, stop strings and chat are the core's.
 
-    The client is closed with this engine, and ``process``, a server that was started for it, is stopped.
+    ``process``, a server that was started for it, is stopped with this engine.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VllmServerEngine(WholeEngine):
         counted = abilities.speculates and not abilities.reports_requests and not plain
         before = CounterReading(self.client) if counted else None
         arguments = completion_arguments(generation.request, abilities.model, plain=plain)
-        sent = ServerRequest(self.client, generation.request.settings.logprobs, arguments)
+        sent = ServerRequest(self.client, self.tokenizer.vocab_size, arguments)
         return Rounds(self.client, abilities, generation, sent, before)
 
     def check_settings(self, settings: GenerationSettings) -> None:
@@ -67,8 +67,9 @@ class VllmServerEngine(WholeEngine):
         check_settings(settings, speculates=bool(self.abilities.speculates))
 
     def close(self) -> None:
-        """Close the connections; stop the server if it was started here."""
-        self.client.close()
+        """Stop the server if it was started here."""
         if self.process is not None:
-            self.process.stop()
-            self.process.discard_log()
+            try:
+                self.process.stop()
+            finally:  # also when Ctrl+C interrupts it
+                self.process.discard_log()

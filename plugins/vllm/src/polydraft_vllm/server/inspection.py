@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft.engines.http_client import MalformedAnswerError
 from polydraft.errors import ModelNotFoundError, PolydraftError, UnsupportedError
 
 from polydraft_vllm.server.request import End, ServerRequest
@@ -20,6 +21,9 @@ __all__ = ["Abilities", "inspect"]
 
 _TEXT = "def add(first, second):\n    return first + second  # 1234 \u00e4\u4e2d\n"
 _PROBE_TOKENS = 24
+_USUAL_LENGTH = 4096
+"""Of the context, where the server does not say it."""
+_MOST = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +59,32 @@ def inspect(client: ServerClient, request: LoadRequest, tokenizer: Tokenizer, na
         model = _find(client, request, name)
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
-        usual = _generate(client, model, prompt, plain=False)
-        plain = _generate(client, model, prompt, plain=True) if usual is not None else None
+        vocab_size = tokenizer.vocab_size
+        usual = _generate(client, model, prompt, vocab_size, plain=False)
+        plain = _generate(client, model, prompt, vocab_size, plain=True) if usual is not None else None
         return Abilities(
             version=version,
             model=model.id,
             root=model.root,
-            context_length=int(model.max_model_len or 0) or 4096,
+            context_length=_counted(model.max_model_len or _USUAL_LENGTH),
             speculates=usual is not None or CounterReading(client).speculates,
-            num_speculative_tokens=None if usual is None else int(usual["num_spec_tokens"]),
+            num_speculative_tokens=None if usual is None else _counted(usual["num_spec_tokens"]),
             reports_requests=usual is not None,
             plain_requests=plain is not None and plain["num_draft_tokens"] == 0 < usual["num_draft_tokens"],
         )
+    except MalformedAnswerError as error:
+        raise client.not_vllm() from error
     except PolydraftError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or of another shape
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # JSON of another shape
         raise client.not_vllm() from error
+
+
+def _counted(found: object) -> int:
+    """A number of tokens, from JSON."""
+    if type(found) is not int or not 0 < found < _MOST:
+        raise ValueError(f"{found!r} is not a number of tokens")
+    return found
 
 
 def _find(client: ServerClient, request: LoadRequest, name: str | None) -> ServedModel:
@@ -79,7 +93,7 @@ def _find(client: ServerClient, request: LoadRequest, name: str | None) -> Serve
     for model in models:
         if model.is_called(*wanted):
             return model
-    served = ", ".join(model.id for model in models)
+    served = client.shown(", ".join(model.id for model in models))
     raise ModelNotFoundError(
         f"The vLLM server at {client.url} serves {served}, not {name or request.target.id}.",
         "Check the url, or give the model's name on that server as served_model_name.",
@@ -95,14 +109,14 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
         )
 
 
-def _generate(client: ServerClient, model: ServedModel, prompt: list[int], *, plain: bool) -> Any:
+def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, *, plain: bool) -> Any:
     """``metrics.speculative_decoding`` of a short greedy generation, or None."""
-    extra: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True}
+    room = _counted(model.max_model_len or _USUAL_LENGTH) - _PROBE_TOKENS
+    body: dict[str, Any] = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS}
+    body |= {"temperature": 0.0, "return_token_ids": True, "ignore_eos": True}
     if plain:
-        extra["vllm_xargs"] = {PLAIN_FLAG: 1}
-    room = int(model.max_model_len or 4096) - _PROBE_TOKENS
-    arguments = {"model": model.id, "prompt": prompt[:room], "max_tokens": _PROBE_TOKENS, "temperature": 0.0}
-    sent = ServerRequest(client, None, {**arguments, "extra_body": extra})
+        body["vllm_xargs"] = {PLAIN_FLAG: 1}
+    sent = ServerRequest(client, vocab_size, body)
     count = 0
     while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
         if found is not None:

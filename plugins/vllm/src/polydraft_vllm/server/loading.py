@@ -15,7 +15,6 @@ from polydraft_vllm.server.client import ServerClient
 from polydraft_vllm.server.command import server_command
 from polydraft_vllm.server.engine import VllmServerEngine
 from polydraft_vllm.server.inspection import inspect
-from polydraft_vllm.server.options import api_key
 from polydraft_vllm.start_errors import server_start_error
 from polydraft_vllm.tokenizer import TOKENIZER_PATTERNS, load_tokenizer
 
@@ -61,14 +60,13 @@ def _start(request: LoadRequest, options: VllmServerOptions) -> tuple[ServerProc
     """Start a server on the loopback interface and wait until it is ready."""
     port = options.port or free_port()
     check_port(LOOPBACK, port)
-    key = api_key()
     prepared = server_command(request, host=LOOPBACK, port=port)
     target = request.target.id
     process = ServerProcess(
         prepared.command.arguments,
         name=f"The vLLM server of {target}",
         port=port,
-        environment={**prepared.command.environment, **({"VLLM_API_KEY": key} if key else {})},
+        environment=prepared.command.environment,
     )
     process.wait_until_ready(options.start_timeout, failure=lambda code, log: server_start_error(target, log))
     return process, prepared
@@ -82,13 +80,9 @@ def _connect(
     folder = fetch(request.target, request.hub, patterns=TOKENIZER_PATTERNS)
     tokenizer = load_tokenizer(folder, request)
     client = ServerClient(url, options, own=process is not None)
-    try:
-        name = options.served_model_name if process is None else request.target.id
-        abilities = inspect(client, request, tokenizer, name)
-        running = _running(request, abilities, client.url, command)
-    except BaseException:
-        client.close()
-        raise
+    name = options.served_model_name if process is None else request.target.id
+    abilities = inspect(client, request, tokenizer, name)
+    running = _running(request, abilities, client.url, command)
     return VllmServerEngine(client, process, abilities, tokenizer, running)
 
 

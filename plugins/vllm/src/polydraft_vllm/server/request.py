@@ -42,20 +42,28 @@ class End:
 
 
 class ServerRequest:
-    """A streamed completion, with ``logprobs`` of that many best tokens at each position; None: without.
+    """A streamed completion.
+
+    Args:
+        client: Of the server.
+        vocab_size: The target's number of token ids.
+        body: The request: ``prompt``, ``max_tokens``, and ``logprobs`` if as many best tokens are wanted at each
+            position.
 
     Raises:
         PolydraftError: The server refuses it.
     """
 
-    def __init__(self, client: ServerClient, logprobs: int | None, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, client: ServerClient, vocab_size: int, body: Mapping[str, Any]) -> None:
         self._client = client
-        self._logprobs = logprobs
-        self._submitted = time.perf_counter()
+        self._vocab_size = vocab_size
+        self._max_tokens: int = body["max_tokens"]
+        self._logprobs: int | None = body.get("logprobs")
+        self._latest = time.perf_counter()
         self._pieces: queue.SimpleQueue[Piece | End | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
-        self._answer = client.complete(**arguments)
-        self._thread = threading.Thread(target=self._read, name="polydraft-vllm-request", daemon=True)
+        self._answer = client.complete(body, cancelled=self._cancelled.is_set)
+        self._thread = threading.Thread(target=self._run, name="polydraft-vllm-request", daemon=True)
         self._thread.start()
 
     def next(self) -> Piece | End | None:
@@ -68,45 +76,57 @@ class ServerRequest:
         return piece
 
     def cancel(self) -> None:
-        """Close the connection, upon which the server aborts the request. Returns at once."""
+        """Have the connection closed, upon which the server aborts the request. Returns at once."""
         self._cancelled.set()
 
-    def _read(self) -> None:
-        latest = self._submitted
-        reason, speculation = None, None
+    def _run(self) -> None:
         try:
-            with self._client.errors_while_reading(), self._answer as events:
-                for event in events:
-                    if self._cancelled.is_set():
-                        return
-                    if (metrics := (event.model_extra or {}).get("metrics")) is not None:
-                        speculation = metrics.get("speculative_decoding")
-                    for choice in event.choices:
-                        token_ids = tuple((choice.model_extra or {}).get("token_ids") or ())
-                        reason = choice.finish_reason or reason
-                        if token_ids:
-                            now = time.perf_counter()
-                            logprobs = None if self._logprobs is None else _logprobs(choice, token_ids, self._logprobs)
-                            self._pieces.put(Piece(token_ids, logprobs, now - latest))
-                            latest = now
-            if reason is None:
-                raise EngineError(
-                    f"The answer of the vLLM server at {self._client.url} broke off.",
-                    "The server may have died: look at its log.",
-                )
-            self._pieces.put(End(reason, speculation))
+            self._read()
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape
+            self._pieces.put(self._client.malformed(f"{type(error).__name__}: {error}"))
         except Exception as error:
             self._pieces.put(error)
 
+    def _read(self) -> None:
+        count, reason, speculation = 0, None, None
+        with self._answer as events:
+            for event in events:
+                if (metrics := event.get("metrics")) is not None:
+                    speculation = metrics.get("speculative_decoding")
+                for choice in event["choices"]:
+                    if choice.get("token_ids"):
+                        count += self._put(choice, count)
+                    if choice.get("finish_reason") is not None:
+                        reason = str(choice["finish_reason"])
+                        events.finishing()
+        if self._cancelled.is_set():
+            return
+        if reason is None:
+            raise EngineError(
+                f"The answer of {self._client.name} broke off.", "The server may have died: look at its log."
+            )
+        self._pieces.put(End(reason, speculation))
 
-def _logprobs(choice: Any, token_ids: tuple[int, ...], count: int) -> tuple[TokenLogprobs, ...]:
+    def _put(self, choice: Mapping[str, Any], count: int) -> int:
+        """Pass the tokens of one event on, after ``count`` others; returns how many they are."""
+        token_ids = self._client.token_ids(choice["token_ids"], self._vocab_size)
+        if count + len(token_ids) > self._max_tokens:
+            raise self._client.malformed(f"it goes on after the {self._max_tokens} tokens that were asked for")
+        now = time.perf_counter()
+        logprobs = None if self._logprobs is None else _logprobs(choice, token_ids, self._logprobs)
+        self._pieces.put(Piece(token_ids, logprobs, now - self._latest))
+        self._latest = now
+        return len(token_ids)
+
+
+def _logprobs(choice: Mapping[str, Any], token_ids: tuple[int, ...], count: int) -> tuple[TokenLogprobs, ...]:
     """From OpenAI's lists, in which tokens are written ``token_id:7``."""
-    found = choice.logprobs
+    found = choice["logprobs"]
     return tuple(
         token_logprobs(
             token_id,
-            found.token_logprobs[index],
-            ((int(name.rpartition(":")[2]), value) for name, value in (found.top_logprobs[index] or {}).items()),
+            found["token_logprobs"][index],
+            ((int(name.rpartition(":")[2]), value) for name, value in (found["top_logprobs"][index] or {}).items()),
             count,
         )
         for index, token_id in enumerate(token_ids)

@@ -57,7 +57,10 @@ class Rounds(Iterator[Round]):
             if not isinstance(found, Piece):
                 if self._last is None:
                     raise EngineError(f"vLLM ended the request by itself ({found.finish_reason}).", "Look at its log.")
-                self._report(None if found.speculation is None else from_response(found.speculation))
+                try:
+                    self._report(None if found.speculation is None else from_response(found.speculation))
+                except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+                    raise self._client.malformed(f"its statistics are not vLLM's ({type(error).__name__})") from error
                 break
             if self._last is None:
                 emitted = self._emit(found)
@@ -101,12 +104,13 @@ class Rounds(Iterator[Round]):
 
 
 def completion_arguments(request: TokenRequest, model: str, *, plain: bool) -> dict[str, Any]:
-    """The arguments of the client's ``completions.create``; ``plain`` asks the server to decode without drafts."""
+    """The body of the request; ``plain`` asks the server to decode without drafts."""
     common, further = sampling_values(request)
-    extra: dict[str, Any] = {**further, "return_token_ids": True, "skip_special_tokens": False}
+    body = {**common, **further, "model": model, "prompt": list(request.prompt_token_ids)}
+    body |= {"return_token_ids": True, "skip_special_tokens": False}
     if plain:
-        extra["vllm_xargs"] = {PLAIN_FLAG: 1}
+        body["vllm_xargs"] = {PLAIN_FLAG: 1}
     # By default tokens are named by their text, which several ids may share; ``token_id:7`` is unambiguous.
     if "logprobs" in common:
-        extra["return_tokens_as_token_ids"] = True
-    return {**common, "model": model, "prompt": list(request.prompt_token_ids), "extra_body": extra}
+        body["return_tokens_as_token_ids"] = True
+    return body

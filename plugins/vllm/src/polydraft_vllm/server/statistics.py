@@ -24,14 +24,21 @@ def from_response(speculation: Mapping[str, Any]) -> GenerationStats:
     """Counts from a response's ``metrics.speculative_decoding``; ``num_tokens`` is left 0.
 
     vLLM's numbers include drafts that were accepted and then cut off by a limit.
+
+    Raises:
+        ValueError: They cannot be true. (Other errors: they are of another shape.)
     """
     # Bin j: the number of rounds in which exactly j drafts were accepted.
     histogram = [int(count) for count in speculation.get("acceptance_histogram") or ()]
+    drafts, drafted = int(speculation["num_spec_steps"]), int(speculation["num_draft_tokens"])
+    accepted = int(speculation["num_accepted_draft_tokens"])
+    if drafts < 0 or not 0 <= accepted <= drafted or min(histogram, default=0) < 0:
+        raise ValueError(f"{accepted} of {drafted} drafted tokens were accepted, in {drafts} rounds")
     return GenerationStats(
         num_tokens=0,
-        num_drafts=int(speculation["num_spec_steps"]),
-        num_draft_tokens=int(speculation["num_draft_tokens"]),
-        num_accepted_tokens=int(speculation["num_accepted_draft_tokens"]),
+        num_drafts=drafts,
+        num_draft_tokens=drafted,
+        num_accepted_tokens=accepted,
         accepted_per_position=tuple(sum(histogram[position + 1 :]) for position in range(len(histogram) - 1)),
     )
 
