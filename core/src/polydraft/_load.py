@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from polydraft._containment import is_callers_own
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
-from polydraft.errors import EngineError, OutOfMemoryError, PolydraftError
+from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError, PolydraftError
+from polydraft.files import system_error, system_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
     from polydraft.contract.backend import Backend
@@ -73,13 +76,19 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         ContextLengthError: The context is longer than the target's own.
         DeviceError: The device does not exist.
         OutOfMemoryError: Weights or context do not fit.
+        SystemResourceError: The machine is short of something: disk space, file handles, ...
         NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
         NonFiniteLogitsError: A check at load computed NaN or infinite logits.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
+    given = checked_arguments(target, arguments)
+    with _typed(target):
+        return _load(target, given)
+
+
+def _load(target: str | Path, given: LoadArguments) -> Session:
     from polydraft._registry.resolver import Resolver
 
-    given = checked_arguments(target, arguments)
     prepared = Resolver(given).prepare(target)
     if given["verified"] == "off":
         return open_session(prepared.backend, prepared.request)
@@ -95,9 +104,24 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 @load_arguments
 def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
     """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
-    from polydraft._registry.resolver import Resolver
+    given = checked_arguments(target, arguments)
+    with _typed(target):
+        from polydraft._registry.resolver import Resolver
 
-    return Resolver(checked_arguments(target, arguments)).prepare(target)
+        return Resolver(given).prepare(target)
+
+
+@contextmanager
+def _typed(target: str | Path) -> Iterator[None]:
+    """What the system refuses as one of polydraft's errors."""
+    try:
+        with system_errors(f"{target} cannot be loaded"):
+            yield
+    except OSError as error:
+        at = f" ({error.filename})" if error.filename is not None else ""
+        raise ModelFormatError(
+            f"{target} cannot be loaded: {error.strerror or error}{at}.", "Check the file and its permissions."
+        ) from error
 
 
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
@@ -166,6 +190,8 @@ def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine
     except BaseException as error:
         if is_callers_own(error):
             raise
+        if refused := system_error(error, f"{request.backend} cannot load {request.target.id}"):
+            raise refused from error
         message = str(error).strip().partition("\n")[0].rstrip(".")
         raise EngineError(
             f"The backend {request.backend} could not load {request.target.id}: {type(error).__name__}"

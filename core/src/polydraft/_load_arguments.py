@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, cast, get_args
 
+from polydraft._numbers import as_bool, as_int, shown
 from polydraft._signatures import shows_arguments
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import ContextLengthError, InvalidRequestError
 from polydraft.secrets import Secret, names_a_secret
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ __all__ = ["DEFAULTS", "MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_argum
 
 MAX_SPECULATIVE_TOKENS = 128
 """A larger k is an error before anything is looked for; each backend sets a smaller limit."""
+
+_MOST_TOKENS = 2**31 - 1
+"""The longest context in tokens: engines hold positions in 32 bits."""
 
 Verify = Literal["require", "warn", "off"]
 
@@ -82,6 +86,9 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         raise InvalidRequestError(
             "The drafter's name is empty.", "Give `drafter=None` for plain decoding, or 'auto'.", argument="drafter"
         )
+    for name in ("num_speculative_tokens", "context_length"):
+        if (number := as_int(values[name])) is not None:  # numpy's ints, too
+            values[name] = number
     _check_k(values["num_speculative_tokens"])
     for name, wanted in _TEXTS.items():
         text = values[name]
@@ -90,14 +97,20 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
     for name, allowed in _CHOICES.items():
         if values[name] not in allowed:
             raise InvalidRequestError(
-                f"`{name}={values[name]!r}` is unknown.",
+                f"`{name}={shown(values[name])}` is unknown.",
                 f"Give {', '.join(repr(one) for one in allowed[:-1])} or {allowed[-1]!r}.",
                 argument=name,
             )
     length = values["context_length"]
     if length is not None and (not _is_int(length) or length < 1):
         raise InvalidRequestError(
-            f"`context_length={length!r}` is not a positive number of tokens.",
+            f"`context_length={shown(length)}` is not a positive number of tokens.",
+            "Leave it out for the model's own.",
+            argument="context_length",
+        )
+    if length is not None and length > _MOST_TOKENS:
+        raise ContextLengthError(
+            f"`context_length={shown(length)}` is longer than any model's context.",
             "Leave it out for the model's own.",
             argument="context_length",
         )
@@ -110,7 +123,9 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
             "`token` is of the wrong type.", "Give a string, True for the stored one, or False.", argument="token"
         )
     for name in ("local_files_only", "trust_remote_code"):
-        if not isinstance(values[name], bool):
+        if (flag := as_bool(values[name])) is not None:
+            values[name] = flag
+        else:
             raise _not_understood(name, values[name], "True or False")
     _check_objects(values)
     return cast("LoadArguments", values)
@@ -169,7 +184,7 @@ def _check_k(k: object) -> None:
         )
     if not 1 <= k <= MAX_SPECULATIVE_TOKENS:
         raise InvalidRequestError(
-            f"`{name}={k}` is out of range.",
+            f"`{name}={shown(k)}` is out of range.",
             f"Give 1 to {MAX_SPECULATIVE_TOKENS}, the bonus token excluded; 4 is a good start.",
             argument=name,
         )
@@ -180,4 +195,4 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def _not_understood(name: str, value: object, wanted: str) -> InvalidRequestError:
-    return InvalidRequestError(f"`{name}={value!r}` is not understood.", f"Give {wanted}.", argument=name)
+    return InvalidRequestError(f"`{name}={shown(value)}` is not understood.", f"Give {wanted}.", argument=name)

@@ -40,6 +40,7 @@ from polydraft.contract.records import (
     Record,
 )
 from polydraft.errors import BackendNotFoundError, PluginError, PolydraftError
+from polydraft.files import exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -192,6 +193,7 @@ class PluginHost:
             raise PluginError("A plugin asks for the plugins while they are being looked for.", "Report it.")
         with self._lock:
             if self._loaded is None:
+                self._statuses = []  # of an attempt for which memory or file handles ran out
                 self._loaded = self._load_all()
             return self._loaded
 
@@ -249,7 +251,7 @@ class PluginHost:
         """Import one plugin and ask it for its records, each within a time limit; the working directory is kept."""
         folder = _working_directory()
         try:
-            plugin = self._within(_IMPORT_LIMIT, "Its import", partial(_import, load))
+            plugin = self._within(_IMPORT_LIMIT, "Its import", partial(_import, name, load))
             return self._within(_HOOKS_LIMIT, "Its hooks", partial(_ask_all, name, plugin))
         finally:
             if folder is not None and _working_directory() != folder:
@@ -335,12 +337,14 @@ def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
     return [record for record in records if isinstance(record, kind)]
 
 
-def _import(load: Callable[[], Any]) -> Any:
+def _import(name: str, load: Callable[[], Any]) -> Any:
     try:
         # A module may even call sys.exit() when it is imported. Ctrl+C reaches only the thread that waits.
         plugin = load()
         return plugin() if inspect.isclass(plugin) else plugin
     except BaseException as error:
+        if refused := exhausted(error, f"The plugin {name} cannot be imported"):
+            raise refused from error
         raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
 
 
@@ -372,6 +376,8 @@ def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Recor
     except ValidationError as error:
         raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error
     except BaseException as error:
+        if refused := exhausted(error, f"{hook} of a plugin fails"):
+            raise refused from error
         raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
     return records
 
@@ -458,6 +464,8 @@ def _instantiate(record: BackendRecord) -> Backend:
     except BaseException as error:
         if is_callers_own(error):
             raise
+        if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
+            raise refused from error
         raise PluginError(
             f"The backend {record.name!r} cannot be made from {record.factory}: {_describe(error)}.",
             f"Install it again: {record.install_hint}",

@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from polydraft.files import exhausted, read_bytes, read_json
+
 __all__ = ["check_writable", "read_sealed", "write_sealed"]
 
 _KEY_BYTES = 32
@@ -25,15 +27,16 @@ _making_key = threading.Lock()
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before work is done whether records can be written into a folder.
+    """Find out before work is done whether records can be written into a folder, or where it would be made.
 
     Raises:
         OSError: They cannot.
     """
     _own_key()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"\0")  # a full disk still makes empty files
 
 
 def write_sealed(path: Path, record: Any) -> None:
@@ -48,11 +51,15 @@ def write_sealed(path: Path, record: Any) -> None:
 
 
 def read_sealed(path: Path) -> Any:
-    """The record in a file; None where there is none, it is not a regular file, or its seal does not fit."""
+    """The record in a file; None where there is none, it is not a regular file, or its seal does not fit.
+
+    Raises:
+        SystemResourceError: No file can be opened.
+    """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # a link may lead to a record of something else
             return None
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         key = _key()
         if (
             key is None
@@ -61,7 +68,8 @@ def read_sealed(path: Path) -> Any:
         ):
             return None
         return data["record"]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError) as error:
+        _refuse_if_exhausted(error, path)
         return None
 
 
@@ -87,6 +95,12 @@ def _seal(record: Any, key: bytes) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
+def _refuse_if_exhausted(error: Exception, path: Path) -> None:
+    """A system that can open no file must not look like one without records."""
+    if refused := exhausted(error, f"{path} cannot be read"):
+        raise refused from error
+
+
 def _key_file() -> Path:
     from platformdirs import user_data_path
 
@@ -95,8 +109,9 @@ def _key_file() -> Path:
 
 def _key() -> bytes | None:
     try:
-        key = _key_file().read_bytes()
-    except OSError:
+        key = read_bytes(_key_file())
+    except OSError as error:
+        _refuse_if_exhausted(error, _key_file())
         return None
     return key if len(key) == _KEY_BYTES else None
 

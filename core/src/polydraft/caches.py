@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.contents import file_digest
 from polydraft.errors import InvalidRequestError, PolydraftError
+from polydraft.files import exhausted, read_json, system_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,8 @@ class CacheFolder:
             make: Writes it to the path that it is given, where it is not there yet, is damaged or was cut short.
 
         Raises:
-            PolydraftError: The disk is full, or the file cannot be written; or what ``make`` raises.
+            SystemResourceError: The disk is full or fails, file handles have run out, and so on.
+            PolydraftError: The file cannot be written for another reason; or what ``make`` raises.
         """
         limit = limit_bytes()
         remove_left_overs(self.path)
@@ -190,7 +192,7 @@ class CacheFolder:
 
     def _in_temporary_folder(self, name: str, make: Callable[[Path], None], error: OSError) -> Path:
         """Make the file for this process alone."""
-        if error.errno in _FULL:
+        if error.errno in _FULL or exhausted(error, ""):
             raise self._not_written(name, error, self.path) from error
         warnings.warn(
             f"The cache folder {self.path} cannot be written ({error.strerror or error}), so {name} is made in a "
@@ -207,20 +209,21 @@ class CacheFolder:
         return folder / name
 
     def _not_written(self, name: str, error: OSError, folder: Path) -> PolydraftError:
-        full = error.errno in _FULL
         if error.errno is None:  # numpy's tofile does not say why
             with contextlib.suppress(OSError):
-                full = shutil.disk_usage(folder).free < _ALMOST_NOTHING
-        if full:
-            return PolydraftError(
-                f"The disk is full: {name} could not be written into {folder}.",
-                f"Free some space (`polydraft cache` shows what polydraft keeps), or set {self.variable} to a folder "
-                "on another disk.",
-            )
-        return PolydraftError(
-            f"{name} could not be written into {folder}: {error.strerror or error}.",
-            f"Set {self.variable} to another folder.",
-        )
+                if shutil.disk_usage(folder).free < _ALMOST_NOTHING:
+                    error = OSError(errno.ENOSPC, str(error))
+        what = f"{name} could not be written into {folder}"
+        if refused := system_error(error, what):
+            if error.errno in _FULL:
+                refused.hint = (
+                    "Free some space (`polydraft cache` shows what polydraft keeps), or set "
+                    f"{self.variable} to a folder on another disk."
+                )
+            else:
+                refused.hint += f" {self.variable} names the folder."
+            return refused
+        return PolydraftError(f"{what}: {error.strerror or error}.", f"Set {self.variable} to another folder.")
 
     def _description(self, name: str) -> Path:
         return self.path / f"{name}.json"
@@ -279,8 +282,8 @@ def remove(entry: CacheEntry) -> bool:
 def _described(description: Path) -> dict[str, Any] | None:
     """The contents of a description that is polydraft's; None for any other file."""
     try:
-        data = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = read_json(description)
+    except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) and (_MARK in data or set(data) == {"record", "seal"}) else None
 

@@ -35,6 +35,7 @@ __all__ = [
     "SessionBusyError",
     "SessionClosedError",
     "SpeculationUnavailableError",
+    "SystemResourceError",
     "UnsupportedError",
 ]
 
@@ -127,6 +128,13 @@ class DeviceError(PolydraftError):
 
 class OutOfMemoryError(PolydraftError, MemoryError):
     """The weights or the context do not fit into memory."""
+
+
+class SystemResourceError(PolydraftError):
+    """The machine is short of something, or refuses it: a full disk, no file handles, a failing device.
+
+    ``__cause__`` is the system's own error, with its ``errno``.
+    """
 
 
 class EngineError(PolydraftError):

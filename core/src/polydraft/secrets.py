@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from polydraft.errors import InvalidRequestError
+from polydraft.files import system_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +102,7 @@ class Secret:
             with path.expanduser().open("rb") as file:
                 content = file.read(_LONGEST + 3)  # and a line end
         except OSError as error:
-            raise InvalidRequestError(
+            raise system_error(error, f"The file {path} with the key cannot be read") or InvalidRequestError(
                 f"The file {path} with the key cannot be read: {error.strerror or type(error).__name__}.",
                 "Check the path.",
             ) from None

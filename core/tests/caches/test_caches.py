@@ -116,7 +116,7 @@ def test_what_fails_leaves_nothing(folder):
     ("error", "free", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), None, "disk is full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), None, "disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), None, "quota is used up"),
         (OSError("1024 requested and 512 written"), 0, "disk is full"),  # numpy's tofile
         (OSError(errno.EIO, "Input/output error"), None, "could not be written"),
     ],

@@ -25,7 +25,9 @@ def script():
     """What writes the table."""
     spec = importlib.util.spec_from_file_location("ci_readme", ROOT / "ci/readme.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "ci")  # as for ``python ci/readme.py``
+        spec.loader.exec_module(module)
     return module
 
 

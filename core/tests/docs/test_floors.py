@@ -7,7 +7,7 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"_containment", "_presentable", "_sealed", "contract", "errors", "secrets"},
+    {"_containment", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
     {"caches", "checkpoints", "sampling", "text"},
     {"engines", "hardware", "reasons", "_signatures"},
     {"_loop"},

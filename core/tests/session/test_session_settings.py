@@ -1,7 +1,10 @@
 """Settings of a call: types, ranges, and one place for the defaults."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from polydraft._session.settings import effective_settings
 from polydraft.contract import DEFAULT_SETTINGS, GenerationSettings
@@ -74,3 +77,54 @@ def test_stop_strings_have_a_limit():
         with pytest.raises(InvalidRequestError, match="stop string has 1025 characters") as caught:
             effective_settings({"stop": stop}, 1000)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("whole", [np.int64(3), np.uint8(3), np.array(3)])
+def test_numbers_of_other_libraries(whole):
+    numbers = dict.fromkeys(("max_new_tokens", "min_new_tokens", "top_k", "seed", "logprobs"), whole)
+    reals = {"temperature": np.float32(0.5), "top_p": Decimal("0.5"), "min_p": Fraction(1, 2), "presence_penalty": 1}
+    ids = {"stop_token_ids": np.array([3]), "banned_token_ids": [whole], "logit_bias": {np.int64(3): np.float32(0.5)}}
+    settings = effective_settings(
+        {**numbers, **reals, **ids, "forced_token_ids": {np.int64(2): np.uint8(4)}, "ignore_eos": np.True_}, 1000
+    )
+    assert {type(getattr(settings, name)) for name in numbers} == {int}
+    assert settings == GenerationSettings(
+        **dict.fromkeys(numbers, 3),
+        temperature=0.5,
+        top_p=0.5,
+        min_p=0.5,
+        presence_penalty=1.0,
+        stop_token_ids=(3,),
+        banned_token_ids=(3,),
+        logit_bias={3: 0.5},
+        forced_token_ids={2: 4},
+        ignore_eos=True,
+    )
+    settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.True_,
+        np.float32(3),
+        np.array([[3]]),
+        np.array(True),
+        Fraction(3),
+        10**400,
+        -(10**5000),
+        10**5000,
+        "\udc80",
+        1j,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_numbers_that_are_none(wrong):
+    for name in ("max_new_tokens", "top_k", "seed", "logprobs", "stop_token_ids", "banned_token_ids", "stop"):
+        for value in (wrong, [wrong]):
+            with pytest.raises(InvalidRequestError, match=name.removesuffix("_token_ids").replace("stop", "[Ss]top")):
+                effective_settings({name: value}, 1000)
+    if not isinstance(wrong, (np.float32, Fraction)):
+        for name in ("temperature", "top_p", "repetition_penalty", "frequency_penalty"):
+            with pytest.raises(InvalidRequestError, match=name):
+                effective_settings({name: wrong}, 1000)

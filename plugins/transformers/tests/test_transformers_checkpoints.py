@@ -79,6 +79,14 @@ def test_a_damaged_tokenizer(copy):
         load(folder)
 
 
+@pytest.mark.parametrize("content", [[1], {"tokenizer_class": [1]}, {"bos_token": [1]}, {"added_tokens_decoder": [1]}])
+def test_a_tokenizer_config_of_wrong_types(copy, content):
+    folder = copy()
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFormatError, match="cannot load the tokenizer"):
+        load(folder)
+
+
 def test_without_template_and_generation_config(copy):
     folder = copy()
     (folder / "chat_template.jinja").unlink()

@@ -80,7 +80,10 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return BROKEN_PIPE
     except Exception as error:
-        return report(error, debug=state.debug)
+        code = report(error, debug=state.debug)
+        if isinstance(error, OSError):
+            abandon_output()  # it may be what cannot be written: the interpreter would try again at exit
+        return code
     return SUCCESS
 
 

@@ -7,8 +7,10 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from polydraft._cli.prompts import given_text
 from polydraft._cli.streams import waiting_for
 from polydraft._flags import FLAGS
+from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import names_a_secret
 
@@ -97,6 +99,7 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     parsed = {
         **settings,
+        "stop": [given_text("--stop", text) for text in settings["stop"] or ()],
         "logit_bias": _pairs("logit_bias", settings["logit_bias"], float, int),
         "forced_token_ids": _pairs("forced_token_ids", settings["forced_token_ids"], int, int),
     }
@@ -115,6 +118,8 @@ def _json_or_text(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
+    except RecursionError as error:
+        raise InvalidRequestError("An engine option is nested too deeply.", "Give fewer levels of brackets.") from error
 
 
 def _pairs(
@@ -129,9 +134,11 @@ def _pairs(
             if not equals or not key.strip():
                 raise ValueError
             entry, number = of_key(key), of_value(value)
+        except InvalidRequestError:
+            raise
         except ValueError as error:
             form = "NAME=VALUE" if of_key is str else f"a whole number, =, and a {'whole ' * (of_value is int)}number"
-            raise InvalidRequestError(f"{flag} {text!r} is not {form}.", "For example 7=4.") from error
+            raise InvalidRequestError(f"{flag} {shown(text)} is not {form}.", "For example 7=4.") from error
         if entry in pairs:
             raise InvalidRequestError(f"{flag} {entry} is given twice.", "Give it once.")
         pairs[entry] = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import TextIO
 from polydraft._flags import FLAGS, in_flags
 from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
+from polydraft.files import system_error
 from polydraft.secrets import MASK, names_a_secret
 
 __all__ = ["BROKEN_PIPE", "FAILURE", "INTERRUPTED", "SUCCESS", "USAGE", "describe", "report", "show_warnings"]
@@ -49,6 +51,13 @@ def describe(error: Exception) -> Problem:
         command = context.command_path if context is not None else "polydraft"
         message = _without_secrets(_one_line(error.format_message()))
         return Problem(message, f"`{command} --help` lists what it takes.", USAGE)
+    if refused := system_error(error):
+        return describe(refused)
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+        return Problem(
+            f"The operating system refused: {_one_line(what)}.", "Check the path and its permissions.", FAILURE
+        )
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Problem(
         f"An unexpected error: {_one_line(what)}",
@@ -60,12 +69,13 @@ def describe(error: Exception) -> Problem:
 def report(error: Exception, *, debug: bool) -> int:
     """Write an error to standard error, with its traceback if ``debug``, and return the exit code."""
     problem = describe(error)
-    if debug:
-        lines = "".join(traceback.format_exception(error))
-        print(presentable(_without_secrets(lines)), end="", file=sys.stderr)
-    print(f"Error: {problem.message}", file=sys.stderr)
-    if problem.hint:
-        print(f"Hint: {problem.hint}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be full or closed, too: the exit code still tells
+        if debug:
+            lines = "".join(traceback.format_exception(error))
+            print(presentable(_without_secrets(lines)), end="", file=sys.stderr)
+        print(f"Error: {problem.message}", file=sys.stderr)
+        if problem.hint:
+            print(f"Hint: {problem.hint}", file=sys.stderr)
     return problem.exit_code
 
 

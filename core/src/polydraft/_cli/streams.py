@@ -61,8 +61,11 @@ def claim_output() -> TextIO:
 
 
 def abandon_output() -> None:
-    """Discard what is still to be flushed to standard output: its reader is gone."""
-    stream = claim_output()
+    """Discard what is still to be flushed to standard output: its reader is gone, or its disk is full."""
+    try:
+        stream = claim_output()
+    except PolydraftError:
+        return  # it is closed
     null = os.open(os.devnull, os.O_WRONLY)
     # The interpreter flushes at exit: into the null device, so that the pipe's error does not come again.
     os.dup2(null, stream.fileno())

@@ -145,7 +145,7 @@ def _user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     from platformdirs import user_config_path
 
     default = user_config_path("polydraft") / "pairs.toml"
-    if default.is_file() and default not in found:
+    if default.exists() and default not in found:
         found.append(default)
     return found
 

@@ -9,6 +9,7 @@ from polydraft._registry.faults import fault_sentences
 from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
 from polydraft.errors import BackendUnavailableError, DeviceError, PluginError, PolydraftError
+from polydraft.files import system_error
 
 if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
@@ -104,7 +105,8 @@ def backend_state(
     except BaseException as error:  # a broken plugin must not break doctor or backend="auto"
         if is_callers_own(error):
             raise
-        hint = error.hint if isinstance(error, PolydraftError) else "Report it to the plugin's author."
+        told = error if isinstance(error, PolydraftError) else system_error(error)
+        hint = told.hint if told is not None else "Report it to the plugin's author."
         return BackendState(
             record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {error}.", remedy=hint, faults=known
         )

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from polydraft.contract.records import PairRecord
 from polydraft.errors import InvalidRequestError
+from polydraft.files import read_bytes, system_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +38,19 @@ def read_pairs(path: Path) -> list[PairRecord]:
             unknown or wrong: the sentence names file, line and field.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        with system_errors(f"{path} cannot be read"):
+            # Some editors of Windows start a file with a byte order mark.
+            text = read_bytes(path).decode("utf-8-sig")
+            data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Fix the syntax there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path} cannot be read: {error}.", "Check the path.") from error
+    except RecursionError as error:
+        raise InvalidRequestError(f"{path} is nested too deeply.", "It may hold tables [[pair]] only.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{path} cannot be read: it is not UTF-8 text.", "Save it as UTF-8.") from error
+    except (OSError, ValueError) as error:  # ValueError: a number of thousands of digits
+        why = getattr(error, "strerror", None) or error
+        raise InvalidRequestError(f"{path} cannot be read: {why}.", "Check the file.") from error
     unknown = sorted(set(data) - {"pair"})
     tables = data.get("pair", [])
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -56,7 +65,7 @@ def read_pairs(path: Path) -> list[PairRecord]:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "pair"
             raise InvalidRequestError(
-                f"{path}, line {_line(path, number)}: [[pair]] number {number} is wrong: {field}: {first['msg']}.",
+                f"{path}, line {_line(text, number)}: [[pair]] number {number} is wrong: {field}: {first['msg']}.",
                 f"Known fields: {', '.join(PairRecord.model_fields)}.",
             ) from error
         except ValueError as error:
@@ -66,10 +75,10 @@ def read_pairs(path: Path) -> list[PairRecord]:
     return found
 
 
-def _line(path: Path, number: int) -> int:
+def _line(text: str, number: int) -> int:
     """Line of the n-th ``[[pair]]``, from 1; 1 if it is written in another way."""
     pattern = re.compile(r"\s*\[\[\s*pair\s*\]\]")
-    lines = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if pattern.match(line)]
+    lines = [i for i, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
     return lines[number - 1] if number <= len(lines) else 1
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from polydraft._numbers import as_bool, as_float, as_int, shown
 from polydraft.contract.requests import DEFAULT_SETTINGS, LONGEST_STOP, GenerationSettings
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling._processors import processor_kind
@@ -18,14 +20,20 @@ __all__ = ["check_some_token_left", "check_supported", "effective_settings"]
 
 _LEAST_TEMPERATURE = 1e-6  # 1/T overflows float32 for T below about 1e-38
 _LARGEST_BIAS = 100.0
-_LONGEST_SHOWN = 200
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _OBLIGATORY = frozenset({"max_new_tokens", "stop", "stop_token_ids", "ignore_eos"})
+_NUMBERS: dict[str, Callable[[Any], float | None]] = {
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "top_k", "seed", "logprobs"), as_int),
+    **dict.fromkeys(("temperature", "top_p", "min_p"), as_float),
+    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), as_float),
+    "ignore_eos": as_bool,
+}
 _ALLOWED = {
-    "max_new_tokens": "a whole number of at least 1",
-    "min_new_tokens": "a whole number of at least 0, not above `max_new_tokens`",
+    "max_new_tokens": "a whole number from 1 to 2**63 - 1",
+    "min_new_tokens": "a whole number from 0 to `max_new_tokens`",
     "temperature": "0 (greedy), or a number from 1e-6 to 1e6",
     "top_p": "a number above 0 and at most 1",
-    "top_k": "a whole number of at least 0 (0 keeps all tokens)",
+    "top_k": "a whole number from 0 (keeps all tokens) to 2**31 - 1",
     "min_p": "a number from 0 to 1",
     "typical_p": "a number above 0 and at most 1",
     "repetition_penalty": "a number from 0.001 to 1000 (1 changes nothing)",
@@ -62,6 +70,12 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
             raise InvalidRequestError(
                 "A stop string is empty.", "Leave it out, or give at least one character.", argument="stop"
             )
+        if any(isinstance(one, str) and _LONE_SURROGATE.search(one) for one in values["stop"]):
+            raise InvalidRequestError(
+                "A stop string holds half of a surrogate pair, which no text contains.",
+                "Decode it again, for example with errors='replace'.",
+                argument="stop",
+            )
         longest = max((len(one) for one in values["stop"] if isinstance(one, str)), default=0)
         if longest > LONGEST_STOP:
             raise InvalidRequestError(
@@ -77,11 +91,14 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
             values[name] = _mapping(name, values[name])
     if "logits_processor" in values:
         processor_kind(values["logits_processor"])
-    for name, value in values.items():
-        if name in _ALLOWED and isinstance(value, bool) and name != "ignore_eos":
-            raise _invalid(name, value)
+    for name, convert in _NUMBERS.items():
+        if name in values:
+            number = convert(values[name])
+            if number is None:
+                raise _invalid(name, values[name])
+            values[name] = number
     try:
-        # strict: neither "5" nor 5.0 is a whole number.
+        # strict: "5" is not a number.
         settings = GenerationSettings.model_validate(values, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -91,7 +108,7 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
     _check_values(settings)
     if settings.min_new_tokens > settings.max_new_tokens:
         raise InvalidRequestError(
-            f"`min_new_tokens={settings.min_new_tokens}` is above `max_new_tokens={settings.max_new_tokens}`.",
+            f"`min_new_tokens={shown(settings.min_new_tokens)}` is above `max_new_tokens={settings.max_new_tokens}`.",
             "Lower the first or raise the second.",
             argument="min_new_tokens",
         )
@@ -136,15 +153,26 @@ def check_supported(settings: GenerationSettings, capabilities: Capabilities, ba
 def _sequence(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         raise _invalid(name, value)
-    return tuple(value)
+    try:
+        items = tuple(value)
+    except TypeError:  # an array of no dimension: a number
+        raise _invalid(name, value) from None
+    if name == "stop":
+        return items
+    token_ids = tuple(as_int(item) for item in items)
+    if None in token_ids:
+        raise _invalid(name, value)
+    return token_ids
 
 
 def _mapping(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise _invalid(name, value)
-    if any(isinstance(part, bool) for item in value.items() for part in item):
+    convert = as_float if name == "logit_bias" else as_int
+    pairs = [(as_int(key), convert(part)) for key, part in value.items()]
+    if any(None in pair for pair in pairs):
         raise _invalid(name, value)
-    return dict(value)
+    return dict(pairs)
 
 
 def _check_token_ids(settings: GenerationSettings, vocab_size: int | None) -> None:
@@ -158,7 +186,7 @@ def _check_token_ids(settings: GenerationSettings, vocab_size: int | None) -> No
         for token_id in token_ids:
             if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
                 raise InvalidRequestError(
-                    f"`{name}` contains {token_id}, which is not a token of this model.",
+                    f"`{name}` contains {shown(token_id)}, which is not a token of this model.",
                     "Token ids are not negative."
                     if vocab_size is None
                     else f"Token ids go from 0 to {vocab_size - 1}.",
@@ -179,7 +207,7 @@ def _check_values(settings: GenerationSettings) -> None:
     for index, token_id in settings.forced_token_ids.items():
         if not 0 <= index < settings.max_new_tokens:
             raise InvalidRequestError(
-                f"`forced_token_ids` names index {index} of an output of {settings.max_new_tokens} tokens.",
+                f"`forced_token_ids` names index {shown(index)}, and the output has {settings.max_new_tokens} tokens.",
                 "The first new token has index 0; raise `max_new_tokens` for more.",
                 argument="forced_token_ids",
             )
@@ -196,6 +224,4 @@ def _invalid(name: str, value: Any) -> InvalidRequestError:
         return InvalidRequestError(
             f"There is no setting named {name}.", f"Known settings: {', '.join(_ALLOWED)}.", argument=name
         )
-    shown = repr(value)
-    shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
-    return InvalidRequestError(f"`{name}={shown}` is not allowed.", f"Give {_ALLOWED[name]}.", argument=name)
+    return InvalidRequestError(f"`{name}={shown(value)}` is not allowed.", f"Give {_ALLOWED[name]}.", argument=name)

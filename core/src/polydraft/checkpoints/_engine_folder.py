@@ -25,6 +25,7 @@ from polydraft.checkpoints._weight_files import (
 )
 from polydraft.checkpoints.safetensors import header
 from polydraft.errors import InvalidRequestError
+from polydraft.files import read_json
 
 __all__ = ["engine_folder"]
 
@@ -96,7 +97,7 @@ def _unfit(folder: Path, weights: Weights) -> str:
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
-    data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    data = read_json(folder / INDEX)
     return data if isinstance(data, Mapping) else {}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
+from polydraft.files import system_error
 from polydraft.secrets import Secret
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
     Raises:
         ModelNotFoundError: It does not exist, may not be read, or cannot be reached.
         InvalidRequestError: The id, the token or the cache folder is not valid.
-        PolydraftError: The disk is full.
+        SystemResourceError: The cache's disk is full or read-only, file handles have run out, and so on.
     """
     try:
         if not hub.local_files_only:
@@ -101,11 +102,10 @@ def _typed(
             f"The Hub answered HTTP {status} for the {role} {repo}.",
             "Try again later; a model that has been downloaded before loads with `local_files_only=True`.",
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return PolydraftError(
-            f"The disk is full: {repo} could not be stored.",
-            "Free some space, or set HF_HOME to a folder on another disk.",
-        )
+    if refused := system_error(error, f"{repo} cannot be stored in the Hub's cache"):
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EROFS}:
+            refused.hint = "Free some space, or set HF_HOME to a folder on another disk that can be written."
+        return refused
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return InvalidRequestError(
             f"The cache folder cannot be written: {error}.",

@@ -13,9 +13,10 @@ from polydraft.checkpoints.config import is_mlx, read_config
 from polydraft.checkpoints.gguf import MAGIC
 from polydraft.checkpoints.gguf_config import read_gguf_config
 from polydraft.checkpoints.gguf_files import file_of_folder, first_part
-from polydraft.checkpoints.safetensors import header, weight_files
+from polydraft.checkpoints.safetensors import header, is_read, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
+from polydraft.files import system_errors
 
 if TYPE_CHECKING:
     from polydraft.checkpoints._names import KnownNames, Name, Role
@@ -71,12 +72,8 @@ def _builtin(name: str, written: str, role: Role, known: KnownNames) -> ModelSou
 def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSource:
     """The model at a path: a folder, or a single weight file."""
     try:
-        if path.is_file():
-            form, file, config = _single_file(path, written)
-        elif path.is_dir():
-            form, file, config = _folder(path, written, known)
-        else:
-            raise _not_found(path, written, role, known)
+        with system_errors(f"The {role} {shown(written)} cannot be read"):
+            form, file, config = _look(path, written, role, known)
     except OSError as error:  # a name too long for any file, or a folder that may not be read
         raise ModelNotFoundError(
             f"There is no {role} {shown(written)} to read: {error.strerror or type(error).__name__}.",
@@ -85,10 +82,41 @@ def _local(path: Path, written: str, role: Role, known: KnownNames) -> ModelSour
     return ModelSource(id=written, kind="local", path=path, format=form, config=config, file=file)
 
 
+def _look(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
+    """Format, file inside the folder, if it is one, and config of what is at the path."""
+    if path.is_file():
+        return _single_file(path, written)
+    if path.is_dir():
+        _check_files(path, written)
+        return _folder(path, written, known)
+    raise _not_found(path, written, role, known)
+
+
+def _check_files(folder: Path, written: str) -> None:
+    """Refuse a folder with files that cannot be read: some engines wait for a FIFO for ever, and leave out the others.
+
+    Raises:
+        ModelFormatError: An entry is a FIFO, socket or device; or a folder or a link that leads nowhere in place of a
+            file that engines read. Hidden entries do not count.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_file() or is_hidden(path.name):
+            continue
+        if path.exists() and (not path.is_dir() or (path.suffix and is_read(path.name))):
+            what = "is not a regular file"
+        elif path.is_symlink() and not path.exists() and is_read(path.name):
+            what = f"is a link to {path.readlink()}, which is not there"
+        else:
+            continue
+        raise ModelFormatError(f"{path.name} of {written} {what}.", "Download or save the model again.")
+
+
 def _not_found(path: Path, written: str, role: Role, known: KnownNames) -> ModelNotFoundError:
+    if path.exists():
+        return ModelNotFoundError(f"{shown(written)} is neither a folder nor a regular file.", "Check the path.")
     if path.is_symlink():
         return ModelNotFoundError(
-            f"The {role} {written!r} is a link to {path.readlink()}, which is not there.", "Make the link again."
+            f"The {role} {shown(written)} is a link to {path.readlink()}, which is not there.", "Make the link again."
         )
     hint = known.suggest(written, map(str, model_folders(path.parent)))
     if not hint:

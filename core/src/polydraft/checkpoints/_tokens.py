@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.gguf_config import different_tokens
 from polydraft.errors import ModelFormatError, PairMismatchError
+from polydraft.files import read_json, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,9 +94,10 @@ def _different_token(ours: _Tokens, theirs: _Tokens, names: tuple[str, str]) -> 
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        _tokens(data)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        with system_errors(f"{file} cannot be read"):
+            data = read_json(file)
+            _tokens(data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise ModelFormatError(f"{file} is not a tokenizer.json: {error!r}.", "Download the model again.") from error
     return dict(data)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from polydraft.errors import ModelFormatError
+from polydraft.files import read_json, system_errors
 
 __all__ = [
     "INDEX",
@@ -133,11 +133,12 @@ def folders_of_links() -> Path:
 def _listed(folder: Path, index: Path) -> Weights:
     """The files that an index lists."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        with system_errors(f"{index} cannot be read"):
+            listed = read_json(index)["weight_map"]
         weight_map = {str(tensor): str(name) for tensor, name in listed.items()}
         if not weight_map:
             raise ValueError("it lists no tensors")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelFormatError(
             f"{index} is not an index of safetensors files: {error!r}.", "Delete the file and download the model again."
         ) from error

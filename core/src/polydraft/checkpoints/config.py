@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import ModelFormatError
+from polydraft.files import read_json, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _ASSISTANT = "_assistant"
+_MOST_LAYERS = 10_000
 _SPECULATORS: dict[str, DrafterKind] = {"eagle3": "eagle3", "dflash": "dflash"}
 
 
@@ -79,14 +81,16 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
             of a wrong type.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with system_errors(f"{path.name} of {name} cannot be read"):
+            data = read_json(path)
     except json.JSONDecodeError as error:
         raise ModelFormatError(
             f"{path.name} of {name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
             "Download or save the model again.",
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path.name} of {name} cannot be read: {error}.", f"Check the file {path}.") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ModelFormatError(f"{path.name} of {name} cannot be read: {why}.", f"Check the file {path}.") from error
     if not isinstance(data, dict):
         raise ModelFormatError(
             f"{path.name} of {name} holds a {type(data).__name__}, not an object.", "Download or save the model again."
@@ -96,7 +100,15 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+
+
+def _is_layers(value: Any) -> bool:
+    return _is_count(value) and value <= _MOST_LAYERS  # lists of that length are made
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)  # some configs have -1 for none
 
 
 def _is_names(value: Any) -> bool:
@@ -116,10 +128,13 @@ _MOST: dict[str, int] = {
 
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a text", lambda value: isinstance(value, str), ("model_type",)),
+    ("a token id", _is_whole, ("bos_token_id",)),
     ("a list of texts", _is_names, ("architectures", "layer_types")),
     ("an object", lambda value: isinstance(value, dict), ("text_config", "per_layer_config")),
-    ("a whole number", _is_count, ("num_hidden_layers", "num_kv_shared_layers", "head_dim", "global_head_dim")),
-    ("a whole number", _is_count, ("num_key_value_heads", "num_global_key_value_heads")),
+    (f"a whole number up to {_MOST_LAYERS}", _is_layers, ("num_hidden_layers", "num_kv_shared_layers")),
+    ("a whole number below 2**32", _is_count, ("head_dim", "global_head_dim", "vocab_size", "hidden_size")),
+    ("a whole number below 2**32", _is_count, ("max_position_embeddings",)),
+    ("a whole number below 2**32", _is_count, ("num_key_value_heads", "num_global_key_value_heads")),
 )
 
 

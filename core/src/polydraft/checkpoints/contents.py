@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._sealed import read_sealed, write_sealed
 from polydraft.errors import ModelFormatError
+from polydraft.files import system_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,11 +66,12 @@ def content_digest(files: Mapping[str, Path]) -> str:
 
     Raises:
         ModelFormatError: A file cannot be read.
+        SystemResourceError: No file can be opened, the disk fails, and so on.
     """
     names = sorted(files)
     try:
         # hashlib releases the interpreter's lock, so threads hash at the same time.
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        with system_errors("A file cannot be read"), ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(file_digest, [files[name] for name in names]))
     except OSError as error:
         raise ModelFormatError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.errors import ModelFormatError
+from polydraft.files import open_regular, system_errors
 
 __all__ = ["GgufHeader", "StringArray", "read_header"]
 
@@ -102,7 +103,7 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
     """
     name = name or str(path)
     try:
-        with path.open("rb") as file:
+        with system_errors(f"{name} cannot be read"), open_regular(path) as file:
             magic = file.read(4)
             if magic != MAGIC:
                 raise ModelFormatError(f"{name} is not a GGUF file: it starts with {magic!r}.", _AGAIN)
@@ -110,7 +111,9 @@ def read_header(path: Path, name: str = "") -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Reader(data).header(name)
     except OSError as error:
-        raise ModelFormatError(f"{name} cannot be read: {error}.", f"Check the file {path}.") from error
+        raise ModelFormatError(
+            f"{name} cannot be read: {error.strerror or error}.", f"Check the file {path}."
+        ) from error
     except _TooMuchError as error:
         raise ModelFormatError(
             f"{name} is damaged: its GGUF header holds {error}, more than any model's.", "Download or convert it again."

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints._weight_files import check_exists, is_hidden, weight_files, weights_of
 from polydraft.errors import ModelFormatError
+from polydraft.files import open_regular, parse_json, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_folder", "header", "weight_files"]
+__all__ = ["check_folder", "header", "is_read", "weight_files"]
 
 _LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+"""The format's own limit, in bytes."""
 _OPTIONAL = ("token", "chat_template", "generation_config", "vocab.json", "merges.txt")
 """Parts of the names of files that a checkpoint need not have."""
 _AGAIN = "Delete the file and download the model again."
@@ -30,22 +33,34 @@ def header(path: Path) -> dict[str, Any]:
         ModelFormatError: The file is cut short, or is not a safetensors file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            # Before reading: a damaged length may ask for exabytes.
-            raw = file.read(length) if length <= size - _LENGTH_BYTES else None
+        with system_errors(f"{path} cannot be read"):
+            return _header(path)
     except OSError as error:
-        raise ModelFormatError(f"{path} cannot be read: {error}.", "Check the file and its permissions.") from error
-    if raw is None:
         raise ModelFormatError(
-            f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
-            _AGAIN,
-        )
+            f"{path} cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+
+
+def is_read(name: str) -> bool:
+    """Whether engines read a file of this name beside the weights, if it is there: config, tokenizer, template."""
+    return not is_hidden(name) and (name == "config.json" or any(word in name for word in _OPTIONAL))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        # Before reading: a damaged length may ask for exabytes.
+        if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+            raise ModelFormatError(
+                f"{path} is cut short or not a safetensors file: its header takes {length} bytes, the file has {size}.",
+                _AGAIN,
+            )
+        raw = file.read(length)
     try:
-        data = json.loads(raw)
+        data = parse_json(raw)
         end = max((int(entry["data_offsets"][1]) for name, entry in data.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError) as error:
         raise ModelFormatError(f"{path} is not a safetensors file: its header cannot be read.", _AGAIN) from error
     wanted = _LENGTH_BYTES + length + end
     if size < wanted:
@@ -63,7 +78,7 @@ def check_folder(folder: Path) -> None:
     """
     weights = weights_of(folder)
     for entry in folder.iterdir():
-        if entry.is_symlink() and any(word in entry.name for word in _OPTIONAL) and not is_hidden(entry.name):
+        if entry.is_symlink() and is_read(entry.name):
             check_exists(entry)
     if not weights.files:
         raise ModelFormatError(

@@ -8,6 +8,7 @@ PUBLIC_MODULES = {
     "polydraft": "what apps use: load, Session, results",
     "polydraft.contract": "what plugins build on: records, hooks, the interfaces of engines, requests and results",
     "polydraft.errors": "all errors",
+    "polydraft.files": "reading files safely; what the system refuses, as typed errors",
     "polydraft.engines": "what several engines need: the context's length",
     "polydraft.engines.draft_model": "a draft model as a second sequence: drafting for any stepping engine",
     "polydraft.engines.http_client": "a client of an engine's server: a deadline and a size limit for every answer",

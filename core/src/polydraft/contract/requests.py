@@ -68,9 +68,14 @@ class GenerationSettings(Record):
     sees the tokens before it, drafts included, as in plain decoding.
     """
 
-    max_new_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to generate, EOS included.")
+    max_new_tokens: int = Field(
+        default=512, ge=1, lt=2**63, description="Maximum number of tokens to generate, EOS included."
+    )
     min_new_tokens: int = Field(
-        default=0, ge=0, description="EOS and stop ids are suppressed until this many tokens have been generated."
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="EOS and stop ids are suppressed until this many tokens have been generated.",
     )
     temperature: float = Field(
         default=0.0, ge=0.0, allow_inf_nan=False, description="0 is greedy: the largest logit, lowest id on a tie."
@@ -81,7 +86,7 @@ class GenerationSettings(Record):
         le=1.0,
         description="Keep the most likely tokens that hold this share of the probability (Holtzman et al. 2020).",
     )
-    top_k: int = Field(default=0, ge=0, description="Keep the k largest logits; 0 keeps all.")
+    top_k: int = Field(default=0, ge=0, lt=2**31, description="Keep the k largest logits; 0 keeps all.")
     min_p: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Drop tokens below min_p times the largest probability."
     )

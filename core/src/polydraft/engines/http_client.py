@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from polydraft.errors import BackendUnavailableError, EngineError, PolydraftError
+from polydraft.files import exhausted
 from polydraft.secrets import Secret
 
 __all__ = ["EventStream", "HttpClient", "HttpLimits", "MalformedAnswerError", "NotConnectedError", "Patience"]
@@ -349,6 +350,8 @@ class HttpClient:
                 f"{self.name} sent more than {exchange.most} bytes, and no answer is that long.", "Check the url."
             ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
+            if refused := exhausted(error, f"The connection to {self.name} broke"):
+                raise refused from None
             said = f"{type(error).__name__}: {error}"
             raise EngineError(
                 f"The connection to {self.name} broke: {self.shown(said)}.",
@@ -423,6 +426,8 @@ class HttpClient:
             connection.connect()
         except (OSError, ValueError, http.client.HTTPException, _TooLargeError) as error:
             connection.close()
+            if refused := exhausted(error, f"No connection to {self.name}"):
+                raise refused from error
             hint = "Check that it is running, and the url."
             if isinstance(error, ssl.SSLCertVerificationError):
                 hint = "If its certificate is your own, set SSL_CERT_FILE to the file of the authority."

@@ -74,16 +74,19 @@ class ServerOptions(EngineOptions):
     )
     api_key_file: Path | None = Field(default=None, description="File whose only content is the API key.")
     start_timeout: float = Field(
-        default=600.0, gt=0, description="Seconds within which a server that the session starts must be ready."
+        default=600.0, gt=0, le=1e8, description="Seconds within which a server that the session starts must be ready."
     )
-    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to connect.")
+    connect_timeout: float = Field(default=10.0, gt=0, le=1e8, description="Seconds to connect.")
     answer_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds for a whole answer for which the server generates nothing."
+        default=60.0, gt=0, le=1e8, description="Seconds for a whole answer for which the server generates nothing."
     )
-    read_timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for the first or the next token.")
+    read_timeout: float = Field(
+        default=600.0, gt=0, le=1e8, description="Seconds to wait for the first or the next token."
+    )
     token_timeout: float = Field(
         default=10.0,
         gt=0,
+        le=1e8,
         description="Seconds per token on average: an answer has to end within ``read_timeout``, and this for each "
         "token that was asked for.",
     )

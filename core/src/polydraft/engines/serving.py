@@ -18,6 +18,7 @@ from typing import Any
 
 from polydraft.engines.http_client import HttpClient, HttpLimits
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
+from polydraft.files import system_error, system_errors
 from polydraft.secrets import Secret, revealed
 
 __all__ = ["LOOPBACK", "ServerProcess", "check_port", "free_port"]
@@ -32,11 +33,13 @@ _GRACE = 20.0
 """Seconds that a server has to end after SIGTERM."""
 # Characters of the end of a log that an error shows.
 _LAST_WORDS = 400
+_LONGEST_LOG = 1 << 20
+"""Bytes of the end of a log that are read."""
 
 
 def free_port() -> int:
     """A port of the loopback interface that is free now; another program may take it before a server does."""
-    with socket.socket() as probe:
+    with system_errors("No port can be looked for"), socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port
@@ -93,19 +96,25 @@ class ServerProcess:
         self.url = f"http://{LOOPBACK}:{port}"
         given = environment or {}
         self._secrets = [value for value in given.values() if isinstance(value, Secret)]
-        folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="polydraft-server-"))  # mode 0700
+        except OSError as error:
+            raise system_error(error, f"{name} cannot be started") or BackendUnavailableError(
+                f"{name} cannot be started, its log needs a folder: {error.strerror or error}.",
+                "Set TMPDIR to a folder that can be written.",
+            ) from error
         self.log = folder / "server.log"
         """The server's standard output and error."""
-        # For this user only: servers may log prompts.
-        self.log.touch(mode=0o600)
         try:
+            # For this user only: servers may log prompts.
+            self.log.touch(mode=0o600)
             with self.log.open("wb") as log:
                 self._process = _start(
                     command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **revealed(given)}
                 )
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise BackendUnavailableError(
+            raise system_error(error, f"{name} cannot be started") or BackendUnavailableError(
                 f"{name} cannot be started ({command[0]}): {error.strerror or error}.", "Check the program's path."
             ) from error
         self._home = os.getpid()
@@ -116,7 +125,7 @@ class ServerProcess:
         except OSError as error:
             _kill(self._process, None, self._home)
             self._discard_log()
-            raise BackendUnavailableError(
+            raise system_error(error, f"{name} cannot be watched over") or BackendUnavailableError(
                 f"{name} cannot be watched over: {error.strerror or error}.", "End some processes, and try again."
             ) from error
         self._end = weakref.finalize(self, _kill, self._process, watcher, self._home)
@@ -201,7 +210,11 @@ class ServerProcess:
         self._discard_log()
 
     def _log_text(self) -> str:
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - _LONGEST_LOG))
+            text = log.read(_LONGEST_LOG).decode("utf-8", "replace")
         for secret in self._secrets:
             text = secret.hidden_in(text)
         return text

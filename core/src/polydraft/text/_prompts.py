@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polydraft._numbers import as_int, shown
 from polydraft.errors import InvalidRequestError
 from polydraft.text._messages import check_continuable, normalised_messages, normalised_tools, plain_data
 from polydraft.text._template_habits import Habits, PromptEncoder, render
@@ -78,11 +77,13 @@ def encode_prompt(
     if isinstance(prompt, str):
         _refuse(chat_arguments)
         return EncodedPrompt(_known(_encode_text(prompt, tokenizer), vocab_size), is_chat=False)
-    # These are iterable, too, but neither messages nor token ids.
-    if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__iter__"):
+    # These are iterable, too, but neither messages nor token ids; a set has no order.
+    if isinstance(prompt, (bytes, bytearray, Mapping, Set)) or not hasattr(prompt, "__iter__"):
         raise InvalidRequestError(f"The prompt is of type {type(prompt).__name__}.", _KINDS)
-    # Arrays and tensors as well: ``operator.index`` takes their scalars.
-    items = list(prompt)
+    try:
+        items = list(prompt)  # arrays and tensors as well
+    except TypeError:  # of no dimension: a number
+        raise InvalidRequestError(f"The prompt is {shown(prompt)}, a single number.", _KINDS) from None
     if not items:
         raise InvalidRequestError("The prompt is empty.", _KINDS)
     if all(isinstance(item, Mapping) for item in items):
@@ -144,18 +145,12 @@ def _known(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
 
 
 def _check_id(item: Any, vocab_size: int) -> int:
-    try:
-        # True has an index, 1, but is not meant as a token id.
-        if isinstance(item, bool):
-            raise TypeError
-        token_id = operator.index(item)
-    except TypeError:
-        raise InvalidRequestError(
-            f"The prompt holds {reprlib.repr(item)}, which is neither a message nor a token id.", _KINDS
-        ) from None
+    token_id = as_int(item)
+    if token_id is None:
+        raise InvalidRequestError(f"The prompt holds {shown(item)}, which is neither a message nor a token id.", _KINDS)
     if not 0 <= token_id < vocab_size:
         raise InvalidRequestError(
-            f"The prompt holds {token_id}, which is not a token of this model.",
+            f"The prompt holds {shown(token_id)}, which is not a token of this model.",
             f"Token ids go from 0 to {vocab_size - 1}.",
         )
     return token_id

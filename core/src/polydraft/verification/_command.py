@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
+from polydraft._numbers import as_float, shown
 from polydraft._plugins import default_host
 from polydraft._sealed import check_writable
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
+from polydraft.files import system_error, system_errors
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
 from polydraft.verification._store import folder, save
@@ -47,10 +50,25 @@ def verify(
     Raises:
         PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept, or files changed meanwhile.
     """
-    if time_limit is not None and not time_limit > 0:
+    seconds = None if time_limit is None else as_float(time_limit)
+    if time_limit is not None and not (seconds and 0 < seconds < inf):  # NaN is not above 0
         raise InvalidRequestError(
-            f"`time_limit={time_limit}` is not a number of seconds.", "Give a positive number.", argument="time_limit"
+            f"`time_limit={shown(time_limit)}` is not a number of seconds.",
+            "Give a positive number.",
+            argument="time_limit",
         )
+    with system_errors(f"{target} cannot be verified"):
+        return _verify(target, seconds, keep, loaded, progress, arguments)
+
+
+def _verify(
+    target: str | Path,
+    time_limit: float | None,
+    keep: bool,
+    loaded: Callable[[RunningInfo], None] | None,
+    progress: Callable[[CheckedCase], None] | None,
+    arguments: dict[str, Any],
+) -> Verification:
     prepared = prepare(target, **arguments)
     plan = prepared.request.plan
     if plan.kind is None:
@@ -89,13 +107,19 @@ def verify(
 
 
 def _keep(subject: Subject, write: Callable[[], object]) -> None:
+    what, without = f"A verification of {subject.target} cannot be kept", "`--no-keep`, in Python `keep=False`"
     try:
         write()
     except OSError as error:
-        raise PolydraftError(
-            f"A verification of {subject.target} cannot be kept: {error}.",
-            "Fix the folder, or verify without keeping the result: `--no-keep`, in Python `keep=False`.",
-        ) from error
+        refused = system_error(error, what)
+        if refused is None:
+            at = f" ({error.filename})" if error.filename is not None else ""
+            raise PolydraftError(
+                f"{what}: {error.strerror or error}{at}.",
+                f"Fix the folder, or verify without keeping the result: {without}.",
+            ) from error
+        refused.hint += f" Or verify without keeping the result: {without}."
+        raise refused from error
 
 
 def _cannot_be_kept(subject: Subject) -> PolydraftError:

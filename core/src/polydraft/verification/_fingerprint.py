@@ -105,8 +105,7 @@ def _files(source: ModelSource, path: Path) -> dict[str, Path]:
         return _numbered([path])
     found = {file.relative_to(path).as_posix(): file for file in files_below(path)}
     counted = {name: file for name, file in found.items() if _counts(file.relative_to(path))}
-    # Also where an index names a hidden one; a missing one is an error here.
-    counted |= {file.relative_to(path).as_posix(): file for file in weight_files(path)}
+    weight_files(path)  # a missing or misplaced one is an error here
     if source.kind == "hub" and not any(name.endswith(_WEIGHTS) for name in counted):
         raise ModelFormatError(f"{source.id} has no weights in the cache.", "Download it.")
     return counted

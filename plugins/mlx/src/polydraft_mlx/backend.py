@@ -19,6 +19,7 @@ from polydraft.contract import (
     SpeculationPlan,
     SteppingEngine,
 )
+from polydraft.files import system_error
 
 from polydraft_mlx.options import MlxOptions
 
@@ -54,6 +55,8 @@ class MlxBackend(Backend):
                     "mlx is installed without its library; on Linux it needs an extra: [cpu], [cuda12] or [cuda13]."
                 )
             remedy = f"pip install 'mlx-lm{'[cpu]' if sys.platform == 'linux' else ''}=={installed}'"
+            if refused := system_error(error, "mlx cannot be imported"):
+                reason, remedy = refused.message, refused.hint
             return Diagnosis(usable=False, engine_version=installed, reason=reason, remedy=remedy)
         return Diagnosis(
             usable=True,

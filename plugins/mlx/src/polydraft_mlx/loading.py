@@ -14,6 +14,7 @@ from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
+from polydraft.files import system_error
 from polydraft.hardware import cpu_dtype
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -113,7 +114,7 @@ def _model(source: ModelSource, path: Path, request: LoadRequest, dtype: mx.Dtyp
             config["model_file"] = None  # code in the checkpoint's folder, which mlx-lm would ask to run
         model, _ = load_model(path, lazy=True, model_config=config, trust_remote_code=request.trust_remote_code)
     except Exception as error:  # of any kind: mlx-lm does not check configs and files
-        raise ModelFormatError(
+        raise system_error(error, f"{source.id} cannot be read") or ModelFormatError(
             f"mlx-lm cannot load {source.id}: {in_one_line(error)}",
             "Check that the checkpoint is complete, and that mlx-lm knows its architecture and quantization.",
         ) from error
@@ -140,7 +141,7 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
         trust = request.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
     except Exception as error:  # of huggingface_hub, of tokenizers, of the model's own code
-        raise ModelFormatError(
+        raise system_error(error, f"The tokenizer of {request.target.id} cannot be read") or ModelFormatError(
             f"The tokenizer of {request.target.id} cannot be loaded: {in_one_line(error)}",
             "Check that tokenizer.json is there and complete.",
         ) from error

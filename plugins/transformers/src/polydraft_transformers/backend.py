@@ -15,6 +15,7 @@ from polydraft.contract import (
     SpeculationPlan,
     SteppingEngine,
 )
+from polydraft.files import system_error
 
 from polydraft_transformers.options import TransformersOptions
 
@@ -43,11 +44,12 @@ class TransformersBackend(Backend):
         try:
             devices = _devices()
         except (ImportError, OSError) as error:
+            refused = system_error(error, "torch cannot be imported")
             return Diagnosis(
                 usable=False,
                 engine_version=installed,
-                reason=f"torch cannot be imported: {error}",
-                remedy="pip install --force-reinstall torch",
+                reason=refused.message if refused else f"torch cannot be imported: {error}",
+                remedy=refused.hint if refused else "pip install --force-reinstall torch",
             )
         return Diagnosis(
             usable=True,

@@ -13,6 +13,7 @@ from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engines import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
+from polydraft.files import system_error
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -112,7 +113,10 @@ def _model(
             model.to(device=device)
     except Exception as error:  # of any kind, where config and weights do not match
         hint = "Choose a smaller model, or `dtype='bfloat16'`."
-        raise out_of_memory(error, f"loading {source.id}", hint) or ModelFormatError(
+        refused = out_of_memory(error, f"loading {source.id}", hint) or system_error(
+            error, f"{source.id} cannot be read"
+        )
+        raise refused or ModelFormatError(
             f"Transformers cannot load {source.id}: {_first_line(error)}",
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
@@ -152,8 +156,8 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=request.trust_remote_code
         )
-    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelFormatError(
+    except Exception as error:  # of any kind: the fields of its files are not checked
+        raise system_error(error, f"The tokenizer of {request.target.id} cannot be read") or ModelFormatError(
             f"Transformers cannot load the tokenizer of {request.target.id}: {_first_line(error)}",
             "Check that tokenizer.json exists and is complete.",
         ) from error

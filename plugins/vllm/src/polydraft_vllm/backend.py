@@ -18,6 +18,7 @@ from polydraft.contract import (
     ServerCommand,
     SpeculationPlan,
 )
+from polydraft.files import system_error
 
 from polydraft_vllm.checks import refusal
 from polydraft_vllm.options import VllmOptions
@@ -68,6 +69,9 @@ class VllmBackend(Backend):
         try:
             devices = gpus()
         except (ImportError, OSError) as error:
+            refused = system_error(error, "torch cannot be imported")
+            if refused:
+                return unusable(refused.message, refused.hint)
             return unusable(f"torch cannot be imported: {error}", _INSTALL)
         if not devices:
             return unusable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from polydraft.errors import EngineError, InvalidRequestError, ModelFormatError, OutOfMemoryError, PolydraftError
+from polydraft.files import system_error
 
 __all__ = ["server_start_error", "start_error"]
 
@@ -21,6 +22,8 @@ def start_error(error: BaseException, target: str) -> PolydraftError:
     """The typed error for an exception that vLLM raised while it started."""
     if isinstance(error, PolydraftError):
         return error
+    if not isinstance(error, MemoryError) and (refused := system_error(error, f"vLLM cannot start {target}")):
+        return refused
     message = _first_sentences(str(error)) or type(error).__name__
     said = f"vLLM cannot start {target}: {message}"
     if isinstance(error, MemoryError) or any(mark in message for mark in _MEMORY):

@@ -11,6 +11,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.loading import checked_settings, load_arguments, open_session
 from polydraft._cli.problems import report
+from polydraft._cli.prompts import given_text, read_text
 from polydraft._cli.streams import claim_output, diagnostics, is_terminal
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
@@ -52,6 +53,7 @@ def chat(
         for line in (*describe_running(session.running), _COMMANDS):
             console.print(line, style="dim")
         view.legend()
+        system = None if system is None else given_text("--system", system)
         _converse(Conversation(session, given, system), view, debug=debug)
 
 
@@ -59,8 +61,16 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
     """Read and answer until the user leaves."""
     from polydraft._cli.render.generation import one_line
 
-    while (message := _read()) is not None:
-        if message in {"/exit", "/quit"}:
+    while True:
+        try:
+            message = _read()
+        except InvalidRequestError as error:
+            if not isinstance(error.__cause__, UnicodeError):
+                raise
+            # The next line may be UTF-8.
+            report(error, debug=debug)
+            continue
+        if message is None or message in {"/exit", "/quit"}:
             return
         if message == "/reset":
             conversation.reset()
@@ -85,14 +95,18 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> N
 def _read() -> str | None:
     """The next message, stripped; None at the end of input."""
     if not is_terminal(sys.stdin):
-        line = sys.stdin.readline() if sys.stdin is not None else ""
+        if sys.stdin is None or sys.stdin.closed:
+            return None
+        # Bytes: a pipe is UTF-8 whatever the locale. A replaced sys.stdin may have no buffer.
+        whole = hasattr(sys.stdin, "buffer")
+        line = read_text(sys.stdin.buffer, "The message", line=True) if whole else sys.stdin.readline()
         return line.strip() if line else None
     with contextlib.suppress(ImportError):  # not every build of Python has it
         import readline  # noqa: F401 - gives input() line editing and a history
     while True:
         try:
             # input() writes its prompt to sys.stdout, which leads to standard error by now.
-            return input("> ").strip()
+            return given_text("The message", input("> ").strip())
         except EOFError:
             print(file=sys.stderr)
             return None

@@ -10,7 +10,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import FAILURE, USAGE, describe, report
-from polydraft._cli.streams import claim_output, console_for, diagnostics
+from polydraft._cli.streams import abandon_output, claim_output, console_for, diagnostics
 from polydraft._flags import FLAGS
 from polydraft._presentable import presentable
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 _NOT_CHECKED = 3
-"""It could not be checked, for example because loading failed."""
+"""It could not be checked, for example because loading failed; or the result could not be written."""
 
 
 def verify(
@@ -65,15 +65,19 @@ def verify(
     try:
         target, arguments = load_arguments(loading)
         found = check(target, time_limit=time_limit, keep=keep, loaded=_show_running, progress=_show_case, **arguments)
+        if json:
+            print(verification_json(found), file=output, flush=True)
+        else:
+            console_for(output).print(verification_summary(found))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if describe(error).exit_code == USAGE:
             raise
         report(error, debug=debug)
+        if isinstance(error, OSError):
+            abandon_output()
         raise typer.Exit(_NOT_CHECKED) from error
-    if json:
-        print(verification_json(found), file=output, flush=True)
-    else:
-        console_for(output).print(verification_summary(found))
     if not found.passes or (strict and found.verdict != "EXACT"):
         raise typer.Exit(FAILURE)
 

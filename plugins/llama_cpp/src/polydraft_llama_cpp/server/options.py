@@ -33,7 +33,7 @@ class LlamaServerOptions(ServerOptions, CommonOptions):
         default=None, ge=-1, description="Layers on the GPU, -1 for all; None: the server's own choice."
     )
     start_timeout: float = Field(
-        default=300.0, gt=0, description="Seconds within which a server that the session starts must be ready."
+        default=300.0, gt=0, le=1e8, description="Seconds within which a server that the session starts must be ready."
     )
     extra_args: tuple[str, ...] = Field(default=(), description="Further flags for a server that the session starts.")
 
