@@ -191,7 +191,9 @@ def test_a_key_is_sent_and_never_shown(gguf, server, tmp_path, caplog):
         assert KEY not in shown + "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
-@pytest.mark.parametrize("words", [["--api-key", KEY], [f"--api-key={KEY}"], ["-hft", KEY], ["--hf-token", KEY]])
+@pytest.mark.parametrize(
+    "words", [["--api-key", KEY], [f"--api-key={KEY}"], [f" --api-key {KEY}"], ["-hft", KEY], ["--hf-token", KEY]]
+)
 def test_flags_of_the_server_hold_no_secrets(gguf, words):
     with pytest.raises(InvalidRequestError, match="other users can read command lines") as caught:
         polydraft.load(gguf("tiny-e2b"), backend="llama-server", engine_options={"extra_args": words})
