@@ -290,7 +290,10 @@ def test_parts_of_two_split_models_are_told_apart():
 
 @pytest.mark.parametrize(
     "name",
-    ["gemma[1].gguf", "MODEL.GGUF", "king-of-hearts.gguf", "mtp-x.gguf", "mmproj-x.gguf", "a*.gguf", "sha256-01ab"],
+    [
+        *("gemma[1].gguf", "MODEL.GGUF", "king-of-hearts.gguf", "mtp-x.gguf", "mmproj-x.gguf", "a*.gguf"),
+        *("sha256-01ab", "m-00000-of-00000.gguf", "m-00003-of-00002.gguf"),
+    ],
 )
 def test_an_exact_path_is_that_file(write, tmp_path, name):
     """Whatever its letters, and whatever lies below it or next to it; Ollama's blobs have no suffix."""

@@ -5,7 +5,8 @@ import json
 import re
 
 import pytest
-from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
+from polydraft.text import _templates
 from polydraft.text._messages import normalised_messages, normalised_tools
 from polydraft.text._prompts import encode_prompt
 
@@ -278,6 +279,15 @@ def test_habits_are_found_once():
     encode_prompt([USER], tokenizer, tools=[TOOL], **known)
     tokenizer.count = 0
     encode_prompt([USER], tokenizer, tools=[TOOL], **known)
+    assert tokenizer.count == 1
+
+
+def test_a_template_that_exceeds_its_limits_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr(_templates, "_SECONDS", 0.3)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer = Templated(lambda messages, tools: _templates.render(loops, messages, {}, open_end=False, own=True))
+    with pytest.raises(ModelFormatError, match=r"more than 0\.3 seconds"):
+        encode_prompt([USER, {"role": "assistant", "tool_calls": CALLS}], tokenizer, vocab_size=256)
     assert tokenizer.count == 1
 
 

@@ -39,6 +39,7 @@ def short(monkeypatch):
         ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "02"),  # noqa: E501
         ("a{% generation %}{% set x = 1 %}b{% endgeneration %}{{ x is defined }}", "abFalse"),
         ("  {% if true %}\n  a\n  {% endif %}\n", "  a\n"),
+        ("{{ 'a b' | wordwrap(1) | pprint }}{{ lipsum(0) }}", "'a\\nb'"),  # modules that Jinja imports late
         ("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ other is defined }}", "TrueTrueTrueFalse"),  # noqa: E501
     ],
 )  # fmt: skip

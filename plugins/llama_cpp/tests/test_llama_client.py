@@ -33,9 +33,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(200, self.server.props)
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
             self._send(200, {"tokens": self.server.tokens})
+            return
+        if not body.get("stream"):  # the client looks at the target's logits
+            self._send(200, {"completion_probabilities": [{"logprob": -0.1}], "timings": {}})
             return
         answer = self.server.answer
         if isinstance(answer, int):
@@ -188,7 +191,9 @@ def test_a_key_is_sent_and_never_shown(gguf, server, tmp_path, caplog):
         assert KEY not in shown + "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
-@pytest.mark.parametrize("words", [["--api-key", KEY], [f"--api-key={KEY}"], ["-hft", KEY], ["--hf-token", KEY]])
+@pytest.mark.parametrize(
+    "words", [["--api-key", KEY], [f"--api-key={KEY}"], [f" --api-key {KEY}"], ["-hft", KEY], ["--hf-token", KEY]]
+)
 def test_flags_of_the_server_hold_no_secrets(gguf, words):
     with pytest.raises(InvalidRequestError, match="other users can read command lines") as caught:
         polydraft.load(gguf("tiny-e2b"), backend="llama-server", engine_options={"extra_args": words})

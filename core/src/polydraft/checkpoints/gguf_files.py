@@ -74,7 +74,7 @@ def file_at(path: Path, wanted: str | None, model: str) -> Path:
 
 def parts_of(path: Path) -> list[Path]:
     """The files of the model that a file belongs to, by its name, in order: all parts if it is one of a split model."""
-    part = _PART.search(path.name)
+    part = _part(path.name)
     if part is None:
         return [path]
     start, suffix = path.name[: part.start()], path.name[-len(_SUFFIX) :]
@@ -167,8 +167,8 @@ def choose_files(names: Iterable[str], wanted: str | None, model: str) -> list[s
             "Name the one that is meant: org/name/file.gguf, org/name:Q4_K_M, or the path of a file.",
         )
     (parts,) = models.values()
-    if part := _PART.search(parts[0]):
-        there = {int(found["number"]) for name in parts if (found := _PART.search(name))}
+    if part := _part(parts[0]):
+        there = {int(found["number"]) for name in parts if (found := _part(name))}
         if missing := [number for number in _numbers(part) if number not in there]:
             name = f"{parts[0][: part.start()]}-{missing[0]:05}-of-{part['count']}{_SUFFIX}"
             raise _parts_missing(model, int(part["count"]), len(missing), name)
@@ -194,9 +194,16 @@ def _by_model(names: Iterable[str]) -> dict[str, list[str]]:
     return models
 
 
+def _part(name: str) -> re.Match[str] | None:
+    """Number and count of a part of a split model; None for other names, such as ``-00000-of-00000.gguf``."""
+    part = _PART.search(name)
+    return part if part is not None and int(part["number"]) in _numbers(part) else None
+
+
 def _whole(name: str) -> str:
     """The name of the model that a file or part belongs to."""
-    return _PART.sub(lambda part: f"-of-{part['count']}{_SUFFIX}", name)
+    part = _part(name)
+    return name if part is None else f"{name[: part.start()]}-of-{part['count']}{_SUFFIX}"
 
 
 def _fitting(files: list[str], wanted: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from polydraft.errors import PolydraftError, UnsupportedError
+from polydraft.text._templates import OverLimitsError
 
 __all__ = ["Habits", "PromptEncoder", "render"]
 
@@ -132,9 +133,11 @@ class _Template:
         self._habits["tools"] = True
 
     def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the needle is in the prompt."""
+        """Whether the needle is in the prompt. A template that exceeds its limits is an error at once."""
         try:
             token_ids = self._tokenizer.chat(messages, tools=self._tools, template_kwargs=self._template_kwargs)
-        except PolydraftError:
+        except PolydraftError as error:
+            if isinstance(error.__cause__, OverLimitsError):
+                raise
             return False
         return _NEEDLE.encode() in b"".join(map(self._tokenizer.token_bytes, token_ids))

@@ -124,7 +124,9 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, sec
         except Exception as error:  # whatever a template's expressions raise
             return b"f", f"{type(error).__name__}: {error}"[:1000].encode("utf-8", "replace")
 
-    render("{{ [messages] | tojson }}{{ strftime_now('%d %B %Y') }}", {"messages": ""})  # imports what is imported late
+    # Imports what is imported late.
+    render("{{ [messages] | tojson }}{{ strftime_now('%d %B %Y') }}", {"messages": ""})
+    render("{{ messages | wordwrap(9) | pprint }}{{ lipsum(1) }}", {"messages": "a"})
     with suppress(Exception):
         render("{{ missing.name }}", {})
     _limit(memory)

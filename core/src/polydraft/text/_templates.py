@@ -24,7 +24,7 @@ from typing import Any
 
 from polydraft.errors import ContextLengthError, InvalidRequestError, ModelFormatError, PolydraftError, UnsupportedError
 
-__all__ = ["render"]
+__all__ = ["OverLimitsError", "render"]
 
 _PROGRAM = Path(__file__).with_name("_template_process.py")
 _MEMORY = 512 * 2**20
@@ -36,6 +36,10 @@ _MARSHAL = 4
 """Version of the format, which all supported versions of Python read."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _INSTEAD = "Give another template as `chat_template_kwargs={'chat_template': '...'}`, or the prompt as text."
+
+
+class OverLimitsError(Exception):
+    """Cause of the error for a template that exceeds its limits: rendering other messages would take as long."""
 
 
 def render(
@@ -81,7 +85,7 @@ def render(
             "Give fewer or shorter messages.",
         )
     if outcome != "t":
-        raise _failure(outcome, text, own=own)
+        raise _failure(outcome, text, own=own) from (None if outcome in "rsf" else OverLimitsError())
     return _open(text, wanted, mark) if open_end else text
 
 

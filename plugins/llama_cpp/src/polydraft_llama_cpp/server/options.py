@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from polydraft.engines.server_options import ServerOptions, ServerUrl, url_from
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import names_a_secret
@@ -41,7 +43,7 @@ class LlamaServerOptions(ServerOptions, CommonOptions):
     @classmethod
     def _no_secrets(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         for word in given:
-            flag = word.partition("=")[0]
+            flag = re.split(r"[=\s]", word.strip(), maxsplit=1)[0]  # a word may hold a flag and its value
             if flag in _SECRET_FLAGS or (flag.startswith("--") and names_a_secret(flag)):
                 raise InvalidRequestError(
                     f"{flag} is a secret, and other users can read command lines.",
