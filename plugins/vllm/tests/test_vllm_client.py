@@ -36,7 +36,7 @@ OK = {"/version": {"version": "0.32.0"}, "/v1/models": MODELS}
 
 
 def event(token_ids, reason=None, logprob=-0.5):
-    count = len(token_ids or ())
+    count = len(token_ids) if isinstance(token_ids, list) else 0
     logprobs = {"token_logprobs": [logprob] * count, "top_logprobs": [None] * count}
     choice = {"index": 0, "text": "", "finish_reason": reason, "token_ids": token_ids, "logprobs": logprobs}
     return {"id": "x", "object": "text_completion", "created": 1, "model": TARGET, "choices": [choice]}
@@ -209,9 +209,30 @@ def test_hostile_answers_end_in_time_and_the_session_goes_on():
 
 
 def test_log_probabilities_of_another_shape():
-    events = [event([5, 6]), event([7], "length")]
-    with serving(OK, events) as (url, _), load(url) as session, pytest.raises(EngineError, match="not have"):
-        session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+    events = list(EVENTS)
+    shapes = (None, {}, {"token_logprobs": [], "top_logprobs": []}, {"token_logprobs": ["low"], "top_logprobs": [None]})
+    with serving(OK, events) as (url, _), load(url) as session:
+        for logprobs in shapes:
+            other = event([301], "length")
+            other["choices"][0]["logprobs"] = logprobs
+            events[:] = [FIRST, other]
+            with pytest.raises(EngineError, match="not have") as caught:
+                session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+            assert caught.value.partial_text, logprobs
+        events[:] = [FIRST, event([301], "length", None)]
+        with pytest.raises(NonFiniteLogitsError, match=r"logits for position \d+ ") as caught:
+            session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+        assert caught.value.partial_text
+
+
+def test_errors_in_the_middle_of_an_answer():
+    """What the server says is told, whatever status it names."""
+    events = list(EVENTS)
+    with serving(OK, events) as (url, _), load(url) as session:
+        for code, error in {400: InvalidRequestError, 500: EngineError, None: EngineError}.items():
+            events[:] = [FIRST, {"error": {"message": "out of luck", "code": code}}]
+            with pytest.raises(error, match=r"(failed|refuses).*out of luck"):
+                session.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
 
 
 def test_cancelled_from_another_thread_while_the_server_is_silent():
