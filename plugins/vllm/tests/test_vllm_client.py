@@ -15,6 +15,7 @@ import traceback
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.errors import (
     BackendUnavailableError,
     EngineError,
@@ -24,8 +25,10 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.secrets import Secret
-from polydraft_vllm.server.client import ServerClient
+from polydraft_vllm.server.client import EndedByErrorError, ServerClient
+from polydraft_vllm.server.inspection import _TEXT, inspect
 from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions
+from polydraft_vllm.tokenizer import load_tokenizer
 
 TARGET = "builtin:tiny-e2b"
 PROMPT = "def read_lines(path):\n"
@@ -223,6 +226,19 @@ def test_log_probabilities_of_another_shape():
         with pytest.raises(NonFiniteLogitsError, match=r"logits for position \d+ ") as caught:
             session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
         assert caught.value.partial_text
+
+
+def test_a_request_that_the_server_ends_by_an_error():
+    """polydraft's scheduler does so at the first row that is not finite; of other servers the reason is not known."""
+    request = prepare(TARGET, backend="vllm-server", drafter=None).request
+    tokenizer = load_tokenizer(request.target.path, request)
+    with serving(OK, [event([300, 301]), {"error": {"message": "Internal server error", "code": 500}}]) as (url, _):
+        client = ServerClient(url, VllmServerOptions())
+        with pytest.raises(NonFiniteLogitsError, match=r"position \d+ .*float32") as caught:
+            inspect(client, request, tokenizer, None, "float32")
+        assert f"position {len(tokenizer.encode(_TEXT * 4)) + 2} " in str(caught.value)
+        with pytest.raises(EndedByErrorError, match="Look at its log"):
+            inspect(client, request, tokenizer, None)
 
 
 def test_errors_in_the_middle_of_an_answer():
