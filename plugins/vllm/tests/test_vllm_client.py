@@ -15,6 +15,7 @@ import traceback
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.errors import (
     BackendUnavailableError,
     EngineError,
@@ -24,8 +25,10 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.secrets import Secret
-from polydraft_vllm.server.client import ServerClient
+from polydraft_vllm.server.client import EndedByErrorError, ServerClient
+from polydraft_vllm.server.inspection import _TEXT, inspect
 from polydraft_vllm.server.options import KEY_VARIABLE, VllmServerOptions
+from polydraft_vllm.tokenizer import load_tokenizer
 
 TARGET = "builtin:tiny-e2b"
 PROMPT = "def read_lines(path):\n"
@@ -36,7 +39,7 @@ OK = {"/version": {"version": "0.32.0"}, "/v1/models": MODELS}
 
 
 def event(token_ids, reason=None, logprob=-0.5):
-    count = len(token_ids or ())
+    count = len(token_ids) if isinstance(token_ids, list) else 0
     logprobs = {"token_logprobs": [logprob] * count, "top_logprobs": [None] * count}
     choice = {"index": 0, "text": "", "finish_reason": reason, "token_ids": token_ids, "logprobs": logprobs}
     return {"id": "x", "object": "text_completion", "created": 1, "model": TARGET, "choices": [choice]}
@@ -209,9 +212,43 @@ def test_hostile_answers_end_in_time_and_the_session_goes_on():
 
 
 def test_log_probabilities_of_another_shape():
-    events = [event([5, 6]), event([7], "length")]
-    with serving(OK, events) as (url, _), load(url) as session, pytest.raises(EngineError, match="not have"):
-        session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+    events = list(EVENTS)
+    shapes = (None, {}, {"token_logprobs": [], "top_logprobs": []}, {"token_logprobs": ["low"], "top_logprobs": [None]})
+    with serving(OK, events) as (url, _), load(url) as session:
+        for logprobs in shapes:
+            other = event([301], "length")
+            other["choices"][0]["logprobs"] = logprobs
+            events[:] = [FIRST, other]
+            with pytest.raises(EngineError, match="not have") as caught:
+                session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+            assert caught.value.partial_text, logprobs
+        events[:] = [FIRST, event([301], "length", None)]
+        with pytest.raises(NonFiniteLogitsError, match=r"logits for position \d+ ") as caught:
+            session.generate(PROMPT, max_new_tokens=3, ignore_eos=True, logprobs=1)
+        assert caught.value.partial_text
+
+
+def test_a_request_that_the_server_ends_by_an_error():
+    """polydraft's scheduler does so at the first row that is not finite; of other servers the reason is not known."""
+    request = prepare(TARGET, backend="vllm-server", drafter=None).request
+    tokenizer = load_tokenizer(request.target.path, request)
+    with serving(OK, [event([300, 301]), {"error": {"message": "Internal server error", "code": 500}}]) as (url, _):
+        client = ServerClient(url, VllmServerOptions())
+        with pytest.raises(NonFiniteLogitsError, match=r"position \d+ .*float32") as caught:
+            inspect(client, request, tokenizer, None, "float32")
+        assert f"position {len(tokenizer.encode(_TEXT * 4)) + 2} " in str(caught.value)
+        with pytest.raises(EndedByErrorError, match="Look at its log"):
+            inspect(client, request, tokenizer, None)
+
+
+def test_errors_in_the_middle_of_an_answer():
+    """What the server says is told, whatever status it names."""
+    events = list(EVENTS)
+    with serving(OK, events) as (url, _), load(url) as session:
+        for code, error in {400: InvalidRequestError, 500: EngineError, None: EngineError}.items():
+            events[:] = [FIRST, {"error": {"message": "out of luck", "code": code}}]
+            with pytest.raises(error, match=r"(failed|refuses).*out of luck"):
+                session.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
 
 
 def test_cancelled_from_another_thread_while_the_server_is_silent():

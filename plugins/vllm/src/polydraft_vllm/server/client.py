@@ -140,7 +140,8 @@ class ServerClient(HttpClient):
     def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
         """The error for an answer with this status."""
         if status >= 500 and said == _ENDED_BY_ERROR:
-            return EndedByErrorError(f"{self.name} failed: {said}", "Look at its log.")
+            hint = "Look at its log; servers of `polydraft serve` do so where the target's logits are not finite."
+            return EndedByErrorError(f"{self.name} failed: {said}.", hint)
         if status == 404:
             return ModelNotFoundError(f"{self.name} answers: {said}", "Give served_model_name.")
         if status == 400 and "context length" in said:

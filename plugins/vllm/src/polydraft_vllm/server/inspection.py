@@ -67,13 +67,8 @@ def inspect(
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
         vocab_size = tokenizer.vocab_size
-        try:
-            usual = _generate(client, model, prompt, vocab_size, plain=False)
-        except EndedByErrorError as error:
-            if not dtype:
-                raise
-            raise NonFiniteLogitsError.at(None, len(prompt), dtype) from error
-        plain = _generate(client, model, prompt, vocab_size, plain=True) if usual is not None else None
+        usual = _generate(client, model, prompt, vocab_size, dtype, plain=False)
+        plain = None if usual is None else _generate(client, model, prompt, vocab_size, dtype, plain=True)
         return Abilities(
             version=version,
             model=model.id,
@@ -121,7 +116,9 @@ def _compare_tokens(client: ServerClient, model: ServedModel, tokenizer: Tokeniz
         )
 
 
-def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, *, plain: bool) -> Any:
+def _generate(
+    client: ServerClient, model: ServedModel, prompt: list[int], vocab_size: int, dtype: str, *, plain: bool
+) -> Any:
     """``metrics.speculative_decoding`` of a short greedy generation, or None; its log-probabilities must be finite."""
     room = _counted(model.max_model_len or _USUAL_LENGTH) - _PROBE_TOKENS
     prompt = prompt[:room]
@@ -131,12 +128,17 @@ def _generate(client: ServerClient, model: ServedModel, prompt: list[int], vocab
         body["vllm_xargs"] = {PLAIN_FLAG: 1}
     sent = ServerRequest(client, vocab_size, body)
     count = 0
-    while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
-        if found is not None:
-            for index, entry in enumerate(found.logprobs or (), start=count):
-                if not math.isfinite(entry.logprob):
-                    raise NonFiniteLogitsError.at(None, len(prompt) + index, "")
-            count += len(found.token_ids)
+    try:
+        while not isinstance(found := sent.next(), End):  # it ends after read_timeout at the latest
+            if found is not None:
+                for index, entry in enumerate(found.logprobs or (), start=count):
+                    if not math.isfinite(entry.logprob):
+                        raise NonFiniteLogitsError.at(None, len(prompt) + index, dtype)
+                count += len(found.token_ids)
+    except EndedByErrorError as error:
+        if not dtype:  # whose scheduler it is, is not known
+            raise
+        raise NonFiniteLogitsError.at(None, len(prompt) + count, dtype) from error
     if count == 0:
         raise UnsupportedError(
             f"The vLLM server at {client.url} returns no token ids.", "Use vLLM 0.10.2 or newer there."

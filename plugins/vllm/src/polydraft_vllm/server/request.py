@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import EngineError
+from polydraft.errors import EngineError, PolydraftError
 
 from polydraft_vllm.rounds import received
 from polydraft_vllm.settings import token_logprobs
@@ -83,6 +83,8 @@ class ServerRequest:
     def _run(self) -> None:
         try:
             self._read()
+        except PolydraftError as error:  # before ValueError: some are one
+            self._pieces.put(error)
         except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape
             self._pieces.put(self._client.malformed(f"{type(error).__name__}: {error}"))
         except Exception as error:
