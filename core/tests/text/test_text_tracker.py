@@ -357,6 +357,7 @@ def test_brackets_that_are_not_special(byte_tokenizer):
 
     class Named:
         special_token_ids = frozenset()
+        vocab_size = 302
 
         def token_id(self, token):
             return {"<think>": 300, "</think>": 301}.get(token)
