@@ -30,7 +30,7 @@ class Letters:
     def token_id(self, token):
         return None
 
-    def chat(self, messages, *, tools=None, template_kwargs=None):
+    def chat(self, messages, *, tools=None, template_kwargs=None, continue_final_message=False):
         return self.encode(messages[0]["content"])
 
 

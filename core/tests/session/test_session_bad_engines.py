@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from polydraft._session.session import Session
 from polydraft.contract import GenerationStats, Proposal, Round, Step, TokenLogprobs
-from polydraft.errors import EngineError, LogitsProcessorError, PluginError, PolydraftError
+from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError, PluginError, PolydraftError
 from scripted_engines import CAPABILITIES, Stepping, Whole, emit, good_rounds
 
 PROMPT = "abc"
@@ -64,6 +64,11 @@ WHOLE = {
     ),
     "logprobs NaN": after_one(
         lambda generation: emit(generation, logprobs=[TokenLogprobs(token_id=1, logprob=float("nan"))])
+    ),
+    "listed logprobs NaN": after_one(
+        lambda generation: emit(
+            generation, logprobs=[TokenLogprobs(token_id=1, logprob=-1.0, top=((1, -1.0), (2, float("nan"))))]
+        )
     ),
     "report nonsense": after_one(lambda generation: generation.report("fast")),
     "report negative": after_one(
@@ -154,7 +159,10 @@ def test_a_session_survives_its_engine(kind, fault, concurrency):
         with pytest.raises(EngineError) as caught:
             door(session)
         assert "b" * len(caught.value.partial_text) == caught.value.partial_text
-        assert "scripted" in str(caught.value) or caught.value.hint.startswith("This is a defect of the backend;")
+        if fault == "logprobs NaN":  # more likely the model's fault
+            assert isinstance(caught.value, NonFiniteLogitsError)
+        else:
+            assert "scripted" in str(caught.value) or caught.value.hint.startswith("This is a defect of the backend;")
         engine.fault = None
         assert works(session)
     assert not session._in_progress

@@ -77,6 +77,7 @@ class Named:
     special = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[/INST]", "</s>")
     names = (*special, "<think>", "</think>", "<tool_call>", "</tool_call>")
     special_token_ids = frozenset(range(300, 300 + len(special)))
+    vocab_size = 300 + len(names)
 
     def token_id(self, token):
         return 300 + self.names.index(token) if token in self.names else None

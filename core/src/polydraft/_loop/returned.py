@@ -30,7 +30,10 @@ def checked_ids(token_ids: Any, most: int, vocab_size: int, what: str) -> Iterat
     Raises:
         EngineError: They are not a series, or one of them is not a whole number from 0 to ``vocab_size - 1``.
     """
-    if not isinstance(token_ids, Iterable) or isinstance(token_ids, (str, bytes, dict, set, frozenset)):
+    # Lists and tuples first: ``Iterable`` takes longer to tell, and this runs twice per round.
+    if not isinstance(token_ids, (list, tuple)) and (
+        not isinstance(token_ids, Iterable) or isinstance(token_ids, (str, bytes, dict, set, frozenset))
+    ):
         raise defect(f"{what} a {type(token_ids).__name__} in place of a list of token ids.")
     for given in islice(token_ids, most):
         token_id = given if type(given) is int else _index(given)
@@ -76,7 +79,8 @@ def checked_logprobs(logprobs: Any, token_ids: Sequence[int]) -> tuple[TokenLogp
     """The log-probabilities of ``token_ids``; entries after them are dropped.
 
     Raises:
-        EngineError: An entry is missing, of another token or type, or not a number.
+        EngineError: An entry is missing, of another token or type, or lists NaN. (``Generation.emit`` refuses tokens
+            whose own log-probability is NaN: their logits are, too.)
     """
     if not isinstance(logprobs, Sequence) or len(logprobs) < len(token_ids):
         given = f"{len(logprobs)} of them" if isinstance(logprobs, Sequence) else f"a {type(logprobs).__name__}"
@@ -85,7 +89,7 @@ def checked_logprobs(logprobs: Any, token_ids: Sequence[int]) -> tuple[TokenLogp
     for token_id, entry in zip(token_ids, kept, strict=True):
         if not isinstance(entry, TokenLogprobs) or entry.token_id != token_id:
             raise defect(f"The engine gave {reprlib.repr(entry)} as the log-probabilities at token {token_id}.")
-        if math.isnan(entry.logprob) or any(math.isnan(value) for _, value in entry.top):
+        if any(math.isnan(value) for _, value in entry.top):
             raise defect(f"The engine gave NaN as a log-probability at token {token_id}.")
     return kept
 

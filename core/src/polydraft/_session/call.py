@@ -91,7 +91,7 @@ class Call:
         accepted = reported or 0
         if drafted is not None and accepted > drafted:
             raise defect(f"The engine reported {accepted} accepted tokens of {drafted} drafted ones.")
-        unsound = _first_unsound(logprobs)
+        unsound = None if logprobs is None else _first_unsound(logprobs)
         # One id after the other: what follows the end of the output is dropped, whatever it is.
         kept: list[int] = []
         left = settings.max_new_tokens - self.tracker.num_tokens
@@ -107,8 +107,7 @@ class Call:
             raise defect("The engine emitted a round without tokens.")
         if logprobs is None and settings.logprobs is not None:
             raise defect("The engine gave no log-probabilities, which the request asks for.")
-        # Without validation: all fields are checked here, and this runs once per round.
-        self._unread = Round.model_construct(
+        self._unread = Round(
             token_ids=tuple(kept),
             num_draft_tokens=drafted,
             num_accepted_tokens=None if reported is None else min(accepted, len(kept)),
@@ -160,8 +159,7 @@ class Call:
     def chunk(self, emitted: Round, reason: FinishReason | None) -> Chunk:
         """The chunk of a round, with the text that became stable since the last one; all that is left if ``reason``."""
         delta = self.tracker.take() if reason is None else self.tracker.finish(reason)
-        # Without validation: all fields are made here, and this runs once per round.
-        return Chunk.model_construct(
+        return Chunk(
             token_ids=emitted.token_ids,
             num_accepted_tokens=emitted.num_accepted_tokens,
             num_draft_tokens=emitted.num_draft_tokens,

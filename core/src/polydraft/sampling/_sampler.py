@@ -175,18 +175,19 @@ class RuleSampler:
         return (self._ops, logits) if view is None else (_NUMPY, view)
 
     def _telling(self, ops: ArrayOps[Any], raw: Any, adjusted: Any, chosen: Any) -> Any:
-        """A number for each row that is finite exactly where the ``raw`` row is sound: shape (rows,)."""
+        """A number for each row that is finite exactly where the ``raw`` row is sound: an array; of numpy's a list."""
         # Biases and penalties leave NaN and infinities what they are; bans and processors may replace them.
         if ops is _NUMPY and self._bans is None and self._processor is None:
             return telling_logits(adjusted, chosen)
-        return largest_logits(ops, raw)
+        largest = largest_logits(ops, raw)
+        return ops.tolist(largest) if ops is _NUMPY else largest
 
     def _remember(self, ops: ArrayOps[Any], telling: Any, position: int) -> None:
-        """Keep whether the row that a draft was chosen from is sound; ``telling`` has shape (1,)."""
+        """Keep whether the row that a draft was chosen from is sound; ``telling`` is that of this one row."""
         if ops is not _NUMPY:
             self._drafted_from[position] = telling  # drafting must not wait for the device
         elif not math.isfinite(telling[0]):
-            self._drafted_from[position] = float(telling[0])
+            self._drafted_from[position] = telling[0]
 
     def _check_step(
         self, ops: ArrayOps[Any], rows: Any, token_ids: list[int], first_position: int, run_token_ids: Sequence[int]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
 
@@ -25,18 +23,34 @@ def largest_logits(ops: ArrayOps[Any], logits: Any) -> Any:
     return ops.first_column(ops.row_max(logits))
 
 
-def telling_logits(logits: Any, chosen: Any) -> Any:
+def telling_logits(logits: Any, chosen: Any) -> list[float]:
     """The logits of the tokens that numpy chose from rows (rows, vocab): finite exactly where the row is sound.
 
     Without a pass over the rows: of a row that is not sound, numpy's argmax is the first NaN, or the largest number.
     """
-    return logits[np.arange(len(logits)), chosen]
+    # One by one: for the few rows of a step that is faster than an array of indices.
+    token_ids = chosen.tolist()
+    if len(token_ids) == 1:
+        return [logits.item(0, token_ids[0])]
+    return [logits.item(row, token_id) for row, token_id in enumerate(token_ids)]
 
 
 def with_unsound(ops: ArrayOps[Any], telling: Any, chosen: Any) -> list[int]:
-    """The ids in ``chosen`` (rows,), ``UNSOUND`` where ``telling`` (rows,) is not finite; waits for a device once."""
+    """The ids in ``chosen`` (rows,), ``UNSOUND`` where ``telling`` is not finite; waits for a device once.
+
+    ``telling``: a list for numpy, else an array (rows,).
+    """
+    if isinstance(telling, list):
+        token_ids: list[int] = chosen.tolist()
+        if not all(map(math.isfinite, telling)):
+            return [
+                token_id if math.isfinite(value) else UNSOUND
+                for token_id, value in zip(token_ids, telling, strict=True)
+            ]
+        return token_ids
     if isinstance(telling, np.ndarray):
-        values = zip(chosen.tolist(), telling.tolist(), strict=True)
-        return [token_id if math.isfinite(value) else UNSOUND for token_id, value in values]
-    # Infinity less infinity is NaN: the fewest operations, as each costs a launch on a device.
-    return ops.tolist(ops.where(telling - telling == 0, chosen, UNSOUND))
+        sound: Any = np.isfinite(telling)
+    else:
+        # Infinity less infinity is NaN: the fewest operations, as each costs a launch on a device.
+        sound = telling - telling == 0
+    return ops.tolist(ops.where(sound, chosen, UNSOUND))

@@ -167,6 +167,8 @@ def _typical(
     """Sort by (distance from the mean surprise, lower id first) and keep what typical_p leaves; the rest: ``-inf``."""
     weights, own = token_weights(ops, values, largest), surprise(ops, values, largest)
     total = ops.row_sum(weights)
+    # Of a row that is not sound it may be 0 or less, and a device must not divide by 0; what is chosen is not used.
+    total = ops.where(total > 0, total, 1)
     # Weights sum to less than 2**43 and a surprise is below 2**18, so the sum of products fits int64.
     distance = own - ops.row_sum(weights * own) // total
     distance = ops.where(distance < 0, -distance, distance)
