@@ -39,7 +39,8 @@ def short(monkeypatch):
         ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "02"),  # noqa: E501
         ("a{% generation %}{% set x = 1 %}b{% endgeneration %}{{ x is defined }}", "abFalse"),
         ("  {% if true %}\n  a\n  {% endif %}\n", "  a\n"),
-        ("{{ 'a b' | wordwrap(1) | pprint }}{{ lipsum(0) }}", "'a\\nb'"),  # modules that Jinja imports late
+        # Modules that Jinja imports late.
+        ("{{ '<b>a b</b>' | striptags | wordwrap(1) | pprint }}{{ lipsum(0) }}", "'a\\nb'"),
         ("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ other is defined }}", "TrueTrueTrueFalse"),  # noqa: E501
     ],
 )  # fmt: skip
@@ -124,6 +125,8 @@ BROKEN = {
     "{{ '%3000000000d' % 1 }}": "512 MiB of memory",
     "{{ ('a' * 400000000) ~ ('a' * 400000000) }}": "512 MiB of memory",
     "{% for i in range(90000) %}{% for i in range(90000) %}{{ 'a' * 90000 }}{% endfor %}{% endfor %}": "characters",
+    "{{ range(1000000) | length }}": "Range too big",
+    "{{ 2.0 ** 9999 }}": "OverflowError",
     "{{ ''.__class__.__mro__ }}": "unsafe",
     "{{ cycler.__init__.__globals__ }}": "unsafe",
     "{% include '/etc/passwd' %}": "no loader",

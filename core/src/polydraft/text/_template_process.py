@@ -51,6 +51,9 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, sec
     class RefusalError(TemplateError):
         """A template called ``raise_exception``."""
 
+    class LengthError(Exception):
+        """A template writes too much."""
+
     class Generation(Extension):
         """``{% generation %}``: marks what the model wrote, for training. Here its content is rendered, no more."""
 
@@ -101,7 +104,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, sec
         for piece in compiled(source).generate(values):
             count += len(piece)
             if count > longest:
-                raise OverflowError
+                raise LengthError
             pieces.append(piece)
         return "".join(pieces)
 
@@ -117,7 +120,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, sec
             return b"s", f"line {error.lineno}: {error.message}".encode("utf-8", "replace")
         except MemoryError:
             return b"m", b""
-        except OverflowError:
+        except LengthError:
             return b"l", b""
         except RecursionError:
             return b"f", b"it calls itself too deeply"
@@ -126,7 +129,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO, memory: int, longest: int, sec
 
     # Imports what is imported late.
     render("{{ [messages] | tojson }}{{ strftime_now('%d %B %Y') }}", {"messages": ""})
-    render("{{ messages | wordwrap(9) | pprint }}{{ lipsum(1) }}", {"messages": "a"})
+    render("{{ messages | striptags | wordwrap(9) | pprint }}{{ lipsum(1) }}", {"messages": "a"})
     with suppress(Exception):
         render("{{ missing.name }}", {})
     _limit(memory)
