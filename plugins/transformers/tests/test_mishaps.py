@@ -46,6 +46,15 @@ def test_a_checkpoint_that_lacks_a_tensor(tmp_path):
         polydraft.load(str(folder), drafter=None, **LOCAL)
 
 
+def test_a_checkpoint_with_a_tensor_of_another_shape(tmp_path):
+    folder = copied("tiny-llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][:100].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelFormatError, match=r"lm_head\.weight \[100, 192\] instead of \[2048, 192\]"):
+        polydraft.load(str(folder), drafter=None, **LOCAL)
+
+
 def test_only_the_models_own_files_are_loaded(tmp_path, monkeypatch):
     """Whatever else is in its folder: Transformers would prefer a stale file to the index, and knows no other names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

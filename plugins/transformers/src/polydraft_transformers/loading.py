@@ -108,6 +108,7 @@ def _model(
                 trust_remote_code=request.trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
                 **extra,
             )
             model.to(device=device)
@@ -121,11 +122,12 @@ def _model(
             "Check that the checkpoint is complete and its architecture known to the installed version.",
         ) from error
     # Transformers fills tensors that the checkpoint does not have with random numbers, and only warns.
-    missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    mismatched = [f"{name} {[*ours]} instead of {[*wanted]}" for name, ours, wanted in found["mismatched_keys"]]
+    missing = sorted([*found["missing_keys"], *mismatched])
     if missing:
         raise ModelFormatError(
-            f"The weights of {source.id} do not fit its config: {len(missing)} tensors are missing or of another shape "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}).",
+            f"The weights of {source.id} do not fit its config: tensors are missing or of another shape "
+            f"({', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}).",
             "Download the model again, or check that config.json belongs to these weights.",
         )
     return model.eval()
