@@ -83,7 +83,7 @@ def test_a_damaged_tokenizer(copy):
 def test_a_tokenizer_config_of_wrong_types(copy, content):
     folder = copy()
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFormatError, match="cannot load the tokenizer"):
+    with pytest.raises(ModelFormatError, match=r"cannot load the tokenizer|tokenizer_config\.json .* holds a list"):
         load(folder)
 
 
