@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
     from polydraft.contract.backend import Backend
-    from polydraft.contract.requests import LoadRequest, ModelSource
+    from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import WholeEngine
     from polydraft.verification._gate import Gate
@@ -134,7 +134,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
     try:
         check_engine(engine, getattr(engine, "running", None), backend.capabilities())
         for source in filter(None, (request.target, request.plan.drafter)):
-            notes += _notes_on_weights(source)
+            notes += _notes_on_weights(source, request.hub)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
@@ -150,14 +150,21 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         raise
 
 
-def _notes_on_weights(source: ModelSource) -> list[str]:
+def _notes_on_weights(source: ModelSource, hub: HubOptions) -> list[str]:
     """Notes on files of a checkpoint's folder that a user may think are loaded, and on a head that its config hides."""
     from polydraft.checkpoints._output_head import head_note
     from polydraft.checkpoints._weight_files import ignored_files
+    from polydraft.verification._fingerprint import snapshot_of
 
-    if source.path is None or source.format not in {"safetensors", "mlx"}:
+    if source.format not in {"safetensors", "mlx"}:
         return []
-    names, note = ignored_files(source.path), head_note(source.path, source.id)
+    folder = source.path or snapshot_of(source, hub)
+    if folder is None:
+        return []
+    try:
+        names, note = ignored_files(folder), head_note(folder, source.id)
+    except ModelFormatError:  # not complete here: a server that was started elsewhere has its own copy
+        return []
     ignored = [f"Ignored, as not part of {source.id}: {', '.join(names)}."] if names else []
     return [*ignored, *([note] if note else [])]
 

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from huggingface_hub import snapshot_download
+from polydraft._load import _notes_on_weights
 from polydraft.checkpoints._engine_folder import engine_folder
 from polydraft.checkpoints._output_head import corrected_config, head_note
+from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft_conformance.changed_checkpoints import change_tensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -56,3 +59,20 @@ def test_the_tensors_decide(model, names, config, tied):
     assert made.get("text_config", {}).get("tie_word_embeddings", tied) is tied
     assert (engine_folder(folder) / "model.safetensors").samefile(folder / "model.safetensors")
     assert json.loads((folder / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_notes_on_a_hub_model_and_none_on_an_incomplete_folder(model, fake_hub, tmp_path, complete):
+    """A server that was started elsewhere has weights that this machine may lack: no reason to fail."""
+    folder = model([EMBEDDING, HEAD], tie_word_embeddings=True)
+    if not complete:
+        index = {"weight_map": {EMBEDDING: "gone.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fake_hub.add("org/m", files)
+    hub = HubOptions(cache_dir=tmp_path / "hub")
+    snapshot_download("org/m", cache_dir=hub.cache_dir)
+    local = ModelSource(id="org/m", kind="local", path=folder, format="safetensors")
+    for source in (local, local.model_copy(update={"kind": "hub", "path": None})):
+        notes = _notes_on_weights(source, hub)
+        assert [("output head" in note) for note in notes] == [True] * complete

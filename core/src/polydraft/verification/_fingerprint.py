@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions, ModelSource
 
-__all__ = ["commit_of", "fingerprint", "state_of"]
+__all__ = ["commit_of", "fingerprint", "snapshot_of", "state_of"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".gguf", ".litertlm")
@@ -40,7 +40,7 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
     Raises:
         ModelFormatError: A file is missing or cannot be read.
     """
-    path = source.path or _snapshot(source, hub)
+    path = source.path or snapshot_of(source, hub)
     if path is None:
         return ""
     try:
@@ -57,7 +57,7 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
 
 def state_of(source: ModelSource, hub: HubOptions) -> tuple[tuple[str, int, int, int, int], ...]:
     """Names, inodes, sizes and times of the same files, read in no time: whether they changed during a load."""
-    path = source.path or _snapshot(source, hub)
+    path = source.path or snapshot_of(source, hub)
     try:
         files = _files(source, path) if path else {}
         states = {name: file.stat() for name, file in files.items()}
@@ -83,7 +83,8 @@ def commit_of(source: ModelSource, hub: HubOptions) -> str:
         return ""
 
 
-def _snapshot(source: ModelSource, hub: HubOptions) -> Path | None:
+def snapshot_of(source: ModelSource, hub: HubOptions) -> Path | None:
+    """The folder of a Hub model's files in the Hub's cache; None if it is not there."""
     folder = _repository_folder(source, hub) / "snapshots" / (commit_of(source, hub) or "unknown")
     return folder if folder.is_dir() else None
 
