@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 __all__ = ["TookTooLong", "is_callers_own", "within"]
 
@@ -63,4 +63,4 @@ def within(seconds: float, work: Callable[[], R]) -> R:
         raise TookTooLong from None
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]  # None only if ``work`` returns None
+    return cast("R", result)  # None only if ``work`` returns None

@@ -27,6 +27,7 @@ def shows_arguments(arguments: type, defaults: Mapping[str, Any]) -> Callable[[_
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=text)
             )
+        # ``inspect.signature`` reads this attribute, which the types of functions do not have (PEP 362).
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return function
 

@@ -103,6 +103,7 @@ class _Exchange:
 
     def response(self, source: socket.socket, *arguments: Any, **named: Any) -> http.client.HTTPResponse:
         """An ``http.client`` response that reads within these limits: status line, headers and body."""
+        # A ``_Wire`` has the one method of a socket that a response calls.
         return http.client.HTTPResponse(_Wire(source, self), *arguments, **named)  # type: ignore[arg-type]
 
 
@@ -421,6 +422,7 @@ class HttpClient:
             connection = http.client.HTTPConnection(host, port, timeout=timeout)
         if route.tunnel:
             connection.set_tunnel(self._parts.hostname or "", self._parts.port or http.client.HTTPS_PORT, route.headers)
+        # A class to the type checker; ``http.client`` only calls it.
         connection.response_class = exchange.response  # type: ignore[assignment]
         try:
             connection.connect()
