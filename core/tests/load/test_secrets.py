@@ -58,7 +58,11 @@ def test_a_text_that_no_header_can_hold(text, tmp_path, monkeypatch):
         assert CANARY not in everything_of(caught.value)
 
 
-@pytest.mark.parametrize("given", [[CANARY], {"a": CANARY}, CANARY.encode(), 5, object()], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [[CANARY], {"a": CANARY}, CANARY.encode(), 5, object()],
+    ids=lambda given: type(given).__name__,
+)
 def test_a_secret_is_a_text(given):
     with pytest.raises(ValidationError) as caught:
         ServerOptions(api_key=given)
