@@ -14,17 +14,17 @@ from typing import Any
 
 from polydraft.contract import SteppingEngine
 from polydraft_conformance.options import SuiteOptions
-from polydraft_conformance.prompts import CHATS, TEXTS, PromptText
+from polydraft_conformance.prompts import PromptText, chats, texts
 from polydraft_conformance.reference_logits import FILE, best, key_of, rows_of
 from polydraft_conformance.suite import open_suite
 
 OUTPUT = Path(__file__).resolve().parents[1] / "src" / "polydraft_conformance" / FILE
 DRAFTS = 3
 PROMPTS: tuple[Any, ...] = (
-    *(text[:120] for text in TEXTS),
+    *(text[:120] for text in texts(0)),
     "<bos>Once is enough.",
     "Größe: 5 € 🎉\t\r\n",
-    *([{"role": "user", "content": chat}] for chat in CHATS[:2]),
+    *([{"role": "user", "content": chat}] for chat in chats(0)[:2]),
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}],
 )
 
@@ -45,7 +45,7 @@ def main(backend: str) -> None:
                 continue
             case = pair.case(DRAFTS, kind)
             session = suite.session(case)
-            text, window = PromptText.of(session), pair.window
+            text, window = PromptText.of(session, 0), pair.window
             records = pairs.setdefault(key_of(case), [])
             for length in (window // 2, window - 1, window + 9, 2 * window + 21):
                 context = text.tokens(length)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from polydraft import PluginHost
 
 pytest.importorskip("polydraft_reference", reason="the suite is tested on the reference engine: polydraft-reference")
 
-sys.path.insert(0, str(Path(__file__).parent))  # for defective_backends: tests are imported by their files
-
 
 @pytest.fixture
 def conformance(tmp_path):
     """Runs the suite, in this process, on a backend class (default: the reference backend)."""
-    from defective_backends.making import PluginOf
+    from polydraft_conformance.defects.making import PluginOf
     from polydraft_conformance.testing import run_in_process
     from polydraft_reference.backend import ReferenceBackend
 
@@ -24,6 +19,8 @@ def conformance(tmp_path):
         host = PluginHost({"tested": PluginOf(backend, name=name, **record)})
         # A busy machine is not a defect of the backend: the limit is for what hangs.
         usual = ["--polydraft-time-limit", "600", *["--polydraft-quick"] * quick]
+        if "--polydraft-seed" not in arguments:
+            usual += ["--polydraft-seed", "5"]
         return run_in_process(name, *usual, *arguments, host=host, rootdir=tmp_path)
 
     return run

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from defective_backends import engines
-from defective_backends.making import defective
 from polydraft.contract import Diagnosis
 from polydraft_conformance import testing
 from polydraft_conformance.__main__ import main
+from polydraft_conformance.defects import stepping
+from polydraft_conformance.defects.making import defective
 from polydraft_conformance.rendering.markdown import to_markdown
 from polydraft_conformance.report import JSON_NAME, MARKDOWN_NAME
 
@@ -31,6 +31,7 @@ def test_report_files(conformance, tmp_path):
         "dtype": "float32",
         "device": "cpu",
         "quick": True,
+        "seed": 5,
         "k": [4, 1],
     }
     assert {"python", "platform", "machine", "devices", "versions"} <= set(data["environment"])
@@ -46,7 +47,7 @@ def test_report_files(conformance, tmp_path):
 
 
 def test_a_failure_in_the_report(conformance):
-    run = conformance("-k", "test_drafts_are_made", "--polydraft-kinds", "mtp", backend=defective(engines.Silent))
+    run = conformance("-k", "test_drafts_are_made", "--polydraft-kinds", "mtp", backend=defective(stepping.Silent))
     markdown = to_markdown(run.report.as_dict())
     assert "**FAIL** 2" in markdown
     assert "## Failures" in markdown

@@ -1,9 +1,9 @@
 """Exclusions: what is declared must be there, must fail, and must still be true."""
 
 import pytest
-from defective_backends import engines
-from defective_backends.making import defective
 from polydraft.contract import Exclusion
+from polydraft_conformance.defects import stepping
+from polydraft_conformance.defects.making import defective
 
 
 def probe_true():
@@ -24,7 +24,7 @@ def excluding(conformance):
 
     def run(*exclusions, silent=True, select="test_drafts_are_made or test_exclusions"):
         made = [Exclusion(**{"reason": "a reason for it", **exclusion}) for exclusion in exclusions]
-        base = defective(engines.Silent if silent else None)
+        base = defective(stepping.Silent if silent else None)
         backend = type("Excluding", (base,), {"conformance_exclusions": lambda self: made})
         return conformance("-k", select, "--polydraft-kinds", "mtp,ngram", backend=backend)
 

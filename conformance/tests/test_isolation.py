@@ -4,18 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("xdist", reason="polydraft-conformance[isolate] is not installed")
 
 PLUGIN = """
-from defective_backends import engines
-from defective_backends.making import defective
 from polydraft.contract import BackendRecord, hookimpl
+from polydraft_conformance.defects.making import defective
+from polydraft_conformance.defects.stepping import Crashing
 
-Backend = defective(engines.Crashing)
+Backend = defective(Crashing)
 
 
 @hookimpl
@@ -41,7 +40,7 @@ def crashing(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crashing-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[polydraft]\ncrashing = crashing_plugin\n")
-    return os.pathsep.join([str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
 
 
 def test_a_crash_costs_its_own_rows_only(crashing, tmp_path):

@@ -5,9 +5,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from defective_backends import engines
-from defective_backends.making import PluginOf, defective
 from polydraft_conformance.__main__ import main
+from polydraft_conformance.defects import stepping
+from polydraft_conformance.defects.making import PluginOf, defective
 from polydraft_conformance.rendering.matrix import BEGIN, END, fill, read_reports, to_matrix
 from polydraft_conformance.rendering.page import to_page
 from polydraft_conformance.rendering.plot import acceptance_plot, curves
@@ -58,8 +58,8 @@ def folder(tmp_path_factory):
     from polydraft_reference.backend import ReferenceBackend
 
     reports = tmp_path_factory.mktemp("reports")
-    tie = defective(engines.LowPrecision, dtype="bfloat16", exactness=frozenset({"standard"}))
-    backends = {"honest": ReferenceBackend, "low-precision": tie, "unverified": defective(engines.Unverified)}
+    tie = defective(stepping.LowPrecision, dtype="bfloat16", exactness=frozenset({"standard"}))
+    backends = {"honest": ReferenceBackend, "low-precision": tie, "unverified": defective(stepping.Unverified)}
     for name, backend in backends.items():
         host = PluginHost({"tested": PluginOf(backend, name=name)})
         run_in_process(

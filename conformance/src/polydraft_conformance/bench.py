@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import GenerationResult
@@ -94,16 +95,30 @@ class Bench:
         if self.case.kind not in MODEL_KINDS:
             not_claimed("n-gram drafts are the core's own.")
 
-    def seed(self, seed: int) -> dict[str, Any]:
-        """``seed=`` where the backend claims it."""
-        return {"seed": seed} if "seed" in self.capabilities.sampling else {}
+    def seed(self, number: int) -> dict[str, Any]:
+        """``seed=`` where the backend claims it: the run's own seed of this number."""
+        return {"seed": self.seed_of(number)} if "seed" in self.capabilities.sampling else {}
+
+    def seed_of(self, number: int) -> int:
+        """The sampling seed of a number: other numbers and other runs have others."""
+        return self.suite.options.seed * 100_003 + number
+
+    def random(self, name: str) -> Random:
+        """Random choices of a check that vary with the run's seed and repeat with it.
+
+        Args:
+            name: Tells the uses apart: the check's name, say.
+        """
+        return Random(f"polydraft {self.suite.options.seed} {self.case.id} {name}")
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
-    def prompt(self, length: int) -> list[int]:
-        """The first ``length`` tokens of the suite's text in the target's tokens."""
-        text = self.suite.cache.once(("text", self.case.pair), lambda: PromptText.of(self.session))
-        return text.tokens(length)
+    def prompt(self, length: int, variant: int = 0) -> list[int]:
+        """The first ``length`` tokens of the run's text in the target's tokens; each variant begins elsewhere."""
+        text = self.suite.cache.once(
+            ("text", self.case.pair), lambda: PromptText.of(self.session, self.suite.options.seed)
+        )
+        return text.tokens(length, variant)
 
     @property
     def window_prompts(self) -> tuple[WindowPrompt, ...]:

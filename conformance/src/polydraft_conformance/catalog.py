@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import pytest
 
-from polydraft_conformance.signals import NotClaimed
+from polydraft_conformance.signals import NotClaimed, NotIndependentlyChecked
 
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities
 
-__all__ = ["CHECKS", "Check", "Scope", "check", "load_checks", "matching_checks", "not_claimed", "rank"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Scope",
+    "check",
+    "load_checks",
+    "matching_checks",
+    "not_claimed",
+    "rank",
+    "unchecked",
+]
 
-Scope = Literal["backend", "once", "target", "kind", "case"]
+Scope = Literal["backend", "once", "target", "method", "kind", "case"]
 """What a check is repeated for. ``case``: every pair, drafter kind and k. ``kind``: every pair and drafter kind, at one
-k. ``target``: every pair, with its own drafter. ``once``: the first pair only. ``backend``: nothing is loaded."""
+k. ``method``: the same in a full run; in a quick one every drafter kind, on the first pair that has it. ``target``:
+every pair, with its own drafter. ``once``: the first pair only. ``backend``: nothing is loaded."""
 
 Claim = Callable[["Capabilities"], str | None]
 """Says why the capabilities do not claim what a check tests; None if they do."""
@@ -53,6 +64,15 @@ def not_claimed(reason: str) -> NoReturn:
         reason: Names the capability, one sentence.
     """
     raise NotClaimed(reason)
+
+
+def unchecked(reason: str) -> NoReturn:
+    """End a check because what it would compare cannot be observed from outside this engine.
+
+    Args:
+        reason: What would be needed, one sentence.
+    """
+    raise NotIndependentlyChecked(reason)
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SuiteOptions", "add_options", "read_options"]
+__all__ = ["SuiteOptions", "add_options", "draw_seed", "read_options"]
 
 ALL_K = (1, 2, 3, 4, 5, 6, 7, 8)
 QUICK_K = (1, 4)
+_SEEDS = 1_000_000
+"""Small enough to be typed."""
 USUAL_K = 4
 """The k of checks that are not repeated for every k."""
 
@@ -32,6 +35,8 @@ class SuiteOptions:
     quick: bool = False
     must_run: bool = False
     time_limit: float = 120.0
+    seed: int = 0
+    """Prompts, sampling seeds and random choices of the run are made from it."""
 
     @property
     def k_values(self) -> tuple[int, ...]:
@@ -60,6 +65,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--polydraft-report", metavar="DIR", type=Path, help="write conformance-report.json and .md into this folder"
     )
+    group.addoption(
+        "--polydraft-seed",
+        metavar="N",
+        type=int,
+        help="repeat a run: prompts, sampling seeds and random choices are made from it (default: drawn; the run's end "
+        "and its report name it)",
+    )
     group.addoption("--polydraft-quick", action="store_true", help="fewer prompts and k 1 and 4 only")
     group.addoption(
         "--polydraft-must-run",
@@ -87,6 +99,11 @@ def read_options(config: pytest.Config) -> SuiteOptions | None:
     time_limit = config.getoption("polydraft_time_limit")
     if time_limit <= 0:
         raise pytest.UsageError(f"--polydraft-time-limit={time_limit} is not positive.")
+    seed = config.getoption("polydraft_seed")
+    if seed is None:
+        seed = config.option.polydraft_seed = draw_seed()
+    if not 0 <= seed < _SEEDS:
+        raise pytest.UsageError(f"--polydraft-seed={seed} is not a number from 0 to {_SEEDS - 1}.")
     return SuiteOptions(
         backend=backend,
         pairs=_names(config.getoption("polydraft_pairs")),
@@ -97,7 +114,13 @@ def read_options(config: pytest.Config) -> SuiteOptions | None:
         quick=config.getoption("polydraft_quick"),
         must_run=config.getoption("polydraft_must_run"),
         time_limit=time_limit,
+        seed=seed,
     )
+
+
+def draw_seed() -> int:
+    """A seed for a run that was given none."""
+    return secrets.randbelow(_SEEDS)
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from polydraft_conformance.signals import (
     ExcludedWithoutRun,
     Failed,
     NotClaimed,
+    NotIndependentlyChecked,
     Skipped,
     TimeLimitError,
 )
@@ -83,6 +84,8 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     # Before Skipped, from which NotClaimed and ExcludedWithoutRun are derived.
     if isinstance(error, NotClaimed):
         return Outcome("not-claimed", str(error))
+    if isinstance(error, NotIndependentlyChecked):
+        return Outcome("unchecked", f"Not independently checked: {error}")
     if isinstance(error, ExcludedWithoutRun):
         return Outcome("excluded", str(error))
     if isinstance(error, DeclarationError):

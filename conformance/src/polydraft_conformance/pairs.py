@@ -117,7 +117,7 @@ def find_pairs(
     return tuple(found)
 
 
-def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int]) -> list[Case]:
+def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int], *, quick: bool = False) -> list[Case]:
     """The cases that a check of one scope is repeated for; where not for every k, then for the first."""
     usual = k_values[0]
     if scope == "backend":
@@ -126,7 +126,9 @@ def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int]) -> list[
         return [pairs[0].case(usual)]
     if scope == "target":
         return [pair.case(usual) for pair in pairs]
-    if scope == "kind":
+    if scope == "method" and quick:
+        return list({kind: pair.case(usual, kind) for pair in reversed(pairs) for kind in pair.kinds}.values())
+    if scope in {"kind", "method"}:
         return [pair.case(usual, kind) for pair in pairs for kind in pair.kinds]
     return [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values]
 

@@ -40,8 +40,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker of checks."""
     config.addinivalue_line("markers", f"{MARK}(name): a check of the polydraft conformance suite")
     config.stash[ROWS] = []
+    if hasattr(config, "workerinput"):
+        config.option.polydraft_seed = config.workerinput.get("polydraft_seed", config.option.polydraft_seed)
     if not hasattr(config, "workerinput"):  # a worker of pytest-xdist leaves the rows to its controller
         config.pluginmanager.register(RowCollector(config.stash[ROWS]), "polydraft-rows")
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Give a worker of pytest-xdist the seed of the run: all of them collect the same checks."""
+    from polydraft_conformance.options import draw_seed
+
+    if node.config.option.polydraft_seed is None:
+        node.config.option.polydraft_seed = draw_seed()
+    node.workerinput["polydraft_seed"] = node.config.option.polydraft_seed
 
 
 def suite_of(config: pytest.Config) -> Suite:
@@ -95,7 +106,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return  # reported once, when all items are collected
     check = CHECKS[mark.args[0]]
     if suite.diagnosis.usable and check.scope != "backend":
-        found = cases(suite.pairs, check.scope, suite.k_values)
+        found = cases(suite.pairs, check.scope, suite.k_values, quick=suite.options.quick)
         metafunc.parametrize("polydraft_case", found, ids=[case.id for case in found])
 
 
@@ -194,7 +205,7 @@ def _set_outcome(report: pytest.TestReport, status: str, reason: str) -> None:
         if report.outcome != "failed" or not report.longrepr:
             report.longrepr = reason
         report.outcome = "failed"
-    elif status == "not-claimed":
+    elif status in {"not-claimed", "unchecked"}:
         report.outcome = "skipped"
     else:
         report.outcome = "skipped"
@@ -244,7 +255,9 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     report = report_of(suite, rows)
     counts = ", ".join(f"{count} {status}" for status, count in report.summary().items() if count)
     terminalreporter.section(f"polydraft conformance of {suite.options.backend}: {report.status}")
-    terminalreporter.line(counts)
+    terminalreporter.line(
+        f"{counts}; seed {suite.options.seed} (--polydraft-seed {suite.options.seed} repeats the run)"
+    )
     if not suite.diagnosis.usable:
         terminalreporter.line(f"{suite.diagnosis.reason} {suite.diagnosis.remedy}".strip())
     if suite.options.report is not None:

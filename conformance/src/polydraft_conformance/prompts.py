@@ -1,9 +1,10 @@
-"""Prompts of exact lengths, made from the suite's own text in the target's own tokens."""
+"""Prompts of exact lengths in the target's own tokens, made from texts that vary with the run's seed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle, islice
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,54 +12,71 @@ if TYPE_CHECKING:
 
     from polydraft import Session
 
-__all__ = ["CHATS", "TEXTS", "PromptText", "WindowPrompt", "window_prompts"]
+__all__ = ["PromptText", "WindowPrompt", "chats", "texts", "window_prompts"]
 
-TEXTS = (
-    '''def read_lines(path, *, encoding="utf-8"):
-    """Return the lines of a file, without their ends."""
-    with open(path, encoding=encoding) as file:
-        return [line.rstrip("\\n") for line in file]
-
-
-def write_lines(path, lines, *, encoding="utf-8"):
-    """Write the lines to a file, each with its end."""
-    with open(path, "w", encoding=encoding) as file:
-        for line in lines:
-            file.write(line + "\\n")
-
-
-class Counter(dict):
-    """Count how often each key was seen."""
-
-    def __missing__(self, key):
-        return 0
-
-    def update(self, keys):
-        """Count every one of the keys."""
-        for key in keys:
-            self[key] += 1
-
-    def most_common(self, n=None):
-        """Return the n most common keys with their counts, the most common first."""
-        items = sorted(self.items(), key=lambda item: item[1], reverse=True)
-        return items if n is None else items[:n]
-
-    def total(self):
-        """Return the sum of all counts."""
-        return sum(self.values())
-''',
-    "Return the number of items. The list is sorted, and the items are counted: one, two, three, four, five, six. ",
-    'import os\nimport sys\n\n__all__ = ["walk", "main"]\n\n\ndef walk(top):\n    for name in os.listdir(top):\n',
+_NOUNS = (
+    *("item", "line", "key", "value", "name", "word", "file", "path", "list", "number", "count", "table", "row"),
+    *("user", "order", "page", "node", "size", "text", "date"),
 )
-"""Raw texts. The first is long enough for every window of the built-in targets."""
-
-CHATS = (
-    "What does os.path.join do?",
-    "Write a function that returns the larger of two numbers.",
-    "What is a list?",
-    "Say hello.",
+_VERBS = (
+    *("read", "write", "count", "sort", "find", "add", "remove", "join", "split", "check", "parse", "load", "save"),
+    *("print", "merge", "copy", "open", "close"),
 )
-"""A user's message, for the chat template."""
+_ADJECTIVES = ("first", "last", "largest", "smallest", "common", "empty", "sorted", "unique", "new", "old")
+_RETURNS = ("None", "a list", "the number of items", "True if there is one", "a new string", "the sum of all values")
+
+
+def texts(seed: int) -> tuple[str, ...]:
+    """Texts of a run: Python code and English about it, the kind that the built-in models were trained on.
+
+    The first has some thousand characters: long enough for every window and chunk of the built-in targets.
+    """
+    random = Random(f"polydraft texts {seed}")  # a string seeds the same numbers in every process
+    code = "\n\n".join(_function(random) for _ in range(24))
+    prose = " ".join(_sentence(random) for _ in range(3)) + " "
+    imports = "".join(f"import {name}\n" for name in random.sample(["os", "sys", "json", "math", "re", "time"], 3))
+    return code, prose, f"{imports}\n\n{_function(random)}"
+
+
+def chats(seed: int) -> tuple[str, ...]:
+    """A user's messages of a run, for the chat template."""
+    random = Random(f"polydraft chats {seed}")
+
+    def one() -> str:
+        noun, verb, adjective = random.choice(_NOUNS), random.choice(_VERBS), random.choice(_ADJECTIVES)
+        asks = (
+            f"What does {random.choice(['os.path', 'str', 'list', 'dict', 'math'])}.{verb} do?",
+            f"Write a function that returns the {adjective} {noun}.",
+            f"What is a {noun}?",
+            f"How do I {verb} a {noun}?",
+            f"Say {noun}.",
+        )
+        return random.choice(asks)
+
+    return tuple(dict.fromkeys(one() for _ in range(16)))
+
+
+def _function(random: Random) -> str:
+    """A short function with its docstring."""
+    noun, other = random.sample(_NOUNS, 2)
+    verb, adjective = random.choice(_VERBS), random.choice(_ADJECTIVES)
+    bodies = (
+        f"    for {noun} in {noun}s:\n        if {noun} == {other}:\n            return {noun}\n    return None\n",
+        f"    found = []\n    for {noun} in {noun}s:\n        found.append({noun}.{verb}())\n    return found\n",
+        f"    return [{noun} for {noun} in {noun}s if {noun} != {other}]\n",
+        f"    with open({noun}) as {other}:\n        return {other}.read()\n",
+        f"    {noun}.{verb}({other})\n    return len({noun})\n",
+    )
+    says = f"{verb.capitalize()} the {adjective} {noun}, and return {random.choice(_RETURNS)}."
+    return f'def {verb}_{adjective}_{noun}({noun}s, {other}):\n    """{says}"""\n{random.choice(bodies)}'
+
+
+def _sentence(random: Random) -> str:
+    noun, other = random.sample(_NOUNS, 2)
+    return (
+        f"Return the {random.choice(_ADJECTIVES)} {noun} of the {other}: {', '.join(random.sample(_NOUNS, 4))}. "
+        f"To {random.choice(_VERBS)} the {noun}, {random.choice(_VERBS)} its {other}."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +97,22 @@ class PromptText:
     body: tuple[int, ...]
 
     @classmethod
-    def of(cls, session: Session) -> PromptText:
+    def of(cls, session: Session, seed: int) -> PromptText:
         """From any session of the target: it turns text into tokens."""
+        code, prose, _ = texts(seed)
         bare, whole = (
-            session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids for text in (TEXTS[1], TEXTS[0])
+            session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids for text in (prose, code[:600])
         )
-        # A first token that both share is BOS.
+        # A first token that both share is BOS. (The code begins with "def", the prose with "Return".)
         start = whole[:1] if whole[0] == bare[0] else ()
         return cls(start, whole[len(start) :])
 
-    def tokens(self, length: int) -> list[int]:
-        """The first ``length`` tokens, the text repeated if needed."""
-        return [*self.start, *islice(cycle(self.body), length - len(self.start))]
+    def tokens(self, length: int, variant: int = 0) -> list[int]:
+        """The first ``length`` tokens, the text repeated if needed; each variant begins elsewhere in the text."""
+        # 37 has no divisor in common with most lengths, so that variants are far apart.
+        first = 37 * variant % len(self.body)
+        body = islice(cycle([*self.body[first:], *self.body[:first]]), length - len(self.start))
+        return [*self.start, *body]
 
 
 def window_prompts(prompt: Callable[[int], list[int]], window: int, *, quick: bool) -> tuple[WindowPrompt, ...]:

@@ -117,6 +117,7 @@ def report_of(suite: Suite, rows: list[Row]) -> Report:
             "dtype": given.dtype,
             "device": given.device,
             "quick": given.quick,
+            "seed": given.seed,
             "k": list(suite.k_values),
         },
         environment=environment(suite.diagnosis, [*plugins, record.engine, *required]),

@@ -17,6 +17,7 @@ __all__ = [
     "ExcludedWithoutRun",
     "Failed",
     "NotClaimed",
+    "NotIndependentlyChecked",
     "Skipped",
     "TimeLimitError",
 ]
@@ -24,6 +25,10 @@ __all__ = [
 
 class NotClaimed(Skipped):
     """The backend does not claim what a check tests. The only skip that needs no exclusion."""
+
+
+class NotIndependentlyChecked(Skipped):
+    """Nothing outside the engine shows whether what it reports is true: neither a pass nor a failure."""
 
 
 class ExcludedWithoutRun(Skipped):

@@ -128,7 +128,7 @@ def _place(check: Check, case: Case | None) -> tuple[str | None, str | None]:
     """The scope of a failure: a target and drafter kind, a target with all its drafters, or the whole backend."""
     if case is None:
         return (None, None)
-    return (case.pair.name, case.kind if check.scope in {"kind", "case"} else None)
+    return (case.pair.name, case.kind if check.scope in {"method", "kind", "case"} else None)
 
 
 def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:

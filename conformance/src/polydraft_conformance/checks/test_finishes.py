@@ -13,7 +13,7 @@ from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import wrapped_sequences
 from polydraft_conformance.evidence import greedy_settings
-from polydraft_conformance.prompts import CHATS, TEXTS
+from polydraft_conformance.prompts import chats, texts
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
 
@@ -246,8 +246,9 @@ def _ended_by_eos(bench: Bench) -> list[tuple[Prompt, GenerationResult]]:
 
     def make() -> list[tuple[Prompt, GenerationResult]]:
         found: list[tuple[Prompt, GenerationResult]] = []
-        chats: list[Prompt] = [[{"role": "user", "content": chat}] for chat in CHATS]
-        for prompt in [*chats, *TEXTS]:
+        seed = bench.suite.options.seed
+        asked: list[Prompt] = [[{"role": "user", "content": chat}] for chat in chats(seed)]
+        for prompt in [*asked, *(text[:600] for text in texts(seed))]:
             result = bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
             if result.finish_reason == "eos":
                 found.append((prompt, result))

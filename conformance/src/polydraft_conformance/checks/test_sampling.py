@@ -72,10 +72,12 @@ def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
     settings: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "ignore_eos": True, "temperature": 1.4}
     for speculate in ("off", "auto"):
         where = f"speculate={speculate!r}"
+        first = polydraft_bench.seed_of(1)
         outputs = [
-            session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids for seed in (1, 2, 3, 1)
+            session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids
+            for seed in (first, first + 1, first + 2, first)
         ]
-        expect(outputs[0] == outputs[3], f"The seed is ignored ({where}): seed 1 gave two different outputs.")
+        expect(outputs[0] == outputs[3], f"The seed is ignored ({where}): seed {first} gave two different outputs.")
         expect(len(set(outputs)) > 1, f"The seed is ignored ({where}): three seeds gave the same output.")
         drawn = session.generate(prompt, speculate=speculate, **settings)
         expect(drawn.settings.seed is not None, f"The result does not name the seed that was drawn ({where}).")
@@ -96,12 +98,19 @@ def test_sample_equals_plain(polydraft_bench: Bench) -> None:
     for seed, settings in enumerate(_SETTINGS[:: 2 if polydraft_bench.quick else 1] if usual else _SETTINGS[:1]):
         if not set(settings) <= polydraft_bench.capabilities.sampling:
             continue
-        sampling = {**settings, "seed": seed, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
+        sampling = {
+            **settings,
+            "seed": polydraft_bench.seed_of(seed),
+            "max_new_tokens": _NEW_TOKENS,
+            "ignore_eos": True,
+        }
         plain = polydraft_bench.plain(prompt, **sampling)
         with logged(session) as logs:
             result = session.generate(prompt, **sampling)
         runs.append((result, logs[-1] if logs else None))
-        polydraft_bench.same(plain, result, wrong=f"Speculation changed the sample of {settings}, seed {seed}.")
+        polydraft_bench.same(
+            plain, result, wrong=f"Speculation changed the sample of {settings}, seed {sampling['seed']}."
+        )
     stats = speculation_of(runs).stats
     polydraft_bench.numbers["sampled_acceptance_rate"] = stats.acceptance_rate
     polydraft_bench.numbers["sampled_drafts"] = stats.num_draft_tokens
@@ -138,7 +147,7 @@ def test_sampled_drafts_are_accepted(polydraft_bench: Bench) -> None:
 def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
     """Streaming gives the same sample of a seed as generate does."""
     prompt = _prompt(polydraft_bench)
-    settings: dict[str, Any] = {"temperature": 0.8, "seed": 21, "max_new_tokens": _NEW_TOKENS}
+    settings: dict[str, Any] = {"temperature": 0.8, "seed": polydraft_bench.seed_of(21), "max_new_tokens": _NEW_TOKENS}
     wanted = polydraft_bench.session.generate(prompt, **settings)
     found = streamed(polydraft_bench.session, prompt, **settings)
     expect(

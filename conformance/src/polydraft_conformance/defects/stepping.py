@@ -5,12 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
+from functools import partial
+from typing import Any
 
 import numpy as np
 from polydraft.contract import Proposal, Step
 from polydraft.sampling._sampler import RuleSampler
 from polydraft_reference.model import ReferenceModel
 from polydraft_reference.sequence import ReferenceSequence
+
+from polydraft_conformance.defects.catalogue import Defect
+from polydraft_conformance.defects.making import defective
+
+__all__ = ["DEFECTS"]
 
 
 class Unverified(ReferenceSequence):
@@ -139,13 +146,14 @@ class PerturbedWhileSpeculating(ReferenceSequence):
         self.drafted = False
         if not hasattr(engine, "perturbed"):
             engine.perturbed = perturbed(engine.target, self.share)
+        self.perturbed = engine.perturbed
 
     def propose(self, newest, k, sampler, *, keep_logits=False):
         self.drafted = True
         return super().propose(newest, k, sampler, keep_logits=keep_logits)
 
     def run_row(self, token_id):
-        model = self.engine.perturbed if self.drafted else self.engine.target
+        model = self.perturbed if self.drafted else self.engine.target
         return model.logits(model.run(token_id, self.cache), token_id)
 
 
@@ -194,7 +202,7 @@ class TieSeeker(LowPrecision):
         return super().prefill(token_ids, sampler, keep_logits=keep_logits)
 
     def off(self, line, position, row):
-        reachable = min(self.engine.max_draft_tokens, position - self.prompt_length)
+        reachable = min(self.engine.running.num_speculative_tokens, position - self.prompt_length)
         places = [row, *range(reachable + 1)] if self.drafted else [row]
         lines = [super(TieSeeker, self).off(line, position, place) for place in places]
         return next((other for other in lines if other.argmax() != line.argmax()), lines[0])
@@ -218,3 +226,74 @@ class OtherBitsLater(OtherBits):
         super().__init__(engine)
         engine.opened = getattr(engine, "opened", 0) + 1
         self.off = engine.opened > 12
+
+
+LOW_PRECISION: dict[str, Any] = {"dtype": "bfloat16", "exactness": frozenset({"standard"})}
+
+DEFECTS = (
+    Defect(
+        "verification skipped",
+        "test_greedy_equals_plain",
+        "Speculation changed the greedy output",
+        partial(defective, Unverified),
+    ),
+    Defect("k is off by one", "test_rounds_draft_k_tokens", "k is off", partial(defective, OneDraftTooFew)),
+    Defect(
+        "a stale row after rollback",
+        "test_rollback_is_exact",
+        "rows are left that were rolled back",
+        partial(defective, StaleRow),
+    ),
+    Defect(
+        "KV corrupted past the window",
+        "test_steps_equal_prefill",
+        "after plain steps to a context of",
+        partial(defective, WindowCorrupted),
+    ),
+    Defect("drafter off", "test_drafts_are_made", "The drafter is silent", partial(defective, Silent)),
+    Defect(
+        "temperature ignored",
+        "test_temperature_changes_the_output",
+        "The temperature is ignored",
+        partial(defective, TemperatureIgnored),
+    ),
+    Defect(
+        "seed ignored",
+        "test_seed_decides_the_output",
+        "The seed is ignored",
+        partial(defective, SeedIgnored),
+    ),
+    Defect("no draft is right", "test_drafts_are_accepted", "Acceptance is 0", partial(defective, AlwaysWrong)),
+    Defect("it raises", "test_generates", "ValueError: no more", partial(defective, Raising)),
+    Defect(
+        "weights perturbed while speculating",
+        "test_greedy_equals_plain",
+        "DIVERGED",
+        partial(defective, PerturbedWhileSpeculating),
+    ),
+    Defect(
+        "weights perturbed in low precision",
+        "test_greedy_equals_plain",
+        "DIVERGED",
+        partial(defective, LowPrecisionPerturbed, **LOW_PRECISION),
+    ),
+    Defect(
+        "other bits, bitwise claimed",
+        "test_bitwise_output_equals_plain",
+        "`exactness='bitwise'` does not hold on cpu in float32",
+        partial(defective, OtherBits),
+    ),
+    Defect(
+        "other bits later, bitwise claimed",
+        "test_bitwise_logits_equal_plain",
+        "Bitwise exactness is broken in float32",
+        partial(defective, OtherBitsLater),
+    ),
+    Defect(
+        "near ties are sought out",
+        "test_near_ties_as_rare_as_in_control",
+        "Near ties are too frequent",
+        partial(defective, TieSeeker, **LOW_PRECISION),
+        quick=False,
+    ),
+)

@@ -6,6 +6,11 @@ from polydraft._session.call import Call
 from polydraft.contract import GenerationStats
 from polydraft.text._tracker import OutputTracker
 
+from polydraft_conformance.defects.catalogue import Defect
+from polydraft_conformance.defects.making import defective
+
+__all__ = ["DEFECTS"]
+
 
 def statistics_made_up(monkeypatch):
     """Say that three of four drafts were accepted."""
@@ -40,3 +45,21 @@ def stop_strings_missed(monkeypatch):
         return reason
 
     monkeypatch.setattr(OutputTracker, "push", push)
+
+
+DEFECTS = (
+    Defect(
+        "core: stop string missed inside a draft",
+        "test_stop_string_inside_a_draft",
+        "was missed inside a draft",
+        defective,
+        patch=stop_strings_missed,
+    ),
+    Defect(
+        "core: statistics made up",
+        "test_statistics_equal_counts",
+        "Statistics are wrong",
+        defective,
+        patch=statistics_made_up,
+    ),
+)

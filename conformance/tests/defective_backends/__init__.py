@@ -1,1 +1,0 @@
-"""Defective backends: the reference engine with one defect each, which the suite must find and name."""
