@@ -98,6 +98,24 @@ def test_cases_of_each_scope():
     assert len(cases(pairs, "case", (4, 1))) == 6
 
 
+def test_a_quick_run_covers_every_pair_and_kind():
+    pairs = [
+        Pair(
+            f"builtin:{name}", (("mtp", f"builtin:{name}-assistant"), ("draft-model", "draft"), ("ngram", "ngram")), 16
+        )
+        for name in ("one", "two")
+    ]
+    pairs.append(Pair("builtin:three", (("draft-model", "draft"), ("ngram", "ngram")), 16))
+
+    def ids(scope):
+        return [case.id for case in cases(pairs, scope, (4, 1), quick=True)]
+
+    assert ids("kind") == ["one-mtp-k4", "one-ngram-k4", "two-mtp-k4", "three-draft-model-k4"]
+    assert set(ids("method")) == {"one-mtp-k4", "one-draft-model-k4", "one-ngram-k4"}
+    assert len([name for name in ids("case") if name.endswith("k4")]) == 8
+    assert [name for name in ids("case") if name.endswith("k1")] == [name[:-1] + "1" for name in ids("kind")]
+
+
 def test_sliding_windows():
     assert sliding_window({"sliding_window": 32}) == 32
     assert sliding_window({"text_config": {"sliding_window": 512}, "sliding_window": 1}) == 512

@@ -88,11 +88,15 @@ def bitwise_sessions(bench: Bench, refused: dict[str, str]) -> Iterator[Bench]:
 
 
 def run_bitwise(bench: Bench, settings: Sequence[dict[str, Any]]) -> list[BitwiseRun]:
-    """Decode the window prompts with each of the settings, plainly and with speculation; keep every row's bits."""
+    """Decode the window prompts with each of the settings, plainly and with speculation; keep every row's bits.
+
+    In a quick run, those across and past the window; settings after the first only past it.
+    """
     runs = []
     session, engine = bench.session, stepping_engine(bench.session)
-    for prompt in bench.window_prompts:
-        for some in settings:
+    prompts = bench.window_prompts[1:] if bench.quick else bench.window_prompts
+    for prompt in prompts:
+        for some in settings[:1] if bench.quick and prompt is not prompts[-1] else settings:
             call = {**some, "max_new_tokens": prompt.max_new_tokens, "ignore_eos": True}
             token_ids = list(prompt.token_ids)
             with recorded_bits(engine) as plain_bits:

@@ -29,9 +29,19 @@ __all__ = [
 ]
 
 Scope = Literal["backend", "once", "target", "method", "kind", "case"]
-"""What a check is repeated for. ``case``: every pair, drafter kind and k. ``kind``: every pair and drafter kind, at one
-k. ``method``: the same in a full run; in a quick one every drafter kind, on the first pair that has it. ``target``:
-every pair, with its own drafter. ``once``: the first pair only. ``backend``: nothing is loaded."""
+"""What a check is repeated for in a full run, and in a quick one, which leaves out combinations:
+
+============ ================================= ==================================================================
+scope        full run                          quick run
+============ ================================= ==================================================================
+``case``     every pair, drafter kind and k    every pair and drafter kind at the usual k; at others as ``kind``
+``kind``     every pair and drafter kind       every pair with its own drafter, every other kind once
+``method``   every pair and drafter kind       every drafter kind once, on the first pair that has it
+``target``   every pair, with its own drafter  the same
+``once``     the first pair                    the same
+``backend``  nothing is loaded                 the same
+============ ================================= ==================================================================
+"""
 
 Claim = Callable[["Capabilities"], str | None]
 """Says why the capabilities do not claim what a check tests; None if they do."""

@@ -118,19 +118,34 @@ def find_pairs(
 
 
 def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int], *, quick: bool = False) -> list[Case]:
-    """The cases that a check of one scope is repeated for; where not for every k, then for the first."""
+    """The cases that a check of one scope is repeated for; where not for every k, then for the first.
+
+    Args:
+        pairs: All pairs of the run.
+        scope: The check's scope.
+        k_values: All k of the run, the usual one first.
+        quick: Leave out combinations: every target and every drafter kind still occurs.
+    """
     usual = k_values[0]
     if scope == "backend":
         return []
     if scope == "once":
         return [pairs[0].case(usual)]
+    own = [pair.case(usual) for pair in pairs]
     if scope == "target":
-        return [pair.case(usual) for pair in pairs]
-    if scope == "method" and quick:
-        return list({kind: pair.case(usual, kind) for pair in reversed(pairs) for kind in pair.kinds}.values())
-    if scope in {"kind", "method"}:
-        return [pair.case(usual, kind) for pair in pairs for kind in pair.kinds]
-    return [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values]
+        return own
+    every = [pair.case(usual, kind) for pair in pairs for kind in pair.kinds]
+    # Of each kind the first pair that has it.
+    by_kind = {case.kind: case for case in reversed(every)}
+    if scope == "method":
+        return list(by_kind.values()) if quick else every
+    covering = [case for case in every if case in own or case.kind not in {other.kind for other in own}]
+    covering = [case for case in covering if case in own or case == by_kind[case.kind]]
+    if scope == "kind":
+        return covering if quick else every
+    others = [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values[1:]]
+    wanted = {(case.pair, case.kind) for case in covering}
+    return [*every, *(case for case in others if not quick or (case.pair, case.kind) in wanted)]
 
 
 def sliding_window(config: dict[str, Any]) -> int:

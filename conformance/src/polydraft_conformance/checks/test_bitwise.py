@@ -83,7 +83,8 @@ def test_bitwise_rows_do_not_depend_on_their_place(polydraft_bench: Bench) -> No
     compared: dict[str, int] = {}
     for bench in bitwise_sessions(polydraft_bench, polydraft_bench.numbers.setdefault("refused", {})):
         dtype, k = bench.session.running.dtype, bench.k
-        for start in (max(1, window // 2), max(1, window - 2), 2 * window):
+        starts = (max(1, window // 2), max(1, window - 2), 2 * window)
+        for start in starts[1:] if bench.quick else starts:
             found = dict(_in_every_row(bench.engine, text, start, k))
             wanted = next(iter(found.values()))
             other = [place for place, bits in found.items() if bits != wanted]
