@@ -10,9 +10,19 @@ from itertools import islice
 from typing import Any
 
 from polydraft.contract.results import TokenLogprobs
+from polydraft.contract.stepping import Proposal, Step
 from polydraft.errors import EngineError
 
-__all__ = ["ContractError", "checked_count", "checked_ids", "checked_logprobs", "checked_seconds", "defect"]
+__all__ = [
+    "ContractError",
+    "checked_count",
+    "checked_ids",
+    "checked_logprobs",
+    "checked_proposal",
+    "checked_seconds",
+    "checked_step",
+    "defect",
+]
 
 
 class ContractError(EngineError):
@@ -92,6 +102,59 @@ def checked_logprobs(logprobs: Any, token_ids: Sequence[int]) -> tuple[TokenLogp
         if any(math.isnan(value) for _, value in entry.top):
             raise defect(f"The engine gave NaN as a log-probability at token {token_id}.")
     return kept
+
+
+def checked_step(step: Any, method: str, ids: int, wants_logprobs: bool) -> Step:
+    """What prefill or verify returned for ``ids`` ids. ``Generation.emit`` checks the chosen ids that are emitted.
+
+    Raises:
+        EngineError: It is no ``Step``, or has not one token, and one log-probability if asked for, for each row.
+    """
+    rows = ids if method == "verify" else 1
+    if not isinstance(step, Step):
+        raise defect(f"{method} returned a {type(step).__name__}, not a `Step`.")
+    token_ids: Any = step.token_ids
+    if not isinstance(token_ids, (list, tuple)):
+        raise defect(f"{method} returned a {type(token_ids).__name__} as `Step.token_ids`, not a list of token ids.")
+    if token_ids and isinstance(token_ids[0], (list, tuple)):
+        raise defect(
+            f"{method} returned lists inside `Step.token_ids`: `sampler.choose` returns two things, the ids and their "
+            "log-probabilities, and `Step` takes them apart: `Step(chosen, logits, logprobs)`."
+        )
+    if len(token_ids) != rows:
+        rule = (
+            "one id is chosen for each id that is run, so `run_token_ids` of `sampler.choose` are the ids of all rows, "
+            "not the last one"
+            if method == "verify"
+            else "one id is chosen, the one after the prompt"
+        )
+        raise defect(f"{method} ran {_number(ids)} but chose {len(token_ids)}: {rule}.")
+    if wants_logprobs and (not isinstance(step.logprobs, (list, tuple)) or len(step.logprobs) != rows):
+        given = "none" if step.logprobs is None else reprlib.repr(step.logprobs)
+        raise defect(
+            f"{method} returned {given} as the log-probabilities of {_number(rows)}: `Step.logprobs` is the second "
+            "thing that `sampler.choose` returns."
+        )
+    return step
+
+
+def checked_proposal(proposal: Any, newest: int, k: int, vocab_size: int) -> list[int]:
+    """The tokens of a proposal, checked before the target runs them: on a GPU a wrong id ends the whole process.
+
+    Raises:
+        EngineError: It is no ``Proposal``, has more than k tokens, or what is no token id.
+    """
+    if not isinstance(proposal, Proposal):
+        raise defect(f"propose returned a {type(proposal).__name__}, not a `Proposal`.")
+    draft = list(checked_ids(proposal.token_ids, k + 1, vocab_size, "The engine's drafter proposed"))
+    if len(draft) > k:
+        also = ", and the newest token is none of them" if draft[0] == newest else ""
+        raise defect(f"The engine's drafter proposed more than the {k} tokens that were asked for: drafts only{also}.")
+    return draft
+
+
+def _number(ids: int) -> str:
+    return "1 id" if ids == 1 else f"{ids} ids"
 
 
 def _index(value: Any) -> int | None:

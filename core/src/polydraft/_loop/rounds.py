@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polydraft._loop.asked import AskedSequence
 from polydraft._loop.ngram import NgramDrafter
-from polydraft._loop.returned import checked_ids, defect
-from polydraft.contract.stepping import PrefillCancelled, Proposal, Step
+from polydraft.contract.stepping import PrefillCancelled
 from polydraft.sampling._rejection import make_sampler
 from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
@@ -61,7 +61,8 @@ def run_rounds(
 
     Raises:
         EngineError: The engine broke the contract: it drafted too many tokens or what is no token, chose more or fewer
-            than one token per row, or stores another number of tokens than were run and not rolled back.
+            than one token per row, or for other ids or positions than it was given, or stores another number of tokens
+            than were run and not rolled back.
         NonFiniteLogitsError: No token can be chosen from logits of the target, or of the drafter.
     """
     request = generation.request
@@ -69,11 +70,12 @@ def run_rounds(
         return
     # Before the prefill, which asks between the chunks of a long prompt.
     sequence.cancelled = generation.cancelled
+    asked = AskedSequence(sequence, sampler, vocab_size, wants_logprobs=request.settings.logprobs is not None)
     try:
-        step = sequence.prefill(request.prompt_token_ids, sampler)
+        step = asked.prefill(request.prompt_token_ids)
     except PrefillCancelled:
         return
-    emitted = generation.emit(_choices(step, 1), num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
+    emitted = generation.emit(step.token_ids, num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
     # Chosen, but not yet run: the next ``verify`` stores its KV.
     newest = emitted.token_ids[0]
     if ngram is not None:
@@ -87,27 +89,22 @@ def run_rounds(
         k = min(request.num_speculative_tokens, left - 1)
         draft: list[int] = []
         if k > 0:
-            if ngram is not None:
-                draft = ngram.propose(k)
-            else:
-                draft = _drafts(sequence.propose(newest, k, sampler), k, vocab_size)
+            draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
             if generation.cancelled():
                 return
-        if sequence.length != stored:
-            raise defect(f"The engine's sequence has the length {sequence.length} after {stored} tokens.")
-        step = sequence.verify([newest, *draft], sampler)
-        chosen = _choices(step, len(draft) + 1)
+        step = asked.verify([newest, *draft])
+        chosen = step.token_ids
         accepted = 0
         while accepted < len(draft) and draft[accepted] == chosen[accepted]:
             accepted += 1
         if chosen[accepted] == UNSOUND:
             # Attention carries a draft's NaN to other rows, masked or not. So the newest token runs alone, as in plain
             # decoding, which raises if its own row is not finite. Before that, copies of it write over the drafts' KV.
-            sequence.rollback(stored)
-            sequence.verify([newest] * (len(draft) + 1), sampler)
-            sequence.rollback(stored)
-            step, accepted = sequence.verify([newest], sampler), 0
-            chosen = _choices(step, 1)
+            asked.rollback(stored)
+            asked.verify([newest] * (len(draft) + 1))
+            asked.rollback(stored)
+            step, accepted = asked.verify([newest]), 0
+            chosen = step.token_ids
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             chosen[: accepted + 1],
@@ -117,30 +114,9 @@ def run_rounds(
         )
         # Accepted drafts after the end of the output were not emitted: remove them from the KV cache, too.
         stored += 1 + min(accepted, len(emitted.token_ids))
-        sequence.rollback(stored)
+        asked.rollback(stored)
         newest = emitted.token_ids[-1]
         left -= len(emitted.token_ids)
         if ngram is not None:
             ngram.extend(emitted.token_ids)
         yield emitted
-
-
-def _choices(step: Any, rows: int) -> list[int]:
-    """The tokens that a step chose, one per row; ``Generation.emit`` checks the ids of those that are emitted."""
-    token_ids: Any = step.token_ids if isinstance(step, Step) else None
-    if not isinstance(token_ids, (list, tuple)):
-        what = step if token_ids is None else token_ids
-        raise defect(f"The engine's step gave a {type(what).__name__}, not a Step with a list of token ids.")
-    if len(token_ids) != rows:
-        raise defect(f"The engine chose {len(token_ids)} tokens for {rows} rows.")
-    return list(token_ids)
-
-
-def _drafts(proposal: Any, k: int, vocab_size: int) -> list[int]:
-    """The tokens of a proposal, checked before the target runs them: on a GPU a wrong id ends the whole process."""
-    if not isinstance(proposal, Proposal):
-        raise defect(f"The engine's drafter gave a {type(proposal).__name__}, not a Proposal.")
-    draft = list(checked_ids(proposal.token_ids, k + 1, vocab_size, "The engine's drafter proposed"))
-    if len(draft) > k:
-        raise defect(f"The engine's drafter proposed more than the {k} tokens that were asked for.")
-    return draft

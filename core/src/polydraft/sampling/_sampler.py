@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from polydraft.contract.results import TokenLogprobs
 from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError
 from polydraft.sampling._adjustments import Bans, Penalties, wants_penalties
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["NOT_CHOSEN", "RuleSampler"]
 
 _NUMPY = NumpyOps()
+_DEFECT = "This is a defect of the backend; report it to its authors."
 NOT_CHOSEN = 0
 """Placeholder for rows after the first rejected draft; never read."""
 
@@ -49,6 +52,7 @@ class RuleSampler:
         settings = request.settings
         self._vocab_size = vocab_size
         self._ops = ops
+        self._host_only = type(ops) is NumpyOps  # what stands in for an engine without operations of its own
         self._dtype = dtype
         self._settings = settings
         self._seed = request.seed
@@ -155,12 +159,29 @@ class RuleSampler:
     def _check_rows(self, logits: Any, run_token_ids: Sequence[int]) -> None:
         """Refuse logits of another shape than (run tokens, vocab), which would be chosen from in silence."""
         shape: Sequence[int] = getattr(logits, "shape", ())
-        if len(shape) != 2 or shape[0] != len(run_token_ids) or shape[1] < self._vocab_size:
+        rows = len(run_token_ids)
+        if len(shape) != 2 or shape[0] != rows or shape[1] < self._vocab_size:
+            wanted = f"({rows}, {self._vocab_size or 'vocab'})"
+            turned = len(shape) == 2 and shape[1] == rows and shape[0] >= self._vocab_size > 0
             raise EngineError(
-                f"The engine gave logits of shape {tuple(shape)} for {len(run_token_ids)} tokens of a model with "
-                f"{self._vocab_size or 'an unknown number of'} token ids.",
-                "This is a defect of the backend; report it to its authors.",
+                f"The engine gave logits of shape {tuple(shape)} to `sampler.choose` for {rows} "
+                f"{'token' if rows == 1 else 'tokens'}: they have one row per token that was run and one column per "
+                f"token id, here {wanted}{', so these are transposed' if turned else ''}.",
+                _DEFECT,
             )
+        self._check_library(logits)
+
+    def _check_library(self, logits: Any) -> None:
+        """Refuse arrays of another library than the engine's operations are for."""
+        if self._host_only and not isinstance(logits, np.ndarray):
+            library = type(logits).__module__.partition(".")[0]
+            raise EngineError(
+                f"The engine gave logits of the type {library}.{type(logits).__name__}, and has no `array_ops`: "
+                "without them, logits are numpy arrays.",
+                _DEFECT,
+            )
+        if self._host_only and logits.dtype.kind != "f":
+            raise EngineError(f"The engine gave logits of the dtype {logits.dtype}: they are floats.", _DEFECT)
 
     def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
         """Commit the tokens that this step of the target builds on."""
@@ -236,6 +257,14 @@ class RuleSampler:
 
         None if no draft is chosen: the token is forced, or follows tokens that the processor forbids.
         """
+        shape: Sequence[int] = getattr(logits, "shape", ())
+        if len(shape) != 2 or shape[0] != 1:
+            raise EngineError(
+                f"The engine gave logits of shape {tuple(shape)} to `sampler.choose_draft`: it takes one row, of shape "
+                "(1, vocab).",
+                _DEFECT,
+            )
+        self._check_library(logits)
         if position in self._forced:
             return None
         run = self._known_prefix(position, run_token_ids) if self._history is not None else ()
@@ -257,7 +286,7 @@ class RuleSampler:
         if not run_token_ids or self._history is None:
             raise EngineError(
                 "The engine drafts without saying after which tokens, though the settings depend on them.",
-                "This is a defect of the backend; report it to its authors (Sampler.needs_prefix).",
+                f"{_DEFECT} (`Sampler.needs_prefix`)",
             )
         self._history.commit(position - len(run_token_ids))
         return run_token_ids
