@@ -4,15 +4,18 @@
 result next to those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
 ``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
 ``polydraft-conformance imports PACKAGE`` fails if a plugin imports a private part of polydraft.
+``polydraft-conformance explain CHECK`` says what a check proves, what a failure means, and where to look.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
+from polydraft_conformance.explain import to_list, to_text, write_pages
 from polydraft_conformance.imports import private_imports, source_of
 from polydraft_conformance.rendering.markdown import to_markdown
 from polydraft_conformance.rendering.matrix import fill, read_reports, to_matrix
@@ -41,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     merge.add_argument("--readme", type=Path, metavar="FILE", help="insert the table between the marks of a README")
     imports = commands.add_parser("imports", help="fail if a plugin imports a private part of polydraft")
     imports.add_argument("package", nargs="+", help="import name or folder")
+    explain = commands.add_parser("explain", help="say what checks prove, what a failure means, and where to look")
+    explain.add_argument("check", nargs="*", help="names of checks (globs); without one, all are listed")
+    explain.add_argument("--write", type=Path, metavar="DIR", help="write a page for each check, and an index")
     options = parser.parse_args(arguments)
+    if options.command == "explain":
+        return _explain(options.check, options.write)
     if options.command == "imports":
         return _check_imports(options.package)
     if options.command == "report":
@@ -90,6 +98,20 @@ def _check_imports(names: list[str]) -> int:
         print(problem)
     print(f"{', '.join(names)}: {len(found) or 'no'} private imports", file=sys.stderr)
     return 1 if found else 0
+
+
+def _explain(patterns: list[str], folder: Path | None) -> int:
+    try:
+        if folder is not None:
+            print(f"{folder}: {write_pages(folder)} checks", file=sys.stderr)
+        else:
+            print(to_text(patterns) if patterns else to_list(), flush=True)
+    except BrokenPipeError:  # the reader, such as ``head``, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (LookupError, OSError) as error:
+        print(f"polydraft-conformance: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _unavailable(backend: str, reason: str, remedy: str) -> Report:

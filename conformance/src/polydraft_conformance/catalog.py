@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import pytest
 
+from polydraft_conformance.docstrings import read_sections
 from polydraft_conformance.signals import NotClaimed, NotIndependentlyChecked
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class Check:
     group: str
     scope: Scope
     statement: str = field(compare=False)
+    """What holds if it passes, one sentence."""
+    proves: str = field(default="", compare=False)
+    """What a pass says about the backend."""
+    failure: str = field(default="", compare=False)
+    """What a failure means."""
+    look: str = field(default="", compare=False)
+    """Where to look after a failure."""
     after: tuple[str, ...] = ()
     claims: Claim | None = None
     time_factor: float = 1.0
@@ -88,7 +96,7 @@ def unchecked(reason: str) -> NoReturn:
 def check(
     *, scope: Scope, after: tuple[str, ...] = (), claims: Claim | None = None, time_factor: float = 1.0
 ) -> Callable[[F], F]:
-    """Declare a test function as a check of the suite. Its docstring's first line says what holds if it passes.
+    """Declare a test function as a check of the suite. Its docstring says what it proves (``explain.read_sections``).
 
     Args:
         scope: What it is repeated for.
@@ -108,7 +116,7 @@ def check(
             name=name,
             group=_group(function),
             scope=scope,
-            statement=function.__doc__.strip().splitlines()[0],
+            **read_sections(function.__doc__),
             after=after,
             claims=claims,
             time_factor=time_factor,

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 @check(scope="backend")
 def test_backend_can_run_here(polydraft_suite: Suite) -> None:
-    """The backend says that it is usable on this machine; if not, its reason and remedy are the result."""
+    """The backend says that it is usable on this machine; if not, its reason and remedy are the result.
+
+    Proves: The rest of the run says something about this machine. The suite reads `diagnose()` and loads nothing.
+    A failure means: `diagnose()` says that the backend cannot run, and gives no reason or no remedy; or it cannot run
+    here, and `--polydraft-must-run` was given.
+    Look at: `Backend.diagnose`, and the specifiers in `BackendRecord.requires`, which the core checks first. `polydraft
+    doctor` prints the same diagnosis.
+    """
     diagnosis = polydraft_suite.diagnosis
     if diagnosis.usable:
         return

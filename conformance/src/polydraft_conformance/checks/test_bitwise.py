@@ -43,7 +43,15 @@ class _Runs:
     time_factor=4,
 )
 def test_bitwise_output_equals_plain(polydraft_bench: Bench) -> None:
-    """Bitwise: greedy and seeded outputs are the plain ones, token by token; near ties do not count."""
+    """Bitwise: greedy and seeded outputs are the plain ones, token by token; near ties do not count.
+
+    Proves: In sessions with `exactness="bitwise"`, in the suite's dtype and in bfloat16, speculation changes no token,
+    greedy or sampled with a seed. There is no tolerance.
+    A failure means: A step with drafts computes other logits than a step with one token, and a close choice came out
+    differently.
+    Look at: What decides the shape of a step: padding to k+1 rows, the length of the key-value buffers, kernels chosen
+    by size, experts whose rows depend on one another.
+    """
     compared: dict[str, int] = {}
     made = polydraft_bench.suite.cache.once(("bitwise", polydraft_bench.case), lambda: _make(polydraft_bench))
     polydraft_bench.numbers["refused"] = made.refused
@@ -56,7 +64,13 @@ def test_bitwise_output_equals_plain(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=(*_AFTER, "test_bitwise_output_equals_plain"), claims=is_bitwise)
 def test_bitwise_logits_equal_plain(polydraft_bench: Bench) -> None:
-    """Bitwise: the logits that each token is chosen from are the plain ones, bit by bit."""
+    """Bitwise: the logits that each token is chosen from are the plain ones, bit by bit.
+
+    Proves: The tokens are equal because the logits are, not because no choice was close. Of a whole engine, which shows
+    no logits, log-probabilities are compared.
+    A failure means: A position's logits depend on how many tokens its step had, or on which they were.
+    Look at: As for `test_bitwise_output_equals_plain`. The message names the first output token whose bits differ.
+    """
     compared: dict[str, int] = {}
     made = polydraft_bench.suite.cache.once(("bitwise", polydraft_bench.case), lambda: _make(polydraft_bench))
     polydraft_bench.numbers["refused"] = made.refused
@@ -78,7 +92,14 @@ def test_bitwise_logits_equal_plain(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=(*_AFTER, "test_bitwise_logits_equal_plain"), claims=is_bitwise, time_factor=4)
 def test_bitwise_rows_do_not_depend_on_their_place(polydraft_bench: Bench) -> None:
-    """Bitwise: a position has the same logits in every row of a step, next to any other rows, and after a rollback."""
+    """Bitwise: a position has the same logits in every row of a step, next to any other rows, and after a rollback.
+
+    Proves: A position may be any row of a step, next to right or wrong drafts, before or after a rollback, and its bits
+    stay the same. Drafts that happen to be placed well cannot hide a dependence.
+    A failure means: Rows influence each other, or a kernel treats the last row of a step differently.
+    Look at: Matrix products that split by the number of rows, attention over padding, experts that are sorted or
+    grouped by token, and what a rollback leaves in the buffers.
+    """
     text, window = polydraft_bench.context, polydraft_bench.window
     compared: dict[str, int] = {}
     for bench in bitwise_sessions(polydraft_bench, polydraft_bench.numbers.setdefault("refused", {})):

@@ -31,7 +31,15 @@ _EOS_LIMIT = 96
 
 @check(scope="kind", after=_AFTER)
 def test_length_limit_inside_a_draft(polydraft_bench: Bench) -> None:
-    """max_new_tokens ends the output at just that token, wherever it falls in a round."""
+    """max_new_tokens ends the output at just that token, wherever it falls in a round.
+
+    Proves: For every limit from 1 to two rounds and a bit, exactly so many tokens come out, and they are the first ones
+    of the unlimited output.
+    A failure means: Accepted drafts past the limit are emitted, a round near the limit is dropped, or a shorter last
+    round computes other tokens.
+    Look at: How a whole engine counts tokens and calls `Generation.emit`; how a stepping engine runs steps of fewer
+    than k+1 tokens.
+    """
     first = next(_cuts(polydraft_bench, lambda plain: list(range(len(plain.token_ids)))))
     for limit in range(1, 2 * polydraft_bench.case.k + 4):
         result = polydraft_bench.session.generate(first.prompt, **greedy_settings(limit))
@@ -54,7 +62,15 @@ def test_length_limit_inside_a_draft(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=_AFTER)
 def test_stop_id_inside_a_draft(polydraft_bench: Bench) -> None:
-    """A stop id ends the output with that token, wherever it falls in a round."""
+    """A stop id ends the output with that token, wherever it falls in a round.
+
+    Proves: A stop id ends the output at its first occurrence, whether it was an accepted draft, the last draft or a
+    bonus token.
+    A failure means: The stop was noticed only at the end of a round, so that the drafts after it came out as well; or
+    the reason given for the end is wrong.
+    Look at: `Generation.emit`, which cuts a round at its end. If the engine looks for stops itself, whether it does so
+    for each token of a round.
+    """
 
     def usable(plain: Streamed) -> list[int]:
         return [index for index, token in enumerate(plain.token_ids) if plain.token_ids.index(token) == index]
@@ -67,7 +83,15 @@ def test_stop_id_inside_a_draft(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=(*_AFTER, "test_stop_id_inside_a_draft"))
 def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
-    """A stop string ends the text before its match, wherever it falls in a round and across two tokens."""
+    """A stop string ends the text before its match, wherever it falls in a round and across two tokens.
+
+    Proves: The text ends just before the match, also where the match begins in one token and ends in another, and
+    streams never show text that belongs to a match.
+    A failure means: A match was missed inside a round or across its edge, or text was given out that should have been
+    held back.
+    Look at: `Generation.emit`, and `Tokenizer.token_bytes`, from which the core makes the text. Whether the engine also
+    looks for stops, by other rules.
+    """
 
     def usable(plain: Streamed) -> list[int]:
         return [index for index in range(len(plain.token_ids)) if stop_strings(plain, index)]
@@ -91,7 +115,14 @@ def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=(*_AFTER, "test_near_ties_as_rare_as_in_control"))
 def test_eos_ends_the_output(polydraft_bench: Bench) -> None:
-    """Output ends with the EOS token, as in plain decoding."""
+    """Output ends with the EOS token, as in plain decoding.
+
+    Proves: Where plain decoding ends by itself, speculation ends at the same token, with the same text, thinking and
+    tool calls.
+    A failure means: An EOS inside a draft was passed over, or the reason given for the end is wrong. With "proves
+    nothing": none of the target's answers ends by itself.
+    Look at: `Tokenizer.eos_token_ids`, and `TokenRequest.eos_token_ids`, which a whole engine must use.
+    """
     compared = 0
     for prompt, plain in _ended_by_eos(polydraft_bench):
         result = polydraft_bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT)
@@ -108,7 +139,14 @@ def test_eos_ends_the_output(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=(*_AFTER, "test_eos_ends_the_output"), claims=has_model_drafter)
 def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
-    """EOS as the first, .. the last draft and as the bonus token of a round: nothing comes out after it."""
+    """EOS as the first, .. the last draft and as the bonus token of a round: nothing comes out after it.
+
+    Proves: Drafts are placed such that EOS is the first, each further and the last draft of a round, and the bonus
+    token: nothing comes out after it.
+    A failure means: In the round that the message names, tokens after EOS were emitted, or the output changed.
+    Look at: `EngineSequence.verify` and `rollback` for steps that end the output; nothing may depend on what follows
+    EOS.
+    """
     polydraft_bench.need_model_drafter()
     engine, k = polydraft_bench.engine, polydraft_bench.case.k
     plain = max((plain for _, plain in _ended_by_eos(polydraft_bench)), key=lambda result: len(result.token_ids))
@@ -133,7 +171,13 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=_AFTER, claims=samples("min_new_tokens"))
 def test_min_new_tokens(polydraft_bench: Bench) -> None:
-    """EOS is not chosen before min_new_tokens, not even in drafts, and the output stays that of plain decoding."""
+    """EOS is not chosen before min_new_tokens, not even in drafts, and the output stays that of plain decoding.
+
+    Proves: EOS is suppressed up to the minimum, with and without speculation, counted in tokens and not in rounds.
+    A failure means: The output ended too early, or drafts were made under other rules than the target's choices.
+    Look at: A stepping engine gets this from `Sampler.choose`, given the right `first_position`. A whole engine: how it
+    translates `min_new_tokens`.
+    """
     for _, first in _ended_by_eos(polydraft_bench)[:2]:
         least = len(first.token_ids) + 3
         settings: dict[str, Any] = {"max_new_tokens": least + 8, "min_new_tokens": least}
@@ -146,7 +190,16 @@ def test_min_new_tokens(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=_AFTER)
 def test_full_context(polydraft_bench: Bench) -> None:
-    """Output ends when the context is full, at the same token as plainly; a longer prompt is refused."""
+    """Output ends when the context is full, at the same token as plainly; a longer prompt is refused.
+
+    Proves: Output ends when prompt and output fill the context, at the same token as plainly, and a prompt that is
+    longer is refused.
+    A failure means: A draft was written past the end of the buffers, the last tokens are wrong or missing, or the
+    context is not as long as was asked for.
+    Look at: `RunningInfo.context_length`, which must be `LoadRequest.context_length` where that is given
+    (`polydraft.engines.context_length`); spare rows for k drafts at the end of the buffers;
+    `TokenRequest.max_total_tokens` in a whole engine.
+    """
     prompt = polydraft_bench.prompt(polydraft_bench.window + 8)
     plain = polydraft_bench.plain(prompt, **greedy_settings(_NEW_TOKENS))
     wanted = len(prompt) + 2 * polydraft_bench.case.k + 3

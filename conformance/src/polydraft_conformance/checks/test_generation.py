@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 @check(scope="case")
 def test_loads_what_was_asked(polydraft_bench: Bench) -> None:
-    """session.running names the backend, target, drafter, kind and k that were asked for, and is complete."""
+    """session.running names the backend, target, drafter, kind and k that were asked for, and is complete.
+
+    Proves: The session says what runs: results are assigned to the right pair, drafter and k.
+    A failure means: `RunningInfo` names something else than was asked for, or is incomplete; or the model's context is
+    too short for the suite's prompts, which must go past the sliding window.
+    Look at: `RunningInfo.of(request, ...)`, which takes pair, kind and k from the request; and the model's context
+    length.
+    """
     running, case = polydraft_bench.session.running, polydraft_bench.case
     found = (running.backend, running.target, running.method, running.num_speculative_tokens)
     asked = (polydraft_bench.suite.options.backend, case.pair.target, case.kind, case.k)
@@ -32,7 +39,15 @@ def test_loads_what_was_asked(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=("test_loads_what_was_asked",))
 def test_generates(polydraft_bench: Bench) -> None:
-    """Plain and speculative generations end without an error, within the time limit, at their full length."""
+    """Plain and speculative generations end without an error, within the time limit, at their full length.
+
+    Proves: The backend can be used at all: plainly and with speculation, on prompts shorter and longer than the sliding
+    window.
+    A failure means: A generation raised an error, was too slow, or stopped early although EOS was ignored. Most other
+    checks follow from this one.
+    Look at: The error in the message: if it names a rule of the contract, section 5 or 6 of the plugin guide explains
+    it. If an output is too short: `ignore_eos`, that is, an empty `TokenRequest.eos_token_ids`.
+    """
     for run in polydraft_bench.evidence.runs:
         for name, result in (("plain", run.plain), ("speculative", run.speculative)):
             wanted = run.prompt.max_new_tokens
@@ -45,7 +60,13 @@ def test_generates(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=("test_generates",))
 def test_results_are_consistent(polydraft_bench: Bench) -> None:
-    """A result repeats its prompt, gives its effective settings and why it ended, and counts its tokens."""
+    """A result repeats its prompt, gives its effective settings and why it ended, and counts its tokens.
+
+    Proves: Results can be used without looking at the engine: they hold the prompt, the settings in effect, the reason
+    of the end and the counts.
+    A failure means: A field of the result contradicts the output or what was asked for.
+    Look at: In a whole engine, what it passes to `Generation.emit` and `report`. The core fills in the rest.
+    """
     for run in polydraft_bench.evidence.runs:
         for name, result in (("plain", run.plain), ("speculative", run.speculative)):
             where = f"{name} result, prompt {run.prompt.place}"

@@ -31,7 +31,15 @@ _PRIMITIVES = (
 
 @check(scope="case", after=_PRIMITIVES)
 def test_plain_decoding_repeats(polydraft_bench: Bench) -> None:
-    """Plain decoding gives the same tokens again, in this session as in the target's first one."""
+    """Plain decoding gives the same tokens again, in this session as in the target's first one.
+
+    Proves: The reference of all comparisons is stable: the same prompt gives the same tokens, after other calls as
+    well.
+    A failure means: Plain decoding depends on what ran before: state is left over from other sequences, or the engine
+    is not deterministic.
+    Look at: `SteppingEngine.open_sequence`, which must share nothing that changes outputs; uninitialised buffers;
+    prefix caches.
+    """
     evidence = polydraft_bench.evidence
     polydraft_bench.same(
         evidence.runs[1].plain,
@@ -44,7 +52,16 @@ def test_plain_decoding_repeats(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=(*_PRIMITIVES, "test_plain_decoding_repeats"))
 def test_greedy_equals_plain(polydraft_bench: Bench) -> None:
-    """Greedy speculative output is the plain output, token by token, inside, across and past the sliding window."""
+    """Greedy speculative output is the plain output, token by token, inside, across and past the sliding window.
+
+    Proves: The promise of speculative decoding: the output is that of the target alone, inside, across and past the
+    sliding window. A difference passes only if the two tokens were tied up to the measured noise.
+    A failure means: A token was accepted that the target did not choose, or the target computed something else while
+    verifying. The message names the first different token and the two logits.
+    Look at: If `test_rollback_is_exact` fails as well, `rollback`; if `test_rows_equal_single_steps` does, positions
+    and masks inside `verify`; if neither does, how drafts are compared with choices. In a whole engine: its acceptance
+    rule.
+    """
     runs = polydraft_bench.evidence.runs
     for run in runs:
         same = polydraft_bench.same(
@@ -61,7 +78,15 @@ def test_greedy_equals_plain(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=("test_greedy_equals_plain",), claims=exposes_logits, time_factor=4)
 def test_near_ties_as_rare_as_in_control(polydraft_bench: Bench) -> None:
-    """Near ties are no more frequent than where blocks alone, without a drafter, flip the plain choices."""
+    """Near ties are no more frequent than where blocks alone, without a drafter, flip the plain choices.
+
+    Proves: Near ties are not used as an excuse: they are as frequent as where the plain output is run again in blocks,
+    without a drafter.
+    A failure means: Speculation flips more close choices than steps of several rows alone explain: what the target
+    computes while speculating differs.
+    Look at: What is different in `verify` between right and wrong drafts: rows that see each other, precision, caches
+    that are written twice.
+    """
     near_ties = tokens = 0
     shares: list[float] = []
     outputs = [run.plain for run in polydraft_bench.evidence.runs]

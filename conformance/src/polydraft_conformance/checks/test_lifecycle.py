@@ -29,7 +29,13 @@ _PATIENCE = 20.0
 
 @check(scope="kind", after=(*_AFTER, "test_statistics_equal_counts"))
 def test_stream_is_the_result_in_pieces(polydraft_bench: Bench) -> None:
-    """Chunks joined are the result: tokens, text, accepted drafts; the last one says why it ended."""
+    """Chunks joined are the result: tokens, text, accepted drafts; the last one says why it ended.
+
+    Proves: A stream and a whole result tell the same: tokens, text, accepted drafts, and one reason of the end.
+    A failure means: Chunks are missing, repeated or counted differently.
+    Look at: In a whole engine, `rounds`: each round is yielded once, before the next is emitted. The text comes from
+    `Tokenizer.token_bytes`.
+    """
     result, prompt, settings = _known(polydraft_bench)
     pieces = streamed(polydraft_bench.session, prompt, **settings)
     expect(pieces.token_ids == result.token_ids, "The tokens of all chunks are not those of the result.")
@@ -58,7 +64,14 @@ def test_stream_is_the_result_in_pieces(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=_AFTER)
 def test_closing_a_stream_cancels(polydraft_bench: Bench) -> None:
-    """Closing the iterator ends it at once, closing twice is harmless, and the session continues unaffected."""
+    """Closing the iterator ends it at once, closing twice is harmless, and the session continues unaffected.
+
+    Proves: A caller may stop at any time: what was read is the beginning of the output, and the next call is not
+    affected.
+    A failure means: Tokens came out after the end, or the next output is another one: the cancelled call left something
+    behind.
+    Look at: What happens on `GeneratorExit` in `WholeEngine.rounds`, and in `EngineSequence.close`.
+    """
     result, prompt, _ = _known(polydraft_bench)
     for chunks in (1, 3):
         stream = polydraft_bench.session.stream(prompt, **_LONG)
@@ -79,7 +92,13 @@ def test_closing_a_stream_cancels(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_cancelling_from_another_thread(polydraft_bench: Bench) -> None:
-    """A stream that another thread closes or cancels ends soon, and the session continues."""
+    """A stream that another thread closes or cancels ends soon, and the session continues.
+
+    Proves: `stream.close()` and `session.cancel()` take effect from another thread, soon, and leave the session usable.
+    A failure means: The engine went on to the end, the call that cancels did not return, or later outputs changed.
+    Look at: `Generation.cancelled()`, which a whole engine must look at between outputs; locks that are held during a
+    step.
+    """
     _, prompt, _ = _known(polydraft_bench)
     for name in ("stream.close()", "session.cancel()"):
         stream = polydraft_bench.session.stream(prompt, **_LONG)
@@ -99,7 +118,13 @@ def test_cancelling_from_another_thread(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_interleaved_streams(polydraft_bench: Bench) -> None:
-    """Two streams of one session, read in turn, give their own outputs; a serial session says that it is busy."""
+    """Two streams of one session, read in turn, give their own outputs; a serial session says that it is busy.
+
+    Proves: Two streams that are read in turn do not mix; a session that cannot do that says so with `SessionBusyError`.
+    A failure means: Sequences share state, or `RunningInfo.concurrency` says "concurrent" of an engine that is not.
+    Look at: What sequences of one engine share: caches, buffers, the drafter's state; `RunningInfo.concurrency` and
+    `SteppingEngine.max_sequences`.
+    """
     session = polydraft_bench.session
     first, prompt, settings = _known(polydraft_bench, 0)
     second, other_prompt, other_settings = _known(polydraft_bench)
@@ -130,7 +155,13 @@ def test_interleaved_streams(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_several_threads(polydraft_bench: Bench) -> None:
-    """Concurrent calls return the same results as sequential ones."""
+    """Concurrent calls return the same results as sequential ones.
+
+    Proves: Calls from several threads give what they give one after another.
+    A failure means: The engine is not safe to be called by several threads, or calls wait for each other for ever.
+    Look at: `RunningInfo.concurrency`: with "serial" the core runs one call at a time. Otherwise the engine's own locks
+    and shared buffers.
+    """
     runs = polydraft_bench.evidence.runs[:3]
     found: dict[int, tuple[int, ...]] = {}
     errors: list[BaseException] = []
@@ -153,7 +184,12 @@ def test_several_threads(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_async_twins(polydraft_bench: Bench) -> None:
-    """Agenerate and astream give what generate gives."""
+    """Agenerate and astream give what generate gives.
+
+    Proves: `agenerate` and `astream` give what `generate` gives.
+    A failure means: The engine behaves differently when it is called in another thread than the one that loaded it.
+    Look at: State that is bound to a thread: devices, streams, event loops.
+    """
     session = polydraft_bench.session
     result, prompt, settings = _known(polydraft_bench)
 
@@ -169,7 +205,12 @@ def test_async_twins(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_two_sessions_at_once(polydraft_bench: Bench) -> None:
-    """Two sessions with different drafters give their own outputs while both generate."""
+    """Two sessions with different drafters give their own outputs while both generate.
+
+    Proves: Two sessions of one target with different drafters do not influence each other.
+    A failure means: Sessions share state that they change: module globals, the weights, a cache.
+    Look at: Module-level state of the plugin and the engine; models that are loaded once and patched for one session.
+    """
     pair = polydraft_bench.case.pair
     first, prompt, settings = _known(polydraft_bench)
     with (
@@ -192,7 +233,13 @@ def test_two_sessions_at_once(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_close_and_load_again(polydraft_bench: Bench) -> None:
-    """close() may be called twice, a closed session says so, its streams end, and the pair can be loaded again."""
+    """close() may be called twice, a closed session says so, its streams end, and the pair can be loaded again.
+
+    Proves: `close()` ends streams, may be called twice, frees what is needed to load again, and the pair then gives the
+    same output.
+    A failure means: A closed session can still be used, closing fails, or something of the first session is left over.
+    Look at: `SteppingEngine.close` or `WholeEngine.close`, and what is kept between two loads.
+    """
     first, prompt, settings = _known(polydraft_bench)
     session = polydraft_bench.suite.load(polydraft_bench.case)
     stream = session.stream(prompt, **_LONG)
@@ -221,7 +268,13 @@ def test_close_and_load_again(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=_AFTER)
 def test_many_prompts(polydraft_bench: Bench) -> None:
-    """generate_many gives the results of single calls, in order."""
+    """generate_many gives the results of single calls, in order.
+
+    Proves: `generate_many` gives each prompt's own output, in the order of the prompts.
+    A failure means: Prompts in one batch influence each other or are mixed up.
+    Look at: Batching in a whole engine: padding, positions and seeds of each request. In a stepping engine, several
+    open sequences.
+    """
     runs = polydraft_bench.evidence.runs
     count = min(run.prompt.max_new_tokens for run in runs)
     prompts = [list(run.prompt.token_ids) for run in runs]

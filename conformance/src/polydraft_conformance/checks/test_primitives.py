@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 @check(scope="target", after=("test_loads_what_was_asked", "test_generates"), claims=exposes_logits)
 def test_rows_equal_single_steps(polydraft_bench: Bench) -> None:
-    """A step of k+1 tokens gives the logits of k+1 steps of one token, up to the dtype's rounding."""
+    """A step of k+1 tokens gives the logits of k+1 steps of one token, up to the dtype's rounding.
+
+    Proves: Row i of a step of k+1 tokens has the logits of the same token run by itself, up to rounding. All else is
+    built upon it.
+    A failure means: Inside one step a token sees a wrong position, or tokens that it must not see.
+    Look at: In `EngineSequence.verify`, the positions of the rows (`length`, `length + 1`, ...) and the causal mask
+    between them; in `prefill`, chunks.
+    """
     noise, dtype = polydraft_bench.noise, polydraft_bench.session.running.dtype
     polydraft_bench.numbers["noise"] = {
         "rows": noise.rows,
@@ -42,7 +49,14 @@ def test_rows_equal_single_steps(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=("test_rows_equal_single_steps",), claims=exposes_logits)
 def test_steps_equal_prefill(polydraft_bench: Bench) -> None:
-    """Plain steps across the window's edge give a fresh prefill's logits: the KV cache past the window is right."""
+    """Plain steps across the window's edge give a fresh prefill's logits: the KV cache past the window is right.
+
+    Proves: Decoding past the sliding window's edge gives what a fresh prefill of the same text gives: the key-value
+    cache holds the right rows.
+    A failure means: From the context length in the message on, the cache holds too few, too many or wrong rows.
+    Look at: Where the window is cut and where a ring begins again: one token too early or too late is the usual
+    mistake.
+    """
     engine, text, window = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window
     sampler = GreedySampler(engine)
     start = max(1, window - 3)
@@ -64,7 +78,15 @@ def test_steps_equal_prefill(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
 def test_rollback_is_exact(polydraft_bench: Bench) -> None:
-    """After a rollback at every position around the window's edge, the next step's logits are a fresh prefill's."""
+    """After a rollback at every position around the window's edge, the next step's logits are a fresh prefill's.
+
+    Proves: After wrong drafts and a rollback, the next step computes what it computes without them, at every position
+    around the window's edge.
+    A failure means: A rolled-back token can still be seen, or one that must be seen is gone. The message says how many
+    tokens were kept and dropped.
+    Look at: `EngineSequence.rollback`: each layer's length, rings that have already overwritten what comes back (keep
+    k+1 spare rows), masks made from an old length.
+    """
     engine, text, window, k = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window, polydraft_bench.k
     worst, where, stale = 0.0, "", 0.0
     lengths = [*range(max(1, window - k - 2), window + 3), 2 * window - 1, 2 * window]
@@ -95,7 +117,13 @@ def test_rollback_is_exact(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=("test_rollback_is_exact", "test_greedy_equals_plain"), claims=has_model_drafter)
 def test_drafter_rolls_back(polydraft_bench: Bench) -> None:
-    """After a rollback the drafter proposes what it proposes on a fresh sequence."""
+    """After a rollback the drafter proposes what it proposes on a fresh sequence.
+
+    Proves: The drafter forgets rejected tokens with the target: it proposes what it proposes on a fresh sequence.
+    A failure means: The drafter remembers what was rolled back, or has another position than the target.
+    Look at: The drafter's own cache and position in `rollback` and `propose`; `DraftModelSequence` does this for draft
+    models.
+    """
     polydraft_bench.need_model_drafter()
     engine, text, window, k = polydraft_bench.engine, polydraft_bench.context, polydraft_bench.window, polydraft_bench.k
     sampler = GreedySampler(engine)

@@ -25,7 +25,12 @@ wrong position changes logits by hundreds of times as much."""
 
 @check(scope="target", after=("test_generates",))
 def test_prompt_tokens_equal_reference(polydraft_bench: Bench) -> None:
-    """Texts and chats become the token ids that the Transformers backend makes of them, BOS once."""
+    """Texts and chats become the token ids that the Transformers backend makes of them, BOS once.
+
+    Proves: Texts and chats become the same token ids as with Transformers, with one BOS.
+    A failure means: The tokenizer or the chat template differs, or BOS is added twice or not at all.
+    Look at: The plugin's tokenizer, and `polydraft.text.prompt_format.PromptFormat`, which adds BOS and lays out chats.
+    """
     records = recorded_prompts(polydraft_bench.case)
     if not records:
         not_claimed(f"No prompts are recorded for {polydraft_bench.case.pair.name}.")
@@ -42,7 +47,14 @@ def test_prompt_tokens_equal_reference(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=("test_rows_equal_single_steps", "test_steps_equal_prefill"), claims=exposes_logits)
 def test_target_logits_equal_reference(polydraft_bench: Bench) -> None:
-    """The target's logits are those of the Transformers backend: the weights and the architecture are right."""
+    """The target's logits are those of the Transformers backend: the weights and the architecture are right.
+
+    Proves: The target computes what another, independent implementation computes from the same weights.
+    A failure means: Weights are read or the architecture is implemented wrongly, at the context length that the message
+    names.
+    Look at: If only long contexts fail: sliding window and rotary positions. If all do: norms, scaling, soft-caps,
+    transposed or permuted weights.
+    """
     worst = 0.0
     for record, rows in _compared(polydraft_bench):
         gap, bound = largest_gap(rows.target, record["target"]), _bound(polydraft_bench, record["target"])
@@ -57,7 +69,14 @@ def test_target_logits_equal_reference(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=("test_target_logits_equal_reference", "test_drafts_are_made"), claims=exposes_logits)
 def test_drafter_logits_equal_reference(polydraft_bench: Bench) -> None:
-    """The drafter's logits are those of the Transformers backend: it is given the right position and context."""
+    """The drafter's logits are those of the Transformers backend: it is given the right position and context.
+
+    Proves: The drafter is given the right position, hidden state and keys and values, which acceptance alone hardly
+    shows.
+    A failure means: The drafter's input is wrong, from the draft on that the message names.
+    Look at: The position of the newest token (`length`), the hidden row before it, and the keys and values that the
+    drafter attends to.
+    """
     polydraft_bench.need_model_drafter()
     worst = 0.0
     for record, rows in _compared(polydraft_bench):

@@ -97,7 +97,13 @@ _SAMPLES: dict[str, Any] = {
 
 @check(scope="once", after=("test_generates",))
 def test_bad_settings_are_refused(polydraft_bench: Bench) -> None:
-    """Settings out of range or of a wrong type raise InvalidRequestError, with a hint, before the engine is asked."""
+    """Settings out of range or of a wrong type raise InvalidRequestError, with a hint, before the engine is asked.
+
+    Proves: A setting out of range is an error before any work, with a hint what to do.
+    A failure means: The value was accepted, or raised another error, or only after the prefill. The core checks
+    settings, so look there first.
+    Look at: What the plugin changes about sessions, if anything; errors that `WholeEngine.check_settings` raises.
+    """
     for settings in _BAD_SETTINGS:
         _expect_refused(polydraft_bench.session, InvalidRequestError, f"{settings}", "Hello", **settings)
     _expect_refused(
@@ -107,14 +113,25 @@ def test_bad_settings_are_refused(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=("test_generates",))
 def test_bad_prompts_are_refused(polydraft_bench: Bench) -> None:
-    """Prompts that are empty, of a wrong type, or hold invalid tokens or text raise InvalidRequestError."""
+    """Prompts that are empty, of a wrong type, or hold invalid tokens or text raise InvalidRequestError.
+
+    Proves: An empty prompt, invalid ids and invalid text are an error before any work.
+    A failure means: The prompt was accepted, or raised another error than `InvalidRequestError`.
+    Look at: The tokenizer: `encode` and `chat` must not accept or change what the core passes on, and `vocab_size` must
+    be right.
+    """
     for prompt in _BAD_PROMPTS:
         _expect_refused(polydraft_bench.session, InvalidRequestError, f"the prompt {prompt!r}", prompt)
 
 
 @check(scope="once", after=("test_generates",))
 def test_images_are_refused(polydraft_bench: Bench) -> None:
-    """Image and audio parts raise UnsupportedError: they are not silently dropped."""
+    """Image and audio parts raise UnsupportedError: they are not silently dropped.
+
+    Proves: Images and audio are refused instead of being left out of the prompt.
+    A failure means: A part of a message was dropped silently, or raised another error.
+    Look at: `Tokenizer.chat`: it must not skip parts that it does not know.
+    """
     for kind in ("image", "audio"):
         message = {
             "role": "user",
@@ -128,7 +145,12 @@ _OF_SAMPLING = {"top_p", "top_k", "min_p", "typical_p", "seed"}
 
 @check(scope="once", after=("test_generates",))
 def test_settings_not_claimed_are_refused(polydraft_bench: Bench) -> None:
-    """A sampling setting that the capabilities do not claim raises UnsupportedError: it is not silently ignored."""
+    """A sampling setting that the capabilities do not claim raises UnsupportedError: it is not silently ignored.
+
+    Proves: A setting that the engine does not honour is refused instead of being ignored.
+    A failure means: The setting was accepted although `Capabilities.sampling` does not name it.
+    Look at: `Backend.capabilities`; a backend that patches the core's checks.
+    """
     capabilities = polydraft_bench.capabilities
     known = set(GenerationSettings.model_fields)
     for name in sorted((set(_SAMPLES) & known) - capabilities.sampling):
@@ -144,7 +166,13 @@ def test_settings_not_claimed_are_refused(polydraft_bench: Bench) -> None:
 
 @check(scope="once")
 def test_bad_loads_are_refused(polydraft_bench: Bench) -> None:
-    """Unknown models, devices and options, and a k that is out of range, are typed errors of load()."""
+    """Unknown models, devices and options, and a k that is out of range, are typed errors of load().
+
+    Proves: A load that cannot be honoured is a typed error that says what is wrong and what to do.
+    A failure means: The backend loaded something else than was asked for, or failed with an error of its engine.
+    Look at: `Backend.load_engine`: dtype, device and context length that the engine does not have; the errors in
+    `polydraft.errors`.
+    """
     capabilities = polydraft_bench.capabilities
     bad: list[tuple[dict[str, Any], type[PolydraftError]]] = [
         ({"num_speculative_tokens": 0}, InvalidRequestError),
@@ -172,7 +200,12 @@ def test_bad_loads_are_refused(polydraft_bench: Bench) -> None:
 
 @check(scope="once", after=("test_generates",))
 def test_speculation_is_never_dropped_silently(polydraft_bench: Bench) -> None:
-    """Without a drafter, speculate="on" refuses, and "auto" decodes plainly and says why."""
+    """Without a drafter, speculate="on" refuses, and "auto" decodes plainly and says why.
+
+    Proves: Without a drafter, the session says so: `speculate="on"` is refused, and a plain result names the reason.
+    A failure means: Plain decoding was passed off as speculation, or speculation is reported where none can be.
+    Look at: `RunningInfo.of`, which takes the method from the plan; `load_engine` where `request.plan.drafter` is None.
+    """
     with polydraft_bench.opened(drafter=None, num_speculative_tokens=None) as bench:
         session, running = bench.session, bench.session.running
         expect(running.method is None, f"Loaded without a drafter, session.running.method is {running.method!r}.")

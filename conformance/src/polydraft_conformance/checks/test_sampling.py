@@ -48,7 +48,14 @@ _AFTER = ("test_generates", "test_greedy_equals_plain")
 
 @check(scope="target", after=_AFTER, claims=samples("temperature"))
 def test_temperature_changes_the_output(polydraft_bench: Bench) -> None:
-    """Sampled outputs differ from the greedy one, plainly and with speculation."""
+    """Sampled outputs differ from the greedy one, plainly and with speculation.
+
+    Proves: Sampling is not silently greedy, neither plainly nor with speculation.
+    A failure means: Four samples at temperature 1.4 were all the greedy output. If only speculation is greedy, drafts
+    are accepted that were chosen greedily.
+    Look at: How the temperature reaches the engine, on its speculative path too. Or the model is so certain that no
+    other token ever comes out.
+    """
     session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "ignore_eos": True}
     for speculate in ("off", "auto"):
@@ -67,7 +74,13 @@ def test_temperature_changes_the_output(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=(*_AFTER, "test_temperature_changes_the_output"), claims=samples("temperature", "seed"))
 def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
-    """One seed gives the same output again, other seeds give others, and the result names a drawn seed."""
+    """One seed gives the same output again, other seeds give others, and the result names a drawn seed.
+
+    Proves: A result can be repeated from its seed, and other seeds give other samples.
+    A failure means: The seed is ignored, or is not the only thing that decides: order of calls, time, or batch do as
+    well.
+    Look at: `TokenRequest.seed` and `stream` in a whole engine. A stepping engine gets this from `Sampler.choose`.
+    """
     session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": _FEW_TOKENS, "ignore_eos": True, "temperature": 1.4}
     for speculate in ("off", "auto"):
@@ -90,7 +103,14 @@ _SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_th
 
 @check(scope="case", after=(*_SEEDED, "test_drafts_are_made"), claims=is_seed_identical)
 def test_sample_equals_plain(polydraft_bench: Bench) -> None:
-    """A seed gives the same tokens with and without speculation, for every k, drafter and setting."""
+    """A seed gives the same tokens with and without speculation, for every k, drafter and setting.
+
+    Proves: With a seed, speculation changes no sampled token, for every k, drafter and claimed setting.
+    A failure means: A setting counts differently for drafts than for plain steps, or noise depends on the round instead
+    of the position.
+    Look at: `first_position` and `run_token_ids` in the call of `Sampler.choose`. A whole engine that cannot promise
+    this must not claim `seed_identical`.
+    """
     session, case, prompt = polydraft_bench.session, polydraft_bench.case, _prompt(polydraft_bench)
     # All settings at the usual k; at the others one suffices.
     usual = case.k == polydraft_bench.suite.k_values[0]
@@ -124,7 +144,14 @@ def test_sample_equals_plain(polydraft_bench: Bench) -> None:
     claims=samples("temperature"),
 )
 def test_sampled_drafts_are_accepted(polydraft_bench: Bench) -> None:
-    """Some drafts are accepted under sampling, too."""
+    """Some drafts are accepted under sampling, too.
+
+    Proves: Speculation is of use while sampling, too: the drafter uses the target's noise, or the engine samples its
+    drafts.
+    A failure means: No draft was accepted at temperature 0.7, although greedy drafts are: the drafter drafts greedily,
+    or with other noise.
+    Look at: `Sampler.choose_draft`: with position `length + 1` for the first draft, and one more for each further one.
+    """
     prompt = _prompt(polydraft_bench)
     settings: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
     runs = []
@@ -145,7 +172,12 @@ def test_sampled_drafts_are_accepted(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature", "seed"))
 def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
-    """Streaming gives the same sample of a seed as generate does."""
+    """Streaming gives the same sample of a seed as generate does.
+
+    Proves: A seed means the same for `stream` and for `generate`.
+    A failure means: The seed or its noise stream depends on how the output is read.
+    Look at: `TokenRequest.seed` and `TokenRequest.stream` in a whole engine.
+    """
     prompt = _prompt(polydraft_bench)
     settings: dict[str, Any] = {"temperature": 0.8, "seed": polydraft_bench.seed_of(21), "max_new_tokens": _NEW_TOKENS}
     wanted = polydraft_bench.session.generate(prompt, **settings)
@@ -158,7 +190,13 @@ def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=_AFTER, claims=samples("logprobs"))
 def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
-    """Log-probabilities are given for every token, drafts included, and are those of plain decoding."""
+    """Log-probabilities are given for every token, drafts included, and are those of plain decoding.
+
+    Proves: Every token has its log-probability, from the target's raw logits, drafted or not.
+    A failure means: Entries are missing, belong to other tokens, or come from the drafter or from changed logits.
+    Look at: `Step.logprobs`, the second thing that `Sampler.choose` returns; in a whole engine the `logprobs` given to
+    `Generation.emit`, one for each token of the round.
+    """
     session, prompt = polydraft_bench.session, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"max_new_tokens": 16, "ignore_eos": True, "logprobs": 3}
     plain = session.generate(prompt, speculate="off", **settings)
@@ -194,7 +232,15 @@ def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
     time_factor=10,
 )
 def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
-    """While speculating, the output tokens 2 to k+2 are drawn from the target's exact probabilities: G-tests."""
+    """While speculating, the output tokens 2 to k+2 are drawn from the target's exact probabilities: G-tests.
+
+    Proves: While speculating, tokens come out as often as the target's probabilities say. Bias is found by G-tests with
+    a stated false-alarm rate.
+    A failure means: Samples are biased: most often towards the most probable token or towards the drafter. The message
+    gives both shares.
+    Look at: The rule of acceptance: drafts that were chosen greedily must not be accepted by the drafter's probability
+    (exact match, or rejection sampling with the true draft distribution).
+    """
     case, quick, window = polydraft_bench.case, polydraft_bench.quick, polydraft_bench.window
     first = polydraft_bench.suite.pairs[0].case(case.k)
     if polydraft_bench.capabilities.seed_identical and (case != first or quick):

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @check(scope="case", after=("test_generates",))
 def test_drafts_are_made(polydraft_bench: Bench) -> None:
-    """The drafter is not silently off: drafts were verified."""
+    """The drafter is not silently off: drafts were verified.
+
+    Proves: Speculation is on: the target verified drafts.
+    A failure means: The drafter never proposed anything, or its proposals are not counted.
+    Look at: `EngineSequence.propose`, or `DraftModelSequence` in `open_sequence`; in a whole engine, how k and the
+    drafter are passed on. With n-grams: whether the model's output repeats anything.
+    """
     drafted = polydraft_bench.evidence.speculation.stats.num_draft_tokens
     if drafted is None:
         not_claimed("The engine reports no drafts.")
@@ -32,7 +38,13 @@ def test_drafts_are_made(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=("test_generates", "test_drafts_are_made", "test_statistics_equal_counts"))
 def test_rounds_draft_k_tokens(polydraft_bench: Bench) -> None:
-    """A round drafts k tokens, the bonus token excluded: never more, and where there is room, no fewer."""
+    """A round drafts k tokens, the bonus token excluded: never more, and where there is room, no fewer.
+
+    Proves: k means the same as everywhere in polydraft: drafts in one round, without the bonus token.
+    A failure means: The engine counts the bonus token into k, or drafts fewer or more than asked for.
+    Look at: How the plugin translates `num_speculative_tokens` to the engine's own count, and what it does with the `k`
+    given to `propose`.
+    """
     k = polydraft_bench.case.k
     speculation = polydraft_bench.evidence.speculation
     if speculation.stats.accepted_per_position is None:
@@ -45,7 +57,12 @@ def test_rounds_draft_k_tokens(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=("test_generates", "test_drafts_are_made"))
 def test_rounds_end_with_a_bonus_token(polydraft_bench: Bench) -> None:
-    """Every round adds the target's own token to its accepted drafts; only the last one may be cut."""
+    """Every round adds the target's own token to its accepted drafts; only the last one may be cut.
+
+    Proves: Each round emits one token of the target's own after its accepted drafts.
+    A failure means: The target computed the token and the engine dropped it: one token a round is lost.
+    Look at: The tokens that a whole engine passes to `Generation.emit`: accepted drafts first, the bonus token last.
+    """
     prompt = polydraft_bench.evidence.runs[1].prompt
     pieces = streamed(polydraft_bench.session, list(prompt.token_ids), **greedy_settings(prompt.max_new_tokens))
     if all(chunk.num_accepted_tokens is None for chunk in pieces.chunks):
@@ -61,7 +78,14 @@ def test_rounds_end_with_a_bonus_token(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=("test_generates", "test_drafts_are_made", "test_greedy_equals_plain"))
 def test_drafts_are_accepted(polydraft_bench: Bench) -> None:
-    """Some drafts are accepted: speculation is of use, and comparisons with plain decoding prove something."""
+    """Some drafts are accepted: speculation is of use, and comparisons with plain decoding prove something.
+
+    Proves: Some drafts are right, so that comparisons with plain decoding are about accepted drafts.
+    A failure means: None was: the drafter is at a wrong position or sees another context, or acceptance is not counted.
+    Look at: The position of the first draft (`length + 1`), whether the newest token is run before it, and that the
+    newest token itself is not returned as a draft. For a model that was not made for this target, choose another
+    drafter.
+    """
     speculation = polydraft_bench.evidence.speculation
     polydraft_bench.numbers["acceptance"] = {"prompts": "window", **speculation.as_numbers()}
     drafted, accepted = speculation.stats.num_draft_tokens, speculation.stats.num_accepted_tokens
@@ -72,7 +96,13 @@ def test_drafts_are_accepted(polydraft_bench: Bench) -> None:
 
 @check(scope="target", after=("test_generates", "test_drafts_are_made", "test_drafts_are_accepted"))
 def test_acceptance_reaches_its_floor(polydraft_bench: Bench) -> None:
-    """On the prompts that the built-in pair was scored with, the mean acceptance length is within 10% of its score."""
+    """On the prompts that the built-in pair was scored with, the mean acceptance length is within 10% of its score.
+
+    Proves: The drafter is as good as it was when the pair was made: a fault that costs only acceptance is found.
+    A failure means: The mean acceptance length is below the recorded score, by more than the margin.
+    Look at: The drafter's position, its inputs, its dtype and quantization. Compare with
+    `test_drafter_logits_equal_reference`.
+    """
     case = polydraft_bench.case
     floor = floor_of(case, quick=polydraft_bench.quick)
     if floor is None:
@@ -103,7 +133,13 @@ def test_acceptance_reaches_its_floor(polydraft_bench: Bench) -> None:
     claims=has_model_drafter,
 )
 def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
-    """The target as its own drafter is always right, but for near ties: it drafts in steps of one token."""
+    """The target as its own drafter is always right, but for near ties: it drafts in steps of one token.
+
+    Proves: A drafter that computes what the target computes is always right: all its inputs are.
+    A failure means: Even the target's own copy is rejected sometimes: the drafter sees another context, position or
+    cache than the target.
+    Look at: How the drafter catches up after a round: the newest token, and the last draft if all were accepted.
+    """
     if "draft-model" not in polydraft_bench.capabilities.drafter_kinds:
         not_claimed("The backend does not claim the drafter kind draft-model.")
     suite, pair = polydraft_bench.suite, polydraft_bench.case.pair
@@ -135,13 +171,25 @@ def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
 
 @check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
 def test_wrong_drafts_change_nothing(polydraft_bench: Bench) -> None:
-    """With a drafter that is always wrong, nothing is accepted and the output is the plain one."""
+    """With a drafter that is always wrong, nothing is accepted and the output is the plain one.
+
+    Proves: Drafts that are always wrong leave no trace in the output.
+    A failure means: A wrong draft was accepted, or its rows are still seen after the rollback.
+    Look at: `EngineSequence.verify`, which compares nothing itself, and `rollback`.
+    """
     _run_script(polydraft_bench, lambda _round: 0)
 
 
 @check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
 def test_any_number_of_drafts_is_accepted(polydraft_bench: Bench) -> None:
-    """With 0, 1, .. k right drafts in turn, just these are accepted and the output is the plain one."""
+    """With 0, 1, .. k right drafts in turn, just these are accepted and the output is the plain one.
+
+    Proves: After 0, 1, .. k accepted drafts the state is the right one, in every order.
+    A failure means: A round that accepts the number in the message leaves a wrong state. Often it is all of them, or
+    none.
+    Look at: `EngineSequence.rollback` to `length before + 1 + accepted`, which is a rollback of nothing if all were
+    accepted.
+    """
     k = polydraft_bench.case.k
     # 3 and k+1 have no common divisor for the usual k: every number is followed by every other in some order.
     _run_script(polydraft_bench, lambda number: (3 * number) % (k + 1))

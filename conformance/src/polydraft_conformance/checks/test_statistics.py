@@ -18,7 +18,13 @@ _COUNTS = ("num_target_steps", "num_drafts", "num_draft_tokens", "num_accepted_t
 
 @check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token"))
 def test_statistics_equal_counts(polydraft_bench: Bench) -> None:
-    """Steps, rounds, drafted and accepted tokens equal the counts that the suite took at the engine."""
+    """Steps, rounds, drafted and accepted tokens equal the counts that the suite took at the engine.
+
+    Proves: Numbers are counted: steps, rounds, drafts and acceptance are what the suite saw at the engine.
+    A failure means: A reported number is not what happened.
+    Look at: `Generation.report`, and the counts given to `Generation.emit`. Drafts that were accepted but cut off by
+    the end do not count.
+    """
     for run in polydraft_bench.evidence.runs:
         stats, counts = run.speculative.stats, run.counts
         if counts is None:
@@ -40,7 +46,13 @@ def test_statistics_equal_counts(polydraft_bench: Bench) -> None:
 
 @check(scope="case", after=("test_generates", "test_rounds_end_with_a_bonus_token", "test_statistics_equal_counts"))
 def test_statistics_add_up(polydraft_bench: Bench) -> None:
-    """Counts agree with one another and with the output; plain decoding drafts nothing."""
+    """Counts agree with one another and with the output; plain decoding drafts nothing.
+
+    Proves: Counts do not contradict each other or the output, and plain decoding reports no drafts.
+    A failure means: A number is invented, counted twice, or belongs to another request.
+    Look at: `Generation.report`: counters of the engine that are totals since its start, or that include other
+    requests.
+    """
     for run in polydraft_bench.evidence.runs:
         _add_up(run.speculative.stats)
         plain = run.plain.stats
