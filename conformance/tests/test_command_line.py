@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from polydraft.contract import Diagnosis
-from polydraft_conformance import testing
 from polydraft_conformance.__main__ import main
 from polydraft_conformance.defects import stepping
 from polydraft_conformance.defects.making import defective
@@ -140,17 +139,6 @@ def test_a_backend_that_must_run(conformance, unusable):
     run = conformance("--polydraft-must-run", backend=unusable)
     assert run.exit_code == 1
     assert run.rows("fail") == {"test_backend_can_run_here"}
-
-
-def test_assert_conforms_demands_that_the_backend_runs(monkeypatch):
-    def run_suite(backend, *arguments):
-        code = 1 if "--polydraft-must-run" in arguments else 0
-        return subprocess.CompletedProcess([backend], code, "It needs a GPU.", "")
-
-    monkeypatch.setattr(testing, "run_suite", run_suite)
-    with pytest.raises(AssertionError, match="It needs a GPU"):
-        testing.assert_conforms("unusable", "--polydraft-quick")
-    testing.assert_conforms("unusable", "--polydraft-quick", allow_unavailable=True)
 
 
 def test_an_unusable_backend_gives_reason_and_remedy(conformance, unusable):

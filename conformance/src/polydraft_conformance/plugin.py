@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(RowCollector(config.stash[ROWS]), "polydraft-rows")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's: unknown where that is not installed
 def pytest_configure_node(node: Any) -> None:
     """Give a worker of pytest-xdist the seed of the run: all of them collect the same checks."""
     from polydraft_conformance.options import draw_seed

@@ -11,13 +11,13 @@ def test_conformance():
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 from polydraft.verification import GreedySampler
+
+from polydraft_conformance.running import FinishedRun, run_apart
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from polydraft_conformance.report import Report
 
-__all__ = ["GreedySampler", "SuiteRun", "assert_conforms", "run_in_process", "run_suite"]
+__all__ = ["FinishedRun", "GreedySampler", "SuiteRun", "assert_conforms", "run_in_process", "run_suite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +42,25 @@ class SuiteRun:
         return {row.check for row in self.report.rows if row.status == status} if self.report else set()
 
 
-def run_suite(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_suite(backend: str, *arguments: str) -> FinishedRun:
     """Run the suite on an installed backend, in a separate process.
+
+    The process takes nothing from this project's pytest settings, conftest.py files and ``PYTEST_ADDOPTS``, nor from
+    plugins that change the order of tests: what a backend passes must not depend on where its tests lie.
 
     Args:
         backend: Its name.
         arguments: Further options of pytest or the suite, such as ``--polydraft-quick``.
 
     Returns:
-        The finished process: ``returncode`` is pytest's, 0 if nothing failed; ``stdout`` is what it printed.
+        What the process printed, its exit code, the report, and ``reason``: why the run does not prove that the
+        backend conforms; empty if it does.
     """
-    command = [
-        sys.executable,
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "polydraft_conformance"),
-        *("--polydraft-backend", backend, *arguments),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_apart(backend, arguments)
 
 
 def assert_conforms(backend: str, *arguments: str, allow_unavailable: bool = False) -> None:
-    """Fail, with what the suite printed, unless the backend conforms.
+    """Fail, with the reason and what the suite printed, unless the backend ran and conforms.
 
     Args:
         backend: Its name.
@@ -70,11 +69,14 @@ def assert_conforms(backend: str, *arguments: str, allow_unavailable: bool = Fal
             failure, so that a test cannot succeed by running nothing.
 
     Raises:
-        AssertionError: A check failed, the backend cannot run here, or there is no such backend.
+        AssertionError: A check failed, there is no such backend, it cannot run here, or no check passed on any pair:
+            options left none, or all were excluded or not claimed.
     """
-    finished = run_suite(backend, *arguments, *["--polydraft-must-run"] * (not allow_unavailable))
-    if finished.returncode:
-        raise AssertionError("\n".join(f"{finished.stdout}\n{finished.stderr}".splitlines()[-200:]))
+    finished = run_suite(backend, *arguments)
+    if not finished.reason or (allow_unavailable and not finished.available and not finished.returncode):
+        return
+    printed = f"{finished.stdout}\n{finished.stderr}".splitlines()[-200:]
+    raise AssertionError("\n".join([finished.reason, "", *printed]))
 
 
 def run_in_process(backend: str, *arguments: str, host: PluginHost | None = None, rootdir: Path) -> SuiteRun:
