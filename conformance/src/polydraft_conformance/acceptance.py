@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from polydraft.contract import GenerationResult
 
     from polydraft_conformance.counting import SequenceLog
-    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.pairs import Case, Pair
 
-__all__ = ["MARGIN", "QUICK_MARGIN", "Floor", "floor_of", "scored_speculation"]
+__all__ = ["MARGIN", "QUICK_MARGIN", "Floor", "floor_of", "is_scored", "scored_speculation"]
 
 MARGIN = 0.1
 """A backend may stay this share below a score: dtypes differ, and drafts are clipped at the end of the output."""
@@ -66,6 +66,11 @@ def floor_of(case: Case, *, quick: bool = False) -> Floor | None:
         scores["new_tokens"],
         QUICK_MARGIN if quick else MARGIN,
     )
+
+
+def is_scored(pair: Pair) -> bool:
+    """Whether a pair is one of polydraft-builtin-pairs, whose properties are known."""
+    return pair.target.startswith("builtin:") and pair.name in _scores()["pairs"]
 
 
 def scored_speculation(session: Session, floor: Floor) -> Speculation:

@@ -13,6 +13,7 @@ from polydraft_conformance.signals import (
     DeclarationError,
     ExcludedWithoutRun,
     Failed,
+    ModelsDoNotSuit,
     NotClaimed,
     NotIndependentlyChecked,
     Skipped,
@@ -84,6 +85,8 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     # Before Skipped, from which NotClaimed and ExcludedWithoutRun are derived.
     if isinstance(error, NotClaimed):
         return Outcome("not-claimed", str(error))
+    if isinstance(error, ModelsDoNotSuit):
+        return Outcome("not-applicable", str(error))
     if isinstance(error, NotIndependentlyChecked):
         return Outcome("unchecked", f"Not independently checked: {error}")
     if isinstance(error, ExcludedWithoutRun):

@@ -146,11 +146,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         return (yield)
     from polydraft_conformance.limits import time_limit
     from polydraft_conformance.outcomes import before
+    from polydraft_conformance.suitability import need_suited_models
 
     suite = suite_of(item.config)
     item.stash[NUMBERS] = {}
     before(suite, check, case_of(item))
     with time_limit(suite.options.time_limit):
+        if (case := case_of(item)) is not None:
+            need_suited_models(suite, check, case)
         return (yield)
 
 
@@ -206,7 +209,7 @@ def _set_outcome(report: pytest.TestReport, status: str, reason: str) -> None:
         if report.outcome != "failed" or not report.longrepr:
             report.longrepr = reason
         report.outcome = "failed"
-    elif status in {"not-claimed", "unchecked"}:
+    elif status in {"not-claimed", "not-applicable", "unchecked"}:
         report.outcome = "skipped"
     else:
         report.outcome = "skipped"

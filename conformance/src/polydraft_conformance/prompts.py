@@ -100,8 +100,10 @@ class PromptText:
     def of(cls, session: Session, seed: int) -> PromptText:
         """From any session of the target: it turns text into tokens."""
         code, prose, _ = texts(seed)
+        room = session.running.context_length - 8  # of bytes, even where each is a token
         bare, whole = (
-            session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids for text in (prose, code[:600])
+            session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids
+            for text in (prose[:room], code[: min(600, room)])
         )
         # A first token that both share is BOS. (The code begins with "def", the prose with "Return".)
         start = whole[:1] if whole[0] == bare[0] else ()

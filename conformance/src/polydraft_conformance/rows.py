@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["STATUSES", "Row", "Status"]
 
-Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "unchecked", "cannot-install"]
+Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "not-applicable", "unchecked", "cannot-install"]
 """``excluded``: fails, as the backend declared. ``follows``: fails where a check it builds upon failed.
-``not-claimed``: the capabilities do not claim it. ``unchecked``: not independently checked, since nothing outside the
+``not-claimed``: the capabilities do not claim it. ``not-applicable``: the models lack a property that it needs.
+``unchecked``: not independently checked, since nothing outside the
 engine shows whether what it reports is true. ``cannot-install``: the backend cannot run on this machine."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)

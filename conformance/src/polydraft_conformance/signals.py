@@ -16,6 +16,7 @@ __all__ = [
     "DeclarationError",
     "ExcludedWithoutRun",
     "Failed",
+    "ModelsDoNotSuit",
     "NotClaimed",
     "NotIndependentlyChecked",
     "Skipped",
@@ -29,6 +30,10 @@ class NotClaimed(Skipped):
 
 class NotIndependentlyChecked(Skipped):
     """Nothing outside the engine shows whether what it reports is true: neither a pass nor a failure."""
+
+
+class ModelsDoNotSuit(Skipped):
+    """The models lack a property without which the check proves nothing."""
 
 
 class ExcludedWithoutRun(Skipped):

@@ -99,7 +99,7 @@ class Suite:
             "dtype": self.options.dtype,
             "device": self.options.device,
         }
-        return polydraft.load(case.pair.target, host=self.host, **{**arguments, **changes})
+        return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
 
     def close(self) -> None:
         """Close the shared session."""

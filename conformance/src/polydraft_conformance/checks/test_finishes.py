@@ -13,9 +13,9 @@ from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import wrapped_sequences
 from polydraft_conformance.evidence import greedy_settings
-from polydraft_conformance.prompts import chats, texts
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
+from polydraft_conformance.suitability import prompts_that_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -299,9 +299,7 @@ def _ended_by_eos(bench: Bench) -> list[tuple[Prompt, GenerationResult]]:
 
     def make() -> list[tuple[Prompt, GenerationResult]]:
         found: list[tuple[Prompt, GenerationResult]] = []
-        seed = bench.suite.options.seed
-        asked: list[Prompt] = [[{"role": "user", "content": chat}] for chat in chats(seed)]
-        for prompt in [*asked, *(text[:600] for text in texts(seed))]:
+        for prompt in prompts_that_fit(bench):
             result = bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
             if result.finish_reason == "eos":
                 found.append((prompt, result))
