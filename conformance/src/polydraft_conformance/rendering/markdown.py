@@ -16,6 +16,8 @@ SIGNS = {
     "excluded": "excluded",
     "follows": "follows",
     "not-claimed": "not claimed",
+    "not-applicable": "not applicable",
+    "unchecked": "not independently checked",
     "cannot-install": "cannot be installed here",
 }
 
@@ -80,7 +82,16 @@ def _cell(rows: list[dict[str, Any]]) -> str:
         return ""
     counts = Counter(row["status"] for row in rows)
     parts = []
-    for status in ("fail", "follows", "excluded", "not-claimed", "cannot-install", "pass"):
+    for status in (
+        "fail",
+        "follows",
+        "excluded",
+        "unchecked",
+        "not-applicable",
+        "not-claimed",
+        "cannot-install",
+        "pass",
+    ):
         if counts[status] == len(rows):
             parts.append(SIGNS[status] if len(rows) == 1 else f"{SIGNS[status]} {len(rows)}")
         elif counts[status]:

@@ -18,7 +18,10 @@ __all__ = ["BEGIN", "END", "Cell", "cell", "fill", "label", "ordered_checks", "r
 BEGIN = "<!-- conformance: begin; written by `polydraft-conformance report`, do not edit -->\n"
 END = "<!-- conformance: end -->\n"
 
-_WORST_FIRST = ("fail", "follows", "excluded", "cannot-install", "not-claimed", "pass")
+_WORST_FIRST = (
+    *("fail", "follows", "excluded", "cannot-install", "unchecked", "not-applicable", "not-claimed"),
+    "pass",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,23 @@ _WORDS = {
     "excluded": "excluded",
     "follows": "follows from another failure",
     "not-claimed": "not claimed",
+    "not-applicable": "not applicable",
+    "unchecked": "not independently checked",
     "cannot-install": "cannot run here",
 }
 _MANY = {"pass": "pass", "fail": "fail", "follows": "follow from another failure"}
 """The words after a number other than 1, where they differ."""
-_MARKS = {"pass": "✓", "fail": "✗", "follows": "↳", "excluded": "○", "not-claimed": "·", "cannot-install": "∅", "": ""}
+_MARKS = {
+    "pass": "✓",
+    "fail": "✗",
+    "follows": "↳",
+    "excluded": "○",
+    "not-claimed": "·",
+    "not-applicable": "·",
+    "unchecked": "?",
+    "cannot-install": "∅",
+    "": "",
+}
 
 
 def to_page(reports: Sequence[Mapping[str, Any]]) -> str:
