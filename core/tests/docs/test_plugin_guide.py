@@ -17,13 +17,19 @@ from polydraft.contract import (
     Exclusion,
     FaultRecord,
     Generation,
+    GenerationSettings,
     LoadRequest,
     LocalModelRecord,
+    ModelSource,
     PairRecord,
     PolydraftSpec,
+    Round,
+    RunningInfo,
     Sampler,
+    SpeculationPlan,
     SteppingEngine,
     Tokenizer,
+    TokenLogprobs,
     TokenRequest,
     WholeEngine,
 )
@@ -41,6 +47,10 @@ HOOK_RECORDS = {
     "polydraft_local_models": LocalModelRecord,
     "polydraft_caches": CacheRecord,
 }
+FIELDS = (
+    *(Capabilities, Diagnosis, DeviceRecord, Exclusion, GenerationSettings, LoadRequest, ModelSource, Round),
+    *(RunningInfo, SpeculationPlan, TokenLogprobs, TokenRequest),
+)
 INTERFACES = (Backend, SteppingEngine, EngineSequence, Sampler, Tokenizer, WholeEngine, Generation)
 BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```\n", re.DOTALL)
 
@@ -93,7 +103,7 @@ def test_every_method_and_its_arguments_are_in_the_guide(name, member):
     assert wanted in guide()
 
 
-@pytest.mark.parametrize("record", [Capabilities, Diagnosis, DeviceRecord, LoadRequest, TokenRequest, Exclusion])
+@pytest.mark.parametrize("record", FIELDS)
 def test_every_field_that_a_plugin_reads_or_writes_is_in_the_guide(record):
     missing = [name for name in record.model_fields if f"`{name}`" not in guide()]
     assert not missing
@@ -109,6 +119,23 @@ def test_the_code_of_the_guide_is_the_code_of_the_example():
     assert {match["file"] for match in blocks} >= {"pyproject.toml", "tests/test_conformance.py"}
     for match in blocks:
         assert match["code"] in (EXAMPLE / match["file"]).read_text(encoding="utf-8"), match["file"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("pyproject.toml", "tests/test_conformance.py"),
+        *(f"src/polydraft_markov/{name}.py" for name in ("plugin", "tokenizer", "stepping", "whole")),
+    ],
+)
+def test_the_guide_has_every_line_of_the_files_that_connect_an_engine(file):
+    """So that the guide alone suffices; blocks are in the file's order."""
+    blocks = [match["code"] for match in BLOCK.finditer(guide()) if match["file"] == file]
+    shown = [line for code in blocks for line in code.splitlines() if line.strip()]
+    lines = [line for line in (EXAMPLE / file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if lines[0].startswith('"""') and file.startswith("tests"):
+        lines = lines[1:]  # what the test is about, the text says
+    assert shown == lines
 
 
 def test_the_other_code_of_the_guide_runs():

@@ -9,11 +9,13 @@ from polydraft.contract import Prompt
 from polydraft.errors import ContextLengthError
 from polydraft.verification import first_difference
 
+from polydraft_conformance.acceptance import is_scored
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
-from polydraft_conformance.counting import wrapped_sequences
+from polydraft_conformance.counting import stepping_engine, wrapped_sequences
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.scripted import ScriptedSequence
+from polydraft_conformance.signals import ModelsDoNotSuit
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
 from polydraft_conformance.suitability import prompts_that_fit
 
@@ -281,6 +283,12 @@ def _cuts(bench: Bench, usable: Callable[[Streamed], list[int]]) -> Iterator[_Cu
             yield _Cut(prompt, plain, index)
         if inside_count >= (2 if bench.quick else 4) and outside_count:
             return
+    if not inside_count and bench.case.kind == "ngram" and stepping_engine(bench.session) and not is_scored(pair):
+        # The core's own drafts: the engine has no part in which tokens they repeat.
+        raise ModelsDoNotSuit(
+            f"{pair.name} does not suit this check: no accepted n-gram draft has a token that is new in the output and "
+            "could end it. Use a model that repeats more of its prompt, or another pair for n-grams."
+        )
     expect(inside_count > 0, "The check proves nothing: no place to end at lies inside an accepted draft.")
 
 

@@ -91,19 +91,21 @@ class MarkovSequence(contract.EngineSequence):
         return len(self.tokens)
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Store the prompt. Only the row of its last token is needed."""
-        self.tokens += token_ids[:-1]
-        return self.verify(token_ids[-1:], sampler, keep_logits=keep_logits)
+        """Run the prompt, and choose the token after it: one row, that of the prompt's last token."""
+        self.tokens += token_ids
+        logits = self.model.logits(self.tokens)[None]  # shape (1, vocab)
+        chosen, logprobs = sampler.choose(logits, self.length, token_ids[-1:])
+        return Step(chosen, NumpyLogits(logits) if keep_logits else None, logprobs)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts; row i holds the logits after the i-th of them."""
-        first_position = self.length + 1
+        first_position = self.length + 1  # of the token that row 0 chooses; before the step
         rows = []
         for token_id in token_ids:
             self.tokens.append(token_id)
             rows.append(self.model.logits(self.tokens))
-        logits = np.stack(rows)
-        chosen, logprobs = sampler.choose(logits, first_position, token_ids)
+        logits = np.stack(rows)  # shape (len(token_ids), vocab)
+        chosen, logprobs = sampler.choose(logits, first_position, token_ids)  # all of them, not the last one alone
         return Step(chosen, NumpyLogits(logits) if keep_logits else None, logprobs)
 
     def rollback(self, length: int) -> None:
