@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.counting import SequenceLog
     from polydraft_conformance.pairs import Case, Pair
 
-__all__ = ["MARGIN", "QUICK_MARGIN", "Floor", "floor_of", "is_scored", "scored_speculation"]
+__all__ = ["MARGIN", "QUICK_MARGIN", "Floor", "floor_of", "is_known", "scored_speculation"]
 
 MARGIN = 0.1
 """A backend may stay this share below a score: dtypes differ, and drafts are clipped at the end of the output."""
@@ -68,9 +68,9 @@ def floor_of(case: Case, *, quick: bool = False) -> Floor | None:
     )
 
 
-def is_scored(pair: Pair) -> bool:
-    """Whether a pair is one of polydraft-builtin-pairs, whose properties are known."""
-    return pair.target.startswith("builtin:") and pair.name in _scores()["pairs"]
+def is_known(pair: Pair) -> bool:
+    """Whether a pair is polydraft's own: the properties of its models are known."""
+    return pair.target == "builtin:toy" or (pair.target.startswith("builtin:") and pair.name in _scores()["pairs"])
 
 
 def scored_speculation(session: Session, floor: Floor) -> Speculation:

@@ -254,6 +254,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     if not rows:
         return
     from polydraft_conformance.report import report_of
+    from polydraft_conformance.suitability import said_of_models
 
     suite = suite_of(config)
     report = report_of(suite, rows)
@@ -262,6 +263,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     terminalreporter.line(
         f"{counts}; seed {suite.options.seed} (--polydraft-seed {suite.options.seed} repeats the run)"
     )
+    for line in said_of_models(row.as_dict() for row in rows):
+        terminalreporter.line(line)
     if not suite.diagnosis.usable:
         terminalreporter.line(f"{suite.diagnosis.reason} {suite.diagnosis.remedy}".strip())
     if suite.options.report is not None:

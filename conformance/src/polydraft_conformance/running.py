@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.report import JSON_NAME
+from polydraft_conformance.suitability import said_of_models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,11 @@ class FinishedRun:
     def available(self) -> bool:
         """Whether the backend can run on this machine, as far as the run came."""
         return self.report is None or bool(self.report["availability"]["usable"])
+
+    @property
+    def left_out(self) -> list[str]:
+        """Groups of checks that prove nothing on the models of a pair, one sentence each."""
+        return said_of_models(self.report["checks"]) if self.report else []
 
     @property
     def reason(self) -> str:

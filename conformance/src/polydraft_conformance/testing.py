@@ -11,6 +11,7 @@ def test_conformance():
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,11 +69,16 @@ def assert_conforms(backend: str, *arguments: str, allow_unavailable: bool = Fal
         allow_unavailable: Pass, too, where the backend says that it cannot run on this machine. Otherwise that is a
             failure, so that a test cannot succeed by running nothing.
 
+    Warns:
+        UserWarning: A whole group of checks does not apply to the models of a pair.
+
     Raises:
         AssertionError: A check failed, there is no such backend, it cannot run here, or no check passed on any pair:
             options left none, or all were excluded or not claimed.
     """
     finished = run_suite(backend, *arguments)
+    for said in finished.left_out:
+        warnings.warn(said, stacklevel=2)
     if not finished.reason or (allow_unavailable and not finished.available and not finished.returncode):
         return
     printed = f"{finished.stdout}\n{finished.stderr}".splitlines()[-200:]

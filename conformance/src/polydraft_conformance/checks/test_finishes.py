@@ -9,7 +9,6 @@ from polydraft.contract import Prompt
 from polydraft.errors import ContextLengthError
 from polydraft.verification import first_difference
 
-from polydraft_conformance.acceptance import is_scored
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import stepping_engine, wrapped_sequences
@@ -283,7 +282,7 @@ def _cuts(bench: Bench, usable: Callable[[Streamed], list[int]]) -> Iterator[_Cu
             yield _Cut(prompt, plain, index)
         if inside_count >= (2 if bench.quick else 4) and outside_count:
             return
-    if not inside_count and bench.case.kind == "ngram" and stepping_engine(bench.session) and not is_scored(pair):
+    if not inside_count and bench.case.kind == "ngram" and stepping_engine(bench.session):
         # The core's own drafts: the engine has no part in which tokens they repeat.
         raise ModelsDoNotSuit(
             f"{pair.name} does not suit this check: no accepted n-gram draft has a token that is new in the output and "
