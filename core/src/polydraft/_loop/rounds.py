@@ -20,8 +20,9 @@ from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
     from polydraft.contract.results import Round
-    from polydraft.contract.stepping import EngineSequence, Sampler, SteppingEngine
+    from polydraft.contract.stepping import EngineSequence, SteppingEngine
     from polydraft.contract.whole import Generation
+    from polydraft.sampling._sampler import RuleSampler
 
 __all__ = ["run_rounds", "stepping_rounds"]
 
@@ -42,7 +43,7 @@ def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[
 def run_rounds(
     sequence: EngineSequence,
     generation: Generation,
-    sampler: Sampler,
+    sampler: RuleSampler,
     vocab_size: int,
     ngram: NgramDrafter | None = None,
 ) -> Iterator[Round]:

@@ -97,7 +97,7 @@ class RejectionSampler(RuleSampler):
 
         ``UNSOUND``, and errors, as for the ordinary rule; and a draft from such a row is refused if it is verified.
         """
-        self._check_rows(logits, run_token_ids)
+        run_token_ids = self._checked_rows(logits, first_position, run_token_ids)
         self._start_step(first_position, run_token_ids)
         host, rows = self._on_host(logits)
         largest = host.tolist(largest_logits(host, rows))

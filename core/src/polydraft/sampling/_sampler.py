@@ -12,6 +12,7 @@ import numpy as np
 from polydraft.contract.results import TokenLogprobs
 from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError
 from polydraft.sampling._adjustments import Bans, Penalties, wants_penalties
+from polydraft.sampling._asked import DEFECT, Asked
 from polydraft.sampling._history import TokenHistory
 from polydraft.sampling._host import choose_on_host
 from polydraft.sampling._logprobs import token_logprobs
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["NOT_CHOSEN", "RuleSampler"]
 
 _NUMPY = NumpyOps()
-_DEFECT = "This is a defect of the backend; report it to its authors."
 NOT_CHOSEN = 0
 """Placeholder for rows after the first rejected draft; never read."""
 
@@ -59,6 +59,8 @@ class RuleSampler:
         self._stream = request.stream
         prompt = request.prompt_token_ids
         # Absolute position -> token, as positions are counted everywhere here.
+        self.asked: Asked | None = None
+        """What the loop has asked the engine to choose for; None: it is not known."""
         self._forced = {len(prompt) + index: token_id for index, token_id in settings.forced_token_ids.items()}
         self._bans: Bans | None = None
         if settings.banned_token_ids or settings.min_new_tokens:
@@ -95,7 +97,7 @@ class RuleSampler:
             NonFiniteLogitsError: The only row is such a row; or the step rejects a draft that was chosen from one.
             EngineError: The engine gave logits of another shape.
         """
-        self._check_rows(logits, run_token_ids)
+        run_token_ids = self._checked_rows(logits, first_position, run_token_ids)
         self._start_step(first_position, run_token_ids)
         ops, rows = self._on_host(logits)
         if self._processor is not None:
@@ -156,8 +158,13 @@ class RuleSampler:
         if self._processor is not None:
             self._processor.close(output)
 
-    def _check_rows(self, logits: Any, run_token_ids: Sequence[int]) -> None:
-        """Refuse logits of another shape than (run tokens, vocab), which would be chosen from in silence."""
+    def _checked_rows(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Sequence[int]:
+        """The run tokens; refuse others than were asked for, and logits of another shape than (run tokens, vocab).
+
+        They would be chosen from in silence.
+        """
+        if self.asked is not None:
+            run_token_ids = self.asked.checked(first_position, run_token_ids)
         shape: Sequence[int] = getattr(logits, "shape", ())
         rows = len(run_token_ids)
         if len(shape) != 2 or shape[0] != rows or shape[1] < self._vocab_size:
@@ -167,9 +174,10 @@ class RuleSampler:
                 f"The engine gave logits of shape {tuple(shape)} to `sampler.choose` for {rows} "
                 f"{'token' if rows == 1 else 'tokens'}: they have one row per token that was run and one column per "
                 f"token id, here {wanted}{', so these are transposed' if turned else ''}.",
-                _DEFECT,
+                DEFECT,
             )
         self._check_library(logits)
+        return run_token_ids
 
     def _check_library(self, logits: Any) -> None:
         """Refuse arrays of another library than the engine's operations are for."""
@@ -178,10 +186,10 @@ class RuleSampler:
             raise EngineError(
                 f"The engine gave logits of the type {library}.{type(logits).__name__}, and has no `array_ops`: "
                 "without them, logits are numpy arrays.",
-                _DEFECT,
+                DEFECT,
             )
         if self._host_only and logits.dtype.kind != "f":
-            raise EngineError(f"The engine gave logits of the dtype {logits.dtype}: they are floats.", _DEFECT)
+            raise EngineError(f"The engine gave logits of the dtype {logits.dtype}: they are floats.", DEFECT)
 
     def _start_step(self, first_position: int, run_token_ids: Sequence[int]) -> None:
         """Commit the tokens that this step of the target builds on."""
@@ -262,9 +270,11 @@ class RuleSampler:
             raise EngineError(
                 f"The engine gave logits of shape {tuple(shape)} to `sampler.choose_draft`: it takes one row, of shape "
                 "(1, vocab).",
-                _DEFECT,
+                DEFECT,
             )
         self._check_library(logits)
+        if self.asked is not None:
+            self.asked.check_draft(position, run_token_ids if self._history is not None else None)
         if position in self._forced:
             return None
         run = self._known_prefix(position, run_token_ids) if self._history is not None else ()
@@ -286,7 +296,7 @@ class RuleSampler:
         if not run_token_ids or self._history is None:
             raise EngineError(
                 "The engine drafts without saying after which tokens, though the settings depend on them.",
-                f"{_DEFECT} (`Sampler.needs_prefix`)",
+                f"{DEFECT} (`Sampler.needs_prefix`)",
             )
         self._history.commit(position - len(run_token_ids))
         return run_token_ids
