@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     suite = suite_of(config)
     if not suite.diagnosis.usable:
-        left_out = [item for item, check in checks.items() if check.group != "availability"]
+        left_out = [item for item, check in checks.items() if (check.group, check.scope) != ("availability", "backend")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
         return
