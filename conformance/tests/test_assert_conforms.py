@@ -17,7 +17,7 @@ def row(status="pass", target="toy", reason="", check="test_generates"):
         if target
         else dict.fromkeys(("target", "kind", "k"))
     )
-    return {"check": check, "status": status, "reason": reason, **case}
+    return {"check": check, "group": "generation", "status": status, "reason": reason, **case}
 
 
 def finished(*rows, code=0, usable=True, backend="mine", stderr=""):
