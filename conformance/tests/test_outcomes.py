@@ -8,8 +8,9 @@ from polydraft_conformance.catalog import Check, check, load_checks, matching_ch
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.limits import time_limit
 from polydraft_conformance.options import SuiteOptions
-from polydraft_conformance.outcomes import crashed_row, judge, make_row
+from polydraft_conformance.outcomes import crashed_row, judge, make_row, settle
 from polydraft_conformance.pairs import Pair, cases, sliding_window
+from polydraft_conformance.rows import Row
 from polydraft_conformance.signals import CannotInstallError, NotClaimed, TimeLimitError
 from polydraft_conformance.suite import Suite
 
@@ -76,7 +77,25 @@ def test_exclusions_come_before_consequences(suite):
 def test_a_process_that_died():
     row = crashed_row("checks/test_greedy.py::test_greedy_equals_plain[tiny-e2b-draft-model-k4]", "gone")
     assert (row.target, row.kind, row.k, row.status) == ("tiny-e2b", "draft-model", 4, "fail")
-    assert crashed_row("x.py::test_backend_can_run_here", "gone").target is None
+    assert crashed_row("checks/test_availability.py::test_backend_can_run_here", "gone").target is None
+    assert crashed_row("tests/test_others.py::test_generates", "gone") is None
+
+
+def test_failures_that_several_processes_found_are_put_together():
+    """Each worker knows of its own only."""
+
+    def row(check, kind, reason="wrong"):
+        return Row(check, "speculation", "fail", "toy", None, kind, 4, reason)
+
+    rows = [
+        row("test_drafts_are_accepted", "mtp"),
+        row("test_drafts_are_made", "mtp"),
+        row("test_drafts_are_accepted", "ngram"),
+        row("test_drafts_are_accepted", "mtp", "Unexpected pass: it holds."),
+    ]
+    settled = settle(rows)
+    assert [found.status for found in settled] == ["follows", "fail", "fail", "fail"]
+    assert settled[0].reason == "Follows from test_drafts_are_made.\nwrong"
 
 
 def test_a_row_names_its_case():

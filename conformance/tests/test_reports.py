@@ -3,15 +3,20 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import pytest
 from polydraft_conformance.__main__ import main
 from polydraft_conformance.defects import stepping
 from polydraft_conformance.defects.making import PluginOf, defective
-from polydraft_conformance.rendering.matrix import BEGIN, END, fill, read_reports, to_matrix
+from polydraft_conformance.rendering.markdown import sign_of, to_markdown
+from polydraft_conformance.rendering.matrix import BEGIN, END, fill, to_matrix
 from polydraft_conformance.rendering.page import to_page
 from polydraft_conformance.rendering.plot import acceptance_plot, curves
+from polydraft_conformance.rendering.reading import read_reports
+from polydraft_conformance.rendering.statuses import look_of
 from polydraft_conformance.report import HTML_NAME, JSON_NAME
+from polydraft_conformance.rows import STATUSES
 
 SELECTED = (
     "--polydraft-kinds",
@@ -64,7 +69,8 @@ def folder(tmp_path_factory):
         host = PluginHost({"tested": PluginOf(backend, name=name)})
         run_in_process(
             name,
-            *("--polydraft-quick", *SELECTED, "--polydraft-report", str(reports / name)),
+            # With this seed there are near ties.
+            *("--polydraft-quick", *SELECTED, "--polydraft-report", str(reports / name), "--polydraft-seed", "3"),
             host=host,
             rootdir=reports,
         )
@@ -101,6 +107,43 @@ def test_the_page_shows_the_evidence(folder):
     assert "scorings in blocks choose the other token" in page
     assert page.count("<svg") == 1
     assert "position in the draft" in page
+
+
+def test_nothing_green_for_a_backend_that_fails(folder):
+    """Its bar holds what failed, and the card names the causes."""
+    css = resources.files("polydraft_conformance").joinpath("data/page.css").read_text("utf-8")
+    assert ".card.bad .bar .good, .card.warn .bar .good { background: var(--line); }" in css
+    card = to_page(read_reports([folder / "unverified"])).partition("<article class=")[2].partition("</article>")[0]
+    assert card.startswith('"card bad"')
+    assert "<div class=bar aria-hidden=true><i class=bad" in card
+    assert (
+        "<li><a href=#evidence-0-test_greedy_equals_plain><code>test_greedy_equals_plain</code></a> Speculation" in card
+    )
+
+
+def test_a_check_unfolds_to_what_it_proves(folder):
+    (data,) = read_reports([folder / "honest"])
+    data["explanations"] = {
+        "test_greedy_equals_plain": {"proves": "That ``k`` <changes>\nnothing.", "look": "verify()"}
+    }
+    page = to_page([data])
+    assert "<dt>Proves</dt><dd>That <code>k</code> &lt;changes&gt; nothing.</dd><dt>Look at</dt>" in page
+
+
+@pytest.mark.parametrize("status", [*STATUSES, "of-a-later-version"])
+def test_every_status_is_shown(folder, status):
+    (data,) = read_reports([folder / "honest"])
+    for row in data["checks"]:
+        row.update(status=status, reason="Because.")
+    data["summary"] = {status: len(data["checks"])}
+    data["status"] = "fail" if status in {"fail", "follows"} else "pass"
+    assert f"{len(data['checks'])} {look_of(status).many}" in to_page([data])
+    assert f"| {sign_of(status)}" in to_markdown(data)
+    words = {"pass": " | 1 |", "fail": "**FAIL", "follows": "**FAIL"}
+    assert words.get(status, look_of(status).past) in to_matrix([data])
+    counted = re.findall(r"<td class=(\w+)", to_page([data]))
+    assert counted
+    assert ("good" in counted) == (status == "pass")
 
 
 def test_near_ties_are_counted_apart(folder):

@@ -3,6 +3,7 @@
 ``polydraft-conformance unavailable NAME --reason TEXT --report DIR`` records that a backend cannot be installed here: a
 result next to those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
 ``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
+``polydraft-conformance diff OLD NEW`` says what broke, was mended and moved between two runs.
 ``polydraft-conformance imports PACKAGE`` fails if a plugin imports a private part of polydraft.
 ``polydraft-conformance explain CHECK`` says what a check proves, what a failure means, and where to look.
 """
@@ -11,15 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 from polydraft_conformance.explain import to_list, to_text, write_pages
 from polydraft_conformance.imports import private_imports, source_of
+from polydraft_conformance.rendering.diff import THRESHOLD, compare_all
+from polydraft_conformance.rendering.diff import to_text as diff_text
 from polydraft_conformance.rendering.markdown import to_markdown
-from polydraft_conformance.rendering.matrix import fill, read_reports, to_matrix
+from polydraft_conformance.rendering.matrix import fill, to_matrix
 from polydraft_conformance.rendering.page import to_page
+from polydraft_conformance.rendering.reading import ReportError, read_reports
 from polydraft_conformance.report import Report, environment, write
 from polydraft_conformance.rows import Row
 
@@ -42,6 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
     merge.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     merge.add_argument("--matrix", metavar="FILE", help="write the Markdown table; - prints it")
     merge.add_argument("--readme", type=Path, metavar="FILE", help="insert the table between the marks of a README")
+    diff = commands.add_parser(
+        "diff",
+        help="compare two runs: what broke, what was mended, what moved",
+        description="Compare two runs. Exit code: 1 if something broke, 0 if nothing did, 2 for unusable input.",
+    )
+    diff.add_argument("old", type=Path, help="a JSON report, or a folder of them")
+    diff.add_argument("new", type=Path, help="a later one")
+    diff.add_argument("--json", action="store_true", help="print data instead of text")
+    diff.add_argument(
+        "--threshold",
+        type=_rate,
+        default=THRESHOLD,
+        metavar="RATE",
+        help=f"tell acceptance rates that moved by at least this; default: {THRESHOLD:g}",
+    )
     imports = commands.add_parser("imports", help="fail if a plugin imports a private part of polydraft")
     imports.add_argument("package", nargs="+", help="import name or folder")
     explain = commands.add_parser("explain", help="say what checks prove, what a failure means, and where to look")
@@ -50,8 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "explain":
         return _explain(options.check, options.write)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # no text is lost where the terminal's encoding has no sign for it
+            stream.reconfigure(errors="backslashreplace")
     if options.command == "imports":
         return _check_imports(options.package)
+    if options.command == "diff":
+        return _diff(options.old, options.new, options.threshold, as_json=options.json)
     if options.command == "report":
         return _merge(options.path, options.html, options.matrix, options.readme)
     if options.command == "markdown":
@@ -84,6 +110,26 @@ def _merge(paths: list[Path], html: Path | None, matrix: str | None, readme: Pat
     if matrix == "-" or (html is None and matrix is None and readme is None):
         print(table)
     return 0
+
+
+def _diff(old: Path, new: Path, threshold: float, *, as_json: bool) -> int:
+    try:
+        found = compare_all(read_reports([old]), read_reports([new]), threshold)
+    except ReportError as error:
+        print(f"polydraft-conformance: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else diff_text(found))
+    return 1 if found["broke"] else 0
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, such as {THRESHOLD:g}")
+    return value
 
 
 def _check_imports(names: list[str]) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from polydraft.errors import PolydraftError
+
 from polydraft_conformance.catalog import load_checks
 from polydraft_conformance.exclusions import describe
-from polydraft_conformance.rows import Row, Status
+from polydraft_conformance.frames import backend_frames, is_suites_own
+from polydraft_conformance.rows import Row, Status, follows_from
 from polydraft_conformance.signals import (
     CannotInstallError,
     DeclarationError,
@@ -29,7 +32,11 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["Outcome", "before", "crashed_row", "judge", "make_row"]
+__all__ = ["Outcome", "before", "crashed_row", "judge", "make_row", "parse_node_id", "settle"]
+
+
+_DECLARED = ("Undeclared skip", "Unexpected pass", "The probe ")
+"""Reasons that begin so are faults of a declaration: they follow from no other failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +101,13 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     if isinstance(error, DeclarationError):
         return Outcome("fail", str(error))
     if isinstance(error, Skipped):
-        return Outcome("fail", f"Undeclared skip ({error}): what a backend leaves out, it declares as an Exclusion.")
+        return Outcome("fail", f"{_DECLARED[0]} ({error}): what a backend leaves out, it declares as an Exclusion.")
     reason = _describe(error)
     if exclusion is not None:
         return Outcome("excluded", f"{describe(exclusion)}\n{reason}")
     # After the exclusions: a declared failure needs no cause.
     if cause := suite.cause(check, case):
-        return Outcome("follows", f"Follows from {cause}.\n{reason}")
+        return Outcome("follows", follows_from(cause, reason))
     return Outcome("fail", reason)
 
 
@@ -122,32 +129,51 @@ def make_row(
     )
 
 
-def crashed_row(nodeid: str, reason: str, earlier: Sequence[Row] = ()) -> Row:
-    """The row of a check whose process died.
+def crashed_row(nodeid: str, reason: str) -> Row | None:
+    """The row of a check whose process died; None for a test that is not the suite's.
 
     Args:
-        nodeid: All that is known of the check.
+        nodeid: All that is known of the test.
         reason: What happened.
-        earlier: Rows so far: what the process knew of earlier failures died with it.
     """
-    name, _, case_id = nodeid.rpartition("::")[2].partition("[")
+    check, (target, kind, k) = parse_node_id(nodeid)
+    return Row(check.name, check.group, "fail", target=target, kind=kind, k=k, reason=reason) if check else None
+
+
+def settle(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with every failure that an earlier check's explains marked as following from it.
+
+    A process knows of its own failures only; what other workers found, or what a process that died knew, is known here.
+
+    Args:
+        rows: All rows of a run.
+    """
+    checks = load_checks()
+    failed: dict[str, set[tuple[str | None, str | None]]] = {}
+    for row in rows:
+        if row.status in {"fail", "follows"} and row.check in checks:
+            wide = checks[row.check].scope in {"backend", "once", "target"}
+            failed.setdefault(row.check, set()).add((row.target, None if wide else row.kind))
+
+    def settled(row: Row) -> Row:
+        check = checks.get(row.check)
+        if row.status != "fail" or check is None or row.reason.startswith(_DECLARED):
+            return row
+        places = {(None, None), (row.target, None), (row.target, row.kind)}
+        cause = next((name for name in check.after if failed.get(name, set()) & places), None)
+        return row if cause is None else replace(row, status="follows", reason=follows_from(cause, row.reason))
+
+    return [settled(row) for row in rows]
+
+
+def parse_node_id(nodeid: str) -> tuple[Check | None, tuple[str | None, str | None, int | None]]:
+    """The check that a test is, if it is one, and its case: target, drafter kind and k."""
+    file, _, function = nodeid.rpartition("::")
+    name, _, case_id = function.partition("[")
     check = load_checks().get(name)
-    target, kind, k = _parse_case_id(case_id.rstrip("]"))
-    row = Row(
-        check=name, group=check.group if check else "", status="fail", target=target, kind=kind, k=k, reason=reason
-    )
-    causes = [
-        other.check
-        for other in earlier
-        if check is not None
-        and other.check in check.after
-        and other.status in {"fail", "follows"}
-        # (None, None): a check of the backend as a whole.
-        and (other.target, other.kind) in {(target, kind), (None, None)}
-    ]
-    if causes:
-        return replace(row, status="follows", reason=f"Follows from {causes[0]}.\n{reason}")
-    return row
+    if check is not None and not file.endswith(f"test_{check.group}.py"):
+        check = None
+    return check, _parse_case_id(case_id.rstrip("]"))
 
 
 def _passed(exclusion: Exclusion | None) -> Outcome:
@@ -155,17 +181,21 @@ def _passed(exclusion: Exclusion | None) -> Outcome:
         return Outcome("pass")
     return Outcome(
         "fail",
-        f"Unexpected pass: the backend excludes it by {exclusion.check!r} ({describe(exclusion)}), but it holds. "
+        f"{_DECLARED[1]}: the backend excludes it by {exclusion.check!r} ({describe(exclusion)}), but it holds. "
         "Remove or narrow the exclusion.",
     )
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, TimeLimitError):
-        return f"Time limit: {error}"
-    if isinstance(error, AssertionError | Failed):
+    """The reason: what the suite says, or what a backend raised, with its frames."""
+    if isinstance(error, AssertionError | Failed) and not isinstance(error, TimeLimitError) and is_suites_own(error):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    said = [f"{type(error).__name__}: {error}"]
+    if isinstance(error, TimeLimitError):
+        said = [f"Time limit: {error}"]
+    elif isinstance(error, PolydraftError):  # the first line says what is wrong
+        said = [f"{type(error).__name__}: {error.message}", *([error.hint] if error.hint else [])]
+    return "\n".join([*said, *backend_frames(error)])
 
 
 def _parse_case_id(case_id: str) -> tuple[str | None, str | None, int | None]:

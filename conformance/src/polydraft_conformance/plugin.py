@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from polydraft_conformance.display import Display
+from polydraft_conformance.items import MARK, ROW_PROPERTY, case_of, check_of
 from polydraft_conformance.options import add_options, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from _pytest.terminal import TerminalReporter
     from polydraft import PluginHost
 
-    from polydraft_conformance.catalog import Check
-    from polydraft_conformance.pairs import Case
+    from polydraft_conformance.report import Report
     from polydraft_conformance.rows import Row
     from polydraft_conformance.suite import Suite
 
 pytest_plugins = ["polydraft_conformance.fixtures"]
 
-MARK = "polydraft_check"
 SUITE: pytest.StashKey[Suite] = pytest.StashKey()
 HOST: pytest.StashKey[PluginHost] = pytest.StashKey()
 """Plugins in place of the installed ones: for tests of the suite itself."""
 ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+DISPLAY: pytest.StashKey[Display] = pytest.StashKey()
 NUMBERS: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 SETUP_SECONDS: pytest.StashKey[float] = pytest.StashKey()
-_PROPERTY = "polydraft_row"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.polydraft_seed = config.workerinput.get("polydraft_seed", config.option.polydraft_seed)
     if not hasattr(config, "workerinput"):  # a worker of pytest-xdist leaves the rows to its controller
         config.pluginmanager.register(RowCollector(config.stash[ROWS]), "polydraft-rows")
+        config.stash[DISPLAY] = Display(config, config.stash[ROWS], lambda: report_so_far(config))
+        config.pluginmanager.register(config.stash[DISPLAY], "polydraft-display")
+        _make_report_folder(config)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's: unknown where that is not installed
@@ -76,21 +79,6 @@ def suite_of(config: pytest.Config) -> Suite:
         except (PolydraftError, NoPairsError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[SUITE]
-
-
-def check_of(item: pytest.Item) -> Check | None:
-    """The check that an item runs; None for tests that are not the suite's."""
-    from polydraft_conformance.catalog import CHECKS
-
-    mark = item.get_closest_marker(MARK)
-    return CHECKS[mark.args[0]] if mark else None
-
-
-def case_of(item: pytest.Item) -> Case | None:
-    """The case that an item runs on; None for checks of scope ``backend``."""
-    callspec = getattr(item, "callspec", None)
-    case: Case | None = callspec.params.get("polydraft_case") if callspec else None
-    return case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -196,7 +184,7 @@ def pytest_runtest_makereport(
     seconds = call.duration + (item.stash.get(SETUP_SECONDS, 0.0) if call.when == "call" else 0.0)
     measured: dict[str, Any] = item.stash.get(NUMBERS, {})
     row = make_row(check, case, outcome, seconds=seconds, numbers={**measured, **suite.take_verdicts()})
-    report.user_properties.append((_PROPERTY, row.as_dict()))
+    report.user_properties.append((ROW_PROPERTY, row.as_dict()))
     return report
 
 
@@ -224,14 +212,40 @@ class RowCollector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the row from a report; a check whose process died has none."""
-        from polydraft_conformance.outcomes import crashed_row
         from polydraft_conformance.rows import Row
 
-        sent = [value for name, value in report.user_properties if name == _PROPERTY]
+        sent = [value for name, value in report.user_properties if name == ROW_PROPERTY]
         self.rows.extend(Row(**value) for value in sent if isinstance(value, dict))
         if not sent and report.failed and report.when not in {"setup", "call", "teardown"}:
+            from polydraft_conformance.outcomes import crashed_row
+
             last_line = report.longreprtext.strip().splitlines()[-1]
-            self.rows.append(crashed_row(report.nodeid, f"The process died: {last_line}", self.rows))
+            if row := crashed_row(report.nodeid, f"The process died: {last_line}"):
+                self.rows.append(row)
+
+
+def _make_report_folder(config: pytest.Config) -> None:
+    """Find out before the run, not after it, that no report can be written."""
+    folder: Path | None = config.getoption("polydraft_report", None)
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--polydraft-report={folder}: no folder can be made there: {error.strerror}. Name another one."
+        ) from error
+
+
+def report_so_far(config: pytest.Config) -> Report:
+    """The report of a run, as far as it has come."""
+    from polydraft_conformance.outcomes import settle
+    from polydraft_conformance.report import report_of
+
+    rows = config.stash[ROWS]
+    if config.pluginmanager.hasplugin("dsession"):  # pytest-xdist: each worker knows of its own failures only
+        rows = settle(rows)
+    return report_of(suite_of(config), rows, planned=config.stash[DISPLAY].planned)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -241,31 +255,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.stash[SUITE].close()
     if hasattr(config, "workerinput") or not config.stash.get(ROWS, []):
         return
-    suite = suite_of(config)
-    if suite.options.report is not None:
-        from polydraft_conformance.report import report_of, write
+    folder = suite_of(config).options.report
+    if folder is not None:
+        from polydraft_conformance.report import write
 
-        write(report_of(suite, config.stash[ROWS]), suite.options.report)
+        write(report_so_far(config), folder)
 
 
-def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    """Print a short summary, and where the report is."""
-    rows = config.stash.get(ROWS, [])
-    if not rows:
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """One line for each check, the failures by cause, the result, and where the report is."""
+    if not config.stash.get(ROWS, []):
         return
-    from polydraft_conformance.report import report_of
-    from polydraft_conformance.suitability import said_of_models
+    from polydraft_conformance.report import HTML_NAME
 
-    suite = suite_of(config)
-    report = report_of(suite, rows)
-    counts = ", ".join(f"{count} {status}" for status, count in report.summary().items() if count)
-    terminalreporter.section(f"polydraft conformance of {suite.options.backend}: {report.status}")
-    terminalreporter.line(
-        f"{counts}; seed {suite.options.seed} (--polydraft-seed {suite.options.seed} repeats the run)"
-    )
-    for line in said_of_models(row.as_dict() for row in rows):
-        terminalreporter.line(line)
-    if not suite.diagnosis.usable:
-        terminalreporter.line(f"{suite.diagnosis.reason} {suite.diagnosis.remedy}".strip())
-    if suite.options.report is not None:
-        terminalreporter.line(f"report: {suite.options.report}")
+    folder = suite_of(config).options.report
+    config.stash[DISPLAY].summarize(folder / HTML_NAME if folder else None)

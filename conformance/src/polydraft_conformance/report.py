@@ -17,6 +17,7 @@ from polydraft.verification import VERDICTS
 from polydraft_conformance.catalog import CHECKS
 from polydraft_conformance.rendering.markdown import to_markdown
 from polydraft_conformance.rendering.page import to_page
+from polydraft_conformance.rendering.reading import FORMAT_VERSION, JSON_NAME
 from polydraft_conformance.rows import STATUSES, Row
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Capabilities, Diagnosis
 
+    from polydraft_conformance.catalog import Check
     from polydraft_conformance.suite import Suite
 
-__all__ = ["FORMAT_VERSION", "HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "report_of", "write"]
+__all__ = ["HTML_NAME", "JSON_NAME", "MARKDOWN_NAME", "Report", "environment", "report_of", "write"]
 
-FORMAT_VERSION = 1
-JSON_NAME = "conformance-report.json"
 MARKDOWN_NAME = "conformance-report.md"
 HTML_NAME = "conformance-report.html"
 
@@ -48,12 +48,16 @@ class Report:
     remedy: str = ""
     claims: Mapping[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    planned: int = 0
+    """Number of rows that the whole run has; 0 if unknown."""
 
     @property
     def status(self) -> str:
-        """``pass``, ``fail``, or ``cannot-install``."""
+        """``pass``, ``fail``, ``incomplete`` (it was ended before its last check), or ``cannot-install``."""
         if any(row.status in {"fail", "follows"} for row in self.rows):
             return "fail"
+        if len(self.rows) < self.planned:
+            return "incomplete"
         return "pass" if self.usable else "cannot-install"
 
     def summary(self) -> dict[str, int]:
@@ -95,13 +99,31 @@ class Report:
             "statements": {
                 name: CHECKS[name].statement for name in dict.fromkeys(row.check for row in self.rows) if name in CHECKS
             },
+            "explanations": {
+                name: _explanation(CHECKS[name])
+                for name in dict.fromkeys(row.check for row in self.rows)
+                if name in CHECKS
+            },
+            "planned": self.planned,
             "acceptance": self.acceptance(),
             "checks": [row.as_dict() for row in self.rows],
         }
 
 
-def report_of(suite: Suite, rows: list[Row]) -> Report:
-    """The report of a run, so far or finished."""
+def _explanation(check: Check) -> dict[str, str]:
+    """What a check proves, what a failure means, and where to look."""
+    parts = {name: getattr(check, name, "") for name in ("proves", "failure", "look")}
+    return {name: text for name, text in parts.items() if text}
+
+
+def report_of(suite: Suite, rows: list[Row], *, planned: int = 0) -> Report:
+    """The report of a run, so far or finished.
+
+    Args:
+        suite: The run.
+        rows: What has been run of it.
+        planned: Number of rows that the whole run has; 0 if unknown.
+    """
     given, record = suite.options, suite.record
     plugins = [
         status.distribution
@@ -127,7 +149,9 @@ def report_of(suite: Suite, rows: list[Row]) -> Report:
         reason=suite.diagnosis.reason,
         remedy=suite.diagnosis.remedy,
         claims=_claims(suite.capabilities) if suite.capabilities else {},
-        rows=sorted(rows, key=lambda row: row.group),
+        # The order of definition: workers finish in any.
+        rows=sorted(rows, key=lambda row: (row.group, CHECKS[row.check].order if row.check in CHECKS else -1)),
+        planned=planned,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["STATUSES", "Row", "Status"]
+__all__ = ["STATUSES", "Row", "Status", "case_of_row", "followed", "follows_from"]
 
 Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "not-applicable", "unchecked", "cannot-install"]
 """``excluded``: fails, as the backend declared. ``follows``: fails where a check it builds upon failed.
@@ -17,6 +17,7 @@ Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "not-appl
 engine shows whether what it reports is true. ``cannot-install``: the backend cannot run on this machine."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
+_FOLLOWS = "Follows from "
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +44,21 @@ class Row:
     @property
     def case(self) -> str:
         """``tiny-e2b, mtp, k=4``, or an empty string."""
-        parts = [self.target, self.kind, None if self.k is None else f"k={self.k}"]
-        return ", ".join(part for part in parts if part)
+        return case_of_row({"target": self.target, "kind": self.kind, "k": self.k})
+
+
+def case_of_row(row: Mapping[str, Any]) -> str:
+    """``tiny-e2b, mtp, k=4`` of a row of a JSON report, or an empty string."""
+    parts = [row["target"], row["kind"], None if row["k"] is None else f"k={row['k']}"]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def follows_from(check: str, reason: str) -> str:
+    """The reason of a failure that another check's failure explains."""
+    return f"{_FOLLOWS}{check}.\n{reason}"
+
+
+def followed(reason: str) -> str | None:
+    """The check that a reason of ``follows_from`` names; None for any other reason."""
+    first = reason.partition("\n")[0]
+    return first.removeprefix(_FOLLOWS).removesuffix(".") if first.startswith(_FOLLOWS) else None

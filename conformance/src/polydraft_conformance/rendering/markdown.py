@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from polydraft_conformance.rendering.statuses import worst_first
+from polydraft_conformance.rows import case_of_row
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SIGNS", "first_line", "to_markdown"]
+__all__ = ["first_line", "sign_of", "to_markdown"]
 
-SIGNS = {
-    "pass": "pass",
+_SIGNS = {
     "fail": "**FAIL**",
-    "excluded": "excluded",
-    "follows": "follows",
-    "not-claimed": "not claimed",
-    "not-applicable": "not applicable",
     "unchecked": "not independently checked",
     "cannot-install": "cannot be installed here",
 }
+
+
+def sign_of(status: str) -> str:
+    """A status as it is written in tables; failures stand out."""
+    return _SIGNS.get(status, status.replace("-", " "))
 
 
 def to_markdown(data: Mapping[str, Any]) -> str:
@@ -35,7 +38,12 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     near_ties = [(row, tie) for row, tie in near_ties if tie["verdict"] == "NEAR_TIE"]
     if near_ties:
         lines += ["## Near ties", "", *dict.fromkeys(_near_tie(row, tie) for row, tie in near_ties), ""]
-    for status, title in (("fail", "Failures"), ("follows", "Consequences"), ("excluded", "Excluded")):
+    for status, title in (
+        ("fail", "Failures"),
+        ("follows", "Consequences"),
+        ("excluded", "Excluded"),
+        ("unchecked", "Not independently checked"),
+    ):
         rows = [row for row in data["checks"] if row["status"] == status]
         if rows:
             lines += [f"## {title}", "", *(_item(row) for row in rows), ""]
@@ -46,10 +54,12 @@ def _head(data: Mapping[str, Any]) -> list[str]:
     backend, found, options = data["backend"], data["environment"], data["options"]
     engine = " ".join(part for part in (backend["engine"], backend["engine_version"]) if part)
     counts = ", ".join(f"{count} {status}" for status, count in data["summary"].items() if count)
+    if data["status"] == "incomplete":
+        counts += f"; the run ended early: {len(data['checks'])} of {data['planned']} were run"
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in data.get("verdicts", {}).items())
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return [
-        f"# Conformance of `{backend['name']}`: {SIGNS[data['status']]}",
+        f"# Conformance of `{backend['name']}`: {sign_of(data['status'])}",
         "",
         f"- engine: {engine or 'unknown'}; dtype {options.get('dtype', '?')}, device {options.get('device', '?')}",
         f"- {found['implementation']} {found['python']}, {found['platform']}, {found['processor'] or found['machine']}",
@@ -82,20 +92,9 @@ def _cell(rows: list[dict[str, Any]]) -> str:
         return ""
     counts = Counter(row["status"] for row in rows)
     parts = []
-    for status in (
-        "fail",
-        "follows",
-        "excluded",
-        "unchecked",
-        "not-applicable",
-        "not-claimed",
-        "cannot-install",
-        "pass",
-    ):
-        if counts[status] == len(rows):
-            parts.append(SIGNS[status] if len(rows) == 1 else f"{SIGNS[status]} {len(rows)}")
-        elif counts[status]:
-            parts.append(f"{SIGNS[status]} {counts[status]}")
+    for status in worst_first(counts):
+        sign = sign_of(status)
+        parts.append(sign if counts[status] == len(rows) == 1 else f"{sign} {counts[status]}")
     near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in rows)
     return ", ".join(parts) + (f" ({near_ties} near {'tie' if near_ties == 1 else 'ties'})" if near_ties else "")
 
@@ -130,9 +129,7 @@ def _near_tie(row: Mapping[str, Any], tie: Mapping[str, Any]) -> str:
 
 
 def _item(row: Mapping[str, Any]) -> str:
-    case = ", ".join(str(row[name]) for name in ("target", "kind") if row[name])
-    if row["k"] is not None:
-        case += f", k={row['k']}"
+    case = case_of_row(row)
     lines = str(row["reason"]).splitlines() or [""]
     text = f"- `{row['check']}`{f' ({case})' if case else ''}: {lines[0]}"
     if len(lines) > 1:

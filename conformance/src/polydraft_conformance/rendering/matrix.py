@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft_conformance.rendering.markdown import SIGNS
+from polydraft_conformance.rendering.markdown import sign_of
+from polydraft_conformance.rendering.reading import label
+from polydraft_conformance.rendering.statuses import look_of, worst_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["BEGIN", "END", "Cell", "cell", "fill", "label", "ordered_checks", "read_reports", "to_matrix"]
+__all__ = ["BEGIN", "END", "Cell", "cell", "fill", "ordered_checks", "to_matrix"]
 
 BEGIN = "<!-- conformance: begin; written by `polydraft-conformance report`, do not edit -->\n"
 END = "<!-- conformance: end -->\n"
-
-_WORST_FIRST = (
-    *("fail", "follows", "excluded", "cannot-install", "unchecked", "not-applicable", "not-claimed"),
-    "pass",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +35,7 @@ class Cell:
     @property
     def worst(self) -> str:
         """The status that colours the cell: ``pass`` where some rows pass and the rest is not claimed."""
-        for status in _WORST_FIRST:
-            if self.counts.get(status) and not (status == "not-claimed" and self.counts.get("pass")):
-                return status
-        return ""
-
-
-def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read JSON reports from files, and from folders recursively; sorted by backend, dtype and device.
-
-    Raises:
-        ValueError: A file is not a report, or no file was given.
-    """
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(path.rglob("conformance-report.json")) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"{path} holds no conformance-report.json: run the suite with --polydraft-report {path}.")
-        files += found
-    reports = []
-    for file in dict.fromkeys(files):
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            if not {"backend", "checks", "options", "environment"} <= data.keys():
-                raise ValueError("it lacks some of its parts")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file} is not a conformance report: {error}.") from error
-        reports.append(data)
-    return sorted(reports, key=label)
-
-
-def label(data: Mapping[str, Any]) -> str:
-    """``transformers, bfloat16, cpu``: what distinguishes a report from others."""
-    options = data["options"]
-    return ", ".join(
-        str(part) for part in (data["backend"]["name"], options.get("dtype"), options.get("device")) if part
-    )
+        return next((status for status in worst_first(self.counts) if self.counts[status]), "")
 
 
 def ordered_checks(reports: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -106,7 +66,7 @@ def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
             f"`{backend['name']}`",
             " ".join(part for part in (backend["engine"], backend["engine_version"]) if part) or "-",
             ", ".join(part for part in (options.get("dtype"), options.get("device")) if part) or "-",
-            SIGNS[data["status"]],
+            sign_of(data["status"]),
             *(_text(cell(row for row in data["checks"] if row["group"] == group)) for group in groups),
             counts if usable else "-",
         ]
@@ -135,12 +95,12 @@ def _text(found: Cell) -> str:
         return "-"
     if wrong := counts.get("fail", 0) + counts.get("follows", 0):
         return f"**FAIL {wrong} of {found.total}**"
-    parts = [str(counts["pass"])] if counts.get("pass") else []
-    if excluded := counts.get("excluded"):
-        parts.append(f"{excluded} excluded")
-    if not parts:
-        parts.append("not claimed" if counts.get("not-claimed") else "cannot run here")
-    return ", ".join(parts)
+    passed = counts.get("pass", 0)
+    others = [status for status in worst_first(counts) if counts[status] and status not in {"pass", "not-claimed"}]
+    if not passed and others in ([], ["cannot-install"]):
+        return look_of("not-claimed" if not others else "cannot-install").past
+    parts = [str(passed)] if passed else []
+    return ", ".join([*parts, *(f"{counts[status]} {look_of(status).past}" for status in others)])
 
 
 def _measured_on(data: Mapping[str, Any]) -> str:
