@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["Outcome", "before", "crashed_row", "judge", "make_row"]
+__all__ = ["Outcome", "before", "crashed_row", "judge", "make_row", "target_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,12 @@ def crashed_row(nodeid: str, reason: str, earlier: Sequence[Row] = ()) -> Row:
     if causes:
         return replace(row, status="follows", reason=f"Follows from {causes[0]}.\n{reason}")
     return row
+
+
+def target_of(nodeid: str) -> str | None:
+    """The target that a check runs on; None for checks that load none, and for tests that are no checks."""
+    name, _, case_id = nodeid.rpartition("::")[2].partition("[")
+    return _parse_case_id(case_id.rstrip("]"))[0] if name in load_checks() else None
 
 
 def _passed(exclusion: Exclusion | None) -> Outcome:
