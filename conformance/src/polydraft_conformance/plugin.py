@@ -126,6 +126,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [*others, *sorted(checks, key=order)]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where ``-n`` is given without ``--dist``, a target's checks stay in one process."""
+    if config.getoption("dist") != "load" or read_options(config) is None:
+        return None
+    from polydraft_conformance.by_target import ByTarget
+
+    return ByTarget(config, log)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Apply claims and exclusions, and limit the time that loading takes."""

@@ -29,39 +29,35 @@ def by_definition(logits, settings, seed, stream, position):
     if settings.temperature == 0:
         return int(np.flatnonzero(row == row.max())[0]), None
     row = row * np.float32(1 / settings.temperature)
-    order = sorted(range(len(row)), key=lambda token_id: (-row[token_id], token_id))
+    order = np.lexsort((np.arange(len(row)), -row))  # the largest first, and of equal ones the lower id
     if settings.top_k:
         order = order[: settings.top_k]
     if settings.top_p < 1:
         shares = exp_nonpositive(OPS, row[order] - row.max())
-        weights = [int(weight) for weight in np.floor(shares * np.float32(2**24))]
-        total, before, kept = sum(weights), 0, []
-        for token_id, weight in zip(order, weights, strict=True):
-            if before * 2**20 < total * math.ceil(settings.top_p * 2**20):
-                kept.append(token_id)
-            before += weight
-        order = kept
+        order = order[first_of(np.floor(shares * np.float32(2**24)), settings.top_p)]
     if settings.min_p:
-        order = [i for i in order if row[i] >= row.max() + np.float32(math.log(settings.min_p))]
+        order = order[row[order] >= row.max() + np.float32(math.log(settings.min_p))]
     if settings.typical_p < 1:
         order = typical(row, order, settings.typical_p)
     noisy = scores(row, seed, stream, position)
-    return min(order, key=lambda token_id: (-noisy[token_id], token_id)), set(order)
+    return int(order[noisy[order] == noisy[order].max()].min()), set(order.tolist())
+
+
+def first_of(weights, share):
+    """Which of the weights, in their order, come before the share is reached."""
+    weights = weights.astype(np.int64)
+    before = np.cumsum(weights) - weights
+    return before * 2**20 < weights.sum() * math.ceil(share * 2**20)
 
 
 def typical(row, order, share):
     """The tokens that locally typical sampling keeps, in fixed point as the rule's docstring defines it."""
-    order = [i for i in order if row[i] >= row.max() - np.float32(REACH)]
-    weights = {i: int(w) for i, w in zip(order, token_weights(OPS, row[order], row.max()), strict=True)}
-    below = {i: math.floor((row.max() - row[i]) * np.float32(2**12)) for i in order}
-    total = sum(weights.values())
-    mean = sum(weights[i] * below[i] for i in order) // total
-    kept, before = [], 0
-    for token_id in sorted(order, key=lambda i: (abs(below[i] - mean), i)):
-        if before * 2**20 < total * math.ceil(share * 2**20):
-            kept.append(token_id)
-        before += weights[token_id]
-    return kept
+    order = order[row[order] >= row.max() - np.float32(REACH)]
+    weights = token_weights(OPS, row[order], row.max()).astype(np.int64)
+    below = np.floor((row.max() - row[order]) * np.float32(2**12)).astype(np.int64)
+    mean = (weights * below).sum() // weights.sum()
+    nearest = np.lexsort((order, np.abs(below - mean)))
+    return order[nearest][first_of(weights[nearest], share)]
 
 
 def choose(logits, settings, seed=0, stream=0, position=0):

@@ -17,6 +17,8 @@ distribution = pytest.importorskip(
     "polydraft_conformance.distribution", reason="the conformance suite is not installed"
 )
 
+pytestmark = pytest.mark.slow("hundreds of generations by upstream's loop; the proof has tests on made-up draws, too")
+
 K = 4
 DRAWS = distribution.QUICK_DRAWS  # as many as a quick run of the suite makes
 PROMPTS = (

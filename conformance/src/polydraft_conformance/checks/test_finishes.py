@@ -271,16 +271,19 @@ def _cuts(bench: Bench, usable: Callable[[Streamed], list[int]]) -> Iterator[_Cu
         # Up to a near tie the two are the same; and a stop changes no round before it.
         same = first_difference(plain.token_ids, speculative.token_ids)
         inside = speculative.inside_drafts()
-        if all(chunk.num_accepted_tokens is None for chunk in speculative.chunks):
-            inside = list(range(len(plain.token_ids)))  # not reported: any place may be inside a draft
+        unreported = all(chunk.num_accepted_tokens is None for chunk in speculative.chunks)
+        # Any place may be inside a draft, and of twice as many some are.
+        share = 2 if unreported else 1
+        if unreported:
+            inside = list(range(len(plain.token_ids)))
         indices = [index for index in usable(plain) if same is None or index < same]
-        mine = pick([index for index in indices if index in inside], 2 if bench.quick else 5)
+        mine = pick([index for index in indices if index in inside], share * (2 if bench.quick else 5))
         others = pick([index for index in indices if index not in inside], 1 if bench.quick else 3)
         inside_count += len(mine)
         outside_count += len(others)
         for index in sorted([*mine, *others]):
             yield _Cut(prompt, plain, index)
-        if inside_count >= (2 if bench.quick else 4) and outside_count:
+        if inside_count >= share * (2 if bench.quick else 4) and (outside_count or unreported):
             return
     if not inside_count and bench.case.kind == "ngram" and stepping_engine(bench.session):
         # The core's own drafts: the engine has no part in which tokens they repeat.

@@ -15,6 +15,7 @@ from polydraft_conformance.rendering.matrix import ordered_checks
 from polydraft_conformance.rendering.statuses import Tone, counted_by_status, look_of, said_of_a_run, worst_first
 from polydraft_conformance.rendering.terminal import Line, clock
 from polydraft_conformance.rows import followed
+from polydraft_conformance.suitability import said_of_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -191,6 +192,7 @@ def ending(
         has_tracebacks: Whether pytest has shown tracebacks and captured output.
     """
     yield from result(data, seconds=seconds, planned=planned)
+    yield from ([(line, "off")] for line in said_of_models(data["checks"]))
     seed = data["options"].get("seed")
     yield [(f"repeat it{f' (seed {seed})' if seed is not None else ''}: {repeat_command(arguments, seed)}", None)]
     if data["status"] == "fail" and not has_tracebacks:
