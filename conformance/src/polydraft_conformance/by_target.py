@@ -19,7 +19,8 @@ class ByTarget(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdist has no
     """Gives each process the tests of one target after another, and other tests one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return parse_node_id(nodeid)[1][0] or nodeid
+        check, (target, _, _) = parse_node_id(nodeid)
+        return (target if check else None) or nodeid
 
     def remove_node(self, node: Any) -> str | None:
         """What a process that has died leaves goes to others, without the test that it died of."""

@@ -192,7 +192,8 @@ def ending(
         has_tracebacks: Whether pytest has shown tracebacks and captured output.
     """
     yield from result(data, seconds=seconds, planned=planned)
-    yield from ([(line, "off")] for line in said_of_models(data["checks"]))
+    for line in said_of_models(data["checks"]):
+        yield [(line, "off")]
     seed = data["options"].get("seed")
     yield [(f"repeat it{f' (seed {seed})' if seed is not None else ''}: {repeat_command(arguments, seed)}", None)]
     if data["status"] == "fail" and not has_tracebacks:
