@@ -24,6 +24,13 @@ def close(found, wanted):
     return found.dtype in LIMITS and error < LIMITS[found.dtype]
 
 
+def in_parts(rows, width, dtype, parts, scale=1.0):
+    """Rows that are strided, or that are the sum of parts."""
+    if parts > 1:
+        return drawn(parts, rows, width, dtype=torch.float32, scale=scale)
+    return drawn(rows, 2 * width, dtype=dtype, scale=scale)[:, :width]
+
+
 def in_double(norm):
     weight = None if norm.weight is None else norm.weight.double()
     like = torch.empty(0, device="cuda", dtype=torch.float64)
@@ -43,7 +50,7 @@ def test_added_and_normed(trial):
 
     # Residual rows are much larger than what is added, or much smaller, or 0.
     hidden = drawn(rows, width, dtype=dtype, scale=lots.choice([1.0, 50.0, 0.0]))
-    branch = drawn(rows, 2 * width, dtype=dtype, scale=lots.choice([1.0, 1e-3]))[:, :width]
+    branch = in_parts(rows, width, dtype, lots.choice([1, 1, 2, 8]), scale=lots.choice([1.0, 1e-3]))
     before = [norm() for _ in range(lots.randrange(4))]
     if before and lots.random() < 0.5:
         before[-1] = norm(factor=width**-0.5)
@@ -66,7 +73,7 @@ def test_added_and_normed(trial):
     for row in range(rows):
         part = slice(row, row + 1)
         own = None if mixture is None else (found[part], *mixture[1:])
-        alone = fused_layers.add_normed(hidden[part], branch[part], after, before, scalar=scalar, mixture=own)
+        alone = fused_layers.add_normed(hidden[part], branch[..., part, :], after, before, scalar=scalar, mixture=own)
         assert all(torch.equal(one[0], every[row]) for one, every in zip(alone, sums, strict=True))
 
 
@@ -74,13 +81,13 @@ def test_added_and_normed(trial):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 256, 1023, 1025, 21504])
 def test_gated(dtype, width):
-    # Gates from far below 0 to far above: the approximation's tails.
-    gate, up = drawn(5, 3 * width, dtype=dtype, scale=4.0).split([width, 2 * width], -1)
-    up = up[:, :width]
-    gate[0] = torch.linspace(-60, 60, width, device="cuda")
-    found = fused_layers.gated(gate, up)
-    assert close(found, fused_layers.gated_by_definition(gate.double(), up.double()))
-    assert torch.equal(fused_layers.gated(gate[2:3], up[2:3])[0], found[2])
+    for gate_parts, up_parts in ((1, 1), (4, 1), (2, 2)):
+        gate, up = in_parts(5, width, dtype, gate_parts, scale=4.0), in_parts(5, width, dtype, up_parts)
+        # From far below 0 to far above: the approximation's tails.
+        gate[..., 0, :] = torch.linspace(-60, 60, width, device="cuda") / gate_parts
+        found = fused_layers.gated(gate, up, dtype)
+        assert close(found, fused_layers.gated_by_definition(gate.double(), up.double(), torch.float64))
+        assert torch.equal(fused_layers.gated(gate[..., 2:3, :], up[..., 2:3, :], dtype)[0], found[2])
 
 
 @needs_gpu
@@ -89,7 +96,10 @@ def test_what_is_not_finite_stays_so(value):
     rows = drawn(3, 64, dtype=torch.bfloat16)
     rows[1, 5] = value
     norm = Norm(None, 64, 1e-6, rows)
-    for found in (*fused_layers.add_normed(rows, rows.clone(), norm, [norm]), fused_layers.gated(rows, rows)):
+    for found in (
+        *fused_layers.add_normed(rows, rows.clone(), norm, [norm]),
+        fused_layers.gated(rows, rows, rows.dtype),
+    ):
         assert not found[1].isfinite().all()
         assert found[[0, 2]].isfinite().all()
 
@@ -102,18 +112,25 @@ def test_rotated_and_stored(trial):
     dtype, rows, dim = lots.choice(DTYPES), lots.choice([1, 5, 8, 17]), lots.choice([16, 64, 128, 256, 512])
     heads, kv_heads, shared = lots.choice([1, 4, 32]), lots.choice([0, 1, 16]), lots.random() < 0.5
     size = heads + kv_heads * (1 if shared else 2)
-    projected = drawn(rows, size, dim, dtype=dtype)
+    parts = lots.choice([1, 1, 3])
+    projected = drawn(parts, rows, size, dim, dtype=torch.float32) if parts > 1 else drawn(rows, size, dim, dtype=dtype)
     gain = 1 + drawn(heads + kv_heads, dim, dtype=dtype, scale=0.1)
     angles = torch.rand(rows, 1, dim, device="cuda") * 7
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    norm = Norm(None, dim, 1e-6, projected)
+    norm = Norm(None, dim, 1e-6, gain)
     slots = torch.randperm(300, device="cuda")[:rows]
     buffers = [drawn(1, max(kv_heads, 1), 300, dim, dtype=dtype) for _ in range(2)]
     before = [buffer.clone() for buffer in buffers]
     stored = (*buffers, slots) if kv_heads else None
     queries = fused_layers.rotate_and_store(projected, norm, gain, cos, sin, heads, stored)
     wanted = fused_layers.rotate_and_store_by_definition(
-        projected.double(), in_double(norm), gain.double(), cos.double(), sin.double(), heads, kv_heads
+        projected.double().view(parts, rows, size, dim).sum(0),
+        in_double(norm),
+        gain.double(),
+        cos.double(),
+        sin.double(),
+        heads,
+        kv_heads,
     )
     assert close(queries, wanted[0])
     for buffer, old, rows_wanted in zip(buffers, before, wanted[1:], strict=True):
@@ -122,7 +139,9 @@ def test_rotated_and_stored(trial):
             old[:, :, slots] = buffer[:, :, slots]
         assert torch.equal(buffer, old)  # no other slot was written
     alone = fused_layers.rotate_and_store(
-        projected[-1:], norm, gain, cos[-1:], sin[-1:], heads, (*before, slots[-1:]) if kv_heads else None
+        projected[..., -1:, :, :].contiguous(),
+        *(norm, gain, cos[-1:], sin[-1:], heads),
+        (*before, slots[-1:]) if kv_heads else None,
     )
     assert torch.equal(alone[0], queries[-1])
     assert all(map(torch.equal, before, buffers))

@@ -50,7 +50,11 @@ def test_routes(trial):
     scores = torch.randn(rows, experts, device="cuda") * lots.choice([0.1, 3.0, 40.0])
     scores = scores.to(lots.choice([torch.float32, torch.bfloat16]))
     scale = torch.rand(experts, device="cuda").to(scores.dtype)
-    weights, chosen = step_experts.route(scores, scale, top_k)
+    given = scores
+    if lots.random() < 0.5:
+        given = torch.stack([scores.float() - 1, torch.ones(rows, experts, device="cuda")])
+        scores = given.sum(0).to(scores.dtype)
+    weights, chosen = step_experts.route(given, scale, top_k)
     # Of equal scores the first expert: torch's topk promises no order.
     order = scores.double().sort(stable=True, dim=-1, descending=True).indices[:, :top_k]
     ties = scores.gather(-1, order) != scores.gather(-1, chosen)
@@ -59,7 +63,7 @@ def test_routes(trial):
     shares = scores.double().softmax(-1).gather(-1, chosen)
     wanted = shares / shares.sum(-1, keepdim=True) * scale[chosen]
     assert (weights - wanted).abs().max() < 2e-6
-    alone = step_experts.route(scores[-1:], scale, top_k)
+    alone = step_experts.route(given[..., -1:, :], scale, top_k)
     assert torch.equal(alone[0][0], weights[-1])
     assert torch.equal(alone[1][0], chosen[-1])
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polydraft_transformers.step_products import add_parts, part_strides, sum_parts
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -93,6 +95,7 @@ def add_normed_by_definition(
     mixture: tuple[Tensor, Norm, Norm] | None = None,
 ) -> tuple[Tensor, ...]:
     """``add_normed`` in torch's operations."""
+    branch = add_parts(branch, hidden.dtype)
     if mixture is not None:
         branch = mixed(branch, *mixture)
     hidden = hidden + after(branch)
@@ -114,7 +117,7 @@ def add_normed(
 
     Args:
         hidden: Residual rows, shape (rows, width).
-        branch: What is added, shape (rows, width).
+        branch: What is added, shape (rows, width), or its parts, (parts, rows, width).
         after: Norms the branch.
         before: Norms of the sum, three at most.
         scalar: Shape (1,): what the sum is multiplied by.
@@ -126,6 +129,7 @@ def add_normed(
     if not is_fused(hidden.device):
         return add_normed_by_definition(hidden, branch, after, before, scalar=scalar, mixture=mixture)
     rows, width = hidden.shape
+    row_stride, part_stride, parts = part_strides(branch)
     outputs = [torch.empty_like(hidden) for _ in range(1 + len(before))]
     nothing = hidden  # for pointers that a kernel's constants leave unread
     found, after_dense, after_experts = mixture if mixture is not None else (nothing, after, after)
@@ -137,10 +141,11 @@ def add_normed(
         *(hidden, branch, found, nothing if scalar is None else scalar),
         *(nothing if norm.weight is None else norm.weight for norm in (*summed, *padded)),
         *(*outputs, *[nothing] * missing),
-        *(width, branch.stride(0)),
+        *(width, row_stride, part_stride),
         *(norm.eps for norm in (*summed, *padded)),
         *(norm.factor or 1.0 for norm in padded),
         BLOCK=block,
+        PARTS=parts,
         SCALED=scalar is not None,
         TOP=0 if mixture is None else 1 if found.dim() == 2 else found.shape[1],
         NORMS=len(before),
@@ -151,19 +156,32 @@ def add_normed(
     return tuple(outputs)
 
 
-def gated_by_definition(gate: Tensor, up: Tensor) -> Tensor:
+def gated_by_definition(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
     """``gated`` in torch's operations."""
-    return functional.gelu(gate, approximate="tanh") * up
+    return functional.gelu(add_parts(gate, dtype), approximate="tanh") * add_parts(up, dtype)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """GELU of the gate (its approximation by tanh), times ``up``; both (rows, width), rows may be strided."""
+def gated(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
+    """GELU of the gate (its approximation by tanh), times ``up``.
+
+    Args:
+        gate: Shape (rows, width), or its parts, (parts, rows, width); rows may be strided.
+        up: As ``gate``.
+        dtype: Of the result, (rows, width).
+    """
     if not is_fused(gate.device):
-        return gated_by_definition(gate, up)
-    rows, width = gate.shape
-    product = torch.empty(rows, width, device=gate.device, dtype=gate.dtype)
-    grid = (rows, -(-width // _PART))
-    _gated[grid](gate, up, product, width, gate.stride(0), up.stride(0), PART=_PART, num_warps=4)
+        return gated_by_definition(gate, up, dtype)
+    rows, width = gate.shape[-2:]
+    product = torch.empty(rows, width, device=gate.device, dtype=dtype)
+    gate_row, gate_part, gate_parts = part_strides(gate)
+    up_row, up_part, up_parts = part_strides(up)
+    _gated[(rows, -(-width // _PART))](
+        *(gate, up, product, width, gate_row, gate_part, up_row, up_part),
+        GATE_PARTS=gate_parts,
+        UP_PARTS=up_parts,
+        PART=_PART,
+        num_warps=4,
+    )
     return product
 
 
@@ -203,7 +221,7 @@ def rotate_and_store(
     """As ``rotate_and_store_by_definition``, on a GPU with Triton, and keys and values go where they are stored.
 
     Args:
-        projected: As there, contiguous; head_dim is a power of two.
+        projected: As there, contiguous, or its parts, (parts, rows, heads, head_dim); head_dim is a power of two.
         norm: As there.
         gain: As there.
         cos: As there.
@@ -215,14 +233,15 @@ def rotate_and_store(
     Returns:
         The queries.
     """
-    rows, all_heads, dim = projected.shape
-    queries = torch.empty(rows, heads, dim, device=projected.device, dtype=projected.dtype)
+    rows, all_heads, dim = projected.shape[-3:]
+    queries = torch.empty(rows, heads, dim, device=projected.device, dtype=gain.dtype)
     keys, values, slots = stored if stored is not None else (queries[None], queries[None], queries)
     kv_heads = 0 if stored is None else keys.shape[1]
     _rotate[(rows, all_heads)](
         *(projected, queries, keys, values, gain, cos, signed_sin, slots),
         *(heads, kv_heads, norm.eps),
-        *(keys.stride(1), keys.stride(2), values.stride(1), values.stride(2)),
+        *(keys.stride(1), keys.stride(2), values.stride(1), values.stride(2), rows * all_heads * dim),
+        PARTS=len(projected) if projected.dim() == 4 else 1,
         DIM=dim,
         STORES=stored is not None,
         SHARED=all_heads == heads + kv_heads,
@@ -247,15 +266,15 @@ def _normed(
 
 def _add_normed_kernel(
     H, X, F, S, after, after_dense, after_experts, gain_0, gain_1, gain_2, sums, out_0, out_1, out_2,
-    width, x_row, eps, dense_eps, experts_eps, eps_0, eps_1, eps_2, factor_0, factor_1, factor_2,
-    BLOCK: tl.constexpr, SCALED: tl.constexpr, TOP: tl.constexpr, NORMS: tl.constexpr, GAINS: tl.constexpr,
-    FACTORS: tl.constexpr,
+    width, x_row, x_part, eps, dense_eps, experts_eps, eps_0, eps_1, eps_2, factor_0, factor_1, factor_2,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, TOP: tl.constexpr, NORMS: tl.constexpr,
+    GAINS: tl.constexpr, FACTORS: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0), tl.arange(0, BLOCK)
     exists = column < width
     at = row * width + column
     dtype: tl.constexpr = sums.dtype.element_ty
-    x = tl.load(X + row * x_row + column, mask=exists, other=0.0).to(tl.float32)
+    x = sum_parts(X + row * x_row + column, x_part, exists, PARTS, dtype)
     hidden = tl.load(H + at, mask=exists, other=0.0).to(tl.float32)
     if TOP > 0:
         found = tl.zeros((BLOCK,), tl.float32)
@@ -287,30 +306,32 @@ def _gelu(x):
 
 
 def _gated_kernel(
-    gate, up, product, width, gate_row, up_row, PART: tl.constexpr
+    gate, up, product, width, gate_row, gate_part, up_row, up_part,
+    GATE_PARTS: tl.constexpr, UP_PARTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
     exists = column < width
     dtype: tl.constexpr = product.dtype.element_ty
-    g = tl.load(gate + row * gate_row + column, mask=exists, other=0.0).to(tl.float32)
-    u = tl.load(up + row * up_row + column, mask=exists, other=0.0).to(tl.float32)
+    g = sum_parts(gate + row * gate_row + column, gate_part, exists, GATE_PARTS, dtype)
+    u = sum_parts(up + row * up_row + column, up_part, exists, UP_PARTS, dtype)
     tl.store(product + row * width + column, (_gelu(g).to(dtype).to(tl.float32) * u).to(dtype), mask=exists)
 
 
 def _rotate_kernel(
-    X, Q, K, V, gains, COS, SIN, slots, heads, kv_heads, eps, k_head, k_slot, v_head, v_slot,
-    DIM: tl.constexpr, STORES: tl.constexpr, SHARED: tl.constexpr,
+    X, Q, K, V, gains, COS, SIN, slots, heads, kv_heads, eps, k_head, k_slot, v_head, v_slot, x_part,
+    PARTS: tl.constexpr, DIM: tl.constexpr, STORES: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     row, head, all_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     dtype: tl.constexpr = Q.dtype.element_ty
     dim = tl.arange(0, DIM)
     other = (dim + DIM // 2) % DIM
     start = X + (row * all_heads + head) * DIM
-    x = tl.load(start + dim).to(tl.float32)
+    exists = dim < DIM
+    x = sum_parts(start + dim, x_part, exists, PARTS, dtype)
     scale = tl.rsqrt(tl.sum(x * x, 0) / DIM + eps)
     normed = (x * scale).to(dtype)
     if head < heads + kv_heads:
-        rolled = (tl.load(start + other).to(tl.float32) * scale).to(dtype)
+        rolled = (sum_parts(start + other, x_part, exists, PARTS, dtype) * scale).to(dtype)
         gain = tl.load(gains + head * DIM + dim).to(tl.float32)
         rolled_gain = tl.load(gains + head * DIM + other).to(tl.float32)
         cos = tl.load(COS + row * DIM + dim).to(tl.float32)

@@ -25,6 +25,7 @@ from polydraft_transformers.fused_layers import (
     rotate_and_store_by_definition,
 )
 from polydraft_transformers.kv_cache import KvCache, StepLayout
+from polydraft_transformers.step_products import multiply, multiply_gated
 
 __all__ = ["Gemma4Network", "is_gemma4"]
 
@@ -93,18 +94,20 @@ class _Attention:
         self.gain = torch.cat(gains)
 
     def run(self, hidden: Tensor, context: Context, cache: KvCache) -> Tensor:
-        """Attend; shapes (rows, hidden_size) in and out."""
+        """Attend; shapes (rows, hidden_size) in and out, or (parts, rows, hidden_size) out: see ``multiply``."""
         rows = hidden.shape[0]
         cos, signed_sin, mask = context
-        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
         layout = cache.layout
         if not (layout.masks or layout.is_prompt):
-            stored = cache.stored_in(self.source, projected, self.kv_heads) if self.owner else None
+            projected = multiply(hidden, self.projection)
+            projected = projected.view(*projected.shape[:-1], -1, self.head_dim)
+            stored = cache.stored_in(self.source, hidden, self.kv_heads, self.head_dim) if self.owner else None
             queries = rotate_and_store(projected, self.normed, self.gain, cos, signed_sin, self.heads, stored)
             keys, values = cache.attended(self.source)
             window = cache.window_of(self.source)
             seen = step_attention.attend(queries, keys, values, layout.positions, near=layout.near, window=window)
-            return functional.linear(seen.view(rows, -1), self.out)
+            return multiply(seen.view(rows, -1), self.out)
+        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
         queries, new_keys, new_values = rotate_and_store_by_definition(
             projected, self.normed, self.gain, cos, signed_sin, self.heads, self.kv_heads
         )
@@ -199,14 +202,16 @@ class _Layer:
         """
         attended = self.attention.run(normed, context, cache)
         hidden, normed, *for_experts = add_normed(hidden, attended, self.after_attention, self.reads_sum)
-        gate, up = functional.linear(normed, self.gate_up).chunk(2, -1)
-        dense = functional.linear(gated(gate, up), self.down)
+        inner = multiply_gated(normed, self.gate_up)
+        if inner is None:
+            gate, up = multiply(normed, self.gate_up).chunk(2, -1)
+            inner = gated(gate, up, hidden.dtype)
+        dense = multiply(inner, self.down)
         mixture = (self._mix(hidden, *for_experts), self.after_dense_part, self.after_experts) if self.experts else None
         if per_layer is None:
             return add_normed(hidden, dense, self.after_dense, [following], scalar=self.scalar, mixture=mixture)
         (hidden,) = add_normed(hidden, dense, self.after_dense, mixture=mixture)
-        own = gated(functional.linear(hidden, self.per_layer_gate), per_layer)
-        own = functional.linear(own, self.per_layer_projection)
+        own = multiply(gated(multiply(hidden, self.per_layer_gate), per_layer, hidden.dtype), self.per_layer_projection)
         return add_normed(hidden, own, self.after_per_layer, [following], scalar=self.scalar)
 
     def _mix(self, hidden: Tensor, normed: Tensor, for_router: Tensor | None = None) -> Tensor:
@@ -216,7 +221,7 @@ class _Layer:
             # The router norms its input itself.
             _, weights, chosen = router(hidden)
         else:
-            scores = functional.linear(for_router, router.proj.weight)
+            scores = multiply(for_router, router.proj.weight)
             weights, chosen = step_experts.route(scores, router.per_expert_scale, router.config.top_k_experts)
             if len(hidden) <= MOST_ROWS:
                 return step_experts.mix(

@@ -149,7 +149,7 @@ class KvCache:
             Keys and values, shape (1, kv_heads, keys of the layout's mask, head_dim).
         """
         layout, slides = self.layout, self._windows[layer_idx] is not None
-        buffers = self._buffers_of(layer_idx, keys, keys.shape[1])
+        buffers = self._buffers_of(layer_idx, keys, keys.shape[1], keys.shape[3])
         if slides and layout.prefix is not None:
             layout.seen[layer_idx] = self._store_chunk(buffers, (keys, values), layout)
             return layout.seen[layer_idx]
@@ -160,25 +160,26 @@ class KvCache:
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
 
-    def stored_in(self, layer_idx: int, like: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def stored_in(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where a step's rows of a layer are stored, for a kernel that stores them.
 
         Args:
             layer_idx: The layer.
-            like: Of the buffers' device, dtype and head_dim, its last axis.
+            like: Of the buffers' device and dtype.
             kv_heads: Of the layer.
+            head_dim: Of the layer.
 
         Returns:
             Buffers of keys and values, (1, kv_heads, slots, head_dim), and the slot of each row, int64, (rows,).
         """
         slots = self.layout.slots if self._windows[layer_idx] is None else self.layout.ring
         assert slots is not None
-        return *self._buffers_of(layer_idx, like, kv_heads), slots
+        return *self._buffers_of(layer_idx, like, kv_heads, head_dim), slots
 
-    def _buffers_of(self, layer_idx: int, like: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
+    def _buffers_of(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._buffers:
             size = self._capacity + self._spare if self._windows[layer_idx] is None else self._ring
-            shape = (1, kv_heads, size, like.shape[-1])
+            shape = (1, kv_heads, size, head_dim)
             self._buffers[layer_idx] = (like.new_zeros(shape), like.new_zeros(shape))
         return self._buffers[layer_idx]
 

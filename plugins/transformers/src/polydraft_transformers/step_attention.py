@@ -26,8 +26,8 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 __all__ = ["attend", "can_attend"]
 
 _ROWS = 16  # of a tile, the fewest that tensor cores multiply
-_PROGRAMS = 256  # about two for each multiprocessor
-_MOST_PARTS = 64
+_PROGRAMS = 512  # about four for each multiprocessor
+_SHORT, _SHORT_PARTS, _MOST_PARTS = 128, 40, 64  # joining takes time too: up to so many blocks have fewer parts
 
 
 def can_attend(device: torch.device, head_dims: set[int]) -> bool:
@@ -56,7 +56,8 @@ def attend(
     groups = heads // kv_heads
     block = 32 if dim <= 256 else 16
     blocks = -(-slots // block)
-    chunk = -(-blocks // max(min(_PROGRAMS // kv_heads, _MOST_PARTS), 1)) * block
+    most = min(_PROGRAMS // kv_heads, _SHORT_PARTS if blocks <= _SHORT else _MOST_PARTS)
+    chunk = -(-blocks // max(most, 1)) * block
     parts = -(-slots // chunk)
     sums = torch.empty(rows, heads, parts, dim, device=queries.device, dtype=torch.float32)
     # Of each part: the largest score, and the sum of the exponentials of the others' distance to it.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polydraft_transformers.step_products import part_strides, sum_parts
+
 try:
     import triton
     import triton.language as tl
@@ -41,7 +43,7 @@ def route(scores: Tensor, scale: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The experts of each row: those of the largest scores, of equal ones the first.
 
     Args:
-        scores: Shape (rows, experts).
+        scores: Shape (rows, experts), or their parts, (parts, rows, experts).
         scale: Of each expert's weight, shape (experts,).
         top_k: Experts of a row.
 
@@ -49,12 +51,14 @@ def route(scores: Tensor, scale: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         The experts' weights, float32, and the experts, int64; both (rows, top_k). Scores that are not finite make all
         weights of the row NaN.
     """
-    rows, experts = scores.shape
+    rows, experts = scores.shape[-2:]
+    row_stride, part_stride, parts = part_strides(scores)
     weights = torch.empty(rows, top_k, device=scores.device, dtype=torch.float32)
     chosen = torch.empty(rows, top_k, device=scores.device, dtype=torch.int64)
     block = triton.next_power_of_2(experts)
     _route[(rows,)](
-        *(scores, scale, weights, chosen, experts, scores.stride(0)),
+        *(scores, scale, weights, chosen, experts, row_stride, part_stride),
+        PARTS=parts,
         TOP=top_k,
         TOPS=triton.next_power_of_2(top_k),
         BLOCK=block,
@@ -124,11 +128,13 @@ _OUTER = {
 
 
 def _route_kernel(
-    S, scale, weights, chosen, experts, s_row, TOP: tl.constexpr, TOPS: tl.constexpr, BLOCK: tl.constexpr
+    S, scale, weights, chosen, experts, s_row, s_part,
+    PARTS: tl.constexpr, TOP: tl.constexpr, TOPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, expert = tl.program_id(0), tl.arange(0, BLOCK)
     exists = expert < experts
-    score = tl.load(S + row * s_row + expert, mask=exists, other=float("-inf")).to(tl.float32)
+    score = sum_parts(S + row * s_row + expert, s_part, exists, PARTS, scale.dtype.element_ty)
+    score = tl.where(exists, score, float("-inf"))
     shares = tl.exp(score - tl.max(score, 0))
     shares = shares / tl.sum(shares, 0)
     # NaN compares with nothing: it gets a place in the order, so that the chosen experts always exist and differ.
