@@ -33,6 +33,7 @@ from polydraft.text._tracker import OutputTracker
 from polydraft.text.ids_only import IdsOnlyTokenizer
 from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder, fixed_rows
+from polydraft_transformers.experts import experts_implementation
 from polydraft_transformers.sequence import TransformersSequence
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
@@ -202,11 +203,13 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float, record: R
     """Both modes of one model."""
     dtype = getattr(torch, arguments.dtype)
     model = build(name, arguments.device, dtype, arguments.scale)
-    if arguments.experts and hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation(arguments.experts)
     k = arguments.k
     for mode in ("bitwise", "standard"):
         fixed = mode == "bitwise"
+        device = torch.device(arguments.device)
+        experts = experts_implementation(arguments.experts, dtype, device, fixed=fixed)
+        if experts is not None and "num_experts" in SHAPES[name]:
+            model.set_experts_implementation(experts)
         target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
         totals: Counter[str] = Counter()
         cut: dict[str, bool] = {}

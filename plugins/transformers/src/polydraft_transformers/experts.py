@@ -1,4 +1,4 @@
-"""Mixtures of experts in steps of fixed shape: a row's result does not depend on what the other rows chose.
+"""Mixtures of experts in steps of few rows: a row's result does not depend on what the other rows chose.
 
 Transformers' implementations group the rows by expert, so that the shape of an expert's product, and with it the kernel
 and the order of its sums, depends on how many rows of the step chose that expert.
@@ -11,12 +11,18 @@ from typing import Any
 import torch
 from polydraft.errors import UnsupportedError
 from torch.nn import functional
+from transformers.integrations import moe
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-__all__ = ["MOST_ROWS", "WHOLE_STEP", "experts_implementation", "set_experts"]
+from polydraft_transformers.step_experts import ACTIVATIONS, can_mix, mix
+
+__all__ = ["FEW_ROWS", "MOST_ROWS", "WHOLE_STEP", "experts_implementation", "set_experts"]
 
 WHOLE_STEP = "polydraft_whole_step"
 """Name of ``_whole_step`` among Transformers' experts implementations."""
+
+FEW_ROWS = "polydraft_few_rows"
+"""Name of ``_few_rows``."""
 
 MOST_ROWS = 64
 """Most rows of a step. More are a prompt's, which runs the same with and without speculation."""
@@ -34,10 +40,8 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
     Raises:
         UnsupportedError: ``named`` mixes the rows of a step, and steps are fixed.
     """
-    # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it
-    # copies the groups' ends to the host: that cannot be captured, and the shapes of products depend on the groups.
     on_gpu = device.type == "cuda"
-    one_kernel = on_gpu and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    one_kernel = on_gpu and _has_one_kernel(dtype, device)
     independent = {None, "batched_mm", *(("grouped_mm",) if one_kernel else ())}
     if fixed and named not in independent:
         raise UnsupportedError(
@@ -45,12 +49,21 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
             "rows that do not depend on one another.",
             "Leave the option out, give 'batched_mm', or use `exactness='standard'`.",
         )
+    if named is None and can_mix(device):
+        ALL_EXPERTS_FUNCTIONS.register(FEW_ROWS, _few_rows)
+        return FEW_ROWS
     if on_gpu and named is None and (fixed or dtype == torch.float32):
         return "grouped_mm" if one_kernel else "batched_mm"
     if on_gpu or not fixed:
         return named
     ALL_EXPERTS_FUNCTIONS.register(WHOLE_STEP, _whole_step)
     return named or WHOLE_STEP
+
+
+def _has_one_kernel(dtype: torch.dtype, device: torch.device) -> bool:
+    # torch's grouped_mm has one kernel for all groups in bfloat16 on compute capability 9 and later. Elsewhere it
+    # copies the groups' ends to the host: that cannot be captured, and the shapes of products depend on the groups.
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) -> None:
@@ -75,6 +88,31 @@ def set_experts(model: Any, implementation: str, name: str, *, mixture: bool) ->
             f"The experts of {name} can only be run by the model's own code, which may mix the rows of a step.",
             "Use `exactness='standard'`.",
         )
+
+
+def _few_rows(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Run a step's rows by the kernels of ``step_experts``; a prompt's, and experts of another form, grouped.
+
+    Arguments and result are those of ``_whole_step``.
+    """
+    activation: Any = getattr(self.config, "hidden_activation", None) or getattr(self.config, "hidden_act", None)
+    known = (
+        (self.has_gate and getattr(self, "is_concatenated", True) and activation in ACTIVATIONS)
+        and not (self.is_transposed or self.has_bias or getattr(self, "has_post_expert_norm", False))
+        and type(self)._apply_gate.__module__ == moe.__name__  # the usual one: activation(gate) * up
+    )
+    rows = len(hidden_states)
+    if rows <= MOST_ROWS and known:
+        weights = top_k_weights.float()
+        found = mix(hidden_states, self.gate_up_proj, self.down_proj, weights, top_k_index, activation)
+        return found.sum(1).to(hidden_states.dtype)
+    grouped = rows > MOST_ROWS or _has_one_kernel(hidden_states.dtype, hidden_states.device)
+    other: torch.Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm" if grouped else "batched_mm"](
+        self, hidden_states, top_k_index, top_k_weights
+    )
+    return other
 
 
 def _whole_step(

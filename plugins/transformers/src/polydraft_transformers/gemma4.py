@@ -15,8 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polydraft_transformers import step_attention
+from polydraft_transformers import step_attention, step_experts
+from polydraft_transformers.experts import FEW_ROWS, MOST_ROWS
+from polydraft_transformers.fused_layers import (
+    Norm,
+    add_normed,
+    gated,
+    rotate_and_store,
+    rotate_and_store_by_definition,
+)
 from polydraft_transformers.kv_cache import KvCache, StepLayout
+from polydraft_transformers.step_products import multiply, multiply_gated
 
 __all__ = ["Gemma4Network", "is_gemma4"]
 
@@ -51,29 +60,8 @@ def _joined(*modules: Any) -> Tensor:
     return weight
 
 
-class _Norm:
-    """Root-mean-square norm of the last axis, with a gain or without."""
-
-    def __init__(self, weight: Tensor | None, width: int, eps: float, like: Tensor) -> None:
-        self._weight = weight
-        self._shape = (width,)
-        self._eps = eps
-        # torch has no single kernel for this norm on CPUs; in float32, where no rounding between operations has to
-        # be kept, these three take half the time of the seven it runs: x / sqrt(|x|**2 + width * eps) * sqrt(width).
-        self._short = like.device.type == "cpu" and like.dtype == torch.float32
-        self._floor = like.new_tensor((width * eps) ** 0.5)
-        self._gain: Tensor | float = width**0.5 if weight is None else weight.detach() * width**0.5
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        if self._short:
-            length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-            short: Tensor = hidden / torch.hypot(length, self._floor) * self._gain
-            return short
-        return functional.rms_norm(hidden, self._shape, self._weight, self._eps)
-
-
-def _norm(module: Any) -> _Norm:
-    return _Norm(module.weight, module.weight.shape[0], module.eps, module.weight)
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.weight.shape[0], module.eps, module.weight)
 
 
 class _Attention:
@@ -90,45 +78,45 @@ class _Attention:
         self.source = source
         self.owner = not module.is_kv_shared_layer
         self.head_dim: int = module.head_dim
-        self.normed = _Norm(None, self.head_dim, module.q_norm.eps, module.q_proj.weight)
+        self.normed = Norm(None, self.head_dim, module.q_norm.eps, module.q_proj.weight)
         self.heads = module.q_proj.out_features // self.head_dim
         self.groups = self.heads // read_heads  # query heads per KV head
         self.out: Tensor = module.o_proj.weight
         gains = [module.q_norm.weight.detach().expand(self.heads, -1)]
         self.kv_heads = 0  # that this layer stores
-        self.shares_value = False
         projections = [module.q_proj]
         if self.owner:
             self.kv_heads = read_heads
-            self.shares_value = module.v_proj is None
-            projections += [module.k_proj] if self.shares_value else [module.k_proj, module.v_proj]
+            # Without a v_proj, values are the normed key projection.
+            projections += [module.k_proj] if module.v_proj is None else [module.k_proj, module.v_proj]
             gains.append(module.k_norm.weight.detach().expand(self.kv_heads, -1))
         self.projection = _joined(*projections)
         self.gain = torch.cat(gains)
 
     def run(self, hidden: Tensor, context: Context, cache: KvCache) -> Tensor:
-        """Attend; shapes (rows, hidden_size) in and out."""
+        """Attend; shapes (rows, hidden_size) in and out, or (parts, rows, hidden_size) out: see ``multiply``."""
         rows = hidden.shape[0]
         cos, signed_sin, mask = context
-        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
-        normed = self.normed(projected)  # (rows, heads of queries, then keys, then values; head_dim)
-        rotated = normed[:, : self.heads + self.kv_heads] * self.gain
-        # Rolling by half a head swaps its halves; the minus of the rotation is in ``signed_sin``.
-        rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, -1), signed_sin)
-        queries = rotated[:, : self.heads]
-        if self.owner:
-            # Values get neither gain nor rotation. Without a v_proj they are the normed key projection.
-            raw = normed[:, self.heads if self.shares_value else self.heads + self.kv_heads :]
-            new_keys, new_values = rotated[:, self.heads :].transpose(0, 1)[None], raw.transpose(0, 1)[None]
-            keys, values = cache.update(new_keys, new_values, self.source)
-        else:
-            keys, values = cache.attended(self.source)
         layout = cache.layout
-        if layout.is_prompt:
-            seen = self._attend_prompt(queries, keys, values, mask)
-        elif not layout.masks:
+        if not (layout.masks or layout.is_prompt):
+            projected = multiply(hidden, self.projection)
+            projected = projected.view(*projected.shape[:-1], -1, self.head_dim)
+            stored = cache.stored_in(self.source, hidden, self.kv_heads, self.head_dim) if self.owner else None
+            queries = rotate_and_store(projected, self.normed, self.gain, cos, signed_sin, self.heads, stored)
+            keys, values = cache.attended(self.source)
             window = cache.window_of(self.source)
             seen = step_attention.attend(queries, keys, values, layout.positions, near=layout.near, window=window)
+            return multiply(seen.view(rows, -1), self.out)
+        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
+        queries, new_keys, new_values = rotate_and_store_by_definition(
+            projected, self.normed, self.gain, cos, signed_sin, self.heads, self.kv_heads
+        )
+        if new_keys is not None and new_values is not None:
+            keys, values = cache.update(new_keys.transpose(0, 1)[None], new_values.transpose(0, 1)[None], self.source)
+        else:
+            keys, values = cache.attended(self.source)
+        if layout.is_prompt:
+            seen = self._attend_prompt(queries, keys, values, mask)
         else:
             # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
             folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
@@ -172,32 +160,75 @@ class _Layer:
         self.experts = bool(getattr(module, "enable_moe_block", False))
         self.before_attention = _norm(module.input_layernorm)
         self.after_attention = _norm(module.post_attention_layernorm)
-        self.before_dense = _norm(module.pre_feedforward_layernorm)
         self.after_dense = _norm(module.post_feedforward_layernorm)
+        self.reads_sum = [_norm(module.pre_feedforward_layernorm)]
         if self.experts:
             self.after_dense_part = _norm(module.post_feedforward_layernorm_1)
-            self.before_experts = _norm(module.pre_feedforward_layernorm_2)
             self.after_experts = _norm(module.post_feedforward_layernorm_2)
+            self.reads_sum.append(_norm(module.pre_feedforward_layernorm_2))
+            # Whose kernels route and mix; else Transformers' modules do.
+            self.few_rows = module.experts.config._experts_implementation == FEW_ROWS
+            if self.few_rows:
+                router = module.router
+                width = router.hidden_size
+                norm = Norm(router.scale, width, router.norm.eps, router.scale, factor=router.scalar_root_size)
+                self.reads_sum.append(norm)
         if getattr(module, "hidden_size_per_layer_input", 0):
             self.per_layer_gate: Tensor = module.per_layer_input_gate.weight
             self.per_layer_projection: Tensor = module.per_layer_projection.weight
             self.after_per_layer = _norm(module.post_per_layer_input_norm)
 
-    def run(self, hidden: Tensor, per_layer: Tensor | None, context: Context, cache: KvCache) -> Tensor:
-        """Shapes (rows, hidden_size) in and out; ``per_layer`` is (rows, hidden_size_per_layer_input)."""
-        hidden = hidden + self.after_attention(self.attention.run(self.before_attention(hidden), context, cache))
-        gate, up = functional.linear(self.before_dense(hidden), self.gate_up).chunk(2, -1)
-        dense = functional.linear(functional.gelu(gate, approximate="tanh") * up, self.down)
-        if self.experts:
-            # The router norms its input itself: it gets ``hidden`` without ``before_experts``.
-            _, weights, chosen = self.module.router(hidden)
-            mixed = self.module.experts(self.before_experts(hidden), chosen, weights)
-            dense = self.after_dense_part(dense) + self.after_experts(mixed)
-        hidden = hidden + self.after_dense(dense)
-        if per_layer is not None:
-            gated = functional.gelu(functional.linear(hidden, self.per_layer_gate), approximate="tanh") * per_layer
-            hidden = hidden + self.after_per_layer(functional.linear(gated, self.per_layer_projection))
-        return hidden * self.scalar
+    def run(
+        self,
+        hidden: Tensor,
+        normed: Tensor,
+        per_layer: Tensor | None,
+        following: Norm,
+        context: Context,
+        cache: KvCache,
+    ) -> tuple[Tensor, ...]:
+        """Run rows.
+
+        Args:
+            hidden: Shape (rows, hidden_size).
+            normed: ``hidden`` normed by ``before_attention``.
+            per_layer: Shape (rows, hidden_size_per_layer_input).
+            following: What norms the result for the next layer.
+            context: Of the attention's kind.
+            cache: The sequence's.
+
+        Returns:
+            The next ``hidden`` and ``normed``.
+        """
+        attended = self.attention.run(normed, context, cache)
+        hidden, normed, *for_experts = add_normed(hidden, attended, self.after_attention, self.reads_sum)
+        inner = multiply_gated(normed, self.gate_up)
+        if inner is None:
+            gate, up = multiply(normed, self.gate_up).chunk(2, -1)
+            inner = gated(gate, up, hidden.dtype)
+        dense = multiply(inner, self.down)
+        mixture = (self._mix(hidden, *for_experts), self.after_dense_part, self.after_experts) if self.experts else None
+        if per_layer is None:
+            return add_normed(hidden, dense, self.after_dense, [following], scalar=self.scalar, mixture=mixture)
+        (hidden,) = add_normed(hidden, dense, self.after_dense, mixture=mixture)
+        own = multiply(gated(multiply(hidden, self.per_layer_gate), per_layer, hidden.dtype), self.per_layer_projection)
+        return add_normed(hidden, own, self.after_per_layer, [following], scalar=self.scalar)
+
+    def _mix(self, hidden: Tensor, normed: Tensor, for_router: Tensor | None = None) -> Tensor:
+        """What the experts give: summed, (rows, hidden_size), or each one's, (rows, top_k, hidden_size)."""
+        router, experts = self.module.router, self.module.experts
+        if for_router is None:
+            # The router norms its input itself.
+            _, weights, chosen = router(hidden)
+        else:
+            scores = multiply(for_router, router.proj.weight)
+            weights, chosen = step_experts.route(scores, router.per_expert_scale, router.config.top_k_experts)
+            if len(hidden) <= MOST_ROWS:
+                return step_experts.mix(
+                    normed, experts.gate_up_proj, experts.down_proj, weights, chosen, "gelu_pytorch_tanh"
+                )
+        mixed: Tensor = experts(normed, chosen, weights)
+        return mixed
 
 
 class Gemma4Network:
@@ -220,7 +251,8 @@ class Gemma4Network:
             self._layers.append(_Layer(module, *sources[attention.layer_type]))
         self._groups = {layer.attention.kind: layer.attention.groups for layer in self._layers}
         self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._groups}
-        self._final_norm = _norm(text_model.norm)
+        # Of each layer's input, and of the output.
+        self._norms = [*(layer.before_attention for layer in self._layers), _norm(text_model.norm)]
         self._per_layer_width = int(getattr(text_model, "hidden_size_per_layer_input", 0) or 0)
         if self._per_layer_width:
             self._per_layer_norm = _norm(text_model.per_layer_projection_norm)
@@ -261,10 +293,12 @@ class Gemma4Network:
         self, hidden: Tensor, contexts: Mapping[str, Context], cache: KvCache, per_layer: Tensor | None = None
     ) -> Tensor:
         """From input embeddings (rows, hidden_size) to final-normed hidden rows of the same shape."""
+        normed = self._norms[0](hidden)
         for index, layer in enumerate(self._layers):
             own = None if per_layer is None else per_layer[:, index]
-            hidden = layer.run(hidden, own, contexts[layer.attention.kind], cache)
-        return self._final_norm(hidden)
+            following = self._norms[index + 1]
+            hidden, normed = layer.run(hidden, normed, own, following, contexts[layer.attention.kind], cache)
+        return normed
 
     def _per_layer_inputs(self, token_ids: Tensor, embedded: Tensor) -> Tensor:
         """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""

@@ -149,18 +149,39 @@ class KvCache:
             Keys and values, shape (1, kv_heads, keys of the layout's mask, head_dim).
         """
         layout, slides = self.layout, self._windows[layer_idx] is not None
-        if layer_idx not in self._buffers:
-            size = self._ring if slides else self._capacity + self._spare
-            self._buffers[layer_idx] = (self._empty(keys, size), self._empty(values, size))
+        buffers = self._buffers_of(layer_idx, keys, keys.shape[1], keys.shape[3])
         if slides and layout.prefix is not None:
-            layout.seen[layer_idx] = self._store_chunk(self._buffers[layer_idx], (keys, values), layout)
+            layout.seen[layer_idx] = self._store_chunk(buffers, (keys, values), layout)
             return layout.seen[layer_idx]
         slots = layout.ring if slides else layout.slots
         assert slots is not None
-        for buffer, rows in zip(self._buffers[layer_idx], (keys, values), strict=True):
+        for buffer, rows in zip(buffers, (keys, values), strict=True):
             # In place: captured graphs hold the buffers' addresses.
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
+
+    def stored_in(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a step's rows of a layer are stored, for a kernel that stores them.
+
+        Args:
+            layer_idx: The layer.
+            like: Of the buffers' device and dtype.
+            kv_heads: Of the layer.
+            head_dim: Of the layer.
+
+        Returns:
+            Buffers of keys and values, (1, kv_heads, slots, head_dim), and the slot of each row, int64, (rows,).
+        """
+        slots = self.layout.slots if self._windows[layer_idx] is None else self.layout.ring
+        assert slots is not None
+        return *self._buffers_of(layer_idx, like, kv_heads, head_dim), slots
+
+    def _buffers_of(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        if layer_idx not in self._buffers:
+            size = self._capacity + self._spare if self._windows[layer_idx] is None else self._ring
+            shape = (1, kv_heads, size, head_dim)
+            self._buffers[layer_idx] = (like.new_zeros(shape), like.new_zeros(shape))
+        return self._buffers[layer_idx]
 
     def window_of(self, layer_idx: int) -> int | None:
         """The sliding window of a layer; None with full attention."""

@@ -18,5 +18,6 @@ class TransformersOptions(EngineOptions):
     )
     prefill_chunk_size: int = Field(default=512, ge=1, description="Prompt tokens run in one forward.")
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
-        default=None, description="How Transformers runs mixtures of experts; None: its own choice."
+        default=None,
+        description="How Transformers runs mixtures of experts; None: by kernels of ours on GPUs, else its own choice.",
     )

@@ -26,8 +26,8 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 __all__ = ["attend", "can_attend"]
 
 _ROWS = 16  # of a tile, the fewest that tensor cores multiply
-_PROGRAMS = 128  # about one for each multiprocessor
-_MOST_PARTS = 64
+_PROGRAMS = 512  # about four for each multiprocessor
+_SHORT, _SHORT_PARTS, _MOST_PARTS = 128, 40, 64  # joining takes time too: up to so many blocks have fewer parts
 
 
 def can_attend(device: torch.device, head_dims: set[int]) -> bool:
@@ -55,10 +55,10 @@ def attend(
     kv_heads, slots = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
     block = 32 if dim <= 256 else 16
-    parts = 1
-    while parts < _MOST_PARTS and kv_heads * parts < _PROGRAMS and slots > 2 * parts * block:
-        parts *= 2
-    chunk = -(-slots // (parts * block)) * block
+    blocks = -(-slots // block)
+    most = min(_PROGRAMS // kv_heads, _SHORT_PARTS if blocks <= _SHORT else _MOST_PARTS)
+    chunk = -(-blocks // max(most, 1)) * block
+    parts = -(-slots // chunk)
     sums = torch.empty(rows, heads, parts, dim, device=queries.device, dtype=torch.float32)
     # Of each part: the largest score, and the sum of the exponentials of the others' distance to it.
     largest = torch.empty(rows, heads, parts, device=queries.device, dtype=torch.float32)
@@ -75,7 +75,9 @@ def attend(
         SLIDES=window is not None,
         num_warps=4,
     )
-    _join[(rows * heads,)](sums, largest, weights, seen, DIM=dim, PARTS=parts, num_warps=4)
+    _join[(rows * heads,)](
+        sums, largest, weights, seen, parts, DIM=dim, PARTS=triton.next_power_of_2(parts), num_warps=4
+    )
     return seen
 
 
@@ -125,14 +127,15 @@ def _part_kernel(
 
 
 def _join_kernel(
-    sums, largest, weights, seen, DIM: tl.constexpr, PARTS: tl.constexpr
+    sums, largest, weights, seen, parts, DIM: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
     one = tl.program_id(0)  # row and head
     part, dim = tl.arange(0, PARTS), tl.arange(0, DIM)
-    most = tl.load(largest + one * PARTS + part)
+    exists = part < parts
+    most = tl.load(largest + one * parts + part, mask=exists, other=-1e30)
     share = tl.exp(most - tl.max(most, 0))
-    total = tl.sum(share * tl.load(weights + one * PARTS + part), 0)
-    summed = tl.load(sums + (one * PARTS + part)[:, None] * DIM + dim[None, :])
+    total = tl.sum(share * tl.load(weights + one * parts + part, mask=exists, other=0.0), 0)
+    summed = tl.load(sums + (one * parts + part)[:, None] * DIM + dim[None, :], mask=exists[:, None], other=0.0)
     found = tl.sum(summed * share[:, None], 0) / total
     tl.store(seen + one * DIM + dim, found.to(seen.dtype.element_ty))
 
