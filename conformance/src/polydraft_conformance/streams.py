@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Streamed:
 
     chunks: tuple[Chunk, ...]
     result: GenerationResult
+    seconds: float
+    """From the request to the end, as the suite measured it."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -77,12 +81,23 @@ class Streamed:
         return texts
 
 
-def streamed(session: Session, prompt: Any, **settings: Any) -> Streamed:
-    """Stream a generation to its end."""
+def streamed(session: Session, prompt: Any, *, read: int | None = None, **settings: Any) -> Streamed:
+    """Stream a generation.
+
+    Args:
+        session: The session.
+        prompt: The prompt.
+        read: Cancel after this many chunks; None: read to the end.
+        settings: Arguments of ``stream``.
+    """
+    began = time.perf_counter()
     stream = session.stream(prompt, **settings)
-    chunks = tuple(stream)
+    chunks = list(islice(stream, read))
+    if read is not None:
+        stream.cancel()
+        chunks += stream
     assert stream.result is not None, "A stream that has ended has no result."
-    return Streamed(chunks, stream.result)
+    return Streamed(tuple(chunks), stream.result, time.perf_counter() - began)
 
 
 def stop_strings(plain: Streamed, index: int) -> list[str]:

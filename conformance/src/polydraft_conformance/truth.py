@@ -1,0 +1,275 @@
+"""Statistics against what happened: the rounds that a stream shows, and the suite's counts at a stepping engine.
+
+A whole engine reports what it drafted, so its counts are held to what cannot be made up: a round gives its accepted
+drafts and one token of the target, and totals are the sums over the rounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polydraft.contract import GenerationStats
+
+from polydraft_conformance.claims import expect
+from polydraft_conformance.counting import count_log
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft_conformance.counting import SequenceLog
+    from polydraft_conformance.streams import SeenRound, Streamed
+
+__all__ = ["Counted", "expect_sound_rounds", "expect_true_statistics", "seen_counts"]
+
+_COUNTS = ("num_target_steps", "num_drafts", "num_draft_tokens", "num_accepted_tokens")
+_CLOCKS_DIFFER, _SECONDS = 1.05, 0.05
+"""An engine in another process has its own clock: its times may be longer than the suite's by this share and time."""
+_MANY_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A generation whose statistics are judged."""
+
+    where: str
+    """For messages."""
+    found: Streamed
+    log: SequenceLog | None
+    """The engine's calls; None for a whole engine."""
+
+    @property
+    def reported(self) -> GenerationStats:
+        """The result's."""
+        return self.found.result.stats
+
+    @property
+    def truths(self) -> list[tuple[str, GenerationStats]]:
+        """The counts of the suite: who counted, and what."""
+        found = []
+        if self.log is not None:
+            found.append(("at the engine", count_log(self.log, len(self.found.token_ids))))
+        seen = seen_counts(self.found.rounds)
+        if seen is not None:
+            found.append(("in the stream's rounds", seen))
+        return found
+
+
+def seen_counts(rounds: Sequence[SeenRound]) -> GenerationStats | None:
+    """The statistics of a stream's rounds; None where the engine does not report what it drafted in each.
+
+    ``accepted_per_position`` is as long as the longest draft.
+    """
+    counts = [(one.drafted, one.accepted) for one in rounds if one.drafted is not None and one.accepted is not None]
+    if len(counts) < len(rounds):
+        return None
+    drafts = [(drafted, accepted) for drafted, accepted in counts if drafted]
+    longest = max((drafted for drafted, _ in drafts), default=0)
+    return GenerationStats(
+        num_tokens=sum(one.tokens for one in rounds),
+        num_target_steps=max(len(rounds) - 1, 0),
+        num_drafts=len(drafts),
+        num_draft_tokens=sum(drafted for drafted, _ in drafts),
+        num_accepted_tokens=sum(accepted for _, accepted in drafts),
+        accepted_per_position=tuple(sum(accepted > place for _, accepted in drafts) for place in range(longest)),
+    )
+
+
+def expect_sound_rounds(found: Streamed, where: str) -> None:
+    """Every round that reports its counts gave its accepted drafts and one token; the last one may be cut.
+
+    Args:
+        found: A stream that was read to its end.
+        where: Which one, for messages.
+    """
+    rounds = [one for one in found.rounds if one.drafted is not None and one.accepted is not None]
+    last = len(found.rounds) - 1
+    wrong = [one for one in rounds if one.number < last and one.tokens != (one.accepted or 0) + 1]
+    wrong += [one for one in rounds if one.number == last and one.tokens - (one.accepted or 0) not in (0, 1)]
+    if not wrong:
+        return
+    first = wrong[0]
+    claim = (
+        f"round {first.number} gave {first.tokens} tokens and reports {first.accepted} accepted of {first.drafted} "
+        f"drafts ({where})"
+    )
+    drafting = [one for one in rounds if one.drafted and one.number < last]
+    if all(one.tokens == one.accepted for one in wrong):
+        # Dropped, it leaves rounds without an accepted draft alone; counted, it leaves no such rounds.
+        if any(one.accepted == 0 for one in drafting) or not any(one.tokens > (one.drafted or 0) for one in rounds[1:]):
+            raise AssertionError(
+                f"The bonus token is missing: {claim}, all of them accepted drafts. The target's own token after them "
+                "was computed and dropped."
+            )
+        raise AssertionError(
+            f"The bonus token is counted as an accepted draft: {claim}. One token of each round is the target's own, "
+            f"and none of the {len(drafting)} rounds with drafts reports 0 accepted ones."
+        )
+    if all(not one.drafted for one in wrong):
+        raise AssertionError(
+            f"Statistics are wrong: 0 is reported for drafts that were made: {claim}. Without drafts a round gives one "
+            "token; what is not known is None."
+        )
+    raise AssertionError(
+        f"Statistics are wrong: accepted drafts are not those of the round: {claim}. A round gives its accepted drafts "
+        "and one token of the target."
+    )
+
+
+def expect_true_statistics(runs: Sequence[Counted]) -> int:
+    """Statistics equal the suite's counts, where there are any, and agree with one another elsewhere.
+
+    Args:
+        runs: Generations of one session, in their order.
+
+    Returns:
+        How many of them could be compared with counts of the suite.
+
+    Raises:
+        AssertionError: One is wrong; the message names the likely cause.
+    """
+    compared = 0
+    for index, run in enumerate(runs):
+        _expect_possible_times(run)
+        expect_sound_rounds(run.found, run.where)
+        tokens = len(run.found.token_ids)
+        expect(
+            run.reported.num_tokens == tokens == len(run.found.result.token_ids),
+            f"Statistics are wrong: stats.num_tokens is {run.reported.num_tokens}, the stream gave {tokens} tokens "
+            f"({run.where}).",
+        )
+        if not run.truths:
+            if run.found.result.finish_reason != "cancelled":  # its last step may have been dropped
+                expect_agreement(run.reported, run.where)
+            continue
+        compared += 1
+        for source, truth in run.truths:
+            for name, reported, counted in _differences(run.reported, truth):
+                raise AssertionError(
+                    f"Statistics are wrong: {_cause(runs, index, truth)}stats.{name} is {reported}, but {counted} was "
+                    f"counted {source} ({run.where})."
+                )
+    return compared
+
+
+def expect_agreement(stats: GenerationStats, where: str) -> None:
+    """Relations that hold whatever the engine did. None means unknown and is not compared."""
+    rounds, drafted, accepted = stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens
+    said = f"rounds {rounds}, drafted {drafted}, accepted {accepted}, steps {stats.num_target_steps}; {where}"
+    if drafted is not None and accepted is not None:
+        expect(0 <= accepted <= drafted, f"Statistics are wrong: more accepted than drafted ({said}).")
+    if drafted is not None and rounds is not None:
+        expect(
+            (drafted > 0) == (rounds > 0) and drafted >= rounds,
+            f"Statistics are wrong: drafts without rounds ({said}).",
+        )
+    if stats.accepted_per_position is not None and accepted is not None:
+        positions = stats.accepted_per_position
+        expect(
+            sum(positions) == accepted,
+            f"Statistics are wrong: positions {positions} do not add up to {accepted} ({said}).",
+        )
+        expect(
+            all(left >= right for left, right in itertools.pairwise(positions)),
+            f"Statistics are wrong: a later position is accepted more often than an earlier one: {positions}.",
+        )
+        expect(
+            rounds is None or not positions or positions[0] <= rounds,
+            f"Statistics are wrong: the first draft was accepted more often than there were rounds: {positions} "
+            f"({said}).",
+        )
+    if rounds is not None and stats.num_target_steps is not None:
+        expect(
+            rounds <= stats.num_target_steps,
+            f"Statistics are wrong: more rounds than steps of the target ({said}).",
+        )
+    if stats.num_target_steps is not None and accepted is not None and stats.num_tokens:
+        # The first token comes from prefill; each step adds its accepted drafts and one more. The end may cut the last.
+        most = 1 + stats.num_target_steps + accepted
+        expect(
+            most - 1 <= stats.num_tokens <= most,
+            f"Statistics are wrong: {stats.num_tokens} tokens cannot come from these rounds ({said}).",
+        )
+
+
+def _differences(stats: GenerationStats, truth: GenerationStats) -> list[tuple[str, object, object]]:
+    """(name, reported, counted) of every count that is not true; a count that is not reported is one."""
+    found = [
+        (name, getattr(stats, name), getattr(truth, name))
+        for name in _COUNTS
+        if getattr(stats, name) != getattr(truth, name)
+    ]
+    positions, counted = stats.accepted_per_position, truth.accepted_per_position or ()
+    if positions is not None:  # zeros for positions that no round drafted are allowed
+        positions = (*positions[: len(counted)], *(count for count in positions[len(counted) :] if count))
+    if positions != counted:
+        found.append(("accepted_per_position", stats.accepted_per_position, counted))
+    return found
+
+
+def _cause(runs: Sequence[Counted], index: int, truth: GenerationStats) -> str:
+    """What the first wrong statistics look like, from all runs: a clause for the message, or nothing."""
+    stats = runs[index].reported
+    drafted, accepted, rounds = stats.num_draft_tokens, stats.num_accepted_tokens, stats.num_drafts
+    names = {name for name, _, _ in _differences(stats, truth)}
+    if None in (drafted, accepted, rounds):
+        return "a count is None though its rounds report it: "
+    assert drafted is not None
+    assert accepted is not None
+    assert rounds is not None
+    true_drafted, true_accepted = truth.num_draft_tokens or 0, truth.num_accepted_tokens or 0
+    true_rounds = truth.num_drafts or 0
+    if drafted != accepted and (drafted, accepted) == (true_accepted, true_drafted):
+        return "drafted and accepted are swapped: "
+    earlier = [known[0][1] for run in runs[:index] if (known := run.truths)]
+    sums = [
+        (drafted - true_drafted, [one.num_draft_tokens or 0 for one in earlier]),
+        (accepted - true_accepted, [one.num_accepted_tokens or 0 for one in earlier]),
+    ]
+    if any(more > 0 and before and more in (before[-1], sum(before)) for more, before in sums) or all(
+        more > 0 and before and more >= sum(before) > 0 for more, before in sums
+    ):
+        return "counts of earlier requests are added: "
+    rates = [(run.reported.acceptance_rate, known[0][1].acceptance_rate) for run in runs if (known := run.truths)]
+    claimed = {round(rate, 2) for rate, _ in rates if rate is not None}
+    true_rates = {round(rate, 2) for _, rate in rates if rate is not None}
+    if len(rates) > 2 and len(claimed) == 1 and len(true_rates) > 1:
+        return f"the acceptance rate is made up, {claimed.pop()} in each of {len(rates)} outputs: "
+    if drafted == true_drafted and accepted - true_accepted == true_rounds:
+        return "the bonus tokens are counted as accepted drafts: "
+    if accepted > true_accepted and names <= {"num_accepted_tokens", "accepted_per_position"}:
+        ended = runs[index].found.result.finish_reason
+        others = [run for run in runs[:index] if run.found.result.finish_reason != ended]
+        if others or ended in {"eos", "stop", "context"}:
+            return f"accepted drafts after the end of the output ({ended}) are counted: "
+        return "more drafts are counted as accepted than came out: "
+    if names == {"accepted_per_position"}:
+        return "acceptance by position is not what was accepted: "
+    if abs(rounds - true_rounds) == 1 or abs((stats.num_target_steps or 0) - (truth.num_target_steps or 0)) == 1:
+        more = rounds > true_rounds or (stats.num_target_steps or 0) > (truth.num_target_steps or 0)
+        return f"one round too {'many' if more else 'few'} is counted: "
+    if 0 in (drafted, accepted, rounds):
+        return "0 is reported for what happened: "
+    return ""
+
+
+def _expect_possible_times(run: Counted) -> None:
+    """Times are not negative, not longer than the suite waited, and not zero for many rounds."""
+    stats = run.reported
+    for name in ("prefill_seconds", "decode_seconds"):
+        seconds = getattr(stats, name)
+        expect(seconds is None or seconds >= 0, f"stats.{name} is {seconds} ({run.where}).")
+    if stats.decode_seconds is None:
+        return
+    claimed = stats.decode_seconds + (stats.prefill_seconds or 0.0)
+    expect(
+        claimed <= _CLOCKS_DIFFER * run.found.seconds + _SECONDS,
+        f"Times are wrong: stats say that prefill and decoding took {claimed:.3f} s, but the caller waited "
+        f"{run.found.seconds:.3f} s only ({run.where}).",
+    )
+    expect(
+        stats.decode_seconds > 0 or len(run.found.rounds) < _MANY_ROUNDS,
+        f"Times are wrong: 0 seconds are reported for {len(run.found.rounds)} rounds; what is not measured is None "
+        f"({run.where}).",
+    )
