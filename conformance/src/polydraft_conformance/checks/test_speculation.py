@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from polydraft.verification import epsilon_of
-
 from polydraft_conformance.acceptance import floor_of, scored_speculation
-from polydraft_conformance.bench import Bench
 from polydraft_conformance.catalog import check, not_claimed, unchecked
 from polydraft_conformance.claims import MODEL_KINDS, expect, has_model_drafter
-from polydraft_conformance.counting import count_log, logged, stepping_engine, wrapped_sequences
+from polydraft_conformance.counting import count_log, logged, wrapped_sequences
 from polydraft_conformance.draft_counts import draft_counts, expect_full_drafts, short_drafts
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.ngram_rule import continues, ngram_drafts, repeats, unseen_steps
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract import EngineSequence
 
+    from polydraft_conformance.bench import Bench
     from polydraft_conformance.counting import SequenceLog
     from polydraft_conformance.streams import Streamed
 
@@ -191,48 +189,6 @@ def test_acceptance_reaches_its_floor(polydraft_bench: Bench) -> None:
     )
 
 
-@check(
-    scope="target",
-    after=(
-        "test_generates",
-        "test_near_ties_as_rare_as_in_control",
-        "test_greedy_equals_plain",
-        "test_drafts_are_made",
-        "test_drafts_are_accepted",
-    ),
-    claims=has_model_drafter,
-)
-def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
-    """The target as its own drafter is always right, but for near ties: it drafts in steps of one token."""
-    if "draft-model" not in polydraft_bench.capabilities.drafter_kinds:
-        not_claimed("The backend does not claim the drafter kind draft-model.")
-    suite, pair = polydraft_bench.suite, polydraft_bench.case.pair
-    least = _least_right(polydraft_bench)  # before the next line closes this session
-    case = polydraft_bench.case.with_drafter(pair.target, "draft-model")
-    itself = Bench(suite, case, suite.session(case), polydraft_bench.numbers)
-    found = itself.evidence
-    speculation = found.speculation
-    itself.numbers["acceptance"] = {
-        "prompts": "itself",
-        **speculation.as_numbers(),
-        "drafter": case.drafter,
-        "kind": case.kind,
-    }
-    drafted, accepted = speculation.stats.num_draft_tokens, speculation.stats.num_accepted_tokens
-    rate = speculation.stats.acceptance_rate
-    if rate is None or drafted is None or accepted is None:
-        expect(accepted is None, "The target drafts nothing for itself.")
-        unchecked("The engine does not report accepted drafts.")
-    if not speculation.counted:
-        # A whole engine may draft beyond the end of the output: those tokens are not accepted.
-        rate = accepted / max(accepted, drafted - case.k * len(found.runs))
-    expect(
-        rate >= least,
-        f"The target as its own drafter is not always right: the acceptance rate is {rate:.4f}, not at least {least} "
-        f"({accepted} of {drafted}). The drafter sees another context, position or KV cache.",
-    )
-
-
 @check(scope="kind", after=("test_generates", "test_greedy_equals_plain"), claims=has_model_drafter)
 def test_wrong_drafts_change_nothing(polydraft_bench: Bench) -> None:
     """With a drafter that is always wrong, nothing is accepted and the output is the plain one."""
@@ -349,13 +305,3 @@ def _run_script(bench: Bench, right: Callable[[int], int]) -> None:
             f"{script.right} drafts were right, but {counts.num_accepted_tokens} accepted (prompt {place} of the "
             "window).",
         )
-
-
-def _least_right(bench: Bench) -> float:
-    """The least share of right drafts: 1 where the engine's rows were measured not to depend on their step.
-
-    Elsewhere a near tie may cost all drafts of its round, and in low precision there are some.
-    """
-    if bench.capabilities.exposes_logits and stepping_engine(bench.session) and bench.noise.most == 0.0:
-        return 1.0
-    return 0.99 if epsilon_of(bench.session.running.dtype) < 1e-5 else 0.85
