@@ -33,6 +33,8 @@ EOS_LIMIT = 96
 """Tokens of outputs that EOS should end."""
 _LONG_PROMPT, _LONG_CONTEXT = 60, 420
 """Tokens of the long run's prompt, and of prompt and output together."""
+_WATCHED = (64, 90, 124, 160, 200, 252, 300, 350, 394)
+"""Contexts, in tokens, at which the logits of a long run's rounds are kept; up to ten are added at random."""
 _TOLERANCE = 16
 """A difference of this many times the measured noise is a defect. Noise grows with the context, from the short one that
 it is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
@@ -177,7 +179,9 @@ class Bench:
             prompt = self.prompt(min(_LONG_PROMPT, total // 2), variant=3)
             settings = greedy_settings(total - len(prompt))
             plain = self.plain(prompt, **settings)
-            with logged(self.session) as logs:
+            random = self.random("watched rounds")
+            watch = [length + random.randrange(10) for length in _WATCHED] if self.case.kind in MODEL_KINDS else []
+            with logged(self.session, watch) as logs:
                 found = streamed(self.session, prompt, **settings)
             return LongRun(plain, found, logs[-1] if logs else None)
 
