@@ -76,8 +76,8 @@ def short_drafts(counts: Sequence[DraftCount], k: int, *, by_context: bool = Fal
     most = max((one.drafted for one in counts), default=0)
     if most > k:
         return f"k is off: {most} tokens were drafted in one round, but k={k}"
-    judged = [one for one in counts if one.room is not None]
-    short = [one for one in judged if one.room and one.drafted < one.room]
+    judged = [one for one in counts if one.room]
+    short = [one for one in judged if one.drafted < (one.room or 0)]
     if not short:
         return ""
     first, shortest = short[0], max(one.drafted for one in short)
@@ -98,8 +98,9 @@ def short_drafts(counts: Sequence[DraftCount], k: int, *, by_context: bool = Fal
         )
     share = f"in {len(short)} of {len(judged)} rounds"
     example = f"the first one after {first.before} output tokens drafts {first.drafted} and not {first.room}"
-    after = [one for one in judged if one.rejected]
-    if all(one.rejected for one in short) and 2 * len(short) > len(after) and any(not one.rejected for one in full):
+    roomy = [one for one in judged if one.room == k]
+    after = [one for one in roomy if one.rejected]
+    if all(one.rejected for one in short) and 2 * len(short) > len(after) and any(not one.rejected for one in roomy):
         return f"Fewer tokens are drafted after a rejected draft, {share}: {example}"
     if all(not one.rejected for one in short) and all(one.rejected for one in full):
         return f"Fewer tokens are drafted after a round without rejection, {share}: {example}"

@@ -239,10 +239,11 @@ def _cause(runs: Sequence[Counted], index: int, truth: GenerationStats) -> str:
     if drafted == true_drafted and accepted - true_accepted == true_rounds:
         return "the bonus tokens are counted as accepted drafts: "
     if accepted > true_accepted and names <= {"num_accepted_tokens", "accepted_per_position"}:
-        ended = runs[index].found.result.finish_reason
-        others = [run for run in runs[:index] if run.found.result.finish_reason != ended]
-        if others or ended in {"eos", "stop", "context"}:
-            return f"accepted drafts after the end of the output ({ended}) are counted: "
+        last = runs[index].found.rounds[-1]
+        if accepted - true_accepted <= (last.drafted or 0):
+            return (
+                f"accepted drafts after the end of the output ({runs[index].found.result.finish_reason}) are counted: "
+            )
         return "more drafts are counted as accepted than came out: "
     if names == {"accepted_per_position"}:
         return "acceptance by position is not what was accepted: "

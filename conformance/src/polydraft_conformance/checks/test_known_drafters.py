@@ -16,6 +16,7 @@ from polydraft_conformance.claims import expect, has_model_drafter
 from polydraft_conformance.counting import logged, stepping_engine
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.known_drafters import perfect_drafter, useless_drafter
+from polydraft_conformance.ngram_rule import unseen_steps
 from polydraft_conformance.streams import streamed
 from polydraft_conformance.truth import Counted
 
@@ -26,6 +27,8 @@ _FEW_TOKENS = 64
 """Tokens of the output that a drafter without knowledge drafts for."""
 _NEAR_TIES = 2
 """Near ties that a long output may have in float32."""
+_MANY = 30
+"""Of so many right drafts of a model, some are steps that the text has not seen before."""
 
 
 @check(
@@ -79,7 +82,40 @@ def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
 
 @check(
     scope="method",
-    after=("test_statistics_of_many_requests", "test_every_request_drafts_k_tokens", "test_drafts_are_accepted"),
+    after=("test_rounds_draft_k_tokens", "test_statistics_equal_counts", "test_greedy_equals_plain"),
+    claims=has_model_drafter,
+)
+def test_right_drafts_are_accepted(polydraft_bench: Bench) -> None:
+    """A drafter that is always right has all of its drafts accepted, up to a context of hundreds of tokens.
+
+    Proves: every right draft is counted as accepted, and the drafter sees the target's context at far positions.
+    A failure means: its context is shifted or cut, it is left behind after a rejection, or acceptance is not counted.
+    Look at: the position, the hidden state and the keys and values that the drafter is given.
+    """
+    bench = polydraft_bench
+    bench.need_model_drafter()
+    suite, own = bench.suite, bench.long_run.streamed
+    with tempfile.TemporaryDirectory() as folder:
+        case = perfect_drafter(suite, bench.case, Path(folder) / f"{bench.case.pair.name}-perfect")
+        if case is None:
+            not_claimed("No drafter of this kind is always right; the target drafts for itself in another check.")
+        perfect = Bench(suite, case, suite.session(case), bench.numbers)
+        try:
+            found = perfect.long_run.streamed
+            same = [one.accepted for one in own.rounds] == [one.accepted for one in found.rounds]
+            _expect_right_to_the_end(perfect, found, "A drafter that is always right", same_as_own=same)
+        finally:
+            suite.close()
+
+
+@check(
+    scope="method",
+    after=(
+        "test_right_drafts_are_accepted",
+        "test_target_drafts_for_itself",
+        "test_statistics_of_many_requests",
+        "test_every_request_drafts_k_tokens",
+    ),
     claims=has_model_drafter,
 )
 def test_useless_drafts_are_not_accepted(polydraft_bench: Bench) -> None:
@@ -124,34 +160,15 @@ def test_useless_drafts_are_not_accepted(polydraft_bench: Bench) -> None:
     )
 
 
-@check(
-    scope="method",
-    after=("test_useless_drafts_are_not_accepted", "test_near_ties_as_rare_as_in_control"),
-    claims=has_model_drafter,
-)
-def test_right_drafts_are_accepted(polydraft_bench: Bench) -> None:
-    """A drafter that is always right has all of its drafts accepted, up to a context of hundreds of tokens.
+def _expect_right_to_the_end(bench: Bench, found: Streamed, who: str, *, same_as_own: bool = False) -> None:
+    """All drafts of a long output are accepted, but for near ties; the message says from where on they are not.
 
-    Proves: every right draft is counted as accepted, and the drafter sees the target's context at far positions.
-    A failure means: its context is shifted or cut, it is left behind after a rejection, or acceptance is not counted.
-    Look at: the position, the hidden state and the keys and values that the drafter is given.
+    Args:
+        bench: Of the session with this drafter.
+        found: The output.
+        who: The drafter, for messages.
+        same_as_own: Whether the case's own drafter had the same drafts accepted in every round.
     """
-    bench = polydraft_bench
-    bench.need_model_drafter()
-    suite = bench.suite
-    with tempfile.TemporaryDirectory() as folder:
-        case = perfect_drafter(suite, bench.case, Path(folder) / f"{bench.case.pair.name}-perfect")
-        if case is None:
-            not_claimed("No drafter of this kind is always right; the target drafts for itself in another check.")
-        perfect = Bench(suite, case, suite.session(case), bench.numbers)
-        try:
-            _expect_right_to_the_end(perfect, perfect.long_run.streamed, "A drafter that is always right")
-        finally:
-            suite.close()
-
-
-def _expect_right_to_the_end(bench: Bench, found: Streamed, who: str) -> None:
-    """All drafts of a long output are accepted, but for near ties; the message says from where on they are not."""
     # The last round's drafts may lie past the end.
     rounds = [one for one in found.rounds[:-1] if one.drafted]
     if any(one.drafted is None or one.accepted is None for one in found.rounds):
@@ -164,6 +181,20 @@ def _expect_right_to_the_end(bench: Bench, found: Streamed, who: str) -> None:
     bench.numbers["long"] = {"rounds": len(rounds), "rejecting": len(wrong), "allowed": allowed}
     if len(wrong) <= allowed:
         return
+    drafted, accepted = (sum(getattr(one, name) or 0 for one in rounds) for name in ("drafted", "accepted"))
+    text = [*found.result.prompt_token_ids, *found.token_ids]
+    unseen = sum(unseen_steps(text, prompt + one.before, one.accepted or 0) for one in rounds)
+    if same_as_own:
+        raise AssertionError(
+            f"Acceptance does not depend on the drafter: {accepted} of {drafted} drafts are accepted with a drafter "
+            "that is always right, round by round the same as with the pair's own. The statistics are made up, or "
+            "another drafter than the one that was loaded makes the drafts."
+        )
+    if accepted > _MANY and not unseen:
+        raise AssertionError(
+            f"N-grams are drafted in place of the model: {who.lower()} has {accepted} of {drafted} drafts accepted, "
+            "and each of them followed its predecessor earlier in the text."
+        )
     first = wrong[0]
     before = sum(one.before < first.before for one in rounds)
     after = len(rounds) - before
