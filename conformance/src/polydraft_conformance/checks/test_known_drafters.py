@@ -184,16 +184,16 @@ def _expect_right_to_the_end(bench: Bench, found: Streamed, who: str, *, same_as
     drafted, accepted = (sum(getattr(one, name) or 0 for one in rounds) for name in ("drafted", "accepted"))
     text = [*found.result.prompt_token_ids, *found.token_ids]
     unseen = sum(unseen_steps(text, prompt + one.before, one.accepted or 0) for one in rounds)
+    if accepted > _MANY and not unseen:
+        raise AssertionError(
+            f"N-grams are drafted in place of the model: {who.lower()} has {accepted} of {drafted} drafts accepted, "
+            "and each of them followed its predecessor earlier in the text."
+        )
     if same_as_own:
         raise AssertionError(
             f"Acceptance does not depend on the drafter: {accepted} of {drafted} drafts are accepted with a drafter "
             "that is always right, round by round the same as with the pair's own. The statistics are made up, or "
             "another drafter than the one that was loaded makes the drafts."
-        )
-    if accepted > _MANY and not unseen:
-        raise AssertionError(
-            f"N-grams are drafted in place of the model: {who.lower()} has {accepted} of {drafted} drafts accepted, "
-            "and each of them followed its predecessor earlier in the text."
         )
     first = wrong[0]
     before = sum(one.before < first.before for one in rounds)

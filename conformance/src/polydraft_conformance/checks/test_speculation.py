@@ -147,8 +147,7 @@ def test_rounds_end_with_a_bonus_token(polydraft_bench: Bench) -> None:
     Look at: the tokens and ``num_accepted_tokens`` given to ``Generation.emit``.
     """
     runs = polydraft_bench.evidence.runs
-    for run in runs:
-        expect_sound_rounds(run.streamed, f"prompt {run.prompt.place} of the window")
+    expect_sound_rounds([(f"prompt {run.prompt.place} of the window", run.streamed) for run in runs])
     if all(one.accepted is None for run in runs for one in run.streamed.rounds):
         unchecked("The engine does not report accepted drafts by round.")
 

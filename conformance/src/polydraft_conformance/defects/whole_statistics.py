@@ -77,8 +77,9 @@ class ConstantRate(Reporting):
 
     def totals(self, generation):
         (drafted, _, rounds, steps), _ = super().totals(generation)
-        share = 0.6 * drafted / 4
-        return [drafted, 4 * round(share), rounds, steps], [round(share)] * 4
+        accepted = round(0.6 * drafted)
+        share, rest = divmod(accepted, 4)
+        return [drafted, accepted, rounds, steps], [share + (place < rest) for place in range(4)]
 
 
 class BeyondTheEnd(Rounds):
