@@ -6,11 +6,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
-from polydraft.verification import GreedySampler, difference
+from polydraft.verification import GreedySampler, difference, first_difference
 
 from polydraft_conformance.catalog import check, unchecked
-from polydraft_conformance.claims import exposes_logits, has_model_drafter
+from polydraft_conformance.claims import expect, exposes_logits, has_model_drafter
+from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.primitives import logits_of
+from polydraft_conformance.reference_logits import recorded
+from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from polydraft.contract import Proposal
@@ -24,6 +27,8 @@ _NOISE = 8
 _SHARE = 2e-4
 """Of the largest logit: a wrong position or token changes logits by hundreds of times as much."""
 _BEST = 20
+_MARGIN = 0.3
+"""Share of the accepted drafts that an engine may lose: near ties, and windows that differ by a token or two."""
 _MASKED = -1e4
 """Logits below it are masks."""
 
@@ -67,6 +72,48 @@ def test_far_drafts_equal_fresh_ones(polydraft_bench: Bench) -> None:
     bench.numbers["contexts"] = compared
     if not compared:
         unchecked("The target's own logits depend on how its tokens were run, so no context could be compared.")
+
+
+@check(scope="method", after=("test_statistics_equal_counts", "test_greedy_equals_plain"), claims=has_model_drafter)
+def test_far_acceptance_equals_reference(polydraft_bench: Bench) -> None:
+    """After a context of 400 tokens, as many drafts are accepted as with the Transformers backend.
+
+    Proves: the built-in pair's drafter is of the same use at far positions, on whole engines as well.
+    A failure means: beyond some position, the drafter is given another position, window or context.
+    Look at: the drafter's positions, its sliding window, and limits of its context.
+    """
+    bench = polydraft_bench
+    bench.need_model_drafter()
+    records = [record for record in recorded(bench.case) if "far" in record]
+    if not records:
+        unchecked(f"No acceptance is recorded for {bench.case.pair.name} with {bench.case.drafter}.")
+    if bench.session.running.dtype.rpartition(".")[2] != "float32":
+        unchecked("Acceptance is recorded in float32, and the session runs in another dtype.")
+    record = records[0]
+    far, context = record["far"], record["context"]
+    if far["k"] != bench.case.k:
+        unchecked(f"Acceptance is recorded for k={far['k']}, not for k={bench.case.k}.")
+    found = streamed(bench.session, context, **greedy_settings(len(far["output"])))
+    same = first_difference(far["output"], found.token_ids)
+    if same is not None and same < len(far["output"]) // 2:
+        unchecked(f"The output differs from the recorded one at token {same}: a near tie, or a fault of the target.")
+    if any(one.accepted is None for one in found.rounds):
+        unchecked("The engine does not report accepted drafts by round.")
+    # Up to the first difference only. Both count whole rounds: the last one may reach past it.
+    end = len(far["output"]) if same is None else same
+    accepted = sum(one.accepted or 0 for one in found.rounds if one.before < end)
+    wanted, before = 0, 0
+    for count in far["accepted"]:
+        wanted += count if before < end else 0
+        before += count + 1
+    least = (1 - _MARGIN) * wanted - 2
+    bench.numbers["far_acceptance"] = {"accepted": accepted, "reference": wanted, "context": len(context)}
+    expect(
+        accepted >= least,
+        f"The drafter's context is wrong beyond {len(context)} tokens: {accepted} drafts are accepted in {end} tokens, "
+        f"{wanted} with the Transformers backend (at least {least:.0f} were expected). Its position, window or cache "
+        "there is another one.",
+    )
 
 
 def _problem(bench: Bench, found: WatchedRound, fresh: Proposal) -> str:
