@@ -31,6 +31,7 @@ _LARGEST = 500_000_000
 """Bytes of the largest weight file that is copied."""
 _LEFT = 0.75
 """Toy models share their habits: other weights are right 0.4 times as often, measured over hundreds of tokens."""
+_NEAR_TIES = 0.3
 _ASSISTANT = "agreement"
 """A toy assistant's config says how often it is right."""
 
@@ -45,15 +46,17 @@ class UselessDrafter:
     share: float | None
     """How much of the own drafter's acceptance may be left; None: it always drafts the same token."""
 
-    def most(self, output: Sequence[int], own: int) -> int:
+    def most(self, output: Sequence[int], own: int, *, exact: bool) -> int:
         """The most drafts that can be right.
 
         Args:
             output: The greedy output.
             own: Accepted drafts of the case's own drafter in this output.
+            exact: Whether the target's choices do not depend on its steps: else it may choose, at a near tie, what a
+                drafter that is never right takes for wrong.
         """
         if self.share is not None:
-            return int(self.share * own)
+            return int(max(self.share, 0.0 if exact else _NEAR_TIES) * own)
         # Whichever token it drafts: it is right where that token comes out.
         return max(Counter(output[1:]).values(), default=0)
 

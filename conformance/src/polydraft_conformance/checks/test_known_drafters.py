@@ -136,6 +136,7 @@ def test_useless_drafts_are_not_accepted(polydraft_bench: Bench) -> None:
                 "A drafter without knowledge can be made of safetensors files of moderate size and toy models only."
             )
         tokens = len(long.streamed.token_ids) if useless.share else min(_FEW_TOKENS, len(long.streamed.token_ids))
+        exact = _least_right(bench) == 1.0  # before the next session closes this one
         own = sum(one.accepted or 0 for one in long.streamed.rounds if one.before < tokens)
         other = Bench(suite, useless.case, suite.session(useless.case), bench.numbers)
         try:
@@ -150,7 +151,7 @@ def test_useless_drafts_are_not_accepted(polydraft_bench: Bench) -> None:
     drafted, accepted = stats.num_draft_tokens, stats.num_accepted_tokens
     if accepted is None:
         unchecked("The engine does not report accepted drafts.")
-    most = useless.most(found.token_ids, own)
+    most = useless.most(found.token_ids, own, exact=exact)
     bench.numbers["useless"] = {"drafted": drafted, "accepted": accepted, "most": most, "accepted_of_own": own}
     expect(
         accepted <= most,
@@ -176,7 +177,7 @@ def _expect_right_to_the_end(bench: Bench, found: Streamed, who: str, *, same_as
     expect(bool(rounds), f"{who} drafts nothing.")
     wrong = [one for one in rounds if (one.accepted or 0) < (one.drafted or 0)]
     least = _least_right(bench)
-    allowed = 0 if least == 1.0 else _NEAR_TIES if least > 0.9 else 3 + len(rounds) // 3
+    allowed = 0 if least == 1.0 else _NEAR_TIES if least > 0.9 else 3 + 2 * len(rounds) // 3
     prompt = len(found.result.prompt_token_ids)
     bench.numbers["long"] = {"rounds": len(rounds), "rejecting": len(wrong), "allowed": allowed}
     if len(wrong) <= allowed:

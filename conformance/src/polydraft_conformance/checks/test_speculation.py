@@ -84,7 +84,7 @@ def test_long_outputs_draft_k_tokens(polydraft_bench: Bench) -> None:
     long = bench.long_run
     with logged(bench.session) as logs:
         settings = greedy_settings(6 * k)
-        length = min(_LONG_PROMPT, bench.session.running.context_length - 8 * k)
+        length = max(2, min(_LONG_PROMPT, bench.session.running.context_length - 8 * k))
         far = streamed(bench.session, bench.prompt(length, variant=5), **settings)
     runs = [
         (

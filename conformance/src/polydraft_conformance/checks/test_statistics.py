@@ -64,7 +64,7 @@ def test_statistics_add_up(polydraft_bench: Bench) -> None:
             expect(seconds is None or seconds >= 0, f"stats.{name} is {seconds}.")
 
 
-@check(scope="method", after=(*_AFTER, "test_statistics_equal_counts", "test_greedy_equals_plain"))
+@check(scope="method", after=(*_AFTER, "test_statistics_equal_counts", "test_eos_ends_the_output"))
 def test_statistics_of_outputs_cut_short(polydraft_bench: Bench) -> None:
     """Counts are right when a limit, a stop id, a stop string, EOS or a cancel ends the output inside a draft.
 
