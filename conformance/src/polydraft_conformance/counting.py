@@ -12,8 +12,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from polydraft import Session
+    from polydraft.verification import Logits
 
-__all__ = ["SequenceLog", "WrappedSequence", "count_log", "logged", "stepping_engine", "wrapped_sequences"]
+__all__ = [
+    "SequenceLog",
+    "WatchedRound",
+    "WrappedSequence",
+    "count_log",
+    "logged",
+    "stepping_engine",
+    "wrapped_sequences",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedRound:
+    """One round with its logits."""
+
+    length: int
+    """Tokens stored before it."""
+    newest: int
+    drafts: list[int]
+    drafter: Logits | None
+    """Shape (drafts, vocab); None: the engine's drafter gives no logits."""
+    target: Logits | None
+    """Shape (vocab,): of the token after the newest one."""
 
 
 @dataclass(slots=True)
@@ -28,6 +51,8 @@ class SequenceLog:
     steps: list[tuple[list[int], list[int]]] = field(default_factory=list)
     """(tokens run, tokens chosen)."""
     rollbacks: list[int] = field(default_factory=list)
+    watched: list[WatchedRound] = field(default_factory=list)
+    """The rounds whose logits were asked for."""
 
 
 class WrappedSequence(EngineSequence):
@@ -68,9 +93,12 @@ class WrappedSequence(EngineSequence):
 class _LoggedSequence(WrappedSequence):
     """Writes down what it passes on."""
 
-    def __init__(self, inner: EngineSequence, log: SequenceLog) -> None:
+    def __init__(self, inner: EngineSequence, log: SequenceLog, watch: Sequence[int] = ()) -> None:
         super().__init__(inner)
         self.log = log
+        self.watch = sorted(watch)
+        self.proposed: tuple[int, int, Proposal] | None = None
+        """(length, newest token, proposal) of the round that is watched, until it is verified."""
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         step = super().prefill(token_ids, sampler, keep_logits=keep_logits)
@@ -78,8 +106,14 @@ class _LoggedSequence(WrappedSequence):
         return step
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        step = super().verify(token_ids, sampler, keep_logits=keep_logits)
+        watched, self.proposed = self.proposed, None
+        step = super().verify(token_ids, sampler, keep_logits=keep_logits or watched is not None)
         self.log.steps.append((list(token_ids), list(step.token_ids)))
+        if watched is not None:
+            length, newest, proposal = watched
+            drafter = proposal.logits.numpy() if proposal.logits is not None else None
+            target = step.logits.numpy()[0] if step.logits is not None else None
+            self.log.watched.append(WatchedRound(length, newest, list(proposal.token_ids), drafter, target))
         return step
 
     def rollback(self, length: int) -> None:
@@ -87,8 +121,12 @@ class _LoggedSequence(WrappedSequence):
         self.log.rollbacks.append(length)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        proposal = super().propose(newest, k, sampler, keep_logits=keep_logits)
+        watches = bool(self.watch) and self.length >= self.watch[0]
+        proposal = super().propose(newest, k, sampler, keep_logits=keep_logits or watches)
         self.log.proposals.append((k, list(proposal.token_ids)))
+        if watches:
+            self.watch = [length for length in self.watch if length > self.length]
+            self.proposed = self.length, newest, proposal
         return proposal
 
 
@@ -113,8 +151,13 @@ def wrapped_sequences(engine: SteppingEngine, wrap: Callable[[EngineSequence], E
 
 
 @contextmanager
-def logged(session: Session) -> Iterator[list[SequenceLog] | None]:
-    """The logs of all sequences opened inside the ``with`` block; None for a whole engine."""
+def logged(session: Session, watch: Sequence[int] = ()) -> Iterator[list[SequenceLog] | None]:
+    """The logs of all sequences opened inside the ``with`` block; None for a whole engine.
+
+    Args:
+        session: The session.
+        watch: Numbers of stored tokens: of the first round at or after each, the logits are kept.
+    """
     engine = stepping_engine(session)
     if engine is None:
         yield None
@@ -123,7 +166,7 @@ def logged(session: Session) -> Iterator[list[SequenceLog] | None]:
 
     def wrap(inner: EngineSequence) -> EngineSequence:
         logs.append(SequenceLog())
-        return _LoggedSequence(inner, logs[-1])
+        return _LoggedSequence(inner, logs[-1], watch)
 
     with wrapped_sequences(engine, wrap):
         yield logs

@@ -7,12 +7,15 @@ from itertools import cycle, islice
 from random import Random
 from typing import TYPE_CHECKING
 
+from polydraft.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from polydraft import Session
+    from polydraft.contract import Prompt
 
-__all__ = ["PromptText", "WindowPrompt", "chats", "texts", "window_prompts"]
+__all__ = ["PromptText", "WindowPrompt", "chats", "prompts_that_fit", "texts", "window_prompts"]
 
 _NOUNS = (
     *("item", "line", "key", "value", "name", "word", "file", "path", "list", "number", "count", "table", "row"),
@@ -137,3 +140,23 @@ def window_prompts(prompt: Callable[[int], list[int]], window: int, *, quick: bo
     if not quick:
         lengths.append(("single token", 1, new_tokens))
     return tuple(WindowPrompt(place, tuple(prompt(length)), min(count, new_tokens)) for place, length, count in lengths)
+
+
+def prompts_that_fit(session: Session, seed: int, new_tokens: int) -> list[Prompt]:
+    """The run's chats, where the model has a chat format, and those of its texts that fit into the context.
+
+    Args:
+        session: Any session of the target.
+        seed: The run's.
+        new_tokens: Room for the output.
+    """
+    found: list[Prompt] = []
+    room = session.running.context_length - new_tokens
+    try:
+        for chat in chats(seed):
+            messages = [{"role": "user", "content": chat}]
+            if len(session.tokenizer.chat(messages)) <= room:
+                found.append(messages)
+    except UnsupportedError:
+        pass  # no chat format: texts alone
+    return [*found, *(text[:600] for text in texts(seed) if len(session.tokenizer.encode(text[:600])) < room)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +13,21 @@ if TYPE_CHECKING:
     from polydraft import Session
     from polydraft.contract import Chunk, GenerationResult
 
-__all__ = ["Streamed", "stop_strings", "streamed"]
+__all__ = ["SeenRound", "Streamed", "stop_strings", "streamed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRound:
+    """One round, as its chunk shows it."""
+
+    number: int
+    """0 is the prefill's."""
+    before: int
+    """Output tokens before it."""
+    tokens: int
+    drafted: int | None
+    """None: not reported; so is ``accepted``."""
+    accepted: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +36,8 @@ class Streamed:
 
     chunks: tuple[Chunk, ...]
     result: GenerationResult
+    seconds: float
+    """From the request to the end, as the suite measured it."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -30,6 +48,18 @@ class Streamed:
     def text(self) -> str:
         """All text."""
         return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def rounds(self) -> list[SeenRound]:
+        """The chunks that have tokens."""
+        found: list[SeenRound] = []
+        before = 0
+        for chunk in self.chunks:
+            if chunk.token_ids:
+                count = len(chunk.token_ids)
+                found.append(SeenRound(len(found), before, count, chunk.num_draft_tokens, chunk.num_accepted_tokens))
+                before += count
+        return found
 
     def inside_drafts(self) -> list[int]:
         """Indices of output tokens that were accepted drafts and not the last of their round: a stop there cuts it."""
@@ -51,12 +81,23 @@ class Streamed:
         return texts
 
 
-def streamed(session: Session, prompt: Any, **settings: Any) -> Streamed:
-    """Stream a generation to its end."""
+def streamed(session: Session, prompt: Any, *, read: int | None = None, **settings: Any) -> Streamed:
+    """Stream a generation.
+
+    Args:
+        session: The session.
+        prompt: The prompt.
+        read: Cancel after this many chunks; None: read to the end.
+        settings: Arguments of ``stream``.
+    """
+    began = time.perf_counter()
     stream = session.stream(prompt, **settings)
-    chunks = tuple(stream)
+    chunks = list(islice(stream, read))
+    if read is not None:
+        stream.cancel()
+        chunks += stream
     assert stream.result is not None, "A stream that has ended has no result."
-    return Streamed(chunks, stream.result)
+    return Streamed(tuple(chunks), stream.result, time.perf_counter() - began)
 
 
 def stop_strings(plain: Streamed, index: int) -> list[str]:

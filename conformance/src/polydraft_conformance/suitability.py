@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polydraft._loop.ngram import NgramDrafter
-from polydraft.errors import UnsupportedError
 
 from polydraft_conformance.acceptance import is_known
 from polydraft_conformance.bench import Bench
 from polydraft_conformance.counting import stepping_engine
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.primitives import prefill_logits
-from polydraft_conformance.prompts import chats, texts
+from polydraft_conformance.prompts import prompts_that_fit
 from polydraft_conformance.signals import ModelsDoNotSuit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from polydraft.contract import DrafterKind, GenerationResult, Prompt
+    from polydraft.contract import DrafterKind, GenerationResult
 
     from polydraft_conformance.catalog import Check
     from polydraft_conformance.pairs import Case
@@ -83,21 +82,6 @@ class Property:
 def least_context(window: int) -> int:
     """Tokens of context that the suite cannot do without: outputs past the window, of prompts of many lengths."""
     return max(2 * window + 40, window + 230)
-
-
-def prompts_that_fit(bench: Bench) -> list[Prompt]:
-    """The run's chats, where the model has a chat format, and those of its texts that fit into the context."""
-    seed, session = bench.suite.options.seed, bench.session
-    found: list[Prompt] = []
-    room = session.running.context_length - _EOS_LIMIT
-    try:
-        for chat in chats(seed):
-            messages = [{"role": "user", "content": chat}]
-            if len(session.tokenizer.chat(messages)) <= room:
-                found.append(messages)
-    except UnsupportedError:
-        pass  # no chat format: texts alone
-    return [*found, *(text[:600] for text in texts(seed) if len(session.tokenizer.encode(text[:600])) < room)]
 
 
 def lacking(bench: Bench) -> list[tuple[Property, str]]:
@@ -159,7 +143,7 @@ def _measured(needed: Property, bench: Bench) -> str | None:
 
 def _ends(bench: Bench) -> str | None:
     """By an EOS, or with one inside: then the backend goes on after it, which is a defect."""
-    prompts = prompts_that_fit(bench)
+    prompts = prompts_that_fit(bench.session, bench.suite.options.seed, _EOS_LIMIT)
     ends = bench.session.tokenizer.eos_token_ids
     for prompt in prompts:
         result = bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import Prompt
 from polydraft.errors import ContextLengthError
 from polydraft.verification import first_difference
 
+from polydraft_conformance.bench import EOS_LIMIT
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import stepping_engine, wrapped_sequences
@@ -16,7 +16,6 @@ from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.signals import ModelsDoNotSuit
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
-from polydraft_conformance.suitability import prompts_that_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 _AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted")
 _NEW_TOKENS = 48
-_EOS_LIMIT = 96
 
 
 @check(scope="kind", after=_AFTER)
@@ -125,8 +123,8 @@ def test_eos_ends_the_output(polydraft_bench: Bench) -> None:
     Look at: `Tokenizer.eos_token_ids`, and `TokenRequest.eos_token_ids`, which a whole engine must use.
     """
     compared = 0
-    for prompt, plain in _ended_by_eos(polydraft_bench):
-        result = polydraft_bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT)
+    for prompt, plain in polydraft_bench.ended_by_eos:
+        result = polydraft_bench.session.generate(prompt, max_new_tokens=EOS_LIMIT)
         if not polydraft_bench.same(plain, result, wrong="EOS was missed inside a draft."):
             continue
         compared += 1
@@ -150,7 +148,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
     """
     polydraft_bench.need_model_drafter()
     engine, k = polydraft_bench.engine, polydraft_bench.case.k
-    plain = max((plain for _, plain in _ended_by_eos(polydraft_bench)), key=lambda result: len(result.token_ids))
+    plain = max((plain for _, plain in polydraft_bench.ended_by_eos), key=lambda result: len(result.token_ids))
     prompt = list(plain.prompt_token_ids)
     past_eos = polydraft_bench.plain(prompt, **greedy_settings(len(plain.token_ids) + k))
     truth = [*prompt, *past_eos.token_ids]
@@ -160,7 +158,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
             return ScriptedSequence(inner, truth, engine.tokenizer.vocab_size, lambda _round: k, first_length=shift)
 
         with wrapped_sequences(engine, wrap):
-            result = polydraft_bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT)
+            result = polydraft_bench.session.generate(prompt, max_new_tokens=EOS_LIMIT)
         wrong = (
             f"EOS was missed inside a draft (drafts all right, shifted by {shift}): {len(result.token_ids)} tokens "
             f"came out, not {len(plain.token_ids)}."
@@ -179,7 +177,7 @@ def test_min_new_tokens(polydraft_bench: Bench) -> None:
     Look at: A stepping engine gets this from `Sampler.choose`, given the right `first_position`. A whole engine: how it
     translates `min_new_tokens`.
     """
-    for _, first in _ended_by_eos(polydraft_bench)[:2]:
+    for _, first in polydraft_bench.ended_by_eos[:2]:
         least = len(first.token_ids) + 3
         settings: dict[str, Any] = {"max_new_tokens": least + 8, "min_new_tokens": least}
         prompt = list(first.prompt_token_ids)
@@ -298,25 +296,3 @@ def _stream(bench: Bench, key: Hashable, prompt: list[int], **settings: Any) -> 
     return bench.suite.cache.once(
         key, lambda: streamed(bench.session, prompt, **settings, **greedy_settings(_NEW_TOKENS))
     )
-
-
-def _ended_by_eos(bench: Bench) -> list[tuple[Prompt, GenerationResult]]:
-    """A few prompts whose plain greedy outputs EOS ends, with these outputs.
-
-    Raises:
-        AssertionError: There is none: the check would prove nothing.
-    """
-
-    def make() -> list[tuple[Prompt, GenerationResult]]:
-        found: list[tuple[Prompt, GenerationResult]] = []
-        for prompt in prompts_that_fit(bench):
-            result = bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
-            if result.finish_reason == "eos":
-                found.append((prompt, result))
-            if len(found) == (2 if bench.quick else 3):
-                break
-        return found
-
-    ended = bench.suite.cache.once(("ended by EOS", bench.case.pair), make)
-    expect(bool(ended), "The check proves nothing: EOS ends none of the plain outputs.")
-    return ended

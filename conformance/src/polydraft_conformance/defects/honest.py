@@ -17,6 +17,7 @@ from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import array_ops_of
 from polydraft_reference.engine import ReferenceEngine
 
+from polydraft_conformance.ngram_rule import ngram_drafts
 from polydraft_conformance.oracle import next_token
 
 __all__ = ["CLAIMS", "FEW_CLAIMS", "Whole", "softmax"]
@@ -104,6 +105,9 @@ class Whole(WholeEngine):
         """k drafts, and the drafter's logits of each."""
         if k < 1 or not request.speculate:
             return [], []
+        if self.running.method == "ngram":
+            drafts = ngram_drafts([*sequence.token_ids, newest], k)
+            return drafts, [None] * len(drafts)
         proposal = sequence.propose(newest, k, sampler, keep_logits=True)
         return proposal.token_ids, proposal.logits.numpy() if proposal.logits else []
 
