@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import Prompt
 from polydraft.errors import ContextLengthError
 from polydraft.verification import first_difference
 
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import wrapped_sequences
+from polydraft_conformance.endings import EOS_LIMIT, ended_by_eos
 from polydraft_conformance.evidence import greedy_settings
-from polydraft_conformance.prompts import chats, texts
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted")
 _NEW_TOKENS = 48
-_EOS_LIMIT = 96
 
 
 @check(scope="kind", after=_AFTER)
@@ -93,8 +91,8 @@ def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
 def test_eos_ends_the_output(polydraft_bench: Bench) -> None:
     """Output ends with the EOS token, as in plain decoding."""
     compared = 0
-    for prompt, plain in _ended_by_eos(polydraft_bench):
-        result = polydraft_bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT)
+    for prompt, plain in ended_by_eos(polydraft_bench):
+        result = polydraft_bench.session.generate(prompt, max_new_tokens=EOS_LIMIT)
         if not polydraft_bench.same(plain, result, wrong="EOS was missed inside a draft."):
             continue
         compared += 1
@@ -111,7 +109,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
     """EOS as the first, .. the last draft and as the bonus token of a round: nothing comes out after it."""
     polydraft_bench.need_model_drafter()
     engine, k = polydraft_bench.engine, polydraft_bench.case.k
-    plain = max((plain for _, plain in _ended_by_eos(polydraft_bench)), key=lambda result: len(result.token_ids))
+    plain = max((plain for _, plain in ended_by_eos(polydraft_bench)), key=lambda result: len(result.token_ids))
     prompt = list(plain.prompt_token_ids)
     past_eos = polydraft_bench.plain(prompt, **greedy_settings(len(plain.token_ids) + k))
     truth = [*prompt, *past_eos.token_ids]
@@ -121,7 +119,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
             return ScriptedSequence(inner, truth, engine.tokenizer.vocab_size, lambda _round: k, first_length=shift)
 
         with wrapped_sequences(engine, wrap):
-            result = polydraft_bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT)
+            result = polydraft_bench.session.generate(prompt, max_new_tokens=EOS_LIMIT)
         wrong = (
             f"EOS was missed inside a draft (drafts all right, shifted by {shift}): {len(result.token_ids)} tokens "
             f"came out, not {len(plain.token_ids)}."
@@ -134,7 +132,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
 @check(scope="target", after=_AFTER, claims=samples("min_new_tokens"))
 def test_min_new_tokens(polydraft_bench: Bench) -> None:
     """EOS is not chosen before min_new_tokens, not even in drafts, and the output stays that of plain decoding."""
-    for _, first in _ended_by_eos(polydraft_bench)[:2]:
+    for _, first in ended_by_eos(polydraft_bench)[:2]:
         least = len(first.token_ids) + 3
         settings: dict[str, Any] = {"max_new_tokens": least + 8, "min_new_tokens": least}
         prompt = list(first.prompt_token_ids)
@@ -235,27 +233,3 @@ def _stream(bench: Bench, key: Hashable, prompt: list[int], **settings: Any) -> 
     return bench.suite.cache.once(
         key, lambda: streamed(bench.session, prompt, **settings, **greedy_settings(_NEW_TOKENS))
     )
-
-
-def _ended_by_eos(bench: Bench) -> list[tuple[Prompt, GenerationResult]]:
-    """A few prompts whose plain greedy outputs EOS ends, with these outputs.
-
-    Raises:
-        AssertionError: There is none: the check would prove nothing.
-    """
-
-    def make() -> list[tuple[Prompt, GenerationResult]]:
-        found: list[tuple[Prompt, GenerationResult]] = []
-        seed = bench.suite.options.seed
-        asked: list[Prompt] = [[{"role": "user", "content": chat}] for chat in chats(seed)]
-        for prompt in [*asked, *(text[:600] for text in texts(seed))]:
-            result = bench.session.generate(prompt, max_new_tokens=_EOS_LIMIT, speculate="off")
-            if result.finish_reason == "eos":
-                found.append((prompt, result))
-            if len(found) == (2 if bench.quick else 3):
-                break
-        return found
-
-    ended = bench.suite.cache.once(("ended by EOS", bench.case.pair), make)
-    expect(bool(ended), "The check proves nothing: EOS ends none of the plain outputs.")
-    return ended
