@@ -10,24 +10,29 @@ from polydraft.contract import GenerationResult
 from polydraft.verification import epsilon_of, judge_outputs, measure_noise
 
 from polydraft_conformance.catalog import not_claimed
-from polydraft_conformance.claims import MODEL_KINDS
+from polydraft_conformance.claims import MODEL_KINDS, expect
 from polydraft_conformance.comparison import describe
 from polydraft_conformance.counting import logged, stepping_engine
-from polydraft_conformance.evidence import Evidence, GreedyRun, greedy_settings
-from polydraft_conformance.prompts import PromptText, WindowPrompt, window_prompts
+from polydraft_conformance.evidence import Evidence, GreedyRun, LongRun, greedy_settings
+from polydraft_conformance.prompts import PromptText, WindowPrompt, chats, texts, window_prompts
+from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from polydraft import Session
-    from polydraft.contract import Capabilities, SteppingEngine
+    from polydraft.contract import Capabilities, Prompt, SteppingEngine
     from polydraft.verification import Noise
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
 
-__all__ = ["Bench"]
+__all__ = ["EOS_LIMIT", "Bench"]
 
+EOS_LIMIT = 96
+"""Tokens of outputs that EOS should end."""
+_LONG_PROMPT, _LONG_CONTEXT = 60, 420
+"""Tokens of the long run's prompt, and of prompt and output together."""
 _TOLERANCE = 16
 """A difference of this many times the measured noise is a defect. Noise grows with the context, from the short one that
 it is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
@@ -154,13 +159,53 @@ class Bench:
                 settings = greedy_settings(prompt.max_new_tokens)
                 plain = self.plain(prompt.token_ids, **settings)
                 with logged(self.session) as logs:
-                    speculative = self.session.generate(list(prompt.token_ids), **settings)
+                    speculative = streamed(self.session, list(prompt.token_ids), **settings)
                 runs.append(GreedyRun(prompt, plain, speculative, logs[-1] if logs else None))
             second = runs[1].prompt
             settings = greedy_settings(second.max_new_tokens)
             return Evidence(tuple(runs), self.session.generate(list(second.token_ids), speculate="off", **settings))
 
         return self.suite.cache.once(("evidence", self.case), make)
+
+    @property
+    def long_run(self) -> LongRun:
+        """One long greedy output of the case, plain and speculative. It takes seconds: for scopes of few cases."""
+
+        def make() -> LongRun:
+            # The bonus token and a full draft must fit behind the last token.
+            total = min(_LONG_CONTEXT, self.session.running.context_length - self.case.k - 2)
+            prompt = self.prompt(min(_LONG_PROMPT, total // 2), variant=3)
+            settings = greedy_settings(total - len(prompt))
+            plain = self.plain(prompt, **settings)
+            with logged(self.session) as logs:
+                found = streamed(self.session, prompt, **settings)
+            return LongRun(plain, found, logs[-1] if logs else None)
+
+        return self.suite.cache.once(("long run", self.case), make)
+
+    @property
+    def ended_by_eos(self) -> list[tuple[Prompt, GenerationResult]]:
+        """A few prompts whose plain greedy outputs EOS ends, with these outputs.
+
+        Raises:
+            AssertionError: There is none: a check of them would prove nothing.
+        """
+
+        def make() -> list[tuple[Prompt, GenerationResult]]:
+            found: list[tuple[Prompt, GenerationResult]] = []
+            seed = self.suite.options.seed
+            asked: list[Prompt] = [[{"role": "user", "content": chat}] for chat in chats(seed)]
+            for prompt in [*asked, *(text[:600] for text in texts(seed))]:
+                result = self.session.generate(prompt, max_new_tokens=EOS_LIMIT, speculate="off")
+                if result.finish_reason == "eos":
+                    found.append((prompt, result))
+                if len(found) == (2 if self.quick else 3):
+                    break
+            return found
+
+        ended = self.suite.cache.once(("ended by EOS", self.case.pair), make)
+        expect(bool(ended), "The check proves nothing: EOS ends none of the plain outputs.")
+        return ended
 
     # Comparisons ----------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from polydraft_conformance.counting import SequenceLog
     from polydraft_conformance.prompts import WindowPrompt
+    from polydraft_conformance.streams import Streamed
 
-__all__ = ["Evidence", "GreedyRun", "Speculation", "greedy_settings", "speculation_of"]
+__all__ = ["Evidence", "GreedyRun", "LongRun", "Speculation", "greedy_settings", "speculation_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,41 @@ class GreedyRun:
 
     prompt: WindowPrompt
     plain: GenerationResult
-    speculative: GenerationResult
+    streamed: Streamed
+    """The speculative run."""
     log: SequenceLog | None
     """The engine's calls in the speculative run; None for a whole engine."""
+
+    @property
+    def speculative(self) -> GenerationResult:
+        """The speculative run's result."""
+        return self.streamed.result
 
     @property
     def counts(self) -> GenerationStats | None:
         """The log, counted."""
         return count_log(self.log, len(self.speculative.token_ids)) if self.log else None
+
+
+@dataclass(frozen=True, slots=True)
+class LongRun:
+    """One long output: a prompt of 60 tokens, continued to a context of 420 tokens, or as far as the context allows."""
+
+    plain: GenerationResult
+    streamed: Streamed
+    """The speculative run."""
+    log: SequenceLog | None
+    """The engine's calls in the speculative run; None for a whole engine."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.plain.prompt_token_ids)
+
+    @property
+    def text(self) -> list[int]:
+        """Prompt and speculative output."""
+        return [*self.plain.prompt_token_ids, *self.streamed.token_ids]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,21 @@ if TYPE_CHECKING:
     from polydraft import Session
     from polydraft.contract import Chunk, GenerationResult
 
-__all__ = ["Streamed", "stop_strings", "streamed"]
+__all__ = ["SeenRound", "Streamed", "stop_strings", "streamed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRound:
+    """One round, as its chunk shows it."""
+
+    number: int
+    """0 is the prefill's."""
+    before: int
+    """Output tokens before it."""
+    tokens: int
+    drafted: int | None
+    """None: not reported; so is ``accepted``."""
+    accepted: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,18 @@ class Streamed:
     def text(self) -> str:
         """All text."""
         return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def rounds(self) -> list[SeenRound]:
+        """The chunks that have tokens."""
+        found: list[SeenRound] = []
+        before = 0
+        for chunk in self.chunks:
+            if chunk.token_ids:
+                count = len(chunk.token_ids)
+                found.append(SeenRound(len(found), before, count, chunk.num_draft_tokens, chunk.num_accepted_tokens))
+                before += count
+        return found
 
     def inside_drafts(self) -> list[int]:
         """Indices of output tokens that were accepted drafts and not the last of their round: a stop there cuts it."""

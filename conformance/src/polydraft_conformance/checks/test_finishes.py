@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from polydraft.errors import ContextLengthError
 from polydraft.verification import first_difference
 
+from polydraft_conformance.bench import EOS_LIMIT
 from polydraft_conformance.catalog import check, not_claimed
 from polydraft_conformance.claims import expect, has_model_drafter, samples
 from polydraft_conformance.counting import wrapped_sequences
-from polydraft_conformance.endings import EOS_LIMIT, ended_by_eos
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.scripted import ScriptedSequence
 from polydraft_conformance.streams import Streamed, pick, stop_strings, streamed
@@ -91,7 +91,7 @@ def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
 def test_eos_ends_the_output(polydraft_bench: Bench) -> None:
     """Output ends with the EOS token, as in plain decoding."""
     compared = 0
-    for prompt, plain in ended_by_eos(polydraft_bench):
+    for prompt, plain in polydraft_bench.ended_by_eos:
         result = polydraft_bench.session.generate(prompt, max_new_tokens=EOS_LIMIT)
         if not polydraft_bench.same(plain, result, wrong="EOS was missed inside a draft."):
             continue
@@ -109,7 +109,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
     """EOS as the first, .. the last draft and as the bonus token of a round: nothing comes out after it."""
     polydraft_bench.need_model_drafter()
     engine, k = polydraft_bench.engine, polydraft_bench.case.k
-    plain = max((plain for _, plain in ended_by_eos(polydraft_bench)), key=lambda result: len(result.token_ids))
+    plain = max((plain for _, plain in polydraft_bench.ended_by_eos), key=lambda result: len(result.token_ids))
     prompt = list(plain.prompt_token_ids)
     past_eos = polydraft_bench.plain(prompt, **greedy_settings(len(plain.token_ids) + k))
     truth = [*prompt, *past_eos.token_ids]
@@ -132,7 +132,7 @@ def test_eos_at_every_place_of_a_draft(polydraft_bench: Bench) -> None:
 @check(scope="target", after=_AFTER, claims=samples("min_new_tokens"))
 def test_min_new_tokens(polydraft_bench: Bench) -> None:
     """EOS is not chosen before min_new_tokens, not even in drafts, and the output stays that of plain decoding."""
-    for _, first in ended_by_eos(polydraft_bench)[:2]:
+    for _, first in polydraft_bench.ended_by_eos[:2]:
         least = len(first.token_ids) + 3
         settings: dict[str, Any] = {"max_new_tokens": least + 8, "min_new_tokens": least}
         prompt = list(first.prompt_token_ids)

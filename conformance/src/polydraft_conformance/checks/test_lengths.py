@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import PolydraftError
@@ -34,8 +33,6 @@ _LATE = (
     *("test_eos_ends_the_output", "test_stop_string_inside_a_draft", "test_sampled_drafts_are_accepted"),
 )
 """Checks of short outputs come first: they are cheaper, and say more."""
-_FAR = 416
-"""Long outputs go on to at least this many tokens of context."""
 _FEW = 6
 """Tokens of an output that is compared with the one it continues."""
 _TEXTS = 3
@@ -163,21 +160,16 @@ def test_long_output_equals_plain(polydraft_bench: Bench) -> None:
     the first difference is.
     Look at: buffers with a fixed size, position tables, rings of sliding layers, rollback across a block's edge.
     """
-    # Not by the case: all drafter kinds share the plain output.
-    prompt_length = Random(polydraft_bench.seed_of(0)).randint(40, 70)
-    total = min(_FAR + 16, polydraft_bench.session.running.context_length - 2)
-    plain = _long_plain(polydraft_bench, prompt_length, total, 7)
-    prompt = list(plain.prompt_token_ids)
-    found = polydraft_bench.session.generate(prompt, **greedy_settings(len(plain.token_ids)))
+    run = polydraft_bench.long_run
+    plain, found = run.plain, run.streamed.result
     polydraft_bench.numbers["tokens_compared"] = len(plain.token_ids)
     place = first_difference(plain.token_ids, found.token_ids)
-    if place is None:
-        polydraft_bench.same(plain, found, wrong="")
-        return
+    total = run.prompt_length + len(plain.token_ids)
     wrong = (
-        f"Speculation changed a long output at context {len(prompt) + place} of {total}: {place} tokens are the same."
+        f"Speculation changed a long output at context {run.prompt_length + (place or 0)} of {total}: {place} tokens are "
+        "the same."
     )
-    if shows_ties(polydraft_bench):
+    if place is None or shows_ties(polydraft_bench):
         polydraft_bench.same(plain, found, wrong=wrong)
         return
     # An engine that shows no numbers may have near ties: one, but not one after the other.

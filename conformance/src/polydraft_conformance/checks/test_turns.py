@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check
-from polydraft_conformance.endings import ended_by_eos
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.repeats import repeated
 
@@ -177,7 +176,7 @@ def _turns(fresh: Bench, random: Random, text: int) -> list[_Turn]:
             add("stop string", f"the stop string {stop!r}", first, len(ended.token_ids), stop=[stop])
         # As many tokens as surely come out: the next turn's prompt need not hold all that was emitted.
         add("cancel", f"a cancel after {number + 1} chunks", plain(), number + 1, cancel=number + 1)
-    for _, ended in ended_by_eos(fresh)[: 1 if fresh.quick else 2]:
+    for _, ended in fresh.ended_by_eos[: 1 if fresh.quick else 2]:
         size = len(ended.token_ids)
         add("EOS", "EOS", ended, size, max_new_tokens=size + k, ignore_eos=False)
     return turns
