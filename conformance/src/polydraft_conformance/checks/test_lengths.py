@@ -166,8 +166,8 @@ def test_long_output_equals_plain(polydraft_bench: Bench) -> None:
     place = first_difference(plain.token_ids, found.token_ids)
     total = run.prompt_length + len(plain.token_ids)
     wrong = (
-        f"Speculation changed a long output at context {run.prompt_length + (place or 0)} of {total}: {place} tokens are "
-        "the same."
+        f"Speculation changed a long output at context {run.prompt_length + (place or 0)} of {total}: the first "
+        f"{place} tokens are the same."
     )
     if place is None or shows_ties(polydraft_bench):
         polydraft_bench.same(plain, found, wrong=wrong)
