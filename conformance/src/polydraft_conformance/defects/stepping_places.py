@@ -112,17 +112,14 @@ class SameLength(ReferenceSequence):
     """The KV cache of the last prompt is used again if the new one is as long."""
 
     def prefill(self, token_ids, sampler, *, keep_logits=False):
-        kept = getattr(self.engine, "kept", None)
-        if kept is not None and kept[0] == len(token_ids) > 1:
-            self.cache = kept[1].copy()
-            self.token_ids = list(token_ids[:-1])
-            return self.choose(self.run(token_ids[-1:]), token_ids[-1:], sampler, keep_logits)
-        super().prefill(token_ids[:-1] or token_ids, sampler)
-        if len(token_ids) == 1:
-            return self.choose(
-                self.engine.target.logits(self.last, token_ids[-1])[None], token_ids, sampler, keep_logits
-            )
-        self.engine.kept = len(token_ids), self.cache.copy()
+        length, cache = vars(self.engine).get("kept", (0, None))
+        if len(token_ids) == 1 or self.model is not self.engine.target:
+            return super().prefill(token_ids, sampler, keep_logits=keep_logits)
+        if length == len(token_ids):
+            self.cache, self.token_ids = cache.copy(), list(token_ids[:-1])
+        else:
+            self.run(token_ids[:-1])
+            vars(self.engine)["kept"] = len(token_ids), self.cache.copy()
         return self.choose(self.run(token_ids[-1:]), token_ids[-1:], sampler, keep_logits)
 
 
@@ -137,11 +134,12 @@ class GhostRows(ReferenceSequence):
     def close(self):
         if not self.closed and self.model is self.engine.target and self.token_ids:
             first, chosen = self.chosen
-            self.engine.kept = [*self.token_ids, chosen[self.length - first - 1]], self.cache.copy()
+            kept_ids = [*self.token_ids, chosen[self.length - first - 1]]
+            vars(self.engine)["kept"] = kept_ids, self.cache.copy()
         super().close()
 
     def prefill(self, token_ids, sampler, *, keep_logits=False):
-        kept_ids, cache = getattr(self.engine, "kept", ([], None))
+        kept_ids, cache = vars(self.engine).get("kept", ([], None))
         # Only a prompt that goes on from the whole of the last text: others are run.
         if cache is None or len(token_ids) <= len(kept_ids) or list(token_ids[: len(kept_ids)]) != kept_ids:
             return super().prefill(token_ids, sampler, keep_logits=keep_logits)
