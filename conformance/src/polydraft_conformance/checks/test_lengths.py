@@ -49,31 +49,24 @@ def test_short_prompts(polydraft_bench: Bench) -> None:
     confuses a prompt of one token with a step of decoding.
     Look at: the engine's prefill for one token, and what its drafter is given before the first step.
     """
-    session = polydraft_bench.session
     body = polydraft_bench.prompt(8)
+    count = 8
     for first in (body[:1], [polydraft_bench.random("short prompts").choice(body[1:])]):
-        base = _working(polydraft_bench, first, "off", 12)
-        for length in SHORT:
-            for name, prompt, wanted in (
-                ("the text", body[:length], None),
-                ("its own output", [*first, *base.token_ids[: length - 1]], base.token_ids[length - 1 :]),
-            ):
-                plain = _working(polydraft_bench, prompt, "off", 12 if wanted is None else len(wanted))
-                if wanted is not None:
-                    polydraft_bench.same(
-                        _rest(base, length - 1),
-                        plain,
-                        wrong=f"A prompt of {length} tokens gives another output than the prompt of 1 token that "
-                        "it continues: a short prefill is wrong.",
-                        names=("after 1 token", f"after {length} tokens"),
-                    )
-                found = _working(polydraft_bench, prompt, "auto", len(plain.token_ids))
+        base = _working(polydraft_bench, first, "off", count)
+        prompts = [(length, [*first, *base.token_ids[: length - 1]]) for length in SHORT]
+        for length, prompt in prompts:
+            rest = _rest(base, length - 1)
+            if length > 1:
+                plain = _working(polydraft_bench, prompt, "off", count - length + 1)
                 polydraft_bench.same(
+                    rest,
                     plain,
-                    found,
-                    wrong=f"With a prompt of {length} tokens ({name}) speculation changed the output.",
+                    wrong=f"A prompt of {length} tokens gives another output than the prompt of 1 token that it "
+                    "continues: a short prefill is wrong.",
+                    names=("after 1 token", f"after {length} tokens"),
                 )
-    polydraft_bench.numbers["context"] = session.running.context_length
+            found = _working(polydraft_bench, prompt, "auto", count - length + 1)
+            polydraft_bench.same(rest, found, wrong=f"With a prompt of {length} tokens speculation changed the output.")
 
 
 @check(scope="once", after=_LATE, claims=exposes_logits, time_factor=4)
@@ -185,7 +178,7 @@ def test_long_output_equals_plain(polydraft_bench: Bench) -> None:
         expect(differences < 3, f"{wrong} Started again behind each difference, it differed {differences} times.")
 
 
-@check(scope="once", after=_LATE, time_factor=6)
+@check(scope="once", after=(*_AFTER, "test_drafts_are_made", "test_rounds_draft_k_tokens"), time_factor=6)
 def test_every_k_drafts_k(polydraft_bench: Bench) -> None:
     """Every k up to the backend's largest loads, drafts k tokens in a round, and changes no token of the output.
 

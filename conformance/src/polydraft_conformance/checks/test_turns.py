@@ -61,7 +61,7 @@ def test_next_turn_after_every_end(polydraft_bench: Bench) -> None:
         raise AssertionError(message)
 
 
-@check(scope="method", after=(*_AFTER, "test_next_turn_after_every_end"))
+@check(scope="method", after=_AFTER)
 def test_prompts_that_resemble_the_last(polydraft_bench: Bench) -> None:
     """Prompts that share a beginning or a length with the last one give what a fresh session gives.
 
