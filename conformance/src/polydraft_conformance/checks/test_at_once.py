@@ -224,7 +224,7 @@ def _together(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, ...
 
 
 def _telling_settings(bench: Bench, known: GenerationResult, text: int) -> list[tuple[str, dict[str, Any]]]:
-    """Settings that would change the known output if they were still in effect: name and arguments; only claimed ones."""
+    """Name and arguments of claimed settings that would change the known output if they were still in effect."""
     tokens = list(dict.fromkeys(known.token_ids))
     other = next(token for token in bench.prompt(90, text)[1:] if token not in tokens)
     # Two values where it depends on the text which of them changes it.

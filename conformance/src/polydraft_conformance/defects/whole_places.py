@@ -26,12 +26,12 @@ class Other:
 
 
 class LastTokenOfAChunk(Whole):
-    """Where the prompt fills its last chunk of 128, the token before replaces the last one."""
+    """Where the prompt fills its last chunk of 128, another token replaces the last one."""
 
     def rounds(self, generation):
         prompt = generation.request.prompt_token_ids
         if len(prompt) % 128 == 0:
-            generation = Other(generation, prompt_token_ids=(*prompt[:-1], prompt[-2]))
+            generation = Other(generation, prompt_token_ids=(*prompt[:-1], prompt[-1] ^ 1))
         return super().rounds(generation)
 
 
