@@ -151,11 +151,8 @@ class GhostRows(ReferenceSequence):
     def prefill(self, token_ids, sampler, *, keep_logits=False):
         kept_ids, cache = vars(self.engine).get("kept", ([], None))
         # Only a prompt that goes on from the whole of the last text: others are run.
-        if (
-            not isinstance(sampler, RuleSampler)
-            or len(token_ids) <= len(kept_ids)
-            or list(token_ids[: len(kept_ids)]) != kept_ids
-        ):
+        goes_on = len(token_ids) > len(kept_ids) and list(token_ids[: len(kept_ids)]) == kept_ids
+        if not kept_ids or not goes_on or not isinstance(sampler, RuleSampler):
             return super().prefill(token_ids, sampler, keep_logits=keep_logits)
         self.cache = cache.copy()
         for layer in self.cache.layers:
