@@ -41,7 +41,8 @@ def pattern_of(failed: Collection[int], passed: Collection[int]) -> str:
         return f"at every length tried, {_listed(worst)}"
     for chunk in sorted(CHUNKS, reverse=True):
         for offset, name in ((0, f"multiples of {chunk}"), (1, f"one token past multiples of {chunk}")):
-            if all(n % chunk == offset for n in worst) and not any(n % chunk == offset for n in passed if n >= chunk):
+            alike = all(n >= chunk and n % chunk == offset for n in worst)
+            if alike and not any(n % chunk == offset for n in passed if n >= chunk):
                 return f"at {name} ({_listed(worst)}; {_listed(sorted(passed))} are right)"
     if worst[0] > max(passed):
         return f"from a length of {worst[0]} on (right up to {max(passed)})"
