@@ -78,8 +78,9 @@ def test_settings_do_not_leak(polydraft_bench: Bench) -> None:
         failed: dict[str, str] = {}
         settings = _telling_settings(bench, known, text)
         polydraft_bench.numbers["settings"] = sorted({name for name, _ in settings})
-        for name, given in settings:
-            for cancelled in (False, True):
+        for number, (name, given) in enumerate(settings):
+            # A quick run ends one and cancels the next.
+            for cancelled in [bool((number + bench.seed_of(0)) % 2)] if bench.quick else (False, True):
                 other = bench.prompt(max(4, bench.window // 2) + 2, 320 + text)
                 with closing(bench.session.stream(other, **given)) as stream:
                     next(stream)
