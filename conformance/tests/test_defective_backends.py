@@ -6,6 +6,7 @@ from polydraft.verification._command import verify
 from polydraft_conformance.defects import honest, stepping
 from polydraft_conformance.defects.catalogue import catalogue
 from polydraft_conformance.defects.making import PluginOf, defective
+from polydraft_conformance.defects.stepping_places import in_sixteen_bits
 
 DEFECTS = {defect.name: defect for defect in catalogue()}
 
@@ -38,6 +39,7 @@ def test_it_is_caught(conformance, name, mode):
 HONEST = {
     "a whole engine": defective(whole=honest.Whole, **honest.CLAIMS),
     "a whole engine with few claims": defective(whole=honest.Whole, **honest.FEW_CLAIMS),
+    "an engine with bfloat16": in_sixteen_bits(stepping.LowPrecision),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polydraft
@@ -100,6 +100,11 @@ class Suite:
             "device": self.options.device,
         }
         return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
+
+    def in_dtype(self, dtype: str) -> Suite:
+        """The same run in another dtype, which shares nothing that was measured in this one's."""
+        options = replace(self.options, dtype=dtype)
+        return replace(self, options=options, cache=RunCache(), verdicts=[], _session=None, _failed={})
 
     def close(self) -> None:
         """Close the shared session."""

@@ -227,6 +227,113 @@ def test_full_context(polydraft_bench: Bench) -> None:
         raise AssertionError(f"A prompt of {length + 1} tokens was accepted, but the context is {length}.")
 
 
+@check(scope="method", after=(*_AFTER, "test_stop_id_inside_a_draft"))
+def test_stop_id_at_every_token(polydraft_bench: Bench) -> None:
+    """A stop id ends the output at the first token, at the second, and so on through two rounds.
+
+    Proves: the output ends with the stop id wherever a round has it, the token that prefill chooses included.
+    A failure means: the first token, a draft's last place or the bonus token is not looked at, or one too many is.
+    Look at: which tokens of a round are compared with the stop ids, and in which order.
+    """
+    length = polydraft_bench.random("stop ids").randint(6, 30)
+    count = 2 * polydraft_bench.case.k + 4
+    prompt = polydraft_bench.prompt(length, 5)
+    plain = polydraft_bench.plain(prompt, **greedy_settings(count))
+    whole = polydraft_bench.session.generate(prompt, **greedy_settings(count))
+    same = first_difference(plain.token_ids, whole.token_ids)
+    polydraft_bench.same(plain, whole, wrong="Speculation changed the output.")
+    for index, stop in enumerate(whole.token_ids[:same]):
+        if whole.token_ids.index(stop) != index:
+            continue
+        result = polydraft_bench.session.generate(prompt, stop_token_ids=[stop], **greedy_settings(count))
+        expect(
+            result.token_ids == whole.token_ids[: index + 1],
+            f"The stop id {stop}, output token {index}, was missed: {len(result.token_ids)} tokens came out, not "
+            f"{index + 1}.",
+        )
+        expect(
+            (result.finish_reason, result.stop_match) == ("stop", stop),
+            f"The stop id {stop}, output token {index}: finish_reason and stop_match are {result.finish_reason!r} and "
+            f"{result.stop_match!r}.",
+        )
+
+
+@check(scope="once", after=(*_AFTER, "test_stop_string_inside_a_draft"))
+def test_stop_strings_in_odd_places(polydraft_bench: Bench) -> None:
+    """Stop strings that overlap, begin in the prompt, or never end match where they should, streamed as well.
+
+    Proves: a stop string that begins in the prompt's last token does not match; of two that overlap, the one completed
+    first ends the output; one whose beginning only comes out leaves the text whole, in chunks as in the result.
+    A failure means: the prompt's text is searched as well, the first of a list wins instead of the first match, or text
+    held back as the possible start of a match is lost.
+    Look at: the text that stop strings are matched in, and what is released at the end.
+    """
+    bench = polydraft_bench
+    prompt, count = bench.prompt(bench.random("odd stops").randint(8, 30), 6), 32
+    plain = bench.plain(prompt, **greedy_settings(count))
+    text = plain.text
+    if plain.raw_text != text or len(text) < 16 or "\N{REPLACEMENT CHARACTER}" in text[:-3]:
+        not_claimed("The output holds special tokens or halves of characters: its text tells nothing about stops.")
+    before = bench.session.tokenizer.token_bytes(prompt[-1]).decode("utf-8", "ignore")
+    cases: list[tuple[str, list[str], str]] = [("never ends", [text[-2:] + "\x00never"], text)]
+    if before and before[-1] + text[:2] not in text:
+        cases.append(("begins in the prompt", [before[-1] + text[:2]], text))
+    middle = len(text) // 2
+    long, short = text[middle - 3 : middle + 8], text[middle : middle + 2]
+    ends = text.find(short)
+    if ends + len(short) < text.find(long) + len(long) - 6:  # in an earlier token, surely
+        cases.append(("lies inside another one", [long, short], text[:ends]))
+    for name, stops, wanted in cases:
+        pieces = streamed(bench.session, prompt, **greedy_settings(count), stop=stops)
+        for how, found in (("result", pieces.result.text), ("stream", pieces.text)):
+            if first_difference(plain.token_ids[: len(pieces.token_ids)], pieces.token_ids) is not None:
+                bench.same(plain, pieces.token_ids, wrong="Stop strings changed the output.", length=count)
+                continue
+            expect(
+                found == wanted,
+                f"A stop string that {name} is matched wrongly: with stop={stops!r} the {how}'s text is {found!r}, not "
+                f"{wanted!r}.",
+            )
+
+
+@check(scope="once", after=(*_AFTER, "test_stop_string_inside_a_draft"))
+def test_split_characters(polydraft_bench: Bench) -> None:
+    """Characters whose bytes come in several tokens and rounds are whole in every chunk.
+
+    Proves: an output with characters of two to four bytes (forced where that is claimed) has the text of all its bytes,
+    chunk by chunk without U+FFFD, and the stream's text is the result's.
+    A failure means: bytes are decoded token by token or by rounds, or ``token_bytes`` gives a token's printed form.
+    Look at: the tokenizer's ``token_bytes`` for byte tokens, and the decoder that holds back unfinished characters.
+    """
+    bench = polydraft_bench
+    session, prompt = bench.session, bench.prompt(bench.random("characters").randint(5, 20), 7)
+    settings: dict[str, Any] = greedy_settings(40)
+    word = "".join(bench.random("characters").choices("éü€→日語🎉🚀", k=8))
+    if "forced_token_ids" in bench.capabilities.sampling:
+        bare = session.generate("a", max_new_tokens=1, speculate="off").prompt_token_ids
+        ids = session.generate("a" + word, max_new_tokens=1, speculate="off").prompt_token_ids[len(bare) :]
+        settings["forced_token_ids"] = dict(enumerate(ids[:30], 1))
+    for speculate in ("off", "auto"):
+        pieces = streamed(session, prompt, speculate=speculate, **settings)
+        spelled = b"".join(session.tokenizer.token_bytes(token) for token in pieces.token_ids)
+        raw = pieces.result.raw_text
+        expect(
+            raw == spelled.decode("utf-8", "replace"),
+            f"Characters of several tokens are broken (speculate={speculate!r}): raw_text is {raw!r}, the tokens' "
+            f"bytes are {spelled!r}.",
+        )
+        expect(
+            pieces.text == pieces.result.text,
+            f"Streamed text is another one (speculate={speculate!r}): {pieces.text!r}, the result's is "
+            f"{pieces.result.text!r}.",
+        )
+        halves = sum(chunk.text.count("\N{REPLACEMENT CHARACTER}") for chunk in pieces.chunks[:-1])
+        expect(
+            halves <= raw[:-1].count("\N{REPLACEMENT CHARACTER}"),
+            f"Characters are cut between chunks (speculate={speculate!r}): {halves} chunks hold U+FFFD.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """A place to end an output at: output token ``index`` of a prompt's plain stream."""

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "Defect", "catalogue"]
 
-MODULES = ("stepping", "stepping_speculation", "whole", "whole_statistics", "core")
+MODULES = (
+    *("stepping", "stepping_speculation", "stepping_places"),
+    *("whole", "whole_statistics", "whole_places", "core"),
+)
 """The modules of this package that hold defects, each in a tuple ``DEFECTS``."""
 
 

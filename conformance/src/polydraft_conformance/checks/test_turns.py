@@ -1,0 +1,231 @@
+"""Second and later turns: what a request leaves behind is not in the next one's output."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydraft_conformance.catalog import check
+from polydraft_conformance.evidence import greedy_settings
+from polydraft_conformance.repeats import repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from random import Random
+
+    from polydraft.contract import GenerationResult
+
+    from polydraft_conformance.bench import Bench
+
+_AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_accepted")
+_TURN = 10
+"""Tokens of an output that shows what was left behind."""
+_VARIANTS = 100
+"""Texts of one set of turns: another set has others."""
+
+
+@check(
+    scope="method",
+    after=(*_AFTER, "test_stop_id_inside_a_draft", "test_stop_string_inside_a_draft", "test_eos_ends_the_output"),
+)
+def test_next_turn_after_every_end(polydraft_bench: Bench) -> None:
+    """A prompt that goes on from an earlier output gives what a fresh session gives, however that output ended.
+
+    Proves: the next turn's prompt is the last prompt, its output and some more. It is right after an output ended by a
+    limit, a stop id, a stop string, EOS, or a cancel, at places inside drafts and at their ends.
+    A failure means: rows of rejected or cut-off drafts stay in the KV cache, or in a prefix cache that the next prompt
+    reads (ghost KV).
+    Look at: what is rolled back when an output ends, and how many tokens a prefix cache believes to hold.
+    """
+
+    def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        turns = _known(polydraft_bench, text).turns
+        for turn, truth in turns:
+            # That it is the plain output up to its end is what other checks test; a near tie may change it.
+            _make_first_turn(polydraft_bench, turn)
+            found = polydraft_bench.session.generate(turn.prompt, **greedy_settings(_TURN))
+            wrong = (
+                f"The turn after an output that {turn.end} ended is not what a fresh session gives: something of the "
+                "first turn is left (ghost KV)."
+            )
+            _compare(polydraft_bench, failed, turn.kind, truth, found, wrong)
+        polydraft_bench.numbers["turns"] = len(turns)
+        return failed
+
+    for message in repeated(polydraft_bench, attempt).values():
+        raise AssertionError(message)
+
+
+@check(scope="method", after=_AFTER)
+def test_prompts_that_resemble_the_last(polydraft_bench: Bench) -> None:
+    """Prompts that share a beginning or a length with the last one give what a fresh session gives.
+
+    Proves: the same prompt again, with another last, middle or first token, of the same length with other tokens, cut
+    short, grown over three turns, and two conversations in turn: each output is the fresh session's.
+    A failure means: a prefix cache or a kept KV cache is taken for another prompt's: matched by length, by a hash of
+    some tokens, or one token too far.
+    Look at: how a kept cache is compared with the new prompt; that at least the last token is run again.
+    """
+
+    def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        series = _known(polydraft_bench, text).series
+        for name, prompt, truth in series:
+            found = polydraft_bench.session.generate(list(prompt), **greedy_settings(_TURN))
+            wrong = f"{name} gives another output than in a fresh session: an earlier prompt's cache was used."
+            _compare(polydraft_bench, failed, name, truth, found, wrong)
+        polydraft_bench.numbers["prompts"] = len(series)
+        return failed
+
+    for message in repeated(polydraft_bench, attempt).values():
+        raise AssertionError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A first turn, how it is ended, and the prompt of the second."""
+
+    kind: str
+    end: str
+    """What ends it, in words."""
+    first: list[int]
+    settings: dict[str, Any]
+    prompt: list[int]
+    cancel: int | None = None
+    """After how many chunks the first turn is cancelled; None: it ends by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Turns and prompts with the plain outputs of a fresh session."""
+
+    turns: list[tuple[_Turn, GenerationResult]]
+    series: list[tuple[str, list[int], GenerationResult]]
+
+
+def _known(bench: Bench, text: int) -> _Known:
+    """Made in one session of its own, which only decodes plainly; all drafter kinds share it."""
+
+    def make() -> _Known:
+        random = bench.random(f"turns {text}")
+        with bench.opened() as fresh:
+            turns, series = _turns(fresh, random, text), _series(fresh, random, text)
+            prompts = [turn.prompt for turn in turns] + [prompt for _, prompt in series]
+            truths = _truths(fresh, prompts, random)
+        return _Known(
+            list(zip(turns, truths, strict=False)),
+            [(name, prompt, truth) for (name, prompt), truth in zip(series, truths[len(turns) :], strict=True)],
+        )
+
+    return bench.suite.cache.once(("turns", bench.case.pair, text), make)
+
+
+def _make_first_turn(bench: Bench, turn: _Turn) -> None:
+    """With speculation, to its end."""
+    if turn.cancel is None:
+        bench.session.generate(turn.first, **turn.settings)
+        return
+    with closing(bench.session.stream(turn.first, **turn.settings)) as stream:
+        for _ in range(turn.cancel):
+            next(stream)
+
+
+def _compare(
+    bench: Bench, failed: dict[str, str], name: str, truth: GenerationResult, found: GenerationResult, wrong: str
+) -> None:
+    try:
+        bench.same(truth, found, wrong=wrong, names=("fresh session", "this session"))
+    except AssertionError as error:
+        failed.setdefault(name, str(error))
+
+
+def _turns(fresh: Bench, random: Random, text: int) -> list[_Turn]:
+    """Each on a text of its own, so that no turn profits from another one's cache."""
+    k = fresh.case.k
+    count = 2 * k + 6
+    turns: list[_Turn] = []
+
+    def plain(settings: dict[str, Any] | None = None) -> GenerationResult:
+        prompt = fresh.prompt(random.randint(14, 40), text * _VARIANTS + len(turns))
+        return fresh.plain(prompt, **(settings or greedy_settings(count)))
+
+    def add(kind: str, end: str, first: GenerationResult, length: int, cancel: int | None = None, **ends: Any) -> None:
+        prompt, output = list(first.prompt_token_ids), first.token_ids[:length]
+        more = fresh.prompt(random.randint(4, 6), text * _VARIANTS + 50 + len(turns))[1:]
+        settings = {**greedy_settings(count if cancel is None else 100), **ends}
+        turns.append(_Turn(kind, end, prompt, settings, [*prompt, *output, *more], cancel))
+
+    for number in range(2 if fresh.quick else 4):
+        limit = random.randint(2, k + 3)
+        add("limit", f"max_new_tokens={limit}", plain(), limit, max_new_tokens=limit)
+        first = plain()
+        places = [place for place in range(1, count) if first.token_ids.index(first.token_ids[place]) == place]
+        place = random.choice(places or [0])
+        add("stop id", f"a stop id at token {place}", first, place + 1, stop_token_ids=[first.token_ids[place]])
+        first = plain()
+        middle = random.randint(2, max(2, len(first.text) // 2))
+        stop = first.text[middle : middle + 2]
+        if stop.strip() and "\N{REPLACEMENT CHARACTER}" not in stop and first.raw_text == first.text:
+            prompt = list(first.prompt_token_ids)
+            ended = fresh.session.generate(prompt, speculate="off", **greedy_settings(count), stop=[stop])
+            add("stop string", f"the stop string {stop!r}", first, len(ended.token_ids), stop=[stop])
+        # As many tokens as surely come out: the next turn's prompt need not hold all that was emitted.
+        add("cancel", f"a cancel after {number + 1} chunks", plain(), number + 1, cancel=number + 1)
+    for _, ended in fresh.ended_by_eos[: 1 if fresh.quick else 2]:
+        size = len(ended.token_ids)
+        add("EOS", "EOS", ended, size, max_new_tokens=size + k, ignore_eos=False)
+    return turns
+
+
+def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int]]]:
+    """Prompts in the order in which they are given, each named by what it has in common with those before."""
+    vocabulary = fresh.prompt(200)[1:]
+    length = random.randint(18, 36)
+
+    def prompt(length: int, number: int) -> list[int]:
+        return fresh.prompt(length, text * _VARIANTS + 80 + number)
+
+    def answered(prompt: list[int]) -> list[int]:
+        return [*prompt, *fresh.plain(prompt, **greedy_settings(_TURN)).token_ids]
+
+    base, apart = prompt(length, 0), prompt(length + 3, 1)
+
+    def changed(place: int) -> list[int]:
+        other = random.choice([token for token in vocabulary if token != base[place]])
+        return [*base[:place], other, *base[place + 1 :]]
+
+    second = [*answered(base), *prompt(6, 2)[1:]]
+    return [
+        ("A prompt", base),
+        ("The same prompt again", base),
+        ("The prompt with another last token", changed(length - 1)),
+        ("A prompt of the same length with other tokens", [base[0], *prompt(length, 3)[1:]]),
+        ("The prompt with another token in the middle", changed(length // 2)),
+        ("The prompt with another token near its start", changed(1)),
+        ("The prompt again after others", base),
+        ("The second turn of a conversation", second),
+        ("Another conversation", apart),
+        ("The third turn of the first conversation", [*answered(second), *prompt(5, 4)[1:]]),
+        ("The second turn of the other conversation", [*answered(apart), *prompt(5, 5)[1:]]),
+        ("The first turn, cut short", base[: length - 4]),
+        ("The first turn without its last token", base[:-1]),
+    ]
+
+
+def _truths(fresh: Bench, prompts: Sequence[Sequence[int]], random: Random) -> list[GenerationResult]:
+    """Plain greedy outputs of a session that is given no two similar prompts one after the other.
+
+    Between any two comes a prompt of other tokens and another length: what a session keeps of the last request, it
+    keeps of that one.
+    """
+    order = list(range(len(prompts)))
+    random.shuffle(order)
+    results: dict[int, GenerationResult] = {}
+    lengths = {len(prompt) for prompt in prompts}
+    unlike = next(length for length in range(5, 10_000) if length not in lengths)
+    for number, index in enumerate(order):
+        fresh.session.generate(fresh.prompt(unlike, 900 + number), max_new_tokens=1, speculate="off")
+        results[index] = fresh.session.generate(list(prompts[index]), speculate="off", **greedy_settings(_TURN))
+    return [results[index] for index in range(len(prompts))]
