@@ -1,0 +1,245 @@
+"""Settings: every one that is claimed decides every token, on drafted rows as on others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from polydraft.errors import UnsupportedError
+
+from polydraft_conformance.catalog import check, not_claimed, unchecked
+from polydraft_conformance.choices import BEST, other_engine, recorded, scored_trial, told_trial
+from polydraft_conformance.claims import expect
+from polydraft_conformance.counting import stepping_engine
+from polydraft_conformance.settings_proof import Evidence, Trial, judge_by_rule
+from polydraft_conformance.streams import streamed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from polydraft.contract import Capabilities
+
+    from polydraft_conformance.bench import Bench
+
+_AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_made", "test_drafts_are_accepted")
+_FEW, _MANY = 40, 96
+"""Tokens of one generation whose choices are recalculated: in a quick run, in a full one."""
+_PLAIN = 20
+"""Of one without speculation."""
+_SAMPLED, _LOOKS_QUICK, _LOOKS = 48, 2, 6
+"""Tokens of one generation that is judged by evidence, and how many there are at most in a quick and a full run."""
+
+
+def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
+    """A pure logits processor that any array library can run: it shows whether a row is given its own prefix."""
+    return logits * (0.6 + (prefix_ids[-1] + len(prefix_ids)) % 5 / 10)
+
+
+def _lets_choose(capabilities: Capabilities) -> str | None:
+    """Requires a setting that changes what is chosen."""
+    if capabilities.sampling - {"seed", "logprobs", "acceptance"}:
+        return None
+    return "The backend claims no setting that changes what is chosen."
+
+
+@check(scope="method", after=_AFTER, claims=_lets_choose, time_factor=4)
+def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
+    """Every token is the one that the settings choose from its row of logits, by a second implementation.
+
+    Proves: for each claimed setting, greedily and sampled, with and without speculation, every row's token is what an
+    independent implementation of the settings chooses from that row's logits: biases, penalties, bans, filters,
+    temperature, and the noise of seed and position.
+    A failure means: a setting is ignored or applied wrongly, in the rows that the message names.
+    Look at: how the engine calls `Sampler.choose` (its `first_position` and `run_token_ids`), and whether it chooses
+    by itself.
+    """
+    bench, session = polydraft_bench, polydraft_bench.session
+    engine = stepping_engine(session)
+    if engine is None or not bench.capabilities.exposes_logits:
+        not_claimed("The engine's logits cannot be read; test_samples_follow_the_settings judges what comes out.")
+    judged = 0
+    for settings in _mine(bench, _settings(bench)):
+        # A sample that depends on the drafts is no choice by the rule; only its probabilities are known.
+        evidence: Evidence | None = None
+        for speculate, length in (("auto", _FEW if bench.quick else _MANY), ("off", _PLAIN)):
+            call = {**settings, "max_new_tokens": length, "ignore_eos": "min_new_tokens" not in settings}
+            prompt = _prompt(bench, judged)
+            with recorded(engine) as recordings:
+                result = session.generate(prompt, speculate=speculate, **call, **_seed(bench, settings, judged))
+            rejects = settings.get("acceptance") == "rejection" and speculate == "auto"
+            eos = frozenset() if call["ignore_eos"] else session.tokenizer.eos_token_ids
+            all_rows = not rejects and "logits_processor" not in settings
+            trial = recordings[-1].trial(result, eos, all_rows=all_rows)
+            if rejects:
+                evidence = evidence or Evidence(result.settings, bench.random("rejection"))
+                evidence.add(trial)
+                count, problem = evidence.judged, evidence.problem
+            else:
+                count, problem = judge_by_rule([trial])
+            judged += count
+            expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
+    bench.numbers["choices_judged"] = judged
+    expect(judged > 0, "The check proves nothing: no choice could be judged.")
+
+
+@check(scope="method", after=_AFTER, claims=_lets_choose, time_factor=6)
+def test_samples_follow_the_settings(polydraft_bench: Bench) -> None:
+    """Tokens are among those that the settings leave, and as frequent as they should be.
+
+    Proves: for each claimed setting, greedily and sampled, with and without speculation, no token comes out that the
+    settings exclude, and those that come out are not explained better by any of the faults that are looked for. The
+    target's logits are another installed backend's, or else the engine's own log-probabilities.
+    A failure means: a setting is ignored or applied wrongly, in the rows that the message names.
+    Look at: how the backend translates settings for its engine, and what the engine does with them while speculating.
+    """
+    bench, session = polydraft_bench, polydraft_bench.session
+    if stepping_engine(session) is not None and bench.capabilities.exposes_logits:
+        not_claimed("The engine's logits can be read: test_settings_decide_every_choice recalculates every choice.")
+    judged: Counter[str] = Counter()
+    refused: dict[str, str] = {}
+    with other_engine(bench) as other:
+        if other is None and "logprobs" not in bench.capabilities.sampling:
+            unchecked(
+                "no other installed backend shows this target's logits, and this one gives no log-probabilities; "
+                "test_settings_change_the_output_as_they_must checks the settings whose outcome is known anyway."
+            )
+
+        def look(settings: dict[str, Any], speculate: str, number: int) -> Trial:
+            call: dict[str, Any] = {**settings, "ignore_eos": "min_new_tokens" not in settings}
+            if other is None:
+                call["logprobs"] = BEST
+            pieces = streamed(
+                session,
+                _prompt(bench, number),
+                speculate=speculate,
+                max_new_tokens=_SAMPLED,
+                **call,
+                **_seed(bench, settings, number),
+            )
+            k = bench.case.k if speculate == "auto" else 0
+            eos = frozenset() if call["ignore_eos"] else session.tokenizer.eos_token_ids
+            if other is None:
+                return told_trial(pieces, session.tokenizer.vocab_size, eos, k)
+            return scored_trial(other, pieces, eos, k)
+
+        chosen = _mine(bench, _settings(bench))
+        if other is None:
+            chosen = [told for settings in chosen if (told := _told(bench, settings))]
+        gathered: dict[tuple[int, str], Evidence] = {}
+        # Round and round: what is badly wrong is found before much was generated.
+        for number in range(_LOOKS_QUICK if bench.quick else _LOOKS):
+            for index, settings in enumerate(chosen):
+                for speculate in ("auto", "off") if number % 2 == 0 else ("auto",):
+                    try:
+                        trial = look(settings, speculate, 31 * number + index)
+                    except UnsupportedError as error:
+                        refused[_words(settings)] = str(error)
+                        continue
+                    evidence = gathered.setdefault(
+                        (index, speculate),
+                        Evidence(trial.settings, bench.random(f"evidence {index} {speculate}")),
+                    )
+                    evidence.add(trial)
+                    problem = evidence.problem
+                    expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
+        for (index, _), evidence in gathered.items():
+            judged[_words(chosen[index])] += evidence.judged
+    bench.numbers["tokens_judged"] = dict(judged)
+    if refused:
+        bench.numbers["refused"] = refused
+    expect(judged.total() > 0, "The check proves nothing: no token could be judged.")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _words(settings: dict[str, Any]) -> str:
+    """Settings for a message."""
+    return ", ".join(
+        f"{name}={getattr(value, '__name__', value)}" for name, value in settings.items() if name != "ignore_eos"
+    )
+
+
+def _prompt(bench: Bench, number: int) -> list[int]:
+    """Short ones, so that outputs cross the window and repeat some of their tokens."""
+    return bench.prompt(bench.random(f"prompt {number}").randrange(8, 24), variant=number)
+
+
+def _seed(bench: Bench, settings: dict[str, Any], number: int) -> dict[str, Any]:
+    return bench.seed(1000 + number) if settings.get("temperature") else {}
+
+
+def _mine(bench: Bench, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The share of this case in a quick run, where the drafter kinds divide the settings between them."""
+    kinds = bench.suite.pairs[0].kinds
+    if not bench.quick or bench.case.kind not in kinds:
+        return settings
+    return settings[kinds.index(bench.case.kind) :: len(kinds)]
+
+
+def _settings(bench: Bench) -> list[dict[str, Any]]:
+    """The settings to try: those that the backend claims, each alone and some together, with values of this run."""
+    random = bench.random("settings")
+    sampling = bench.capabilities.sampling
+    greedy = bench.plain(bench.prompt(16), max_new_tokens=_FEW, temperature=0.0, ignore_eos=True).token_ids
+    # Tokens that the model likes here: what is done to them shows.
+    liked = [token for token, _ in Counter(greedy).most_common(8)]
+    random.shuffle(liked)
+    vocab_size = bench.session.tokenizer.vocab_size
+    biased = {liked[0]: -100.0, liked[1]: 5.0, random.randrange(vocab_size): 4.0}
+    forced = {index: random.randrange(vocab_size) for index in random.sample(range(1, _PLAIN), 3)}
+    ends = tuple(liked[:3])
+
+    def near(value: float) -> float:
+        return round(value * random.uniform(0.9, 1.1), 3)
+
+    found: list[dict[str, Any]] = [
+        # Sharp ones first: a setting that is ignored shows at once.
+        {"temperature": 2.0, "top_k": random.randrange(2, 5)},
+        {"temperature": near(1.7), "top_p": near(0.5)},
+        {"temperature": near(1.7), "min_p": near(0.25)},
+        {"temperature": near(1.3), "typical_p": near(0.5)},
+        {"temperature": near(1.5), "banned_token_ids": tuple(liked[:4])},
+        {"temperature": near(1.2), "logit_bias": biased},
+        {"temperature": near(0.9), "presence_penalty": 2.0},
+        {"temperature": near(0.9), "presence_penalty": -2.0},
+        {"temperature": near(0.9), "frequency_penalty": near(1.5)},
+        {"temperature": near(0.9), "frequency_penalty": -near(0.6)},
+        {"temperature": near(0.9), "repetition_penalty": near(1.8)},
+        {"temperature": near(0.9), "repetition_penalty": near(0.6)},
+        {"temperature": near(1.2), "forced_token_ids": forced},
+        {"temperature": near(0.8), "min_new_tokens": _PLAIN - 4, "stop_token_ids": ends},
+        {"temperature": near(0.8), "logits_processor": _uneven},
+        *({"temperature": value} for value in (0.1, 0.3, 0.7, 1.0, 1.5, 2.0)),
+        {"temperature": near(0.9), "top_k": 50, "top_p": 0.9, "min_p": 0.02},
+        {"temperature": 1.0, "acceptance": "rejection"},
+        {"temperature": near(1.4), "top_p": near(0.8), "acceptance": "rejection"},
+        {"temperature": near(0.8), "presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        {"temperature": near(1.2), "top_k": 6, "logit_bias": biased, "frequency_penalty": 0.7, "top_p": 0.9},
+        # Greedily.
+        {"temperature": 0.0, "presence_penalty": near(1.5)},
+        {"temperature": 0.0, "presence_penalty": -near(1.5)},
+        {"temperature": 0.0, "frequency_penalty": near(0.8)},
+        {"temperature": 0.0, "frequency_penalty": -near(0.8)},
+        {"temperature": 0.0, "repetition_penalty": near(1.5)},
+        {"temperature": 0.0, "repetition_penalty": near(0.7)},
+        {"temperature": 0.0, "logit_bias": biased, "banned_token_ids": (liked[2],), "forced_token_ids": forced},
+        {"temperature": 0.0, "min_new_tokens": _PLAIN - 4, "stop_token_ids": ends},
+    ]
+    return [settings for settings in found if settings.keys() - {"stop_token_ids"} - _always(settings) <= sampling]
+
+
+def _told(bench: Bench, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings, changed so that the best tokens' log-probabilities tell what they leave; None if none can."""
+    # It multiplies logits above 0 and divides others: log-probabilities do not tell which are which.
+    if {"repetition_penalty", "logits_processor"} & settings.keys():
+        return None
+    if {"top_p", "typical_p"} & settings.keys() and not {"top_k", "min_p"} & settings.keys():
+        return {**settings, "top_k": 8} if "top_k" in bench.capabilities.sampling else None
+    return settings
+
+
+def _always(settings: dict[str, Any]) -> set[str]:
+    """``temperature=0`` is what everyone has."""
+    return set() if settings["temperature"] else {"temperature"}
