@@ -225,7 +225,8 @@ def _tells(trial: Trial, choice: Choice, floor: float) -> bool:
 
 def _choices(pieces: Streamed, logits: Sequence[Row], k: int) -> list[Choice]:
     """The tokens of a generation by round, each with its row of logits."""
-    output, choices = pieces.result.token_ids, []
+    output = pieces.result.token_ids
+    choices: list[Choice] = []
     for chunk in pieces.chunks:
         known = chunk.num_accepted_tokens is not None
         for row, token in enumerate(chunk.token_ids):

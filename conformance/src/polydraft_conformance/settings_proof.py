@@ -30,12 +30,12 @@ import numpy as np
 from polydraft.sampling.noise import row_keys
 from polydraft.sampling.numpy_ops import NumpyOps
 
-from polydraft_conformance.oracle import OnTheEdgeError, Row, next_token
+from polydraft_conformance.oracle import OnTheEdgeError, Row, adjusted, next_token
 
 if TYPE_CHECKING:
-    from polydraft.contract import GenerationSettings
+    from polydraft.contract import GenerationSettings, TokenLogprobs
 
-__all__ = ["FALSE_ALARM", "Choice", "Evidence", "Trial", "judge_by_rule", "place"]
+__all__ = ["FALSE_ALARM", "Choice", "Evidence", "Trial", "judge_by_rule", "judge_logprobs", "place"]
 
 FALSE_ALARM = 1e-9
 """Probability that an honest engine fails one ``Evidence``; a run of the suite gathers some hundred."""
@@ -127,12 +127,12 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
     for name, value in changed.items():
         if name == "temperature":
             continue
-        words = f"{name} is ignored"
+        words = f"`{name}` is ignored"
         if name.endswith("_penalty") and getattr(settings, name) < value:
-            words = f"{name} is ignored (it is {getattr(settings, name):g}, which favours earlier tokens)"
+            words = f"`{name}` is ignored (it is {getattr(settings, name):g}, which favours earlier tokens)"
         if name == "min_new_tokens":
-            found["min_new_tokens is ignored for stop ids"] = _with(stop_token_ids=())
-            found["min_new_tokens is ignored for EOS"] = _without_eos
+            found["`min_new_tokens` is ignored for stop ids"] = _with(stop_token_ids=())
+            found["`min_new_tokens` is ignored for EOS"] = _without_eos
         found[words] = _with(**{name: value})
     penalties = {name for name in changed if name.endswith("_penalty")}
     if penalties:
@@ -141,18 +141,18 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
         found["all penalties are ignored"] = _with(**{name: _NEUTRAL[name] for name in penalties})
     both = settings.presence_penalty + settings.frequency_penalty
     if penalties - {"repetition_penalty"}:
-        found["the prompt's tokens count for presence_penalty and frequency_penalty"] = _prompt_is_output
+        found["the prompt's tokens count for `presence_penalty` and `frequency_penalty`"] = _prompt_is_output
     if "repetition_penalty" in penalties:
-        found["the prompt's tokens do not count for repetition_penalty"] = _no_prompt
+        found["the prompt's tokens do not count for `repetition_penalty`"] = _no_prompt
     if "frequency_penalty" in penalties:
-        words = "frequency_penalty is subtracted once a token, not once an occurrence"
+        words = "`frequency_penalty` is subtracted once a token, not once an occurrence"
         found[words] = _with(presence_penalty=both, frequency_penalty=0.0)
     if "presence_penalty" in penalties:
-        words = "presence_penalty is subtracted once an occurrence, not once a token"
+        words = "`presence_penalty` is subtracted once an occurrence, not once a token"
         found[words] = _with(presence_penalty=0.0, frequency_penalty=both)
     filters = sorted({"top_p", "min_p", "typical_p"} & changed.keys())
     if settings.temperature not in {0.0, 1.0} and filters:
-        found[f"the temperature is applied after {' and '.join(filters)}"] = _temperature_last
+        found[f"the temperature is applied after {' and '.join(f'`{name}`' for name in filters)}"] = _temperature_last
     if len(changed.keys() - {"temperature"}) > 1:
         ignored = {name: value for name, value in changed.items() if name != "temperature"}
         found["all settings but the temperature are ignored"] = _with(**ignored)
@@ -220,7 +220,8 @@ def _sharpened(power: float) -> Probabilities:
 
 def _power(shares: Row, power: float) -> Row:
     changed: Row = np.where(shares > 0, shares**power, 0.0)
-    return changed / changed.sum()
+    changed /= changed.sum()
+    return changed
 
 
 @dataclass(slots=True)
@@ -414,3 +415,82 @@ def _where(wrong: Sequence[Choice], judged: Sequence[Choice]) -> str:
     shared = set.intersection(*groups)
     sizes = Counter(place for choice in judged for place in choice.places)
     return min(shared, key=lambda place: sizes[place])
+
+
+def judge_logprobs(trial: Trial, entries: Sequence[TokenLogprobs], bound: float) -> str:
+    """What is wrong with log-probabilities, the cause first; empty if they are those of the raw logits.
+
+    Args:
+        trial: The choices that they belong to; of rows whose logits are not all known, the others are -inf, and the
+            known ones are log-probabilities.
+        entries: One for each token of the output.
+        bound: How far they may be off.
+    """
+    choices = {len(choice.output): choice for choice in trial.choices if choice.is_emitted}
+    raw = {index: _log_softmax(choice.logits) for index, choice in choices.items() if index < len(entries)}
+    off = {index: _off(row, entries[index]) for index, row in raw.items()}
+    wrong = [index for index, distance in off.items() if distance > bound]
+    if not wrong:
+        return ""
+    settings = trial.settings
+
+    def adjusted_at(index: int) -> Row:
+        return adjusted(choices[index].logits, settings, trial.prompt, choices[index].output, trial.eos_token_ids)
+
+    def chosen_from(index: int) -> Row:
+        shares = _with()(trial, choices[index])
+        return np.log(np.maximum(shares, 1e-300))
+
+    causes: dict[str, Callable[[int], Row | None]] = {
+        "log-probabilities are shifted by one: they are those of the token before": lambda index: raw.get(index - 1),
+        "log-probabilities are shifted by one: they are those of the token after": lambda index: raw.get(index + 1),
+        "log-probabilities are those of the round's first row": lambda index: raw.get(
+            index - (choices[index].row or 0)
+        ),
+    }
+    if settings.temperature not in {0.0, 1.0}:
+        words = "log-probabilities are taken after the temperature, not from the raw logits"
+        causes[words] = lambda index: _log_softmax(choices[index].logits / settings.temperature)
+    if settings.temperature > 0.0:
+        words = "log-probabilities are taken after the filters, not from the raw logits"
+        causes[words] = chosen_from
+    causes["log-probabilities are taken after biases and penalties, not from the raw logits"] = lambda index: (
+        _log_softmax(adjusted_at(index))
+    )
+    explained = {
+        words: sum((row := cause(index)) is not None and _off(row, entries[index]) <= bound for index in wrong)
+        for words, cause in causes.items()
+    }
+    words, count = max(explained.items(), key=lambda item: item[1])
+    if 2 * count <= len(wrong):
+        words, count = "log-probabilities are not the target's (the drafter's, or another row's)", 0
+    where = _where([choices[index] for index in wrong], [choices[index] for index in raw])
+    first = wrong[0]
+    token = entries[first].token_id
+    return (
+        f"{words}, {where}: {len(wrong)} of {len(raw)} are wrong"
+        + (f", {count} of them explained by this" if count else "")
+        + f". The first: output token {first} ({token}) has {entries[first].logprob:.4f}, the raw logits give "
+        f"{raw[first][token]:.4f}; off by up to {max(off.values()):.3g}, more than {bound:.3g}."
+    )
+
+
+def _off(row: Row, entry: TokenLogprobs) -> float:
+    """The largest difference of an entry from a row of log-probabilities, where these are known."""
+    found = [(entry.token_id, entry.logprob), *entry.top]
+    distances = [abs(logprob - float(row[token])) for token, logprob in found if np.isfinite(row[token])]
+    # The best ones are listed, best first, whatever their ids (equal ones may change places).
+    best = np.sort(row)[::-1][: len(entry.top)]
+    distances += [
+        abs(logprob - float(value)) for (_, logprob), value in zip(entry.top, best, strict=True) if np.isfinite(value)
+    ]
+    return max(distances, default=0.0)
+
+
+def _log_softmax(row: Row) -> Row:
+    """Of rows that are not known as a whole, the known ones are log-probabilities already."""
+    if not np.isfinite(row).all():
+        return row
+    shifted = row.astype(np.float64) - row.max()
+    result: Row = shifted - np.log(np.exp(shifted).sum())
+    return result

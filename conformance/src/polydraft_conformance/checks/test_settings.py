@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from polydraft.errors import UnsupportedError
 
 from polydraft_conformance.catalog import check, not_claimed, unchecked
 from polydraft_conformance.choices import BEST, other_engine, recorded, scored_trial, told_trial
-from polydraft_conformance.claims import expect
+from polydraft_conformance.claims import expect, samples
 from polydraft_conformance.counting import stepping_engine
-from polydraft_conformance.settings_proof import Evidence, Trial, judge_by_rule
-from polydraft_conformance.streams import streamed
+from polydraft_conformance.settings_proof import Evidence, Trial, judge_by_rule, judge_logprobs
+from polydraft_conformance.streams import Streamed, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import Capabilities
+    from polydraft.contract import Capabilities, Speculate
 
     from polydraft_conformance.bench import Bench
 
@@ -26,8 +30,13 @@ _FEW, _MANY = 40, 96
 """Tokens of one generation whose choices are recalculated: in a quick run, in a full one."""
 _PLAIN = 20
 """Of one without speculation."""
+_MODES: tuple[Speculate, ...] = ("auto", "off")
 _SAMPLED, _LOOKS_QUICK, _LOOKS = 48, 2, 6
 """Tokens of one generation that is judged by evidence, and how many there are at most in a quick and a full run."""
+
+
+_KNOWN = 28
+"""Of one whose outcome is known."""
 
 
 def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
@@ -61,7 +70,8 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
     for settings in _mine(bench, _settings(bench)):
         # A sample that depends on the drafts is no choice by the rule; only its probabilities are known.
         evidence: Evidence | None = None
-        for speculate, length in (("auto", _FEW if bench.quick else _MANY), ("off", _PLAIN)):
+        for speculate in _MODES:
+            length = _PLAIN if speculate == "off" else _FEW if bench.quick else _MANY
             call = {**settings, "max_new_tokens": length, "ignore_eos": "min_new_tokens" not in settings}
             prompt = _prompt(bench, judged)
             with recorded(engine) as recordings:
@@ -104,7 +114,7 @@ def test_samples_follow_the_settings(polydraft_bench: Bench) -> None:
                 "test_settings_change_the_output_as_they_must checks the settings whose outcome is known anyway."
             )
 
-        def look(settings: dict[str, Any], speculate: str, number: int) -> Trial:
+        def look(settings: dict[str, Any], speculate: Speculate, number: int) -> Trial:
             call: dict[str, Any] = {**settings, "ignore_eos": "min_new_tokens" not in settings}
             if other is None:
                 call["logprobs"] = BEST
@@ -112,7 +122,7 @@ def test_samples_follow_the_settings(polydraft_bench: Bench) -> None:
                 session,
                 _prompt(bench, number),
                 speculate=speculate,
-                max_new_tokens=_SAMPLED,
+                max_new_tokens=_PLAIN if bench.quick and speculate == "off" else _SAMPLED,
                 **call,
                 **_seed(bench, settings, number),
             )
@@ -129,7 +139,7 @@ def test_samples_follow_the_settings(polydraft_bench: Bench) -> None:
         # Round and round: what is badly wrong is found before much was generated.
         for number in range(_LOOKS_QUICK if bench.quick else _LOOKS):
             for index, settings in enumerate(chosen):
-                for speculate in ("auto", "off") if number % 2 == 0 else ("auto",):
+                for speculate in _MODES if number == 0 or not bench.quick else _MODES[:1]:
                     try:
                         trial = look(settings, speculate, 31 * number + index)
                     except UnsupportedError as error:
@@ -243,3 +253,187 @@ def _told(bench: Bench, settings: dict[str, Any]) -> dict[str, Any] | None:
 def _always(settings: dict[str, Any]) -> set[str]:
     """``temperature=0`` is what everyone has."""
     return set() if settings["temperature"] else {"temperature"}
+
+
+@check(scope="method", after=_AFTER, claims=_lets_choose)
+def test_settings_change_the_output_as_they_must(polydraft_bench: Bench) -> None:
+    """Settings whose outcome is known without the logits have that outcome, plainly and with speculation.
+
+    Proves: filters that leave one token give the greedy output at temperature 2; banned tokens and those of bias -100
+    never come out, one of bias 100 always does; forced tokens stand at their places; no stop id comes out before
+    `min_new_tokens`; large penalties change a text that repeats its tokens.
+    A failure means: the setting is ignored, or ignored in drafts.
+    Look at: how the backend translates the setting for its engine, and whether the engine applies it to every row.
+    """
+    bench = polydraft_bench
+    if stepping_engine(bench.session) is not None and bench.capabilities.exposes_logits:
+        not_claimed("The engine's logits can be read: test_settings_decide_every_choice recalculates every choice.")
+    prompt = _prompt(bench, 0)
+    length = _KNOWN if bench.quick else 2 * _KNOWN
+    base = bench.plain(prompt, max_new_tokens=length, temperature=0.0, ignore_eos=True)
+    tried = []
+    for speculate in _MODES:
+        for known in _known_outcomes(bench, base.token_ids):
+            call = {"max_new_tokens": length, "ignore_eos": True, **known.settings}
+            if not known.settings.keys() - {"stop_token_ids"} - _always(known.settings) <= bench.capabilities.sampling:
+                continue
+            try:
+                result = bench.session.generate(prompt, speculate=speculate, **call, **_seed(bench, call, 0))
+            except UnsupportedError:
+                continue
+            where = f"settings: {_words(known.settings)}, speculate={speculate!r}"
+            if known.is_greedy:
+                bench.same(
+                    base, result, wrong=f"`{known.name}` is ignored: it leaves one token, the greedy one ({where})."
+                )
+            else:
+                problem = known.problem(result.token_ids)
+                expect(not problem, f"`{known.name}` is ignored: {problem}\n{where}")
+            tried.append(known.name)
+    bench.numbers["settings_tried"] = sorted(set(tried))
+    if not tried:
+        unchecked("none of the settings that the backend claims has an outcome that is known without logits.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Settings whose outcome is known."""
+
+    name: str
+    settings: dict[str, Any]
+    problem: Callable[[Sequence[int]], str] = lambda _: ""
+    """What is wrong with an output; empty if nothing is."""
+    is_greedy: bool = False
+    """The output is the greedy one."""
+
+
+def _known_outcomes(bench: Bench, greedy: Sequence[int]) -> Iterator[_Known]:
+    """Settings with their outcomes, where the greedy output makes them show."""
+    random = bench.random("known outcomes")
+    liked = [token for token, _ in Counter(greedy).most_common(6)]
+    vocab_size = bench.session.tokenizer.vocab_size
+    yield _Known("top_k", {"temperature": 2.0, "top_k": 1}, is_greedy=True)
+    yield _Known("top_p", {"temperature": 2.0, "top_p": 1e-6}, is_greedy=True)
+    yield _Known("min_p", {"temperature": 2.0, "min_p": 1.0}, is_greedy=True)
+
+    def comes_out(output: Sequence[int]) -> str:
+        found = [(index, token) for index, token in enumerate(output) if token in liked]
+        return f"token {found[0][1]} came out, {len(found)} times in all, first as {found[0][0]}." if found else ""
+
+    for temperature in (0.0, 1.0):
+        yield _Known("banned_token_ids", {"temperature": temperature, "banned_token_ids": tuple(liked)}, comes_out)
+        biases = dict.fromkeys(liked, -100.0)
+        yield _Known("logit_bias", {"temperature": temperature, "logit_bias": biases}, comes_out)
+        wanted = random.choice([token for token in range(vocab_size) if token not in liked])
+
+        def others(output: Sequence[int], wanted: int = wanted) -> str:
+            count = sum(token != wanted for token in output)
+            return f"{count} of {len(output)} tokens are not the one with bias 100 ({wanted})." if count else ""
+
+        yield _Known("logit_bias", {"temperature": temperature, "logit_bias": {wanted: 100.0}}, others)
+        forced = {index: random.randrange(vocab_size) for index in random.sample(range(_KNOWN), 8)}
+
+        def misplaced(output: Sequence[int], forced: dict[int, int] = forced) -> str:
+            found = [index for index, token in forced.items() if output[index] != token]
+            return f"{len(found)} of {len(forced)} forced tokens are missing, one at place {found[0]}." if found else ""
+
+        yield _Known("forced_token_ids", {"temperature": temperature, "forced_token_ids": forced}, misplaced)
+        least = random.randrange(12, _KNOWN)
+
+        def early(output: Sequence[int], least: int = least) -> str:
+            found = [index for index, token in enumerate(output[:least]) if token in liked]
+            if found:
+                return f"output token {found[0]} is a stop id, before min_new_tokens={least}."
+            return f"{len(output)} tokens came out, fewer than {least}." if len(output) < least else ""
+
+        yield _Known(
+            "min_new_tokens",
+            {"temperature": temperature, "min_new_tokens": least, "stop_token_ids": tuple(liked)},
+            early,
+        )
+
+    def same(output: Sequence[int]) -> str:
+        return "the output is the greedy one, which repeats its tokens." if tuple(output) == tuple(greedy) else ""
+
+    # What a penalty takes from (or gives) a token grows with its number of occurrences, beyond any margin.
+    if Counter(greedy).most_common(1)[0][1] >= 6:
+        yield _Known("frequency_penalty", {"temperature": 0.0, "frequency_penalty": 2.0}, same)
+    if len(greedy) - len(set(greedy)) >= 12:
+        yield _Known("repetition_penalty", {"temperature": 0.0, "repetition_penalty": 1000.0}, same)
+
+
+@check(scope="method", after=_AFTER, claims=samples("logprobs"))
+def test_logprobs_are_the_targets(polydraft_bench: Bench) -> None:
+    """Log-probabilities are those of the target's raw logits at their very place, whatever the settings.
+
+    Proves: greedily and sampled, at several temperatures and with filters and penalties, for accepted drafts, the
+    bonus token and others, each entry is the log-softmax of the logits there (read from the engine or calculated by
+    another one; else, that of a plain greedy run of the same text).
+    A failure means: they are taken after temperature, penalties or filters, from another row, or from the drafter.
+    Look at: the rows that the engine scores, and the option that decides between raw and processed log-probabilities.
+    """
+    bench, session = polydraft_bench, polydraft_bench.session
+    recordable = stepping_engine(session) if bench.capabilities.exposes_logits else None
+    with nullcontext() if recordable else other_engine(bench) as other:
+        for number, settings in enumerate(_scored_settings(bench)):
+            for speculate in _MODES:
+                call: dict[str, Any] = {**settings, "max_new_tokens": _PLAIN, "ignore_eos": True, "logprobs": _BEST}
+                call.update(_seed(bench, settings, 500 + number))
+                prompt = _prompt(bench, 100 + number)
+                if recordable is not None:
+                    with recorded(recordable) as recordings:
+                        pieces = streamed(session, prompt, speculate=speculate, **call)
+                    trial = recordings[-1].trial(pieces.result, frozenset(), all_rows=False)
+                else:
+                    pieces = streamed(session, prompt, speculate=speculate, **call)
+                    k = bench.case.k if speculate == "auto" else 0
+                    if other is not None:
+                        trial = scored_trial(other, pieces, frozenset(), k)
+                    else:
+                        trial = _retold(bench, pieces, number)
+                entries = pieces.result.logprobs or ()
+                expect(
+                    len(entries) == len(pieces.token_ids),
+                    f"{len(entries)} log-probabilities came out for {len(pieces.token_ids)} tokens.",
+                )
+                bound = _EXACT if recordable is not None else 4 * trial.slack
+                problem = judge_logprobs(trial, entries, bound)
+                expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
+
+
+_BEST = 5
+"""Best tokens that are asked for."""
+_EXACT = 2e-3
+"""How far log-probabilities may be from those of the recorded logits: summed in float32, perhaps."""
+
+
+def _retold(bench: Bench, pieces: Streamed, number: int) -> Trial:
+    """Some choices of a generation with what a plain greedy run says of the same text: its best tokens there."""
+    result = pieces.result
+    trial = told_trial(pieces, bench.session.tokenizer.vocab_size, frozenset(), bench.case.k)
+    choices = []
+    for choice in bench.random(f"retold {number}").sample(list(trial.choices), min(6, len(trial.choices))):
+        text = [*result.prompt_token_ids, *choice.output]
+        plain = bench.session.generate(
+            text, speculate="off", max_new_tokens=1, temperature=0.0, ignore_eos=True, logprobs=BEST
+        )
+        row = np.full(len(choice.logits), -np.inf)
+        for token, logprob in (plain.logprobs or ())[0].top:
+            row[token] = logprob
+        choices.append(replace(choice, logits=row))
+    return replace(trial, choices=choices)
+
+
+def _scored_settings(bench: Bench) -> list[dict[str, Any]]:
+    """Settings that change what log-probabilities would be, were they not raw."""
+    random = bench.random("scored settings")
+    found: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": round(random.uniform(0.4, 0.6), 3)},
+        {"temperature": round(random.uniform(1.5, 2.0), 3), "top_k": 5},
+        {"temperature": 0.9, "top_p": 0.8, "presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"temperature": 0.0, "repetition_penalty": 1.7},
+    ]
+    claimed = bench.capabilities.sampling
+    return [settings for settings in found if settings.keys() - _always(settings) <= claimed]

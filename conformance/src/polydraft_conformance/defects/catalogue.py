@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "Defect", "catalogue"]
 
-MODULES = ("stepping", "whole", "core")
+MODULES = ("stepping", "stepping_settings", "whole", "whole_settings", "core")
 """The modules of this package that hold defects, each in a tuple ``DEFECTS``."""
 
 
