@@ -11,32 +11,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polydraft
 from polydraft import default_host
-from polydraft.contract import EngineSequence, Sampler, Step
+from polydraft.contract import EngineSequence, GenerationSettings, Sampler, Step
 from polydraft.errors import PolydraftError
 from polydraft.verification import GreedySampler, epsilon_of
 
 from polydraft_conformance.counting import WrappedSequence, stepping_engine, wrapped_sequences
 from polydraft_conformance.oracle import adjusted
 from polydraft_conformance.primitives import logits_of
-from polydraft_conformance.settings_proof import Choice, Trial
+from polydraft_conformance.settings_proof import Choice, Trial, faults_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from polydraft.contract import GenerationResult, SteppingEngine
+    from polydraft.contract import GenerationResult, SteppingEngine, TokenLogprobs
 
     from polydraft_conformance.bench import Bench
     from polydraft_conformance.oracle import Row
     from polydraft_conformance.streams import Streamed
 
-__all__ = ["BEST", "Recording", "other_engine", "recorded", "rows_of", "scored_trial", "told_trial"]
+__all__ = ["BEST", "Recording", "other_engine", "recorded", "rows_of", "scored_trial", "told_row", "told_trial"]
 
 BEST = 20
 """Log-probabilities to ask for: all engines can give so many."""
 _RECORDED_SLACK = 5e-4
 """Logits that were recorded are those that were chosen from, but the core sums probabilities in fixed point."""
-_FOREIGN_SLACK = 0.02
-"""Another engine's logits differ by its rounding: about 1e-4 in float32."""
+_TOLD_SLACK = 2e-3
+"""Log-probabilities may be summed in float32, and rounded for transport."""
+_FOREIGN_SLACK = 5e-3
+"""Another engine's logits differ by its rounding: less than 2e-3 in float32."""
 _FOREIGN_EPSILONS = 4
 
 
@@ -178,8 +180,8 @@ def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozen
 def told_trial(pieces: Streamed, vocab_size: int, eos_token_ids: frozenset[int], k: int) -> Trial:
     """The choices of a streamed generation, with the engine's own log-probabilities of the best tokens.
 
-    Only choices whose probabilities they tell are kept: under filters, those where everything that the filters leave is
-    among the best tokens; without filters, those that are themselves among the best, given that.
+    Only choices whose probabilities they tell are kept. Under temperature 1 alone that is all of them; under filters,
+    those where all that the filters leave is among the best tokens; else those that are among the best, given that.
 
     Args:
         pieces: The generation under test, with log-probabilities.
@@ -188,16 +190,33 @@ def told_trial(pieces: Streamed, vocab_size: int, eos_token_ids: frozenset[int],
         k: Draft tokens of a round; 0: plain decoding.
     """
     result = pieces.result
-    rows, least = [], []
-    for entry in result.logprobs or ():
-        row = np.full(vocab_size, -np.inf)
-        for token, logprob in entry.top:
-            row[token] = logprob
-        rows.append(row)
-        least.append(min(logprob for _, logprob in entry.top))
-    trial = Trial(result.settings, result.prompt_token_ids, _choices(pieces, rows, k), eos_token_ids, _FOREIGN_SLACK)
+    entries = result.logprobs or ()
+    whole = is_bare(result.settings)
+    rows = [told_row(entry, vocab_size, whole=whole) for entry in entries]
+    trial = Trial(result.settings, result.prompt_token_ids, _choices(pieces, rows, k), eos_token_ids, _TOLD_SLACK)
+    if whole:
+        return trial
+    least = [min(logprob for _, logprob in entry.top) for entry in entries]
     told = [choice for choice, floor in zip(trial.choices, least, strict=True) if _tells(trial, choice, floor)]
     return replace(trial, choices=told)
+
+
+def is_bare(settings: GenerationSettings) -> bool:
+    """Whether tokens are drawn from the target's own probabilities: temperature 1, and nothing else."""
+    return settings.temperature == 1.0 and len(faults_of(settings)) == len(faults_of(GenerationSettings(temperature=1)))
+
+
+def told_row(entry: TokenLogprobs, vocab_size: int, *, whole: bool) -> Row:
+    """Logits, shape (vocab,), that give the best tokens their log-probabilities.
+
+    ``whole``: the others share what is left, so that each bet on them is one on all of them. Otherwise they are -inf.
+    """
+    left = max(1.0 - sum(math.exp(logprob) for _, logprob in entry.top), 1e-12)
+    others = max(1, vocab_size - len(entry.top))
+    row = np.full(vocab_size, math.log(left / others) if whole else -np.inf)
+    for token, logprob in entry.top:
+        row[token] = logprob
+    return row
 
 
 def _tells(trial: Trial, choice: Choice, floor: float) -> bool:

@@ -73,11 +73,13 @@ def adjusted(
     row: Row = logits.astype(np.float64)
     for token, bias in settings.logit_bias.items():
         row[token] += bias
-    seen = np.unique(np.asarray([*prompt, *output], dtype=np.int64))
-    values = row[seen]
-    row[seen] = np.where(values > 0, values / settings.repetition_penalty, values * settings.repetition_penalty)
-    tokens, counts = np.unique(np.asarray(output, dtype=np.int64), return_counts=True)
-    row[tokens] -= settings.frequency_penalty * counts + settings.presence_penalty
+    if settings.repetition_penalty != 1.0:
+        seen = np.unique(np.asarray([*prompt, *output], dtype=np.int64))
+        values = row[seen]
+        row[seen] = np.where(values > 0, values / settings.repetition_penalty, values * settings.repetition_penalty)
+    if settings.frequency_penalty or settings.presence_penalty:
+        tokens, counts = np.unique(np.asarray(output, dtype=np.int64), return_counts=True)
+        row[tokens] -= settings.frequency_penalty * counts + settings.presence_penalty
     if settings.logits_processor is not None:
         row = settings.logits_processor((*prompt, *output), row[None])[0]
     banned = list(settings.banned_token_ids)

@@ -35,11 +35,26 @@ from polydraft_conformance.oracle import OnTheEdgeError, Row, adjusted, next_tok
 if TYPE_CHECKING:
     from polydraft.contract import GenerationSettings, TokenLogprobs
 
-__all__ = ["FALSE_ALARM", "Choice", "Evidence", "Trial", "judge_by_rule", "judge_logprobs", "place"]
+__all__ = [
+    "FALSE_ALARM",
+    "LIMIT",
+    "Choice",
+    "Evidence",
+    "Trial",
+    "faults_of",
+    "judge_by_rule",
+    "judge_logprobs",
+    "place",
+]
 
 FALSE_ALARM = 1e-9
 """Probability that an honest engine fails one ``Evidence``; a run of the suite gathers some hundred."""
+_BETS = 400
+"""More than there are faults times places, alone and pooled."""
+LIMIT = math.log(_BETS / FALSE_ALARM)
+"""What a bet must have won to fail the engine, as a logarithm."""
 _CELLS = 8
+_BONUS = "in the bonus row after all drafts"
 _HEDGE = 0.01
 """Share of a bet that is kept, so that one improbable token does not lose it all."""
 _OPS = NumpyOps()
@@ -71,7 +86,7 @@ class Choice:
             return (*found, "in the first token, that of the prefill")
         found.append("in drafted rows" if self.row else "in the first row of a round")
         if self.is_last:
-            found.append("in the bonus row after all drafts")
+            found.append(_BONUS)
         return tuple(found)
 
 
@@ -158,7 +173,8 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
         found["all settings but the temperature are ignored"] = _with(**ignored)
     if settings.temperature > 0.0:
         if settings.temperature != 1.0:
-            found["the temperature is ignored: it is taken as 1"] = _with(temperature=1.0)
+            low = "a temperature below 1 is taken as 1", "a temperature above 1 is taken as 1"
+            found[low[settings.temperature > 1.0]] = _with(temperature=1.0)
         found["the temperature is ignored: tokens are chosen greedily"] = _with(temperature=0.0)
         found["tokens are drawn too evenly"] = _sharpened(0.7)
         found["tokens are drawn too sharply: the most probable ones come out too often"] = _sharpened(1.5)
@@ -226,26 +242,31 @@ def _power(shares: Row, power: float) -> Row:
 
 @dataclass(slots=True)
 class Evidence:
-    """What the sampled tokens of one kind of settings say against the engine, gathered token by token."""
+    """What sampled tokens say against the engine, gathered token by token.
 
-    settings: GenerationSettings
+    Args:
+        random: Says where in its interval a token lies: has nothing to do with the tokens.
+        pool: The evidence under other settings: a fault that shows a little under each shows there.
+    """
+
     random: Random
-    """Says where in its interval a token lies: has nothing to do with the tokens."""
-    judged: int = 0
+    pool: Evidence | None = None
     left_out: int = 0
     """Tokens that were not judged, because rounding decides there what a filter keeps."""
+    judged: list[tuple[Trial, Choice]] = field(default_factory=list)
     impossible: list[tuple[Trial, Choice]] = field(default_factory=list)
     """Tokens that the settings exclude."""
-    judged_choices: list[tuple[Trial, Choice]] = field(default_factory=list)
     bets: dict[tuple[str, str], float] = field(default_factory=dict)
     """(fault, place) -> logarithm of what a bet on it has won."""
     _cells: dict[str, Counter[int]] = field(default_factory=dict)
+    _pairs: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
 
     def add(self, trial: Trial) -> None:
         """Take the tokens of one more generation into account; only tokens of the output."""
-        faults = faults_of(self.settings)
-        temperature = self.settings.temperature
+        faults = faults_of(trial.settings)
+        temperature = trial.settings.temperature
         price = 2 * trial.slack / temperature if temperature else 0.0
+        before: tuple[int, int] | None = None
         for choice in trial.choices:
             if not choice.is_emitted:
                 continue
@@ -254,8 +275,7 @@ class Evidence:
             except OnTheEdgeError:
                 self.left_out += 1
                 continue
-            self.judged += 1
-            self.judged_choices.append((trial, choice))
+            self.judged.append((trial, choice))
             share = shares[choice.token]
             if share <= 0.0:
                 self.impossible.append((trial, choice))
@@ -264,41 +284,70 @@ class Evidence:
                 continue
             for words, fault in faults.items():
                 other = fault(trial, choice)[choice.token]
-                won = math.log((1 - _HEDGE) * other / share + _HEDGE) - price
-                for where in choice.places:
-                    self.bets[words, where] = self.bets.get((words, where), 0.0) + won
+                self._win(words, choice, math.log((1 - _HEDGE) * other / share + _HEDGE) - price)
             cell = int(place(shares, choice.token, self.random.random()) * _CELLS)
-            for where in choice.places:
-                counts = self._cells.setdefault(where, Counter())
-                won = math.log(_CELLS * (counts[cell] + 0.5) / (counts.total() + _CELLS / 2)) - price
-                key = ("tokens do not follow the target's probabilities", where)
-                self.bets[key] = self.bets.get(key, 0.0) + won
-                counts[cell] += 1
+            index = len(choice.output)
+            previous = before[1] if before is not None and before[0] == index - 1 else None
+            self._bet_on(choice, cell, previous, price)
+            before = index, cell
 
-    @property
-    def limit(self) -> float:
-        """What a bet must have won to fail the engine: all bets together raise a false alarm in ``FALSE_ALARM``."""
-        # Four places, in each of which every fault is bet on.
-        return math.log(4 * (len(faults_of(self.settings)) + 1) / FALSE_ALARM)
+    def _bet_on(self, choice: Choice, cell: int, previous: int | None, price: float) -> None:
+        """Bet on where a token lies, from where earlier ones did, and from where the one before it did."""
+        for where in choice.places:
+            counts = self._cells.setdefault(where, Counter())
+            won = math.log(_CELLS * (counts[cell] + 0.5) / (counts.total() + _CELLS / 2)) - price
+            self._win("tokens do not follow the target's probabilities", choice, won, where)
+            counts[cell] += 1
+            if previous is None:
+                continue
+            pairs = self._pairs.setdefault(where, Counter())
+            # Halves of the cells: four pairs, of which the first member is known.
+            first, second = 2 * previous // _CELLS, 2 * cell // _CELLS
+            total = pairs[first, 0] + pairs[first, 1]
+            won = math.log(2 * (pairs[first, second] + 0.5) / (total + 1)) - price
+            self._win("neighbouring tokens are not drawn independently of each other", choice, won, where)
+            pairs[first, second] += 1
+
+    def _win(self, words: str, choice: Choice, won: float, where: str | None = None) -> None:
+        for each in choice.places if where is None else (where,):
+            self.bets[words, each] = self.bets.get((words, each), 0.0) + won
+            if self.pool is not None:
+                self.pool.bets[words, each] = self.pool.bets.get((words, each), 0.0) + won
 
     @property
     def problem(self) -> str:
         """What is wrong, the cause first; empty if nothing is."""
         if self.impossible:
-            return _wrong(self.impossible, self.judged_choices)
-        if not self.bets:
-            return ""
-        (words, where), won = max(self.bets.items(), key=lambda item: (round(item[1], 6), item[0][1]))
-        if won < self.limit:
-            return ""
-        count = sum(where in choice.places for _, choice in self.judged_choices)
-        cells = self._cells.get(where, Counter())
-        return (
-            f"{words}, {where}: the {count} tokens there are e**{won:.0f} times as probable if so as under the "
-            f"settings (a correct sampler gets to e**{self.limit:.0f} in one of {1 / FALSE_ALARM:.0e} runs).\n"
-            f"From the most to the least probable tokens, in {_CELLS} parts that are equally probable: "
-            f"{[cells[cell] for cell in range(_CELLS)]}."
-        )
+            return _wrong(self.impossible, self.judged)
+        for bets, of in ((self.bets, "tokens there"), (self.pool.bets if self.pool else {}, "tokens of all settings")):
+            if not bets:
+                continue
+            (words, where), won = max(bets.items(), key=lambda item: round(item[1], 6))
+            if won >= LIMIT:
+                cells = self._cells.get(where, Counter())
+                return (
+                    f"{words}, {where}: the {of} are e**{won:.0f} times as probable if so as under the settings (of "
+                    f"correct samplers one in {1 / FALSE_ALARM:.0e} gets to e**{LIMIT:.0f}).\n"
+                    f"{cells.total()} tokens from the most to the least probable, in {_CELLS} parts that are equally "
+                    f"probable: {[cells[cell] for cell in range(_CELLS)]}."
+                )
+        return ""
+
+    @property
+    def best_token(self) -> float:
+        """How probable the most probable token is, on average."""
+        shares = [float(trial.probabilities(choice).max()) for trial, choice in self.judged]
+        return sum(shares) / len(shares) if shares else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        (words, where), won = max(self.bets.items(), key=lambda item: item[1], default=(("", ""), 0.0))
+        return {
+            "tokens": len(self.judged),
+            "left_out": self.left_out,
+            "largest_bet": {"fault": words, "rows": where, "log": round(won, 2), "limit": round(LIMIT, 2)},
+            "cells": {where: [cells[cell] for cell in range(_CELLS)] for where, cells in self._cells.items()},
+        }
 
 
 def place(shares: Row, token: int, inside: float) -> float:
@@ -380,11 +429,16 @@ def _wrong(wrong: Sequence[tuple[Trial, Choice]], judged: Sequence[tuple[Trial, 
         + f". The first: token {choice.token} as output token {len(choice.output)}"
         + (f" (row {choice.row} of its round)" if choice.row is not None and choice.output else "")
         + (
-            f", which the settings exclude; they leave {np.count_nonzero(trial.probabilities(choice))} tokens."
+            f", which the settings exclude; they leave {_count(trial.probabilities(choice))}."
             if share <= 0.0
             else f", of probability {share:.3g}, where the noise chooses another."
         )
     )
+
+
+def _count(shares: Row) -> str:
+    possible = np.flatnonzero(shares)
+    return f"{len(possible)} tokens" if len(possible) > 1 else f"token {possible[0]} only"
 
 
 def _explanations(settings: GenerationSettings, *, by_rule: bool) -> dict[str, Callable[[Trial, Choice], bool]]:
@@ -413,6 +467,8 @@ def _where(wrong: Sequence[Choice], judged: Sequence[Choice]) -> str:
     """The rows in which choices are wrong: the smallest of the groups that holds them all."""
     groups = [set(choice.places) for choice in wrong]
     shared = set.intersection(*groups)
+    if len(wrong) < 4:  # too few to tell the bonus row from other drafted ones
+        shared -= {_BONUS}
     sizes = Counter(place for choice in judged for place in choice.places)
     return min(shared, key=lambda place: sizes[place])
 

@@ -95,6 +95,8 @@ class OncePerRound(OwnSampler):
     """Penalties miss the drafts before a row."""
 
     def shares(self, line, settings, prompt, output, ends, row):
+        if settings.forced_token_ids or settings.min_new_tokens:
+            return super().shares(line, settings, prompt, output, ends, row)
         return next_token(line, settings, prompt, output[: len(output) - row], ends)
 
 
@@ -145,6 +147,14 @@ class SeedOfTheFirstToken(OwnSampler):
 
     def seed(self, seed, row, output):
         return 0 if output else seed
+
+
+class SharedNoise(OwnSampler):
+    """All prompts of a batch are drawn with the same noise."""
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        sampler._stream = 0
+        return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 class ScoredAfterTemperature(OwnSampler):
@@ -213,6 +223,12 @@ DEFECTS = (
         partial(defective, SeedOfTheFirstToken),
     ),
     Defect(
+        "stepping: noise shared by a batch",
+        "test_prompts_of_a_batch_have_their_own_noise",
+        "Seed stream reused between prompts",
+        partial(defective, SharedNoise),
+    ),
+    Defect(
         "stepping: log-probabilities after temperature",
         "test_logprobs_are_the_targets",
         "Log-probabilities are taken after the temperature",
@@ -220,8 +236,8 @@ DEFECTS = (
     ),
     Defect(
         "stepping: log-probabilities one row late",
-        "test_logprobs_equal_plain",
-        "Log-probabilities",
+        "test_logprobs_are_the_targets",
+        "those of the token before, in drafted rows",
         partial(defective, ScoredOneRowLate),
     ),
 )

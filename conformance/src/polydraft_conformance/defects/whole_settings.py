@@ -74,6 +74,8 @@ class OncePerRound(RowByRow):
 
     def shares(self, request, row, output, place):
         seen = output[: len(output) - place]
+        if request.settings.forced_token_ids or request.settings.min_new_tokens:
+            seen = output
         return next_token(row, request.settings, request.prompt_token_ids, seen, request.eos_token_ids)
 
 
@@ -123,6 +125,39 @@ class SharedNoise(Whole):
         yield from super().rounds(generation)
 
 
+class SeedOfTheFirstToken(Whole):
+    """The seed decides the first token only."""
+
+    drawn = 0
+
+    def draw(self, random, p):
+        self.drawn += 1
+        return super().draw(random if self.drawn == 1 else self.fixed, p)
+
+    def rounds(self, generation):
+        self.drawn, self.fixed = 0, np.random.default_rng(7)
+        yield from super().rounds(generation)
+
+    def reject(self, random, p, drafter_row, draft, request):
+        return super().reject(self.fixed, p, drafter_row, draft, request)
+
+
+class ScoredByDrafter(Whole):
+    """Log-probabilities of drafted rows are the drafter's."""
+
+    drafter_rows: Any = ()
+
+    def accept(self, random, rows, drafts, drafter_rows, request, output):
+        self.drafter_rows = drafter_rows
+        return super().accept(random, rows, drafts, drafter_rows, request, output)
+
+    def scored(self, request, rows, tokens):
+        own = np.array(rows)
+        if request.speculate and len(rows) > 1:
+            own[1:] = self.drafter_rows[: len(rows) - 1]
+        return super().scored(request, own, tokens)
+
+
 _FOLLOW = "test_samples_follow_the_settings"
 
 DEFECTS = (
@@ -169,7 +204,7 @@ DEFECTS = (
     Defect(
         "whole: temperature at most 1",
         _FOLLOW,
-        "The temperature is ignored: it is taken as 1",
+        "A temperature above 1 is taken as 1",
         partial(defective, whole=Clamped, **FEW_CLAIMS),
     ),
     Defect(
@@ -179,6 +214,24 @@ DEFECTS = (
         partial(defective, whole=StopIdsTooEarly, **CLAIMS),
     ),
     Defect(
+        "whole: noise shared by a batch",
+        "test_prompts_of_a_batch_have_their_own_noise",
+        "Seed stream reused between prompts",
+        partial(defective, whole=SharedNoise, **FEW_CLAIMS),
+    ),
+    Defect(
+        "whole: seed of the first token",
+        "test_seed_decides_every_token",
+        "The seed decides the first token only",
+        partial(defective, whole=SeedOfTheFirstToken, **FEW_CLAIMS),
+    ),
+    Defect(
+        "whole: log-probabilities of the drafter",
+        "test_logprobs_are_the_targets",
+        "the drafter's, or another row's",
+        partial(defective, whole=ScoredByDrafter, **CLAIMS),
+    ),
+    Defect(
         "whole: log-probabilities after temperature",
         "test_logprobs_are_the_targets",
         "Log-probabilities are taken after the temperature",
@@ -186,8 +239,8 @@ DEFECTS = (
     ),
     Defect(
         "whole: log-probabilities one row late",
-        "test_logprobs_equal_plain",
-        "Log-probabilities",
+        "test_logprobs_are_the_targets",
+        "those of the token before, in drafted rows",
         partial(defective, whole=ScoredOneLate, **CLAIMS),
     ),
 )
