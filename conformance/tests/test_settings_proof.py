@@ -35,19 +35,19 @@ def drawn(weights, count, seed):
     return random.Random(seed).choices(range(len(weights)), weights, k=count)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_honest_samples_pass(seed):
-    assert not evidence_of(drawn(TARGET, 1500, seed)).problem
+    assert not evidence_of(drawn(TARGET, 600, seed)).problem
 
 
 def test_bets_that_are_won_by_chance_are_as_rare_as_promised():
     """An honest sampler gets a bet to e**3 in at most one of e**3 runs, each of its bets."""
-    runs = [evidence_of(drawn(TARGET, 150, seed), length=150).bets for seed in range(60)]
+    runs = [evidence_of(drawn(TARGET, 100, seed)).bets for seed in range(30)]
     for bet in runs[0]:
-        assert sum(run[bet] >= 3 for run in runs) <= 12  # 3 are expected at most: a chance below 1e-4
+        assert sum(run[bet] >= 3 for run in runs) <= 9  # 1.5 are expected at most: a chance below 1e-4
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_bias_like_upstream_s_is_caught_soon(seed):
     """A token of probability 0.652 that comes out always in drafted rows."""
     tokens = [0 if index % 5 else token for index, token in enumerate(drawn(TARGET, 900, seed))]

@@ -262,7 +262,7 @@ def _always(settings: dict[str, Any]) -> set[str]:
     return set() if settings["temperature"] else {"temperature"}
 
 
-@check(scope="method", after=_AFTER, claims=_lets_choose)
+@check(scope="method", after=(*_AFTER, "test_samples_follow_the_settings"), claims=_lets_choose)
 def test_settings_change_the_output_as_they_must(polydraft_bench: Bench) -> None:
     """Settings whose outcome is known without the logits have that outcome, plainly and with speculation.
 
@@ -295,7 +295,8 @@ def test_settings_change_the_output_as_they_must(polydraft_bench: Bench) -> None
                 )
             else:
                 problem = known.problem(result.token_ids)
-                expect(not problem, f"`{known.name}` is ignored: {problem}\n{where}")
+                how = "while speculating" if speculate == "auto" else "in plain decoding"
+                expect(not problem, f"`{known.name}` is ignored {how}: {problem}\n{where}")
             tried.append(known.name)
     bench.numbers["settings_tried"] = sorted(set(tried))
     if not tried:
