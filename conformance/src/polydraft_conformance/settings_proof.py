@@ -55,6 +55,8 @@ LIMIT = math.log(_BETS / FALSE_ALARM)
 """What a bet must have won to fail the engine, as a logarithm."""
 _CELLS = 8
 _BONUS = "in the bonus row after all drafts"
+_RIGHT = 60
+"""Right tokens that the faults are tried on."""
 _HEDGE = 0.01
 """Share of a bet that is kept, so that one improbable token does not lose it all."""
 _OPS = NumpyOps()
@@ -410,11 +412,17 @@ def _wrong(wrong: Sequence[tuple[Trial, Choice]], judged: Sequence[tuple[Trial, 
     """Tokens that the settings exclude, or that the rule does not choose, with the fault that explains most."""
     trial, choice = wrong[0]
     by_rule = any(trial.probabilities(choice)[choice.token] > 0.0 for trial, choice in wrong)
-    explained: Counter[str] = Counter()
-    for words, explains in _explanations(trial.settings, by_rule=by_rule).items():
-        explained[words] = sum(explains(*pair) for pair in wrong)
-    words, count = max(explained.items(), key=lambda item: item[1])
     where = _where([choice for _, choice in wrong], [choice for _, choice in judged])
+    # Of two faults that explain as many wrong tokens, the one that gives the right ones there as well.
+    faulty = {id(choice) for _, choice in wrong}
+    right = [pair for pair in judged if where in pair[1].places and id(pair[1]) not in faulty][:_RIGHT]
+    words, (count, _) = max(
+        (
+            (words, (sum(explains(*pair) for pair in wrong), sum(explains(*pair) for pair in right)))
+            for words, explains in _explanations(trial.settings, by_rule=by_rule).items()
+        ),
+        key=lambda item: item[1],
+    )
     if 2 * count <= len(wrong):
         words = (
             "tokens are not chosen by the rule (the largest logit with the noise of seed, stream and position)"

@@ -257,9 +257,9 @@ def test_prompts_of_a_batch_have_their_own_noise(polydraft_bench: Bench) -> None
     Look at: `TokenRequest.stream`, which must be part of an engine's own seed.
     """
     bench, prompt = polydraft_bench, _prompt(polydraft_bench)
-    settings: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": _LONG // 2, "ignore_eos": True}
+    settings: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
     for speculate in _MODES:
-        batch = bench.session.generate_many([prompt] * 3, speculate=speculate, **settings, **bench.seed(60))
+        batch = bench.session.generate_many([prompt] * 2, speculate=speculate, **settings, **bench.seed(60))
         outputs = [result.token_ids for result in batch]
         single = bench.session.generate(prompt, speculate=speculate, **settings, **bench.seed(61))
         shared = max(_shared(outputs[0], other) for other in outputs[1:])
