@@ -160,7 +160,7 @@ def rows_of(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int]
     return rows
 
 
-def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozenset[int], k: int) -> Trial:
+def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozenset[int], k: int, dtype: str) -> Trial:
     """The choices of a streamed generation, with the logits of another engine.
 
     Args:
@@ -168,11 +168,13 @@ def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozen
         pieces: The generation under test.
         eos_token_ids: The request's.
         k: Draft tokens of a round; 0: plain decoding.
+        dtype: What the engine under test runs in.
     """
     result = pieces.result
     logits = rows_of(engine, result.prompt_token_ids, result.token_ids)
     largest = max(float(np.abs(row[np.isfinite(row)]).max()) for row in logits)
-    slack = max(_FOREIGN_SLACK, _FOREIGN_EPSILONS * epsilon_of(engine.running.dtype) * largest)
+    epsilon = max(epsilon_of(engine.running.dtype), epsilon_of(dtype))
+    slack = max(_FOREIGN_SLACK, _FOREIGN_EPSILONS * epsilon * largest)
     choices = _choices(pieces, logits, k)
     return Trial(result.settings, result.prompt_token_ids, choices, eos_token_ids, slack)
 
