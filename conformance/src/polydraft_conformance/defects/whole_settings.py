@@ -119,10 +119,8 @@ class ScoredOneLate(Whole):
 class SharedNoise(Whole):
     """All prompts of a batch are drawn with the same noise."""
 
-    def rounds(self, generation):
-        request = generation.request
-        generation._request = request.model_copy(update={"stream": 0})
-        yield from super().rounds(generation)
+    def noise(self, request):
+        return np.random.default_rng(request.seed)
 
 
 class SeedOfTheFirstToken(Whole):
@@ -153,8 +151,8 @@ class ScoredByDrafter(Whole):
 
     def scored(self, request, rows, tokens):
         own = np.array(rows)
-        if request.speculate and len(rows) > 1:
-            own[1:] = self.drafter_rows[: len(rows) - 1]
+        if request.speculate and len(rows) > 1:  # the bonus row has no draft
+            own[:-1] = self.drafter_rows[: len(rows) - 1]
         return super().scored(request, own, tokens)
 
 
