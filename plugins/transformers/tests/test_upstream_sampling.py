@@ -5,22 +5,22 @@ as if it had been drawn from it: likely tokens come out too often. The same pair
 """
 
 from collections import Counter
+from random import Random
 
 import polydraft
 import pytest
-from polydraft.sampling._logprobs import token_logprobs
+from polydraft.contract import GenerationSettings
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
-distribution = pytest.importorskip(
-    "polydraft_conformance.distribution", reason="the conformance suite is not installed"
-)
+proof = pytest.importorskip("polydraft_conformance.settings_proof", reason="the conformance suite is not installed")
 
 pytestmark = pytest.mark.slow("hundreds of generations by upstream's loop; the proof has tests on made-up draws, too")
 
 K = 4
-DRAWS = distribution.QUICK_DRAWS  # as many as a quick run of the suite makes
+DRAWS = 200
+SETTINGS = GenerationSettings(temperature=1.0)
 PROMPTS = (
     'def read_lines(path):\n    """Return',
     "class Stack:\n    def __init__(self):\n",
@@ -65,13 +65,18 @@ def drawn_by_upstream(session, prompt, seeds):
     return outputs
 
 
-def scored(session, prompt, outputs):
-    """The target's log-probabilities along the outputs, from one forward of the unchanged model."""
+def trials(session, prompt, outputs):
+    """The outputs with the target's logits along them, from one forward of the unchanged model.
+
+    After the first token, which prefill chooses, any may have been drafted.
+    """
     model = session.engine.target.model
     with torch.inference_mode():
         logits = model(torch.tensor([[*prompt, *output] for output in outputs])).logits
     rows = logits[:, len(prompt) - 1 : -1].float().numpy()
-    return [token_logprobs(row, output, distribution.BEST) for row, output in zip(rows, outputs, strict=True)]
+    for output, row in zip(outputs, rows, strict=True):
+        choices = [proof.Choice(token, tuple(output[:i]), row[i], None) for i, token in enumerate(output)]
+        yield proof.Trial(SETTINGS, tuple(prompt), choices, frozenset(), 2e-3)
 
 
 def prompt_ids(session):
@@ -83,44 +88,27 @@ def prompt_ids(session):
     reason="known of 5.17 to 5.22: other versions are not judged here",
 )
 def test_upstream_s_sampling_is_biased(session):
-    draws = []
+    evidence = proof.Evidence(Random(1))
     for number, prompt in enumerate(prompt_ids(session)):
         seeds = range(1000 * number, 1000 * number + DRAWS // len(PROMPTS))
-        draws += scored(session, prompt, drawn_by_upstream(session, prompt, seeds))
-    proof = distribution.judge_draws(draws)
-    print(proof.in_words())
-    assert proof.biased, proof.in_words()
-    found, expected = proof.best_token
-    assert found > expected + 0.05, proof.in_words()
+        for trial in trials(session, prompt, drawn_by_upstream(session, prompt, seeds)):
+            evidence.add(trial)
+    print(evidence.problem)
+    assert "too often" in evidence.problem or "greedily" in evidence.problem
 
 
 def test_our_own_sampling_is_not(session):
-    draws, tokens = [], Counter()
+    evidence, tokens = proof.Evidence(Random(1)), Counter()
     for number, prompt in enumerate(prompt_ids(session)):
+        outputs = []
         for seed in range(1000 * number, 1000 * number + DRAWS // len(PROMPTS)):
             result = session.generate(
-                prompt,
-                temperature=1.0,
-                seed=seed,
-                max_new_tokens=K + 2,
-                ignore_eos=True,
-                logprobs=distribution.BEST,
-                speculate="on",
+                prompt, temperature=1.0, seed=seed, max_new_tokens=K + 2, ignore_eos=True, speculate="on"
             )
-            draws.append(result.logprobs)
+            outputs.append(list(result.token_ids))
             tokens["drafted"] += result.stats.num_draft_tokens
             tokens["accepted"] += result.stats.num_accepted_tokens
-    proof = distribution.judge_draws(draws)
-    print(proof.in_words())
+        for trial in trials(session, prompt, outputs):
+            evidence.add(trial)
     assert tokens["accepted"] > 0
-    assert not proof.biased, proof.in_words()
-
-
-def test_scores_are_those_of_the_session(session):
-    """What the proof compares with is one thing, computed in two ways."""
-    prompt = prompt_ids(session)[0]
-    result = session.generate(prompt, max_new_tokens=K + 2, ignore_eos=True, logprobs=distribution.BEST)
-    (other,) = scored(session, prompt, [list(result.token_ids)])
-    for mine, theirs in zip(result.logprobs, other, strict=True):
-        assert mine.token_id == theirs.token_id
-        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    assert not evidence.problem

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.choices import BEST, told_trial
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
 from polydraft_conformance.counting import logged, stepping_engine
-from polydraft_conformance.distribution import BEST, DRAWS, QUICK_DRAWS, judge_draws
 from polydraft_conformance.evidence import speculation_of
+from polydraft_conformance.settings_proof import Evidence
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import TokenLogprobs
+    from polydraft.contract import Speculate
 
     from polydraft_conformance.bench import Bench
 
@@ -39,8 +40,11 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "logits_processor": _uneven},
     {"temperature": 1.0, "typical_p": 0.8},
 )
-_BATCH = 40
-"""Generations that are asked for together."""
+_MODES: tuple[Speculate, ...] = ("auto", "off")
+_LONG = 100
+"""Tokens of one output whose tokens are compared with their probabilities."""
+_QUICK_TOKENS, _TOKENS = 900, 4000
+"""How many are compared in all: the first catch a bias such as Transformers 5.22's, the others one of a tenth."""
 _CERTAIN = 0.95
 """Above this probability, a biased sampler could not be detected."""
 _AFTER = ("test_generates", "test_greedy_equals_plain")
@@ -101,7 +105,11 @@ def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
 _SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_the_output")
 
 
-@check(scope="case", after=(*_SEEDED, "test_drafts_are_made"), claims=is_seed_identical)
+@check(
+    scope="case",
+    after=(*_SEEDED, "test_drafts_are_made", "test_settings_decide_every_choice"),
+    claims=is_seed_identical,
+)
 def test_sample_equals_plain(polydraft_bench: Bench) -> None:
     """A seed gives the same tokens with and without speculation, for every k, drafter and setting.
 
@@ -188,7 +196,7 @@ def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
     )
 
 
-@check(scope="kind", after=_AFTER, claims=samples("logprobs"))
+@check(scope="kind", after=(*_AFTER, "test_logprobs_are_the_targets"), claims=samples("logprobs"))
 def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
     """Log-probabilities are given for every token, drafts included, and are those of plain decoding.
 
@@ -226,55 +234,118 @@ def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
 
 
 @check(
-    scope="kind",
+    scope="method",
     after=(*_SEEDED, "test_drafts_are_made", "test_logprobs_equal_plain"),
     claims=samples("temperature", "logprobs"),
     time_factor=10,
 )
 def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
-    """While speculating, the output tokens 2 to k+2 are drawn from the target's exact probabilities: G-tests.
+    """While speculating, every output token is drawn from the target's exact probabilities.
 
-    Proves: While speculating, tokens come out as often as the target's probabilities say. Bias is found by G-tests with
-    a stated false-alarm rate.
-    A failure means: Samples are biased: most often towards the most probable token or towards the drafter. The message
-    gives both shares.
-    Look at: The rule of acceptance: drafts that were chosen greedily must not be accepted by the drafter's probability
-    (exact match, or rejection sampling with the true draft distribution).
+    Proves: at temperature 1, tokens are as frequent as their own log-probabilities say: in drafted rows, in the first
+    rows of rounds and in bonus rows, each alone and next to its neighbour. `settings_proof.py` explains the method.
+    A failure means: sampling is biased while speculating, in the rows that the message names; drafts that are accepted
+    too often make the most probable tokens too frequent.
+    Look at: how a draft is accepted (by p/q, with q what it was really drawn from), and what follows a rejection.
     """
-    case, quick, window = polydraft_bench.case, polydraft_bench.quick, polydraft_bench.window
-    first = polydraft_bench.suite.pairs[0].case(case.k)
-    if polydraft_bench.capabilities.seed_identical and (case != first or quick):
+    bench, case = polydraft_bench, polydraft_bench.case
+    first = bench.suite.pairs[0].case(case.k)
+    if bench.capabilities.seed_identical and (case != first or bench.quick):
         not_claimed(f"Samples equal plain ones seed by seed; the rule is tested by full runs, on {first.id}.")
-    wanted = QUICK_DRAWS if quick else DRAWS
-    lengths = (max(2, window // 4), max(3, window // 2), max(4, window - 4), window + 9)
-    prompts = [polydraft_bench.prompt(length) for length in lengths] * (_BATCH // len(lengths))
-    settings: dict[str, Any] = {
-        "temperature": 1.0,
-        "max_new_tokens": case.k + 2,
-        "ignore_eos": True,
-        "logprobs": BEST,
-        "speculate": "on",
-    }
-    draws: list[Sequence[TokenLogprobs]] = []
+    session = bench.session
+    wanted = _QUICK_TOKENS if bench.quick else _TOKENS
+    evidence = Evidence(bench.random("distribution"))
     drafted: list[int | None] = []
-    while len(draws) < wanted:
-        results = polydraft_bench.session.generate_many(prompts, **settings, **polydraft_bench.seed(len(draws)))
-        for result in results:
-            expect(
-                result.logprobs is not None and len(result.logprobs) == case.k + 2,
-                f"{len(result.logprobs or ())} log-probabilities came out for {case.k + 2} tokens.",
-            )
-            draws.append(result.logprobs or ())
-            drafted.append(result.stats.num_draft_tokens)
+    number = 0
+    while len(evidence.judged) < wanted:
+        prompt = bench.prompt(bench.random(f"length {number}").randrange(2, bench.window + 9), variant=number)
+        pieces = streamed(
+            session,
+            prompt,
+            temperature=1.0,
+            max_new_tokens=min(_LONG, session.running.context_length - len(prompt)),
+            ignore_eos=True,
+            logprobs=BEST,
+            speculate="on",
+            **bench.seed(3000 + number),
+        )
+        entries = pieces.result.logprobs or ()
+        expect(
+            len(entries) == len(pieces.token_ids),
+            f"{len(entries)} log-probabilities came out for {len(pieces.token_ids)} tokens.",
+        )
+        drafted.append(pieces.result.stats.num_draft_tokens)
+        evidence.add(told_trial(pieces, session.tokenizer.vocab_size, frozenset(), case.k))
+        expect(not evidence.problem, f"Sampling is biased while speculating: {evidence.problem}")
+        number += 1
     if case.kind in MODEL_KINDS:
         expect(None in drafted or any(drafted), "The check proves nothing: no draft was made while sampling.")
-    proof = judge_draws(draws[:wanted])
-    polydraft_bench.numbers["distribution"] = proof.as_dict()
-    expect(
-        proof.best_token[1] <= _CERTAIN,
-        f"The check proves nothing: the target gives its best token {proof.best_token[1]:.1%} on average.",
-    )
-    expect(not proof.biased, f"Sampling is biased while speculating: {proof.in_words()}")
+    bench.numbers["distribution"] = evidence.as_dict()
+    best = evidence.best_token
+    expect(best <= _CERTAIN, f"The check proves nothing: the target gives its best token {best:.1%} on average.")
+
+
+@check(scope="once", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature"))
+def test_prompts_of_a_batch_have_their_own_noise(polydraft_bench: Bench) -> None:
+    """Equal prompts given to generate_many together are sampled independently of each other.
+
+    Proves: equal prompts of one batch, which share a seed, get other samples; where a seed means the same in every
+    call, the first one is that of `generate`.
+    A failure means: the noise stream of a request is not used: all prompts of a batch are drawn with the same noise.
+    Look at: `TokenRequest.stream`, which must be part of an engine's own seed.
+    """
+    bench, prompt = polydraft_bench, _prompt(polydraft_bench)
+    settings: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
+    for speculate in _MODES:
+        batch = bench.session.generate_many([prompt] * 2, speculate=speculate, **settings, **bench.seed(60))
+        outputs = [result.token_ids for result in batch]
+        single = bench.session.generate(prompt, speculate=speculate, **settings, **bench.seed(61))
+        shared = max(_shared(outputs[0], other) for other in outputs[1:])
+        usual = _shared(outputs[0], single.token_ids)
+        expect(
+            # A model so certain that two calls hardly differ may repeat itself by chance.
+            len(set(outputs)) == len(outputs) or usual > _FEW_TOKENS,
+            f"Seed stream reused between prompts: {len(outputs)} equal prompts of one batch gave "
+            f"{len(set(outputs))} different outputs of {len(outputs[0])} tokens at temperature 2 "
+            f"(speculate={speculate!r}); two of them begin with {shared} equal tokens, two calls with {usual}.",
+        )
+
+
+@check(scope="once", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature", "seed"))
+def test_seed_decides_every_token(polydraft_bench: Bench) -> None:
+    """Outputs of different seeds differ further on, too, where their first tokens are the same.
+
+    Proves: among outputs of different seeds whose first tokens are equal, none are equal as a whole.
+    A failure means: the seed decides the first token only; the others are drawn with the same noise in every call.
+    Look at: where the engine seeds its generator, and whether later steps use it.
+    """
+    bench, prompt = polydraft_bench, _prompt(polydraft_bench)
+    if stepping_engine(bench.session) is not None and bench.capabilities.exposes_logits:
+        not_claimed("The engine's logits can be read: test_settings_decide_every_choice recalculates every choice.")
+    settings: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": _LONG // 2, "ignore_eos": True}
+    for speculate in _MODES:
+        outputs: dict[int, list[tuple[int, ...]]] = {}
+        for number in range(12):
+            output = bench.session.generate(
+                prompt, speculate=speculate, seed=bench.seed_of(80 + number), **settings
+            ).token_ids
+            same = outputs.setdefault(output[0], [])
+            same.append(output)
+            if len(same) == 3:
+                break
+        groups = [same for same in outputs.values() if len(same) > 1]
+        equal = sum(len(same) - len(set(same)) for same in groups)
+        expect(
+            not equal,
+            f"The seed decides the first token only: {equal} of {sum(map(len, groups))} outputs of different seeds "
+            f"are equal in all of their {_LONG // 2} tokens to another with the same first token "
+            f"(speculate={speculate!r}, temperature 2).",
+        )
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading tokens that are the same."""
+    return next((index for index, pair in enumerate(zip(left, right, strict=True)) if pair[0] != pair[1]), len(left))
 
 
 def _prompt(bench: Bench) -> list[int]:

@@ -63,7 +63,7 @@ class Whole(WholeEngine):
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Prefill; then draft, verify, accept until the output ends."""
         request = generation.request
-        random = np.random.default_rng([request.seed, request.stream])
+        random = self.noise(request)
         sampler = RuleSampler(array_ops_of(self.engine), request)
         sequence = self.engine.open_sequence()
         try:
@@ -94,6 +94,10 @@ class Whole(WholeEngine):
                 yield emitted
         finally:
             sequence.close()
+
+    def noise(self, request: TokenRequest) -> np.random.Generator:
+        """Random numbers of one request."""
+        return np.random.default_rng([request.seed, request.stream])
 
     def ended(self, generation: Generation) -> bool:
         """Whether the output has ended."""

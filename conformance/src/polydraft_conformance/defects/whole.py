@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from polydraft.contract import GenerationStats
+from polydraft.contract import GenerationSettings, GenerationStats
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import array_ops_of
 
@@ -27,7 +27,7 @@ class Biased(Whole):
     """Transformers 5.22: drafts by argmax, accepts by the drafter's own probability of them."""
 
     def draft(self, sequence, newest, k, sampler, request, random):
-        settings = request.settings.model_copy(update={"temperature": 0.0})
+        settings = GenerationSettings()  # greedy, and nothing else
         greedy = RuleSampler(array_ops_of(self.engine), request.model_copy(update={"settings": settings}))
         return super().draft(sequence, newest, k, greedy, request, random)
 
