@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "Defect", "catalogue"]
 
-MODULES = ("stepping", "whole", "core")
+MODULES = ("stepping", "whole", "core", "cheats")
 """The modules of this package that hold defects, each in a tuple ``DEFECTS``."""
 
 
