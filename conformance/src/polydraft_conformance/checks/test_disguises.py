@@ -129,8 +129,8 @@ def test_a_plain_process_gives_the_same(polydraft_bench: Bench) -> None:
     """A program without pytest gets the tokens, and the drafts, that the suite gets.
 
     Proves: a new process that has imported neither pytest nor the suite, without their environment variables, loads
-    the pair and generates the same tokens with about the same acceptance. (Plugins that are not installed are run in a
-    thread of the suite's process from which pytest has been hidden.)
+    the pair and generates the same tokens with about the same acceptance. Plugins that are not installed are run in a
+    thread of the suite's process from which pytest has been hidden.
     A failure means: the backend looks at the call stack, the loaded modules, the arguments or the environment, or it
     needs something that only the suite's process has.
     Look at: uses of ``sys.modules``, ``inspect``, ``sys.argv`` and ``os.environ``; state that imports leave behind.
