@@ -35,14 +35,14 @@ def test_report_files(conformance, tmp_path):
     }
     assert {"python", "platform", "machine", "devices", "versions"} <= set(data["environment"])
     assert {"polydraft", "polydraft-conformance"} <= set(data["environment"]["versions"])
-    assert data["summary"]["pass"] == len(data["checks"]) == len(run.report.rows) == 6
+    assert data["summary"]["pass"] == len(data["checks"]) == len(run.report.rows) == 7  # one on a varied copy
     row = data["checks"][0]
     assert row["numbers"]["verdicts"] == {"EXACT": 3, "NEAR_TIE": 0, "DIVERGED": 0}
-    assert data["verdicts"] == {"EXACT": 18, "NEAR_TIE": 0, "DIVERGED": 0}
+    assert data["verdicts"] == {"EXACT": 21, "NEAR_TIE": 0, "DIVERGED": 0}
     assert row["numbers"]["tokens_compared"] > 40
     markdown = (tmp_path / "report" / MARKDOWN_NAME).read_text("utf-8")
     assert markdown == to_markdown(data)
-    assert "| greedy | `test_greedy_equals_plain` | pass 6 |  |" in markdown
+    assert "| greedy | `test_greedy_equals_plain` | pass 6 | pass |  |" in markdown
 
 
 def test_a_failure_in_the_report(conformance):
@@ -96,6 +96,7 @@ def test_named_pairs(conformance):
     run = conformance("--polydraft-pairs", "builtin:toy=builtin:toy-draft", "-k", "test_greedy_equals_plain")
     assert {(row.drafter, row.kind) for row in run.report.rows} == {
         ("builtin:toy-draft", "draft-model"),
+        ("varied builtin:toy-draft", "draft-model"),
         ("ngram", "ngram"),
     }
     run = conformance("--polydraft-pairs", "t*", "--polydraft-kinds", "ngram", "-k", "test_greedy_equals_plain")

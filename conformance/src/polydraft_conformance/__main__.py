@@ -4,6 +4,7 @@
 result next to those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
 ``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
 ``polydraft-conformance diff OLD NEW`` says what broke, was mended and moved between two runs.
+``polydraft-conformance defects`` lists the defective backends that the suite is tested on; ``--run`` runs it on them.
 ``polydraft-conformance imports PACKAGE`` fails if a plugin imports a private part of polydraft.
 ``polydraft-conformance explain CHECK`` says what a check proves, what a failure means, and where to look.
 """
@@ -63,6 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="RATE",
         help=f"tell acceptance rates that moved by at least this; default: {THRESHOLD:g}",
     )
+    defects = commands.add_parser(
+        "defects", help="list the defective backends that the suite is tested on, or run it on them"
+    )
+    defects.add_argument("--run", nargs="*", metavar="NAME", help="run the suite on these (globs; none: on all)")
+    defects.add_argument("--full", action="store_true", help="full runs instead of quick ones")
+    defects.add_argument("--full-only", action="store_true", help="list what only full runs catch")
     imports = commands.add_parser("imports", help="fail if a plugin imports a private part of polydraft")
     imports.add_argument("package", nargs="+", help="import name or folder")
     explain = commands.add_parser("explain", help="say what checks prove, what a failure means, and where to look")
@@ -78,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _check_imports(options.package)
     if options.command == "diff":
         return _diff(options.old, options.new, options.threshold, as_json=options.json)
+    if options.command == "defects":
+        return _defects(options.run, full=options.full, full_only=options.full_only)
     if options.command == "report":
         return _merge(options.path, options.html, options.matrix, options.readme)
     if options.command == "markdown":
@@ -130,6 +139,36 @@ def _rate(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, such as {THRESHOLD:g}")
     return value
+
+
+def _defects(names: list[str] | None, *, full: bool, full_only: bool) -> int:
+    """Print the catalogue, or run the suite on its entries and say which are caught."""
+    try:
+        from polydraft_conformance.defects.running import matching, run, to_table
+    except ImportError as error:
+        print(
+            f"polydraft-conformance: The catalogue's backends are variants of the reference engine, and {error.name} "
+            'is not installed. Run: pip install "polydraft-conformance[defects]"',
+            file=sys.stderr,
+        )
+        return 2
+    if names is None:
+        print(to_table(full_only=full_only))
+        return 0
+    try:
+        chosen = matching(names)
+    except LookupError as error:
+        print(f"polydraft-conformance: {error.args[0]}", file=sys.stderr)
+        return 2
+    missed = 0
+    for defect in chosen:
+        if not full and not defect.quick:
+            print(f"full run only  {defect.name}", flush=True)
+            continue
+        problem = run(defect, full=full)
+        missed += bool(problem)
+        print(f"{'MISSED' if problem else 'caught':13}  {defect.name}{problem and ': ' + problem}", flush=True)
+    return 1 if missed else 0
 
 
 def _check_imports(names: list[str]) -> int:

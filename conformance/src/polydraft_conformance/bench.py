@@ -213,14 +213,14 @@ class Bench:
 
     @property
     def noise(self) -> Noise:
-        """The engine's numeric noise on the case's target, measured once on a short context inside the window."""
+        """The engine's numeric noise on the target, measured once for each k on a short context inside the window."""
+        # Rows of the largest step: noise is measured against single-token steps.
+        rows = self.k + 1
 
         def make() -> Noise:
-            # Rows of the largest step: noise is measured against single-token steps.
-            rows = self.k + 1
             return measure_noise(self.engine, self.context[: max(4, min(6 * rows, self.window - rows))], rows)
 
-        return self.suite.cache.once(("noise", self.case.pair), make)
+        return self.suite.cache.once(("noise", self.case.pair, rows), make)
 
     @property
     def tolerance(self) -> float:
@@ -270,9 +270,10 @@ class Bench:
 
     def _subject(self) -> str:
         """The configuration that a verdict holds for."""
-        running = self.session.running
-        drafter = f" + {running.drafter}" if running.drafter else ""
+        running, called = self.session.running, self.case.pair.called
+        drafter = f" + {called(running.drafter)}" if running.drafter else ""
         return (
-            f"{running.target}{drafter} ({self.case.kind}, k={running.num_speculative_tokens}) on {running.backend}, "
-            f"{running.engine} {running.engine_version}, {running.dtype}, {running.device}, {self.suite.hardware}"
+            f"{called(running.target)}{drafter} ({self.case.kind}, k={running.num_speculative_tokens}) on "
+            f"{running.backend}, {running.engine} {running.engine_version}, {running.dtype}, {running.device}, "
+            f"{self.suite.hardware}"
         )

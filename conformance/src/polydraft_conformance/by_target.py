@@ -20,7 +20,8 @@ class ByTarget(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdist has no
 
     def _split_scope(self, nodeid: str) -> str:
         check, (target, _, _) = parse_node_id(nodeid)
-        return (target if check else None) or nodeid
+        # A varied copy goes where its original does: what passes there is compared.
+        return (target.removeprefix("varied-") if check and target else None) or nodeid
 
     def remove_node(self, node: Any) -> str | None:
         """What a process that has died leaves goes to others, without the test that it died of."""

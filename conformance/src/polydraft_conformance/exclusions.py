@@ -78,7 +78,9 @@ class Exclusions:
 
     @staticmethod
     def _covers_case(exclusion: Exclusion, case: Case) -> bool:
-        names = (case.pair.name, case.pair.target)
+        # A varied copy is covered by what covers its original.
+        pair = case.pair.original or case.pair
+        names = (pair.name, pair.target)
         return any(fnmatchcase(name, exclusion.pair) for name in names) and fnmatchcase(
             case.kind, exclusion.drafter_kind
         )

@@ -86,6 +86,7 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     """
     exclusion = suite.exclusions.find(check.name, case)
     if error is None:
+        suite.note_pass(check, case)
         return _passed(exclusion)
     if isinstance(error, CannotInstallError):
         return Outcome("cannot-install", str(error))
@@ -108,6 +109,11 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
     # After the exclusions: a declared failure needs no cause.
     if cause := suite.cause(check, case):
         return Outcome("follows", follows_from(cause, reason))
+    if case is not None and case.pair.original is not None and suite.passed_on_original(check, case):
+        reason = (
+            f"The backend knows the shipped model: this check passes on {case.pair.original.name} and fails on a copy "
+            f"of it with other weights. {reason}"
+        )
     return Outcome("fail", reason)
 
 
@@ -120,7 +126,7 @@ def make_row(
         group=check.group,
         status=outcome.status,
         target=case.pair.name if case else None,
-        drafter=case.drafter if case else None,
+        drafter=case.drafter_name if case else None,
         kind=case.kind if case else None,
         k=case.k if case else None,
         reason=outcome.reason,

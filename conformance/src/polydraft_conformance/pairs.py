@@ -18,13 +18,22 @@ if TYPE_CHECKING:
     from polydraft import PluginHost
     from polydraft.contract import BackendRecord, Capabilities, LocalModelRecord
 
-    from polydraft_conformance.catalog import Scope
+    from polydraft_conformance.catalog import Check, Scope
     from polydraft_conformance.options import SuiteOptions
 
-__all__ = ["Case", "NoPairsError", "Pair", "cases", "find_pairs", "sliding_window"]
+__all__ = ["Case", "NoPairsError", "Pair", "cases", "cases_of", "find_pairs", "sliding_window"]
 
 _SIBLINGS: tuple[tuple[str, DrafterKind], ...] = (("-assistant", "mtp"), ("-draft", "draft-model"))
 _PREFIX = "builtin:"
+_VARIED = frozenset({"generation", "primitives", "greedy", "sampling", "settings"})
+"""Groups of checks that are repeated on varied copies of the targets."""
+_VARIED_QUICK = frozenset(
+    {
+        *("test_loads_what_was_asked", "test_generates", "test_greedy_equals_plain", "test_rows_equal_single_steps"),
+        *("test_rollback_is_exact", "test_sample_equals_plain"),
+    }
+)
+"""Those checks of a quick run."""
 _NO_WINDOW = 64
 """Used as the window where a target has full attention only: lengths around it are as good as any."""
 
@@ -40,11 +49,23 @@ class Pair:
     target: str
     drafters: tuple[tuple[DrafterKind, str], ...]
     window: int
+    original: Pair | None = None
+    """What this one is a varied copy of."""
 
     @property
     def name(self) -> str:
-        """The target's name without ``builtin:`` or folders."""
+        """The target's name without ``builtin:`` or folders; ``varied-...`` of a varied copy."""
+        if self.original is not None:
+            return f"varied-{self.original.name}"
         return self.target.removeprefix(_PREFIX).rstrip("/").rpartition("/")[2]
+
+    def called(self, model: str) -> str:
+        """What reports call a model of this pair: varied copies lie in temporary folders, so by their originals."""
+        if self.original is None or model == "ngram":
+            return model
+        originals = {self.target: self.original.target}
+        originals |= {drafter: dict(self.original.drafters)[kind] for kind, drafter in self.drafters}
+        return f"varied {originals[model]}" if model in originals else model
 
     @property
     def kinds(self) -> tuple[DrafterKind, ...]:
@@ -65,6 +86,11 @@ class Case:
     kind: DrafterKind
     drafter: str
     k: int
+
+    @property
+    def drafter_name(self) -> str:
+        """What the report calls the drafter: varied copies by their originals, since their folders are temporary."""
+        return self.pair.called(self.drafter)
 
     @property
     def id(self) -> str:
@@ -115,6 +141,22 @@ def find_pairs(
             "Install polydraft-builtin-pairs, or name a pair: --polydraft-pairs TARGET=DRAFTER."
         )
     return tuple(found)
+
+
+def cases_of(check: Check, pairs: Sequence[Pair], k_values: Sequence[int], *, quick: bool = False) -> list[Case]:
+    """The cases that a check is repeated for, those on varied copies included.
+
+    Args:
+        check: Its scope decides, and its group.
+        pairs: All pairs of the run, varied copies too.
+        k_values: All k of the run, the usual one first.
+        quick: Leave out combinations.
+    """
+    found = cases([pair for pair in pairs if pair.original is None], check.scope, k_values, quick=quick)
+    varied = [pair for pair in pairs if pair.original is not None]
+    if check.group not in _VARIED or check.scope in {"backend", "once"} or (quick and check.name not in _VARIED_QUICK):
+        return found
+    return [*found, *cases(varied, check.scope, k_values[:1], quick=quick)]
 
 
 def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int], *, quick: bool = False) -> list[Case]:

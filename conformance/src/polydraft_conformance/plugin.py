@@ -87,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if mark is None:
         return
     from polydraft_conformance.catalog import CHECKS
-    from polydraft_conformance.pairs import cases
+    from polydraft_conformance.pairs import cases_of
 
     try:
         suite = suite_of(metafunc.config)
@@ -95,7 +95,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return  # reported once, when all items are collected
     check = CHECKS[mark.args[0]]
     if suite.diagnosis.usable and check.scope != "backend":
-        found = cases(suite.pairs, check.scope, suite.k_values, quick=suite.options.quick)
+        found = cases_of(check, suite.pairs, suite.k_values, quick=suite.options.quick)
         metafunc.parametrize("polydraft_case", found, ids=[case.id for case in found])
 
 
@@ -119,8 +119,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         check = checks[item]
         if case is None:
             return (-1, -1, -1, *rank(check))
-        pair = suite.pairs.index(case.pair)
-        return (pair, case.pair.kinds.index(case.kind), suite.k_values.index(case.k), *rank(check))
+        # A varied copy comes after the first case of its original: what it shows is known early.
+        varied = case.pair.original is not None
+        pair = suite.pairs.index(case.pair.original or case.pair)
+        return (pair, case.pair.kinds.index(case.kind), suite.k_values.index(case.k), varied, *rank(check))
 
     others = [item for item in items if item not in checks]
     items[:] = [*others, *sorted(checks, key=order)]
@@ -262,7 +264,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Close what is open, and write the report."""
     config = session.config
     if SUITE in config.stash:
-        config.stash[SUITE].close()
+        config.stash[SUITE].end()
     if hasattr(config, "workerinput") or not config.stash.get(ROWS, []):
         return
     folder = suite_of(config).options.report

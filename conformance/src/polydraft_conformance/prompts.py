@@ -1,4 +1,8 @@
-"""Prompts of exact lengths in the target's own tokens, made from texts that vary with the run's seed."""
+"""Prompts of exact lengths in the target's own tokens, made from texts that vary with the run's seed.
+
+A backend could be honest for prompts that it knows. So a run draws its words (some it makes up), its style and the few
+kinds of text that it uses: no text of eight characters is in the prompts of all runs.
+"""
 
 from __future__ import annotations
 
@@ -17,68 +21,200 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptText", "WindowPrompt", "chats", "prompts_that_fit", "texts", "window_prompts"]
 
-_NOUNS = (
+_WORDS = (
     *("item", "line", "key", "value", "name", "word", "file", "path", "list", "number", "count", "table", "row"),
-    *("user", "order", "page", "node", "size", "text", "date"),
+    *("user", "order", "page", "node", "size", "text", "date", "price", "color", "event", "group", "index", "level"),
+    *("month", "note", "owner", "part", "point", "query", "rate", "score", "shape", "state", "step", "tag", "task"),
+    *("team", "time", "token", "tree", "type", "unit", "week", "year", "city", "book", "car", "day", "door", "fish"),
+    *("game", "hand", "house", "job", "lake", "map", "month", "moon", "plant", "river", "road", "room", "sea", "shop"),
 )
 _VERBS = (
     *("read", "write", "count", "sort", "find", "add", "remove", "join", "split", "check", "parse", "load", "save"),
-    *("print", "merge", "copy", "open", "close"),
+    *("print", "merge", "copy", "open", "close", "send", "move", "pack", "pick", "rank", "scan", "skip", "swap"),
+    *("test", "trim", "wait", "walk", "apply", "build", "clean", "draw", "fill", "fold", "get", "hide", "keep", "make"),
 )
-_ADJECTIVES = ("first", "last", "largest", "smallest", "common", "empty", "sorted", "unique", "new", "old")
-_RETURNS = ("None", "a list", "the number of items", "True if there is one", "a new string", "the sum of all values")
+_ADJECTIVES = (
+    *("first", "last", "large", "small", "common", "empty", "sorted", "unique", "new", "old", "blue", "cold", "dark"),
+    *("early", "fast", "full", "good", "high", "late", "long", "low", "main", "next", "open", "red", "safe", "short"),
+)
+_MODULES = ("os", "sys", "json", "math", "re", "time", "io", "csv", "ast", "abc", "copy", "enum", "glob", "heapq")
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "br", "st", "tr", "pl", "sk")
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "oo")
+_CODAS = ("", "", "n", "r", "l", "s", "t", "m")
+
+
+class _Style:
+    """What a run draws once: its words, its way of writing code, and the kinds of text that it uses."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        made_up = ["".join(self._syllable() for _ in range(random.choice((1, 2, 2, 3)))) for _ in range(12)]
+        self.nouns = [*random.sample(sorted(set(_WORDS)), 12), *made_up[:8]]
+        self.verbs = [*random.sample(_VERBS, 8), *made_up[8:]]
+        self.adjectives = random.sample(_ADJECTIVES, 8)
+        self.indent = random.choice(("  ", "    ", "\t", "   "))
+        self.quotes = random.choice(('"""', "'''"))
+        self.apart = random.choice(("\n", "\n\n"))
+        self.code = random.sample((_loop, _collect, _short, _opened, _called, _class, _branch, _table, _counted), 3)
+        self.prose = random.sample((_returns, _story, _listing, _how, _there), 2)
+        self.asks = random.sample(_ASKS, 6)
+
+    def _syllable(self) -> str:
+        return "".join(self.random.choice(part) for part in (_ONSETS, _VOWELS, _CODAS))
+
+    def noun(self) -> str:
+        """A noun."""
+        return self.random.choice(self.nouns)
+
+    def two(self) -> list[str]:
+        """Two nouns that differ."""
+        return self.random.sample(self.nouns, 2)
+
+    def verb(self) -> str:
+        """A verb."""
+        return self.random.choice(self.verbs)
+
+    def adjective(self) -> str:
+        """An adjective."""
+        return self.random.choice(self.adjectives)
+
+    def block(self, head: str, *lines: str, says: str = "") -> str:
+        """A definition, with a docstring in half of the cases; a line begins with its depth."""
+        docstring = [f"1{self.quotes}{says}{self.quotes}"] if says and self.random.random() < 0.5 else []
+        body = (f"{self.indent * int(line[0])}{line[1:]}\n" for line in (*docstring, *lines))
+        return f"{head}:\n{''.join(body)}"
+
+    def function(self, parameters: str, *lines: str) -> str:
+        """A function with a drawn name."""
+        parts = self.random.sample([self.verb(), self.adjective(), self.noun()], self.random.choice((1, 2, 3)))
+        return self.block(f"def {'_'.join(parts)}({parameters})", *lines, says=_sentence(self))
 
 
 def texts(seed: int) -> tuple[str, ...]:
-    """Texts of a run: Python code and English about it, the kind that the built-in models were trained on.
+    """Texts of a run: Python code and English, the kind that the built-in models were trained on.
 
-    The first has some thousand characters: long enough for every window and chunk of the built-in targets.
+    The first has some thousand characters: long enough for every window and chunk of the built-in targets. It begins
+    with a small letter or a sign, the second with a capital.
     """
-    random = Random(f"polydraft texts {seed}")  # a string seeds the same numbers in every process
-    code = "\n\n".join(_function(random) for _ in range(24))
-    prose = " ".join(_sentence(random) for _ in range(3)) + " "
-    imports = "".join(f"import {name}\n" for name in random.sample(["os", "sys", "json", "math", "re", "time"], 3))
-    return code, prose, f"{imports}\n\n{_function(random)}"
+    style = _Style(Random(f"polydraft texts {seed}"))  # a string seeds the same numbers in every process
+    random = style.random
+    code = style.apart.join(random.choice(style.code)(style) for _ in range(40))
+    prose = " ".join(_sentence(style) for _ in range(5)) + " "
+    imports = f"import {', '.join(random.sample(_MODULES, 3))}\n"
+    return code, prose, f"{imports}{style.apart}{random.choice(style.code)(style)}"
 
 
 def chats(seed: int) -> tuple[str, ...]:
     """A user's messages of a run, for the chat template."""
-    random = Random(f"polydraft chats {seed}")
+    style = _Style(Random(f"polydraft chats {seed}"))
 
     def one() -> str:
-        noun, verb, adjective = random.choice(_NOUNS), random.choice(_VERBS), random.choice(_ADJECTIVES)
-        asks = (
-            f"What does {random.choice(['os.path', 'str', 'list', 'dict', 'math'])}.{verb} do?",
-            f"Write a function that returns the {adjective} {noun}.",
-            f"What is a {noun}?",
-            f"How do I {verb} a {noun}?",
-            f"Say {noun}.",
-        )
-        return random.choice(asks)
+        (noun, other), module = style.two(), style.random.choice(_MODULES)
+        asked = style.random.choice(style.asks)
+        return asked.format(n=noun, o=other, v=style.verb(), a=style.adjective(), m=module)
 
-    return tuple(dict.fromkeys(one() for _ in range(16)))
+    return tuple(dict.fromkeys(one() for _ in range(24)))
 
 
-def _function(random: Random) -> str:
-    """A short function with its docstring."""
-    noun, other = random.sample(_NOUNS, 2)
-    verb, adjective = random.choice(_VERBS), random.choice(_ADJECTIVES)
-    bodies = (
-        f"    for {noun} in {noun}s:\n        if {noun} == {other}:\n            return {noun}\n    return None\n",
-        f"    found = []\n    for {noun} in {noun}s:\n        found.append({noun}.{verb}())\n    return found\n",
-        f"    return [{noun} for {noun} in {noun}s if {noun} != {other}]\n",
-        f"    with open({noun}) as {other}:\n        return {other}.read()\n",
-        f"    {noun}.{verb}({other})\n    return len({noun})\n",
+_ASKS = (
+    "What does {m}.{v} do?",
+    "Write a function that returns the {a} {n}.",
+    "What is a {n}?",
+    "How do I {v} a {n}?",
+    "Say {n}.",
+    "Name a {a} {n}.",
+    "Is a {n} a {o}?",
+    "Who can {v} the {n}?",
+    "{v} the {a} {n}",
+    "Tell me about {n} and {o}.",
+    "Why is my {n} {a}?",
+    "Give me a {n} for the {o}.",
+    "Can {m} {v} a {n}?",
+    "{n} or {o}?",
+)
+
+
+def _sentence(style: _Style) -> str:
+    return style.random.choice(style.prose)(style)
+
+
+def _returns(style: _Style) -> str:
+    return f"Return the {style.adjective()} {style.noun()} of the {style.noun()}."
+
+
+def _story(style: _Style) -> str:
+    one, other = style.two()
+    return f"A {one} can {style.verb()} the {style.adjective()} {other}, and its {style.noun()} too."
+
+
+def _listing(style: _Style) -> str:
+    return f"All of {', '.join(style.random.sample(style.nouns, 4))} are {style.adjective()}."
+
+
+def _how(style: _Style) -> str:
+    one, other = style.two()
+    return f"To {style.verb()} a {one}, {style.verb()} its {other}: {style.random.randrange(100)} of them."
+
+
+def _there(style: _Style) -> str:
+    return f"My {style.noun()} is {style.adjective()}; no {style.noun()} will {style.verb()} it."
+
+
+def _loop(style: _Style) -> str:
+    one, other = style.two()
+    return style.function(
+        f"{one}s, {other}", f"1for {one} in {one}s:", f"2if {one} == {other}:", f"3return {one}", "1return None"
     )
-    says = f"{verb.capitalize()} the {adjective} {noun}, and return {random.choice(_RETURNS)}."
-    return f'def {verb}_{adjective}_{noun}({noun}s, {other}):\n    """{says}"""\n{random.choice(bodies)}'
 
 
-def _sentence(random: Random) -> str:
-    noun, other = random.sample(_NOUNS, 2)
-    return (
-        f"Return the {random.choice(_ADJECTIVES)} {noun} of the {other}: {', '.join(random.sample(_NOUNS, 4))}. "
-        f"To {random.choice(_VERBS)} the {noun}, {random.choice(_VERBS)} its {other}."
+def _collect(style: _Style) -> str:
+    one, found = style.two()
+    return style.function(
+        f"{one}s", f"1{found} = []", f"1for {one} in {one}s:", f"2{found}.append({one}.{style.verb()}())"
+    )
+
+
+def _short(style: _Style) -> str:
+    one, other = style.two()
+    return style.function(f"{one}s, {other}", f"1return [{one} for {one} in {one}s if {one} != {other}]")
+
+
+def _opened(style: _Style) -> str:
+    one, other = style.two()
+    return style.function(one, f"1with open({one}) as {other}:", f"2return {other}.read()")
+
+
+def _called(style: _Style) -> str:
+    one, other = style.two()
+    return style.function(f"{one}, {other}", f"1{one}.{style.verb()}({other})", f"1return len({one})")
+
+
+def _class(style: _Style) -> str:
+    one, other = style.two()
+    name = style.noun().capitalize()
+    return style.block(
+        f"class {name}", f"1def {style.verb()}(self, {one}):", f"2self.{one} = {one}", f"2return self.{other}"
+    )
+
+
+def _branch(style: _Style) -> str:
+    one, other = style.two()
+    number = style.random.randrange(1000)
+    return style.block(f"if {one} > {number}", f"1{other} = {one} - {number}") + style.block(
+        "else", f"1{other} = {style.verb()}({one})"
+    )
+
+
+def _table(style: _Style) -> str:
+    one = style.noun()
+    rows = (f"{style.indent}'{style.noun()}': {style.random.randrange(1000)},\n" for _ in range(4))
+    return f"{one} = {{\n{''.join(rows)}}}\nprint({one})\n"
+
+
+def _counted(style: _Style) -> str:
+    one, other = style.two()
+    return style.block(
+        f"while {one} < {style.random.randrange(100)}", f"1{one} += 1", f"1{style.verb()}({one}, {other})"
     )
 
 
@@ -108,7 +244,7 @@ class PromptText:
             session.generate(text, max_new_tokens=1, speculate="off").prompt_token_ids
             for text in (prose[:room], code[: min(600, room)])
         )
-        # A first token that both share is BOS. (The code begins with "def", the prose with "Return".)
+        # A first token that both share is BOS. (Only the prose begins with a capital.)
         start = whole[:1] if whole[0] == bare[0] else ()
         return cls(start, whole[len(start) :])
 

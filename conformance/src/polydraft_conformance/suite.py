@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polydraft
@@ -18,6 +20,7 @@ from polydraft.verification import VERDICTS
 from polydraft_conformance.cache import RunCache
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.pairs import find_pairs
+from polydraft_conformance.varied import varied_pairs
 
 if TYPE_CHECKING:
     from polydraft import PluginHost, Session
@@ -47,6 +50,10 @@ class Suite:
     verdicts: list[tuple[Verdict, dict[str, Any]]] = field(default_factory=list)
     """Verdicts of the check in progress, each with its evidence; the check's row takes them."""
     _session: tuple[Case, Session] | None = None
+    workspace: tempfile.TemporaryDirectory[str] | None = None
+    """Holds the varied copies of models."""
+    _passed: set[tuple[str, Pair, str]] = field(default_factory=set)
+    """(check, pair, drafter kind) of what has passed."""
     _failed: dict[str, set[tuple[str | None, str | None]]] = field(default_factory=dict)
 
     @property
@@ -112,6 +119,12 @@ class Suite:
             (_, session), self._session = self._session, None
             session.close()
 
+    def end(self) -> None:
+        """Close the shared session, and remove the varied copies of models."""
+        self.close()
+        if self.workspace is not None:
+            self.workspace.cleanup()
+
     def abandon(self) -> None:
         """Forget the shared session without closing it: it hangs, and so might ``close``."""
         self._session = None
@@ -119,6 +132,16 @@ class Suite:
     def note_failure(self, check: Check, case: Case | None) -> None:
         """Remember that a check failed (or follows from one that did)."""
         self._failed.setdefault(check.name, set()).add(_place(check, case))
+
+    def note_pass(self, check: Check, case: Case | None) -> None:
+        """Remember that a check passed."""
+        if case is not None:
+            self._passed.add((check.name, case.pair, case.kind))
+
+    def passed_on_original(self, check: Check, case: Case | None) -> bool:
+        """Whether a check passed on the model that a case's is a varied copy of."""
+        original = case.pair.original if case else None
+        return case is not None and original is not None and (check.name, original, case.kind) in self._passed
 
     def cause(self, check: Check, case: Case | None) -> str | None:
         """A check that this one builds upon and that failed for the same target and drafter kind."""
@@ -157,5 +180,7 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
     if suite.diagnosis.usable:
         suite.capabilities = backend.capabilities()
         suite.exclusions = Exclusions.of(backend.conformance_exclusions())
-        suite.pairs = find_pairs(host, suite.record, suite.capabilities, options)
+        pairs = find_pairs(host, suite.record, suite.capabilities, options)
+        suite.workspace = tempfile.TemporaryDirectory()
+        suite.pairs = (*pairs, *varied_pairs(host, pairs, options, Path(suite.workspace.name)))
     return suite

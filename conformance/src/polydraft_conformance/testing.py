@@ -21,6 +21,7 @@ from polydraft.verification import GreedySampler
 from polydraft_conformance.running import FinishedRun, run_apart
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from polydraft import PluginHost
@@ -85,7 +86,13 @@ def assert_conforms(backend: str, *arguments: str, allow_unavailable: bool = Fal
     raise AssertionError("\n".join([finished.reason, "", *printed]))
 
 
-def run_in_process(backend: str, *arguments: str, host: PluginHost | None = None, rootdir: Path) -> SuiteRun:
+def run_in_process(
+    backend: str,
+    *arguments: str,
+    host: PluginHost | None = None,
+    rootdir: Path,
+    plugins: Sequence[object] = (),
+) -> SuiteRun:
     """Run the suite inside this process: on plugins that are not installed, and with the report as an object.
 
     Args:
@@ -93,11 +100,12 @@ def run_in_process(backend: str, *arguments: str, host: PluginHost | None = None
         arguments: Further options of pytest or the suite.
         host: Plugins in place of the installed ones.
         rootdir: A folder without pytest settings.
+        plugins: Further plugins of pytest.
     """
     observer = _Observer(host)
     command = ["-q", "-c", os.devnull, "--rootdir", str(rootdir), "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     command += ["--pyargs", "polydraft_conformance", "--polydraft-backend", backend, *arguments]
-    return SuiteRun(int(pytest.main(command, plugins=[observer])), observer.report)
+    return SuiteRun(int(pytest.main(command, plugins=[observer, *plugins])), observer.report)
 
 
 class _Observer:

@@ -399,7 +399,7 @@ def test_threads():
 
 def test_weights_cannot_be_changed_by_accident():
     toy = engine()
-    for array in (toy.target.embedding, toy.target.bigrams, toy.target.layers[0].key):
+    for array in (toy.target.embedding, toy.target.bigrams, toy.target.layers[0].projections):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 

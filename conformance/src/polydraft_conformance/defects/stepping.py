@@ -129,7 +129,7 @@ def perturbed(model, share):
     other = ReferenceModel(model.config, model.dtype)
     random = np.random.default_rng(5)
     for layer in other.layers:
-        for name in ("query", "key", "value", "output", "up", "down"):
+        for name in ("projections", "output", "up", "down"):
             weight = getattr(layer, name)
             changed = (weight * (1 + share * random.standard_normal(weight.shape))).astype(weight.dtype)
             object.__setattr__(layer, name, changed)

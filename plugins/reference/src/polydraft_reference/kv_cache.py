@@ -48,7 +48,11 @@ class LayerCache:
 
     def visible(self) -> tuple[Array, Array]:
         """Keys and values that the newest stored row attends to, oldest first: (rows, heads, head_dim) each."""
-        slots = np.arange(self._first_visible(self.length - 1), self.length) % self.capacity
+        first, last = self._first_visible(self.length - 1), self.length - 1
+        if first // self.capacity == last // self.capacity:  # one piece of the ring: nothing is copied
+            piece = slice(first % self.capacity, last % self.capacity + 1)
+            return self.keys[piece], self.values[piece]
+        slots = np.arange(first, last + 1) % self.capacity
         return self.keys[slots], self.values[slots]
 
     def truncate(self, length: int) -> None:
