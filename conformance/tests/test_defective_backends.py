@@ -6,7 +6,7 @@ from polydraft.verification._command import verify
 from polydraft_conformance.defects import honest, stepping
 from polydraft_conformance.defects.catalogue import catalogue
 from polydraft_conformance.defects.making import PluginOf, defective
-from polydraft_conformance.defects.running import missed
+from polydraft_conformance.defects.running import missed, options_for
 from polydraft_conformance.defects.stepping_places import in_sixteen_bits
 
 DEFECTS = {defect.name: defect for defect in catalogue()}
@@ -16,16 +16,27 @@ def failed(run):
     return {row.check: row.reason for row in run.report.rows if row.status == "fail"}
 
 
-@pytest.mark.parametrize("mode", ["quick", "full"])
-@pytest.mark.parametrize("name", DEFECTS)
-def test_it_is_caught(conformance, name, mode):
+def assert_caught(conformance, name, *, full, all_checks):
+    """The first failure ends the run: of a defect's consequences, that is the one that is named."""
     defect = DEFECTS[name]
-    if mode == "quick" and not defect.quick:
+    if not full and not defect.quick:
         pytest.skip("the catalogue says that only a full run catches it")
     with defect.in_place() as backend:
-        # The first failure ends the run: of a defect's consequences, that is the one that is named.
-        run = conformance("-x", "--polydraft-kinds", defect.kind, backend=backend, quick=mode == "quick")
+        options = options_for(defect, full=full, all_checks=all_checks)
+        run = conformance(*options, backend=backend, quick=False)
     assert missed(run, defect) == ""
+
+
+@pytest.mark.parametrize("mode", ["quick", pytest.param("full", marks=pytest.mark.slow("the same defects again"))])
+@pytest.mark.parametrize("name", DEFECTS)
+def test_it_is_caught(conformance, name, mode):
+    assert_caught(conformance, name, full=mode == "full", all_checks=False)
+
+
+@pytest.mark.slow("the same defects again, with all checks that come before the one that names them")
+@pytest.mark.parametrize("name", DEFECTS)
+def test_it_is_caught_by_its_check_first(conformance, name):
+    assert_caught(conformance, name, full=False, all_checks=True)
 
 
 HONEST = {

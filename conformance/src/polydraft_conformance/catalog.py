@@ -21,6 +21,7 @@ __all__ = [
     "CHECKS",
     "Check",
     "Scope",
+    "built_upon",
     "check",
     "load_checks",
     "matching_checks",
@@ -142,6 +143,18 @@ def matching_checks(pattern: str) -> list[str]:
     """Names of the suite's checks that a glob pattern matches."""
     load_checks()
     return [name for name in CHECKS if fnmatchcase(name, pattern)]
+
+
+def built_upon(name: str) -> list[str]:
+    """A check and all that it builds upon, in the order of definition."""
+    load_checks()
+    wanted, found = [name], set()
+    while wanted:
+        each = wanted.pop()
+        if each not in found:
+            found.add(each)
+            wanted += CHECKS[each].after
+    return [each for each in CHECKS if each in found]
 
 
 def rank(check: Check) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from polydraft import PluginHost
 
+from polydraft_conformance.catalog import built_upon
 from polydraft_conformance.defects.catalogue import Defect, catalogue
 from polydraft_conformance.defects.making import PluginOf
 from polydraft_conformance.testing import run_in_process
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from polydraft_conformance.testing import SuiteRun
 
-__all__ = ["matching", "missed", "run", "to_table"]
+__all__ = ["matching", "missed", "options_for", "run", "to_table"]
 
 
 def matching(patterns: Sequence[str]) -> tuple[Defect, ...]:
@@ -38,8 +39,22 @@ def matching(patterns: Sequence[str]) -> tuple[Defect, ...]:
     )
 
 
+def options_for(defect: Defect, *, full: bool, all_checks: bool = False) -> list[str]:
+    """pytest's options for a run of the suite on a defect, which ends with the first failure.
+
+    Args:
+        defect: The defect.
+        full: A full run instead of a quick one.
+        all_checks: Run all checks; otherwise the one that must fail, with those that it builds upon.
+    """
+    options = ["-x", "--polydraft-kinds", defect.kind, *["--polydraft-quick"] * (not full)]
+    if not all_checks:
+        options += ["-k", " or ".join(name for each in (defect.check, *defect.also) for name in built_upon(each))]
+    return options
+
+
 def run(defect: Defect, *, full: bool, seed: int | None = None) -> str:
-    """Run the suite on a defect until a check fails.
+    """Run all checks of the suite on a defect until one fails.
 
     Args:
         defect: It is in place meanwhile.
@@ -49,7 +64,7 @@ def run(defect: Defect, *, full: bool, seed: int | None = None) -> str:
     Returns:
         Why it is not caught; empty if it is.
     """
-    options = ["-x", "--polydraft-kinds", defect.kind, *["--polydraft-quick"] * (not full)]
+    options = options_for(defect, full=full, all_checks=True)
     if seed is not None:
         options += ["--polydraft-seed", str(seed)]
     with defect.in_place() as backend, tempfile.TemporaryDirectory() as folder:
