@@ -108,7 +108,7 @@ def test_prefill_at_every_length(polydraft_bench: Bench) -> None:
         expect(dropped > limit, f"The check proves nothing: a dropped token changes logits by {dropped:.3g} only.")
 
 
-@check(scope="once", after=_LATE, time_factor=4)
+@check(scope="once", after=(*_LATE, "test_long_output_equals_plain"), time_factor=4)
 def test_outputs_continue_themselves(polydraft_bench: Bench) -> None:
     """The output after a prompt and the first j tokens of its output is the rest of it, for every critical length.
 

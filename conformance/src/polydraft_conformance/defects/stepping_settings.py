@@ -176,7 +176,7 @@ _EVERY = "test_settings_decide_every_choice"
 DEFECTS = (
     Defect("stepping: top_k in first rows only", _EVERY, "`top_k` is ignored, in drafted rows", without("top_k")),
     Defect("stepping: top_p ignored in drafts", _EVERY, "`top_p` is ignored, in drafted rows", without("top_p")),
-    Defect("stepping: min_p ignored", _EVERY, "`min_p` is ignored, in all rows", without("min_p", "all")),
+    Defect("stepping: min_p ignored", _EVERY, "`min_p` is ignored, in", without("min_p", "all")),
     Defect("stepping: typical_p ignored", _EVERY, "`typical_p` is ignored", without("typical_p", "all")),
     Defect("stepping: biases in first rows only", _EVERY, "`logit_bias` is ignored, in drafted", without("logit_bias")),
     Defect("stepping: forced ids forgotten in drafts", _EVERY, "`forced_token_ids` is", without("forced_token_ids")),
