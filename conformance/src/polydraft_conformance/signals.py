@@ -16,6 +16,7 @@ __all__ = [
     "DeclarationError",
     "ExcludedWithoutRun",
     "Failed",
+    "LeftOut",
     "ModelsDoNotSuit",
     "NotClaimed",
     "NotIndependentlyChecked",
@@ -34,6 +35,10 @@ class NotIndependentlyChecked(Skipped):
 
 class ModelsDoNotSuit(Skipped):
     """The models lack a property without which the check proves nothing."""
+
+
+class LeftOut(Skipped):
+    """An option of the run leaves out what a check needs."""
 
 
 class ExcludedWithoutRun(Skipped):

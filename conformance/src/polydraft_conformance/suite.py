@@ -20,6 +20,7 @@ from polydraft.verification import VERDICTS
 from polydraft_conformance.cache import RunCache
 from polydraft_conformance.exclusions import Exclusions
 from polydraft_conformance.pairs import find_pairs
+from polydraft_conformance.signals import LeftOut
 from polydraft_conformance.varied import varied_pairs
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class Suite:
     def k_values(self) -> tuple[int, ...]:
         """The k to run, the usual one first, up to the largest that the backend claims."""
         most = self.capabilities.max_speculative_tokens if self.capabilities else 1
-        return tuple(dict.fromkeys(min(k, most) for k in self.options.k_values))
+        values = self.options.k_values[:1] if self.options.one_session else self.options.k_values
+        return tuple(dict.fromkeys(min(k, most) for k in values))
 
     @property
     def hardware(self) -> str:
@@ -88,8 +90,10 @@ class Suite:
             PolydraftError: The backend cannot load the pair.
         """
         if self._session is None or self._session[0] != case:
+            if self.options.one_session and (case.kind, case.drafter) not in case.pair.drafters:
+                raise LeftOut("It loads another drafter, and `--polydraft-one-session` was given.")
             self.close()
-            self._session = (case, self.load(case))
+            self._session = (case, self._load(case))
         return self._session[1]
 
     def load(self, case: Case, **changes: Any) -> Session:
@@ -99,6 +103,11 @@ class Suite:
             case: What to load.
             changes: Arguments of ``polydraft.load`` that replace the suite's.
         """
+        if self.options.one_session:
+            raise LeftOut("It loads a further session, and `--polydraft-one-session` was given.")
+        return self._load(case, **changes)
+
+    def _load(self, case: Case, **changes: Any) -> Session:
         arguments: dict[str, Any] = {
             "drafter": case.drafter,
             "backend": self.options.backend,
@@ -182,5 +191,6 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
         suite.exclusions = Exclusions.of(backend.conformance_exclusions())
         pairs = find_pairs(host, suite.record, suite.capabilities, options)
         suite.workspace = tempfile.TemporaryDirectory()
-        suite.pairs = (*pairs, *varied_pairs(host, pairs, options, Path(suite.workspace.name)))
+        varied = () if options.one_session else varied_pairs(host, pairs, options, Path(suite.workspace.name))
+        suite.pairs = (*pairs, *varied)
     return suite
