@@ -10,9 +10,10 @@ prefix that it follows. Three things are compared with them, for every token, on
 - *Evidence.* For other samplers, each conceivable fault ("top_p is ignored", "penalties are counted once a round")
   says how probable the tokens are if it is there. Their ratio to the true probabilities is a bet against the engine
   that an honest one wins on average: it exceeds x with a probability of at most 1/x, however often one looks (Ville
-  1939; Shafer and Vovk 2019). One more bet, on no fault in particular, is on where tokens lie among the more and less
-  probable ones (``place``), with the weights of Krichevsky and Trofimov (1981). Logits that are off by at most
-  ``slack`` change no probability by more than a factor exp(2 * slack / temperature), which each bet pays for.
+  1939; Shafer and Vovk 2019). Three more bets, on no fault in particular, are on where tokens lie among the more and
+  less probable ones (``place``): in all outputs, after the token before, and in the output so far (noise that comes
+  again in every round), with the weights of Krichevsky and Trofimov (1981). Logits that are off by at most ``slack``
+  change no probability by more than a factor exp(2 * slack / temperature), which each bet pays for.
 
 The message names the fault with the largest evidence, and the rows that show it.
 """
@@ -269,6 +270,7 @@ class Evidence:
         temperature = trial.settings.temperature
         price = 2 * trial.slack / temperature if temperature else 0.0
         before: tuple[int, int] | None = None
+        rows: dict[str, Counter[int]] = {}
         for choice in trial.choices:
             if not choice.is_emitted:
                 continue
@@ -291,6 +293,7 @@ class Evidence:
             index = len(choice.output)
             previous = before[1] if before is not None and before[0] == index - 1 else None
             self._bet_on(choice, cell, previous, price)
+            self._bet_on_repetition(choice, cell, rows, price)
             before = index, cell
 
     def _bet_on(self, choice: Choice, cell: int, previous: int | None, price: float) -> None:
@@ -309,6 +312,16 @@ class Evidence:
             won = math.log(2 * (pairs[first, second] + 0.5) / (total + 1)) - price
             self._win("neighbouring tokens are not drawn independently of each other", choice, won, where)
             pairs[first, second] += 1
+
+    def _bet_on_repetition(self, choice: Choice, cell: int, rows: dict[str, Counter[int]], price: float) -> None:
+        """Bet that a token lies where those of the same rows in earlier rounds of this output did."""
+        if choice.row is None or not choice.output:
+            return
+        where = _BONUS if choice.is_last else f"in row {choice.row} of rounds" if choice.row else choice.places[-1]
+        counts = rows.setdefault(where, Counter())
+        won = math.log(_CELLS * (counts[cell] + 0.5) / (counts.total() + _CELLS / 2)) - price
+        self._win("the noise is the same in every round of an output", choice, won, where)
+        counts[cell] += 1
 
     def _win(self, words: str, choice: Choice, won: float, where: str | None = None) -> None:
         for each in choice.places if where is None else (where,):
