@@ -199,9 +199,10 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
 
     second = [*answered(base), *prompt(6, 2)[1:]]
 
-    def edited(place: int) -> list[int]:
-        turn = answered(base)
-        turn[place] = random.choice([token for token in vocabulary if token != turn[place]])
+    def edited(first: list[int], count: int) -> list[int]:
+        turn = answered(first)
+        for at in range(len(turn) - 1 - count, len(turn) - 1):  # the last one has never been run
+            turn[at] = random.choice([token for token in vocabulary if token != turn[at]])
         return [*turn, *prompt(7, 6)[1:]]
 
     return [
@@ -213,11 +214,13 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
         ("The prompt with another token near its start", changed(1)),
         ("The prompt again after others", base),
         # Longer than what is kept, and another in its last block only.
-        ("The second turn after an answer whose end was changed", edited(-2)),
+        ("The second turn after an answer whose last token was changed", edited(base, 1)),
         ("The prompt after a changed answer", base),
-        ("The second turn after an answer that was changed near its end", edited(-random.randint(3, 8))),
+        ("The second turn after an answer whose end was changed", edited(base, random.randint(3, 6))),
         ("The second turn of a conversation", second),
         ("Another conversation", apart),
+        ("The second turn after an answer whose last two tokens were changed", edited(apart, 2)),
+        ("Another conversation again", apart),
         ("The third turn of the first conversation", [*answered(second), *prompt(5, 4)[1:]]),
         ("The second turn of the other conversation", [*answered(apart), *prompt(5, 5)[1:]]),
         ("The first turn, cut short", base[: length - 4]),
