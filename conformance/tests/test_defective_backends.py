@@ -42,6 +42,9 @@ def test_it_is_caught_by_its_check_first(conformance, name):
 HONEST = {
     "a whole engine": defective(whole=honest.Whole, **honest.CLAIMS),
     "a whole engine with few claims": defective(whole=honest.Whole, **honest.FEW_CLAIMS),
+    "a whole engine without seeds": defective(
+        whole=honest.Whole, **{**honest.FEW_CLAIMS, "sampling": frozenset({"temperature"})}
+    ),
     "an engine with bfloat16": in_sixteen_bits(stepping.LowPrecision),
 }
 

@@ -40,6 +40,19 @@ def test_honest_samples_pass(seed):
     assert not evidence_of(drawn(TARGET, 600, seed)).problem
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_noise_that_comes_again_in_every_round(seed):
+    """That of bonus rows only, and in each output another one, so that no token is too frequent."""
+    source, tokens = np.random.default_rng(seed), []
+    for number in range(12):
+        again = (seed + 0.9 + 0.618 * number) % 1.0
+        noise = [again if index % 5 == 4 else source.random() for index in range(100)]
+        tokens += [int(np.searchsorted(np.cumsum(TARGET), each)) for each in noise]
+    problem = evidence_of(tokens).problem
+    assert problem.startswith("the noise is the same in every round of an output")
+    assert "in the bonus row" in problem.splitlines()[0]
+
+
 def test_bets_that_are_won_by_chance_are_as_rare_as_promised():
     """An honest sampler gets a bet to e**3 in at most one of e**3 runs, each of its bets."""
     runs = [evidence_of(drawn(TARGET, 100, seed)).bets for seed in range(30)]

@@ -83,6 +83,7 @@ def short_drafts(counts: Sequence[DraftCount], k: int, *, by_context: bool = Fal
     first, shortest = short[0], max(one.drafted for one in short)
     full = [one for one in judged if one not in short]
     if not any(one.room == k for one in full):
+        most = max(one.drafted for one in judged)  # elsewhere there may have been drafts: of a short output
         if not most:
             return f"The drafter is silent: none of {len(judged)} rounds drafts anything"
         return f"k is off: at most {most} tokens were drafted in a round, but k={k}"

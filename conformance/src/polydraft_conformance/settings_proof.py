@@ -10,9 +10,10 @@ prefix that it follows. Three things are compared with them, for every token, on
 - *Evidence.* For other samplers, each conceivable fault ("top_p is ignored", "penalties are counted once a round")
   says how probable the tokens are if it is there. Their ratio to the true probabilities is a bet against the engine
   that an honest one wins on average: it exceeds x with a probability of at most 1/x, however often one looks (Ville
-  1939; Shafer and Vovk 2019). One more bet, on no fault in particular, is on where tokens lie among the more and less
-  probable ones (``place``), with the weights of Krichevsky and Trofimov (1981). Logits that are off by at most
-  ``slack`` change no probability by more than a factor exp(2 * slack / temperature), which each bet pays for.
+  1939; Shafer and Vovk 2019). Three more bets, on no fault in particular, are on where tokens lie among the more and
+  less probable ones (``place``): in all outputs, after the token before, and in the output so far (noise that comes
+  again in every round), with the weights of Krichevsky and Trofimov (1981). Logits that are off by at most ``slack``
+  change no probability by more than a factor exp(2 * slack / temperature), which each bet pays for.
 
 The message names the fault with the largest evidence, and the rows that show it.
 """
@@ -59,6 +60,9 @@ _RIGHT = 60
 """Right tokens that the faults are tried on."""
 _HEDGE = 0.01
 """Share of a bet that is kept, so that one improbable token does not lose it all."""
+_NOISES = 128
+"""Uniform noises that are told apart, where it is asked whether the same one comes again."""
+_EDGES = np.linspace(0.0, 1.0, _NOISES + 1)
 _OPS = NumpyOps()
 
 
@@ -268,7 +272,8 @@ class Evidence:
         faults = faults_of(trial.settings)
         temperature = trial.settings.temperature
         price = 2 * trial.slack / temperature if temperature else 0.0
-        before: tuple[int, int] | None = None
+        before: tuple[int, tuple[int, int]] | None = None
+        rows: dict[tuple[str, str], Row] = {}
         for choice in trial.choices:
             if not choice.is_emitted:
                 continue
@@ -287,28 +292,66 @@ class Evidence:
             for words, fault in faults.items():
                 other = fault(trial, choice)[choice.token]
                 self._win(words, choice, math.log((1 - _HEDGE) * other / share + _HEDGE) - price)
-            cell = int(place(shares, choice.token, self.random.random()) * _CELLS)
+            inside = self.random.random()
+            cell = int(place(shares, choice.token, inside) * _CELLS)
+            # Engines that invert the cumulated probabilities do so in the order of ids, or after sorting.
+            cells = cell, int(place(shares, choice.token, inside, by_id=True) * _CELLS)
             index = len(choice.output)
             previous = before[1] if before is not None and before[0] == index - 1 else None
-            self._bet_on(choice, cell, previous, price)
-            before = index, cell
+            self._bet_on(choice, cell, price)
+            self._bet_on_noise(choice, cells, previous, rows, shares, price)
+            before = index, cells
 
-    def _bet_on(self, choice: Choice, cell: int, previous: int | None, price: float) -> None:
-        """Bet on where a token lies, from where earlier ones did, and from where the one before it did."""
+    def _bet_on(self, choice: Choice, cell: int, price: float) -> None:
+        """Bet on where a token lies, from where earlier ones did."""
         for where in choice.places:
             counts = self._cells.setdefault(where, Counter())
             won = math.log(_CELLS * (counts[cell] + 0.5) / (counts.total() + _CELLS / 2)) - price
             self._win("tokens do not follow the target's probabilities", choice, won, where)
             counts[cell] += 1
-            if previous is None:
+
+    def _bet_on_noise(
+        self,
+        choice: Choice,
+        cells: tuple[int, int],
+        previous: tuple[int, int] | None,
+        rows: dict[tuple[str, str], Row],
+        shares: Row,
+        price: float,
+    ) -> None:
+        """Bet on where a token lies, in both orders, from the token before, and from the output's earlier rounds.
+
+        Args:
+            choice: The token's.
+            cells: Where it lies.
+            previous: Where the token before it does, if that was judged.
+            rows: (order, row of a round) -> how probable each noise is, were it the same in all rounds of this output.
+            shares: The probabilities of all tokens.
+            price: What the slack costs.
+        """
+        starts = place(shares, choice.token, 0.0), place(shares, choice.token, 0.0, by_id=True)
+        for number, order in enumerate(("", " (in the order of ids)")):
+            cell = cells[number]
+            for where in choice.places if previous is not None else ():
+                assert previous is not None
+                pairs = self._pairs.setdefault(where + order, Counter())
+                # Halves of the cells: four pairs, of which the first member is known.
+                first, second = 2 * previous[number] // _CELLS, 2 * cell // _CELLS
+                total = pairs[first, 0] + pairs[first, 1]
+                won = math.log(2 * (pairs[first, second] + 0.5) / (total + 1)) - price
+                self._win(f"neighbouring tokens are not drawn independently of each other{order}", choice, won, where)
+                pairs[first, second] += 1
+            if choice.row is None or not choice.output:
                 continue
-            pairs = self._pairs.setdefault(where, Counter())
-            # Halves of the cells: four pairs, of which the first member is known.
-            first, second = 2 * previous // _CELLS, 2 * cell // _CELLS
-            total = pairs[first, 0] + pairs[first, 1]
-            won = math.log(2 * (pairs[first, second] + 0.5) / (total + 1)) - price
-            self._win("neighbouring tokens are not drawn independently of each other", choice, won, where)
-            pairs[first, second] += 1
+            where = _BONUS if choice.is_last else f"in row {choice.row} of rounds" if choice.row else choice.places[-1]
+            low, share = starts[number], float(shares[choice.token])
+            edges = np.clip(_EDGES, low, low + share)
+            inside = (edges[1:] - edges[:-1]) * _NOISES
+            likely = rows.get((order, where), np.full(_NOISES, 1.0 / _NOISES))
+            won = math.log((1 - _HEDGE) * max(float((likely * inside).sum()), 0.0) / share + _HEDGE) - price
+            self._win(f"the noise is the same in every round of an output{order}", choice, won, where)
+            likely = likely * (inside + _HEDGE)
+            rows[order, where] = likely / likely.sum()
 
     def _win(self, words: str, choice: Choice, won: float, where: str | None = None) -> None:
         for each in choice.places if where is None else (where,):
@@ -336,6 +379,11 @@ class Evidence:
         return ""
 
     @property
+    def is_suspicious(self) -> bool:
+        """Whether it pays to look at more tokens, which bets allow: of correct samplers hardly one in a hundred is."""
+        return max(self.bets.values(), default=0.0) > LIMIT / 3
+
+    @property
     def best_token(self) -> float:
         """How probable the most probable token is, on average."""
         shares = [float(trial.probabilities(choice).max()) for trial, choice in self.judged]
@@ -352,7 +400,7 @@ class Evidence:
         }
 
 
-def place(shares: Row, token: int, inside: float) -> float:
+def place(shares: Row, token: int, inside: float, *, by_id: bool = False) -> float:
     """Where a sampled token lies on [0, 1): uniform if it was drawn from ``shares``, shape (vocab,).
 
     Tokens in the order of falling probability own an interval as long as their probability (Rosenblatt 1952).
@@ -361,8 +409,12 @@ def place(shares: Row, token: int, inside: float) -> float:
         shares: Probabilities of all tokens.
         token: The one that came out.
         inside: A number in [0, 1) that has nothing to do with it.
+        by_id: In the order of ids instead.
     """
-    before = shares[shares > shares[token]].sum() + shares[:token][shares[:token] == shares[token]].sum()
+    if by_id:
+        before = shares[:token].sum()
+    else:
+        before = shares[shares > shares[token]].sum() + shares[:token][shares[:token] == shares[token]].sum()
     # Below 1: rounding must not lead to a part after the last.
     return float(min(before + inside * shares[token], 1.0 - 1e-12))
 

@@ -324,6 +324,16 @@ def test_generate_many_keeps_the_order_and_gives_each_its_noise(session):
     assert [result.token_ids for result in results] == [result.token_ids for result in plain]
 
 
+def test_generate_many_draws_a_seed_for_all_without_setting_one(kit):
+    with kit.session("mtp", 4) as session:
+        session._capabilities = session._capabilities.model_copy(
+            update={"sampling": session._capabilities.sampling - {"seed"}}
+        )
+        results = session.generate_many([PROMPT, PROMPT], max_new_tokens=40, temperature=1.0, ignore_eos=True)
+    assert len({result.settings.seed for result in results}) == 1
+    assert results[0].token_ids != results[1].token_ids
+
+
 def test_a_drawn_seed_is_reported(session):
     result = session.generate(PROMPT, max_new_tokens=40, temperature=1.0)
     again = session.generate(PROMPT, max_new_tokens=40, temperature=1.0, seed=result.settings.seed)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft_conformance.catalog import check, not_claimed
-from polydraft_conformance.choices import BEST, told_trial
+from polydraft import SpeculationWarning
+
+from polydraft_conformance.bench import Bench
+from polydraft_conformance.catalog import check, not_claimed, unchecked
+from polydraft_conformance.choices import BEST, other_engine, scored_trial, told_trial
 from polydraft_conformance.claims import MODEL_KINDS, expect, is_seed_identical, samples
 from polydraft_conformance.counting import logged, stepping_engine
 from polydraft_conformance.evidence import speculation_of
+from polydraft_conformance.known_drafters import useless_drafter
 from polydraft_conformance.settings_proof import Evidence
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import Speculate
-
-    from polydraft_conformance.bench import Bench
+    from polydraft.contract import Speculate, SteppingEngine
 
 
 def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
@@ -45,6 +51,8 @@ _LONG = 100
 """Tokens of one output whose tokens are compared with their probabilities."""
 _QUICK_TOKENS, _TOKENS = 900, 4000
 """How many are compared in all: the first catch a bias such as Transformers 5.22's, the others one of a tenth."""
+_MORE = 8
+"""So many times as many where those seen are suspicious."""
 _CERTAIN = 0.95
 """Above this probability, a biased sampler could not be detected."""
 _AFTER = ("test_generates", "test_greedy_equals_plain")
@@ -236,14 +244,16 @@ def test_logprobs_equal_plain(polydraft_bench: Bench) -> None:
 @check(
     scope="method",
     after=(*_SEEDED, "test_drafts_are_made", "test_logprobs_equal_plain"),
-    claims=samples("temperature", "logprobs"),
+    claims=samples("temperature"),
     time_factor=10,
 )
 def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
     """While speculating, every output token is drawn from the target's exact probabilities.
 
-    Proves: at temperature 1, tokens are as frequent as their own log-probabilities say: in drafted rows, in the first
-    rows of rounds and in bonus rows, each alone and next to its neighbour. `settings_proof.py` explains the method.
+    Proves: at temperature 1, tokens are as frequent as their log-probabilities (the engine's own, or another installed
+    backend's) say: in drafted rows, in the first rows of rounds and in bonus rows, each alone and next to its
+    neighbour; with the pair's drafter and, of toy models, with one that is never right, whose drafts show best what is
+    wrong with accepting them. `settings_proof.py` explains the method.
     A failure means: sampling is biased while speculating, in the rows that the message names; drafts that are accepted
     too often make the most probable tokens too frequent.
     Look at: how a draft is accepted (by p/q, with q what it was really drawn from), and what follows a rejection.
@@ -252,37 +262,75 @@ def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
     first = bench.suite.pairs[0].case(case.k)
     if bench.capabilities.seed_identical and (case != first or bench.quick):
         not_claimed(f"Samples equal plain ones seed by seed; the rule is tested by full runs, on {first.id}.")
+    suite, tells = bench.suite, "logprobs" in bench.capabilities.sampling
+    with nullcontext() if tells else other_engine(bench) as other, tempfile.TemporaryDirectory() as folder:
+        if not tells and other is None:
+            unchecked("no other backend shows this target's logits, and this one gives no log-probabilities.")
+        evidence = _distribution(bench, other, "")
+        bench.numbers["distribution"] = evidence.as_dict()
+        best = evidence.best_token
+        expect(best <= _CERTAIN, f"The check proves nothing: the target gives its best token {best:.1%} on average.")
+        if case.kind not in MODEL_KINDS:
+            return
+        useless = useless_drafter(suite, case, Path(folder) / "useless")
+        if useless is None or useless.share is None:  # drafts of one token are hardly ever accepted
+            return
+        wrong = Bench(suite, useless.case, suite.session(useless.case), bench.numbers)
+        try:
+            where = f" (with a drafter {useless.what})"
+            bench.numbers["distribution_with_wrong_drafts"] = _distribution(wrong, other, where).as_dict()
+        finally:
+            suite.close()  # before its folder goes
+
+
+def _distribution(bench: Bench, other: SteppingEngine | None, where: str) -> Evidence:
+    """The evidence of samples at temperature 1, which has not failed.
+
+    Args:
+        bench: Of a session.
+        other: Gives the logits; None: the engine's own log-probabilities do.
+        where: Which drafter, for messages.
+    """
     session = bench.session
     wanted = _QUICK_TOKENS if bench.quick else _TOKENS
-    evidence = Evidence(bench.random("distribution"))
+    evidence = Evidence(bench.random(f"distribution{where}"))
     drafted: list[int | None] = []
     number = 0
-    while len(evidence.judged) < wanted:
+    while len(evidence.judged) < wanted * (_MORE if evidence.is_suspicious else 1):
         prompt = bench.prompt(bench.random(f"length {number}").randrange(2, bench.window + 9), variant=number)
-        pieces = streamed(
-            session,
-            prompt,
-            temperature=1.0,
-            max_new_tokens=min(_LONG, session.running.context_length - len(prompt)),
-            ignore_eos=True,
-            logprobs=BEST,
-            speculate="on",
-            **bench.seed(3000 + number),
-        )
-        entries = pieces.result.logprobs or ()
-        expect(
-            len(entries) == len(pieces.token_ids),
-            f"{len(entries)} log-probabilities came out for {len(pieces.token_ids)} tokens.",
-        )
+        call: dict[str, Any] = {} if other is not None else {"logprobs": BEST}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpeculationWarning)  # a drafter that is never right is of no use
+            pieces = streamed(
+                session,
+                prompt,
+                temperature=1.0,
+                max_new_tokens=min(_LONG, session.running.context_length - len(prompt)),
+                ignore_eos=True,
+                speculate="on",
+                **call,
+                **bench.seed(3000 + number),
+            )
         drafted.append(pieces.result.stats.num_draft_tokens)
-        evidence.add(told_trial(pieces, session.tokenizer.vocab_size, frozenset(), case.k))
-        expect(not evidence.problem, f"Sampling is biased while speculating: {evidence.problem}")
+        if other is not None:
+            evidence.add(scored_trial(other, pieces, frozenset(), bench.case.k, session.running.dtype))
+        else:
+            entries = pieces.result.logprobs or ()
+            expect(
+                len(entries) == len(pieces.token_ids),
+                f"{len(entries)} log-probabilities came out for {len(pieces.token_ids)} tokens.",
+            )
+            evidence.add(told_trial(pieces, session.tokenizer.vocab_size, frozenset(), bench.case.k))
+        cause = (
+            f"Drafts are accepted too often, or what follows a rejection is biased{where}"
+            if where
+            else "Sampling is biased while speculating"
+        )
+        expect(not evidence.problem, f"{cause}: {evidence.problem}")
         number += 1
-    if case.kind in MODEL_KINDS:
+    if bench.case.kind in MODEL_KINDS:
         expect(None in drafted or any(drafted), "The check proves nothing: no draft was made while sampling.")
-    bench.numbers["distribution"] = evidence.as_dict()
-    best = evidence.best_token
-    expect(best <= _CERTAIN, f"The check proves nothing: the target gives its best token {best:.1%} on average.")
+    return evidence
 
 
 @check(scope="once", after=(*_SEEDED, "test_sample_equals_plain"), claims=samples("temperature"))

@@ -63,9 +63,10 @@ def test_prompts_that_resemble_the_last(polydraft_bench: Bench) -> None:
     """Prompts that share a beginning or a length with the last one give what a fresh session gives.
 
     Proves: the same prompt again, with another last, middle or first token, of the same length with other tokens, cut
-    short, grown over three turns, and two conversations in turn: each output is the fresh session's.
+    short, grown over three turns, grown from a changed answer, and two conversations in turn: each output is the fresh
+    session's.
     A failure means: a prefix cache or a kept KV cache is taken for another prompt's: matched by length, by a hash of
-    some tokens, or one token too far.
+    some tokens, by whole blocks, or one token too far.
     Look at: how a kept cache is compared with the new prompt; that at least the last token is run again.
     """
 
@@ -197,6 +198,13 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
         return [*base[:place], other, *base[place + 1 :]]
 
     second = [*answered(base), *prompt(6, 2)[1:]]
+
+    def edited(first: list[int], count: int) -> list[int]:
+        turn = answered(first)
+        for at in range(len(turn) - 1 - count, len(turn) - 1):  # the last one has never been run
+            turn[at] = random.choice([token for token in vocabulary if token != turn[at]])
+        return [*turn, *prompt(7, 6)[1:]]
+
     return [
         ("A prompt", base),
         ("The same prompt again", base),
@@ -205,8 +213,14 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
         ("The prompt with another token in the middle", changed(length // 2)),
         ("The prompt with another token near its start", changed(1)),
         ("The prompt again after others", base),
+        # Longer than what is kept, and another in its last block only.
+        ("The second turn after an answer whose last token was changed", edited(base, 1)),
+        ("The prompt after a changed answer", base),
+        ("The second turn after an answer whose end was changed", edited(base, random.randint(3, 6))),
         ("The second turn of a conversation", second),
         ("Another conversation", apart),
+        ("The second turn after an answer whose last two tokens were changed", edited(apart, 2)),
+        ("Another conversation again", apart),
         ("The third turn of the first conversation", [*answered(second), *prompt(5, 4)[1:]]),
         ("The second turn of the other conversation", [*answered(apart), *prompt(5, 5)[1:]]),
         ("The first turn, cut short", base[: length - 4]),

@@ -16,7 +16,7 @@ __all__ = ["MODULES", "Defect", "catalogue"]
 
 MODULES = (
     *("stepping", "stepping_settings", "stepping_speculation", "stepping_places"),
-    *("whole", "whole_settings", "whole_statistics", "whole_places", "core", "cheats"),
+    *("whole", "whole_settings", "whole_statistics", "whole_places", "whole_rounds", "core", "cheats"),
 )
 """The modules of this package that hold defects, each in a tuple ``DEFECTS``."""
 

@@ -179,10 +179,10 @@ class Session:
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
-        if arguments.get("seed") is None:
-            # One seed for all prompts, which differ by noise stream: one number then repeats the whole list.
-            arguments["seed"] = _draw_seed()
-        streams = [self._stream(prompt, arguments, noise_stream=index) for index, prompt in enumerate(prompts)]
+        # One seed for all prompts, which differ by noise stream: one number then repeats the whole list. It is no
+        # setting: a backend that takes no seeds may ignore it.
+        drawn = _draw_seed()
+        streams = [self._stream(prompt, arguments, noise_stream=at, drawn=drawn) for at, prompt in enumerate(prompts)]
         results = []
         try:
             if self._running.concurrency == "concurrent":
@@ -266,7 +266,10 @@ class Session:
         if self._closed:
             raise SessionClosedError("This session is closed.", "Load a new one with polydraft.load.")
 
-    def _stream(self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0) -> TokenStream:
+    def _stream(
+        self, prompt: Prompt, arguments: CallArguments, *, noise_stream: int = 0, drawn: int | None = None
+    ) -> TokenStream:
+        """A call's stream; ``drawn`` is the seed where the arguments give none."""
         self._check_usable()
         # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
@@ -306,7 +309,7 @@ class Session:
         request = TokenRequest(
             prompt_token_ids=encoded.token_ids,
             settings=settings,
-            seed=_draw_seed() if settings.seed is None else settings.seed,
+            seed=settings.seed if settings.seed is not None else _draw_seed() if drawn is None else drawn,
             stream=noise_stream,
             speculate=off is None,
             num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
