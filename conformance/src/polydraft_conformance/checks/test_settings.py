@@ -62,7 +62,7 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
 
     Proves: for each claimed setting, greedily and sampled, with and without speculation, every row's token is what an
     independent implementation of the settings chooses from that row's logits: biases, penalties, bans, filters,
-    temperature, and the noise of seed and position.
+    temperature, and the noise of seed and position; and the logits of a sampled request are those of a greedy one.
     A failure means: a setting is ignored or applied wrongly, in the rows that the message names.
     Look at: how the engine calls `Sampler.choose` (its `first_position` and `run_token_ids`), and whether it chooses
     by itself.
@@ -72,6 +72,7 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
     if engine is None or not bench.capabilities.exposes_logits:
         not_claimed("The engine's logits cannot be read; test_samples_follow_the_settings judges what comes out.")
     judged = 0
+    compared: set[Speculate] = set()
     for settings in _mine(bench, _settings(bench)):
         # A sample that depends on the drafts is no choice by the rule; only its probabilities are known.
         evidence: Evidence | None = None
@@ -93,6 +94,9 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
                 count, problem = judge_by_rule([trial])
             judged += count
             expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
+            if settings["temperature"] and speculate not in compared:
+                compared.add(speculate)
+                _expect_greedy_logits(bench, engine, trial, result.token_ids)
     bench.numbers["choices_judged"] = judged
     expect(judged > 0, "The check proves nothing: no choice could be judged.")
 
@@ -179,17 +183,21 @@ def _far_settings(bench: Bench) -> list[dict[str, Any]]:
 
 def _expect_greedy_logits(bench: Bench, engine: SteppingEngine, trial: Trial, output: Sequence[int]) -> None:
     """The logits that a sampled request chose from are those of a greedy run of the same text."""
-    rows = rows_of(engine, trial.prompt, output)
-    emitted = [choice for choice in trial.choices if choice.is_emitted]
-    gaps = [(difference(choice.logits, rows[len(choice.output)]), choice) for choice in emitted]
-    far = [(gap, choice) for gap, choice in gaps if gap > bench.tolerance]
+    rows, limit = rows_of(engine, trial.prompt, output), bench.tolerance
+    pairs = [(choice, rows[len(choice.output)]) for choice in trial.choices if choice.is_emitted]
+    gaps = [difference(choice.logits, row) for choice, row in pairs]
+    off = [pair for pair, gap in zip(pairs, gaps, strict=True) if gap > limit]
     # Single rows may differ where the routing of a mixture of experts is nearly tied.
-    expect(
-        4 * len(far) <= len(emitted),
-        f"A sampled request has other logits than a greedy one: {len(far)} of {len(emitted)} rows differ by up to "
-        f"{max(gaps, key=lambda pair: pair[0])[0]:.3g}, more than the noise of {bench.tolerance:.3g} explains "
-        f"({sum(bool(choice.row) for _, choice in far)} of them are drafted rows). What is done to them before "
-        "the sampler is called counts twice, or a sampled request runs another path.",
+    if 4 * len(off) <= len(pairs):
+        return
+    temperature = trial.settings.temperature
+    divided = [pair for pair in off if difference(pair[0].logits * np.float32(temperature), pair[1]) <= limit]
+    where = f"{len(off)} of {len(pairs)} rows, {sum(bool(choice.row) for choice, _ in off)} of them drafted ones"
+    raise AssertionError(
+        f"The temperature is applied twice: logits are divided by it before they reach the sampler, in {where}."
+        if 2 * len(divided) > len(off)
+        else f"A sampled request has other logits than a greedy one, in {where}: they differ by up to {max(gaps):.3g}, "
+        f"and the engine's noise explains {limit:.3g}."
     )
 
 

@@ -123,7 +123,7 @@ def far(name: str, sequence: type[ReferenceSequence], cause: str, check: str = "
 DEFECTS: tuple[Defect, ...] = (
     far("penalties forget", RepeatLast64, "Penalties look at the last 64 tokens only"),
     far("noise repeats itself", PeriodicNoise, "that of position p is that of p mod 256"),
-    far("temperature applied twice", TemperatureTwice, "other logits than a greedy one"),
+    far("temperature twice", TemperatureTwice, "The temperature is applied twice", "test_settings_decide_every_choice"),
     far("five best tokens", FiveBest, "The best tokens are not all listed: 5 instead of"),
     far("drafting stops while sampling", StopsWhileSampling, "Drafting stops"),
     far("negative logits divided", NegativeDivided, "divides negative logits", "test_settings_decide_every_choice"),
