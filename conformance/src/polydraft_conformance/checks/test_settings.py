@@ -80,8 +80,9 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
             length = _PLAIN if speculate == "off" else _FEW if bench.quick else _MANY
             call = {**settings, "max_new_tokens": length, "ignore_eos": "min_new_tokens" not in settings}
             prompt = _prompt(bench, judged)
+            seed = _seed(bench, settings, judged)
             with recorded(engine) as recordings:
-                result = session.generate(prompt, speculate=speculate, **call, **_seed(bench, settings, judged))
+                result = session.generate(prompt, speculate=speculate, **call, **seed)
             rejects = settings.get("acceptance") == "rejection" and speculate == "auto"
             eos = frozenset() if call["ignore_eos"] else session.tokenizer.eos_token_ids
             all_rows = not rejects and "logits_processor" not in settings
@@ -93,6 +94,10 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
             else:
                 count, problem = judge_by_rule([trial])
             judged += count
+            if problem and _is_right_when_fresh(bench, prompt, eos, {**call, "speculate": speculate, **seed}):
+                problem = (
+                    f"settings or state of an earlier request are still in effect (a fresh session is right): {problem}"
+                )
             expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
             if settings["temperature"] and speculate not in compared:
                 compared.add(speculate)
@@ -179,6 +184,15 @@ def _far_settings(bench: Bench) -> list[dict[str, Any]]:
         for settings in wanted
         if {"temperature", "seed"} <= sampling
     ]
+
+
+def _is_right_when_fresh(bench: Bench, prompt: list[int], eos_token_ids: frozenset[int], call: dict[str, Any]) -> bool:
+    """Whether a request that went wrong is right as the first one of a new session."""
+    if call.get("acceptance") == "rejection" or "logits_processor" in call:
+        return False
+    with bench.opened() as fresh, recorded(fresh.engine) as recordings:
+        result = fresh.session.generate(prompt, **call)
+        return not judge_by_rule([recordings[-1].trial(result, eos_token_ids, all_rows=True)])[1]
 
 
 def _expect_greedy_logits(bench: Bench, engine: SteppingEngine, trial: Trial, output: Sequence[int]) -> None:
