@@ -153,6 +153,8 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
             found["`min_new_tokens` is ignored for stop ids"] = _with(stop_token_ids=())
             found["`min_new_tokens` is ignored for EOS"] = _without_eos
         found[words] = _with(**{name: value})
+    if settings.top_k:
+        found["`top_k` keeps one token too many"] = _with(top_k=settings.top_k + 1)
     penalties = {name for name in changed if name.endswith("_penalty")}
     if penalties:
         found["penalties are counted once a round: they miss the drafts before a row"] = _of_the_round_before
