@@ -1,6 +1,7 @@
 """The proof on made-up tokens whose probabilities are known."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_places_fill_the_unit_interval():
 
 
 def test_logprobs_that_are_not_raw():
-    settings = GenerationSettings(temperature=0.5, logprobs=2)
+    settings = GenerationSettings(temperature=0.5, logprobs=0)
     random_ = np.random.default_rng(1)
     rows = random_.standard_normal((10, 5))
     tokens = [int(row.argmax()) for row in rows]
@@ -145,6 +146,8 @@ def test_logprobs_that_are_not_raw():
         return [TokenLogprobs(token_id=t, logprob=float(row[t])) for t, row in zip(tokens, logprobs, strict=True)]
 
     assert not judge_logprobs(made, entries(rows), 1e-3)
+    asked = replace(made, settings=GenerationSettings(temperature=0.5, logprobs=2))
+    assert judge_logprobs(asked, entries(rows), 1e-3).startswith("the best tokens are not all listed: 0 instead of 2")
     assert judge_logprobs(made, entries(rows / 0.5), 1e-3).startswith("log-probabilities are taken after the temperat")
     late = judge_logprobs(made, entries(np.concatenate([rows[:1], rows[:-1]])), 1e-3)
     assert late.startswith("log-probabilities are shifted by one: they are those of the token before")

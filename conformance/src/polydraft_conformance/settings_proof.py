@@ -56,6 +56,8 @@ LIMIT = math.log(_BETS / FALSE_ALARM)
 """What a bet must have won to fail the engine, as a logarithm."""
 _CELLS = 8
 _BONUS = "in the bonus row after all drafts"
+_RECENT = 64
+"""Tokens that llama.cpp's ``repeat_last_n`` counts by default."""
 _RIGHT = 60
 """Right tokens that the faults are tried on."""
 _HEDGE = 0.01
@@ -155,6 +157,8 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
             found["`min_new_tokens` is ignored for stop ids"] = _with(stop_token_ids=())
             found["`min_new_tokens` is ignored for EOS"] = _without_eos
         found[words] = _with(**{name: value})
+    if settings.top_k:
+        found["`top_k` keeps one token too many"] = _with(top_k=settings.top_k + 1)
     penalties = {name for name in changed if name.endswith("_penalty")}
     if penalties:
         found["penalties are counted once a round: they miss the drafts before a row"] = _of_the_round_before
@@ -165,6 +169,9 @@ def faults_of(settings: GenerationSettings) -> dict[str, Probabilities]:
         found["the prompt's tokens count for `presence_penalty` and `frequency_penalty`"] = _prompt_is_output
     if "repetition_penalty" in penalties:
         found["the prompt's tokens do not count for `repetition_penalty`"] = _no_prompt
+        found["`repetition_penalty` divides negative logits, which it must multiply"] = _divided
+    if penalties:
+        found[f"penalties look at the last {_RECENT} tokens only"] = _recent
     if "frequency_penalty" in penalties:
         words = "`frequency_penalty` is subtracted once a token, not once an occurrence"
         found[words] = _with(presence_penalty=both, frequency_penalty=0.0)
@@ -227,6 +234,27 @@ def _prompt_is_output(trial: Trial, choice: Choice) -> Row:
 
 def _no_prompt(trial: Trial, choice: Choice) -> Row:
     return next_token(choice.logits, trial.settings, (), choice.output, trial.eos_token_ids)
+
+
+def _divided(trial: Trial, choice: Choice) -> Row:
+    seen = np.unique(np.asarray([*trial.prompt, *choice.output], dtype=np.int64))
+    row = choice.logits.astype(np.float64)
+    values = row[seen]
+    # What is multiplied next comes out divided.
+    row[seen] = np.where(values < 0, values / trial.settings.repetition_penalty**2, values)
+    return next_token(row, trial.settings, trial.prompt, choice.output, trial.eos_token_ids)
+
+
+def _recent(trial: Trial, choice: Choice) -> Row:
+    cut = max(0, len(choice.output) - _RECENT)
+    prompt = trial.prompt[len(trial.prompt) - max(0, _RECENT - len(choice.output)) :] if not cut else ()
+    later = trial.settings.model_copy(
+        update={
+            "forced_token_ids": {index - cut: token for index, token in trial.settings.forced_token_ids.items()},
+            "min_new_tokens": max(0, trial.settings.min_new_tokens - cut),
+        }
+    )
+    return next_token(choice.logits, later, prompt, choice.output[cut:], trial.eos_token_ids)
 
 
 def _temperature_last(trial: Trial, choice: Choice) -> Row:
@@ -488,6 +516,7 @@ def _wrong(wrong: Sequence[tuple[Trial, Choice]], judged: Sequence[tuple[Trial, 
         + (f", {count} of them explained by this" if count else "")
         + f". The first: token {choice.token} as output token {len(choice.output)}"
         + (f" (row {choice.row} of its round)" if choice.row is not None and choice.output else "")
+        + (f", after {len(trial.prompt) + len(choice.output)} tokens" if by_rule else "")
         + (
             f", which the settings exclude; they leave {_count(trial.probabilities(choice))}."
             if share <= 0.0
@@ -520,6 +549,21 @@ def _explanations(settings: GenerationSettings, *, by_rule: bool) -> dict[str, C
             trial, choice, trial.probabilities(choice), shift=-(choice.row or 0)
         )
         found["the seed is ignored: the noise is that of seed 0"] = of_noise(seed=0)
+        for bits in (16, 31, 32):
+            found[f"the seed is cut to {bits} bits"] = lambda trial, choice, bits=bits: _follows(  # type: ignore[misc]
+                trial, choice, trial.probabilities(choice), seed=trial.seed % (1 << bits)
+            )
+        found["the seed is rounded to a float"] = lambda trial, choice: _follows(
+            trial, choice, trial.probabilities(choice), seed=int(float(trial.seed))
+        )
+        for period in (64, 128, 256):
+            words = f"the noise repeats itself: that of position p is that of p mod {period}"
+            found[words] = lambda trial, choice, period=period: _follows(  # type: ignore[misc]
+                trial,
+                choice,
+                trial.probabilities(choice),
+                shift=-((len(trial.prompt) + len(choice.output)) // period * period),
+            )
     return found
 
 
@@ -544,6 +588,13 @@ def judge_logprobs(trial: Trial, entries: Sequence[TokenLogprobs], bound: float)
     """
     choices = {len(choice.output): choice for choice in trial.choices if choice.is_emitted}
     raw = {index: _log_softmax(choice.logits) for index, choice in choices.items() if index < len(entries)}
+    if listed := trial.settings.logprobs:
+        short = [index for index, entry in enumerate(entries) if len(entry.top) != listed]
+        if short:
+            return (
+                f"the best tokens are not all listed: {len(entries[short[0]].top)} instead of {listed} at output token "
+                f"{short[0]}, and the same number is not there for {len(short)} of {len(entries)} tokens."
+            )
     off = {index: _off(row, entries[index]) for index, row in raw.items()}
     wrong = [index for index, distance in off.items() if distance > bound]
     if not wrong:

@@ -16,7 +16,7 @@ from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.repeats import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from polydraft.contract import GenerationResult
 
@@ -53,7 +53,8 @@ def test_requests_at_once_are_their_single_runs(polydraft_bench: Bench) -> None:
             chosen = [index for index, request in enumerate(requests) if way != "generate_many" or request.common]
             outputs = run(bench, [requests[index] for index in chosen])
             for index, output in zip(chosen, outputs, strict=True):
-                if wrong := _difference(bench, requests, alone, index, output):
+                wrong = _difference(bench, requests, alone, index, output.token_ids)
+                if wrong := wrong or _fewer_drafts(bench, requests[index], alone[index], output):
                     failed.setdefault(way, f"{wrong} ({len(chosen)} requests through {way})")
         return failed
 
@@ -161,11 +162,21 @@ def _difference(
     return ""
 
 
-def _interleaved(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, ...]]:
+def _fewer_drafts(bench: Bench, request: _Request, alone: GenerationResult, found: GenerationResult) -> str:
+    """How drafting gives way to other requests; empty if it does not."""
+    wanted, drafted = alone.stats.num_draft_tokens, found.stats.num_draft_tokens
+    if bench.case.kind not in MODEL_KINDS or wanted is None or drafted is None or 2 * drafted >= wanted:
+        return ""
+    return (
+        f"Drafting stops while other requests are open: the request {request.name!r} has {drafted} tokens drafted, "
+        f"{wanted} alone."
+    )
+
+
+def _interleaved(bench: Bench, requests: Sequence[_Request]) -> list[GenerationResult]:
     """All streams open at once, read in a drawn order; two more are cancelled in the middle."""
     random, session = bench.random("interleaved"), bench.session
-    streams: list[Iterator[Any]] = [session.stream(request.prompt, **request.settings) for request in requests]
-    tokens: list[list[int]] = [[] for _ in requests]
+    streams = [session.stream(request.prompt, **request.settings) for request in requests]
     extra = [session.stream(requests[0].prompt[:2] + requests[1].prompt[:5], **greedy_settings(90)) for _ in range(2)]
     open_streams = [*range(len(streams))]
     steps = 0
@@ -174,8 +185,6 @@ def _interleaved(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, 
         chunk = next(streams[index], None)
         if chunk is None:
             open_streams.remove(index)
-        else:
-            tokens[index].extend(chunk.token_ids)
         steps += 1
         if steps in (1, 3, 5):
             for stream in extra:
@@ -185,18 +194,18 @@ def _interleaved(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, 
             extra[1].cancel()
     for stream in extra:
         stream.close()
-    return [tuple(each) for each in tokens]
+    return [stream.result for stream in streams if stream.result is not None]
 
 
-def _in_threads(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, ...]]:
+def _in_threads(bench: Bench, requests: Sequence[_Request]) -> list[GenerationResult]:
     """One thread a request, and one that cancels its own in the middle."""
-    found: dict[int, tuple[int, ...]] = {}
+    found: dict[int, GenerationResult] = {}
     errors: list[str] = []
 
     def work(index: int) -> None:
         request = requests[index]
         try:
-            found[index] = bench.session.generate(request.prompt, **request.settings).token_ids
+            found[index] = bench.session.generate(request.prompt, **request.settings)
         except Exception as error:  # a thread's error would else only be printed
             errors.append(f"{request.name}: {type(error).__name__}: {error}")
 
@@ -218,10 +227,10 @@ def _in_threads(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, .
     return [found[index] for index in range(len(requests))]
 
 
-def _together(bench: Bench, requests: Sequence[_Request]) -> list[tuple[int, ...]]:
+def _together(bench: Bench, requests: Sequence[_Request]) -> list[GenerationResult]:
     """Through ``generate_many``."""
     prompts = [request.prompt for request in requests]
-    return [result.token_ids for result in bench.session.generate_many(prompts, **requests[0].settings)]
+    return bench.session.generate_many(prompts, **requests[0].settings)
 
 
 def _telling_settings(bench: Bench, known: GenerationResult, text: int) -> list[tuple[str, dict[str, Any]]]:

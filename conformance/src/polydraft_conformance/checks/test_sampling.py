@@ -108,6 +108,17 @@ def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
         expect(drawn.settings.seed is not None, f"The result does not name the seed that was drawn ({where}).")
         again = session.generate(prompt, speculate=speculate, seed=drawn.settings.seed, **settings)
         expect(again.token_ids == drawn.token_ids, f"The drawn seed in the result is not the one used ({where}).")
+        if polydraft_bench.quick and speculate == "off":
+            continue
+        zero = [session.generate(prompt, speculate=speculate, seed=0, **settings).token_ids for _ in range(2)]
+        expect(zero[0] == zero[1], f"Seed 0 is taken as no seed ({where}): it gave two different outputs.")
+        large = 2**62 + 2 * (first % 2**32)
+        near = [
+            session.generate(prompt, speculate=speculate, seed=large + index, **settings).token_ids
+            for index in (0, 1, 2, 0)
+        ]
+        expect(near[0] == near[3], f"Seed {large} is not repeated ({where}): it gave two different outputs.")
+        expect(len(set(near)) > 1, f"Large seeds are rounded ({where}): {large} and the next two gave one output.")
 
 
 _SEEDED = (*_AFTER, "test_temperature_changes_the_output", "test_seed_decides_the_output")
@@ -345,7 +356,7 @@ def test_prompts_of_a_batch_have_their_own_noise(polydraft_bench: Bench) -> None
     bench, prompt = polydraft_bench, _prompt(polydraft_bench)
     settings: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": _NEW_TOKENS, "ignore_eos": True}
     for speculate in _MODES:
-        batch = bench.session.generate_many([prompt] * 2, speculate=speculate, **settings, **bench.seed(60))
+        batch = bench.session.generate_many([prompt] * 4, speculate=speculate, **settings, **bench.seed(60))
         outputs = [result.token_ids for result in batch]
         single = bench.session.generate(prompt, speculate=speculate, **settings, **bench.seed(61))
         shared = max(_shared(outputs[0], other) for other in outputs[1:])

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polydraft.errors import UnsupportedError
+from polydraft.verification import difference
 
 from polydraft_conformance.catalog import check, not_claimed, unchecked
-from polydraft_conformance.choices import BEST, other_engine, recorded, scored_trial, told_trial
-from polydraft_conformance.claims import expect, samples
-from polydraft_conformance.counting import stepping_engine
+from polydraft_conformance.choices import BEST, other_engine, recorded, rows_of, scored_trial, told_trial
+from polydraft_conformance.claims import MODEL_KINDS, expect, samples
+from polydraft_conformance.counting import logged, stepping_engine
+from polydraft_conformance.draft_counts import draft_counts, expect_full_drafts
 from polydraft_conformance.settings_proof import Evidence, Trial, judge_by_rule, judge_logprobs
 from polydraft_conformance.streams import Streamed, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polydraft.contract import Capabilities, Speculate
+    from polydraft.contract import Capabilities, Speculate, SteppingEngine
 
     from polydraft_conformance.bench import Bench
 
@@ -60,7 +62,7 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
 
     Proves: for each claimed setting, greedily and sampled, with and without speculation, every row's token is what an
     independent implementation of the settings chooses from that row's logits: biases, penalties, bans, filters,
-    temperature, and the noise of seed and position.
+    temperature, and the noise of seed and position; and the logits of a sampled request are those of a greedy one.
     A failure means: a setting is ignored or applied wrongly, in the rows that the message names.
     Look at: how the engine calls `Sampler.choose` (its `first_position` and `run_token_ids`), and whether it chooses
     by itself.
@@ -70,6 +72,7 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
     if engine is None or not bench.capabilities.exposes_logits:
         not_claimed("The engine's logits cannot be read; test_samples_follow_the_settings judges what comes out.")
     judged = 0
+    compared: set[Speculate] = set()
     for settings in _mine(bench, _settings(bench)):
         # A sample that depends on the drafts is no choice by the rule; only its probabilities are known.
         evidence: Evidence | None = None
@@ -77,8 +80,9 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
             length = _PLAIN if speculate == "off" else _FEW if bench.quick else _MANY
             call = {**settings, "max_new_tokens": length, "ignore_eos": "min_new_tokens" not in settings}
             prompt = _prompt(bench, judged)
+            seed = _seed(bench, settings, judged)
             with recorded(engine) as recordings:
-                result = session.generate(prompt, speculate=speculate, **call, **_seed(bench, settings, judged))
+                result = session.generate(prompt, speculate=speculate, **call, **seed)
             rejects = settings.get("acceptance") == "rejection" and speculate == "auto"
             eos = frozenset() if call["ignore_eos"] else session.tokenizer.eos_token_ids
             all_rows = not rejects and "logits_processor" not in settings
@@ -90,9 +94,125 @@ def test_settings_decide_every_choice(polydraft_bench: Bench) -> None:
             else:
                 count, problem = judge_by_rule([trial])
             judged += count
+            if problem and _is_right_when_fresh(bench, prompt, eos, {**call, "speculate": speculate, **seed}):
+                problem = (
+                    f"settings or state of an earlier request are still in effect (a fresh session is right): {problem}"
+                )
             expect(not problem, f"{_capital(problem)}\nsettings: {_words(settings)}, speculate={speculate!r}")
+            if settings["temperature"] and speculate not in compared:
+                compared.add(speculate)
+                _expect_greedy_logits(bench, engine, trial, result.token_ids)
     bench.numbers["choices_judged"] = judged
     expect(judged > 0, "The check proves nothing: no choice could be judged.")
+
+
+@check(
+    scope="method",
+    after=(
+        *("test_settings_decide_every_choice", "test_logprobs_are_the_targets", "test_long_output_equals_plain"),
+        *("test_sample_equals_plain", "test_seed_decides_the_output", "test_every_request_drafts_k_tokens"),
+        "test_target_logits_equal_reference",
+    ),
+    claims=_lets_choose,
+    time_factor=4,
+)
+def test_settings_hold_in_long_outputs(polydraft_bench: Bench) -> None:
+    """Far from the start, too, every token is the one that the settings choose, and k tokens are drafted.
+
+    Proves: after a prompt of hundreds of tokens and up to the last of a hundred output tokens, penalties count all
+    tokens, `min_new_tokens` and forced tokens reach as far as was asked, noise and large seeds are what they should be,
+    log-probabilities are the target's, as many best tokens are listed as were asked for, drafts go on, and the logits
+    of a sampled request are those of a greedy one.
+    A failure means: something is right at the start of an output only, or for small seeds only; or a sampled request
+    runs the model in another way.
+    Look at: buffers of recent tokens (`repeat_last_n`), tables of fixed size, counters that wrap, types that seeds pass
+    through, and what depends on the temperature before the sampler is called.
+    """
+    bench, session = polydraft_bench, polydraft_bench.session
+    engine = stepping_engine(session)
+    if engine is None or not bench.capabilities.exposes_logits:
+        not_claimed("The engine's logits cannot be read.")
+    random = bench.random("long outputs")
+    room = session.running.context_length - bench.case.k - 2
+    for number, settings in enumerate(_far_settings(bench)):
+        count = min(_FAR, room // 2)
+        prompt = bench.prompt(max(2, min(random.randrange(226, 290), room - count)), variant=11 + number)
+        call: dict[str, Any] = {**settings, "max_new_tokens": count, "ignore_eos": "min_new_tokens" not in settings}
+        with recorded(engine) as recordings, logged(session) as logs:
+            pieces = streamed(session, prompt, **call)
+        eos = frozenset() if call["ignore_eos"] else session.tokenizer.eos_token_ids
+        trial, words = recordings[-1].trial(pieces.result, eos, all_rows=True), _words(settings)
+        _, problem = judge_by_rule([trial])
+        expect(not problem, f"{_capital(problem)}\nsettings: {words}, prompt of {len(prompt)} tokens")
+        if entries := pieces.result.logprobs:
+            problem = judge_logprobs(trial, entries, _EXACT)
+            expect(not problem, f"{_capital(problem)}\nsettings: {words}, prompt of {len(prompt)} tokens")
+        _expect_greedy_logits(bench, engine, trial, pieces.token_ids)
+        counts = draft_counts(pieces, logs[-1] if logs else None, bench.case.k)
+        if bench.case.kind in MODEL_KINDS and counts is not None:
+            expect_full_drafts(counts, bench.case.k, f"{words}, prompt of {len(prompt)} tokens")
+
+
+_FAR = 100
+"""Tokens of a long output."""
+
+
+def _far_settings(bench: Bench) -> list[dict[str, Any]]:
+    """What may be right at the start only, as far as it is claimed."""
+    random, sampling = bench.random("far settings"), bench.capabilities.sampling
+    greedy = bench.plain(bench.prompt(16), max_new_tokens=_MANY // 2, temperature=0.0, ignore_eos=True).token_ids
+    ends = tuple(token for token, _ in Counter(greedy).most_common(3))
+    forced = {index: random.choice(greedy) for index in sorted(random.sample(range(20, _FAR - 10), 4))}
+    wanted: list[dict[str, Any]] = [
+        {
+            "temperature": round(random.uniform(0.6, 0.8), 3),
+            "seed": random.randrange(2**60, 2**62) * 2 + 1,
+            "min_new_tokens": _FAR - 4,
+            "stop_token_ids": ends,
+            "logprobs": random.randrange(8, 20),
+        },
+        {
+            "temperature": round(random.uniform(1.2, 1.5), 3),
+            "seed": random.randrange(2**33, 2**40),
+            "frequency_penalty": round(random.uniform(0.2, 0.4), 3),
+            "presence_penalty": 0.5,
+            "forced_token_ids": forced,
+        },
+    ]
+    return [
+        {name: value for name, value in settings.items() if name in sampling | {"stop_token_ids"}}
+        for settings in wanted
+        if {"temperature", "seed"} <= sampling
+    ]
+
+
+def _is_right_when_fresh(bench: Bench, prompt: list[int], eos_token_ids: frozenset[int], call: dict[str, Any]) -> bool:
+    """Whether a request that went wrong is right as the first one of a new session."""
+    if call.get("acceptance") == "rejection" or "logits_processor" in call:
+        return False
+    with bench.opened() as fresh, recorded(fresh.engine) as recordings:
+        result = fresh.session.generate(prompt, **call)
+        return not judge_by_rule([recordings[-1].trial(result, eos_token_ids, all_rows=True)])[1]
+
+
+def _expect_greedy_logits(bench: Bench, engine: SteppingEngine, trial: Trial, output: Sequence[int]) -> None:
+    """The logits that a sampled request chose from are those of a greedy run of the same text."""
+    rows, limit = rows_of(engine, trial.prompt, output), bench.tolerance
+    pairs = [(choice, rows[len(choice.output)]) for choice in trial.choices if choice.is_emitted]
+    gaps = [difference(choice.logits, row) for choice, row in pairs]
+    off = [pair for pair, gap in zip(pairs, gaps, strict=True) if gap > limit]
+    # Single rows may differ where the routing of a mixture of experts is nearly tied.
+    if 4 * len(off) <= len(pairs):
+        return
+    temperature = trial.settings.temperature
+    divided = [pair for pair in off if difference(pair[0].logits * np.float32(temperature), pair[1]) <= limit]
+    where = f"{len(off)} of {len(pairs)} rows, {sum(bool(choice.row) for choice, _ in off)} of them drafted ones"
+    raise AssertionError(
+        f"The temperature is applied twice: logits are divided by it before they reach the sampler, in {where}."
+        if 2 * len(divided) > len(off)
+        else f"A sampled request has other logits than a greedy one, in {where}: they differ by up to {max(gaps):.3g}, "
+        f"and the engine's noise explains {limit:.3g}."
+    )
 
 
 @check(scope="method", after=(*_AFTER, "test_samples_follow_the_distribution"), claims=_lets_choose, time_factor=6)
@@ -225,6 +345,8 @@ def _settings(bench: Bench) -> list[dict[str, Any]]:
         {"temperature": near(0.9), "frequency_penalty": -near(0.6)},
         {"temperature": near(0.9), "repetition_penalty": near(1.8)},
         {"temperature": near(0.9), "repetition_penalty": near(0.6)},
+        # So strong that it matters which way it moves improbable tokens.
+        {"temperature": near(1.6), "repetition_penalty": near(6)},
         {"temperature": near(1.2), "forced_token_ids": forced},
         {"temperature": near(0.8), "min_new_tokens": _PLAIN - 2, "stop_token_ids": ends},
         {"temperature": near(0.8), "logits_processor": _uneven},
