@@ -22,6 +22,7 @@ from polydraft_conformance.streams import Streamed, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from random import Random
 
     from polydraft.contract import Capabilities, Speculate, SteppingEngine
 
@@ -314,15 +315,27 @@ def _mine(bench: Bench, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return settings[kinds.index(bench.case.kind) :: len(kinds)]
 
 
+def _liked(bench: Bench, random: Random, new_tokens: int, most: int) -> list[int]:
+    """Four tokens or more that the model likes here: what is done to them shows."""
+    counts: Counter[int] = Counter()
+    for variant in range(4):  # a greedy output may repeat one or two tokens
+        prompt = bench.prompt(16, variant)
+        counts.update(bench.plain(prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True).token_ids)
+        if len(counts) >= 4:
+            break
+    else:
+        vocab_size = bench.session.tokenizer.vocab_size
+        counts.update(random.sample(range(vocab_size), 4))
+    return [token for token, _ in counts.most_common(most)]
+
+
 def _settings(bench: Bench) -> list[dict[str, Any]]:
     """The settings to try: those that the backend claims, each alone and some together, with values of this run."""
     random = bench.random("settings")
     sampling = bench.capabilities.sampling
-    greedy = bench.plain(bench.prompt(16), max_new_tokens=_MANY // 2, temperature=0.0, ignore_eos=True).token_ids
-    # Tokens that the model likes here: what is done to them shows.
-    liked = [token for token, _ in Counter(greedy).most_common(8)]
-    random.shuffle(liked)
     vocab_size = bench.session.tokenizer.vocab_size
+    liked = _liked(bench, random, _MANY // 2, 8)
+    random.shuffle(liked)
     others = [token for token in range(vocab_size) if token not in liked]
     biased = {liked[0]: -100.0, liked[1]: 5.0, random.choice(others): 4.0}
     forced = {index: random.choice(others) for index in random.sample(range(1, _PLAIN), 3)}
