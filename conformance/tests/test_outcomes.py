@@ -129,8 +129,8 @@ def test_a_quick_run_covers_every_pair_and_kind():
     def ids(scope):
         return [case.id for case in cases(pairs, scope, (4, 1), quick=True)]
 
-    assert ids("kind") == ["one-mtp-k4", "one-ngram-k4", "two-mtp-k4", "three-draft-model-k4"]
-    assert set(ids("method")) == {"one-mtp-k4", "one-draft-model-k4", "one-ngram-k4"}
+    assert ids("kind") == ["one-mtp-k4", "two-mtp-k4", "two-ngram-k4", "three-draft-model-k4"]
+    assert set(ids("method")) == {"one-mtp-k4", "two-ngram-k4", "three-draft-model-k4"}
     assert len([name for name in ids("case") if name.endswith("k4")]) == 8
     assert [name for name in ids("case") if name.endswith("k1")] == [name[:-1] + "1" for name in ids("kind")]
 

@@ -70,12 +70,15 @@ def bits_of(row: Logits) -> bytes:
 def bitwise_sessions(bench: Bench, refused: dict[str, str]) -> Iterator[Bench]:
     """Sessions with ``exactness="bitwise"``: in the suite's dtype, and in bfloat16 where the backend takes it.
 
+    In a quick run, of pairs after the first only the one in bfloat16, or else in the suite's dtype.
+
     Args:
         bench: Loads them; each is closed before the next one.
         refused: Gets the dtypes that the backend refuses, with its reason.
     """
     usual = bench.suite.options.dtype
-    for dtype in dict.fromkeys((usual, *_DTYPES)):
+    one = bench.quick and bench.case.pair != bench.suite.pairs[0]
+    for dtype in dict.fromkeys((*_DTYPES, usual) if one else (usual, *_DTYPES)):
         try:
             session = bench.suite.load(bench.case, exactness="bitwise", dtype=dtype)
         except (UnsupportedError, InvalidRequestError) as error:
@@ -85,6 +88,8 @@ def bitwise_sessions(bench: Bench, refused: dict[str, str]) -> Iterator[Bench]:
             continue
         with closing(session):
             yield bench.on(session)
+        if one:
+            return
 
 
 def run_bitwise(bench: Bench, settings: Sequence[dict[str, Any]]) -> list[BitwiseRun]:

@@ -38,7 +38,7 @@ scope        full run                          quick run
 ============ ================================= ==================================================================
 ``case``     every pair, drafter kind and k    every pair and drafter kind at the usual k; at others as ``kind``
 ``kind``     every pair and drafter kind       every pair with its own drafter, every other kind once
-``method``   every pair and drafter kind       every drafter kind once, on the first pair that has it
+``method``   every pair and drafter kind       every drafter kind once, on as many pairs as possible
 ``target``   every pair, with its own drafter  the same
 ``once``     the first pair                    the same
 ``backend``  nothing is loaded                 the same

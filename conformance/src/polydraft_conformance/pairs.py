@@ -177,17 +177,27 @@ def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int], *, quick
     if scope == "target":
         return own
     every = [pair.case(usual, kind) for pair in pairs for kind in pair.kinds]
-    # Of each kind the first pair that has it.
-    by_kind = {case.kind: case for case in reversed(every)}
+    each_kind = _one_of_each_kind(pairs, usual)
     if scope == "method":
-        return list(by_kind.values()) if quick else every
-    covering = [case for case in every if case in own or case.kind not in {other.kind for other in own}]
-    covering = [case for case in covering if case in own or case == by_kind[case.kind]]
+        return each_kind if quick else every
+    covering = [case for case in every if case in own or case in each_kind]
     if scope == "kind":
         return covering if quick else every
     others = [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values[1:]]
     wanted = {(case.pair, case.kind) for case in covering}
     return [*every, *(case for case in others if not quick or (case.pair, case.kind) in wanted)]
+
+
+def _one_of_each_kind(pairs: Sequence[Pair], k: int) -> list[Case]:
+    """A case of each drafter kind, on as many pairs as possible, preferably those that a drafter of it was made for."""
+    found: dict[DrafterKind, Case] = {}
+    for pair in pairs:
+        found.setdefault(pair.kinds[0], pair.case(k))
+    for kind in dict.fromkeys(kind for pair in pairs for kind in pair.kinds):
+        having = [pair for pair in pairs if kind in pair.kinds]
+        unused = [pair for pair in having if pair not in {case.pair for case in found.values()}]
+        found.setdefault(kind, (unused or having)[0].case(k, kind))
+    return list(found.values())
 
 
 def sliding_window(config: dict[str, Any]) -> int:
