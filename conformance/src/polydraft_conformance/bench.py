@@ -6,7 +6,8 @@ from contextlib import closing, contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract import GenerationResult
+from polydraft.contract import GenerationResult, GenerationSettings, WholeEngine
+from polydraft.errors import UnsupportedError
 from polydraft.verification import epsilon_of, judge_outputs, measure_noise
 
 from polydraft_conformance.catalog import not_claimed
@@ -18,7 +19,7 @@ from polydraft_conformance.prompts import PromptText, WindowPrompt, prompts_that
 from polydraft_conformance.streams import streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from polydraft import Session
     from polydraft.contract import Capabilities, Prompt, SteppingEngine
@@ -111,6 +112,19 @@ class Bench:
     def seed_of(self, number: int) -> int:
         """The sampling seed of a number: other numbers and other runs have others."""
         return self.suite.options.seed * 100_003 + number
+
+    def takes(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a whole engine takes these values: it may refuse some of a claimed setting, and the row says so."""
+        engine = self.session.engine
+        if not isinstance(engine, WholeEngine):
+            return True
+        known = {name: value for name, value in settings.items() if name in GenerationSettings.model_fields}
+        try:
+            engine.check_settings(GenerationSettings(**known))
+        except UnsupportedError as error:
+            self.numbers.setdefault("refused", []).append(str(error))
+            return False
+        return True
 
     def random(self, name: str) -> Random:
         """Random choices of a check that vary with the run's seed and repeat with it.

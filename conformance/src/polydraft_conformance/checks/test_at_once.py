@@ -255,12 +255,13 @@ def _telling_settings(bench: Bench, known: GenerationResult, text: int) -> list[
     if letters:
         values["stop"] = [sorted(set(letters[:6]))]
     claimed = bench.capabilities.sampling | {"max_new_tokens", "stop_token_ids", "speculate", "stop"}
-    return [
+    found = [
         (name, {**greedy_settings(7), name: value, **(bench.seed(70 + text) if name == "temperature" else {})})
         for name, candidates in values.items()
         if name in claimed
         for value in candidates
     ]
+    return [(name, settings) for name, settings in found if bench.takes(settings)]
 
 
 def _changed(bench: Bench, known: GenerationResult, again: GenerationResult) -> str:

@@ -582,4 +582,5 @@ def _scored_settings(bench: Bench) -> list[dict[str, Any]]:
         {"temperature": 0.0, "repetition_penalty": 1.7},
     ]
     claimed = bench.capabilities.sampling
-    return [settings for settings in found if settings.keys() - _always(settings) <= claimed]
+    found = [settings for settings in found if settings.keys() - _always(settings) <= claimed]
+    return [settings for settings in found if bench.takes(settings)]

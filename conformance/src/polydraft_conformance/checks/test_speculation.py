@@ -254,7 +254,7 @@ def _requests(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
     claimed = bench.capabilities.sampling
     temperatures = [0.3, 1.0, 1.6] if "temperature" in claimed else []
     sampled = {"temperature": 0.7, **seed} if temperatures else {}
-    return [
+    found = [
         ("a greedy request", {}),
         ("the same request again", {}),
         *((f"a request with temperature {one}", {"temperature": one, **seed}) for one in temperatures),
@@ -266,6 +266,7 @@ def _requests(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
         ("a request after a plain one", {}),
         ("a request after one that a stop id ended", {}),
     ]
+    return [(name, settings) for name, settings in found if bench.takes(settings)]
 
 
 def _sure_drafts(bench: Bench, sure: Callable[[list[int], int], bool]) -> float:
