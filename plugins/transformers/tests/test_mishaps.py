@@ -147,10 +147,10 @@ def test_memory_that_runs_out_in_one_call_does_not_hurt_the_next(session, monkey
     tokens_of(session)
     empty = polydraft_transformers.kv_cache.KvCache._empty
 
-    def full(like, slots):
+    def full(like, kv_heads, slots, head_dim):
         if slots > 256:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory")
-        return empty(like, slots)
+        return empty(like, kv_heads, slots, head_dim)
 
     session.engine.target._free.clear()
     with monkeypatch.context() as patch:

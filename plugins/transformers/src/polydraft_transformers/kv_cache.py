@@ -179,8 +179,10 @@ class KvCache:
     def _buffers_of(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._buffers:
             size = self._capacity + self._spare if self._windows[layer_idx] is None else self._ring
-            shape = (1, kv_heads, size, head_dim)
-            self._buffers[layer_idx] = (like.new_zeros(shape), like.new_zeros(shape))
+            self._buffers[layer_idx] = (
+                self._empty(like, kv_heads, size, head_dim),
+                self._empty(like, kv_heads, size, head_dim),
+            )
         return self._buffers[layer_idx]
 
     def window_of(self, layer_idx: int) -> int | None:
@@ -218,15 +220,20 @@ class KvCache:
         # Rings keep their size: only full layers grow.
         for layer, old in self._buffers.items():
             if self._windows[layer] is None:
-                grown = (self._empty(old[0], capacity + self._spare), self._empty(old[1], capacity + self._spare))
+                _, kv_heads, _, head_dim = old[0].shape
+                size = capacity + self._spare
+                grown = (
+                    self._empty(old[0], kv_heads, size, head_dim),
+                    self._empty(old[1], kv_heads, size, head_dim),
+                )
                 for new, kept in zip(grown, old, strict=True):
                     new[:, :, : kept.shape[2]] = kept
                 self._buffers[layer] = grown
         self._capacity = capacity
 
     @staticmethod
-    def _empty(like: Tensor, slots: int) -> Tensor:
-        return like.new_zeros((*like.shape[:2], slots, like.shape[3]))
+    def _empty(like: Tensor, kv_heads: int, slots: int, head_dim: int) -> Tensor:
+        return like.new_zeros((1, kv_heads, slots, head_dim))
 
     def clear(self) -> None:
         """Reset for reuse. Masked slots still enter the product with weight 0, and 0 x NaN is NaN: zero the buffers."""
