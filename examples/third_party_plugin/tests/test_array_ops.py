@@ -180,6 +180,9 @@ class Upload:
 class DeviceSequence(MarkovSequence):
     """The example's sequence, as if its model computed on the device."""
 
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        return super().prefill(token_ids, Upload(sampler), keep_logits=keep_logits)
+
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         return super().verify(token_ids, Upload(sampler), keep_logits=keep_logits)
 

@@ -34,6 +34,9 @@ _WARM = 40
 _LEAK = 4
 """One thread, file or cache lost in this many cancels is a leak; fewer may be a pool that grows."""
 
+_TRIES = 8
+"""How often a request is made that is to be cancelled in its prefill: on a busy machine it may end before."""
+
 
 @check(scope="once", after=_AFTER)
 def test_cancelling_in_prefill(polydraft_bench: Bench) -> None:
@@ -57,21 +60,28 @@ def test_cancelling_in_prefill(polydraft_bench: Bench) -> None:
     expect(count == 0, f"A request that was cancelled before its first chunk gave {count} tokens.")
     known.expect_again("a request that was cancelled before its first chunk")
     for way in ("stream.cancel()", "session.cancel()", "stream.close()"):
-        stream = session.stream(prompt, **settings)
-        chunks: list[int] = []
+        for _ in range(_TRIES):
+            stream = session.stream(prompt, **settings)
+            chunks: list[int] = []
 
-        def read(stream: Any = stream, chunks: list[int] = chunks) -> None:
-            chunks.extend(len(chunk.token_ids) for chunk in stream)
+            def read(stream: Any = stream, chunks: list[int] = chunks) -> None:
+                chunks.extend(len(chunk.token_ids) for chunk in stream)
 
-        reader = _started(read)
-        time.sleep(random.uniform(0.0, 0.01))
-        cancel = {"stream.cancel()": stream.cancel, "session.cancel()": session.cancel, "stream.close()": stream.close}
-        canceller = _started(cancel[way])
-        for thread, what in ((canceller, f"{way} during the prefill"), (reader, f"The stream after {way}")):
-            thread.join(_PATIENCE * 2)
-            if thread.is_alive():
-                polydraft_bench.suite.abandon()
-                raise AssertionError(f"{what} of a long prompt does not return within {_PATIENCE * 2:g} s.")
+            def cancel(stream: Any = stream, way: str = way) -> None:
+                ways = {"stream.cancel()": stream.cancel, "session.cancel()": session.cancel}
+                ways.get(way, stream.close)()
+
+            reader = _started(read)
+            time.sleep(random.uniform(0.0, 0.01))
+            canceller = _started(cancel)
+            for thread, what in ((canceller, f"{way} during the prefill"), (reader, f"The stream after {way}")):
+                thread.join(_PATIENCE * 2)
+                if thread.is_alive():
+                    polydraft_bench.suite.abandon()
+                    raise AssertionError(f"{what} of a long prompt does not return within {_PATIENCE * 2:g} s.")
+            # A fast engine may have ended before it was cancelled, and a thread may start after the session's cancel.
+            if stream.result is None or stream.result.finish_reason != "length":
+                break
         _expect_cancelled(stream.result, f"by {way} during its prefill")
         known.expect_again(f"{way} during a prefill")
 
