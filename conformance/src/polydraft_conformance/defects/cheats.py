@@ -153,7 +153,7 @@ DEFECTS = (
     Defect(
         "cheat: knows the suite's texts",
         "test_unknown_prompts_equal_plain",
-        "The backend knows the suite's texts",
+        "Speculation changed the greedy output of random tokens",
         partial(defective, KnowsTexts),
     ),
     Defect(
@@ -198,7 +198,7 @@ DEFECTS = (
     Defect(
         "cheat: whole: knows the suite's lengths",
         "test_usual_requests_equal_the_suites",
-        _HABITS,
+        "Speculation changed a greedy output of",
         partial(defective, whole=WholeKnowsLengths, **FEW_CLAIMS),
     ),
     Defect(

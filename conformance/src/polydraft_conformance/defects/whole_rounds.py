@@ -57,8 +57,8 @@ DEFECTS = (
     ),
     _defect(
         "only the first requests are drafted for",
-        "test_rounds_draft_k_tokens",
-        "Only the first requests",
+        "test_drafts_are_made",
+        "The drafter is silent",
         FirstRequests,
     ),
 )
