@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from polydraft.contract import EngineSequence, Sampler, Step
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
-from polydraft_conformance.counting import WrappedSequence, stepping_engine, wrapped_sequences
+from polydraft_conformance.counting import RowRecorder, stepping_engine, wrapped_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,29 +129,9 @@ def recorded_bits(engine: SteppingEngine | None) -> Iterator[dict[int, bytes]]:
     if engine is None:
         yield bits
         return
-    with wrapped_sequences(engine, lambda inner: _Recording(inner, bits)):
+
+    def keep(first: int, rows: Logits) -> None:
+        bits.update((first + index, bits_of(row)) for index, row in enumerate(rows))
+
+    with wrapped_sequences(engine, lambda inner: RowRecorder(inner, keep)):
         yield bits
-
-
-class _Recording(WrappedSequence):
-    """Asks for the logits of every step, and keeps their digests."""
-
-    def __init__(self, inner: EngineSequence, bits: dict[int, bytes]) -> None:
-        super().__init__(inner)
-        self.bits = bits
-
-    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        step = super().prefill(token_ids, sampler, keep_logits=True)
-        self._keep(step, len(token_ids))
-        return step
-
-    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        first = self.length + 1
-        step = super().verify(token_ids, sampler, keep_logits=True)
-        self._keep(step, first)
-        return step
-
-    def _keep(self, step: Step, first: int) -> None:
-        assert step.logits is not None, "The step has no logits, though keep_logits=True was given."
-        for index, row in enumerate(step.logits.numpy()):
-            self.bits[first + index] = bits_of(row)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import EngineSequence, GenerationStats, Proposal, Sampler, Step, SteppingEngine
 
+from polydraft_conformance.primitives import logits_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from polydraft.verification import Logits
 
 __all__ = [
+    "RowRecorder",
     "SequenceLog",
     "WatchedRound",
     "WrappedSequence",
@@ -128,6 +131,32 @@ class _LoggedSequence(WrappedSequence):
             self.watch = [length for length in self.watch if length > self.length]
             self.proposed = self.length, newest, proposal
         return proposal
+
+
+class RowRecorder(WrappedSequence):
+    """Asks for the logits of every step.
+
+    Args:
+        inner: The engine's sequence.
+        keep: Is given the absolute position that a step's first row chooses for, and its rows, shape (rows, vocab).
+    """
+
+    def __init__(self, inner: EngineSequence, keep: Callable[[int, Logits], None]) -> None:
+        super().__init__(inner)
+        self.keep = keep
+
+    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        """Run the prompt, and keep its row."""
+        step = super().prefill(token_ids, sampler, keep_logits=True)
+        self.keep(len(token_ids), logits_of(step))
+        return step
+
+    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
+        """Run a step, and keep its rows."""
+        first = self.length + 1
+        step = super().verify(token_ids, sampler, keep_logits=True)
+        self.keep(first, logits_of(step))
+        return step
 
 
 def stepping_engine(session: Session) -> SteppingEngine | None:

@@ -33,7 +33,6 @@ _WARM = 40
 """Cancels after which an engine has made the threads, buffers and files that it keeps."""
 _LEAK = 4
 """One thread, file or cache lost in this many cancels is a leak; fewer may be a pool that grows."""
-
 _TRIES = 8
 """How often a request is made that is to be cancelled in its prefill: on a busy machine it may end before."""
 

@@ -76,7 +76,8 @@ def _expect_as_the_suite(bench: Bench, prompt: Prompt, new_tokens: int, *, strea
             wrong=f"The backend knows the suite's habits: a request with {name} gives other tokens than the suite's."
             if knows
             else f"Speculation changed a greedy output of {new_tokens} tokens after a prompt of "
-            f"{len(plain.prompt_token_ids)}, for the suite's own request as well.",
+            f"{len(plain.prompt_token_ids)}, for the suite's own request as well: it fails after such prompts, or the "
+            "backend knows the suite's lengths.",
         ):
             continue
         _expect_drafted_alike(
@@ -137,7 +138,10 @@ def test_unknown_prompts_equal_plain(polydraft_bench: Bench) -> None:
         found = session.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
         wrong = f"speculation changed the greedy output of {name}."
         if found.token_ids != plain.token_ids and _is_wrong_on_own_texts(polydraft_bench, len(prompt), new_tokens):
-            wrong = f"S{wrong[1:]} It does so on the suite's texts of this length, too."
+            wrong = (
+                f"S{wrong[1:]} It does so on some of the suite's texts of this length, too: it fails after such "
+                "prompts, or the backend knows the suite's other texts."
+            )
         else:
             wrong = f"The backend knows the suite's texts: {wrong}"
         polydraft_bench.same(plain, found, wrong=wrong)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from polydraft.contract import EngineSequence, Sampler, Step
 
 from polydraft_conformance.catalog import check, unchecked
 from polydraft_conformance.claims import expect
-from polydraft_conformance.counting import WrappedSequence, stepping_engine, wrapped_sequences
+from polydraft_conformance.counting import RowRecorder, stepping_engine, wrapped_sequences
 from polydraft_conformance.evidence import greedy_settings
-from polydraft_conformance.primitives import logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +46,12 @@ def test_ties_choose_the_lowest_id(polydraft_bench: Bench) -> None:
     for speculate in modes:
         rows: dict[int, _Row] = {}
         prompt = polydraft_bench.prompt(max(3, polydraft_bench.window // 2), random.randint(0, 50))
-        with wrapped_sequences(polydraft_bench.engine, lambda inner, rows=rows: _Recording(inner, rows)):  # type: ignore[misc]
+
+        def keep(first: int, found: Logits, rows: dict[int, _Row] = rows) -> None:
+            """A later step's row replaces an earlier one's."""
+            rows.update((first + number, _Row(row.copy(), number, len(found))) for number, row in enumerate(found))
+
+        with wrapped_sequences(polydraft_bench.engine, lambda inner, keep=keep: RowRecorder(inner, keep)):  # type: ignore[misc]
             result = polydraft_bench.session.generate(prompt, speculate=speculate, **settings)
         for position, token in enumerate(result.token_ids, len(prompt)):
             row = rows[position]
@@ -78,30 +81,6 @@ class _Row:
 
     def __init__(self, logits: Logits, number: int, count: int) -> None:
         self.logits, self.number, self.count = logits, number, count
-
-
-class _Recording(WrappedSequence):
-    """Keeps the row of logits for every position; a later step's replaces an earlier one's."""
-
-    def __init__(self, inner: EngineSequence, rows: dict[int, _Row]) -> None:
-        super().__init__(inner)
-        self.rows = rows
-
-    def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        step = super().prefill(token_ids, sampler, keep_logits=True)
-        self._keep(step, len(token_ids))
-        return step
-
-    def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        first = self.length + 1
-        step = super().verify(token_ids, sampler, keep_logits=True)
-        self._keep(step, first)
-        return step
-
-    def _keep(self, step: Step, first: int) -> None:
-        logits = logits_of(step)
-        for number, row in enumerate(logits):
-            self.rows[first + number] = _Row(row.copy(), number, len(logits))
 
 
 def _rounded(grid: float) -> Callable[[Sequence[int], Any], Any]:

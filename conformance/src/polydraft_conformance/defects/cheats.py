@@ -153,7 +153,7 @@ DEFECTS = (
     Defect(
         "cheat: knows the suite's texts",
         "test_unknown_prompts_equal_plain",
-        "Speculation changed the greedy output of random tokens",
+        "the backend knows the suite's other texts",
         partial(defective, KnowsTexts),
     ),
     Defect(
@@ -198,7 +198,7 @@ DEFECTS = (
     Defect(
         "cheat: whole: knows the suite's lengths",
         "test_usual_requests_equal_the_suites",
-        "Speculation changed a greedy output of",
+        "the backend knows the suite's lengths",
         partial(defective, whole=WholeKnowsLengths, **FEW_CLAIMS),
     ),
     Defect(
