@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 import pytest
 
 from polydraft_conformance.docstrings import read_sections
-from polydraft_conformance.signals import NotClaimed, NotIndependentlyChecked
+from polydraft_conformance.signals import ModelsDoNotSuit, NotClaimed, NotIndependentlyChecked
 
 if TYPE_CHECKING:
     from polydraft.contract import Capabilities
@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "load_checks",
     "matching_checks",
+    "not_applicable",
     "not_claimed",
     "rank",
     "unchecked",
@@ -83,6 +84,15 @@ def not_claimed(reason: str) -> NoReturn:
         reason: Names the capability, one sentence.
     """
     raise NotClaimed(reason)
+
+
+def not_applicable(reason: str) -> NoReturn:
+    """End a check because the models lack a property without which it proves nothing.
+
+    Args:
+        reason: Names the property and what would give it.
+    """
+    raise ModelsDoNotSuit(reason)
 
 
 def unchecked(reason: str) -> NoReturn:

@@ -9,7 +9,7 @@ SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
     {"_containment", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
     {"caches", "checkpoints", "sampling", "text"},
-    {"engines", "hardware", "reasons", "_signatures"},
+    {"engine_parts", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},
     {"_plugins", "_registry"},

@@ -14,7 +14,7 @@ from polydraft._load import prepare
 from polydraft._plugins import default_host
 from polydraft._presentable import presentable
 from polydraft.contract import HubOptions, ServerCommand
-from polydraft.engines.server_options import ServerOptions
+from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import InvalidRequestError, NotVerifiedError, PolydraftError
 from polydraft.secrets import Secret, names_a_secret, revealed
 from polydraft.verification._subject import subject_of

@@ -12,7 +12,7 @@ import time
 
 import polydraft
 import psutil
-from polydraft.engines.serving import ServerProcess, free_port
+from polydraft.engine_parts.serving import ServerProcess, free_port
 from polydraft.errors import BackendUnavailableError, PolydraftError
 
 SECONDS = float(os.environ.get("POLYDRAFT_LOAD_SECONDS", "120"))

@@ -196,7 +196,7 @@ def test_full_context(polydraft_bench: Bench) -> None:
     A failure means: A draft was written past the end of the buffers, the last tokens are wrong or missing, or the
     context is not as long as was asked for.
     Look at: `RunningInfo.context_length`, which must be `LoadRequest.context_length` where that is given
-    (`polydraft.engines.context_length`); spare rows for k drafts at the end of the buffers;
+    (`polydraft.engine_parts.context_length`); spare rows for k drafts at the end of the buffers;
     `TokenRequest.max_total_tokens` in a whole engine.
     """
     prompt = polydraft_bench.prompt(polydraft_bench.window + 8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.errors import PolydraftError
 from polydraft.verification import GreedySampler, difference, epsilon_of, first_difference
 
-from polydraft_conformance.catalog import check, not_claimed
+from polydraft_conformance.catalog import check, not_applicable, not_claimed
 from polydraft_conformance.claims import expect, exposes_logits
 from polydraft_conformance.counting import count_log, logged, stepping_engine
 from polydraft_conformance.evidence import greedy_settings
@@ -35,6 +35,8 @@ _LATE = (
 """Checks of short outputs come first: they are cheaper, and say more."""
 _FEW = 6
 """Tokens of an output that is compared with the one it continues."""
+_DROPS = 8
+"""Texts tried for one whose last logits show that a token is missing."""
 _TEXTS = 3
 """A difference counts once it shows on this many texts: the routing of a mixture of experts may flip on one."""
 
@@ -100,12 +102,18 @@ def test_prefill_at_every_length(polydraft_bench: Bench) -> None:
             f"explains at most {limit:.3g}."
         )
     if epsilon_of(polydraft_bench.session.running.dtype) < 1e-5:
-        text = polydraft_bench.prompt(lengths[0])
-        dropped = difference(
-            prefill_logits(polydraft_bench.engine, text)[-1],
-            prefill_logits(polydraft_bench.engine, [*text[:-2], text[-1]])[-1],
+        # A model of few words back gives some tokens the same row whatever stands before them: not every text shows it.
+        dropped = 0.0
+        for variant in range(_DROPS):
+            text = polydraft_bench.prompt(lengths[0], variant)
+            whole, short = (prefill_logits(polydraft_bench.engine, ids) for ids in (text, [*text[:-2], text[-1]]))
+            dropped = difference(whole[-1], short[-1])
+            if dropped > limit:
+                return
+        not_applicable(
+            f"Without the token before the last the model's logits change by {dropped:.3g} only, on {_DROPS} texts: a "
+            "token that a prefill drops cannot be seen in this model. One that looks further back gives the proof."
         )
-        expect(dropped > limit, f"The check proves nothing: a dropped token changes logits by {dropped:.3g} only.")
 
 
 @check(scope="once", after=(*_LATE, "test_long_output_equals_plain"), time_factor=4)

@@ -60,7 +60,7 @@ def _refuse_secrets(loading: Mapping[str, Any]) -> None:
 def _place_for_secrets(backend: str) -> str:
     """Where a backend's key is given instead."""
     from polydraft._plugins import default_host
-    from polydraft.engines.server_options import ServerOptions
+    from polydraft.engine_parts.server_options import ServerOptions
 
     options = default_host().backend(backend).options if backend in default_host().backends() else None
     if options is not None and issubclass(options, ServerOptions) and options.key_variables:

@@ -22,7 +22,7 @@ from polydraft.checkpoints.config import model_types
 from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.records import BackendRecord, Capabilities
 from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
-from polydraft.engines._context import check_context_length
+from polydraft.engine_parts._context import check_context_length
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,

@@ -9,11 +9,11 @@ PUBLIC_MODULES = {
     "polydraft.contract": "what plugins build on: records, hooks, the interfaces of engines, requests and results",
     "polydraft.errors": "all errors",
     "polydraft.files": "reading files safely; what the system refuses, as typed errors",
-    "polydraft.engines": "what several engines need: the context's length",
-    "polydraft.engines.draft_model": "a draft model as a second sequence: drafting for any stepping engine",
-    "polydraft.engines.http_client": "a client of an engine's server: a deadline and a size limit for every answer",
-    "polydraft.engines.server_options": "the options that all servers' backends share: url, key, limits",
-    "polydraft.engines.serving": "an engine's server as a child process: started, awaited, ended with this process",
+    "polydraft.engine_parts": "what several engines need: the context's length",
+    "polydraft.engine_parts.draft_model": "a draft model as a second sequence: drafting for any stepping engine",
+    "polydraft.engine_parts.http_client": "a client of an engine's server: each answer has a deadline and a size limit",
+    "polydraft.engine_parts.server_options": "the options that all servers' backends share: url, key, limits",
+    "polydraft.engine_parts.serving": "an engine's server as a child process, which ends with this process",
     "polydraft.caches": "a cache folder: files made once, checked at each use, bounded in size",
     "polydraft.secrets": "API keys and tokens: never shown, stored or put on a command line",
     "polydraft.hardware": "the processor, and what `dtype='auto'` means on it",
@@ -39,5 +39,5 @@ PUBLIC_MODULES = {
 """Module -> its purpose. The names in its ``__all__`` are public; CONTRIBUTING says when they may change.
 
 All other modules are private and have an underscore in their path, except those whose names a listed package exports
-(``polydraft.contract``, ``polydraft.engines``).
+(``polydraft.contract``, ``polydraft.engine_parts``).
 """

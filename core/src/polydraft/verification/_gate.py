@@ -10,7 +10,7 @@ from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
 from polydraft._presentable import presentable
 from polydraft.contract.results import Verified
-from polydraft.engines.server_options import ServerOptions
+from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import NotVerifiedError
 from polydraft.verification._fingerprint import state_of
 from polydraft.verification._store import Found, find

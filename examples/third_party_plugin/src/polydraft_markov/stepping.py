@@ -8,8 +8,8 @@ import numpy as np
 from polydraft import contract
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import Sampler, Step
-from polydraft.engines import context_length
-from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.engine_parts import context_length
+from polydraft.engine_parts.draft_model import DraftModelSequence
 from polydraft.errors import ModelFormatError, UnsupportedError
 from polydraft.sampling.numpy_ops import NumpyLogits
 

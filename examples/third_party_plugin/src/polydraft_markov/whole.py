@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from polydraft import contract
 from polydraft.checkpoints.fetch import fetch
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import ModelFormatError, UnsupportedError
 
 from polydraft_markov.markov import VERSION, Markov, generate, sampler

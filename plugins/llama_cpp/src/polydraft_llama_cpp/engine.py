@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 
 from polydraft.contract import EngineSequence, LoadRequest, RunningInfo, SteppingEngine
-from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.engine_parts.draft_model import DraftModelSequence
 from polydraft.errors import SessionBusyError, SessionClosedError
 
 from polydraft_llama_cpp.context import Context

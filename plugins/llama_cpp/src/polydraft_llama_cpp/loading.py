@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 
 from polydraft_llama_cpp.bindings import missing_for_mtp, version_of

@@ -12,7 +12,7 @@ from polydraft.checkpoints.config import read_config, text_config
 from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
 from polydraft.files import system_error
 from polydraft.hardware import cpu_dtype

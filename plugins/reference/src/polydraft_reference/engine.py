@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polydraft.contract import EngineSequence, RunningInfo, SteppingEngine
-from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.engine_parts.draft_model import DraftModelSequence
 
 from polydraft_reference.drafters.mtp import AssistantDrafter
 from polydraft_reference.model import ReferenceModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from polydraft.contract import LoadRequest, ModelSource, RunningInfo
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import DeviceError, PairMismatchError, UnsupportedError
 
 from polydraft_reference.config import MODEL_TYPE, AssistantConfig, ModelConfig, read_config

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from polydraft.contract import EngineSequence, LoadRequest, RunningInfo, SteppingEngine, Tokenizer
-from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.engine_parts.draft_model import DraftModelSequence
 
 from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder

@@ -11,7 +11,7 @@ import torch
 from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import ModelFormatError, OutOfMemoryError
 from polydraft.files import system_error
 from polydraft.text.hub_tokenizer import HubTokenizer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.checkpoints.config import text_config
 from polydraft.contract import DeviceRecord
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import DeviceError, InvalidRequestError
 from polydraft.hardware import cpu_dtype
 

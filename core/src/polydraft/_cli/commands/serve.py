@@ -37,7 +37,7 @@ def serve(
     is the server's.
     """
     from polydraft._load import prepare
-    from polydraft.engines.serving import check_port
+    from polydraft.engine_parts.serving import check_port
 
     target, arguments = load_arguments(loading, plain=plain)
     prepared = prepare(target, **arguments)

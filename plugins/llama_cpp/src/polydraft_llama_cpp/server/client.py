@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from polydraft.engines.http_client import HttpClient, Patience
+from polydraft.engine_parts.http_client import HttpClient, Patience
 from polydraft.errors import ContextLengthError, EngineError, PolydraftError
 from polydraft.secrets import Secret
 

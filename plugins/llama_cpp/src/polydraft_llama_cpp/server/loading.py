@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo, ServerCommand
-from polydraft.engines import context_length
+from polydraft.engine_parts import context_length
 from polydraft.errors import (
     BackendUnavailableError,
     EngineError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from polydraft.engines.server_options import ServerOptions, ServerUrl, url_from
+from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, url_from
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import names_a_secret
 from pydantic import Field, field_validator

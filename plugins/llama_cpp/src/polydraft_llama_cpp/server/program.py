@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from polydraft.checkpoints.contents import content_digest
-from polydraft.engines.serving import LOOPBACK, ServerProcess, free_port
+from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, free_port
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polydraft.contract import Generation, Round
-from polydraft.engines.http_client import Patience
+from polydraft.engine_parts.http_client import Patience
 from polydraft.errors import EngineError, NonFiniteLogitsError
 
 from polydraft_llama_cpp.server.client import Client

@@ -1,6 +1,7 @@
 """Drafting with a second, smaller model that has its own KV cache.
 
-``polydraft.engines.draft_model`` would wait for the device after each draft; here one wait ends a round of k drafts.
+``polydraft.engine_parts.draft_model`` would wait for the device after each draft; here one wait ends a round of k
+drafts.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Drafters of the reference engine. A draft model is not here: ``polydraft.engines.draft_model`` drafts with it."""
+"""Drafters of the reference engine; a draft model is the core's, ``polydraft.engine_parts.draft_model``."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polydraft.engines.http_client import EventStream, HttpClient, NotConnectedError
+from polydraft.engine_parts.http_client import EventStream, HttpClient, NotConnectedError
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,

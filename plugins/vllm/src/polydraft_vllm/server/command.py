@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polydraft.contract import ServerCommand
-from polydraft.engines.server_options import ServerOptions
+from polydraft.engine_parts.server_options import ServerOptions
 
 from polydraft_vllm.engine_args import check_arguments, engine_arguments
 from polydraft_vllm.environment import prepare_environment, server_environment

@@ -15,7 +15,7 @@ from polydraft_vllm.settings import check_settings
 
 if TYPE_CHECKING:
     from polydraft.contract import Generation, GenerationSettings, RunningInfo, Tokenizer
-    from polydraft.engines.serving import ServerProcess
+    from polydraft.engine_parts.serving import ServerProcess
 
     from polydraft_vllm.server.client import ServerClient
     from polydraft_vllm.server.inspection import Abilities

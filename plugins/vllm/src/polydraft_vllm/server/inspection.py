@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polydraft.engines.http_client import MalformedAnswerError
+from polydraft.engine_parts.http_client import MalformedAnswerError
 from polydraft.errors import ModelNotFoundError, NonFiniteLogitsError, PolydraftError, UnsupportedError
 
 from polydraft_vllm.server.client import EndedByErrorError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from polydraft import reasons
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import RunningInfo
-from polydraft.engines.serving import LOOPBACK, ServerProcess, check_port, free_port
+from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, check_port, free_port
 from polydraft.errors import InvalidRequestError
 
 from polydraft_vllm.checks import check_request

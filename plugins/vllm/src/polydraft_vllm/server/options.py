@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydraft.engines.server_options import ServerOptions, ServerUrl, url_from
+from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, url_from
 from pydantic import Field
 
 from polydraft_vllm.options import VllmOptions

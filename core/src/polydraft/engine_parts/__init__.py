@@ -1,5 +1,5 @@
 """Helpers for engines: ``context_length``; in ``serving`` child servers, in ``draft_model`` a drafter."""
 
-from polydraft.engines._context import context_length
+from polydraft.engine_parts._context import context_length
 
 __all__ = ["context_length"]

@@ -170,7 +170,7 @@ class HttpClient:
     and are refused.
 
     Args:
-        url: The server's root, ``http://host:8000``, as ``polydraft.engines.server_options`` checks it.
+        url: The server's root, ``http://host:8000``, as ``polydraft.engine_parts.server_options`` checks it.
         name: What errors call the server: ``The vLLM server``.
         key: Its API key; None: it needs none.
         key_variable: The environment variable in which the user sets the key, for hints.

@@ -11,8 +11,8 @@ import tempfile
 import time
 
 import pytest
-from polydraft.engines import serving
-from polydraft.engines.serving import LOOPBACK, ServerProcess, check_port, free_port
+from polydraft.engine_parts import serving
+from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, check_port, free_port
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, ModelFormatError
 from polydraft.secrets import Secret
 
@@ -54,7 +54,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
 
 APP = """
 import os, signal, sys, time
-from polydraft.engines.serving import ServerProcess
+from polydraft.engine_parts.serving import ServerProcess
 port = int(sys.argv[1])
 server = ServerProcess([sys.executable, "-S", *sys.argv[2:]], name="The server", port=port)
 server.wait_until_ready(60)

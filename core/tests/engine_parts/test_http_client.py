@@ -10,7 +10,7 @@ import time
 import traceback
 
 import pytest
-from polydraft.engines.http_client import HttpClient, HttpLimits, MalformedAnswerError, NotConnectedError
+from polydraft.engine_parts.http_client import HttpClient, HttpLimits, MalformedAnswerError, NotConnectedError
 from polydraft.errors import BackendUnavailableError, EngineError
 from polydraft.secrets import Secret
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from polydraft.contract.backend import EngineOptions
-from polydraft.engines.http_client import HttpLimits
+from polydraft.engine_parts.http_client import HttpLimits
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import Secret
 

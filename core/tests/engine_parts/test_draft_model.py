@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polydraft.contract import EngineSequence, GenerationSettings, PrefillCancelled, Step, TokenRequest
-from polydraft.engines.draft_model import DraftModelSequence
+from polydraft.engine_parts.draft_model import DraftModelSequence
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polydraft.engines.http_client import HttpClient, HttpLimits
+from polydraft.engine_parts.http_client import HttpClient, HttpLimits
 from polydraft.errors import BackendUnavailableError, EngineError, InvalidRequestError, PolydraftError
 from polydraft.files import system_error, system_errors
 from polydraft.secrets import Secret, revealed
