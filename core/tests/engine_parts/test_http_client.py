@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -31,7 +32,7 @@ def hostile(*pieces, pause=0.0):
 
     def answer(connection):
         with connection, contextlib.suppress(OSError):
-            seen.append(connection.recv(65536))
+            seen.append(whole_request(connection))
             for piece in pieces[0]() if callable(pieces[0]) else pieces:
                 if stop.is_set():
                     return
@@ -53,6 +54,14 @@ def hostile(*pieces, pause=0.0):
         finally:
             stop.set()
             server.shutdown(socket.SHUT_RDWR)
+
+
+def whole_request(connection):
+    """A connection that is closed with bytes unread is reset, and what was sent last is lost."""
+    text = connection.recv(65536)
+    length = re.search(rb"(?i)content-length: (\d+)", text)
+    missing = int(length[1]) - len(text.partition(b"\r\n\r\n")[2]) if length else 0
+    return text + connection.recv(missing, socket.MSG_WAITALL) if missing > 0 else text
 
 
 def client(url):
