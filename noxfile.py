@@ -81,7 +81,8 @@ class Backend:
         return not self.needs or Marker(self.needs).evaluate()
 
 
-QUICK = ("--polydraft-quick",)
+# One seed: what fails then is the change's doing. `everything` draws another one for each run.
+QUICK = ("--polydraft-quick", "--polydraft-seed", "20260401")
 PATIENT = ("--polydraft-time-limit", "300")
 BACKENDS = {
     "transformers": Backend(
