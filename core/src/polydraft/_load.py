@@ -44,6 +44,11 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         backend: Name of a backend, or ``auto``: of those that can do what is asked, the fittest for this machine.
         num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded; None: the registry's
             recommendation for this pair and backend, else 4.
+        quantization: Which of the target's packings to load, of those that the registry, its repository or its folder
+            has in the backend's format. ``auto``: the least quantized that fits into the free memory with its context
+            (``session.running.packing`` says which, and why not the ones before it); a file, or a repository of such
+            files, is taken as it is. ``none``: only weights that are not quantized. Or a name as engines write it:
+            ``q4_0``, ``8bit``, ...
         exactness: ``standard``, or ``bitwise`` for steps of fixed shape, where the backend has them.
         context_length: Tokens of prompt and output together; None: the model's own, within memory.
         dtype: ``float32``, ``bfloat16``, ``float16``, or the engine's own names. ``auto``: as the weights are stored;
@@ -75,7 +80,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         UnsupportedError: The backend cannot load this target, or not with this exactness.
         ContextLengthError: The context is longer than the target's own.
         DeviceError: The device does not exist.
-        OutOfMemoryError: Weights or context do not fit.
+        OutOfMemoryError: Weights or context do not fit; for the Hub's models, before they are downloaded.
         SystemResourceError: The machine is short of something: disk space, file handles, ...
         NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
         NonFiniteLogitsError: A check at load computed NaN or infinite logits.

@@ -33,6 +33,7 @@ class LoadArguments(TypedDict, total=False):
     drafter: str | Path | None
     backend: str
     num_speculative_tokens: int | None
+    quantization: str
     exactness: Exactness
     context_length: int | None
     dtype: str
@@ -50,6 +51,7 @@ class LoadArguments(TypedDict, total=False):
 DEFAULTS: dict[str, Any] = {
     "drafter": "auto",
     "backend": "auto",
+    "quantization": "auto",
     "exactness": "standard",
     "dtype": "auto",
     "device": "auto",
@@ -133,6 +135,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
 
 _TEXTS = {
     "backend": "'auto' or the name of a backend (`polydraft backends` lists them)",
+    "quantization": "'auto', 'none', or a name such as 'q4_0' or '8bit' (`polydraft pairs MODEL` lists a model's)",
     "dtype": "'auto', 'float32', 'bfloat16' or 'float16'",
     "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
     "revision": "a branch, tag or commit",

@@ -1,11 +1,11 @@
-"""Numbers as callers have them: Python's own, and those of numpy, torch, ``decimal`` and ``fractions``."""
+"""Numbers as callers have them (Python's own, and those of numpy, torch, ``decimal`` and ``fractions``), and sizes."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
 
-__all__ = ["as_bool", "as_float", "as_int", "shown"]
+__all__ = ["as_bool", "as_float", "as_int", "as_size", "shown"]
 
 _LONGEST_SHOWN = 150
 
@@ -51,3 +51,15 @@ def shown(value: Any) -> str:
     except Exception:  # of any kind: the caller's own object may raise
         return f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def as_size(count: int) -> str:
+    """Bytes in the largest unit of 1024 that leaves a number of at least 1.
+
+    >>> as_size(3 * 2**30), as_size(1536), as_size(12)
+    ('3.0 GiB', '1.5 KiB', '12 bytes')
+    """
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,22 +1,26 @@
-"""The processor: its name, the dtypes that it multiplies natively, and the dtype to use on it."""
+"""The processor, its dtypes and the dtype to use on it; and the memory that is free."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.safetensors import header, weight_files
 
-__all__ = ["cpu_dtype", "cpu_features", "cpu_model", "multiplies_natively", "processor"]
+__all__ = ["cpu_dtype", "cpu_features", "cpu_model", "free_memory", "multiplies_natively", "processor"]
 
 _CPUINFO = Path("/proc/cpuinfo")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _NATIVE = {
     # As /proc/cpuinfo names them on x86-64 and on Arm, and as macOS does.
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16", "svebf16", "FEAT_BF16"},
@@ -117,3 +121,67 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
         )
     known = "this processor has no" if cpu_features() else "it is not known whether this processor has"
     return "float32", f"The dtype is float32, as {known} instructions for the checkpoint's {own}."
+
+
+def free_memory() -> int:
+    """Bytes that this process can still allocate without swapping, within the limits of its containers.
+
+    On Linux that is ``MemAvailable``, and no more than any control group (v1 or v2) of this process leaves: a process
+    that exceeds such a limit is killed. On macOS, which does not tell what is free, it is all memory.
+    """
+    return min([_available(), *_left_by_cgroups()])
+
+
+def _available() -> int:
+    if sys.platform == "win32":
+        return _available_on_windows()
+    with suppress(OSError, ValueError):
+        return _numbers_of(_PROC / "meminfo")["MemAvailable:"] * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """What each limited control group that this process is in leaves."""
+    with suppress(OSError):
+        for line in (_PROC / "self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
+            number, controllers, path = line.split(":", 2)
+            # v2 has one hierarchy, number 0; under v1 each controller has its own. Hybrids mount v2 as ``unified``.
+            if number == "0" and not controllers:
+                yield from _left_in(("", "unified"), path, "memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                yield from _left_in((controllers, "memory"), path, *names)
+
+
+def _left_in(mounts: Iterable[str], path: str, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    own = PurePosixPath(path.lstrip("/"))
+    for mount in dict.fromkeys(mounts):
+        # A limit holds for all groups below. Inside a container the path may be the host's: then the mount is its own.
+        for group in (own, *own.parents):
+            folder = _CGROUPS / mount / group
+            with suppress(OSError, ValueError):  # no such group, or "max": no limit
+                most = int((folder / limit).read_text(encoding="ascii"))
+                # Page cache that the kernel drops before it kills a process.
+                cache = _numbers_of(folder / "memory.stat").get(reclaimable, 0)
+                yield max(0, most - int((folder / usage).read_text(encoding="ascii")) + cache)
+
+
+def _numbers_of(file: Path) -> dict[str, int]:
+    """Names and numbers of a file with one of each per line."""
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return {fields[0]: int(fields[1]) for fields in lines if len(fields) > 1}
+
+
+def _available_on_windows() -> int:
+    """Free physical memory, by GlobalMemoryStatusEx."""
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            *((name, ctypes.c_uint32) for name in ("length", "load")),
+            *((name, ctypes.c_uint64) for name in ("total", "free", "pages", "free_pages", "space", "free_space", "x")),
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status.free)

@@ -133,23 +133,12 @@ def test_options_change_nothing(gguf, options):
 
 
 def test_weights_that_are_not_mapped_must_fit(gguf, monkeypatch):
-    monkeypatch.setattr("polydraft_llama_cpp.loading.available_bytes", lambda: 5 << 20)
+    monkeypatch.setattr("polydraft_llama_cpp.loading.free_memory", lambda: 5 << 20)
     for options in ({"mmap": False}, {"mlock": True}):
         with pytest.raises(OutOfMemoryError, match="The weights take"):
             load(gguf("tiny-e2b"), None, engine_options=options)
     with load(gguf("tiny-e2b"), None) as session:
         assert "memory is scarce" in session.running.notes[0]
-
-
-def test_memory_of_a_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
-    without = resources.available_bytes()
-    assert without > 1 << 28
-    for name, text in (("max", "max"), ("current", f"{96 << 20}"), ("stat", f"anon 5\ninactive_file {32 << 20}")):
-        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-    assert resources.available_bytes() > 1 << 28
-    (tmp_path / "memory.max").write_text(f"{128 << 20}\n")
-    assert resources.available_bytes() == 64 << 20
 
 
 def test_n_ctx_is_context_length(gguf):

@@ -111,6 +111,14 @@ _GROUPS = {
             "Tokens drafted in one round, the bonus token excluded. Default: what the registry recommends, else 4.",
             metavar="K",
         ),
+        _loads(
+            "quantization",
+            str,
+            "auto: the least quantized weights that fit into memory; none: not quantized; or q4_0, 8bit, ...: see "
+            "`polydraft pairs MODEL`.",
+            default="auto",
+            metavar="NAME",
+        ),
         _loads("dtype", str, "auto, float32, bfloat16 or float16.", default="auto"),
         _loads("device", str, "auto, cpu, cuda, cuda:1, mps, ...", default="auto"),
         _loads(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from polydraft._plugins import PluginHost
 
-__all__ = ["DEFAULT_K", "PairRegistry", "RegisteredPair"]
+__all__ = ["DEFAULT_K", "PairRegistry", "RegisteredPair", "base_name", "user_files"]
 
 _VARIABLE = "POLYDRAFT_PAIRS"
 DEFAULT_K = 4
@@ -73,7 +73,7 @@ class PairRegistry:
             InvalidRequestError: The user's file is broken; the sentence names file, line and field.
         """
         entries: list[RegisteredPair] = []
-        for path in _user_files(environ):
+        for path in user_files(environ):
             for pair in read_pairs(path):
                 entries += _registered(pair, "user", str(path))
         for plugin, pair in host.pairs():
@@ -127,7 +127,7 @@ def base_name(target: str) -> str:
     return name.lower()
 
 
-def _user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
+def user_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     """The user's files that exist: that of ``POLYDRAFT_PAIRS``, then the config folder's ``pairs.toml``.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -13,9 +13,13 @@ from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
+from polydraft._registry.offers import Offers
+from polydraft._registry.packing_choice import Memory, PackingChoice, memory_of
+from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
-from polydraft.checkpoints._names import KnownNames, Role, did_you_mean
+from polydraft.checkpoints._names import KnownNames, Role, did_you_mean, repository
+from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
@@ -23,10 +27,12 @@ from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.records import BackendRecord, Capabilities
 from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
 from polydraft.engine_parts._context import check_context_length
+from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
     InvalidRequestError,
+    OutOfMemoryError,
     PluginError,
     PolydraftError,
     SpeculationUnavailableError,
@@ -74,8 +80,10 @@ class Resolver:
         )
         self._pairs = PairRegistry.of(self._host)
         self._faults = FaultRegistry.of(self._host)
-        self._known = KnownNames(self._host.local_models(), self._pairs.formats())
-        self._resolved: dict[tuple[str | Path, Role], ModelSource | PolydraftError] = {}
+        packings = PackingRegistry.load()
+        self._known = KnownNames(self._host.local_models(), packings.formats() | self._pairs.formats())
+        self._offers = Offers(packings, self._hub, lambda name: self._resolve(name, "packing"))
+        self._resolved: dict[tuple[str | Path, Role | Literal["packing"]], ModelSource | PolydraftError] = {}
         self._states: dict[str, BackendState] = {}
 
     def prepare(self, target: str | Path) -> Prepared:
@@ -92,8 +100,12 @@ class Resolver:
         return prepared
 
     def _choose(self, source: ModelSource) -> Prepared:
-        """The usable backend of the highest rank that takes the target; by name where ranks are equal."""
-        states = [self._state(record) for record in self._host.backends().values() if source.format in record.formats]
+        """The usable backend of the highest rank that takes the target; by name where ranks are equal.
+
+        One that would load quantized weights comes after all that load others.
+        """
+        formats = self._offers.formats(source)
+        states = [self._state(record) for record in self._host.backends().values() if formats & record.formats]
         if not states:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
@@ -102,6 +114,7 @@ class Resolver:
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
+        quantized: list[Prepared] = []
         for state in states:
             try:
                 # Rank 0 means: usable, but never chosen automatically.
@@ -109,17 +122,27 @@ class Resolver:
                     raise BackendUnavailableError(
                         f"The backend {state.record.name} is used only if it is named.", " ".join(state.diagnosis.notes)
                     )
-                return self._prepare(state.record, source)
-            except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError) as error:
+                prepared = self._prepare(state.record, source)
+            except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError, OutOfMemoryError) as error:
                 _log.info("Backend passed over: %s: %s", state.record.name, error.message)
                 errors.append((state, error))
+                continue
+            if not _is_quantized(prepared):
+                return prepared
+            quantized.append(prepared)
+        if quantized:  # of those of the most bits the one of the highest rank
+            return max(quantized, key=_bits)
         if len(errors) == 1:
             raise errors[0][1]
         # If all that can run here refuse for one reason that the caller can change, the error has that reason's class.
         # One of rank 0 was not asked: its refusal says nothing about what the caller asked for.
         classes = {type(error) for state, error in errors if state.usable and state.diagnosis and state.diagnosis.rank}
-        askable = {DeviceError, SpeculationUnavailableError} | (
-            {UnsupportedError} if self._given["exactness"] != "standard" else set()
+        if OutOfMemoryError in classes:  # with more memory it would run
+            classes = {OutOfMemoryError}
+        askable = {DeviceError, OutOfMemoryError, SpeculationUnavailableError} | (
+            {UnsupportedError}
+            if self._given["exactness"] != "standard" or self._given["quantization"] != "auto"
+            else set()
         )
         raised = classes.pop() if len(classes) == 1 and classes <= askable else BackendUnavailableError
         raise raised(
@@ -130,11 +153,6 @@ class Resolver:
 
     def _prepare(self, record: BackendRecord, source: ModelSource) -> Prepared:
         """The request for one backend and one target, or the error that says why it cannot load it."""
-        if source.format not in record.formats:
-            raise UnsupportedError(
-                f"The backend {record.name} cannot load {source.id}: its format is {source.format}.",
-                f"It loads: {', '.join(sorted(record.formats))}. {format_hint(source.format, but=record.name)}".strip(),
-            )
         # The machine and the device first: planning may read a drafter's config from the Hub.
         given, state = self._given, self._state(record)
         state.check()
@@ -149,37 +167,91 @@ class Resolver:
                 f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
                 f"It has: {', '.join(sorted(capabilities.exactness))}.",
             )
-        self._faults.check(record, {"import"}, model_types(source.config))
-        choice = DrafterChoice(
+        options = _check_options(backend, record.name, given["engine_options"])
+        choice = PackingChoice(
             target=source,
+            offers=self._offers,
+            backend=record,
+            memory=self._memory(state, options),
+            quantization=given["quantization"],
+            context_length=given["context_length"],
+            dtype=given["dtype"],
+        )
+        for offer in choice:
+            try:
+                packed = offer.resolve()
+            except PolydraftError as error:
+                choice.reject(offer, error.message, error)
+                continue
+            plan = self._plan(record, source, packed, capabilities.max_speculative_tokens)
+            with plugin_errors(record.name):
+                reason = backend.refuse(packed, plan)
+            if reason:
+                message = f"The backend {record.name} cannot load this: {reason}"
+                choice.reject(offer, reason, UnsupportedError(message, "Try another backend."))
+                continue
+            if why := choice.too_large(offer, plan.drafter):
+                choice.reject(offer, why)
+                continue
+            request = LoadRequest(
+                backend=record.name,
+                target=packed,
+                plan=plan,
+                exactness=given["exactness"],
+                context_length=given["context_length"],
+                dtype=offer.makes or given["dtype"],
+                device=given["device"],
+                trust_remote_code=given["trust_remote_code"],
+                hub=self._hub,
+                engine_options=options,
+                packing=choice.packing(offer, packed),
+            )
+            # The config is enough for this, so no weights are fetched in vain.
+            check_context_length(request)
+            return Prepared(backend, state, request)
+        raise choice.error()
+
+    def _plan(
+        self, record: BackendRecord, target: ModelSource, packed: ModelSource, largest: int | None
+    ) -> SpeculationPlan:
+        """How a session with one packing of the target speculates on one backend."""
+        self._faults.check(record, {"import"}, model_types(packed.config) | model_types(target.config))
+        choice = DrafterChoice(
+            target=packed,
             backend=record,
             registry=self._pairs,
             faults=self._faults,
             resolve=lambda name: self._resolve(name, "drafter"),
             hub=self._hub,
-            num_speculative_tokens=given["num_speculative_tokens"],
-            max_speculative_tokens=capabilities.max_speculative_tokens,
+            num_speculative_tokens=self._given["num_speculative_tokens"],
+            max_speculative_tokens=largest,
         )
-        plan = choice.plan(given["drafter"])
-        with plugin_errors(record.name):
-            reason = backend.refuse(source, plan)
-        if reason:
-            raise UnsupportedError(f"The backend {record.name} cannot load this: {reason}", "Try another backend.")
-        request = LoadRequest(
-            backend=record.name,
-            target=source,
-            plan=plan,
-            exactness=given["exactness"],
-            context_length=given["context_length"],
-            dtype=given["dtype"],
-            device=given["device"],
-            trust_remote_code=given["trust_remote_code"],
-            hub=self._hub,
-            engine_options=_check_options(backend, record.name, given["engine_options"]),
-        )
-        # The config is enough for this, so no weights are fetched in vain.
-        check_context_length(request)
-        return Prepared(backend, state, request)
+        drafter = self._given["drafter"]
+        if packed is not target and drafter not in {None, "auto", "ngram"}:
+            drafter = self._following(record, target, packed, drafter)
+        return choice.plan(drafter)
+
+    def _following(
+        self, record: BackendRecord, target: ModelSource, packed: ModelSource, drafter: str | Path
+    ) -> str | Path:
+        """The drafter that was named for a target, in the packing that goes with the target's own."""
+        named = self._resolve(drafter, "drafter")
+        if named.format in record.formats and not (named.kind == "hub" and named.format in record.converts):
+            return drafter
+        name = repository(named.id).lower()
+        kinds = {
+            entry.pair.kind
+            for entry in self._pairs.find(repository(target.id))
+            if (entry.pair.drafter or "").lower() == name
+        }
+        same = (entry.pair.drafter for entry in self._pairs.find(repository(packed.id)) if entry.pair.kind in kinds)
+        return next(filter(None, same), drafter)
+
+    def _memory(self, state: BackendState, options: EngineOptions) -> Memory:
+        """The memory that the model must fit into; that of a server which was started elsewhere is not known."""
+        if isinstance(options, ServerOptions) and options.url:
+            return Memory(None)
+        return memory_of(state.diagnosis, self._given["device"])
 
     def _state(self, record: BackendRecord) -> BackendState:
         """Whether a backend can run here; asked once."""
@@ -189,18 +261,29 @@ class Resolver:
             self._states[record.name] = backend_state(self._host, record, self._faults, seconds=limit)
         return self._states[record.name]
 
-    def _resolve(self, name: str | Path, role: Role) -> ModelSource:
-        """Find a model and read its config, once."""
+    def _resolve(self, name: str | Path, role: Role | Literal["packing"]) -> ModelSource:
+        """Find a model and read its config, once. The revision that was given is the target's own."""
         if (name, role) not in self._resolved:
             hub = self._hub if role == "target" else self._hub.model_copy(update={"revision": None})
+            named: Role = "drafter" if role == "drafter" else "target"
             try:
-                self._resolved[name, role] = resolve(name, hub=hub, role=role, known=self._known)
+                self._resolved[name, role] = resolve(name, hub=hub, role=named, known=self._known)
             except PolydraftError as error:  # cached: failing to reach the Hub is slow
                 self._resolved[name, role] = error
         found = self._resolved[name, role]
         if isinstance(found, PolydraftError):
             raise found
         return found
+
+
+def _is_quantized(prepared: Prepared) -> bool:
+    packing = prepared.request.packing
+    return packing is not None and packing.quantized and packing.source != packing.of
+
+
+def _bits(prepared: Prepared) -> int:
+    packing = prepared.request.packing
+    return bits(packing.name) if packing is not None else 0
 
 
 def _chosen(plan: SpeculationPlan) -> str:

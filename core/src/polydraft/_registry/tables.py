@@ -5,22 +5,27 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from packaging.version import Version
 from pydantic import ValidationError
 
-from polydraft.contract.records import PairRecord
+from polydraft.contract.packings import PackingRecord
+from polydraft.contract.records import PairRecord, Record
 from polydraft.errors import InvalidRequestError
 from polydraft.files import read_bytes, system_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["check_pair_record", "core_table", "expand", "read_pairs"]
+__all__ = ["check_packing_record", "check_pair_record", "core_table", "expand", "read_packings", "read_pairs"]
 
 _GROUP = re.compile(r"\{([^{}]*)\}")
+_TABLES = ("pair", "packing")
+"""The tables that a user's file may hold."""
+_ONLY = "It may hold tables [[pair]] and [[packing]] only."
+R = TypeVar("R", bound=Record)
 
 
 def core_table(name: str) -> list[dict[str, Any]]:
@@ -37,6 +42,15 @@ def read_pairs(path: Path) -> list[PairRecord]:
         InvalidRequestError: The file cannot be read, is not TOML, or holds something else; or a field is missing,
             unknown or wrong: the sentence names file, line and field.
     """
+    return _read(path, "pair", PairRecord, check_pair_record)
+
+
+def read_packings(path: Path) -> list[PackingRecord]:
+    """The tables ``[[packing]]`` of a user's file; errors are those of ``read_pairs``."""
+    return _read(path, "packing", PackingRecord, check_packing_record)
+
+
+def _read(path: Path, kind: str, record: type[R], check: Callable[[R], None]) -> list[R]:
     try:
         with system_errors(f"{path} cannot be read"):
             # Some editors of Windows start a file with a byte order mark.
@@ -45,39 +59,40 @@ def read_pairs(path: Path) -> list[PairRecord]:
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequestError(f"{path} is not valid TOML: {error}.", "Fix the syntax there.") from error
     except RecursionError as error:
-        raise InvalidRequestError(f"{path} is nested too deeply.", "It may hold tables [[pair]] only.") from error
+        raise InvalidRequestError(f"{path} is nested too deeply.", _ONLY) from error
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{path} cannot be read: it is not UTF-8 text.", "Save it as UTF-8.") from error
     except (OSError, ValueError) as error:  # ValueError: a number of thousands of digits
         why = getattr(error, "strerror", None) or error
         raise InvalidRequestError(f"{path} cannot be read: {why}.", "Check the file.") from error
-    unknown = sorted(set(data) - {"pair"})
-    tables = data.get("pair", [])
-    if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        what = f"holds {unknown[0]!r}" if unknown else "has a 'pair' that is not a list of tables"
-        raise InvalidRequestError(f"{path} {what}.", "It may hold tables [[pair]] only.")
-    found: list[PairRecord] = []
-    for number, table in enumerate(tables, 1):
+    if unknown := sorted(set(data) - set(_TABLES)):
+        raise InvalidRequestError(f"{path} holds {unknown[0]!r}.", _ONLY)
+    for name, tables in data.items():
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise InvalidRequestError(f"{path} has a {name!r} that is not a list of tables.", _ONLY)
+    found: list[R] = []
+    for number, table in enumerate(data.get(kind, []), 1):
         try:
-            found.append(PairRecord.model_validate({"drafter": None, **table}))
-            check_pair_record(found[-1])
+            found.append(record.model_validate({"drafter": None, **table} if kind == "pair" else table))
+            check(found[-1])
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "pair"
+            field = ".".join(str(part) for part in first["loc"]) or kind
             raise InvalidRequestError(
-                f"{path}, line {_line(text, number)}: [[pair]] number {number} is wrong: {field}: {first['msg']}.",
-                f"Known fields: {', '.join(PairRecord.model_fields)}.",
+                f"{path}, line {_line(text, kind, number)}: [[{kind}]] number {number} is wrong: {field}: "
+                f"{first['msg']}.",
+                f"Known fields: {', '.join(record.model_fields)}.",
             ) from error
         except ValueError as error:
             raise InvalidRequestError(
-                f"{path}: [[pair]] number {number} is wrong: {error}.", "Write one entry for each pair."
+                f"{path}: [[{kind}]] number {number} is wrong: {error}.", f"Write one entry for each {kind}."
             ) from error
     return found
 
 
-def _line(text: str, number: int) -> int:
-    """Line of the n-th ``[[pair]]``, from 1; 1 if it is written in another way."""
-    pattern = re.compile(r"\s*\[\[\s*pair\s*\]\]")
+def _line(text: str, kind: str, number: int) -> int:
+    """Line of the n-th ``[[kind]]``, from 1; 1 if it is written in another way."""
+    pattern = re.compile(rf"\s*\[\[\s*{kind}\s*\]\]")
     lines = [i for i, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
     return lines[number - 1] if number <= len(lines) else 1
 
@@ -94,6 +109,17 @@ def check_pair_record(pair: PairRecord) -> None:
     for version in pair.min_versions.values():
         Version(version)
     list(expand(pair.target, pair.drafter, pair.drafter_file))
+
+
+def check_packing_record(packing: PackingRecord) -> None:
+    """Check what the record's types do not express.
+
+    Raises:
+        ValueError: The groups of its fields differ in size, or a size stands for several packings.
+    """
+    count = len(list(expand(packing.target, packing.repo, packing.quantization, packing.file)))
+    if packing.bytes is not None and count > 1:
+        raise ValueError("an entry with a size must be of one packing")
 
 
 def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["cached_files", "hub_errors", "repository_files", "repository_format"]
+__all__ = ["cached_files", "hub_errors", "is_unreachable", "repository_files", "repository_format", "repository_sizes"]
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
@@ -112,12 +112,12 @@ def _typed(
             "Give a folder that you may write to as `cache_dir`, or set HF_HOME to one.",
             argument="cache_dir",
         )
-    if _is_unreachable(error):
+    if is_unreachable(error):
         return _offline(repo, hub, role, similar)
     return None
 
 
-def _is_unreachable(error: Exception) -> bool:
+def is_unreachable(error: BaseException | None) -> bool:
     """Whether no answer came from the Hub at all."""
     # By name: which HTTP library is in use depends on the version of huggingface_hub.
     library = type(error).__module__.split(".")[0]
@@ -151,8 +151,23 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
     try:
         return list(list_repo_files(repo, revision=hub.revision, token=hub.arguments()["token"]))
     except Exception as error:
-        if _is_unreachable(error) and (cached := cached_files(repo, hub)):
+        if is_unreachable(error) and (cached := cached_files(repo, hub)):
             return cached
+        raise
+
+
+def repository_sizes(repo: str, hub: HubOptions) -> dict[str, int]:
+    """Path -> bytes of each file that ``repository_files`` lists; without the network, of those in the cache."""
+    from huggingface_hub import constants, list_repo_tree
+
+    if hub.local_files_only or constants.HF_HUB_OFFLINE:
+        return _sizes_in_cache(repo, hub)
+    try:
+        tree = list_repo_tree(repo, recursive=True, revision=hub.revision, token=hub.arguments()["token"])
+        return {entry.path: int(entry.size) for entry in tree if hasattr(entry, "size")}
+    except Exception as error:
+        if is_unreachable(error) and cached_files(repo, hub):
+            return _sizes_in_cache(repo, hub)
         raise
 
 
@@ -177,7 +192,11 @@ def cached_files(repo: str, hub: HubOptions) -> list[str]:
 
 
 def _in_cache(repo: str, hub: HubOptions) -> list[str]:
+    return list(_sizes_in_cache(repo, hub))
+
+
+def _sizes_in_cache(repo: str, hub: HubOptions) -> dict[str, int]:
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repo, revision=hub.revision, cache_dir=hub.cache_dir, local_files_only=True))
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -12,7 +12,7 @@ from polydraft.checkpoints._weight_files import is_hidden, is_misleading
 from polydraft.checkpoints.config import is_mlx, read_config
 from polydraft.checkpoints.gguf import MAGIC
 from polydraft.checkpoints.gguf_config import read_gguf_config
-from polydraft.checkpoints.gguf_files import file_of_folder, first_part
+from polydraft.checkpoints.gguf_files import are_one_model, file_of_folder, first_part, targets_in
 from polydraft.checkpoints.safetensors import header, is_read, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
@@ -88,7 +88,7 @@ def _look(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str,
         return _single_file(path, written)
     if path.is_dir():
         _check_files(path, written)
-        return _folder(path, written, known)
+        return _folder(path, written, role, known)
     raise _not_found(path, written, role, known)
 
 
@@ -138,7 +138,7 @@ def _single_file(path: Path, written: str) -> tuple[str, None, dict[str, Any]]:
     return form, None, read_gguf_config(first_part(path, written), written) if form == "gguf" else {}
 
 
-def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
+def _folder(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
     """Format of a folder, the file inside it where it holds single files, and its config."""
     file = path / "config.json"
     for record in known.local_models.values():
@@ -146,9 +146,10 @@ def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | Non
             return record.format, None, read_config(file, written)
     if file.is_file():
         config = read_config(file, written)
-        return *_format(path, config, written, known), config
-    if found := _file_inside(path, written):
-        return *found, read_gguf_config(path / found[1], str(path / found[1])) if found[0] == "gguf" else {}
+        return *_format(path, config, written, role, known), config
+    if found := _file_inside(path, written, role):
+        file = path / (found[1] or targets_in(path)[0])
+        return *found, read_gguf_config(file, str(file)) if found[0] == "gguf" else {}
     if (path / "adapter_config.json").is_file():
         raise ModelFormatError(
             f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",
@@ -161,7 +162,9 @@ def _folder(path: Path, written: str, known: KnownNames) -> tuple[str, str | Non
     )
 
 
-def _format(path: Path, config: Mapping[str, Any], written: str, known: KnownNames) -> tuple[str, str | None]:
+def _format(
+    path: Path, config: Mapping[str, Any], written: str, role: Role, known: KnownNames
+) -> tuple[str, str | None]:
     """Format of a folder that has a config.json, and the file inside it where it holds single files."""
     # Before single files: a checkpoint's folder may also hold a GGUF copy.
     if files := weight_files(path):
@@ -169,7 +172,7 @@ def _format(path: Path, config: Mapping[str, Any], written: str, known: KnownNam
         # MLX writes its name into the file, also for models that it did not quantize.
         saved_by_mlx = isinstance(metadata, Mapping) and metadata.get("format") == "mlx"
         return ("mlx" if saved_by_mlx or is_mlx(config) else "safetensors"), None
-    if found := _file_inside(path, written):
+    if found := _file_inside(path, written, role):
         return found
     if form := _format_of_kin(config, known):
         return form, None
@@ -194,8 +197,10 @@ def _format_of_kin(config: Mapping[str, Any], known: KnownNames) -> str | None:
     return None
 
 
-def _file_inside(path: Path, written: str) -> tuple[str, str] | None:
-    """Format and name of the one single-file model in a folder."""
+def _file_inside(path: Path, written: str, role: Role) -> tuple[str, str | None] | None:
+    """Format and name of the one single-file model in a folder; no name for several quantizations of one target."""
+    if role == "target" and len(packings := targets_in(path)) > 1 and are_one_model(packings):
+        return "gguf", None
     if name := file_of_folder(path, written):
         return "gguf", name
     for suffix, form in _SINGLE_FILES.items():

@@ -25,8 +25,10 @@ __all__ = [
     "is_assistant",
     "is_mlx",
     "kv_shapes",
+    "layer_shape",
     "layer_types",
     "model_types",
+    "names_dtype",
     "read_config",
     "text_config",
 ]
@@ -172,9 +174,18 @@ def checkpoint_dtype(config: Mapping[str, Any]) -> str:
     Transformers wrote ``torch_dtype`` before version 5; conditional-generation checkpoints may name it in the text
     model's part only.
     """
+    return _named_dtype(config) or "float32"
+
+
+def names_dtype(config: Mapping[str, Any]) -> bool:
+    """Whether a config says in which dtype its weights are stored."""
+    return bool(_named_dtype(config))
+
+
+def _named_dtype(config: Mapping[str, Any]) -> str:
     text = text_config(config)
     named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return str(named or "float32").removeprefix("torch.")
+    return str(named or "").removeprefix("torch.")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -265,14 +276,18 @@ def kv_shapes(config: Mapping[str, Any]) -> dict[str, KVShape]:
     shapes: dict[str, KVShape] = {}
     # Layers that share stand at the end. Of the others the last of each type overwrites those before it.
     for index, kind in enumerate(kinds[: len(kinds) - shared] or kinds):
-        shape = _layer_shape(text, index, kind)
+        shape = layer_shape(text, index, kind)
         if shape is None:
             return {}
         shapes[kind] = shape
     return shapes
 
 
-def _layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | None:
+def layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | None:
+    """The shape of the keys and values of one layer (from 0) of attention type ``kind``; None if a config has it not.
+
+    ``text`` is the text model's part of the config.
+    """
     gemma4 = family(text).startswith("gemma4")
     defaults = _GEMMA4 if gemma4 else {}
     values: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._hub import hub_errors, repository_files
 from polydraft.checkpoints._names import repository
+from polydraft.checkpoints._quantization import without_quantization
 from polydraft.checkpoints._weight_files import check_place, is_hidden
 from polydraft.checkpoints.config import is_assistant
 from polydraft.checkpoints.gguf import read_header
@@ -18,7 +19,7 @@ from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from polydraft.contract.requests import ModelSource
 
@@ -103,15 +104,7 @@ def file_of_folder(folder: Path, model: str) -> str | None:
     Raises:
         ModelFormatError: There are several, a part is missing, or the file lies outside the folder.
     """
-    names = [entry.name for entry in folder.iterdir() if entry.is_file() and not is_hidden(entry.name)]
-    models = _by_model(name for name in sorted(names) if name.lower().endswith(_SUFFIX))
-    if len(models) > 1:
-        roles = {whole: _role(folder / parts[0]) for whole, parts in models.items()}
-        wanted = "target" if "target" in roles.values() else "drafter"
-        # Of nothing but other files the first, so that the message says what it is.
-        models = {whole: parts for whole, parts in models.items() if roles[whole] == wanted} or dict(
-            [*models.items()][:1]
-        )
+    models = _models_in(folder)
     if len(models) > 1:
         listed = [parts[0] for parts in models.values()]
         raise ModelFormatError(
@@ -123,6 +116,60 @@ def file_of_folder(folder: Path, model: str) -> str | None:
             check_place(folder, part)
         return path.name
     return None
+
+
+def targets_in(folder: Path) -> list[Path]:
+    """The GGUF files of targets in a folder, by name; of split models the first parts.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    return [folder / parts[0] for parts in _models_in(folder).values() if _role(folder / parts[0]) == "target"]
+
+
+def are_one_model(files: Sequence[Path]) -> bool:
+    """Whether files differ in quantization only: by their names, and by the sizes in their headers."""
+    if len({model_of(file.name) for file in files}) > 1:
+        return False
+    try:
+        configs = [config_of(read_header(file)) for file in files]
+    except ModelFormatError:
+        return False
+    fields = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    return len({tuple(config.get(field) for field in fields) for config in configs}) == 1
+
+
+def models_among(names: Iterable[str], suffix: str, wanted: str | None = None) -> list[list[str]]:
+    """The models among a repository's files of a suffix, each as its files, in order; other files than targets not.
+
+    Args:
+        names: Paths, with ``/``.
+        suffix: ``.gguf`` or ``.litertlm``.
+        wanted: Only those that this path, name or pattern means.
+    """
+    files = sorted(name for name in names if name.lower().endswith(suffix) and not is_hidden(name))
+    return list(_by_model(_fitting(files, wanted)).values())
+
+
+def model_of(file: str) -> str:
+    """A GGUF file's name without quantization and part number, in lower case.
+
+    >>> model_of("gemma-4-31B-it-BF16-00001-of-00002.gguf"), model_of("gemma-4-E2B-it-UD-Q4_K_XL.gguf")
+    ('gemma-4-31b-it', 'gemma-4-e2b-it')
+    """
+    return without_quantization(file).lower()
+
+
+def _models_in(folder: Path) -> dict[str, list[str]]:
+    """The models in a folder, by their whole names: targets, else drafters, else the first of other files."""
+    names = [entry.name for entry in folder.iterdir() if entry.is_file() and not is_hidden(entry.name)]
+    models = _by_model(name for name in sorted(names) if name.lower().endswith(_SUFFIX))
+    if len(models) < 2:
+        return models
+    roles = {whole: _role(folder / parts[0]) for whole, parts in models.items()}
+    wanted = "target" if "target" in roles.values() else "drafter"
+    # Of nothing but other files the first, so that the message says what it is.
+    return {whole: parts for whole, parts in models.items() if roles[whole] == wanted} or dict([*models.items()][:1])
 
 
 def _role(path: Path) -> str:

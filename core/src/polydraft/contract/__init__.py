@@ -8,6 +8,7 @@ from polydraft.contract import (
     arrays,
     backend,
     hookspecs,
+    packings,
     processors,
     public,
     records,
@@ -20,6 +21,7 @@ from polydraft.contract import (
 from polydraft.contract.arrays import *
 from polydraft.contract.backend import *
 from polydraft.contract.hookspecs import *
+from polydraft.contract.packings import *
 from polydraft.contract.processors import *
 from polydraft.contract.public import *
 from polydraft.contract.records import *
@@ -33,6 +35,7 @@ __all__: list[str] = []
 __all__ += arrays.__all__
 __all__ += backend.__all__
 __all__ += hookspecs.__all__
+__all__ += packings.__all__
 __all__ += processors.__all__
 __all__ += public.__all__
 __all__ += records.__all__

@@ -63,6 +63,11 @@ class BackendRecord(Record):
     summary: str = Field(description="One line for ``polydraft backends``.")
     formats: frozenset[str] = Field(description="Weight formats it loads: safetensors, gguf, mlx, litertlm, ...")
     drafter_kinds: frozenset[DrafterKind]
+    converts: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Those of ``formats`` that it loads from this machine only, converted to its own -> quantizations "
+        "that it makes (``none`` first), by the names that ``dtype`` takes: ``{'safetensors': ('none', 'q8_0')}``.",
+    )
     engine: str = Field(description="Distribution of the engine, e.g. ``transformers``; its version is shown.")
     requires: dict[str, str] = Field(
         default_factory=dict,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer
 
+from polydraft.contract.packings import Packing
 from polydraft.contract.records import DrafterKind, Exactness, Record
 from polydraft.secrets import Secret
 
@@ -238,6 +239,7 @@ class LoadRequest(Record):
     trust_remote_code: bool = False
     hub: HubOptions = HubOptions()
     engine_options: Any = Field(default=None, description="An instance of the backend's ``EngineOptions`` model.")
+    packing: Packing | None = Field(default=None, description="Which of the target's packings ``target`` is.")
 
 
 class TokenRequest(Record):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from polydraft.contract.packings import Packing
 from polydraft.contract.records import DrafterKind, Exactness, Record
 from polydraft.contract.requests import GenerationSettings, LoadRequest, OffReason
 
@@ -202,6 +203,9 @@ class RunningInfo(Record):
         description="``serial``: calls wait for one another. ``concurrent``: they make progress together."
     )
     speculation_off: OffReason | None = None
+    packing: Packing | None = Field(
+        default=None, description="Whose weights run, their quantization and size, and which others were rejected."
+    )
     notes: tuple[str, ...] = ()
     verified: Verified | None = Field(
         default=None, description="None: never verified, or ``load`` did not look (``verified=``)."
@@ -232,7 +236,7 @@ class RunningInfo(Record):
             concurrency: ``serial``: calls wait for one another. ``concurrent``: they make progress together.
             notes: Sentences for the user, added after the plan's own note; empty ones are dropped.
         """
-        plan = request.plan
+        plan, packing = request.plan, request.packing
         return cls(
             backend=request.backend,
             engine=engine,
@@ -247,7 +251,8 @@ class RunningInfo(Record):
             exactness=request.exactness,
             concurrency=concurrency,
             speculation_off=plan.off,
-            notes=tuple(note for note in (plan.note, *notes) if note),
+            packing=packing,
+            notes=tuple(note for note in (plan.note, *notes, packing.note if packing else "") if note),
         )
 
 

@@ -10,6 +10,7 @@ from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo
 from polydraft.engine_parts import context_length
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
+from polydraft.hardware import free_memory
 
 from polydraft_llama_cpp.bindings import missing_for_mtp, version_of
 from polydraft_llama_cpp.context import Context, ContextSettings
@@ -20,7 +21,6 @@ from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.options import LlamaCppOptions
 from polydraft_llama_cpp.resources import (
     Device,
-    available_bytes,
     check_layers,
     context_bytes,
     default_threads,
@@ -190,7 +190,7 @@ def _context_length(request: LoadRequest, target: GgufFile, needed: Callable[[in
 
 def _free_after(weights: int) -> int:
     """Bytes of memory that are free once the weights are loaded."""
-    free = available_bytes()
+    free = free_memory()
     if weights > free:
         raise OutOfMemoryError(
             f"The weights take {weights / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free.",

@@ -18,6 +18,7 @@ _INSTALL = (
     "xcode-select --install); for a GPU, set CMAKE_ARGS='-DGGML_CUDA=on' first (Metal: -DGGML_METAL=on, Vulkan: "
     "-DGGML_VULKAN=on)"
 )
+_CONVERTS: dict[str, tuple[str, ...]] = {"safetensors": ("none", "q8_0")}
 
 
 @hookimpl
@@ -28,6 +29,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         factory="polydraft_llama_cpp.backend:LlamaCppBackend",
         summary="llama.cpp in this process: GGUF files on CPU, CUDA, Metal and Vulkan",
         formats=frozenset({"gguf", "safetensors"}),
+        converts=_CONVERTS,
         drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
         engine="llama-cpp-python",
         requires={"llama-cpp-python": ">=0.3.36"},
@@ -38,6 +40,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         factory="polydraft_llama_cpp.server.backend:LlamaServerBackend",
         summary="the user's own llama-server: llama.cpp in a process of its own",
         formats=frozenset({"gguf", "safetensors"}),
+        converts=_CONVERTS,
         drafter_kinds=frozenset({"mtp", "draft-model"}),
         engine="llama-server",
         requires={"llama-cpp-python": ">=0.3.36"},

@@ -9,7 +9,6 @@ import ctypes
 import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.gguf import GgufHeader
@@ -20,7 +19,6 @@ from polydraft_llama_cpp.bindings import library
 
 __all__ = [
     "Device",
-    "available_bytes",
     "check_layers",
     "context_bytes",
     "default_threads",
@@ -30,8 +28,6 @@ __all__ = [
 ]
 
 _GPU_TYPES = {1, 2}  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
-_CGROUP = Path("/sys/fs/cgroup")
-"""Where a container reads the limits that it runs under (cgroup v2); exceeding them ends the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +126,6 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def available_bytes() -> int:
-    """Memory that can be allocated without swapping, and within the container's limit."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-            # inactive_file is page cache, which the kernel reclaims before it ends the process.
-            used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-            free = min(free, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass  # no such limit here
-    return free
 
 
 def context_bytes(

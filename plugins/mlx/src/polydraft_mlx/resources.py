@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from polydraft import hardware
 from polydraft.errors import DeviceError, EngineError, OutOfMemoryError, PolydraftError
 
 __all__ = ["Runtime", "devices", "find_device", "free_memory", "in_one_line", "start"]
@@ -23,7 +22,6 @@ _NO_MEMORY = re.compile(
     r"^\[[^\]]*malloc\]|^\[METAL\].*Insufficient Memory|^cuda.*out of memory", re.IGNORECASE | re.DOTALL
 )
 
-_CGROUP = Path("/sys/fs/cgroup")
 
 _GPU_NAMES = {"gpu", "metal", "mps", "cuda"}
 
@@ -134,21 +132,7 @@ def free_memory(device: mx.Device) -> int:
             return int(info["free_memory"])
         limit = int(info.get("max_recommended_working_set_size") or info["memory_size"])
         return limit - int(mx.get_active_memory())
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # not Linux
-        free = _fields(Path("/proc/meminfo")).get("MemAvailable:", free // 1024) * 1024
-    with suppress(OSError, ValueError):  # no container (cgroup v2), or "max": no limit. A process over it is killed.
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        reclaimable = _fields(_CGROUP / "memory.stat").get("inactive_file", 0)
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - reclaimable
-        free = min(free, max(0, limit - used))
-    return free
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """Names and numbers of a file of Linux with one of each per line."""
-    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
-    return {name: int(number) for name, number, *_ in lines}
+    return hardware.free_memory()
 
 
 def in_one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from polydraft.checkpoints.config import checkpoint_dtype
 from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
-from polydraft.hardware import cpu_dtype
+from polydraft.hardware import cpu_dtype, free_memory
 
 __all__ = ["available_memory", "check_dtype", "check_weights_fit", "choose_device", "choose_dtype", "out_of_memory"]
 
@@ -31,12 +30,7 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free_memory()
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from polydraft.checkpoints.config import text_config
 from polydraft.contract import DeviceRecord
 from polydraft.engine_parts import context_length
 from polydraft.errors import DeviceError, InvalidRequestError
-from polydraft.hardware import cpu_dtype
+from polydraft.hardware import cpu_dtype, free_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,10 +76,8 @@ def choose_dtype(request: LoadRequest, installed: InstalledVllm, target: Path, d
     name = check_dtype(request.dtype)
     if name != "auto" or not installed.is_cpu_build:
         return name, ""
-    import psutil  # a dependency of vLLM
-
     folders = [folder for folder in (target, drafter) if folder is not None]
-    found, note = cpu_dtype(request.target.config, folders, psutil.virtual_memory().available)
+    found, note = cpu_dtype(request.target.config, folders, free_memory())
     # vLLM's own "auto" runs a float32 checkpoint in 16 bits.
     return (found if note or found == "float32" else name), note
 
@@ -89,8 +87,6 @@ def default_kv_bytes(request: LoadRequest) -> int:
 
     vLLM reserves 90% of memory by default and touches all of it at start.
     """
-    import psutil  # a dependency of vLLM
-
     text = text_config(request.target.config)
     attention_heads = text.get("num_attention_heads") or 1
     # Gemma 4's full-attention layers have wider heads: the wider size for all layers is an upper bound.
@@ -100,4 +96,4 @@ def default_kv_bytes(request: LoadRequest) -> int:
     kv_heads = text.get("num_key_value_heads") or attention_heads
     token = 2 * 4 * (text.get("num_hidden_layers") or 1) * kv_heads * head_dim  # keys and values, at most 4 bytes each
     wanted = _CONTEXTS * token * context_length(request)
-    return int(max(_LEAST_KV_BYTES, min(wanted, _MOST_KV_BYTES, psutil.virtual_memory().available // 4)))
+    return int(max(_LEAST_KV_BYTES, min(wanted, _MOST_KV_BYTES, free_memory() // 4)))
