@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polydraft.checkpoints._hub import hub_errors, is_unreachable, repository_sizes
+from polydraft.checkpoints._hub import hub_errors, is_temporary, is_unreachable, repository_sizes
 from polydraft.checkpoints._names import repository
 from polydraft.checkpoints._quantization import (
     bits,
@@ -24,7 +24,7 @@ from polydraft.checkpoints.config import checkpoint_dtype, names_dtype, text_con
 from polydraft.checkpoints.gguf_config import read_gguf_config
 from polydraft.checkpoints.gguf_files import choose_files, model_of, models_among, parts_of, targets_in
 from polydraft.checkpoints.safetensors import weight_files
-from polydraft.errors import PolydraftError
+from polydraft.errors import ModelNotFoundError, PolydraftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
@@ -64,6 +64,8 @@ class Offer:
     """The quantization that is made of unquantized weights, as ``dtype`` takes it: ``q8_0``; empty: none."""
     problem: str = ""
     """Why it cannot be taken, one sentence, where that is known already."""
+    failure: PolydraftError | None = None
+    """The error behind ``problem`` where another try may succeed: the Hub could not answer."""
 
     @cached_property
     def bytes(self) -> int | None:
@@ -71,8 +73,13 @@ class Offer:
         try:
             return self.measure()
         except PolydraftError as error:
-            self.problem = self.problem or error.message
+            self.fail(error)
             return None
+
+    def fail(self, error: PolydraftError) -> None:
+        """Note that it cannot be taken."""
+        self.problem = self.problem or error.message
+        self.failure = error if is_temporary(error.__cause__) else None
 
     @property
     def quantized(self) -> bool:
@@ -82,6 +89,8 @@ class Offer:
     @property
     def level(self) -> int:
         """Bits of most weights, as far as they count: the more, the less quantized."""
+        if self.problem and self.name == UNSTATED:  # could be any: first, so that it is told
+            return self.full_bits
         return min(bits(self.dtype or self.name), self.full_bits)
 
     def is_called(self, quantization: str) -> bool:
@@ -183,18 +192,23 @@ class Offers:
         if source.format == "gguf" and source.kind != "hub" and source.path is not None:
             path = source.path / source.file if source.file else source.path
             return name_of_gguf(path) or UNSTATED
+        listed = self._packings.quantization_of(repository(source.id)) if source.kind == "hub" else ""
         if source.format in _SINGLE_FILES:
             # ``org/name:Q4_K_M`` or ``org/name/file-Q4_K_M.gguf``.
             quant = source.id.rpartition(":")[2].lower() if ":" in source.id and source.kind == "hub" else ""
-            listed = next((one.quantization for one in self._packings.entries if one.repo == source.id), "")
             return quant or name_in_file(source.file or source.id) or listed or UNSTATED
-        return name_in_config(source.config)
+        told = name_in_config(source.config)
+        return told if is_quantized(told) else listed or told
 
     def _repository(self, entry: PackingRecord) -> Offer:
-        def measure() -> int | None:
+        def measure() -> int:
             if entry.bytes is not None:
                 return entry.bytes
-            return _weights(self.listing(entry.repo))
+            found = _weights(self.listing(entry.repo))
+            if found is None:
+                here = " here" if self._hub.local_files_only else ""
+                raise ModelNotFoundError(f"{entry.repo} holds no weights{here}.", "Look at the repository's files.")
+            return found
 
         return Offer(
             entry.quantization or UNSTATED,
@@ -223,10 +237,10 @@ class Offers:
         try:
             listing = self.listing(repo, revision)
         except PolydraftError as error:
-            listed = next((one.quantization for one in self._packings.entries if one.repo == repo), "")
-            name = listed or UNSTATED
-            # With a problem it is never resolved.
-            yield Offer(name, at, form, lambda: self._resolve(at), lambda: None, is_local=False, problem=error.message)
+            name = self._packings.quantization_of(repo) or UNSTATED
+            offer = Offer(name, at, form, lambda: self._resolve(at), lambda: None, is_local=False)
+            offer.fail(error)
+            yield offer
             return
         for parts in models_among(listing, f".{form}", wanted):
             name = f"{at}/{parts[0]}"

@@ -18,7 +18,7 @@ from polydraft.contract.packings import Packing, RejectedPacking
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, PolydraftError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from polydraft.contract.records import BackendRecord, Diagnosis
     from polydraft.contract.requests import ModelSource
@@ -68,6 +68,8 @@ class PackingChoice:
     offers: Offers
     backend: BackendRecord
     memory: Memory
+    others: Collection[BackendRecord] = ()
+    """The installed backends, for what they can do and this one cannot."""
     quantization: str = "auto"
     """As ``load`` takes it."""
     context_length: int | None = None
@@ -93,6 +95,7 @@ class PackingChoice:
 
     def __iter__(self) -> Iterator[Offer]:
         """The packings to try, best first; those that cannot be taken or do not fit are rejected on the way."""
+        failure: PolydraftError | None = None
         ranked = sorted(self._asked_for(self.usable), key=_level, reverse=True)
         # Sizes of repositories are looked up where they matter: of one level at a time.
         for _, equals in groupby(ranked, key=_level):
@@ -100,6 +103,9 @@ class PackingChoice:
                 why = offer.problem or self.too_large(offer) or offer.problem  # found while its size was looked up
                 if why:
                     self.reject(offer, why)
+                    failure = failure or offer.failure
+                elif failure is not None and offer.quantized and self.quantization == "auto":
+                    raise failure  # what could not be asked for may be the full weights
                 else:
                     yield offer
 
@@ -219,6 +225,12 @@ class PackingChoice:
                 f"{' and '.join(where)} files ({elsewhere[0].source}).",
                 f"It loads: {_names(found) or 'none of them'}. {format_hint(where[0], but=self.backend.name)}".strip(),
             )
+        made = [one.name for one in self.others if self._makes(one)]
+        if made:
+            raise UnsupportedError(
+                f"The backend {self.backend.name} loads no weights of {self.target.id} for {asked}.",
+                f"Use `backend={made[0]!r}`, which makes them.",
+            )
         if len(every) == 1 and (every[0].quantized or self.offers.is_packing(self.target)):
             self._refuse_contradiction(every[0], asked)
         failed = " ".join(f"{offer.source} could not be asked: {offer.problem}" for offer in every if offer.problem)
@@ -228,6 +240,10 @@ class PackingChoice:
             f"{did_you_mean(self.quantization, [*known, 'none', 'auto'])} It has: {_names(every)}.".strip(),
             argument="quantization",
         )
+
+    def _makes(self, backend: BackendRecord) -> bool:
+        made = backend.converts.get(self.target.format, ()) if self.target.kind != "hub" else ()
+        return normal(self.quantization) in map(normal, made)
 
     def _refuse_contradiction(self, offer: Offer, asked: str) -> NoReturn:
         base = self.offers.base_of(self.target)

@@ -48,6 +48,10 @@ class PackingRegistry:
         """The target of which a repository holds a packing; None if it is not known as one."""
         return next((entry.target for entry in self.entries if entry.repo.lower() == repo.lower()), None)
 
+    def quantization_of(self, repo: str) -> str:
+        """The quantization of all that a repository holds, as the registry says; empty if it does not."""
+        return next((entry.quantization for entry in self.entries if entry.repo.lower() == repo.lower()), "")
+
     def formats(self) -> dict[str, str]:
         """Hub id -> weight format, of every repository."""
         return {entry.repo: entry.format for entry in self.entries}

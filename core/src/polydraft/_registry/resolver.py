@@ -173,6 +173,7 @@ class Resolver:
             offers=self._offers,
             backend=record,
             memory=self._memory(state, options),
+            others=self._host.backends().values(),
             quantization=given["quantization"],
             context_length=given["context_length"],
             dtype=given["dtype"],

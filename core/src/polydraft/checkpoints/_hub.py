@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions
 
-__all__ = ["cached_files", "hub_errors", "is_unreachable", "repository_files", "repository_format", "repository_sizes"]
+__all__ = [
+    "cached_files",
+    "hub_errors",
+    "is_temporary",
+    "is_unreachable",
+    "repository_files",
+    "repository_format",
+    "repository_sizes",
+]
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
@@ -115,6 +123,12 @@ def _typed(
     if is_unreachable(error):
         return _offline(repo, hub, role, similar)
     return None
+
+
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether the Hub answered that it cannot answer now."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and (status == 429 or status >= 500)
 
 
 def is_unreachable(error: BaseException | None) -> bool:
