@@ -12,7 +12,7 @@ from polydraft.errors import (
 )
 from polydraft.verification import first_difference, measure_noise
 from polydraft_conformance.testing import GreedySampler
-from polydraft_llama_cpp import bindings, resources
+from polydraft_llama_cpp import bindings
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64 tokens, and past one batch
 

@@ -124,7 +124,7 @@ class PackingChoice:
             return ""
         if self._smallest is None or needed < self._smallest[0]:
             self._smallest = (needed, offer)
-        return f"it {self._needs(needed)}."
+        return f"it {self.needs(needed)}."
 
     def needed(self, offer: Offer, drafter: ModelSource | None = None) -> int | None:
         """Bytes that a packing needs with its drafter and the context; None if its size is not known."""
@@ -137,6 +137,12 @@ class PackingChoice:
         if drafter is not None:
             weights += self.offers.size(drafter) or 0
         return int(_MARGIN * weights) + context
+
+    def needs(self, needed: int) -> str:
+        """What is needed and what is free, as the end of a sentence."""
+        free = as_size(self.memory.free or 0)
+        with_context = f"with a context of {self.context()} tokens"
+        return f"needs {as_size(needed)} {with_context}, and {self.memory.place} has {free} free"
 
     def size(self, offer: Offer) -> int | None:
         """Bytes of the weights as they are loaded: in the dtype that was asked for, or as they are converted."""
@@ -173,9 +179,9 @@ class PackingChoice:
             which = f"{offer.source} ({offer.name})"
             alone = len(self.rejected) == 1
             return OutOfMemoryError(
-                f"{which} does not fit: it {self._needs(needed)}."
+                f"{which} does not fit: it {self.needs(needed)}."
                 if alone
-                else f"No weights of {self.target.id} fit: even {which} {self._needs(needed)}.",
+                else f"No weights of {self.target.id} fit: even {which} {self.needs(needed)}.",
                 "Give a smaller `context_length`, or a smaller model.",
             )
         if self._errors:
@@ -267,11 +273,6 @@ class PackingChoice:
     def _dtype_bits(self) -> int:
         """Bits of the dtype that was asked for; 0 for ``auto`` and an engine's own names."""
         return bits(self.dtype) if self.dtype != "auto" and not is_quantized(self.dtype) else 0
-
-    def _needs(self, needed: int) -> str:
-        free = as_size(self.memory.free or 0)
-        with_context = f"with a context of {self.context()} tokens"
-        return f"needs {as_size(needed)} {with_context}, and {self.memory.place} has {free} free"
 
 
 def _level(offer: Offer) -> int:
