@@ -14,7 +14,7 @@ from polydraft.contract.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KnownBackend", "format_hint", "known_backends", "not_installed_hint", "usual_install"]
+__all__ = ["KnownBackend", "format_hint", "known_backends", "loaders_of", "not_installed_hint", "usual_install"]
 
 
 class KnownBackend(Record):
@@ -55,6 +55,11 @@ def format_hint(form: str, *, but: str = "") -> str:
         return f"Install one that does: {install}"
     names = " or ".join(known.name for known in fitting)
     return f"That format is for {names}, for which this version of polydraft has no backend."
+
+
+def loaders_of(form: str) -> tuple[str, ...]:
+    """The known backends that load a weight format and can be installed."""
+    return tuple(known.name for known in known_backends() if known.install and form in known.formats)
 
 
 def usual_install() -> str:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polydraft._plugins import PluginStatus, default_host
+from polydraft._registry.backends import known_backends
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
 from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
 from polydraft._registry.versions import VersionLookup, installed_version
-from polydraft.contract.records import FaultRecord, Record
+from polydraft.contract.records import FaultRecord, PairRecord, Record
 
 if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
 
-__all__ = ["BackendDescription", "PairDescription", "describe_backends", "describe_pairs", "plugins_without_backend"]
+__all__ = [
+    "BackendDescription",
+    "PairDescription",
+    "describe_backends",
+    "describe_pairs",
+    "model_without_pair",
+    "plugins_without_backend",
+]
 
 
 class BackendDescription(Record):
@@ -34,6 +42,9 @@ class PairDescription(Record):
     """k by backend, for those of ``backends``; ``*``: the registry's general recommendation, or the default 4."""
     faults: tuple[FaultRecord, ...]
     """Known faults of installed versions that affect this kind of drafter on one of those backends."""
+    can_run: bool = True
+    """Whether an installed backend has this kind of drafter, and one that can be installed loads the format; True where
+    no backend is installed."""
 
 
 def describe_backends(
@@ -79,6 +90,10 @@ def _pair(entry: RegisteredPair, host: PluginHost, faults: FaultRegistry) -> Pai
         for record in host.backends().values()
         if pair.format in record.formats and pair.kind in record.drafter_kinds
     ]
+    records = host.backends().values()
+    kinds = {kind for record in records for kind in record.drafter_kinds}
+    formats = {form for record in records for form in record.formats}
+    formats |= {form for known in known_backends() if known.install for form in known.formats}
     found = {fault.id: fault for record in able for fault, _ in faults.faults_of(record, affects=[pair.kind])}
     return PairDescription(
         entry=entry,
@@ -88,4 +103,12 @@ def _pair(entry: RegisteredPair, host: PluginHost, faults: FaultRegistry) -> Pai
             **{record.name: entry.num_speculative_tokens(record.name) or DEFAULT_K for record in able},
         },
         faults=tuple(found.values()),
+        can_run=not records or (pair.kind in kinds and pair.format in formats),
     )
+
+
+def model_without_pair(target: str, form: str, host: PluginHost | None = None) -> PairDescription:
+    """A model for which no drafter is known: it runs with n-gram drafting."""
+    host = default_host() if host is None else host
+    pair = PairRecord(target=target, drafter=None, kind="ngram", format=form)
+    return _pair(RegisteredPair(pair=pair, origin="core", source="polydraft"), host, FaultRegistry.of(host))

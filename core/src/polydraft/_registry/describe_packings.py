@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from polydraft._registry.backends import loaders_of
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.offers import Offer, Offers
 from polydraft._registry.packing_choice import PackingChoice, memory_of
@@ -34,6 +35,8 @@ class PackingRun(Record):
     """Whether it fits into the free memory with its context; None: not known."""
     why: str = ""
     """What it needs and what is free, or why it cannot run; one sentence."""
+    converted: bool = False
+    """Whether the backend makes it of ``source`` on this machine."""
     is_default: bool = False
     """Whether ``load`` takes it for this backend if no quantization is named."""
 
@@ -48,6 +51,10 @@ class PackingDescription(Record):
     format: str
     bytes: int | None
     quantized: bool
+    made_here: bool = False
+    """Whether it is published nowhere: a backend makes it of ``source``."""
+    needs: tuple[str, ...] = ()
+    """Backends that would load it, of those that are known and not installed."""
     problem: str = ""
     """Why its size is not known, or why it cannot be had."""
     backends: dict[str, PackingRun]
@@ -151,17 +158,19 @@ def _described(
         format=offer.format,
         bytes=None if offer.makes else offer.bytes,
         quantized=offer.quantized,
+        made_here=bool(offer.makes),
+        needs=() if runs else loaders_of(offer.format),
         problem=offer.problem,
         backends=runs,
     )
 
 
 def _run(offer: Offer, state: BackendState, choice: PackingChoice, *, is_default: bool) -> PackingRun:
+    how: dict[str, Any] = {"converted": offer.converted, "is_default": is_default}
     if state.problem or offer.problem:
-        return PackingRun(fits=None, why=state.problem or offer.problem)
+        return PackingRun(fits=None, why=state.problem or offer.problem, **how)
     needed = choice.needed(offer)
     if needed is None or choice.memory.free is None:
-        return PackingRun(fits=None, why="its size is not known.", is_default=is_default)
+        return PackingRun(fits=None, why="its size is not known.", **how)
     # Also of a packing that ``load`` would take unchecked, as the only one.
-    fits = needed <= choice.memory.free
-    return PackingRun(fits=fits, why=choice.needs(needed), is_default=is_default)
+    return PackingRun(fits=needed <= choice.memory.free, why=f"it {choice.needs(needed)}.", **how)

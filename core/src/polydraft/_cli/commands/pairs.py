@@ -1,4 +1,4 @@
-"""``polydraft pairs``: the registry of targets and their drafters."""
+"""``polydraft pairs``: the registry of targets and their drafters, and the packings of one target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polydraft._cli import options as opt
-from polydraft._cli.streams import claim_output, console_for
+from polydraft._cli.streams import claim_output, console_for, waiting_for
 
 if TYPE_CHECKING:
     from polydraft._registry.describe import PairDescription
@@ -19,23 +19,53 @@ def pairs(
     text: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TEXT]", help="Only pairs whose target, drafter or kind contains this; or a target's id."
+            metavar="[TEXT]",
+            help="Only pairs whose target, drafter or kind contains this; or a model (Hub id, folder, builtin:<name>), "
+            "whose packings are shown as well.",
         ),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            "--context-length", min=1, metavar="TOKENS", help="The context that packings must leave room for."
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Whose memory packings must fit into: auto, cpu, cuda, ...")
+    ] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub for the sizes of packings.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also pairs of kinds and formats that no backend here can run.")
+    ] = False,
     json: opt.Json = False,
 ) -> None:
     """List the known pairs of target and drafter, which backends run them here, and known faults that affect them.
 
+    For one model also its packings: the same weights in other formats and quantizations, their sizes, which backends
+    load them, and whether they fit into the free memory. Those marked auto are what is loaded if no quantization is
+    named.
+
     Your own pairs come first: those in the file that POLYDRAFT_PAIRS names, and in pairs.toml in the config folder.
     """
-    from polydraft._cli.render.pairs import pairs_json, pairs_table
+    from polydraft._cli.render.pairs import Listing, pairs_json, pairs_table
+    from polydraft._registry.describe import describe_pairs, model_without_pair
+    from polydraft._registry.describe_packings import describe_packings
 
     output = claim_output()
     found = _find(text)
+    packings = []
+    if text is not None:
+        with waiting_for(f"Looking for the packings of {text}"):
+            packings = describe_packings(text, context_length=context_length, device=device, local_files_only=offline)
+    if packings and not any(pair.entry.pair.target == packings[0].of for pair in found):
+        known = describe_pairs(target=packings[0].of)
+        found = [*(known or [model_without_pair(packings[0].of, packings[0].format)]), *found]
+    shown = [pair for pair in found if every or pair.can_run]
+    listing = Listing(shown, len(found) - len(shown), packings, text)
     if json:
-        print(pairs_json(found), file=output, flush=True)
+        print(pairs_json(listing), file=output, flush=True)
     else:
-        console_for(output).print(pairs_table(found, text))
+        console_for(output).print(pairs_table(listing))
 
 
 def _find(text: str | None) -> list[PairDescription]:
