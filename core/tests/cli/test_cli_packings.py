@@ -70,7 +70,8 @@ def test_without_the_hub(use, command, clean_environment):  # noqa: F811
     use(LlamaPlugin())
     found = packings(command, TARGET, "--offline")
     assert {one["name"] for one in found.values()} >= {"none", "bf16", "4bit", "q4_0"}
-    assert all(one["bytes"] is None and one["problem"] for one in found.values())
+    assert all(one["bytes"] is None and one["problem"] for source, one in found.items() if source != TARGET)
+    assert found[TARGET]["backends"]["llama"]["fits"] is None
     assert "Not known: The model" in command("pairs", TARGET).out
 
 

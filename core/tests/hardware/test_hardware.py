@@ -100,3 +100,66 @@ def test_auto_is_the_checkpoints_own_where_float32_does_not_fit(running_on, fold
 def test_auto_is_else_the_checkpoints_own(running_on, folder, name, config, own):
     running_on(name)
     assert hardware.cpu_dtype(config, [folder], free_bytes=10**6) == (own, "")
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with 8 MiB free, whose control groups the test writes."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    for folder in (proc / "self", groups):
+        folder.mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: {16 << 10} kB\nMemAvailable: {8 << 10} kB\nHugePages_Total: 0\n")
+    monkeypatch.setattr(hardware, "_PROC", proc)
+    monkeypatch.setattr(hardware, "_CGROUPS", groups)
+
+    def group(path, **files):
+        (groups / path).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (groups / path / name.replace("__", ".")).write_text(f"{text}\n")
+
+    def belongs(*lines):
+        (proc / "self/cgroup").write_text("\n".join(lines) + "\n")
+
+    return group, belongs
+
+
+V2 = {"memory__current": 3 << 20, "memory__stat": f"anon 5\ninactive_file {1 << 20}"}
+V1 = {"memory__usage_in_bytes": 3 << 20, "memory__stat": f"cache 5\ntotal_inactive_file {1 << 20}"}
+
+
+def test_memory_without_control_groups(machine):
+    assert hardware.free_memory() == 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "files"),
+    [
+        ("0::/", ".", {"memory__max": 5 << 20, **V2}),  # inside a container
+        ("0::/user/run", "user/run", {"memory__max": 5 << 20, **V2}),
+        ("0::/user/run", "user", {"memory__max": 5 << 20, **V2}),  # the limit of a group above
+        ("0::/user/run", "unified/user", {"memory__max": 5 << 20, **V2}),
+        ("4:memory:/docker/1", "memory/docker/1", {"memory__limit_in_bytes": 5 << 20, **V1}),
+        ("4:memory:/docker/1", "memory", {"memory__limit_in_bytes": 5 << 20, **V1}),  # the path is the host's
+        ("3:cpu,memory:/a", "cpu,memory/a", {"memory__limit_in_bytes": 5 << 20, **V1}),
+    ],
+)
+def test_a_containers_limit_counts(machine, line, path, files):
+    group, belongs = machine
+    belongs("9:name=systemd:/", line)
+    group(path, **files)
+    assert hardware.free_memory() == 3 << 20  # 5 - 3 used, of which 1 can be dropped
+    group(
+        path,
+        **{name: "max" if name == "memory__max" else 2**63 - 4096 for name in files if "max" in name or "lim" in name},
+    )
+    assert hardware.free_memory() == 8 << 20
+    group(path, **{name: 1 << 20 for name in files if "max" in name or "limit" in name})
+    assert hardware.free_memory() == 0  # more is used than is allowed: never negative
+
+
+def test_broken_control_groups(machine):
+    group, belongs = machine
+    belongs("0::/")
+    group(".", memory__max="many", memory__current="few")
+    assert hardware.free_memory() == 8 << 20

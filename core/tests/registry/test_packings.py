@@ -317,6 +317,24 @@ def test_repositories_that_cannot_be_asked(hub, machine, monkeypatch):
     assert [one.source for one in found.rejected] == [f"{MLX}-bf16"]
 
 
+def test_a_repository_of_several_models(hub, machine):
+    hub.add("my/models-GGUF", {"a-Q8_0.gguf": b"x", "b-Q8_0.gguf": b"y"})
+    request = machine.request("my/models-GGUF", backend="llama", drafter=None)
+    assert (request.target.id, request.target.file) == ("my/models-GGUF", None)  # fetching it says what is there
+    hub.add("my/model-GGUF", {"a-Q8_0.gguf": bytes(80_000), "a-F16.gguf": bytes(160_000)})
+    assert machine.packing("my/model-GGUF", backend="llama", drafter=None).name == "f16"
+    assert machine.packing("my/model-GGUF", backend="llama", drafter=None, free=115_000).name == "q8_0"
+
+
+def test_a_target_that_cannot_be_listed_is_loaded_all_the_same(hub, machine, monkeypatch):
+    def fail(*args, **arguments):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.list_repo_tree", fail)
+    found = machine.packing(backend="torch", free=10)
+    assert (found.source, found.bytes) == (TARGET, None)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 def test_the_best_that_fits(hub, machine):
     found = machine.packing(backend="llama", free=115_000)

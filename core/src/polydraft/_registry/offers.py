@@ -155,8 +155,9 @@ class Offers:
         repo = repository(source.id)
         if source.format in _SINGLE_FILES and source.file is None:
             offers = list(self._files_of(repo, source.format, source.revision))
-            # The one that is named alone: its files are asked for when it is loaded, with the Hub's own error.
-            yield from offers if offers and not offers[0].problem else [self._itself(source)]
+            one_model = len({model_of(offer.source) for offer in offers}) == 1 and not offers[0].problem
+            # Else what is there is asked for when it is loaded, with an error of its own.
+            yield from offers if one_model else [self._itself(source)]
             return
         yield self._itself(source)
         if source.format in _SINGLE_FILES:
@@ -180,7 +181,8 @@ class Offers:
             source.id,
             source.format,
             lambda: source,
-            lambda: self._measure(source),
+            # That it cannot be listed does not mean that it cannot be loaded.
+            lambda: self.size(source),
             local,
             dtype=dtype_name(checkpoint_dtype(source.config))
             if unquantized and (local or names_dtype(source.config))

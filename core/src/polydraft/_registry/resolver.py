@@ -279,7 +279,7 @@ class Resolver:
 
 def _is_quantized(prepared: Prepared) -> bool:
     packing = prepared.request.packing
-    return packing is not None and packing.quantized and packing.source != packing.of
+    return packing is not None and packing.quantized and packing.chosen_by == "auto"
 
 
 def _bits(prepared: Prepared) -> int:

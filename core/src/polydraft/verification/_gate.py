@@ -52,7 +52,12 @@ class Gate:
         self.mode = mode
         options = prepared.request.engine_options
         given = {} if options is None else options.model_dump(mode="json", exclude_unset=True)
-        self.command = command_of({**arguments, "backend": prepared.state.record.name, "engine_options": given})
+        packing = prepared.request.packing
+        # The same weights, however much memory is free by then.
+        named = {"quantization": packing.name} if packing is not None and packing.note else {}
+        self.command = command_of(
+            {**arguments, **named, "backend": prepared.state.record.name, "engine_options": given}
+        )
         if isinstance(options, ServerOptions) and options.api_key is not None and options.key_variables:
             # Not in the command: other users can read command lines.
             self.command += f" (with the API key in the environment variable {options.key_variables[0]})"
