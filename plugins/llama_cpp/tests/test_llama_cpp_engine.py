@@ -33,6 +33,30 @@ def test_the_drafter_next_to_the_target_is_found(gguf, tmp_path):
             assert result.stats.num_accepted_tokens > 0
 
 
+def test_packings_of_one_model(gguf, data, tmp_path):
+    """Of a folder of several quantizations, the least quantized; of a checkpoint, what is made of it is told."""
+    for weights in ("bf16", "q8_0"):
+        (tmp_path / f"tiny-{weights}.gguf").write_bytes(gguf("tiny-e2b", weights).read_bytes())
+    for quantization, name, dtype in (("auto", "bf16", "bfloat16"), ("q8_0", "q8_0", "q8_0")):
+        with load(tmp_path, None, quantization=quantization) as session:
+            packing = session.running.packing
+            assert (packing.name, session.running.dtype) == (name, dtype)
+            assert packing.source == str(tmp_path / f"tiny-{name}.gguf")
+            assert session.generate([2, 300], max_new_tokens=4, ignore_eos=True).running.packing == packing
+    for quantization, name, dtype in (("auto", "none", "bfloat16"), ("q8_0", "q8_0", "q8_0")):
+        with load(data / "tiny-e2b", None, quantization=quantization) as session:
+            packing = session.running.packing
+            assert (packing.name, packing.converted, session.running.dtype) == (name, True, dtype)
+
+
+def test_quantizations_are_named_as_llama_cpp_names_them():
+    from gguf import LlamaFileType
+    from polydraft.checkpoints._quantization import _FILE_TYPES
+
+    names = {kind.value: kind.name.removeprefix("ALL_").removeprefix("MOSTLY_").lower() for kind in LlamaFileType}
+    assert {number: names.get(number) for number in _FILE_TYPES} == _FILE_TYPES
+
+
 def test_a_split_model(gguf, tmp_path):
     import gguf as library
 

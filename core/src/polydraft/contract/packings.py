@@ -61,5 +61,8 @@ class Packing(Record):
         kind = f"quantized, {self.name}" if self.quantized else f"not quantized, {self.name}"
         made = " converted here" if self.converted else ""
         runs = f"The weights of {self.of} are {self.source}{made} ({kind})"
-        why = " ".join(f"{one.name} of {one.source}: {one.why}" for one in self.rejected)
-        return f"{runs}{f', and not: {why}' if why else '.'}"
+        if not self.rejected:
+            return f"{runs}."
+        first, *more = self.rejected
+        others = f" {len(more)} more are in `running.packing.rejected`." if more else ""
+        return f"{runs}. Not {first.name} of {first.source}: {first.why}{others}"
