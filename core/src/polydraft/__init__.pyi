@@ -9,6 +9,7 @@ from ._session.async_stream import AsyncTokenStream as AsyncTokenStream
 from ._session.monitor import SpeculationWarning as SpeculationWarning
 from ._session.session import Session as Session
 from ._session.stream import TokenStream as TokenStream
+from .contract.packings import Packing as Packing
 from .contract.processors import LogitsProcessor as LogitsProcessor
 from .contract.processors import StatefulLogitsProcessor as StatefulLogitsProcessor
 from .contract.records import DrafterKind as DrafterKind

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polydraft._load import prepare
 from polydraft._plugins import PluginHost
 from polydraft._registry.offers import Offers
-from polydraft._registry.packing_choice import Memory, PackingChoice
+from polydraft._registry.packing_choice import Memory, PackingChoice, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft.checkpoints._quantization import bits
@@ -368,8 +368,9 @@ def test_a_backend_that_has_room_for_the_full_weights_comes_first(hub, machine, 
     # Where none has, the one of the most bits, and of these the one of the highest rank.
     request = machine.request(free=110_000)
     assert (request.backend, request.packing.name) == ("llama", "q8_0")
-    with pytest.raises(OutOfMemoryError, match=r"cuda:0 has 112\.3 KiB free"):
+    with pytest.raises(OutOfMemoryError, match=r"cuda:0 has 112\.3 KiB free") as error:
         machine.packing(backend="llama", quantization="none")
+    assert "`device='cpu'`" in error.value.hint
     assert machine.packing(backend="llama", quantization="none", device="cpu").name == "bf16"
 
 
@@ -380,6 +381,21 @@ CONFIG = {
     "hidden_size": 8,
     "dtype": "bfloat16",
 }
+
+
+def test_the_memory_of_a_device():
+    cards = [DeviceRecord(name=f"cuda:{index}", free_memory_bytes=10 + index) for index in (0, 1)]
+    found = Diagnosis(usable=True, devices=(DeviceRecord(name="cpu", free_memory_bytes=7), *cards))
+    for device, memory in (
+        ("auto", Memory(21, "cuda:0 and cuda:1")),
+        ("cuda", Memory(21, "cuda:0 and cuda:1")),
+        ("cuda:0", Memory(10, "cuda:0")),
+        ("cuda:1", Memory(11, "cuda:1")),
+    ):
+        assert memory_of(found, device) == memory
+    assert memory_of(found, "cpu").place == memory_of(None, "auto").place == "this machine"
+    unknown = Diagnosis(usable=True, devices=(DeviceRecord(name="mps"),))
+    assert memory_of(unknown, "auto") == Memory(None, "mps")
 
 
 @settings(deadline=None, max_examples=150)

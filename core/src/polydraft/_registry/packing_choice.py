@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, NoReturn
 
+from polydraft import hardware
 from polydraft._numbers import as_size, shown
 from polydraft._registry.backends import format_hint
 from polydraft._registry.offers import UNSTATED, Offer, Offers
@@ -29,6 +30,7 @@ _MARGIN = 1.1
 """Weights are counted this often: buffers, activations and the engine itself come on top of them."""
 _USUAL_CONTEXT = 4096
 """Tokens to leave room for if the caller does not give a context: engines shorten the model's own to what fits."""
+_HERE = "this machine"
 _USUAL_FILE = "q4_k_m"
 """What the id of a GGUF repository alone means, as in llama.cpp (``common/download.cpp``)."""
 
@@ -39,21 +41,25 @@ class Memory:
 
     free: int | None
     """Bytes; None: not known, so anything fits."""
-    place: str = "this machine"
+    place: str = _HERE
 
 
 def memory_of(diagnosis: Diagnosis | None, device: str) -> Memory:
-    """The free memory of the device that a backend would run on: of ``auto`` its first accelerator, if it sees one."""
-    from polydraft.hardware import free_memory
+    """The free memory of the device that a backend would run on: of ``auto`` its accelerators, if it sees any.
 
-    devices = diagnosis.devices if diagnosis else ()
+    Without an index all of one kind count together: which of them an engine uses is its own business, and a model that
+    it could have spread over them must not be refused here.
+    """
     kind, _, index = device.partition(":")
-    for found in devices:
-        its_kind, _, its_index = found.name.partition(":")
-        meant = its_kind != "cpu" if device == "auto" else (its_kind, its_index or "0") == (kind, index or "0")
-        if meant and its_kind != "cpu":
-            return Memory(found.free_memory_bytes, found.name)
-    return Memory(free_memory())
+    found = [one for one in (diagnosis.devices if diagnosis else ()) if one.name.partition(":")[0] != "cpu"]
+    if device != "auto":
+        found = [one for one in found if one.name.partition(":")[0] == kind]
+    used = [one for one in found if not index or (one.name.partition(":")[2] or "0") == index]
+    if not used:
+        return Memory(hardware.free_memory())
+    used = [one for one in used if one.name.partition(":")[0] == used[0].name.partition(":")[0]]
+    free = [one.free_memory_bytes for one in used]
+    return Memory(None if None in free else sum(filter(None, free)), " and ".join(one.name for one in used))
 
 
 @dataclass
@@ -182,7 +188,7 @@ class PackingChoice:
                 f"{which} does not fit: it {self.needs(needed)}."
                 if alone
                 else f"No weights of {self.target.id} fit: even {which} {self.needs(needed)}.",
-                "Give a smaller `context_length`, or a smaller model.",
+                self._remedy(needed),
             )
         if self._errors:
             return self._errors[0]
@@ -195,6 +201,15 @@ class PackingChoice:
             if why
             else f"{loads} {format_hint(form, but=name)}".strip(),
         )
+
+    def _remedy(self, needed: int) -> str:
+        """What to do where nothing fits."""
+        ways = ["Give a smaller `context_length`"]
+        if self.quantization != "auto":
+            ways.append("leave out `quantization`")
+        if self.memory.place != _HERE and needed <= hardware.free_memory():
+            ways.append("give `device='cpu'`")
+        return f"{', '.join(ways)}, or load a smaller model."
 
     # --- which of them ------------------------------------------------------------------------------------------------
     def _made_of(self, offer: Offer) -> list[Offer]:

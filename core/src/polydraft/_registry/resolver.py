@@ -96,7 +96,10 @@ class Resolver:
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
             check_target(source)
         prepared = self._choose(source) if name == "auto" else self._prepare(self._host.backends()[name], source)
-        _log.info("Chosen for %s: %s; %s", source.id, prepared.request.backend, _chosen(prepared.request.plan))
+        request = prepared.request
+        _log.info("Chosen for %s: %s; %s", source.id, request.backend, _chosen(request.plan))
+        if request.packing is not None and request.packing.note:
+            _log.info("%s", request.packing.note)
         return prepared
 
     def _choose(self, source: ModelSource) -> Prepared:
