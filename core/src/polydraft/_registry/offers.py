@@ -21,13 +21,13 @@ from polydraft.checkpoints._quantization import (
 )
 from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.checkpoints.config import checkpoint_dtype, names_dtype, text_config
-from polydraft.checkpoints.gguf_config import read_gguf_config
+from polydraft.checkpoints.gguf_config import summary_of
 from polydraft.checkpoints.gguf_files import choose_files, model_of, models_among, parts_of, targets_in
 from polydraft.checkpoints.safetensors import weight_files
 from polydraft.errors import ModelNotFoundError, PolydraftError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from polydraft._registry.packings import PackingRegistry
     from polydraft.contract.packings import PackingRecord
@@ -193,7 +193,7 @@ class Offers:
     def _name(self, source: ModelSource) -> str:
         if source.format == "gguf" and source.kind != "hub" and source.path is not None:
             path = source.path / source.file if source.file else source.path
-            return name_of_gguf(path) or UNSTATED
+            return name_of_gguf(path, source.config) or UNSTATED
         listed = self._packings.quantization_of(repository(source.id)) if source.kind == "hub" else ""
         if source.format in _SINGLE_FILES:
             # ``org/name:Q4_K_M`` or ``org/name/file-Q4_K_M.gguf``.
@@ -302,7 +302,7 @@ class Offers:
     def _file(self, file: Path, folder: str, full_bits: int) -> Offer:
         name = str(Path(folder) / file.name) if folder else str(file)
         return Offer(
-            name_of_gguf(file) or UNSTATED,
+            name_of_gguf(file, summary_of(file)[1]) or UNSTATED,
             name,
             "gguf",
             lambda: self._resolve(Path(name)),
@@ -334,18 +334,21 @@ def _weights(listing: dict[str, int]) -> int | None:
     return sum(size for name, size in listing.items() if "/" not in name and may_be_weights(name)) or None
 
 
-def _beside(folder: Path) -> Iterable[Path]:
-    """GGUF files next to a folder that have its name."""
+def _beside(folder: Path) -> list[Path]:
+    """GGUF files next to a folder that have its name, of split models the first parts."""
     try:
-        return [file for file in targets_in(folder.parent) if model_of(file.name) == folder.name.lower()]
+        names = [entry.name for entry in folder.parent.iterdir() if entry.is_file()]
     except OSError:
         return []
+    # By name first: headers of large vocabularies take a while to read.
+    own = [parts[0] for parts in models_among(names, ".gguf") if model_of(parts[0]) == folder.name.lower()]
+    return [folder.parent / name for name in own]
 
 
 def _is_same_model(file: Path, source: ModelSource) -> bool:
     """Whether a GGUF file's sizes are those of a checkpoint: its name alone says little."""
     try:
-        config = read_gguf_config(file)
+        config = summary_of(file)[1]
     except PolydraftError:
         return False
     own = text_config(source.config)

@@ -252,9 +252,10 @@ class PackingChoice:
                 f"The backend {self.backend.name} loads no weights of {self.target.id} for {asked}.",
                 f"Use `backend={made[0]!r}`, which makes them.",
             )
-        if len(every) == 1 and (every[0].quantized or self.offers.is_packing(self.target)):
+        if len(every) == 1 and len(found) < 2 and (every[0].quantized or self.offers.is_packing(self.target)):
             self._refuse_contradiction(every[0], asked)
         failed = " ".join(f"{offer.source} could not be asked: {offer.problem}" for offer in every if offer.problem)
+        every += found  # with what is made of them
         known = sorted({offer.name for offer in every if offer.name != UNSTATED}, key=lambda name: (-bits(name), name))
         raise InvalidRequestError(
             f"{self.target.id} has no weights for {asked}. {failed}".strip(),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.config import checkpoint_dtype, is_mlx, text_config
-from polydraft.checkpoints.gguf import read_header
-from polydraft.errors import ModelFormatError
 
 if TYPE_CHECKING:
-    from polydraft.checkpoints.gguf import GgufHeader
+    from pathlib import Path
 
 __all__ = [
     "bits",
@@ -95,16 +92,12 @@ def without_quantization(path: str) -> str:
     return _IN_FILE.sub("", _PART.sub("", path.rpartition("/")[2].rpartition(".")[0]))
 
 
-def name_of_gguf(path: Path, header: GgufHeader | None = None) -> str:
-    """The quantization of a GGUF file: by its header, else by its name; empty if neither says it.
+def name_of_gguf(path: Path, config: Mapping[str, Any]) -> str:
+    """The quantization of a GGUF file: by the ``file_type`` of its header, else by its name; empty if neither says it.
 
     ``_xl`` mixtures say in the header what most of their weights are: there the name says more.
     """
-    try:
-        metadata = (header or read_header(path)).metadata
-    except ModelFormatError:
-        metadata = {}
-    number, named = metadata.get("general.file_type"), name_in_file(path.name)
+    number, named = config.get("file_type"), name_in_file(path.name)
     known = _FILE_TYPES.get(number, "") if isinstance(number, int) else ""
     return named if named and (not known or bits(named) == bits(known)) else known
 

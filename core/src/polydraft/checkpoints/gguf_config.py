@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from polydraft.errors import ModelFormatError
 # Types of tokens (llama_token_type): ordinary text, and what is not part of it.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ADDED = {_CONTROL, _USER_DEFINED}
-__all__ = ["check_is_model", "config_of", "different_tokens", "kind_of", "read_gguf_config"]
+__all__ = ["check_is_model", "config_of", "different_tokens", "kind_of", "read_gguf_config", "summary_of"]
 
+_MOST_SUMMARIES = 256
+_SUMMARIES: dict[tuple[int, ...], tuple[str, dict[str, Any]]] = {}
+"""What was read from headers, by the state of their files."""
 _KINDS = {
     "imatrix": "an importance matrix (imatrix)",
     "mmproj": "a projector for images or audio (mmproj)",
@@ -29,9 +33,35 @@ def read_gguf_config(path: Path, name: str = "") -> dict[str, Any]:
     Raises:
         ModelFormatError: It is not a GGUF file, its header is damaged, or it holds no model.
     """
-    header = read_header(path, name)
-    check_is_model(header, name or str(path))
-    return config_of(header)
+    kind, config = summary_of(path, name)
+    _check_kind(kind, name or str(path))
+    return config
+
+
+def summary_of(path: Path, name: str = "") -> tuple[str, dict[str, Any]]:
+    """``kind_of`` and ``config_of`` a file, and its ``file_type`` in the config. Kept until the file changes.
+
+    A header with a large vocabulary takes up to half a second to read.
+
+    Raises:
+        ModelFormatError: It is not a GGUF file, or its header is damaged.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return _summary(read_header(path, name))  # which says what is wrong
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if state not in _SUMMARIES:
+        found = _summary(read_header(path, name))
+        if len(_SUMMARIES) >= _MOST_SUMMARIES:
+            _SUMMARIES.clear()
+        _SUMMARIES[state] = found
+    return deepcopy(_SUMMARIES[state])
+
+
+def _summary(header: GgufHeader) -> tuple[str, dict[str, Any]]:
+    number = header.metadata.get("general.file_type")
+    return kind_of(header), config_of(header) | ({"file_type": number} if isinstance(number, int) else {})
 
 
 def kind_of(header: GgufHeader) -> str:
@@ -46,7 +76,11 @@ def check_is_model(header: GgufHeader, name: str) -> None:
     Raises:
         ModelFormatError: It is a projector, an importance matrix, an adapter or a control vector.
     """
-    if kind := kind_of(header):
+    _check_kind(kind_of(header), name)
+
+
+def _check_kind(kind: str, name: str) -> None:
+    if kind:
         raise ModelFormatError(f"{name} is {kind}, not a language model.", "Give the GGUF file of the model itself.")
 
 

@@ -13,8 +13,7 @@ from polydraft.checkpoints._names import repository
 from polydraft.checkpoints._quantization import without_quantization
 from polydraft.checkpoints._weight_files import check_place, is_hidden
 from polydraft.checkpoints.config import is_assistant
-from polydraft.checkpoints.gguf import read_header
-from polydraft.checkpoints.gguf_config import config_of, kind_of
+from polydraft.checkpoints.gguf_config import summary_of
 from polydraft.contract.requests import HubOptions
 from polydraft.errors import ModelFormatError, ModelNotFoundError
 
@@ -132,7 +131,7 @@ def are_one_model(files: Sequence[Path]) -> bool:
     if len({model_of(file.name) for file in files}) > 1:
         return False
     try:
-        configs = [config_of(read_header(file)) for file in files]
+        configs = [summary_of(file)[1] for file in files]
     except ModelFormatError:
         return False
     fields = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -175,13 +174,13 @@ def _models_in(folder: Path) -> dict[str, list[str]]:
 def _role(path: Path) -> str:
     """``target``, ``drafter`` or ``other``: by the header; by the name where that cannot be read."""
     try:
-        header = read_header(path)
+        kind, config = summary_of(path)
     except ModelFormatError:
         found = _OTHER_NAME.search(path.name)
         return "target" if found is None else "drafter" if path.name.lower().startswith("mtp-") else "other"
-    if kind_of(header):
+    if kind:
         return "other"
-    return "drafter" if is_assistant(config_of(header)) else "target"
+    return "drafter" if is_assistant(config) else "target"
 
 
 def choose_files(names: Iterable[str], wanted: str | None, model: str) -> list[str]:
