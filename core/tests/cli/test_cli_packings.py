@@ -75,7 +75,7 @@ def test_without_the_hub(use, command, clean_environment):  # noqa: F811
     assert "Not known: The model" in command("pairs", TARGET).out
 
 
-def test_models_of_this_machine(use, command, clean_environment, builtin_data, tmp_path):  # noqa: F811
+def test_models_of_this_machine(use, command, clean_environment, builtin_data, tmp_path, monkeypatch):  # noqa: F811
     class Builtin(LlamaPlugin):
         @hookimpl
         def polydraft_local_models(self):
@@ -94,6 +94,9 @@ def test_models_of_this_machine(use, command, clean_environment, builtin_data, t
     assert ran.code == 1
     assert "no config.json" in ran.err
     assert "No known pair matches" in command("pairs", str(tmp_path / "none")).out
+    (tmp_path / "gemma-4").mkdir()
+    monkeypatch.chdir(tmp_path)  # a word that happens to be a folder's name
+    assert TARGET in command("pairs", "gemma-4").out
 
 
 def test_only_kinds_that_a_backend_here_runs(use, command, clean_environment):  # noqa: F811

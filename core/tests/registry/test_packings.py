@@ -311,6 +311,7 @@ def test_repositories_that_cannot_be_asked(hub, machine, monkeypatch):
     with pytest.raises(ModelNotFoundError, match="HTTP 503"):
         machine.packing(backend="llama")
     assert machine.packing(backend="llama", quantization="q4_0").name == "q4_0"
+    assert machine.request().backend == "torch"  # has the full weights, and needs no other repository
     hub.fail(f"{MLX}-bf16", 404, "RepoNotFound")
     found = machine.packing(backend="mlx")
     assert found.source == TARGET

@@ -96,7 +96,12 @@ def describe_packings(
     elif name.kind == "local" and not Path(name.value).exists():
         return []
     else:
-        target = resolve(model, known=known, hub=hub)
+        try:
+            target = resolve(model, known=known, hub=hub)
+        except PolydraftError:
+            if name.kind == "local" and Path(model).name == model:
+                return []  # a word that is to be looked for, and a folder that happens to have that name
+            raise
     offers = Offers(packings, hub, lambda found: resolve(found, known=known, hub=hub))
     choices = [
         (

@@ -16,7 +16,13 @@ from polydraft.checkpoints._names import did_you_mean
 from polydraft.checkpoints._quantization import bits, dtype_name, is_quantized, normal, stored_bits
 from polydraft.checkpoints.config import checkpoint_dtype, names_dtype, text_config
 from polydraft.contract.packings import Packing, RejectedPacking
-from polydraft.errors import InvalidRequestError, OutOfMemoryError, PolydraftError, UnsupportedError
+from polydraft.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    PolydraftError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from polydraft.contract.records import BackendRecord, Diagnosis
     from polydraft.contract.requests import ModelSource
 
-__all__ = ["Memory", "PackingChoice", "memory_of"]
+__all__ = ["Memory", "PackingChoice", "PackingNotFoundError", "memory_of"]
 
 _MARGIN = 1.1
 """Weights are counted this often: buffers, activations and the engine itself come on top of them."""
@@ -33,6 +39,10 @@ _USUAL_CONTEXT = 4096
 _HERE = "this machine"
 _USUAL_FILE = "q4_k_m"
 """What the id of a GGUF repository alone means, as in llama.cpp (``common/download.cpp``)."""
+
+
+class PackingNotFoundError(ModelNotFoundError):
+    """A packing that a backend needs cannot be reached now; another backend may need another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,8 @@ class PackingChoice:
                     self.reject(offer, why)
                     failure = failure or offer.failure
                 elif failure is not None and offer.quantized and self.quantization == "auto":
-                    raise failure  # what could not be asked for may be the full weights
+                    # What could not be asked may be the full weights.
+                    raise PackingNotFoundError(failure.message, failure.hint) from failure
                 else:
                     yield offer
 
@@ -191,7 +202,8 @@ class PackingChoice:
                 self._remedy(needed),
             )
         if self._errors:
-            return self._errors[0]
+            first = self._errors[0]
+            return first if isinstance(first, UnsupportedError) else PackingNotFoundError(first.message, first.hint)
         name, form = self.backend.name, self.target.format
         why = " ".join(f"{one.source}: {one.why}" for one in self.rejected)
         loads = f"It loads: {', '.join(sorted(self.backend.formats))}."

@@ -14,7 +14,7 @@ from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.offers import Offers
-from polydraft._registry.packing_choice import Memory, PackingChoice, memory_of
+from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNotFoundError, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Resolver"]
 
 _log = logging.getLogger("polydraft.load")
+_PASSED_OVER = (
+    *(BackendUnavailableError, UnsupportedError, DeviceError, PluginError),
+    *(OutOfMemoryError, PackingNotFoundError),
+)
+"""Why ``backend="auto"`` goes on to the next backend."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Resolver:
                         f"The backend {state.record.name} is used only if it is named.", " ".join(state.diagnosis.notes)
                     )
                 prepared = self._prepare(state.record, source)
-            except (BackendUnavailableError, UnsupportedError, DeviceError, PluginError, OutOfMemoryError) as error:
+            except _PASSED_OVER as error:
                 _log.info("Backend passed over: %s: %s", state.record.name, error.message)
                 errors.append((state, error))
                 continue
