@@ -284,7 +284,7 @@ class PackingChoice:
         are = f"quantized: {offer.name}" if offer.quantized else f"not quantized ({offer.name})"
         raise InvalidRequestError(
             f"{asked} contradicts {self.target.id}, whose weights are {are}.",
-            f"Leave it out{f', or load {base} with it' if base else ''}.",
+            f"Leave it out{f', or load {base} with it' if base else f'; it has: {offer.name}'}.",
             argument="quantization",
         )
 

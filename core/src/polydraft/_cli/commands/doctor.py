@@ -74,14 +74,15 @@ def _look_at_machine() -> Machine:
 
 
 def _memory() -> tuple[int | None, int | None]:
-    """Total and available bytes; None where the system does not report them (macOS reports no available ones)."""
+    """Total bytes, and those that are free within the limits of containers.
+
+    None where the system does not report them (macOS reports no available ones).
+    """
+    from polydraft.hardware import free_memory
+
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         total = None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    except OSError:
-        free = None
+    free = free_memory() if Path("/proc/meminfo").exists() else None
     return total, free
