@@ -42,8 +42,10 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
             why). ``ngram``: drafts looked up in the text so far. A Hub id, a folder or ``builtin:<name>``: that
             drafter. None: plain decoding.
         backend: Name of a backend, or ``auto``: of those that can do what is asked, the fittest for this machine.
-        num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded; None: the registry's
-            recommendation for this pair and backend, else 4.
+        num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded. ``auto``: picked for each
+            round, 0 included, from measured times and acceptance (``session.running.max_speculative_tokens`` is the
+            largest); an engine that runs its own loop keeps to the recommendation, and ``session.running.notes`` says
+            so. None: the registry's recommendation for this pair and backend, else 4.
         quantization: Which of the target's packings to load, of those that the registry, its repository or its folder
             has in the backend's format. ``auto``: the least quantized that fits into the free memory with its context
             (``session.running.packing`` says which, and why not the ones before it); a file, or a repository of such
@@ -133,6 +135,7 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
     """Load the engine and put it into a session, with notes and the verification of what really runs."""
     from polydraft._session.engine_check import check_engine
     from polydraft._session.session import Session
+    from polydraft.contract.whole import WholeEngine
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
     engine, notes = _load_engine(backend, request)
@@ -143,6 +146,12 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
         running = engine.running
+        if running.max_speculative_tokens is not None and isinstance(engine, WholeEngine) and not engine.picks_k:
+            running = running.model_copy(update={"max_speculative_tokens": None})
+            notes.append(
+                f"`num_speculative_tokens='auto'`: {request.backend} runs its own loop, so k is the same in all rounds, "
+                f"{running.num_speculative_tokens}."
+            )
         if notes:
             running = running.model_copy(update={"notes": (*running.notes, *notes)})
         # The gate asks again, now that dtype and device are known, and may refuse.

@@ -32,7 +32,7 @@ class LoadArguments(TypedDict, total=False):
 
     drafter: str | Path | None
     backend: str
-    num_speculative_tokens: int | None
+    num_speculative_tokens: int | Literal["auto"] | None
     quantization: str
     exactness: Exactness
     context_length: int | None
@@ -176,11 +176,11 @@ def _check_objects(values: Mapping[str, Any]) -> None:
 
 
 def _check_k(k: object) -> None:
-    if k is None:
+    if k is None or k == "auto":
         return
     name = "num_speculative_tokens"
     if not _is_int(k):
-        raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, or None")
+        raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, 'auto' or None")
     if k == 0:
         raise InvalidRequestError(
             f"`{name}=0` drafts nothing.", "Use `drafter=None` for plain decoding.", argument=name

@@ -41,9 +41,18 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
     arguments = {
         **loading,
         "drafter": None if drafter.lower() == "none" else drafter,
+        "num_speculative_tokens": _count_or_text(loading["num_speculative_tokens"]),
         "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
     }
     return arguments.pop("target") or _builtin_pair(), arguments
+
+
+def _count_or_text(text: str | None) -> int | str | None:
+    """A number of tokens, or what is none, for ``load`` to judge."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
 
 
 def _refuse_secrets(loading: Mapping[str, Any]) -> None:

@@ -107,8 +107,9 @@ _GROUPS = {
         _loads("backend", str, "auto, or a name that `polydraft backends` lists.", default="auto", metavar="NAME"),
         _loads(
             "num_speculative_tokens",
-            _COUNT,
-            "Tokens drafted in one round, the bonus token excluded. Default: what the registry recommends, else 4.",
+            _TEXT,
+            "Tokens drafted in one round, the bonus token excluded; auto: picked for each round, 0 included, by "
+            "measured times and acceptance. Default: what the registry recommends, else 4.",
             metavar="K",
         ),
         _loads(

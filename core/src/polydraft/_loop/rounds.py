@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from polydraft._loop.asked import AskedSequence
 from polydraft._loop.ngram import NgramDrafter
+from polydraft._loop.schedule import SessionSchedule
 from polydraft.contract.stepping import PrefillCancelled
 from polydraft.sampling._rejection import make_sampler
 from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
 
 if TYPE_CHECKING:
+    from polydraft._loop.schedule import CallPicks, Schedule
     from polydraft.contract.results import Round
     from polydraft.contract.stepping import EngineSequence, SteppingEngine
     from polydraft.contract.whole import Generation
@@ -27,15 +30,24 @@ if TYPE_CHECKING:
 __all__ = ["run_rounds", "stepping_rounds"]
 
 
-def stepping_rounds(engine: SteppingEngine, generation: Generation) -> Iterator[Round]:
-    """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives."""
-    vocab_size = engine.tokenizer.vocab_size
-    sampler = make_sampler(array_ops_of(engine), generation.request, engine.running.dtype, vocab_size)
+def stepping_rounds(
+    engine: SteppingEngine, generation: Generation, schedule: Schedule | None = None
+) -> Iterator[Round]:
+    """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives.
+
+    ``schedule`` picks k where the request does not fix it, and keeps what it learns for the next call.
+    """
+    vocab_size, request = engine.tokenizer.vocab_size, generation.request
+    sampler = make_sampler(array_ops_of(engine), request, engine.running.dtype, vocab_size)
+    picks: CallPicks | None = None
+    if request.least_speculative_tokens is not None:
+        schedule = SessionSchedule(request.num_speculative_tokens) if schedule is None else schedule
+        picks = schedule.call(len(request.prompt_token_ids), request.least_speculative_tokens)
     try:
         with closing(engine.open_sequence()) as sequence:
-            drafts = generation.request.num_speculative_tokens > 0
+            drafts = request.num_speculative_tokens > 0
             ngram = NgramDrafter() if drafts and engine.running.method == "ngram" else None
-            yield from run_rounds(sequence, generation, sampler, vocab_size, ngram)
+            yield from run_rounds(sequence, generation, sampler, vocab_size, ngram, picks)
     finally:
         sampler.close(generation.token_ids)
 
@@ -46,6 +58,7 @@ def run_rounds(
     sampler: RuleSampler,
     vocab_size: int,
     ngram: NgramDrafter | None = None,
+    picks: CallPicks | None = None,
 ) -> Iterator[Round]:
     """Generate until the output ends or the caller cancels.
 
@@ -59,6 +72,7 @@ def run_rounds(
         sampler: Chooses the target's and the drafter's tokens.
         vocab_size: Token ids lie below it.
         ngram: Drafts instead of the sequence, if given.
+        picks: Picks k for each round, if given, in place of the request.
 
     Raises:
         EngineError: The engine broke the contract: it drafted too many tokens or what is no token, chose more or fewer
@@ -87,13 +101,17 @@ def run_rounds(
     left = limit - 1  # tokens that may still be emitted
     while generation.finish_reason is None and not generation.cancelled():
         # The bonus token always fits: a draft never reaches past the last token that may be emitted.
-        k = min(request.num_speculative_tokens, left - 1)
+        k = min(request.num_speculative_tokens if picks is None else picks.pick(left), left - 1)
         draft: list[int] = []
+        began = perf_counter()
         if k > 0:
             draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
             if generation.cancelled():
                 return
+        drafted = perf_counter()
         step = asked.verify([newest, *draft])
+        # The chosen ids are on the host: an asynchronous device has finished, too.
+        verified = perf_counter()
         chosen = step.token_ids
         accepted = 0
         while accepted < len(draft) and draft[accepted] == chosen[accepted]:
@@ -106,6 +124,8 @@ def run_rounds(
             asked.rollback(stored)
             step, accepted = asked.verify([newest]), 0
             chosen = step.token_ids
+        elif picks is not None:
+            picks.count(len(draft), accepted, drafted - began, verified - drafted)
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             chosen[: accepted + 1],

@@ -20,7 +20,7 @@ from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUna
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from polydraft.contract.records import BackendRecord, DrafterKind, FaultRecord
+    from polydraft.contract.records import BackendRecord, DrafterKind, Exactness, FaultRecord
     from polydraft.contract.requests import HubOptions
 
 __all__ = ["DrafterChoice"]
@@ -49,8 +49,10 @@ class DrafterChoice:
     resolve: DrafterLookup
     hub: HubOptions | None = None
     """For the tokenizers of a ``draft-model`` pair and the files of a GGUF repository; None: only local ones."""
-    num_speculative_tokens: int | None = None
+    num_speculative_tokens: int | Literal["auto"] | None = None
     """k, if the caller gave one; else the registry's for this backend, else 4."""
+    exactness: Exactness = "standard"
+    """With ``bitwise`` each step costs as much as one with the largest k."""
     max_speculative_tokens: int | None = None
     """The backend's largest k."""
 
@@ -173,11 +175,12 @@ class DrafterChoice:
         entry: RegisteredPair | None = None,
     ) -> SpeculationPlan:
         recommended = entry.num_speculative_tokens(self.backend.name) if entry else None
-        k = recommended or DEFAULT_K if self.num_speculative_tokens is None else self.num_speculative_tokens
+        given = self.num_speculative_tokens
+        k = given if isinstance(given, int) else recommended or DEFAULT_K
         notes = [note] if note else []
         largest = self.max_speculative_tokens
         if largest is not None and k > largest:
-            if self.num_speculative_tokens is not None:
+            if isinstance(given, int):
                 raise InvalidRequestError(
                     f"`num_speculative_tokens={k}` is too large: {self.backend.name} drafts at most {largest}.",
                     f"Give `num_speculative_tokens={largest}` or less.",
@@ -186,8 +189,17 @@ class DrafterChoice:
             notes.append(f"k is {largest}, the backend's largest; {k} is recommended.")
             k = largest
         notes += self._warnings(kind, source)
+        most = None
+        if given == "auto":
+            most = k if self.exactness == "bitwise" else 2 * k
+            most = most if largest is None else min(most, largest)
         return SpeculationPlan(
-            kind=kind, drafter=source, num_speculative_tokens=k, chosen_by=chosen_by, note=" ".join(notes)
+            kind=kind,
+            drafter=source,
+            num_speculative_tokens=k,
+            max_speculative_tokens=most,
+            chosen_by=chosen_by,
+            note=" ".join(notes),
         )
 
 

@@ -233,6 +233,7 @@ class Resolver:
             resolve=lambda name: self._resolve(name, "drafter"),
             hub=self._hub,
             num_speculative_tokens=self._given["num_speculative_tokens"],
+            exactness=self._given["exactness"],
             max_speculative_tokens=largest,
         )
         drafter = self._given["drafter"]
@@ -300,7 +301,8 @@ def _chosen(plan: SpeculationPlan) -> str:
     if plan.off is not None:
         return f"no speculation. {plan.off.message}"
     drafter = f" with {plan.drafter.id}" if plan.drafter else ""
-    return f"{plan.kind}{drafter}, k={plan.num_speculative_tokens}, chosen by {plan.chosen_by}. {plan.note}".rstrip()
+    k = plan.num_speculative_tokens if plan.max_speculative_tokens is None else f"0..{plan.max_speculative_tokens}"
+    return f"{plan.kind}{drafter}, k={k}, chosen by {plan.chosen_by}. {plan.note}".rstrip()
 
 
 def _check_options(backend: Backend, name: str, given: Mapping[str, Any] | EngineOptions | None) -> EngineOptions:

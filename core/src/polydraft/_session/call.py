@@ -217,6 +217,7 @@ def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> Gener
         num_accepted_tokens=sum(accepted for _, accepted in drafts),
         # Drafts are accepted from the front: position i counts in each draft with more than i accepted tokens.
         accepted_per_position=tuple(sum(accepted > index for _, accepted in drafts) for index in range(longest)),
+        drafted_per_position=tuple(sum(drafted > index for drafted, _ in drafts) for index in range(longest)),
         **measured,
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, Unpack, final
 
 from polydraft import reasons
 from polydraft._loop.rounds import stepping_rounds
+from polydraft._loop.schedule import SessionSchedule
 from polydraft._session.arguments import CallArguments, call_arguments
 from polydraft._session.async_stream import AsyncTokenStream
 from polydraft._session.call import Call
@@ -41,6 +42,7 @@ from polydraft.text._tracker import OutputTracker
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
+    from polydraft._loop.schedule import Schedule
     from polydraft.contract.records import Capabilities
     from polydraft.contract.requests import GenerationSettings, Prompt, Speculate
     from polydraft.contract.tokenizer import Tokenizer
@@ -86,6 +88,9 @@ class Session:
         # Reentrant: a signal handler may cancel the session while its thread adds a stream.
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
+        self._schedule: Schedule | None = None
+        if isinstance(engine, SteppingEngine) and running.max_speculative_tokens is not None:
+            self._schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
         self._template_habits: Habits = {}
 
     @property
@@ -133,8 +138,8 @@ class Session:
             stop_token_ids: Tokens that end the output.
             ignore_eos: Continue after end-of-sequence ids.
             logprobs: Report log-probabilities of the chosen token and of this many top candidates.
-            speculate: ``auto``: speculate where possible, and report why where not. ``on``: raise an error where not.
-                ``off``: plain decoding.
+            speculate: ``auto``: speculate where possible, and report why where not. ``on``: raise an error where not,
+                and draft in every round with ``num_speculative_tokens="auto"``, too. ``off``: plain decoding.
             tools: Tool schemas for the chat template.
             chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
             continue_final_message: The last message, which is the assistant's, is the start of the answer: the model
@@ -306,13 +311,15 @@ class Session:
         off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
         with as_engine_errors(self._running, "in describing its tokens"):
             ends = frozenset(self._tokenizer.eos_token_ids)
+        k, least = self._k(settings, arguments.get("speculate") == "on") if off is None else (0, None)
         request = TokenRequest(
             prompt_token_ids=encoded.token_ids,
             settings=settings,
             seed=settings.seed if settings.seed is not None else _draw_seed() if drawn is None else drawn,
             stream=noise_stream,
             speculate=off is None,
-            num_speculative_tokens=self._running.num_speculative_tokens if off is None else 0,
+            num_speculative_tokens=k,
+            least_speculative_tokens=least,
             # Ignored means unknown: neither ``min_new_tokens`` nor the end of the output then looks at EOS.
             eos_token_ids=frozenset() if settings.ignore_eos else ends,
             max_total_tokens=context,
@@ -375,6 +382,14 @@ class Session:
             )
         return off
 
+    def _k(self, settings: GenerationSettings, must_draft: bool) -> tuple[int, int | None]:
+        """The k of a call, or the largest and the smallest k of its rounds."""
+        largest = self._running.max_speculative_tokens
+        # Rejection sampling gives other tokens with another k: there a seed would not repeat what time decides.
+        if largest is None or (settings.acceptance == "rejection" and settings.temperature > 0):
+            return self._running.num_speculative_tokens, None
+        return largest, int(must_draft)
+
     def _acquire(self, call: Call) -> bool:
         """Take the lock for a call, as its thread unless its task has taken it; False if it is cancelled meanwhile."""
         self._check_usable()
@@ -386,7 +401,9 @@ class Session:
     def _start(self, call: Call) -> Iterator[Round]:
         self._in_progress.add(call)
         engine = self._engine
-        return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
+        if isinstance(engine, SteppingEngine):
+            return stepping_rounds(engine, call, self._schedule)
+        return engine.rounds(call)
 
     def _release(self, call: Call) -> None:
         """The engine no longer works on a call. May be called twice."""

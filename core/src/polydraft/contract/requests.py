@@ -221,9 +221,17 @@ class SpeculationPlan(Record):
     kind: DrafterKind | None = None
     drafter: ModelSource | None = Field(default=None, description="None for ``ngram`` and for plain decoding.")
     num_speculative_tokens: int = Field(default=0, ge=0, description="k, the bonus token excluded.")
+    max_speculative_tokens: int | None = Field(
+        default=None, ge=1, description="The largest k that the session may pick for a round; None: k is fixed."
+    )
     chosen_by: Literal["caller", "registry", "sibling", "config", "fallback", "none"] = "none"
     note: str = Field(default="", description="What the user should know about the choice, one sentence.")
     off: OffReason | None = None
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """The most drafts of a round, which a stepping engine makes room for."""
+        return self.max_speculative_tokens or self.num_speculative_tokens
 
 
 class LoadRequest(Record):
@@ -253,5 +261,11 @@ class TokenRequest(Record):
     )
     speculate: bool
     num_speculative_tokens: int = Field(ge=0, description="k, the bonus token excluded; 0: plain decoding.")
+    least_speculative_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="The smallest k, where the loop picks it for each round, up to ``num_speculative_tokens``; None: k "
+        "is the same in all rounds.",
+    )
     eos_token_ids: frozenset[int] = Field(description="Empty if ``ignore_eos`` is set.")
     max_total_tokens: int = Field(description="Context length: prompt and output together.")

@@ -96,6 +96,11 @@ class GenerationStats(Record):
 
     Definitions are vLLM's (``vllm/v1/spec_decode/metrics.py``): a round is one draft and the target forward that
     verifies it. Accepted drafts that a stop cut off are not counted.
+
+    Where k differs from round to round (``num_speculative_tokens="auto"``), a round with k = 0 is one of
+    ``num_target_steps`` and not of ``num_drafts``, like a round for which the drafter had no draft. So all rates are
+    those of the rounds that drafted; the rate of a position counts rounds whose k did not reach it as not accepted, and
+    ``drafted_per_position`` says how many did reach it.
     """
 
     num_tokens: int = Field(ge=0, description="Tokens emitted.")
@@ -107,6 +112,9 @@ class GenerationStats(Record):
     num_accepted_tokens: int | None = Field(default=None, ge=0)
     accepted_per_position: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="Element i: number of rounds whose draft token i (from 0) was accepted."
+    )
+    drafted_per_position: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="Element i: number of rounds that drafted a token i (from 0)."
     )
     prefill_seconds: float | None = Field(
         default=None,
@@ -157,7 +165,7 @@ class GenerationStats(Record):
         for name in cls.model_fields.keys() - {"prefill_seconds", "decode_seconds"}:
             values = [getattr(one, name) for one in every]
             if None not in values:
-                by_position = name == "accepted_per_position"
+                by_position = name.endswith("_per_position")
                 sums[name] = tuple(map(sum, zip_longest(*values, fillvalue=0))) if by_position else sum(values)
         return cls(**sums)
 
@@ -194,7 +202,14 @@ class RunningInfo(Record):
     target: str
     drafter: str | None
     method: DrafterKind | None = Field(description="Speculation method; None: plain decoding.")
-    num_speculative_tokens: int = Field(description="Effective k, the bonus token excluded; 0: plain decoding.")
+    num_speculative_tokens: int = Field(
+        description="Effective k, the bonus token excluded; 0: plain decoding. With ``max_speculative_tokens``: k where "
+        "it has to be fixed (``acceptance='rejection'``)."
+    )
+    max_speculative_tokens: int | None = Field(
+        default=None,
+        description="``num_speculative_tokens='auto'``: each round's k is picked from 0 to this number; None: k is fixed.",
+    )
     dtype: str
     device: str
     context_length: int
@@ -210,6 +225,11 @@ class RunningInfo(Record):
     verified: Verified | None = Field(
         default=None, description="None: never verified, or ``load`` did not look (``verified=``)."
     )
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """The most drafts of a round."""
+        return self.max_speculative_tokens or self.num_speculative_tokens
 
     @classmethod
     def of(
@@ -245,6 +265,7 @@ class RunningInfo(Record):
             drafter=plan.drafter.id if plan.drafter else None,
             method=plan.kind,
             num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
+            max_speculative_tokens=plan.max_speculative_tokens if plan.kind else None,
             dtype=dtype,
             device=device,
             context_length=context_length,

@@ -81,6 +81,9 @@ class WholeEngine(ABC):
     running: RunningInfo
     """Engine, pair, k, dtype, device and limits as loaded: ``RunningInfo.of`` makes it."""
 
+    picks_k: bool = False
+    """Whether it picks k for each round where ``TokenRequest.least_speculative_tokens`` is set."""
+
     @abstractmethod
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Generate: yield ``generation.emit(...)`` for each round (or each output of the engine).

@@ -72,7 +72,7 @@ def judge_outputs(
                 eos_token_ids=frozenset() if settings.ignore_eos else session.tokenizer.eos_token_ids,
                 max_total_tokens=running.context_length,
             )
-            k = running.num_speculative_tokens
+            k = running.max_draft_tokens
             return measure_tie(session.engine, request, expected, found, position, k, dtype=running.dtype)
         if "logprobs" not in capabilities.sampling:
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."

@@ -30,6 +30,7 @@ class Subject(Record):
     drafter_commit: str
     method: str
     num_speculative_tokens: int
+    max_speculative_tokens: int | None = Field(default=None, description="Where k is picked for each round.")
     exactness: Exactness
     backend: str
     versions: dict[str, str] = Field(

@@ -132,6 +132,7 @@ def _change(name: str, before: Subject, now: Subject) -> str:
         "target_commit": "the target's commit",
         "drafter_commit": "the drafter's commit",
         "num_speculative_tokens": "k",
+        "max_speculative_tokens": "the largest k",
         "method": "the drafter kind",
         "engine_options": "the engine's options",
     }

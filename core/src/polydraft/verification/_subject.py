@@ -43,6 +43,7 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject:
         drafter_commit="" if plan.drafter is None else commit_of(plan.drafter, request.hub),
         method=plan.kind,
         num_speculative_tokens=plan.num_speculative_tokens,
+        max_speculative_tokens=plan.max_speculative_tokens,
         exactness=request.exactness,
         backend=record.name,
         versions={name: version for name in sorted(names) if (version := installed_version(name))},

@@ -23,7 +23,7 @@ def step_rows(request: LoadRequest) -> int:
     These come in groups of four: with repacked weights (quantized ones, on most processors) llama.cpp runs groups of
     four rows through one kernel and the remaining rows through another (ggml-cpu/repack.cpp).
     """
-    rows = request.plan.num_speculative_tokens + 1 if request.plan.kind else 1
+    rows = request.plan.max_draft_tokens + 1 if request.plan.kind else 1
     return -(-rows // 4) * 4 if request.exactness == "bitwise" else rows
 
 
@@ -57,8 +57,8 @@ class LlamaCppEngine(SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k."""
-        return self.running.num_speculative_tokens
+        """The session's largest k."""
+        return self.running.max_draft_tokens
 
     def open_sequence(self) -> EngineSequence:
         """The sequence, empty.

@@ -48,7 +48,7 @@ class MlxEngine(SteppingEngine):
         self._target: Decoder | None = target
         self._drafter = drafter
         self._chunk: int = request.engine_options.prefill_chunk_size
-        self._k = request.plan.num_speculative_tokens
+        self._k = request.plan.max_draft_tokens
         self.running = RunningInfo.of(
             request,
             engine="mlx-lm",
@@ -62,7 +62,7 @@ class MlxEngine(SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k."""
+        """The session's largest k."""
         return self._k
 
     @property

@@ -63,7 +63,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     dtype, note = _dtype(request, [path for path in (target_path, drafter_path) if path is not None], runtime)
-    rows = plan.num_speculative_tokens + 1
+    rows = plan.max_draft_tokens + 1
     with runtime.use(f"{request.target.id} was loaded"):
         models = [_model(request.target, target_path, request, dtype)]
         target = Decoder(models[0], request.target.id, rows, fixed=request.exactness == "bitwise")

@@ -79,6 +79,8 @@ class MlxSequence(EngineSequence):
         """Forget all but the first ``length`` tokens; a draft model does so when it drafts next."""
         self._cache.rollback(length)
         del self._tokens[length:]
+        if isinstance(self._drafter, DraftModel):
+            self._drafter.rollback(length)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft with the pair's drafter."""

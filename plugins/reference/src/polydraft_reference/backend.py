@@ -64,9 +64,9 @@ class ReferenceBackend(Backend):
         """Refuse what the core refuses too, for tests that make their own requests; then load the pair."""
         if reason := self.refuse(request.target, request.plan):
             raise UnsupportedError(reason, "Load builtin:toy, or use another backend.")
-        if request.plan.num_speculative_tokens > _MAX_DRAFT_TOKENS:
+        if request.plan.max_draft_tokens > _MAX_DRAFT_TOKENS:
             raise UnsupportedError(
-                f"`num_speculative_tokens={request.plan.num_speculative_tokens}` is too large.",
+                f"`num_speculative_tokens={request.plan.max_draft_tokens}` is too large.",
                 f"The reference engine drafts at most {_MAX_DRAFT_TOKENS} tokens per round.",
             )
         return load_pair(request)

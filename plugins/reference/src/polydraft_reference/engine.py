@@ -35,8 +35,8 @@ class ReferenceEngine(SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k."""
-        return self.running.num_speculative_tokens
+        """The session's largest k."""
+        return self.running.max_draft_tokens
 
     def open_sequence(self) -> EngineSequence:
         """A new, empty sequence. Several may be used at once, each by one thread."""

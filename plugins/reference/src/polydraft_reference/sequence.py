@@ -38,7 +38,7 @@ class ReferenceSequence(EngineSequence):
     def __init__(self, engine: Pair, model: ReferenceModel | None = None) -> None:
         self.engine = engine
         self.model = model or engine.target
-        self.cache = self.model.new_cache(slack=engine.running.num_speculative_tokens + 1)  # a whole step
+        self.cache = self.model.new_cache(slack=engine.running.max_draft_tokens + 1)  # a whole step
         self.token_ids: list[int] = []
         self.closed = False
 
@@ -55,7 +55,7 @@ class ReferenceSequence(EngineSequence):
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts, and choose after each of them."""
-        if not 1 <= len(token_ids) <= self.engine.running.num_speculative_tokens + 1:
+        if not 1 <= len(token_ids) <= self.engine.running.max_draft_tokens + 1:
             raise EngineError(f"A step of {len(token_ids)} tokens was asked for.", "Give 1 to max_draft_tokens + 1.")
         return self.choose(self.run(token_ids), token_ids, sampler, keep_logits)
 
@@ -69,7 +69,7 @@ class ReferenceSequence(EngineSequence):
         """Draft with the assistant. Drafts that would not fit into the context are left out."""
         self.check_open()
         running = self.engine.running
-        k = min(k, running.num_speculative_tokens, running.context_length - self.length)
+        k = min(k, running.max_draft_tokens, running.context_length - self.length)
         if not isinstance(self.engine.drafter, AssistantDrafter) or k < 1:
             return Proposal([])
         drafts, rows = self.engine.drafter.propose(self.cache, newest, k, sampler)

@@ -44,7 +44,7 @@ class TransformersEngine(SteppingEngine):
         self._target: Decoder | None = target
         self._drafter = drafter
         self._chunk: int = request.engine_options.prefill_chunk_size
-        self._k = request.plan.num_speculative_tokens
+        self._k = request.plan.max_draft_tokens
         self.running = RunningInfo.of(
             request,
             engine="transformers",
@@ -59,7 +59,7 @@ class TransformersEngine(SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k: each step has room for k drafts."""
+        """The session's largest k: each step has room for k drafts."""
         return self._k
 
     @property

@@ -60,7 +60,7 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     folders = [path for path in (target_path, drafter_path) if path is not None]
     dtype, note = choose_dtype(request, folders, device)
     check_weights_fit(folders, dtype, device)
-    k = plan.num_speculative_tokens
+    k = plan.max_draft_tokens
     fixed = request.exactness == "bitwise"
     experts = experts_implementation(options.experts_implementation, dtype, device, fixed=fixed)
     model = _model(request.target, target_path, request, dtype, device, experts)

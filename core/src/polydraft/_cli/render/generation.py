@@ -83,7 +83,9 @@ def describe_running(running: RunningInfo) -> list[str]:
     engine = running.backend if running.engine == running.backend else f"{running.backend} ({running.engine})"
     how = "plain decoding"
     if running.method is not None:
-        how = f"drafter {running.drafter or running.method}, k={running.num_speculative_tokens}"
+        most = running.max_speculative_tokens
+        k = f"k={running.num_speculative_tokens}" if most is None else f"k=auto (0 to {most})"
+        how = f"drafter {running.drafter or running.method}, {k}"
         if running.drafter:
             how += f" ({running.method})"
     exactness = "" if running.exactness == "standard" else f" · {running.exactness}"

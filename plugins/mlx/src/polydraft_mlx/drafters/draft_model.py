@@ -36,6 +36,7 @@ class DraftModel:
         self._vocab_size = vocab_size
         self._cache = decoder.new_cache()
         self._run: list[int] = []
+        self._shared = 0  # leading tokens that are known to be the sequence's, too
 
     def propose(
         self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
@@ -71,13 +72,20 @@ class DraftModel:
             if keep_logits:
                 kept.append(row)
         found: Any = mx.concatenate(drafts).tolist()
+        self._shared = len(token_ids)
         # The last draft was chosen, but has not been run.
         self._run.extend(found[:-1])
         return found, mx.concatenate(kept) if kept else None
 
+    def rollback(self, length: int) -> None:
+        """The sequence keeps its first ``length`` tokens only."""
+        self._shared = min(self._shared, length)
+
     def _agreed(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens run are a prefix of the sequence; at least one token is left to run."""
-        agreed = min(len(self._run), len(token_ids) - 1)
-        while agreed > 0 and self._run[agreed - 1] != token_ids[agreed - 1]:
-            agreed -= 1
+        most = min(len(self._run), len(token_ids) - 1)
+        # From the front: after plain rounds, a draft behind a wrong one may equal the token there by chance.
+        agreed = min(self._shared, most)
+        while agreed < most and self._run[agreed] == token_ids[agreed]:
+            agreed += 1
         return agreed
