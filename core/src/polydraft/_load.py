@@ -149,8 +149,8 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
         if running.max_speculative_tokens is not None and isinstance(engine, WholeEngine) and not engine.picks_k:
             running = running.model_copy(update={"max_speculative_tokens": None})
             notes.append(
-                f"`num_speculative_tokens='auto'`: {request.backend} runs its own loop, so k is the same in all rounds, "
-                f"{running.num_speculative_tokens}."
+                f"`num_speculative_tokens='auto'`: {request.backend} runs a loop of its own, so k is "
+                f"{running.num_speculative_tokens} in all rounds."
             )
         if notes:
             running = running.model_copy(update={"notes": (*running.notes, *notes)})

@@ -101,7 +101,8 @@ class _Seconds:
         else:
             off = max(-_SPIKE, min(seconds / (level * shares[size]) - 1, _SPIKE))
             self._level = level * (1 + _LEVEL_STEP * off)
-            shares[size] *= 1 + max(_SHAPE_STEP, 0.5 / count) * off
+            # The first measurements may all have been slow by chance: an estimate falls faster than it rises.
+            shares[size] *= 1 + max(_SHAPE_STEP, (2 if off < 0 else 0.5) / count) * off
         self._fill()
 
     def _fill(self) -> None:
@@ -216,7 +217,6 @@ class CallSchedule:
         chance, tokens = 1.0, 1.0
         best, best_speed = 0, 1 / plain
         ease = 1.0
-        look = self._rounds % _LOOK_EVERY == 0
         speeds = [best_speed]
         for index in range(most):
             before = self._priors[index] * ease
@@ -230,13 +230,13 @@ class CallSchedule:
             speeds.append(speed)
             if speed > best_speed and index >= self._least - 1:
                 best, best_speed = index + 1, speed
-        if missed and best:
-            # Worth it only if the rest of the call is long enough.
-            if left * (1 / speeds[0] - 1 / best_speed) < missed and not self._least:
-                best = 0
-        if look:
+        # To let the drafter catch up is worth it only if the rest of the call is long enough.
+        if missed and left * (plain - 1 / best_speed) < missed:
+            best = 0
+        best = max(best, self._least)
+        if self._rounds % _LOOK_EVERY == 0:
             return self._trial(speeds, best, most, left, 0.0 if best else missed / plain)
-        return max(best, self._least)
+        return best
 
     def _trial(self, speeds: list[float], best: int, most: int, left: int, extra: float) -> int:
         """The best k, or another that has not been tried for so long that its cost is paid.

@@ -203,12 +203,13 @@ class RunningInfo(Record):
     drafter: str | None
     method: DrafterKind | None = Field(description="Speculation method; None: plain decoding.")
     num_speculative_tokens: int = Field(
-        description="Effective k, the bonus token excluded; 0: plain decoding. With ``max_speculative_tokens``: k where "
-        "it has to be fixed (``acceptance='rejection'``)."
+        description="Effective k, the bonus token excluded; 0: plain decoding. Where k varies, that "
+        "of calls with ``acceptance='rejection'``, which need a fixed one."
     )
     max_speculative_tokens: int | None = Field(
         default=None,
-        description="``num_speculative_tokens='auto'``: each round's k is picked from 0 to this number; None: k is fixed.",
+        description="The largest k, where that of each round is picked, from 0 on (``num_speculative_tokens='auto'``); "
+        "None: k is fixed.",
     )
     dtype: str
     device: str
