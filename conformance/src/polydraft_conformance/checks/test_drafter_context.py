@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from polydraft.verification import GreedySampler, difference, first_difference
 
+from polydraft_conformance.any_k import any_k
 from polydraft_conformance.catalog import check, unchecked
 from polydraft_conformance.claims import expect, exposes_logits, has_model_drafter
+from polydraft_conformance.counting import logged
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.primitives import logits_of
 from polydraft_conformance.reference_logits import recorded
@@ -72,6 +74,39 @@ def test_far_drafts_equal_fresh_ones(polydraft_bench: Bench) -> None:
     bench.numbers["contexts"] = compared
     if not compared:
         unchecked("The target's own logits depend on how its tokens were run, so no context could be compared.")
+
+
+@check(scope="method", after=("test_far_drafts_equal_fresh_ones",), claims=has_model_drafter)
+def test_drafts_after_plain_rounds_equal_fresh_ones(polydraft_bench: Bench) -> None:
+    """After rounds for which nothing was proposed, the drafter proposes what it does on a fresh sequence.
+
+    Proves: a drafter with a state of its own follows the tokens of plain rounds before it drafts again, as rounds of
+    `num_speculative_tokens="auto"` need it.
+    A failure means: its state is that of the tokens when it last drafted, or it takes a rejected draft for one of them.
+    Look at: how `propose` finds the tokens that the drafter has not run yet.
+    """
+    bench = polydraft_bench
+    bench.need_model_drafter()
+    engine, random = bench.engine, bench.random("plain rounds")
+    prompt = bench.prompt(20, variant=6)
+    watch = sorted(random.sample(range(24, 100), 8))
+    with logged(bench.session, watch) as logs, any_k(engine, random):
+        found = streamed(bench.session, prompt, **greedy_settings(90))
+    assert logs
+    text = [*prompt, *found.token_ids]
+    compared = 0
+    for watched in logs[-1].watched:
+        sampler = GreedySampler(engine)
+        with closing(engine.open_sequence()) as sequence:
+            sequence.prefill(text[: watched.length], sampler)
+            fresh = sequence.propose(watched.newest, len(watched.drafts), sampler, keep_logits=True)
+        problem = _problem(bench, watched, fresh)
+        expect(
+            not problem,
+            f"After plain rounds the drafter's context is wrong, at a context of {watched.length} tokens: {problem}.",
+        )
+        compared += 1
+    bench.numbers["contexts"] = compared
 
 
 @check(scope="method", after=("test_statistics_equal_counts", "test_greedy_equals_plain"), claims=has_model_drafter)
