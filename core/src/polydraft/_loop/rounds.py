@@ -99,11 +99,12 @@ def run_rounds(
     stored = len(request.prompt_token_ids)  # tokens whose KV the sequence must store
     limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(request.prompt_token_ids))
     left = limit - 1  # tokens that may still be emitted
+    verified = perf_counter()
     while generation.finish_reason is None and not generation.cancelled():
         # The bonus token always fits: a draft never reaches past the last token that may be emitted.
         k = min(request.num_speculative_tokens if picks is None else picks.pick(left), left - 1)
         draft: list[int] = []
-        began = perf_counter()
+        began, before = perf_counter(), verified
         if k > 0:
             draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
             if generation.cancelled():
@@ -125,7 +126,7 @@ def run_rounds(
             step, accepted = asked.verify([newest]), 0
             chosen = step.token_ids
         elif picks is not None:
-            picks.count(len(draft), accepted, drafted - began, verified - drafted)
+            picks.count(len(draft), accepted, drafted - began, verified - drafted, began - before)
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(
             chosen[: accepted + 1],

@@ -1,8 +1,9 @@
 """How many tokens to draft in the next round: k from measured times and from how many drafts were accepted lately.
 
-A round with k drafts takes ``propose(k)`` and ``verify(k + 1 rows)`` seconds, and emits 1 + a_1 + a_1 a_2 + ... +
-a_1...a_k tokens on average, a_i being the chance that draft i is accepted if those before it are. Both are measured as
-the loop sees them, and k = 0 is one of the choices. The schedule takes the k with the most tokens per second.
+A round with k drafts takes the seconds of ``propose(k)``, of ``verify`` with k + 1 rows and of what is done between two
+rounds, and emits 1 + a_1 + a_1 a_2 + ... + a_1...a_k tokens on average, a_i being the chance that draft i is accepted
+if those before it are. All are measured as the loop sees them, and k = 0 is one of the choices. The schedule takes the
+k with the most tokens per second.
 
 What it does not use it forgets how to judge: so it tries another k now and then, the more rarely the more that costs.
 The tokens are the same whatever it picks; only their number per round depends on time.
@@ -18,9 +19,9 @@ _RECENT = 1 / 0.88
 """Growth of a trial's weight per round: an old trial counts 0.92 times as much as the one a round later."""
 _HEAVY = 1e9
 """Weights are scaled back beyond this."""
-_PRIOR, _SESSION_PRIOR = 3.0, 3.0
+_PRIOR, _SESSION_PRIOR = 4.0, 3.0
 """Trials that the session's rate counts for in a call, and the rate of the position before it in the session."""
-_LONGER = 1 / 0.98
+_LONGER = 1 / 0.99
 """The same for the rates of a session."""
 _FIRST_RATE = 0.6
 """Chance that a first draft is accepted, before anything has been drafted."""
@@ -29,13 +30,20 @@ _SPIKE = 0.5
 _LEVEL_STEP, _SHAPE_STEP = 0.1, 0.05
 _ENOUGH = 2
 """Measurements after which a size counts as known: the first may include one-time work."""
+_HARDLY = 0.03
+"""A longer draft is not thought of where all of it is accepted less often."""
+_TICK = 1e-9
+"""The shortest time, where the clock did not move."""
 _LOOK_EVERY = 4
 """Rounds between looks for a k that is worth trying."""
 _GUARD, _REST = 0.006, 0.001
 """Share of the time that may be lost by trying the nearest alternative to plain decoding or to drafting, and others."""
 _FIRST_CREDIT, _MOST_CREDIT = 0.01, 2.0
 """What may be lost so at the start of a call: this share of its length, and at most so many plain rounds."""
-_GUARD_EVERY = 24
+_GUARD_EVERY, _ANYWAY_EVERY = 24, 400
+"""Rounds between two trials of that alternative: at least, and whatever it is thought to cost."""
+_YOUNG, _MEASURE_EVERY = 40, 16
+"""Rounds of a session in which estimates are brought up to date at each of them; after that, now and then."""
 
 
 class CallPicks(Protocol):
@@ -44,7 +52,9 @@ class CallPicks(Protocol):
     def pick(self, left: int) -> int:
         """k of the next round, when ``left`` tokens may still be emitted: 0 or more."""
 
-    def count(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def count(
+        self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, between: float = 0.0
+    ) -> None:
         """Count the round of the last ``pick``.
 
         Args:
@@ -52,6 +62,7 @@ class CallPicks(Protocol):
             accepted: How many of them were accepted.
             draft_seconds: Time of ``propose``.
             verify_seconds: Time of ``verify``.
+            between: Time from the end of the last round's ``verify`` to this round: text, statistics, the caller.
         """
 
 
@@ -70,8 +81,7 @@ class _Seconds:
 
     Args:
         largest: The largest size.
-        start: Seconds at size 0 if nothing is done there; None: size 0 does not exist, and seconds are constant or
-            grow beyond the known sizes.
+        from_zero: Whether size 0 takes no time; else there is no size 0.
     """
 
     def __init__(self, largest: int, *, from_zero: bool) -> None:
@@ -79,6 +89,8 @@ class _Seconds:
         self._shares = [0.0] * (largest + 1)
         self._counts = [0] * (largest + 1)
         self._from_zero = from_zero
+        self.total = 0
+        """How many measurements there are."""
         self.table = [0.0] * (largest + 1)
         """Seconds of each size; zeros until one is known."""
 
@@ -86,26 +98,27 @@ class _Seconds:
         """How many measurements of a size there are."""
         return self._counts[size]
 
-    @property
-    def total(self) -> int:
-        """How many measurements there are."""
-        return sum(self._counts)
-
     def add(self, size: int, seconds: float) -> None:
         """A measurement."""
+        seconds = seconds if seconds > _TICK else _TICK
+        self.total += 1
         count = self._counts[size] = self._counts[size] + 1
         level, shares = self._level, self._shares
         if count <= _ENOUGH:
             share = seconds / level
             shares[size] = share if count == 1 else min(share, shares[size])
         else:
-            off = max(-_SPIKE, min(seconds / (level * shares[size]) - 1, _SPIKE))
+            off = seconds / (level * shares[size]) - 1
+            off = -_SPIKE if off < -_SPIKE else _SPIKE if off > _SPIKE else off
             self._level = level * (1 + _LEVEL_STEP * off)
             # The first measurements may all have been slow by chance: an estimate falls faster than it rises.
-            shares[size] *= 1 + max(_SHAPE_STEP, (2 if off < 0 else 0.5) / count) * off
-        self._fill()
+            step = (2 if off < 0 else 0.5) / count
+            shares[size] *= 1 + (step if step > _SHAPE_STEP else _SHAPE_STEP) * off
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Write the table."""
+        if not self.total:
+            return
         level, shares, counts, table = self._level, self._shares, self._counts, self.table
         sure = [size for size in range(1, len(shares)) if counts[size] >= _ENOUGH]
         known = sure or [size for size in range(1, len(shares)) if counts[size]]
@@ -141,6 +154,10 @@ class SessionSchedule:
         self.largest = largest
         self.drafting = _Seconds(largest, from_zero=True)
         self.verifying = _Seconds(largest + 1, from_zero=False)
+        self.seconds = [0.0] * (largest + 1)
+        """Of a round that asks for k drafts, and gets none as often as lately."""
+        self.between = _Seconds(1, from_zero=False)
+        """From a round that emitted a single token to the next one. What a token costs there, it costs with every k."""
         self.catching_up = 0.0
         """Seconds for each token that the drafter has not followed."""
         self._catches: list[float] = []
@@ -151,6 +168,16 @@ class SessionSchedule:
         self.tried = [0] * (largest + 1)
         """The round in which each k was last picked."""
         self.drawn = 1.0  # of the rounds that asked for drafts, the share that got some
+
+    def measure(self) -> None:
+        """Bring the seconds up to date."""
+        for one in (self.drafting, self.verifying, self.between):
+            one.fill()
+        between, drawn = self.between.table[1], self.drawn
+        drafting, verifying = self.drafting.table, self.verifying.table
+        plain = self.seconds[0] = verifying[1] + between
+        for k in range(1, self.largest + 1):
+            self.seconds[k] = drawn * (drafting[k] + verifying[k + 1] + between) + (1 - drawn) * plain
 
     def caught_up(self, seconds: float) -> None:
         """Measured: what each token took that the drafter had to run before it drafted."""
@@ -181,10 +208,15 @@ class CallSchedule:
         self._weight = 1.0
         self._accepted = [0.0] * session.largest
         self._trials = [0.0] * session.largest
-        self._priors = session.rates()
+        rates = session.rates()
+        # A text that is easier or harder at one position than the session's others is so at the next one, too.
+        self._steps = [one / before for one, before in zip(rates, [1.0, *rates], strict=False)]
         self._rounds = 0
         self._asked = 0
-        self._credit = -1.0  # plain rounds that may be lost by trying the nearest alternative; below 0: not known yet
+        self._usual = -1  # the best k when it was looked for last; below 0: not yet
+        self._alone = False  # whether the last round emitted a single token
+        self._credit = 0.0  # plain rounds that may be lost by trying the nearest alternative
+        self._trying = 0.0  # tokens per second of the best k, in a round that tries another one for the credit
 
     def pick(self, left: int) -> int:
         """k of the next round, when ``left`` tokens may still be emitted."""
@@ -192,6 +224,8 @@ class CallSchedule:
         drafting = session.drafting
         self._rounds += 1
         session.rounds += 1
+        if self._rounds == 1:
+            self._credit = min(_FIRST_CREDIT * left, _MOST_CREDIT)
         most = min(session.largest, left - 1)  # the bonus token always fits
         if most <= least:
             asked = most
@@ -199,6 +233,8 @@ class CallSchedule:
             asked = max(least, min(2, most))
         elif session.verifying.measured(1) < (1 if self._rounds < 8 else _ENOUGH):
             asked = least
+        elif self._rounds % 2 and self._usual >= 0:
+            asked = min(self._usual, most)  # one round more changes little
         else:
             asked = self._best(most, left)
             if asked == 0 and drafting.total < _ENOUGH:
@@ -208,86 +244,107 @@ class CallSchedule:
         return asked
 
     def _best(self, most: int, left: int) -> int:
-        session = self._session
-        drafting, verifying = session.drafting.table, session.verifying.table
+        session, least = self._session, self._least
+        looks = self._rounds % _LOOK_EVERY == 0
+        if session.rounds < _YOUNG or not session.rounds % _MEASURE_EVERY:
+            session.measure()
+        seconds, drawn = session.seconds, session.drawn
         prior = _PRIOR * self._weight
-        accepted, trials = self._accepted, self._trials
-        drawn, plain = session.drawn, verifying[1]
-        missed = session.catching_up * self._missed if self._missed else 0.0
-        chance, tokens = 1.0, 1.0
-        best, best_speed = 0, 1 / plain
-        ease = 1.0
+        chance, tokens, rate = 1.0, 1.0, 1.0
+        best, best_speed = 0, 1 / seconds[0]
         speeds = [best_speed]
-        for index in range(most):
-            before = self._priors[index] * ease
-            rate = (accepted[index] + prior * (before if before < 1.0 else 1.0)) / (trials[index] + prior)
-            # A text that is easier or harder than the session's others is so at the next position, too.
-            ease = rate / self._priors[index]
+        known = zip(self._accepted[:most], self._trials, self._steps, strict=False)
+        for k, (accepted, trials, step) in enumerate(known, 1):
+            rate *= step
+            rate = (accepted + prior * (rate if rate < 1.0 else 1.0)) / (trials + prior)
             chance *= rate
-            tokens += chance
-            seconds = drawn * (drafting[index + 1] + verifying[index + 2]) + (1 - drawn) * plain
-            speed = (1 + drawn * (tokens - 1)) / seconds
+            if chance < _HARDLY:
+                break
+            tokens += drawn * chance
+            speed = tokens / seconds[k]
             speeds.append(speed)
-            if speed > best_speed and index >= self._least - 1:
-                best, best_speed = index + 1, speed
-        # To let the drafter catch up is worth it only if the rest of the call is long enough.
-        if missed and left * (plain - 1 / best_speed) < missed:
-            best = 0
-        best = max(best, self._least)
-        if self._rounds % _LOOK_EVERY == 0:
-            return self._trial(speeds, best, most, left, 0.0 if best else missed / plain)
-        return best
+            if speed > best_speed and k >= least:
+                best, best_speed = k, speed
+        missed = 0.0
+        if self._missed:
+            missed = session.catching_up * self._missed
+            # To let the drafter catch up is worth it only if the rest of the call is long enough.
+            if left * (seconds[0] - 1 / best_speed) < missed:
+                best = 0
+        self._usual = best = max(best, least)
+        return self._trial(speeds, best, 0.0 if best else missed) if looks and best < len(speeds) else best
 
-    def _trial(self, speeds: list[float], best: int, most: int, left: int, extra: float) -> int:
+    def _trial(self, speeds: list[float], best: int, missed: float) -> int:
         """The best k, or another that has not been tried for so long that its cost is paid.
 
-        ``extra`` is what drafting costs once, in plain rounds, as all costs here.
+        Costs are in plain rounds; ``missed`` is in seconds, what drafting costs once.
         """
         session, rounds, tried = self._session, self._session.rounds, self._session.tried
-        drafting, verifying = session.drafting.table, session.verifying.table
-        plain, top = verifying[1], speeds[best]
-        if self._credit < 0:
-            self._credit = min(_FIRST_CREDIT * left, _MOST_CREDIT)
+        seconds, top = session.seconds, speeds[best]
+        plain = seconds[0]
         self._credit += _GUARD * _LOOK_EVERY
         guard = 0 if best else 1
-        if guard >= self._least and rounds - tried[guard] >= (_GUARD_EVERY if best else _LOOK_EVERY):
-            loss = extra + (drafting[guard] + verifying[guard + 1]) / plain * (1 - speeds[guard] / top)
-            if loss <= self._credit:
-                self._credit -= loss
+        age = rounds - tried[guard]
+        if guard >= self._least and age >= (_GUARD_EVERY if best else _LOOK_EVERY) and guard < len(speeds):
+            loss = (missed + seconds[guard] * (1 - speeds[guard] / top)) / plain
+            # After a long time in any case: what was measured then may have been wrong.
+            if loss <= self._credit > 0 or age >= _ANYWAY_EVERY:
+                self._trying = top
+                self._credit -= missed / plain
                 return guard
         chosen, most_owed = best, 0.0
-        for k in range(max(self._least, 1), most + 1):
-            if k == best:
-                continue
-            loss = extra + (drafting[k] + verifying[k + 1]) / plain * (1 - speeds[k] / top)
-            owed = (rounds - tried[k]) * _REST - loss
-            if owed > most_owed:
+        for k in range(max(self._least, 1), len(speeds)):
+            owed = (rounds - tried[k]) * _REST - (missed + seconds[k] * (1 - speeds[k] / top)) / plain
+            if owed > most_owed and k != best:
                 chosen, most_owed = k, owed
         return chosen
 
-    def count(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def count(
+        self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, between: float = 0.0
+    ) -> None:
         """Count the round of the last ``pick``."""
         session, asked = self._session, self._asked
-        session.verifying.add(drafted + 1, verify_seconds)
+        # Every second round says enough about times: the others have the same k.
+        timed = session.rounds < _YOUNG or not self._rounds % 2
+        if self._alone and timed:
+            session.between.add(1, between)
+        self._alone = not accepted
+        if self._trying:
+            # What it really cost: the chance that it was tried for may be an old one.
+            seconds = session.seconds
+            self._credit -= (seconds[asked] - (accepted + 1) / self._trying) / seconds[0]
+            self._credit = min(self._credit, _MOST_CREDIT)
+            self._trying = 0.0
+        if timed:
+            session.verifying.add(drafted + 1, verify_seconds)
         if not asked:
             self._missed += 1
             return
         session.drawn += 0.05 * ((1.0 if drafted else 0.0) - session.drawn)
         if self._missed:
-            # Its time includes catching up: it says nothing about ``asked`` drafts alone.
-            if session.drafting.total:
-                session.caught_up(max(draft_seconds - session.drafting.table[asked], 0.0) / self._missed)
+            # Its time includes catching up: ``asked`` drafts alone take less.
+            drafting = session.drafting
+            if drafting.total:
+                drafting.fill()
+                more = draft_seconds - drafting.table[asked]
+                session.caught_up(max(more, 0.0) / self._missed)
+                if more < 0 and drafted:
+                    drafting.add(drafted, draft_seconds)
             self._missed = 0
-        elif drafted:
+        elif drafted and timed:
             session.drafting.add(drafted, draft_seconds)
         weight = self._weight = self._weight * _RECENT
         session.weight *= _LONGER
-        for index in range(min(accepted + 1, drafted)):
-            hit = 1.0 if index < accepted else 0.0
-            self._trials[index] += weight
-            self._accepted[index] += weight * hit
-            session.trials[index] += session.weight
-            session.accepted[index] += session.weight * hit
+        # Every second round says enough about the session.
+        longer = 0.0 if self._rounds % 2 else session.weight
+        mine, its = self._accepted, session.accepted
+        for index in range(accepted):
+            mine[index] += weight
+            its[index] += longer
+        mine, its = self._trials, session.trials
+        for index in range(accepted + 1 if accepted < drafted else drafted):
+            mine[index] += weight
+            its[index] += longer
         if weight > _HEAVY:
             self._accepted = [one / weight for one in self._accepted]
             self._trials = [one / weight for one in self._trials]

@@ -31,13 +31,19 @@ def toy_source(name: str, **changes: Any) -> ModelSource:
 
 
 def toy_request(
-    kind: DrafterKind | None = "mtp", k: int = 4, *, agreement: float | None = None, **fields: Any
+    kind: DrafterKind | None = "mtp",
+    k: int = 4,
+    *,
+    agreement: float | None = None,
+    picks_k: bool = False,
+    **fields: Any,
 ) -> LoadRequest:
     """A request for ``builtin:toy`` with its drafter of one kind.
 
     Args:
         kind: ``mtp``, ``draft-model``, ``ngram``, or None for plain decoding.
         k: Tokens drafted per round; 0 where ``kind`` is None.
+        picks_k: Whether the session picks k for each round, up to ``k``.
         agreement: Replaces the assistant's own; None: does not.
         fields: Further fields of the request, e.g. ``context_length``.
     """
@@ -46,6 +52,7 @@ def toy_request(
         kind=kind,
         drafter=toy_source(drafter) if drafter else None,
         num_speculative_tokens=k if kind else 0,
+        max_speculative_tokens=k if kind and picks_k else None,
         chosen_by="caller",
     )
     options = ReferenceOptions(agreement=agreement)

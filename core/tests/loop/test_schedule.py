@@ -1,0 +1,230 @@
+"""k that fits: the schedule's picks with times that are made up, and its rounds on the reference engine."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polydraft._loop.schedule import SessionSchedule
+
+pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
+
+LARGEST = 8
+TOKENS = 128
+
+
+@dataclass
+class Machine:
+    """Seconds of drafting and verifying, and how likely drafts are accepted."""
+
+    draft: float
+    """Per draft; a plain round takes 1."""
+    row: float
+    """Per further row of a step."""
+    accepted: float
+    """Chance of each draft, if those before it were accepted."""
+    catching_up: float = 0.0
+    """Per token that the drafter has not followed."""
+    measured: random.Random | None = None
+    """Measurements are off by a few per cent, and one in fifty is many times too long; None: exact."""
+
+    def run(self, call, seed, k=None):
+        """Seconds for a call's tokens after the first, with a fixed k or a schedule's."""
+        draw = random.Random(seed)
+        seconds, missed, left = 0.0, 20, TOKENS - 1
+        while left > 0:
+            drafted = min(call.pick(left) if k is None else k, left - 1)
+            accepted = 0
+            while draw.random() < self.accepted and accepted < drafted:
+                accepted += 1
+            drafting = self.draft * drafted + self.catching_up * missed if drafted else 0.0
+            verifying = 1 + self.row * drafted
+            missed = 0 if drafted else missed + 1
+            seconds += drafting + verifying
+            left -= accepted + 1
+            if k is None:
+                call.count(drafted, accepted, self.seen(drafting), self.seen(verifying))
+        return seconds
+
+    def seen(self, seconds):
+        if self.measured is None:
+            return seconds
+        spike = self.measured.uniform(3, 12) if self.measured.random() < 0.02 else 1
+        return seconds * spike * self.measured.uniform(0.9, 1.1)
+
+    def fixed(self, calls):
+        """Seconds of each fixed k, 0 included."""
+        return [sum(self.run(None, seed, k) for seed in calls) for k in range(LARGEST + 1)]
+
+    def scheduled(self, session, calls):
+        return sum(self.run(session.call(20), seed) for seed in calls)
+
+
+MACHINES = {
+    "drafts are cheap and right": (0.1, 0.01, 0.9),
+    "drafts are cheap and often wrong": (0.1, 0.01, 0.5),
+    "drafts cost a third of a step": (0.33, 0.05, 0.75),
+    "rows cost as much as half a step": (0.2, 0.5, 0.85),
+    "drafts are useless": (0.3, 0.05, 0.02),
+    "drafts do not pay": (0.4, 0.2, 0.45),
+}
+CALLS = range(100, 160)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("noisy", [False, True], ids=["exact", "noisy"])
+def test_near_the_best_fixed_k_and_never_slower_than_plain(name, noisy):
+    machine = Machine(*MACHINES[name], measured=random.Random(7) if noisy else None)
+    session = SessionSchedule(LARGEST)
+    machine.scheduled(session, range(3))
+    seconds, fixed = machine.scheduled(session, CALLS), machine.fixed(CALLS)
+    assert seconds <= 1.05 * min(fixed)
+    assert seconds <= 1.03 * fixed[0]
+
+
+def test_a_first_call_with_a_useless_drafter_loses_little():
+    machine = Machine(0.3, 0.05, 0.02)
+    seconds = [machine.run(SessionSchedule(LARGEST).call(20), seed) for seed in range(20)]
+    assert sum(seconds) / 20 <= 1.04 * (TOKENS - 1)
+
+
+def test_a_change_of_text_is_noticed():
+    session = SessionSchedule(LARGEST)
+    hard, easy = Machine(0.15, 0.02, 0.1), Machine(0.15, 0.02, 0.95)
+    hard.scheduled(session, range(6))
+    call = session.call(20)
+    fixed = min(easy.fixed(range(40, 41)))
+    assert easy.run(call, 40) <= 1.35 * fixed  # most of the gain, in the very next call
+    assert hard.scheduled(session, range(50, 53)) <= 1.06 * min(hard.fixed(range(50, 53)))
+
+
+def test_slow_first_measurements_are_forgotten():
+    session = SessionSchedule(LARGEST)
+    machine = Machine(0.1, 0.02, 0.9)
+    call = session.call(20)
+    for number in range(6):  # kernels are built, pages are read
+        k = call.pick(100)
+        call.count(k, k, 5.0 * k, 20.0 if number % 2 else 1 + 0.02 * k)
+    machine.scheduled(session, range(20))
+    assert machine.scheduled(session, CALLS) <= 1.06 * min(machine.fixed(CALLS))
+
+
+def test_the_drafter_catches_up_only_if_that_pays():
+    """A draft model would have to run a long prompt first, for a handful of tokens."""
+    session = SessionSchedule(LARGEST)
+    machine = Machine(0.2, 0.02, 0.9, catching_up=0.05)
+    machine.scheduled(session, range(4))
+    assert session.call(2000).pick(40) == 0
+    assert session.call(20).pick(1000) > 0
+
+
+def test_room_and_least():
+    session = SessionSchedule(LARGEST)
+    Machine(0.1, 0.01, 0.95).scheduled(session, range(3))
+    call = session.call(5)
+    assert [call.pick(left) for left in (1, 2, 3)] == [0, 1, 2]
+    Machine(0.5, 0.5, 0.0).scheduled(session, range(9))
+    least = session.call(5, 1)
+    picked = [least.pick(50) for _ in range(40)]
+    assert min(picked) == 1
+    assert picked.count(1) > 30
+
+
+def test_weights_stay_finite():
+    session = SessionSchedule(LARGEST)
+    call = session.call(5)
+    for _ in range(5000):
+        k = call.pick(100)
+        call.count(k, k // 2, 0.1 * k, 1.0)
+    assert all(0 <= rate <= 1 for rate in session.rates())
+
+
+# On the reference engine ---------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """A schedule that picks any k, drawn by chance."""
+
+    def __init__(self, seed, largest):
+        self.random, self.largest, self.picked = random.Random(seed), largest, []
+
+    def call(self, prompt_tokens, least):
+        return self
+
+    def pick(self, left):
+        k = self.random.choice((0, 0, self.random.randint(0, self.largest)))
+        self.picked.append(min(k, left - 1))
+        return k
+
+    def count(self, drafted, accepted, draft_seconds, verify_seconds, between):
+        assert drafted <= self.picked[-1]
+        assert min(draft_seconds, verify_seconds, between) >= 0
+
+
+prompts = st.lists(st.integers(0, 278), min_size=1, max_size=40)
+drafters = st.sampled_from([("mtp", 0.3), ("mtp", 0.9), ("draft-model", None), ("ngram", None)])
+samplings = st.sampled_from(
+    [{}, {"temperature": 0.8, "seed": 3}, {"temperature": 1.2, "seed": 2**62, "top_p": 0.9, "repetition_penalty": 1.2}]
+)
+
+
+@given(drafter=drafters, prompt=prompts, sampling=samplings, seed=st.integers(0, 2**32), bitwise=st.booleans())
+def test_any_schedule_gives_the_tokens_of_plain_decoding(kit, drafter, prompt, sampling, seed, bitwise):
+    kind, agreement = drafter
+    session = kit.shared(kind, LARGEST, agreement, picks_k=True, exactness="bitwise" if bitwise else "standard")
+    drawn = session._schedule = Drawn(seed, LARGEST)
+    found = session.generate(prompt, max_new_tokens=60, ignore_eos=True, **sampling)
+    plain = session.generate(prompt, max_new_tokens=60, ignore_eos=True, speculate="off", **sampling)
+    assert found.token_ids == plain.token_ids
+    stats = found.stats
+    assert stats.num_target_steps == len(drawn.picked)
+    if kind != "ngram":
+        ks = [k for k in drawn.picked if k]
+        assert stats.num_drafts == len(ks)
+        assert stats.num_draft_tokens == sum(ks)
+        assert stats.drafted_per_position == tuple(sum(k > at for k in ks) for at in range(max(ks, default=0)))
+
+
+@pytest.mark.parametrize("kind", ["mtp", "draft-model"])
+def test_drafts_after_plain_rounds_are_those_of_a_fresh_drafter(kit, kind):
+    """A drafter that agrees with the target always is right after any number of plain rounds."""
+    session = kit.session(kind, LARGEST, 1.0 if kind == "mtp" else None, picks_k=True)
+    fixed = kit.session(kind, LARGEST, 1.0 if kind == "mtp" else None)
+    session._schedule = Drawn(11, LARGEST)
+    kit.logs.clear()
+    for _ in range(4):
+        session.generate([65, 66, 67], max_new_tokens=60, ignore_eos=True)
+    found = [log for log in kit.logs if log.proposals]
+    assert found or kind == "draft-model"
+    tokens = fixed.generate([65, 66, 67], max_new_tokens=60, ignore_eos=True).token_ids
+    if kind == "mtp":
+        for log in found:
+            accepted = log.accepted(len(tokens))
+            drafted = [len(run) - 1 for run, _ in log.steps if len(run) > 1]
+            assert accepted == drafted
+
+
+def test_rejection_sampling_keeps_k(kit):
+    """Its tokens depend on k, which must not depend on time: a seed repeats them."""
+    session = kit.session("mtp", LARGEST, 0.5, picks_k=True)
+    kit.logs.clear()
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "seed": 5, "acceptance": "rejection", "ignore_eos": True}
+    first, second = (session.generate([65, 66], **settings) for _ in range(2))
+    assert first.token_ids == second.token_ids
+    for log in kit.logs:
+        assert {k for k, _ in log.proposals[:-4]} == {session.running.num_speculative_tokens}
+
+
+def test_speculate_on_drafts_in_every_round(kit):
+    session = kit.session("mtp", LARGEST, 0.0, picks_k=True)
+    for _ in range(2):
+        stats = session.generate([65, 66], max_new_tokens=80, speculate="on", ignore_eos=True).stats
+        assert stats.num_target_steps - stats.num_drafts <= 1  # none fits before the last token
+
+
+def test_a_fixed_k_is_fixed(kit):
+    session = kit.session("mtp", 4, 0.0)
+    assert session._schedule is None
+    stats = session.generate([65, 66], max_new_tokens=80, ignore_eos=True).stats
+    assert stats.drafted_per_position[0] == stats.num_drafts == stats.num_target_steps - 1
