@@ -17,6 +17,7 @@ WRONG = [
     ("num_speculative_tokens", 0, "drafts nothing", "`-k 0` drafts nothing. Use `--drafter none` for plain decoding."),
     ("num_speculative_tokens", -3, "out of range", "`-k -3` is out of range."),
     ("num_speculative_tokens", 99, "too large", "`-k 99` is too large: reference drafts at most"),
+    ("num_speculative_tokens", "most", "not understood", "`-k most` is not understood. Give a whole number from 1 to"),
     ("dtype", "", "not understood", "`--dtype ''` is not understood."),
     ("exactness", "perfect", "is unknown", "`--exactness perfect` is unknown. Give 'standard' or 'bitwise'."),
     ("context_length", 0, "not a positive number", "`--context-length 0` is not a positive number of tokens."),

@@ -166,6 +166,29 @@ def test_k(plan):
         plan("builtin:tiny-e2b", pairs=pairs, num_speculative_tokens=6, max_speculative_tokens=5)
 
 
+def test_k_that_is_picked_for_each_round(plan):
+    """Room for twice the recommendation; with bitwise steps, which all cost as much as the largest, for no more."""
+
+    def largest(**options):
+        found = plan("builtin:tiny-e2b", num_speculative_tokens="auto", **options)
+        return found.num_speculative_tokens, found.max_speculative_tokens, found.max_draft_tokens
+
+    pairs = registry(
+        PairRecord(
+            target="builtin:tiny-e2b",
+            drafter="builtin:tiny-e2b-assistant",
+            kind="mtp",
+            num_speculative_tokens={"*": 3},
+        )
+    )
+    assert largest(pairs=pairs) == (3, 6, 6)
+    assert largest(pairs=pairs, max_speculative_tokens=5) == (3, 5, 5)
+    assert largest(pairs=pairs, max_speculative_tokens=2) == (2, 2, 2)
+    assert largest(pairs=pairs, exactness="bitwise") == (3, 3, 3)
+    fixed = plan("builtin:tiny-e2b", pairs=pairs, num_speculative_tokens=3)
+    assert (fixed.max_speculative_tokens, fixed.max_draft_tokens) == (None, 3)
+
+
 # --- auto ------------------------------------------------------------------------------------------------------------
 def test_registry_comes_first(plan):
     pairs = registry(PairRecord(target="builtin:tiny-31b", drafter="builtin:tiny-e2b", kind="draft-model", note="Odd."))

@@ -27,7 +27,7 @@ _FIRST_RATE = 0.6
 """Chance that a first draft is accepted, before anything has been drafted."""
 _SPIKE = 0.5
 """One measurement changes an estimate as if it differed by at most this share: garbage collection, other processes."""
-_LEVEL_STEP, _SHAPE_STEP = 0.1, 0.05
+_LEVEL_STEP, _SHAPE_STEP, _RISE = 0.1, 0.05, 0.1
 _ENOUGH = 2
 """Measurements after which a size counts as known: the first may include one-time work."""
 _HARDLY = 0.03
@@ -110,10 +110,15 @@ class _Seconds:
         else:
             off = seconds / (level * shares[size]) - 1
             off = -_SPIKE if off < -_SPIKE else _SPIKE if off > _SPIKE else off
-            self._level = level * (1 + _LEVEL_STEP * off)
-            # The first measurements may all have been slow by chance: an estimate falls faster than it rises.
-            step = (2 if off < 0 else 0.5) / count
-            shares[size] *= 1 + (step if step > _SHAPE_STEP else _SHAPE_STEP) * off
+            # An estimate falls faster than it rises: what makes a step slow by chance, other processes say, makes a
+            # long one slow more often, and is no reason to keep to short ones.
+            if off < 0:
+                self._level = level * (1 + _LEVEL_STEP * off)
+                step = 2 / count
+                shares[size] *= 1 + (step if step > _SHAPE_STEP else _SHAPE_STEP) * off
+            else:
+                self._level = level * (1 + _RISE * _LEVEL_STEP * off)
+                shares[size] *= 1 + _RISE * _SHAPE_STEP * off
 
     def fill(self) -> None:
         """Write the table."""

@@ -64,8 +64,8 @@ class MarkovEngine(contract.SteppingEngine):
 
     @property
     def max_draft_tokens(self) -> int:
-        """The session's k."""
-        return self.running.num_speculative_tokens
+        """The session's largest k."""
+        return self.running.max_draft_tokens
 
     def open_sequence(self) -> contract.EngineSequence:
         """A sequence of the target; with a draft model, a second one that drafts for it."""
