@@ -243,3 +243,23 @@ def test_a_fixed_k_is_fixed(kit):
     assert session._schedule is None
     stats = session.generate([65, 66], max_new_tokens=80, ignore_eos=True).stats
     assert stats.drafted_per_position[0] == stats.num_drafts == stats.num_target_steps - 1
+
+
+def test_an_engine_with_its_own_loop_says_that_k_is_fixed(kit):
+    from polydraft._load import open_session
+    from scripted_engines import Whole
+
+    class Made(type(kit.backend)):
+        def load_engine(self, request):
+            made = Whole(max_speculative_tokens=8, context_length=64)
+            made.picks_k = picks_k
+            return made
+
+    picks_k = False
+    with open_session(Made(), kit.request("ngram")) as session:
+        assert session.running.max_speculative_tokens is None
+        assert "k is 2 in all rounds" in session.running.notes[-1]
+    picks_k = True
+    with open_session(Made(), kit.request("ngram")) as session:
+        assert session.running.max_speculative_tokens == 8
+        assert not session.running.notes
