@@ -148,14 +148,16 @@ class OffAfterCancel(Whole):
 
 
 class LostInPlainRounds(Counting):
-    """The drafter reads the newest token when it drafts, and after a plain round the one before."""
+    """After three plain rounds or more, the drafter starts from the token before the newest one."""
+
+    plain = 0
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
-        self.plain = len(token_ids) == 1
+        self.plain = self.plain + 1 if len(token_ids) == 1 else 0
         return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
     def propose(self, newest, k, sampler, *, keep_logits=False):
-        seen = self.token_ids[-1] if getattr(self, "plain", False) else newest
+        seen = self.token_ids[-1] if self.plain > 2 else newest
         return super().propose(seen, k, sampler, keep_logits=keep_logits)
 
 
