@@ -147,20 +147,6 @@ class OffAfterCancel(Whole):
         return ([], []) if self.taken else super().draft(sequence, newest, k, sampler, request, random)
 
 
-class LostInPlainRounds(Counting):
-    """After three plain rounds or more, the drafter starts from the token before the newest one."""
-
-    plain = 0
-
-    def verify(self, token_ids, sampler, *, keep_logits=False):
-        self.plain = self.plain + 1 if len(token_ids) == 1 else 0
-        return super().verify(token_ids, sampler, keep_logits=keep_logits)
-
-    def propose(self, newest, k, sampler, *, keep_logits=False):
-        seen = self.token_ids[-1] if self.plain > 2 else newest
-        return super().propose(seen, k, sampler, keep_logits=keep_logits)
-
-
 _LONG = "test_long_outputs_draft_k_tokens"
 _ROUNDS = "test_rounds_draft_k_tokens"
 _REQUESTS = "test_every_request_drafts_k_tokens"
@@ -204,12 +190,6 @@ DEFECTS = (
         "test_far_drafts_equal_fresh_ones",
         "The drafter's context is wrong at a context of",
         partial(defective, StaleAfterRejection),
-    ),
-    Defect(
-        "the drafter is behind after plain rounds",
-        "test_drafts_after_plain_rounds_equal_fresh_ones",
-        "After plain rounds the drafter's context is wrong",
-        partial(defective, LostInPlainRounds),
     ),
     Defect(
         "the drafter sees the last tokens only",
