@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.offers import Offers
+from polydraft._registry.options import check_options
 from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNotFoundError, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
-from polydraft.checkpoints._names import KnownNames, Role, did_you_mean, repository
+from polydraft.checkpoints._names import KnownNames, Role, repository
 from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
@@ -31,7 +30,6 @@ from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
-    InvalidRequestError,
     OutOfMemoryError,
     PluginError,
     PolydraftError,
@@ -95,7 +93,7 @@ class Resolver:
         """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
         name = self._given["backend"]
         if name != "auto":  # checked before the target is looked for: this needs no network
-            _check_options(self._host.backend(name), name, self._given["engine_options"])
+            check_options(self._host.backend(name).options, name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
         source = self._resolve(target, "target")
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
@@ -175,7 +173,7 @@ class Resolver:
                 f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
                 f"It has: {', '.join(sorted(capabilities.exactness))}.",
             )
-        options = _check_options(backend, record.name, given["engine_options"])
+        options = check_options(backend.options, record.name, given["engine_options"])
         choice = PackingChoice(
             target=source,
             offers=self._offers,
@@ -303,33 +301,3 @@ def _chosen(plan: SpeculationPlan) -> str:
     drafter = f" with {plan.drafter.id}" if plan.drafter else ""
     k = plan.num_speculative_tokens if plan.max_speculative_tokens is None else f"0..{plan.max_speculative_tokens}"
     return f"{plan.kind}{drafter}, k={k}, chosen by {plan.chosen_by}. {plan.note}".rstrip()
-
-
-def _check_options(backend: Backend, name: str, given: Mapping[str, Any] | EngineOptions | None) -> EngineOptions:
-    """Check ``engine_options`` against the backend's own model.
-
-    Raises:
-        InvalidRequestError: An option is unknown or its value is wrong; the sentence names it and the known ones.
-    """
-    model = type(backend).options
-    if isinstance(given, EngineOptions):
-        if type(given) is not model:
-            raise InvalidRequestError(
-                f"`engine_options` is a {type(given).__name__}; the backend {name} takes {model.__name__}.",
-                "Give a dict, or an instance of that class.",
-                argument="engine_options",
-            )
-        return given
-    known = sorted(model.model_fields)
-    listed = f"Known options of {name}: {', '.join(known)}." if known else f"The backend {name} has no options."
-    try:
-        return model.model_validate(dict(given or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ").rstrip(".")
-        problem, hint = f"The option {option!r} of {name} is wrong: {said}.", listed
-        if first["type"] == "extra_forbidden":
-            problem = f"The backend {name} has no option {option!r}."
-            hint = f"{did_you_mean(option, known)} {listed}".strip()
-        raise InvalidRequestError(problem, hint, argument="engine_options") from error
