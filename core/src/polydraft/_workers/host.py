@@ -27,6 +27,7 @@ from polydraft._workers.messages import (
     Open,
     Question,
     frame,
+    records_digest,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class EngineHost:
             # A process that the engine forks would keep the pipe open after this one's end.
             os.register_at_fork(after_in_child=self._let_go)
         python = f"{sys.implementation.name} {sys.version.split()[0]}"
-        self.send(Hello(protocol=PROTOCOL_VERSION, polydraft=version("polydraft"), python=python))
+        mine = version("polydraft")
+        self.send(Hello(protocol=PROTOCOL_VERSION, polydraft=mine, records=records_digest(), python=python))
         threading.Thread(target=self._read, name="polydraft-worker-reader", daemon=True).start()
         while (work := self._main.get()) is not None:
             work()

@@ -11,10 +11,12 @@ import struct
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, NoReturn
+from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from polydraft.contract.records import Record
 from polydraft.contract.requests import OffReason, TokenRequest
 from polydraft.contract.results import GenerationStats, RunningInfo
 
@@ -38,6 +40,7 @@ __all__ = [
     "TokenizerFacts",
     "Warned",
     "frame",
+    "records_digest",
     "spelled",
     "spelling",
 ]
@@ -121,6 +124,7 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: int
     polydraft: str
+    records: int = Field(default=0, description="``records_digest`` of its polydraft.")
     python: str = ""
 
 
@@ -227,6 +231,20 @@ _FROM_WORKER = Annotated[Hello | RoundDone | Answer | Ended | LogLine | Warned, 
 @cache
 def _adapter(side: Literal["app", "worker"]) -> TypeAdapter[Any]:
     return TypeAdapter(_FROM_APP if side == "app" else _FROM_WORKER)
+
+
+def records_digest() -> int:
+    """A number for the names and fields of all messages and of the contract's records, which messages hold.
+
+    Two sides of which it differs are of different code, though the protocol's version may be the same.
+    """
+    found, left = [], [Record, Message]
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if kind.__module__.startswith(("polydraft.contract.", __name__)):
+            found.append((kind.__name__, *sorted(kind.model_fields)))
+    return crc32(repr(sorted(found)).encode())
 
 
 def frame(message: Message) -> bytes:

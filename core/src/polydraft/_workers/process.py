@@ -182,7 +182,7 @@ class _Inner:
         """Wait for the first message, and compare versions."""
         from importlib.metadata import version
 
-        from polydraft._workers.messages import PROTOCOL_VERSION
+        from polydraft._workers.messages import PROTOCOL_VERSION, records_digest
 
         try:
             hello = self._hello.get(timeout=_START)
@@ -197,6 +197,12 @@ class _Inner:
             raise BackendUnavailableError(
                 f"The worker of {self.name} runs polydraft {hello.polydraft}, which speaks version {hello.protocol} of "
                 f"the worker protocol; this polydraft {version('polydraft')} speaks version {PROTOCOL_VERSION}.",
+                self._mending,
+            )
+        if hello.records != records_digest():
+            raise BackendUnavailableError(
+                f"The worker of {self.name} runs polydraft {hello.polydraft}, whose records are not those of this "
+                f"polydraft {version('polydraft')}.",
                 self._mending,
             )
 
