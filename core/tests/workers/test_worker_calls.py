@@ -49,6 +49,18 @@ def test_outputs_are_those_of_the_engine_in_process():
         assert worker.engine.memory()["peak"] > 1 << 20
 
 
+def test_a_worker_picks_k_where_it_is_asked_to():
+    polydraft = pytest.importorskip("polydraft")
+    pytest.importorskip("polydraft_reference")
+    with polydraft.load("builtin:toy", num_speculative_tokens="auto", isolation="process") as worker:
+        assert worker.running.max_speculative_tokens
+        assert not any("in all rounds" in note for note in worker.running.notes)
+        assert (
+            worker.generate("abc", max_new_tokens=20).token_ids
+            == worker.generate("abc", max_new_tokens=20, speculate="off").token_ids
+        )
+
+
 def test_errors_arrive_with_their_class_their_hint_and_all_else(session):
     with pytest.raises(EngineError, match="The engine script failed: RuntimeError: the engine's own") as caught:
         session.generate("e")

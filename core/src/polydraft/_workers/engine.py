@@ -39,6 +39,7 @@ class WorkerEngine(WholeEngine):
     def __init__(self, worker: WorkerProcess, loaded: Loaded, reason: str) -> None:
         self._worker = worker
         self._checks_settings = loaded.checks_settings
+        self.picks_k = loaded.picks_k
         self._levels = levels_here()
         self.tokenizer = tokenizer_of(worker, loaded.tokenizer)
         told = {"process": "worker", "process_reason": reason, "process_id": worker.pid}

@@ -222,6 +222,7 @@ class Loaded(Message):
     tokenizer: TokenizerFacts
     notes: tuple[str, ...] = ()
     checks_settings: bool = Field(description="Whether the engine is asked before each call what it refuses.")
+    picks_k: bool = Field(description="Whether the worker picks k for each round where it is asked to.")
 
 
 _FROM_APP = Annotated[Open | Question | Generate | Credit | Cancel, Field(discriminator="kind")]

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from polydraft._loop.rounds import stepping_rounds
+from polydraft._loop.schedule import SessionSchedule
 from polydraft._session.engine_check import check_engine
 from polydraft._session.failures import engine_failure
 from polydraft._workers.messages import Loaded, TokenizerFacts, spelled
@@ -45,6 +46,7 @@ class ServedEngine:
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._engine: SteppingEngine | WholeEngine | None = None
+        self._schedule: SessionSchedule | None = None
         self._sent: set[int] = set()
         """Tokens whose bytes the app has."""
 
@@ -75,7 +77,9 @@ class ServedEngine:
         """Start a call."""
         engine = self._engine
         assert engine is not None
-        return stepping_rounds(engine, call) if isinstance(engine, SteppingEngine) else engine.rounds(call)
+        return (
+            stepping_rounds(engine, call, self._schedule) if isinstance(engine, SteppingEngine) else engine.rounds(call)
+        )
 
     def new_spellings(self, token_ids: Iterable[int]) -> dict[int, str]:
         """The bytes of those tokens that have not been sent before.
@@ -173,8 +177,15 @@ class ServedEngine:
                 or type(engine).speculation_conflict is not WholeEngine.speculation_conflict
             )
             loaded = Loaded(
-                running=engine.running, tokenizer=_facts(engine.tokenizer), notes=tuple(notes), checks_settings=asks
+                running=engine.running,
+                tokenizer=_facts(engine.tokenizer),
+                notes=tuple(notes),
+                checks_settings=asks,
+                picks_k=isinstance(engine, SteppingEngine) or engine.picks_k,
             )
+            largest = engine.running.max_speculative_tokens
+            if isinstance(engine, SteppingEngine) and largest is not None:
+                self._schedule = SessionSchedule(min(largest, engine.max_draft_tokens))
             return loaded.model_dump(mode="json")
         except BaseException:
             with suppress(Exception):
