@@ -1,4 +1,4 @@
-"""Engines that ``polydraft engines install`` installs, from the core's own data: what each needs, and in which versions."""
+"""Engines that ``polydraft engines install`` installs, from the core's data: what each needs, in which versions."""
 
 from __future__ import annotations
 
