@@ -12,7 +12,7 @@ FLOORS = (
     {"engine_parts", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},
-    {"_plugins", "_registry"},
+    {"_plugins", "_probes", "_registry"},
     {"_flags", "_load", "_load_arguments"},
     {"verification"},
     {"_cli"},

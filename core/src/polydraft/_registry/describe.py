@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polydraft._plugins import PluginStatus, default_host
+from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
-from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
+from polydraft._registry.states import BackendState
 from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.contract.records import FaultRecord, Record
 

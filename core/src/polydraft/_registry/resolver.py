@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
+from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import PairRegistry
-from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
+from polydraft._registry.states import BackendState
 from polydraft.checkpoints._names import KnownNames, Role, did_you_mean
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
