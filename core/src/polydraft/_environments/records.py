@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from polydraft._probes.records import PluginCatalogue
 from polydraft._registry.engines import Accelerator
 from polydraft.contract.records import BackendRecord, Record
 
@@ -53,6 +54,8 @@ class Environment(Record):
     python: Path
     """Its interpreter."""
     python_version: str
+    python_wanted: str = ""
+    """The one that the user named, if any."""
     accelerator: Accelerator
     packages: tuple[str, ...] = ()
     """What the user named instead of a plugin that polydraft knows."""

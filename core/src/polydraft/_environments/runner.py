@@ -1,4 +1,4 @@
-"""Running one command of an installation: its output goes to a log, line by line to a callback, its end into an error."""
+"""Running one command of an installation: its output goes to a log and to a callback, its failure into an error."""
 
 from __future__ import annotations
 
