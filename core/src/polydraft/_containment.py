@@ -1,14 +1,30 @@
-"""Contain what code of others does: exceptions that end the app are told apart, and a time limit is put on a call."""
+"""Contain what code of others does: its exceptions become typed errors, and a time limit is put on a call."""
 
 from __future__ import annotations
 
 import queue
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-__all__ = ["TookTooLong", "is_callers_own", "within"]
+from polydraft.errors import PluginError, PolydraftError
+from polydraft.files import exhausted
+
+if TYPE_CHECKING:
+    from polydraft.contract.backend import Backend
+
+__all__ = [
+    "TookTooLong",
+    "described",
+    "first_line",
+    "is_callers_own",
+    "make_backend",
+    "plugin_errors",
+    "within",
+]
 
 R = TypeVar("R")
 
@@ -64,3 +80,54 @@ def within(seconds: float, work: Callable[[], R]) -> R:
     if error is not None:
         raise error
     return cast("R", result)  # None only if ``work`` returns None
+
+
+@contextmanager
+def plugin_errors(backend: str) -> Iterator[None]:
+    """Raise what a backend's own code raises in this block as a ``PluginError``; polydraft's errors pass."""
+    try:
+        yield
+    except PolydraftError:
+        raise
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
+        raise PluginError(f"The backend {backend!r} fails: {described(error)}.", "Report it to its author.") from error
+
+
+def make_backend(name: str, factory: str, install_hint: str = "") -> Backend:
+    """The backend that ``factory``, ``module:Class``, makes.
+
+    Raises:
+        PluginError: It cannot be imported or made, or is not a ``Backend``.
+    """
+    from polydraft.contract.backend import Backend  # needs pydantic, which is slow to import
+
+    module, _, attribute = factory.partition(":")
+    try:
+        backend = getattr(import_module(module), attribute)()
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
+        if refused := exhausted(error, f"The backend {name!r} cannot be made"):
+            raise refused from error
+        raise PluginError(
+            f"The backend {name!r} cannot be made from {factory}: {described(error)}.",
+            f"Install it again: {install_hint}" if install_hint else "Install it again.",
+        ) from error
+    if not isinstance(backend, Backend):
+        raise PluginError(f"{factory} of the backend {name!r} is not a Backend.", "Report it to the plugin's author.")
+    return backend
+
+
+def described(error: BaseException) -> str:
+    """The class and the first line of an exception, without a full stop."""
+    try:
+        return f"{type(error).__name__}: {first_line(error)}"
+    except Exception:  # its own __str__ fails
+        return type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, without a full stop."""
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

@@ -100,8 +100,8 @@ def engine_named(name: str, packages: tuple[str, ...] = ()) -> KnownEngine:
         return distributions[canonicalize_name(name)]
     raise InvalidRequestError(
         f"polydraft knows no engine {name!r}.",
-        f"{did_you_mean(name, [*known])} It knows {', '.join(known)}; for the plugin of another author, name its package "
-        "with `--package`.".strip(),
+        f"{did_you_mean(name, [*known])} It knows {', '.join(known)}; for another author's plugin, give `--package`, "
+        "too.".strip(),
     )
 
 

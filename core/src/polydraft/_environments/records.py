@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from polydraft._probes.records import PluginCatalogue
+from polydraft._probes.records import CataloguedBackend, PluginCatalogue
 from polydraft._registry.engines import Accelerator
 from polydraft.contract.records import BackendRecord, Record
 
@@ -82,6 +82,10 @@ class Environment(Record):
     def backends(self) -> dict[str, BackendRecord]:
         """Records of its backends, by name."""
         return {found.record.name: found.record for found in self.catalogue.backends}
+
+    def backend(self, name: str) -> CataloguedBackend:
+        """What is known of one of its backends."""
+        return next(found for found in self.catalogue.backends if found.record.name == name)
 
 
 class EngineState(Record):

@@ -36,6 +36,7 @@ __all__ = [
     "Broken",
     "activate",
     "all_environments",
+    "broken_environment",
     "clear_unused",
     "engine_folder",
     "environments",
@@ -96,6 +97,12 @@ def all_environments() -> dict[str, Environment | Broken]:
         return {}
     found = {name: _look_at(name) for name in names}
     return {name: one for name, one in found.items() if one is not None}
+
+
+def broken_environment(name: str) -> Broken | None:
+    """An engine's environment, if it cannot be used."""
+    found = _look_at(name)
+    return found if isinstance(found, Broken) else None
 
 
 def _look_at(name: str) -> Environment | Broken | None:

@@ -78,7 +78,7 @@ def _answer(request: dict[str, Any]) -> Answer:
 
 
 def _backend(host: PluginHost, name: str) -> Answer:
-    from polydraft._plugins import plugin_errors
+    from polydraft._containment import plugin_errors
     from polydraft._probes.records import Answer
     from polydraft._registry.diagnosing import backend_state
     from polydraft._registry.faults import FaultRegistry

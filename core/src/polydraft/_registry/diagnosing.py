@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from polydraft._containment import TookTooLong, is_callers_own, within
+from polydraft._registry.backends import install_command
+from polydraft._registry.engines import engine_of
 from polydraft._registry.faults import fault_sentences
 from polydraft._registry.states import BackendState
 from polydraft._registry.versions import in_range, installed_alternative
@@ -39,7 +42,10 @@ def backend_state(
     """
     known = tuple(faults.faults_of(record))
     fault = faults.refusal(record, {"import"}, model_types=())  # one that holds for every model
-    problem, remedy = _installed_problem(record, faults) or (fault_sentences(*fault) if fault else ("", ""))
+    if missing := _installed_problem(record, faults):
+        problem, remedy, engine = missing
+        return BackendState(record=record, problem=problem, remedy=remedy, engine=engine, faults=known)
+    problem, remedy = fault_sentences(*fault) if fault else ("", "")
     if problem:
         return BackendState(record=record, problem=problem, remedy=remedy, faults=known)
 
@@ -69,13 +75,16 @@ def backend_state(
     return BackendState(record=record, diagnosis=diagnosis, problem=problem, remedy=remedy, faults=known)
 
 
-def _installed_problem(record: BackendRecord, faults: FaultRegistry) -> tuple[str, str] | None:
-    """What the record requires and this environment lacks, with the command that installs it."""
+def _installed_problem(record: BackendRecord, faults: FaultRegistry) -> tuple[str, str, str] | None:
+    """What the record requires and is not installed, the command that installs it, and the engine that it installs."""
     for names, specifier in record.requires.items():
-        found = installed_alternative(names, faults.lookup)
+        found = installed_alternative(names, partial(faults.lookup, record))
         wanted = f"{' or '.join(names.split('|'))} {specifier}"
         if found is None:
-            return f"it needs {wanted}, which is not installed.", record.install_hint
+            engine = engine_of(record.name)
+            command = install_command(record)
+            brings = engine.name if engine is not None and command != record.install_hint else ""
+            return f"it needs {wanted}, which is not installed.", command, brings
         if not in_range(found[1], specifier):
-            return f"it needs {wanted}; {found[0]} {found[1]} is installed.", f"pip install '{found[0]}{specifier}'"
+            return f"it needs {wanted}; {found[0]} {found[1]} is installed.", f"pip install '{found[0]}{specifier}'", ""
     return None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft._plugins import default_host, plugin_errors
-from polydraft._registry.backends import format_hint, usual_install
+from polydraft._containment import plugin_errors
+from polydraft._plugins import default_host
+from polydraft._registry.backends import format_engine, format_hint, usual_install
 from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
@@ -97,6 +98,7 @@ class Resolver:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
                 format_hint(source.format) or f"Install one: {usual_install()}",
+                engine=format_engine(source.format),
             )
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))

@@ -18,6 +18,8 @@ class BackendState(Record):
     """Why it cannot run here, one sentence; empty if it can."""
     remedy: str = ""
     """The exact command or step that fixes it."""
+    engine: str = ""
+    """What ``polydraft engines install`` takes to mend it; empty: it does not."""
     faults: tuple[tuple[FaultRecord, str], ...] = ()
     """Known faults of the installed versions, each with the version."""
 
@@ -34,7 +36,7 @@ class BackendState(Record):
         """
         if self.problem:
             raise BackendUnavailableError(
-                f"The backend {self.record.name} cannot run here: {self.problem}", self.remedy
+                f"The backend {self.record.name} cannot run here: {self.problem}", self.remedy, engine=self.engine
             )
 
     def check_device(self, device: str) -> None:

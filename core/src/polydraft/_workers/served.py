@@ -106,7 +106,7 @@ class ServedEngine:
         """Made on first use; the engine is imported when it is asked."""
         with self._lock:
             if self._backend is None:
-                from polydraft._plugins import make_backend
+                from polydraft._containment import make_backend
 
                 self._backend = make_backend(self._name, self._factory)
             return self._backend

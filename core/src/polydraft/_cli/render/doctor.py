@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Findings", "Machine", "doctor_json", "doctor_report"]
 
-_NO_BACKEND_YET = "This version of polydraft has no backend for it."
-
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -87,7 +85,7 @@ def _missing(known: KnownBackend) -> dict[str, Any]:
         "usable": False,
         "state": "not installed",
         "formats": sorted(known.formats),
-        "problem": "It is not installed." if known.install else _NO_BACKEND_YET,
+        "problem": known.why_not or "It is not installed.",
         "remedy": known.install,
     }
 
@@ -109,7 +107,7 @@ def doctor_report(findings: Findings) -> RenderableType:
         lines += [Text(), *_block(found)]
     for known in findings.missing:
         lines += [Text(), _heading(known.name, "not installed", "dim")]
-        lines.append(_line("install", known.install) if known.install else Text(f"  {_NO_BACKEND_YET}", style="dim"))
+        lines.append(_line("install", known.install) if known.install else Text(f"  {known.why_not}", style="dim"))
     for status in findings.plugins:
         where = f" ({status.distribution} {status.version})" if status.distribution else ""
         style = "red" if status.state == "broken" else "yellow"
