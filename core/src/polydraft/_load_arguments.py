@@ -25,6 +25,7 @@ _MOST_TOKENS = 2**31 - 1
 """The longest context in tokens: engines hold positions in 32 bits."""
 
 Verify = Literal["require", "warn", "off"]
+Install = Literal["ask", "yes", "no"]
 
 
 class LoadArguments(TypedDict, total=False):
@@ -44,6 +45,7 @@ class LoadArguments(TypedDict, total=False):
     trust_remote_code: bool
     engine_options: Mapping[str, Any] | EngineOptions | None
     verified: Verify
+    install: Install
     host: PluginHost | None
 
 
@@ -56,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "local_files_only": False,
     "trust_remote_code": False,
     "verified": "off",
+    "install": "ask",
 }
 """The default of each argument whose default is not None."""
 
@@ -137,7 +140,11 @@ _TEXTS = {
     "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
     "revision": "a branch, tag or commit",
 }
-_CHOICES: dict[str, tuple[str, ...]] = {"exactness": ("standard", "bitwise"), "verified": get_args(Verify)}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "exactness": ("standard", "bitwise"),
+    "verified": get_args(Verify),
+    "install": get_args(Install),
+}
 
 
 def _wrap_secrets(values: dict[str, Any]) -> None:

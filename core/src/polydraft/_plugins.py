@@ -128,6 +128,11 @@ class PluginHost:
         found |= {name: environment.backends[name] for name, environment in self._homes().items()}
         return dict(sorted(found.items()))
 
+    def runs_here(self, name: str) -> bool:
+        """Whether plugin and engine of a backend are installed in this process's own environment. Imports nothing."""
+        record = self._own_backends().get(name)
+        return record is not None and _engine_is_here(record)
+
     def home(self, name: str) -> Environment | None:
         """The environment that a backend runs in; None: this process's own, or there is no such backend."""
         return self._homes().get(name)

@@ -16,14 +16,15 @@ from polydraft._environments.interpreters import Interpreter, interpreter_for
 from polydraft._environments.machine import lacking, variant_for
 from polydraft._environments.records import Environment, Source
 from polydraft._environments.sources import given_source, own_source, requirements, stamp
-from polydraft._environments.tools import Pip, Uv, tool_here
+from polydraft._environments.store import all_environments
+from polydraft._environments.tools import Pip, Uv, tool_here, uv_here
 from polydraft._folders import data_folder
 from polydraft._registry.backends import known_backends
 from polydraft._registry.engines import KnownEngine, Variant, engine_of, known_engines, tested_versions
 from polydraft.checkpoints._names import did_you_mean
 from polydraft.errors import InvalidRequestError
 
-__all__ = ["InstallPlan", "engine_named", "plan_digest", "plan_for"]
+__all__ = ["InstallPlan", "engine_name", "engine_named", "plan_digest", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,15 @@ def engine_named(name: str, packages: tuple[str, ...] = ()) -> KnownEngine:
     )
 
 
+def engine_name(name: str) -> str:
+    """The name of an engine that is known or installed, from its own or one of its backends'.
+
+    Raises:
+        InvalidRequestError: There is none.
+    """
+    return name if name in all_environments() else engine_named(name).name
+
+
 def plan_digest(engine: KnownEngine, variant: Variant) -> str:
     """Changes when the registry installs something else."""
     chosen = [engine.model_dump(exclude={"variants", "self_test"}), variant.model_dump(exclude={"disk_mb", "minutes"})]
@@ -119,6 +129,7 @@ def plan_for(
     source: str | Source | None = None,
     python: str | None = None,
     packages: tuple[str, ...] = (),
+    check_disk: bool = True,
 ) -> InstallPlan:
     """Decide how an engine is installed here. Nothing is changed, and the network is not used.
 
@@ -128,6 +139,7 @@ def plan_for(
         source: A clone, a folder of wheels or ``index``; None: where the running polydraft came from.
         python: A path or a version; None: this process's if it fits.
         packages: Requirements of a plugin that polydraft does not know.
+        check_disk: Whether too little space is an error.
 
     Raises:
         InvalidRequestError: There is no such engine.
@@ -137,8 +149,7 @@ def plan_for(
     variant = variant_for(engine, accelerator)
     if error := lacking(engine, variant):
         raise error
-    tool = tool_here()
-    interpreter = interpreter_for(engine, python, shutil.which("uv") if isinstance(tool, Uv) else None)
+    interpreter = interpreter_for(engine, python, uv_here())
     if source is None:
         source = own_source(engine)
     elif isinstance(source, str):
@@ -154,10 +165,11 @@ def plan_for(
         requirements=tuple(requirements(source, engine, absolute)),
         interpreter=interpreter,
         python_wanted=python or "",
-        tool=tool,
+        tool=tool_here(),
         constraints=tested_versions(engine.tested),
     )
-    _check_disk(plan)
+    if check_disk:
+        _check_disk(plan)
     return plan
 
 

@@ -103,6 +103,8 @@ class EngineState(Record):
     """Installed versions of polydraft, the plugin and the engine."""
     folder: Path | None = None
     """The environment's folder."""
+    python: Path | None = None
+    """The environment's interpreter."""
     accelerator: Accelerator | None = None
     """What the environment was made for, or what an installation would be for."""
     disk_bytes: int | None = None

@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from polydraft._environments.runner import child_environ
 
-__all__ = ["Pip", "Tool", "Uv", "python_of", "tool_here"]
+__all__ = ["Pip", "Uv", "python_of", "tool_here", "uv_here"]
 
 
 def python_of(folder: Path) -> Path:
@@ -20,15 +20,17 @@ def python_of(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-class Tool(Protocol):
-    """Commands that make and change an environment; each is the program and its arguments."""
+class Pip:
+    """venv and pip, which reads the user's own settings. Commands are the program and its arguments."""
 
-    name: str
-    environ: dict[str, str]
-    """Variables that its commands need."""
+    name = "pip"
+
+    def __init__(self) -> None:
+        self.environ = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
 
     def make(self, folder: Path, program: str, *, compiles: bool) -> list[str]:
-        """Make an environment with an interpreter; with pip, if something is to be compiled."""
+        """Make an environment with an interpreter; with pip in it if something is to be compiled."""
+        return [program, "-I", "-m", "venv", str(folder)]
 
     def install(
         self, python: Path, what: list[str], constraints: Path, *, indexes: list[str], wheels: list[Path]
@@ -42,25 +44,6 @@ class Tool(Protocol):
             indexes: Package indexes, besides the user's.
             wheels: Folders of wheels.
         """
-
-    def remove(self, python: Path, what: list[str]) -> list[str]:
-        """Remove distributions, whether they are there or not."""
-
-
-class Pip:
-    """venv and pip, which reads the user's own settings."""
-
-    name = "pip"
-
-    def __init__(self) -> None:
-        self.environ = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
-
-    def make(self, folder: Path, program: str, *, compiles: bool) -> list[str]:
-        return [program, "-I", "-m", "venv", str(folder)]
-
-    def install(
-        self, python: Path, what: list[str], constraints: Path, *, indexes: list[str], wheels: list[Path]
-    ) -> list[str]:
         # Byte code is compiled on first import: most of torch is never imported.
         command = [str(python), "-I", "-m", "pip", "install", "--no-compile", "--progress-bar", "off"]
         further = [word for index in indexes for word in ("--extra-index-url", index)]
@@ -68,6 +51,7 @@ class Pip:
         return [*command, "-c", str(constraints), *further, *found, *what]
 
     def remove(self, python: Path, what: list[str]) -> list[str]:
+        """Remove distributions, whether they are there or not."""
         return [str(python), "-I", "-m", "pip", "uninstall", "--yes", *what]
 
 
@@ -82,10 +66,15 @@ class Uv:
 
     def __init__(self, program: str) -> None:
         self._program = program
-        self._settings, certificates = _settings_of_pip()
-        self.environ = {"UV_NO_PROGRESS": "1", **({"SSL_CERT_FILE": certificates} if certificates else {})}
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Variables that its commands need."""
+        certificates = _settings_of_pip()[1]
+        return {"UV_NO_PROGRESS": "1", **({"SSL_CERT_FILE": certificates} if certificates else {})}
 
     def make(self, folder: Path, program: str, *, compiles: bool) -> list[str]:
+        """As ``Pip.make``."""
         # With pip, which makes wheels: uv does not.
         seeded = ["--seed"] if compiles else []
         return [self._program, "venv", "--no-project", *seeded, "--python", program, str(folder)]
@@ -93,19 +82,26 @@ class Uv:
     def install(
         self, python: Path, what: list[str], constraints: Path, *, indexes: list[str], wheels: list[Path]
     ) -> list[str]:
+        """As ``Pip.install``."""
         # As pip does, of all indexes the best version: with uv's own rule torch's index would hide the others.
         command = [self._program, "pip", "install", "--python", str(python), "--index-strategy", "unsafe-best-match"]
         further = [word for index in indexes for word in ("--extra-index-url", index)]
         found = [word for folder in wheels for word in ("--find-links", str(folder))]
-        return [*command, "-c", str(constraints), *self._settings, *further, *found, *what]
+        return [*command, "-c", str(constraints), *_settings_of_pip()[0], *further, *found, *what]
 
     def remove(self, python: Path, what: list[str]) -> list[str]:
+        """As ``Pip.remove``."""
         return [self._program, "pip", "uninstall", "--python", str(python), *what]
+
+
+def uv_here() -> str | None:
+    """The program uv; None if it is not installed."""
+    return shutil.which("uv")
 
 
 def tool_here() -> Pip | Uv:
     """uv where it is installed, else pip."""
-    program = shutil.which("uv")
+    program = uv_here()
     return Pip() if program is None else Uv(program)
 
 
@@ -121,6 +117,7 @@ _OF_PIP = {
 _OF_UV = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX")
 
 
+@cache
 def _settings_of_pip() -> tuple[list[str], str]:
     """uv's options for what pip is set to, and the file of certificates that it is set to."""
     if any(name in os.environ for name in _OF_UV):
