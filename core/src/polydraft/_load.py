@@ -82,7 +82,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
     """
     given = checked_arguments(target, arguments)
     with _typed(target):
-        return installing(given["install"], partial(_load, target, given))
+        return installing(_install(given), partial(_load, target, given))
 
 
 def _load(target: str | Path, given: LoadArguments) -> Session:
@@ -103,7 +103,13 @@ def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
     """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
     given = checked_arguments(target, arguments)
     with _typed(target):
-        return installing(given["install"], partial(_prepare, target, given))
+        return installing(_install(given), partial(_prepare, target, given))
+
+
+def _install(given: LoadArguments) -> str:
+    """Plugins that an app gives cannot be joined by what is installed."""
+    host = given["host"]
+    return given["install"] if host is None or host.uses_environments else "no"
 
 
 def _prepare(target: str | Path, given: LoadArguments) -> Prepared:

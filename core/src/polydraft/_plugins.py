@@ -133,6 +133,11 @@ class PluginHost:
         record = self._own_backends().get(name)
         return record is not None and _engine_is_here(record)
 
+    @property
+    def uses_environments(self) -> bool:
+        """Whether backends are also taken from the environments that ``polydraft engines install`` made."""
+        return self._merges
+
     def home(self, name: str) -> Environment | None:
         """The environment that a backend runs in; None: this process's own, or there is no such backend."""
         return self._homes().get(name)

@@ -133,7 +133,7 @@ def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
     installed.clear()
     ran = command("generate", "-p", "Hi")
     assert ran.code == 2
-    assert "pip install polydraft-builtin-pairs" in ran.err
+    assert "polydraft engines install" in ran.err
 
 
 # The text

@@ -134,7 +134,7 @@ def test_backends_json(use, command):
 
 def test_no_backends(use, command):
     use()
-    assert "pip install 'polydraft[transformers]'" in command("backends").out
+    assert "polydraft engines install transformers" in command("backends").out
 
 
 def test_pairs(use, command):
@@ -189,7 +189,7 @@ def test_doctor(use, command):
         "The driver is too old.",
         "update-the-driver --now",
         "transformers: not installed",
-        "pip install 'polydraft[transformers]'",
+        "polydraft engines install transformers",
         "BrokenPlugin",
         "no such library",
     ):

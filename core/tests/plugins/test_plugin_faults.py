@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polydraft._plugins as plugins_module
 import pytest
+from polydraft._containment import plugin_errors
 from polydraft._plugins import PluginHost
 from polydraft._registry import diagnosing
 from polydraft._registry.describe import describe_backends
@@ -262,5 +263,5 @@ def test_our_distributions_are_known():
 
 
 def test_a_backend_whose_capabilities_fail_is_passed_over():
-    with pytest.raises(PluginError, match="'x' fails: SystemExit"), plugins_module.plugin_errors("x"):
+    with pytest.raises(PluginError, match="'x' fails: SystemExit"), plugin_errors("x"):
         raise SystemExit
