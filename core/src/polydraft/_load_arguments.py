@@ -26,6 +26,7 @@ _MOST_TOKENS = 2**31 - 1
 
 Verify = Literal["require", "warn", "off"]
 Install = Literal["ask", "yes", "no"]
+Isolation = Literal["auto", "process", "none"]
 
 
 class LoadArguments(TypedDict, total=False):
@@ -44,6 +45,7 @@ class LoadArguments(TypedDict, total=False):
     local_files_only: bool
     trust_remote_code: bool
     engine_options: Mapping[str, Any] | EngineOptions | None
+    isolation: Isolation
     verified: Verify
     install: Install
     host: PluginHost | None
@@ -57,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "local_files_only": False,
     "trust_remote_code": False,
+    "isolation": "auto",
     "verified": "off",
     "install": "ask",
 }
@@ -142,6 +145,7 @@ _TEXTS = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "exactness": ("standard", "bitwise"),
+    "isolation": get_args(Isolation),
     "verified": get_args(Verify),
     "install": get_args(Install),
 }

@@ -12,7 +12,7 @@ FLOORS = (
     {"engine_parts", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},
-    {"_environments", "_plugins", "_probes", "_registry", "_workers"},
+    {"_environments", "_isolation", "_plugins", "_probes", "_registry", "_workers"},
     {"_flags", "_load", "_load_arguments"},
     {"verification"},
     {"_cli"},

@@ -32,6 +32,7 @@ class KnownBackend(Record):
     name: str
     aliases: tuple[str, ...] = ()
     formats: frozenset[str] = Field(description="Weight formats it loads.")
+    modules: tuple[str, ...] = Field(default=(), description="Modules with native code that its engine imports.")
 
     @property
     def engine(self) -> KnownEngine | None:

@@ -9,14 +9,13 @@ from polydraft._containment import TookTooLong, is_callers_own, within
 from polydraft._registry.backends import install_command
 from polydraft._registry.engines import engine_of
 from polydraft._registry.faults import fault_sentences
-from polydraft._registry.states import BackendState
+from polydraft._registry.states import BackendState, Backends
 from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.records import BackendRecord, Diagnosis
 from polydraft.errors import PluginError, PolydraftError
 from polydraft.files import system_error
 
 if TYPE_CHECKING:
-    from polydraft._plugins import PluginHost
     from polydraft._registry.faults import FaultRegistry
 
 __all__ = ["DIAGNOSIS_LIMIT", "backend_state"]
@@ -26,7 +25,7 @@ DIAGNOSIS_LIMIT = 60.0
 
 
 def backend_state(
-    host: PluginHost, record: BackendRecord, faults: FaultRegistry, *, seconds: float | None = None
+    host: Backends, record: BackendRecord, faults: FaultRegistry, *, seconds: float | None = None
 ) -> BackendState:
     """Look at one backend. Never raises: whatever goes wrong is the backend's ``problem``.
 
@@ -34,7 +33,7 @@ def backend_state(
     backend's own diagnosis, which may import the engine, must find it usable.
 
     Args:
-        host: The plugins.
+        host: Makes the backend.
         record: The backend.
         faults: Known faults of engines.
         seconds: How long the diagnosis may take, for callers that ask several backends: one that hangs must not keep

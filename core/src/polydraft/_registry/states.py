@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol
+
 from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
 from polydraft.errors import BackendUnavailableError, DeviceError
 
-__all__ = ["BackendState"]
+if TYPE_CHECKING:
+    from polydraft.contract.backend import Backend
+
+__all__ = ["BackendState", "Backends"]
+
+
+class Backends(Protocol):
+    """Makes backends by name: the host of the plugins, or one that puts some of them into workers."""
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name."""
 
 
 class BackendState(Record):
