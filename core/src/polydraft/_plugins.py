@@ -145,6 +145,17 @@ class PluginHost:
         self._discover()
         return list(self._notes)
 
+    @property
+    def crosses(self) -> bool:
+        """Whether another process of this interpreter finds the same plugins: not those that were given as objects."""
+        return self._given is None
+
+    def plugin_of(self, name: str) -> str | None:
+        """The name of the plugin that provides a backend; None if there is no such backend."""
+        loaded = self._discover()
+        owners = (owner for owner, mine in loaded.items() if any(one.name == name for one in _of(BackendRecord, mine)))
+        return next(owners, None)
+
     def backend(self, name: str) -> Backend:
         """The backend of that name; its module is imported now, its engine not yet.
 

@@ -50,34 +50,29 @@ class Probed(Backend):
 """
 ABORT = "os.write(2, b'some line\\nfree(): invalid pointer\\n'); os.abort()"
 GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+NOISE = "; ".join(
+    (
+        "os.write(1, b'x' * 100000 + b'\\n{\"problem\": \"\"}\\n'); print('{}')",
+        "[os.write(2, b'y' * 65536) for _ in range(300)]",
+        "assert sys.stdin.read() == '' and os.read(0, 10) == b''",
+        GRANDCHILD,
+    )
+)
 DIAGNOSES = {
     "good": ("", ""),
-    "prints": ("print('{}')", "os.write(1, b'x' * 100000 + b'\\n{\"problem\": \"\"}\\n'); print('{}')"),
-    "reads": ("", "assert sys.stdin.read() == '' and os.read(0, 10) == b''"),
-    "floods": ("", "[os.write(2, b'y' * 65536) for _ in range(300)]"),
-    "leaves": ("", GRANDCHILD),
-    "crashes_late": ("import atexit; atexit.register(os.abort)", ""),
-    "aborts": ("", ABORT),
-    "aborts_at_import": (ABORT, ""),
+    "noisy": ("print('{}'); import atexit; atexit.register(os.abort)", NOISE),
+    "aborts": (ABORT, ""),
     "segfaults": ("", "ctypes.string_at(0)"),
-    "killed": ("", "os.kill(os.getpid(), signal.SIGKILL)"),
     "exits": ("os._exit(3)", ""),
-    "leaves_politely": ("sys.exit(3)", ""),
-    "hangs": ("", "time.sleep(600)"),
-    "hangs_with_the_lock": ("", "ctypes.PyDLL(None).sleep(600)"),
+    "hangs": ("", "ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock"),
     "spins": ("while True: pass", ""),
 }
-USABLE = ("good", "prints", "reads", "floods", "leaves", "crashes_late")
 SAID = {
     "aborts": "Its diagnosis was killed by SIGABRT: free(): invalid pointer.",
-    "aborts_at_import": "Its diagnosis was killed by SIGABRT: free(): invalid pointer.",
     "segfaults": "Its diagnosis was killed by SIGSEGV.",
-    "killed": "Its diagnosis was killed by SIGKILL (memory may have run out).",
     "exits": "Its diagnosis ended with exit code 3 and no answer.",
-    "leaves_politely": "SystemExit",
-    "hangs": "Its diagnosis did not end within 3 seconds.",
-    "hangs_with_the_lock": "Its diagnosis did not end within 3 seconds.",
-    "spins": "Its diagnosis did not end within 3 seconds.",
+    "hangs": "Its diagnosis did not end within 2 seconds.",
+    "spins": "Its diagnosis did not end within 2 seconds.",
 }
 
 
@@ -101,12 +96,12 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(installed):
-    found = ask(own_python(), list(DIAGNOSES), seconds=3, want="state")
+    found = ask(own_python(), list(DIAGNOSES), seconds=2, want="state")
     assert [answer.backend for answer in found] == list(DIAGNOSES)
     return {answer.backend: answer for answer in found}
 
 
-@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("name", ["good", "noisy"])
 def test_what_an_engine_prints_reads_or_leaves_does_not_harm_its_answer(name, answers):
     state = answers[name].state
     assert state.usable
@@ -126,8 +121,8 @@ def test_a_diagnosis_that_ends_or_hangs_is_that_backends_state(name, answers):
     record = answers["good"].state.record.model_copy(update={"name": name})
     state = answers[name].state_of(record)
     assert not state.usable
-    assert SAID[name] in state.problem
-    assert state.remedy
+    assert state.problem == SAID[name]
+    assert state.remedy == "Install it again: pip install probed"
 
 
 def test_nothing_that_a_probe_started_is_left(answers):
@@ -169,7 +164,7 @@ def test_a_probe_ends_with_the_program_that_asks(installed, tmp_path):
 
 
 def test_the_catalogue_has_what_every_hook_gives_and_what_each_backend_says(installed, monkeypatch):
-    (answer,) = ask(own_python(), ["good", "exits"], seconds=3, want="catalogue")
+    (answer,) = ask(own_python(), ["good", "exits"], seconds=8, want="catalogue")
     catalogue = answer.catalogue
     assert ("probed", "org/big") in [(plugin, pair.target) for plugin, pair in catalogue.pairs]
     good, bad = sorted(catalogue.backends, key=lambda one: one.record.name != "good")

@@ -109,4 +109,4 @@ def _read(child: Child, backend: str) -> Answer:
             answer = Answer.model_validate_json(text)
         except ValidationError as error:
             answer = Answer(backend=backend, problem=f"gave an answer of another version of polydraft ({error.title}).")
-    return answer.model_copy(update={"seconds": time.monotonic() - child.started})
+    return answer.model_copy(update={"backend": backend, "seconds": time.monotonic() - child.started})

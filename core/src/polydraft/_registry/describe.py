@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polydraft._plugins import PluginStatus, default_host
-from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
+from polydraft._registry.diagnosing import diagnose_all
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
 from polydraft._registry.states import BackendState
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
 
 __all__ = ["BackendDescription", "PairDescription", "describe_backends", "describe_pairs", "plugins_without_backend"]
+
+
+SURVEY_LIMIT = 8.0
+"""Seconds for the diagnosis of each backend, what it waits for a processor or a disk excluded."""
 
 
 class BackendDescription(Record):
@@ -40,12 +44,16 @@ class PairDescription(Record):
 def describe_backends(
     host: PluginHost | None = None, *, lookup: VersionLookup = installed_version
 ) -> list[BackendDescription]:
-    """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest."""
+    """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest.
+
+    Each backend of the installed plugins is asked in a process of its own (``diagnose_all``).
+    """
     host = default_host() if host is None else host
     faults = FaultRegistry.of(host, lookup)
     plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
+    answers = diagnose_all(host, host.backends().values(), faults, seconds=SURVEY_LIMIT, kept=False)
     return [
-        BackendDescription(state=backend_state(host, record, faults, seconds=DIAGNOSIS_LIMIT), plugin=plugins.get(name))
+        BackendDescription(state=answers[name].state_of(record), plugin=plugins.get(name))
         for name, record in host.backends().items()
     ]
 
