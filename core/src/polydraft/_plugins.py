@@ -94,6 +94,7 @@ class PluginHost:
         plugins: Plugins by name (modules, objects or classes without arguments), instead of the entry points.
         disabled: Names of plugins or distributions not to load, besides those of ``POLYDRAFT_DISABLE_PLUGINS``.
         environ: The environment to read; default ``os.environ``.
+        broken: Names of plugins that are known to be broken, each with the reason; they are not imported.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class PluginHost:
         *,
         disabled: Iterable[str] = (),
         environ: Mapping[str, str] | None = None,
+        broken: Mapping[str, str] | None = None,
     ) -> None:
         variable = (os.environ if environ is None else environ).get(_VARIABLE, "")
         names = [*disabled, *variable.split(",")]
         self._disabled = frozenset(canonicalize_name(name.strip()) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
+        self._broken = dict(broken or {})
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, list[Record]] | None = None
         self._loading: set[int] = set()  # threads in which a plugin is imported or asked
@@ -134,6 +137,10 @@ class PluginHost:
     def caches(self) -> list[CacheRecord]:
         """The folders in which plugins keep files, by name."""
         return sorted(self._records(CacheRecord), key=lambda cache: cache.name)
+
+    def found_names(self) -> list[str]:
+        """The names of all plugins that would be imported; none is."""
+        return [status.name for status, _ in self._find()[0] if status.state != "broken"]
 
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, loaded or not, by name."""
@@ -223,6 +230,8 @@ class PluginHost:
                     outcome = {"state": "disabled", "reason": f"Disabled by {_VARIABLE} or by the caller."}
                 elif status.state == "broken":
                     outcome = {}  # found out before it could be loaded
+                elif status.name in self._broken:
+                    raise _BrokenPlugin(self._broken[status.name])
                 elif status.name in loaded:
                     owner = homes[status.name] or "the caller"
                     raise _BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")

@@ -1,6 +1,9 @@
 """Backends are asked in processes of their own: whatever one does to its process costs only its own answer."""
 
+import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -140,9 +143,6 @@ def _bytes(path):
 
 def test_a_probe_ends_with_the_program_that_asks(installed, tmp_path):
     # The program is killed while the engine hangs, so it cannot end its child itself.
-    import signal
-    import subprocess
-
     program = f"""if True:
         import sys
         from polydraft._probes.asking import ask
@@ -182,3 +182,22 @@ def test_an_interpreter_that_cannot_be_asked_is_an_answer():
     assert "could not be started: /nowhere/python" in answer.problem
     (answer,) = ask(Path("/bin/false"), ["one"], seconds=3, want="state")
     assert answer.problem == "ended with exit code 1 and no answer."
+
+
+def test_doctor_survives_a_plugin_whose_own_module_ends_the_process(tmp_path):
+    about = tmp_path / "deadly-1.0.dist-info"
+    about.mkdir()
+    (tmp_path / "deadly_plugin.py").write_text("import os; os.abort()")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[polydraft]\ndeadly = deadly_plugin\n")
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "POLYDRAFT_DISABLE_PLUGINS": "transformers",  # spares this test its import
+    }
+    command = [sys.executable, "-m", "polydraft._cli", "doctor", "--json"]
+    found = json.loads(subprocess.run(command, env=variables, capture_output=True, check=False).stdout)
+    states = {plugin["name"]: plugin for plugin in found["plugins"]}
+    assert states["deadly"]["state"] == "broken"
+    assert states["deadly"]["reason"] == "Its import was killed by SIGABRT."
+    assert [backend["usable"] for backend in found["backends"] if backend["name"] == "reference"] == [True]

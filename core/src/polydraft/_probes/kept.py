@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from polydraft._probes.asking import ask_all
-from polydraft._probes.machine import file_state, hardware, packages, variables
+from polydraft._probes.machine import code, file_state, hardware, packages, variables
 from polydraft._probes.records import Answer
 from polydraft._sealed import read_sealed, write_sealed
 
@@ -46,10 +46,10 @@ def asked(python: Path, records: Sequence[BackendRecord], *, seconds: float, ane
     known = {record.name: found for record in records if (found := _read(keys[record.name]))}
     answers = [] if anew else list(known.values())
     slow_first = sorted(
-        (record.name for record in records if anew or record.name not in known),
-        key=lambda name: -known[name].seconds if name in known else float("-inf"),
+        (record for record in records if anew or record.name not in known),
+        key=lambda record: -known[record.name].seconds if record.name in known else float("-inf"),
     )
-    for answer in ask_all([(python, name) for name in slow_first], seconds=seconds):
+    for answer in ask_all([(python, record) for record in slow_first], seconds=seconds):
         answers.append(answer)
         _log.info("Asked %s in a process of its own: %.1f s. %s", answer.backend, answer.seconds, answer.problem)
         _keep(keys[answer.backend], answer)
@@ -64,10 +64,12 @@ def diagnosis_folder() -> Path:
 
 
 def _keys(records: Sequence[BackendRecord]) -> dict[str, str]:
-    common = [_FORMAT, hardware(), variables()]
+    common = [_FORMAT, hardware(), variables(), packages(), code("polydraft")]
+    plugins = {record.name: record.factory.partition(":")[0].partition(".")[0] for record in records}
+    codes = {plugin: code(plugin) for plugin in plugins.values()}
     return {
         record.name: hashlib.sha256(
-            json.dumps([*common, record.name, record.factory, packages(record.factory)]).encode()
+            json.dumps([*common, record.name, record.factory, codes[plugins[record.name]]]).encode()
         ).hexdigest()
         for record in records
     }

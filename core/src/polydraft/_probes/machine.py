@@ -14,7 +14,7 @@ from typing import Any
 from polydraft.hardware import cpu_model
 from polydraft.secrets import names_a_secret
 
-__all__ = ["file_state", "hardware", "packages", "variables"]
+__all__ = ["code", "file_state", "hardware", "packages", "variables"]
 
 _TERMINAL = re.compile(
     r"_|PWD|OLDPWD|SHLVL|TERM|TERM_.*|COLORTERM|COLUMNS|LINES|LS_COLORS|LESS.*|PS\d|HIST.*|WINDOWID|SSH_.*|DISPLAY|"
@@ -67,12 +67,10 @@ def hardware() -> list[Any]:
     return [platform.platform(), cpu_model(), devices, drivers, [(name, file_state(name)) for name in _LINKER]]
 
 
-def packages(factory: str) -> list[Any]:
-    """The interpreter, what may be imported, and the code of polydraft and of the plugin that holds ``factory``."""
+def packages() -> list[Any]:
+    """The interpreter, and what may be imported."""
     program = os.path.realpath(sys.executable)
-    plugin = factory.partition(":")[0].partition(".")[0]
-    code = [(name, _code(name)) for name in ("polydraft", plugin)]
-    return [sys.executable, sys.version, program, file_state(program), [*map(_folder, sys.path)], code]
+    return [sys.executable, sys.version, program, file_state(program), [*map(_folder, sys.path)]]
 
 
 def _folder(entry: str) -> tuple[str, str, list[int] | None]:
@@ -83,7 +81,7 @@ def _folder(entry: str) -> tuple[str, str, list[int] | None]:
                 one.name
                 for one in found
                 if os.path.splitext(one.name)[1] in _MODULES | _METADATA  # noqa: PTH122 - many names
-                or (one.name.isidentifier() and one.name != "__pycache__" and one.is_dir())
+                or (one.name.isidentifier() and os.path.exists(f"{one.path}/__init__.py"))  # noqa: PTH110
             )
     except OSError:  # a ZIP file, or nothing
         return entry, "", file_state(entry)
@@ -93,8 +91,8 @@ def _folder(entry: str) -> tuple[str, str, list[int] | None]:
     return entry, listed, file_state(entry) if installed else None
 
 
-def _code(package: str) -> str:
-    """The names, sizes and times of a package's Python files; empty where it cannot be found."""
+def code(package: str) -> str:
+    """A digest of the names, sizes and times of a package's own files; empty where it cannot be found."""
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):

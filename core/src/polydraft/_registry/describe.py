@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from polydraft._plugins import PluginStatus, default_host
+from polydraft._plugins import PluginHost, PluginStatus, default_host
+from polydraft._probes.asking import find_deadly_plugins
+from polydraft._probes.interpreter import own_python
 from polydraft._registry.diagnosing import diagnose_all
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
@@ -12,14 +12,20 @@ from polydraft._registry.states import BackendState
 from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.contract.records import FaultRecord, Record
 
-if TYPE_CHECKING:
-    from polydraft._plugins import PluginHost
-
-__all__ = ["BackendDescription", "PairDescription", "describe_backends", "describe_pairs", "plugins_without_backend"]
+__all__ = [
+    "BackendDescription",
+    "PairDescription",
+    "describe_backends",
+    "describe_pairs",
+    "plugins_without_backend",
+    "surviving_host",
+]
 
 
 SURVEY_LIMIT = 8.0
 """Seconds for the diagnosis of each backend, what it waits for a processor or a disk excluded."""
+_HOOKS_LIMIT = 3.0
+"""The same for the hooks of all plugins."""
 
 
 class BackendDescription(Record):
@@ -39,6 +45,18 @@ class PairDescription(Record):
     """k by backend, for those of ``backends``; ``*``: the registry's general recommendation, or the default 4."""
     faults: tuple[FaultRecord, ...]
     """Known faults of installed versions that affect this kind of drafter on one of those backends."""
+
+
+def surviving_host() -> PluginHost:
+    """The installed plugins without those that would end this process, or keep it waiting, when they are imported.
+
+    For ``doctor`` and ``backends``, which tell what is wrong: a process of its own tries first. The others are broken.
+    """
+    host, python = default_host(), own_python()
+    if python is None or not host.crosses:
+        return host
+    deadly = find_deadly_plugins(python, host.found_names, seconds=_HOOKS_LIMIT)
+    return PluginHost(broken=deadly) if deadly else host
 
 
 def describe_backends(
