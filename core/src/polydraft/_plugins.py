@@ -98,6 +98,7 @@ class PluginHost:
         plugins: Plugins by name (modules, objects or classes without arguments), instead of the entry points.
         disabled: Names of plugins or distributions not to load, besides those of ``POLYDRAFT_DISABLE_PLUGINS``.
         environ: The environment variables to read; default ``os.environ``.
+        broken: Names of plugins that are known to be broken, each with the reason; they are not imported.
         environments: Whether backends that do not run here are taken from the environments that
             ``polydraft engines install`` made: they run in a worker process.
     """
@@ -108,12 +109,14 @@ class PluginHost:
         *,
         disabled: Iterable[str] = (),
         environ: Mapping[str, str] | None = None,
+        broken: Mapping[str, str] | None = None,
         environments: bool = False,
     ) -> None:
         variable = (os.environ if environ is None else environ).get(_VARIABLE, "")
         names = [*disabled, *variable.split(",")]
         self._disabled = frozenset(canonicalize_name(name.strip()) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
+        self._broken = dict(broken or {})
         self._merges = environments
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, list[Record]] | None = None
@@ -173,6 +176,10 @@ class PluginHost:
                 found.setdefault(record.name, record)
         return sorted(found.values(), key=lambda cache: cache.name)
 
+    def found_names(self) -> list[str]:
+        """The names of all plugins that would be imported; none is."""
+        return [status.name for status, _ in self._find()[0] if status.state != "broken"]
+
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, loaded or not, by name."""
         self._discover()
@@ -197,6 +204,19 @@ class PluginHost:
         """Sentences about the plugin settings themselves, such as a disabled name that no plugin has."""
         self._discover()
         return list(self._notes)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether another process of this interpreter finds the same plugins: not those that were given as objects."""
+        return self._given is None
+
+    def plugin_of(self, name: str) -> str | None:
+        """The name of the plugin that provides a backend; None if there is no such backend."""
+        if (home := self.home(name)) is not None:
+            return home.backend(name).plugin
+        loaded = self._discover()
+        owners = (owner for owner, mine in loaded.items() if any(one.name == name for one in _of(BackendRecord, mine)))
+        return next(owners, None)
 
     def backend(self, name: str) -> Backend:
         """The backend of that name; its module is imported now, its engine not yet.
@@ -320,6 +340,8 @@ class PluginHost:
                     outcome = {"state": "disabled", "reason": f"Disabled by {_VARIABLE} or by the caller."}
                 elif status.state == "broken":
                     outcome = {}  # found out before it could be loaded
+                elif status.name in self._broken:
+                    raise _BrokenPlugin(self._broken[status.name])
                 elif status.name in loaded:
                     owner = homes[status.name] or "the caller"
                     raise _BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")

@@ -11,7 +11,7 @@ import polydraft._plugins as plugins_module
 import pytest
 from polydraft._containment import plugin_errors
 from polydraft._plugins import PluginHost
-from polydraft._registry import diagnosing
+from polydraft._registry import describe
 from polydraft._registry.describe import describe_backends
 from polydraft._registry.versions import installed_version
 from polydraft.contract import BackendRecord, Diagnosis, hookimpl
@@ -134,8 +134,7 @@ def test_a_faulty_diagnosis_costs_only_its_backend(diagnose, said, monkeypatch):
     module = types.ModuleType("fault_test_module")
     module.Good, module.Bad = Made, type("Bad", (Made,), {"diagnose": diagnose})
     monkeypatch.setitem(sys.modules, "fault_test_module", module)
-    monkeypatch.setattr(diagnosing, "DIAGNOSIS_LIMIT", 0.3)
-    monkeypatch.setattr("polydraft._registry.describe.DIAGNOSIS_LIMIT", 0.3)
+    monkeypatch.setattr(describe, "SURVEY_LIMIT", 0.3)
     bad = plugin(lambda: [record("bad", factory="fault_test_module:Bad")])
     found = {one.state.record.name: one.state for one in describe_backends(PluginHost({"bad": bad, "good": good()}))}
     assert found["good"].usable

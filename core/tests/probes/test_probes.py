@@ -1,6 +1,9 @@
 """Backends are asked in processes of their own: whatever one does to its process costs only its own answer."""
 
+import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -50,34 +53,29 @@ class Probed(Backend):
 """
 ABORT = "os.write(2, b'some line\\nfree(): invalid pointer\\n'); os.abort()"
 GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+NOISE = "; ".join(
+    (
+        "os.write(1, b'x' * 100000 + b'\\n{\"problem\": \"\"}\\n'); print('{}')",
+        "[os.write(2, b'y' * 65536) for _ in range(300)]",
+        "assert sys.stdin.read() == '' and os.read(0, 10) == b''",
+        GRANDCHILD,
+    )
+)
 DIAGNOSES = {
     "good": ("", ""),
-    "prints": ("print('{}')", "os.write(1, b'x' * 100000 + b'\\n{\"problem\": \"\"}\\n'); print('{}')"),
-    "reads": ("", "assert sys.stdin.read() == '' and os.read(0, 10) == b''"),
-    "floods": ("", "[os.write(2, b'y' * 65536) for _ in range(300)]"),
-    "leaves": ("", GRANDCHILD),
-    "crashes_late": ("import atexit; atexit.register(os.abort)", ""),
-    "aborts": ("", ABORT),
-    "aborts_at_import": (ABORT, ""),
+    "noisy": ("print('{}'); import atexit; atexit.register(os.abort)", NOISE),
+    "aborts": (ABORT, ""),
     "segfaults": ("", "ctypes.string_at(0)"),
-    "killed": ("", "os.kill(os.getpid(), signal.SIGKILL)"),
     "exits": ("os._exit(3)", ""),
-    "leaves_politely": ("sys.exit(3)", ""),
-    "hangs": ("", "time.sleep(600)"),
-    "hangs_with_the_lock": ("", "ctypes.PyDLL(None).sleep(600)"),
+    "hangs": ("", "ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock"),
     "spins": ("while True: pass", ""),
 }
-USABLE = ("good", "prints", "reads", "floods", "leaves", "crashes_late")
 SAID = {
     "aborts": "Its diagnosis was killed by SIGABRT: free(): invalid pointer.",
-    "aborts_at_import": "Its diagnosis was killed by SIGABRT: free(): invalid pointer.",
     "segfaults": "Its diagnosis was killed by SIGSEGV.",
-    "killed": "Its diagnosis was killed by SIGKILL (memory may have run out).",
     "exits": "Its diagnosis ended with exit code 3 and no answer.",
-    "leaves_politely": "SystemExit",
-    "hangs": "Its diagnosis did not end within 3 seconds.",
-    "hangs_with_the_lock": "Its diagnosis did not end within 3 seconds.",
-    "spins": "Its diagnosis did not end within 3 seconds.",
+    "hangs": "Its diagnosis did not end within 2 seconds.",
+    "spins": "Its diagnosis did not end within 2 seconds.",
 }
 
 
@@ -101,12 +99,12 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(installed):
-    found = ask(own_python(), list(DIAGNOSES), seconds=3, want="state")
+    found = ask(own_python(), list(DIAGNOSES), seconds=2, want="state")
     assert [answer.backend for answer in found] == list(DIAGNOSES)
     return {answer.backend: answer for answer in found}
 
 
-@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("name", ["good", "noisy"])
 def test_what_an_engine_prints_reads_or_leaves_does_not_harm_its_answer(name, answers):
     state = answers[name].state
     assert state.usable
@@ -126,8 +124,8 @@ def test_a_diagnosis_that_ends_or_hangs_is_that_backends_state(name, answers):
     record = answers["good"].state.record.model_copy(update={"name": name})
     state = answers[name].state_of(record)
     assert not state.usable
-    assert SAID[name] in state.problem
-    assert state.remedy
+    assert state.problem == SAID[name]
+    assert state.remedy == "Install it again: pip install probed"
 
 
 def test_nothing_that_a_probe_started_is_left(answers):
@@ -145,9 +143,6 @@ def _bytes(path):
 
 def test_a_probe_ends_with_the_program_that_asks(installed, tmp_path):
     # The program is killed while the engine hangs, so it cannot end its child itself.
-    import signal
-    import subprocess
-
     program = f"""if True:
         import sys
         from polydraft._probes.asking import ask
@@ -169,7 +164,7 @@ def test_a_probe_ends_with_the_program_that_asks(installed, tmp_path):
 
 
 def test_the_catalogue_has_what_every_hook_gives_and_what_each_backend_says(installed, monkeypatch):
-    (answer,) = ask(own_python(), ["good", "exits"], seconds=3, want="catalogue")
+    (answer,) = ask(own_python(), ["good", "exits"], seconds=8, want="catalogue")
     catalogue = answer.catalogue
     assert ("probed", "org/big") in [(plugin, pair.target) for plugin, pair in catalogue.pairs]
     good, bad = sorted(catalogue.backends, key=lambda one: one.record.name != "good")
@@ -187,3 +182,22 @@ def test_an_interpreter_that_cannot_be_asked_is_an_answer():
     assert "could not be started: /nowhere/python" in answer.problem
     (answer,) = ask(Path("/bin/false"), ["one"], seconds=3, want="state")
     assert answer.problem == "ended with exit code 1 and no answer."
+
+
+def test_doctor_survives_a_plugin_whose_own_module_ends_the_process(tmp_path):
+    about = tmp_path / "deadly-1.0.dist-info"
+    about.mkdir()
+    (tmp_path / "deadly_plugin.py").write_text("import os; os.abort()")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[polydraft]\ndeadly = deadly_plugin\n")
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "POLYDRAFT_DISABLE_PLUGINS": "transformers",  # spares this test its import
+    }
+    command = [sys.executable, "-m", "polydraft._cli", "doctor", "--json"]
+    found = json.loads(subprocess.run(command, env=variables, capture_output=True, check=False).stdout)
+    states = {plugin["name"]: plugin for plugin in found["plugins"]}
+    assert states["deadly"]["state"] == "broken"
+    assert states["deadly"]["reason"] == "Its import was killed by SIGABRT."
+    assert [backend["usable"] for backend in found["backends"] if backend["name"] == "reference"] == [True]

@@ -72,8 +72,8 @@ def _engines_root(context: typer.Context) -> None:
         engines.COMMANDS["list"](json=False)
 
 
-for _name, _command in engines.COMMANDS.items():
-    _engines.command(_name, help=_help(_command.__doc__))(takes_options(_command))
+for _name, _action in engines.COMMANDS.items():
+    _engines.command(_name, help=_help(_action.__doc__))(takes_options(_action))
 app.add_typer(_engines, name="engines")
 
 

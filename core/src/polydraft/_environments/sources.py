@@ -14,13 +14,14 @@ from urllib.request import url2pathname
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from polydraft._environments.records import Source
+from polydraft._environments.records import Environment, Source
+from polydraft._registry.engines import known_engines
 from polydraft.errors import EnvironmentSetupError
 
 if TYPE_CHECKING:
     from polydraft._registry.engines import KnownEngine
 
-__all__ = ["given_source", "own_source", "requirements", "stamp"]
+__all__ = ["code_stamp", "given_source", "own_source", "requirements", "stamp"]
 
 _CORE, _CORE_FOLDER = "polydraft", "core"
 _PAIRS, _PAIRS_FOLDER = "polydraft-builtin-pairs", "builtin_pairs"
@@ -119,12 +120,26 @@ def stamp(source: Source, engine: KnownEngine) -> str:
     """Changes when the files change that an environment has copies of; empty: it has none, or they are not known."""
     if source.folder is None or source.editable:
         return ""
-    if source.kind == "wheels":
-        wheels = (_wheel(source.folder, name) for name in (_CORE, engine.distribution) if name)
-        files = [wheel for wheel in wheels if wheel is not None]
-    else:
-        folders = [source.folder / _CORE_FOLDER, *([source.folder / engine.folder] if engine.folder else [])]
-        files = [file for folder in folders for file in sorted((folder / "src").rglob("*")) if file.suffix != ".pyc"]
+    if source.kind == "clone":
+        return _digest(_code(source.folder, engine.folder))
+    wheels = (_wheel(source.folder, name) for name in (_CORE, engine.distribution) if name)
+    return _digest([wheel for wheel in wheels if wheel is not None])
+
+
+def code_stamp(environment: Environment) -> str:
+    """Changes when the code changes that an environment uses where it lies; empty: it has copies."""
+    source, engine = environment.source, known_engines().get(environment.name)
+    if source.folder is None or not source.editable:
+        return ""
+    return _digest(_code(source.folder, engine.folder if engine is not None else ""))
+
+
+def _code(clone: Path, plugin: str) -> list[Path]:
+    folders = [clone / name / "src" for name in (_CORE_FOLDER, plugin) if name]
+    return [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix != ".pyc"]
+
+
+def _digest(files: list[Path]) -> str:
     found = hashlib.sha256()
     with suppress(OSError):  # it changes at the moment
         for file in files:

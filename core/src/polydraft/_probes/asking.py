@@ -11,18 +11,20 @@ from pydantic import ValidationError
 
 from polydraft._probes.processes import Child
 from polydraft._probes.records import Answer, CataloguedBackend
+from polydraft.contract.records import BackendRecord
 from polydraft.files import exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["Question", "ask", "ask_all"]
+__all__ = ["Question", "ask", "ask_all", "find_deadly_plugins"]
 
 _TICK = 0.05
 
-Question = tuple["Path", str]
-"""An interpreter, and the backend of it that is asked for its state."""
+Question = tuple["Path", str | BackendRecord]
+"""An interpreter, and the backend of it that is asked for its state. With its record no plugin's hooks are asked there,
+and known faults are not looked for: the caller has done both."""
 
 
 def ask(
@@ -71,7 +73,30 @@ def ask_all(questions: Sequence[Question], *, seconds: float) -> list[Answer]:
         SystemResourceError: File handles have run out.
         OutOfMemoryError: Memory has run out.
     """
-    return _run([(python, {"want": "state", "backend": name}) for python, name in questions], seconds)
+    return _run([(python, _request(backend)) for python, backend in questions], seconds)
+
+
+def find_deadly_plugins(python: Path, names: Callable[[], Iterable[str]], *, seconds: float) -> dict[str, str]:
+    """Plugins whose own module, or hooks, end the process that imports them, or hang; each with the reason.
+
+    Args:
+        python: This program's own interpreter.
+        names: Gives the names of all plugins; called only if there is one of those.
+        seconds: How long the hooks may take.
+    """
+    (answer,) = _run([(python, {"want": "catalogue"})], seconds)
+    if not answer.problem:
+        return {}
+    found = sorted(set(names()))
+    requests = [(python, {"want": "catalogue", "disabled": [one for one in found if one != name]}) for name in found]
+    answers = dict(zip(found, _run(requests, seconds), strict=True))
+    return {name: f"Its import {answer.problem}" for name, answer in answers.items() if answer.problem}
+
+
+def _request(backend: str | BackendRecord) -> dict[str, Any]:
+    if isinstance(backend, str):
+        return {"want": "state", "backend": backend}
+    return {"want": "state", "backend": backend.name, "record": backend.model_dump(mode="json")}
 
 
 def _run(requests: Sequence[tuple[Path, dict[str, Any]]], seconds: float) -> list[Answer]:
@@ -109,4 +134,4 @@ def _read(child: Child, backend: str) -> Answer:
             answer = Answer.model_validate_json(text)
         except ValidationError as error:
             answer = Answer(backend=backend, problem=f"gave an answer of another version of polydraft ({error.title}).")
-    return answer.model_copy(update={"seconds": time.monotonic() - child.started})
+    return answer.model_copy(update={"backend": backend, "seconds": time.monotonic() - child.started})

@@ -68,13 +68,26 @@ def _end_with(requests: int) -> None:
 
 
 def _answer(request: dict[str, Any]) -> Answer:
-    from polydraft._plugins import default_host
+    from polydraft._plugins import PluginHost
     from polydraft._probes.records import Answer
 
-    host = default_host()
     if request["want"] == "catalogue":
-        return Answer(catalogue=_catalogue(host))
-    return _backend(host, request["backend"])
+        return Answer(catalogue=_catalogue(PluginHost(disabled=request.get("disabled", ()))))
+    if "record" in request:
+        return _backend(_host_of(request["record"]), request["backend"])
+    return _backend(PluginHost(), request["backend"])
+
+
+def _host_of(record: dict[str, Any]) -> PluginHost:
+    """A host with one backend: no other plugin is imported."""
+    from types import SimpleNamespace
+
+    from polydraft._plugins import PluginHost
+    from polydraft.contract.hookspecs import hookimpl
+    from polydraft.contract.records import BackendRecord
+
+    found = BackendRecord.model_validate_json(json.dumps(record))
+    return PluginHost({"asked": SimpleNamespace(polydraft_backends=hookimpl(lambda: [found]))})
 
 
 def _backend(host: PluginHost, name: str) -> Answer:

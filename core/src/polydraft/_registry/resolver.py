@@ -11,7 +11,7 @@ from polydraft._containment import plugin_errors
 from polydraft._isolation import Isolator
 from polydraft._plugins import default_host
 from polydraft._registry.backends import format_engine, format_hint, usual_install
-from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
+from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state, diagnose_all
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.options import check_options
@@ -35,7 +35,7 @@ from polydraft.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 __all__ = ["Prepared", "Resolver"]
@@ -80,6 +80,7 @@ class Resolver:
         self._known = KnownNames(self._host.local_models(), self._pairs.formats())
         self._resolved: dict[tuple[str | Path, Role], ModelSource | PolydraftError] = {}
         self._states: dict[str, BackendState] = {}
+        self._told: dict[str, Capabilities] = {}
         self._isolator = Isolator(self._host, given["isolation"])
 
     def close(self) -> None:
@@ -101,7 +102,9 @@ class Resolver:
 
     def _choose(self, source: ModelSource) -> Prepared:
         """The usable backend of the highest rank that takes the target; by name where ranks are equal."""
-        states = [self._state(record) for record in self._host.backends().values() if source.format in record.formats]
+        records = [record for record in self._host.backends().values() if source.format in record.formats]
+        self._diagnose(records)
+        states = [self._state(record) for record in records]
         if not states:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
@@ -149,10 +152,7 @@ class Resolver:
         state.check()
         state.check_device(given["device"])
         backend = self._isolator.backend(record.name)
-        with plugin_errors(record.name):
-            capabilities = backend.capabilities()
-            if not isinstance(capabilities, Capabilities):
-                raise TypeError(f"capabilities() returned a {type(capabilities).__name__}")
+        capabilities = self._capabilities(record, backend)
         if given["exactness"] not in capabilities.exactness:
             raise UnsupportedError(
                 f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
@@ -190,13 +190,28 @@ class Resolver:
         check_context_length(request)
         return Prepared(backend, state, request, self._isolator.reason(record.name))
 
+    def _diagnose(self, records: Sequence[BackendRecord]) -> None:
+        """Look at the candidates of ``auto``; none may keep the others waiting, or import its engine for nothing."""
+        for name, answer in diagnose_all(self._host, records, self._faults, seconds=DIAGNOSIS_LIMIT, kept=True).items():
+            self._states[name] = answer.state_of(self._host.backends()[name])
+            if answer.capabilities is not None:
+                self._told[name] = answer.capabilities
+
     def _state(self, record: BackendRecord) -> BackendState:
-        """Whether a backend can run here; asked once."""
+        """Whether a backend can run here; asked once. The one that the caller names may take its time."""
         if record.name not in self._states:
-            # The one that the caller names may take its time; of several, none may keep the others waiting.
-            limit = DIAGNOSIS_LIMIT if self._given["backend"] == "auto" else None
-            self._states[record.name] = backend_state(self._isolator, record, self._faults, seconds=limit)
+            self._states[record.name] = backend_state(self._isolator, record, self._faults)
         return self._states[record.name]
+
+    def _capabilities(self, record: BackendRecord, backend: Backend) -> Capabilities:
+        """What a backend can do, as it told in another process or tells here."""
+        if record.name not in self._told:
+            with plugin_errors(record.name):
+                capabilities = backend.capabilities()
+                if not isinstance(capabilities, Capabilities):
+                    raise TypeError(f"capabilities() returned a {type(capabilities).__name__}")
+            self._told[record.name] = capabilities
+        return self._told[record.name]
 
     def _resolve(self, name: str | Path, role: Role) -> ModelSource:
         """Find a model and read its config, once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -154,4 +154,4 @@ def _tell(output: TextIO, done: Sequence[tuple[Environment, bool]], json: bool) 
         console_for(output).print("\n".join(lines))
 
 
-COMMANDS = {"list": list_, "install": install, "update": update, "remove": remove, "path": path}
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_, "install": install, "update": update, "remove": remove, "path": path}
