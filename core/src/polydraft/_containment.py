@@ -7,21 +7,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from polydraft.errors import PluginError, PolydraftError
-from polydraft.files import exhausted
-
-if TYPE_CHECKING:
-    from polydraft.contract.backend import Backend
 
 __all__ = [
     "TookTooLong",
     "described",
     "first_line",
     "is_callers_own",
-    "make_backend",
     "plugin_errors",
     "within",
 ]
@@ -93,31 +87,6 @@ def plugin_errors(backend: str) -> Iterator[None]:
         if is_callers_own(error):
             raise
         raise PluginError(f"The backend {backend!r} fails: {described(error)}.", "Report it to its author.") from error
-
-
-def make_backend(name: str, factory: str, install_hint: str = "") -> Backend:
-    """The backend that ``factory``, ``module:Class``, makes.
-
-    Raises:
-        PluginError: It cannot be imported or made, or is not a ``Backend``.
-    """
-    from polydraft.contract.backend import Backend  # needs pydantic, which is slow to import
-
-    module, _, attribute = factory.partition(":")
-    try:
-        backend = getattr(import_module(module), attribute)()
-    except BaseException as error:
-        if is_callers_own(error):
-            raise
-        if refused := exhausted(error, f"The backend {name!r} cannot be made"):
-            raise refused from error
-        raise PluginError(
-            f"The backend {name!r} cannot be made from {factory}: {described(error)}.",
-            f"Install it again: {install_hint}" if install_hint else "Install it again.",
-        ) from error
-    if not isinstance(backend, Backend):
-        raise PluginError(f"{factory} of the backend {name!r} is not a Backend.", "Report it to the plugin's author.")
-    return backend
 
 
 def described(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import inspect
 import os
 import threading
 from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,7 +23,7 @@ import pluggy
 from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
-from polydraft._containment import TookTooLong, described, first_line, make_backend, within
+from polydraft._containment import TookTooLong, described, first_line, is_callers_own, within
 
 # Same floor: plugins' records are checked like the registry's own, and what is missing is looked up in its list.
 from polydraft._registry.tables import check_pair_record, core_table
@@ -231,8 +232,7 @@ class PluginHost:
         if record is None:
             raise self._not_found(name)
         if (name, None) not in self._instances:
-            # Without the lock: an import that hangs must not keep others waiting.
-            made = make_backend(name, record.factory, record.install_hint)
+            made = _instantiate(record)  # without the lock: an import that hangs must not keep others waiting
             with self._lock:
                 self._instances.setdefault((name, None), made)
         return self._instances[name, None]
@@ -579,6 +579,27 @@ def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
         "cache": CacheRecord,
     }
     return [(what, one.name) for what, kind in kinds.items() for one in _of(kind, records)]
+
+
+def _instantiate(record: BackendRecord) -> Backend:
+    module, _, attribute = record.factory.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+        backend = factory()
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
+        if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
+            raise refused from error
+        raise PluginError(
+            f"The backend {record.name!r} cannot be made from {record.factory}: {described(error)}.",
+            f"Install it again: {record.install_hint}",
+        ) from error
+    if not isinstance(backend, Backend):
+        raise PluginError(
+            f"{record.factory} of the backend {record.name!r} is not a Backend.", "Report it to the plugin's author."
+        )
+    return backend
 
 
 def _describe_invalid(error: ValidationError) -> str:
