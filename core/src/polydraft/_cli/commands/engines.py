@@ -154,4 +154,10 @@ def _tell(output: TextIO, done: Sequence[tuple[Environment, bool]], json: bool) 
         console_for(output).print("\n".join(lines))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"list": list_, "install": install, "update": update, "remove": remove, "path": path}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "install": install,
+    "update": update,
+    "remove": remove,
+    "path": path,
+}
