@@ -20,36 +20,13 @@ _TOKENS = 24
 
 
 def main() -> None:
-    """Answer ``{"want": "contents", "distributions": [...]}`` or ``{"want": "self-test", "backend", "target"}``."""
-    request = json.load(sys.stdin)
-    answer = _contents(request) if request["want"] == "contents" else _self_test(request)
+    """Answer ``{"backend": ..., "target": ..., "dtype": ...}``: what a greedy self-test gave."""
+    answer = _self_test(json.load(sys.stdin))
     print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
     os._exit(0)  # without the engine's own clean-up, which may hang
 
 
-def _contents(request: dict[str, Any]) -> dict[str, Any]:
-    """The distributions in this environment, and paths that are there as long as some of them are."""
-    from importlib.metadata import PackageNotFoundError, distribution, distributions
-    from pathlib import Path
-
-    from packaging.utils import canonicalize_name
-
-    versions: dict[str, str] = {}
-    for found in distributions():
-        name = found.metadata["Name"]
-        if name:
-            versions.setdefault(canonicalize_name(name), found.version)
-    proofs = []
-    for name in request["distributions"]:
-        try:
-            proofs.append(str(distribution(name).locate_file("")))
-            proofs += [str(path) for path in [getattr(distribution(name), "_path", None)] if isinstance(path, Path)]
-        except PackageNotFoundError:
-            continue
-    return {"versions": versions, "proofs": sorted({*proofs})}
-
-
-def _self_test(request: dict[str, Any]) -> dict[str, Any]:
+def _self_test(request: dict[str, str]) -> dict[str, Any]:
     """Decode greedily, with speculation and plainly."""
     import polydraft
 

@@ -36,29 +36,33 @@ def _other_plugins(host: PluginHost) -> list[str]:
 
 
 def _state(name: str, host: PluginHost, found: Environment | Broken | None) -> EngineState:
-    known = known_engines().get(name)
-    if isinstance(found, Environment):
-        return _installed(found)
+    state = _elsewhere(name, found)
     here = [
         backend
         for status in host.statuses()
         if status.name == name and status.state == "loaded" and not status.environment
         for backend in status.backends
     ]
-    if here and all(host.runs_here(backend) for backend in here):
-        records = [host.backends()[backend] for backend in here]
-        wanted = dict.fromkeys(["polydraft", *(each for record in records for each in distributions(record))])
-        versions = {each: version for each in wanted if (version := installed_version(each))}
-        return EngineState(name=name, state="installed here", backends=tuple(here), versions=versions)
+    if not here or not all(map(host.runs_here, here)):
+        return state
+    records = [host.backends()[backend] for backend in here]
+    wanted = dict.fromkeys(["polydraft", *(each for record in records for each in distributions(record))])
+    versions = {each: version for each in wanted if (version := installed_version(each))}
+    own = {"state": "installed here", "backends": tuple(here), "versions": versions}
+    if found is None:  # nothing to install
+        own |= {"accelerator": None, "disk_bytes": None, "minutes": None, "why_not": "", "command": "", "reason": ""}
+    return state.model_copy(update=own)
+
+
+def _elsewhere(name: str, found: Environment | Broken | None) -> EngineState:
+    """The state of an engine's environment, whatever is installed in this process's own."""
+    if isinstance(found, Environment):
+        return _installed(found)
+    known = known_engines().get(name)
     state = _not_installed(name, known) if known is not None else EngineState(name=name, state="not installed")
     if isinstance(found, Broken):
-        mend = found.hint.rpartition("`polydraft ")[2].rstrip("`.")
-        return state.model_copy(
-            update={"state": "broken", "reason": found.reason, "command": f"polydraft {mend}" if mend else ""}
-        )
-    if left_over(name):
-        return state.model_copy(update={"reason": _HALF_MADE})
-    return state
+        return state.model_copy(update={"state": "broken", "reason": found.reason, "command": found.command})
+    return state.model_copy(update={"reason": _HALF_MADE}) if left_over(name) else state
 
 
 def _installed(found: Environment) -> EngineState:

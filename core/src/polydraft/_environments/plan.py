@@ -20,7 +20,7 @@ from polydraft._environments.store import all_environments
 from polydraft._environments.tools import Pip, Uv, tool_here, uv_here
 from polydraft._folders import data_folder
 from polydraft._registry.backends import known_backends
-from polydraft._registry.engines import KnownEngine, Variant, engine_of, known_engines, tested_versions
+from polydraft._registry.engines import KnownEngine, Variant, engine_of, known_engines, pinned_versions
 from polydraft.checkpoints._names import did_you_mean
 from polydraft.errors import InvalidRequestError
 
@@ -118,7 +118,7 @@ def engine_name(name: str) -> str:
 def plan_digest(engine: KnownEngine, variant: Variant) -> str:
     """Changes when the registry installs something else."""
     chosen = [engine.model_dump(exclude={"variants", "self_test"}), variant.model_dump(exclude={"disk_mb", "minutes"})]
-    text = json.dumps([*chosen, tested_versions(engine.tested)], sort_keys=True, default=list)
+    text = json.dumps([*chosen, pinned_versions(engine.tested)], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -166,7 +166,7 @@ def plan_for(
         interpreter=interpreter,
         python_wanted=python or "",
         tool=tool_here(),
-        constraints=tested_versions(engine.tested),
+        constraints=pinned_versions(engine.tested),
     )
     if check_disk:
         _check_disk(plan)

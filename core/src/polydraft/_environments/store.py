@@ -65,8 +65,13 @@ class Broken(Record):
     name: str
     reason: str
     """One sentence."""
-    hint: str
-    """What mends it, one sentence."""
+    command: str
+    """What mends it."""
+
+    @property
+    def hint(self) -> str:
+        """What to do, one sentence."""
+        return f"Make it anew: `{self.command}`."
 
 
 def _engines() -> Path:
@@ -141,7 +146,7 @@ def _parse(name: str, path: Path) -> Environment | Broken:
 
 
 def _broken(name: str, reason: str, command: str) -> Broken:
-    return Broken(name=name, reason=reason, hint=f"Make it anew: `polydraft engines {command} {name}`.")
+    return Broken(name=name, reason=reason, command=f"polydraft engines {command} {name}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pydantic import Field
 from polydraft._registry.tables import core_table
 from polydraft.contract.records import Record
 
-__all__ = ["Accelerator", "KnownEngine", "Step", "Variant", "engine_of", "known_engines", "tested_versions"]
+__all__ = ["Accelerator", "KnownEngine", "Step", "Variant", "engine_of", "known_engines", "pinned_versions"]
 
 Accelerator = Literal["cpu", "cuda", "metal"]
 
@@ -95,14 +95,14 @@ def engine_of(backend: str) -> KnownEngine | None:
     return next((engine for engine in known_engines().values() if backend in engine.backends), None)
 
 
-def tested_versions(name: str) -> dict[str, str]:
+def pinned_versions(name: str) -> dict[str, str]:
     """Canonical distribution name -> the tested version, from a file in ``data/tested``; empty if ``name`` is."""
     found: dict[str, str] = {}
     if name:
         text = files("polydraft._registry").joinpath("data", "tested", name).read_text(encoding="utf-8")
         for line in (line.partition("#")[0].strip() for line in text.splitlines()):
             if line.startswith("-c "):
-                found |= tested_versions(line.removeprefix("-c ").strip())
+                found |= pinned_versions(line.removeprefix("-c ").strip())
             elif line:
                 requirement = Requirement(line)
                 found[canonicalize_name(requirement.name)] = str(requirement.specifier).removeprefix("==")
