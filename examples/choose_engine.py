@@ -1,4 +1,4 @@
-"""An app with a menu of engines: ``python examples/choose_engine.py [TARGET]``.
+r"""An app with a menu of engines: ``python examples/choose_engine.py [TARGET]``.
 
 Pick an engine, give a prompt, pick another. It reads a pipe as well:
 

@@ -56,7 +56,7 @@ class Findings:
 
 
 def doctor_json(findings: Findings) -> str:
-    """One object: ``usable``, ``machine``, ``backends`` (installed or not), ``plugins``, ``environments`` and ``notes``."""
+    """One object: ``machine``, ``backends`` (installed or not), ``usable`` (whether one is), and what is broken."""
     return to_json(
         {
             "usable": findings.usable,
