@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 
-SURVEY_LIMIT = 8.0
+SURVEY_LIMIT = 7.0
 """Seconds for the diagnosis of each backend, what it waits for a processor or a disk excluded."""
-_HOOKS_LIMIT = 3.0
+_HOOKS_LIMIT = 2.0
 """The same for the hooks of all plugins."""
 
 
