@@ -59,7 +59,8 @@ def _yes(problem: str, plan: InstallPlan) -> bool:
     variant = plan.variant
     print(
         f"{problem}\nInstall {plan.engine.name} for {variant.accelerator} into an environment of its own (about "
-        f"{variant.disk_mb / 1000:.1f} GB, {variant.minutes} minutes, from {plan.source})? [y/N] ",
+        f"{variant.disk_mb / 1000:.1f} GB, {variant.minutes} minute{'s' * (variant.minutes != 1)}, from "
+        f"{plan.source})? [y/N] ",
         end="",
         file=sys.stderr,
         flush=True,

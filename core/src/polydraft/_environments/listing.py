@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polydraft._environments.interpreters import interpreter_for
 from polydraft._environments.machine import lacking, variant_for
 from polydraft._environments.plan import engine_named, plan_for
@@ -48,7 +50,7 @@ def _state(name: str, host: PluginHost, found: Environment | Broken | None) -> E
     records = [host.backends()[backend] for backend in here]
     wanted = dict.fromkeys(["polydraft", *(each for record in records for each in distributions(record))])
     versions = {each: version for each in wanted if (version := installed_version(each))}
-    own = {"state": "installed here", "backends": tuple(here), "versions": versions}
+    own: dict[str, Any] = {"state": "installed here", "backends": tuple(here), "versions": versions}
     if found is None:  # nothing to install
         own |= {"accelerator": None, "disk_bytes": None, "minutes": None, "why_not": "", "command": "", "reason": ""}
     return state.model_copy(update=own)
