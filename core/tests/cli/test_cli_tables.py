@@ -211,6 +211,19 @@ def test_doctor_json(use, command):
     assert data["machine"]["contract_version"] == 1
 
 
+def test_doctor_says_which_environment_cannot_be_used(use, command, monkeypatch, tmp_path):
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path))
+    (tmp_path / "engines" / "mlx").mkdir(parents=True)
+    (tmp_path / "engines" / "mlx" / "state.json").write_text("{}")
+    use(GoodPlugin())
+    ran = command("doctor")
+    assert "environment of mlx: broken" in ran.out
+    assert "polydraft engines" in ran.out
+    (broken,) = json.loads(command("doctor", "--json").out)["environments"]
+    assert broken["name"] == "mlx"
+    assert broken["reason"]
+
+
 @pytest.mark.parametrize("plugins", [[], [BadPlugin()]])
 def test_doctor_where_nothing_is_usable(use, command, plugins):
     use(*plugins)

@@ -139,10 +139,11 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_the_machine_makes_all_be_asked_again(change, machine, monkeypatch):
     records = list(PluginHost().backends().values())
-    before = kept._keys(records)
-    assert kept._keys(records) == before
+    homes = dict.fromkeys(("first", "second"))
+    before = kept._keys(records, homes)
+    assert kept._keys(records, homes) == before
     CHANGES[change](machine, monkeypatch)
-    after = kept._keys(records)
+    after = kept._keys(records, homes)
     assert not set(before.values()) & set(after.values())
 
 

@@ -192,7 +192,11 @@ def test_bad_loads_are_refused(polydraft_bench: Bench) -> None:
         load = partial(polydraft_bench.suite.load, polydraft_bench.case, **changes)
         _expect_load_refused(load, changes, error)
     _expect_load_refused(
-        lambda: polydraft.load("builtin:no-such-model", backend=polydraft_bench.suite.options.backend),
+        lambda: polydraft.load(
+            "builtin:no-such-model",
+            backend=polydraft_bench.suite.options.backend,
+            host=polydraft_bench.suite.host,
+        ),
         {"target": "builtin:no-such-model"},
         ModelNotFoundError,
     )

@@ -75,15 +75,15 @@ def diagnosis_folder() -> Path:
 
 
 def _keys(records: Sequence[BackendRecord], homes: Mapping[str, Environment | None]) -> dict[str, str]:
+    machine, own = [_FORMAT, hardware(), variables()], [packages(), code("polydraft")]
     keys = {}
     for record in records:
-        found: list[Any] = [_FORMAT, hardware(), variables(), record.name, record.factory]
         home = homes[record.name]
         if home is None:
-            plugin = record.factory.partition(":")[0].partition(".")[0]
-            found += [packages(), code("polydraft"), code(plugin)]
+            there = [*own, code(record.factory.partition(":")[0].partition(".")[0])]
         else:  # nothing in there changes, except for code that is used where it lies
-            found += [str(home.folder), home.installed, code_stamp(home)]
+            there = [str(home.folder), home.installed, code_stamp(home)]
+        found = [*machine, record.name, record.factory, there]
         keys[record.name] = hashlib.sha256(json.dumps(found).encode()).hexdigest()
     return keys
 

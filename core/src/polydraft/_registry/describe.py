@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from polydraft._plugins import PluginHost, PluginStatus, default_host
 from polydraft._probes.asking import find_deadly_plugins
 from polydraft._probes.interpreter import own_python
@@ -22,9 +24,9 @@ __all__ = [
 ]
 
 
-SURVEY_LIMIT = 8.0
+SURVEY_LIMIT = 7.0
 """Seconds for the diagnosis of each backend, what it waits for a processor or a disk excluded."""
-_HOOKS_LIMIT = 3.0
+_HOOKS_LIMIT = 2.0
 """The same for the hooks of all plugins."""
 
 
@@ -33,6 +35,8 @@ class BackendDescription(Record):
 
     state: BackendState
     plugin: PluginStatus | None = None
+    folder: Path | None = None
+    """The environment that it runs in; None: this process's own."""
 
 
 class PairDescription(Record):
@@ -56,7 +60,7 @@ def surviving_host() -> PluginHost:
     if python is None or not host.crosses:
         return host
     deadly = find_deadly_plugins(python, host.found_names, seconds=_HOOKS_LIMIT)
-    return PluginHost(broken=deadly) if deadly else host
+    return PluginHost(broken=deadly, environments=host.uses_environments) if deadly else host
 
 
 def describe_backends(
@@ -71,7 +75,11 @@ def describe_backends(
     plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
     answers = diagnose_all(host, host.backends().values(), faults, seconds=SURVEY_LIMIT, kept=False)
     return [
-        BackendDescription(state=answers[name].state_of(record), plugin=plugins.get(name))
+        BackendDescription(
+            state=answers[name].state_of(record),
+            plugin=plugins.get(name),
+            folder=home.folder if (home := host.home(name)) is not None else None,
+        )
         for name, record in host.backends().items()
     ]
 

@@ -77,7 +77,13 @@ def backend_state(
 
 
 def diagnose_all(
-    host: PluginHost, records: Iterable[BackendRecord], faults: FaultRegistry, *, seconds: float, kept: bool
+    host: PluginHost,
+    records: Iterable[BackendRecord],
+    faults: FaultRegistry,
+    *,
+    seconds: float,
+    kept: bool,
+    makes: Backends | None = None,
 ) -> dict[str, Answer]:
     """Look at several backends. Of two plugins, never are both engines imported into this process.
 
@@ -92,6 +98,7 @@ def diagnose_all(
         seconds: How long each diagnosis may take.
         kept: A diagnosis that was kept may be taken, and the engine of a single plugin be imported here. Otherwise all
             are asked anew, each in a process of its own.
+        makes: Makes the backends that are looked at here, some of them in workers perhaps; None: the host.
 
     Returns:
         By name, an answer with the state, and with the capabilities of what was asked in another process.
@@ -100,12 +107,13 @@ def diagnose_all(
     open_ones = [state.record for state in states.values() if not state.problem]
     python = own_python() if host.crosses else None
     answers = {name: Answer(backend=name, state=state) for name, state in states.items()}
-    if python is None or (kept and len({host.plugin_of(record.name) for record in open_ones}) <= 1):
+    homes = {record.name: host.home(record.name) for record in open_ones}
+    plugins = {(home and home.name, host.plugin_of(name)) for name, home in homes.items()}
+    if python is None or (kept and len(plugins) <= 1 and not any(homes.values())):
         for record in open_ones:
-            state = backend_state(host, record, faults, seconds=seconds)
+            state = backend_state(makes or host, record, faults, seconds=seconds)
             answers[record.name] = Answer(backend=record.name, state=state)
         return answers
-    homes = {record.name: host.home(record.name) for record in open_ones}
     for answer in asked(python, open_ones, homes, seconds=seconds, anew=not kept):
         before = states[answer.backend]
         state = answer.state_of(before.record).model_copy(update={"faults": before.faults})

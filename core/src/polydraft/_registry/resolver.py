@@ -192,7 +192,10 @@ class Resolver:
 
     def _diagnose(self, records: Sequence[BackendRecord]) -> None:
         """Look at the candidates of ``auto``; none may keep the others waiting, or import its engine for nothing."""
-        for name, answer in diagnose_all(self._host, records, self._faults, seconds=DIAGNOSIS_LIMIT, kept=True).items():
+        answers = diagnose_all(
+            self._host, records, self._faults, seconds=DIAGNOSIS_LIMIT, kept=True, makes=self._isolator
+        )
+        for name, answer in answers.items():
             self._states[name] = answer.state_of(self._host.backends()[name])
             if answer.capabilities is not None:
                 self._told[name] = answer.capabilities
