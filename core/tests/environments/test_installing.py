@@ -156,6 +156,7 @@ FAILURES = [
         "cannot be reached",
         "",
     ),
+    ("ERROR: ... (from versions: none)\nERROR: No matching distribution found for x", "no x, or cannot be", "network"),
     ("ERROR: HTTP error 403 Client Error: Forbidden for url", "refuses access", "credentials"),
     (
         "ERROR: No matching distribution found for polydraft-reference==0.1.0",

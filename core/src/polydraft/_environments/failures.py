@@ -95,6 +95,12 @@ def explained(name: str, doing: str, failed: CommandFailedError, folder: Path, l
                 f"the package index has no {missing}",
                 "Install from a clone of polydraft or from a folder of its wheels: `--from DIR`.",
             )
+        if "from versions: none" in text:  # pip does not always tell why it found nothing
+            return error(
+                f"the package index has no {missing}, or cannot be reached",
+                f"Check the network, and which index pip uses (`pip config list`), {again}; without a network, install "
+                "from wheels: `--from DIR`.",
+            )
         return error(
             f"the package index has no {missing} for this Python and platform",
             f"Choose another Python with `--python 3.12`, or check which index pip uses (`pip config list`), {again}.",

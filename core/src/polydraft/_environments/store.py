@@ -253,7 +253,7 @@ def remove(name: str) -> bool:
     """Remove an engine's environment with all that belongs to it; only while it is locked.
 
     Returns:
-        False if there was nothing to remove.
+        False if it was not installed; what an installation left that did not end is removed all the same.
 
     Raises:
         EnvironmentSetupError: A process uses it, or it cannot be removed.
@@ -262,6 +262,7 @@ def remove(name: str) -> bool:
     if not folder.exists():
         return False
     builds = [*(folder / "builds").glob("*")]
+    there = bool(builds) or (folder / "state.json").exists()
     used = any(in_use(name, build.name) for build in builds)
     with written(name):
         if not used:
@@ -273,7 +274,7 @@ def remove(name: str) -> bool:
         raise EnvironmentSetupError(
             f"The environment of {name} is in use.", "End the programs that run it, and remove it then."
         )
-    return True
+    return there
 
 
 def hold(environment: Environment) -> Environment:
