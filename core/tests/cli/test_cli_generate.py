@@ -34,12 +34,13 @@ def test_everything_that_is_given_is_passed_on(fake, command):
         "--drafter ngram --backend some -k 3 --dtype float32 --device cpu --context-length 99 --exactness bitwise "
         "--engine-option a=1 --engine-option b=text --engine-option 'c=[1, 2]' --revision main --offline "
         "--max-new-tokens 9 --min-new-tokens 2 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 "
-        "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos"
+        "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos --install yes"
     )
     assert command("generate", *MODEL, "-p", "Hi", *arguments).code == 0
     assert fake.calls[0][1] == {
         "drafter": "ngram",
         "backend": "some",
+        "install": "yes",
         "num_speculative_tokens": 3,
         "dtype": "float32",
         "device": "cpu",
