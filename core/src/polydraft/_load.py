@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from polydraft._containment import is_callers_own
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
-from polydraft.errors import EngineError, ModelFormatError, OutOfMemoryError, PolydraftError
-from polydraft.files import system_error, system_errors
+from polydraft.errors import ModelFormatError
+from polydraft.files import system_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,13 +17,9 @@ if TYPE_CHECKING:
     from polydraft._session.session import Session
     from polydraft.contract.backend import Backend
     from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource
-    from polydraft.contract.stepping import SteppingEngine
-    from polydraft.contract.whole import WholeEngine
     from polydraft.verification._gate import Gate
 
 __all__ = ["load", "open_session", "prepare"]
-
-_log = logging.getLogger("polydraft.load")
 
 
 @load_arguments
@@ -127,10 +120,11 @@ def _typed(target: str | Path) -> Iterator[None]:
 def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
     """Load the engine and put it into a session, with notes and the verification of what really runs."""
     from polydraft._session.engine_check import check_engine
+    from polydraft._session.loading import load_engine
     from polydraft._session.session import Session
     from polydraft.text.ids_only import IdsOnlyTokenizer
 
-    engine, notes = _load_engine(backend, request)
+    engine, notes = load_engine(backend, request)
     try:
         check_engine(engine, getattr(engine, "running", None), backend.capabilities())
         for source in filter(None, (request.target, request.plan.drafter)):
@@ -167,42 +161,3 @@ def _notes_on_weights(source: ModelSource, hub: HubOptions) -> list[str]:
         return []
     ignored = [f"Ignored, as not part of {source.id}: {', '.join(names)}."] if names else []
     return [*ignored, *([note] if note else [])]
-
-
-def _load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:
-    """The loaded engine, and notes on it; whatever an engine raises becomes a typed error of ``load``."""
-    from polydraft._loop.fixed_steps import check_fixed_steps
-    from polydraft.contract.stepping import SteppingEngine
-
-    started = time.monotonic()
-    try:
-        engine = backend.load_engine(request)
-        seconds = time.monotonic() - started
-        _log.info("%s loaded %s in %.1f s", request.backend, request.target.id, seconds)
-        if request.exactness != "bitwise" or not isinstance(engine, SteppingEngine):
-            return engine, []
-        try:
-            note = check_fixed_steps(engine, request, seconds)
-        except BaseException:
-            with suppress(Exception):
-                engine.close()
-            raise
-    except PolydraftError:
-        raise
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"Memory ran out while {request.backend} loaded {request.target.id}.",
-            "Give a smaller `context_length`, or a smaller model.",
-        ) from error
-    except BaseException as error:
-        if is_callers_own(error):
-            raise
-        if refused := system_error(error, f"{request.backend} cannot load {request.target.id}"):
-            raise refused from error
-        message = str(error).strip().partition("\n")[0].rstrip(".")
-        raise EngineError(
-            f"The backend {request.backend} could not load {request.target.id}: {type(error).__name__}"
-            f"{f': {message}' if message else ''}.",
-            "`polydraft doctor` shows whether the engine works; if it does, report this with the error's cause.",
-        ) from error
-    return engine, [note] if note else []

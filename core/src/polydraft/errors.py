@@ -20,6 +20,7 @@ __all__ = [
     "BackendUnavailableError",
     "ContextLengthError",
     "DeviceError",
+    "EngineCrashedError",
     "EngineError",
     "ForkedSessionError",
     "InvalidRequestError",
@@ -143,6 +144,38 @@ class EngineError(PolydraftError):
     def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
         super().__init__(message, hint)
         self.partial_text = partial_text
+
+
+class EngineCrashedError(EngineError):
+    """The worker process that an engine runs in has ended: an abort, a segmentation fault, out of memory, a kill.
+
+    Other sessions go on. The session is of no more use; ``polydraft.load`` loads the same again.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        exit_code: With which it ended; None if a signal ended it.
+        signal: Name of the signal that ended it, such as ``SIGKILL``; empty if none did.
+        last_words: The last lines that the engine wrote to standard error.
+        out_of_memory: Whether the kernel killed it because memory ran out; None if that is not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        partial_text: str = "",
+        exit_code: int | None = None,
+        signal: str = "",
+        last_words: str = "",
+        out_of_memory: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint, partial_text=partial_text)
+        self.exit_code = exit_code
+        self.signal = signal
+        self.last_words = last_words
+        self.out_of_memory = out_of_memory
 
 
 class NonFiniteLogitsError(EngineError):

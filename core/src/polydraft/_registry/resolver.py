@@ -7,26 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
+from polydraft._registry.options import check_options
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
-from polydraft.checkpoints._names import KnownNames, Role, did_you_mean
+from polydraft.checkpoints._names import KnownNames, Role
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
-from polydraft.contract.backend import Backend, EngineOptions
+from polydraft.contract.backend import Backend
 from polydraft.contract.records import BackendRecord, Capabilities
 from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
 from polydraft.engine_parts._context import check_context_length
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
-    InvalidRequestError,
     PluginError,
     PolydraftError,
     SpeculationUnavailableError,
@@ -82,7 +80,7 @@ class Resolver:
         """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
         name = self._given["backend"]
         if name != "auto":  # checked before the target is looked for: this needs no network
-            _check_options(self._host.backend(name), name, self._given["engine_options"])
+            check_options(self._host.backend(name).options, name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
         source = self._resolve(target, "target")
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
@@ -175,7 +173,7 @@ class Resolver:
             device=given["device"],
             trust_remote_code=given["trust_remote_code"],
             hub=self._hub,
-            engine_options=_check_options(backend, record.name, given["engine_options"]),
+            engine_options=check_options(backend.options, record.name, given["engine_options"]),
         )
         # The config is enough for this, so no weights are fetched in vain.
         check_context_length(request)
@@ -209,33 +207,3 @@ def _chosen(plan: SpeculationPlan) -> str:
         return f"no speculation. {plan.off.message}"
     drafter = f" with {plan.drafter.id}" if plan.drafter else ""
     return f"{plan.kind}{drafter}, k={plan.num_speculative_tokens}, chosen by {plan.chosen_by}. {plan.note}".rstrip()
-
-
-def _check_options(backend: Backend, name: str, given: Mapping[str, Any] | EngineOptions | None) -> EngineOptions:
-    """Check ``engine_options`` against the backend's own model.
-
-    Raises:
-        InvalidRequestError: An option is unknown or its value is wrong; the sentence names it and the known ones.
-    """
-    model = type(backend).options
-    if isinstance(given, EngineOptions):
-        if type(given) is not model:
-            raise InvalidRequestError(
-                f"`engine_options` is a {type(given).__name__}; the backend {name} takes {model.__name__}.",
-                "Give a dict, or an instance of that class.",
-                argument="engine_options",
-            )
-        return given
-    known = sorted(model.model_fields)
-    listed = f"Known options of {name}: {', '.join(known)}." if known else f"The backend {name} has no options."
-    try:
-        return model.model_validate(dict(given or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ").rstrip(".")
-        problem, hint = f"The option {option!r} of {name} is wrong: {said}.", listed
-        if first["type"] == "extra_forbidden":
-            problem = f"The backend {name} has no option {option!r}."
-            hint = f"{did_you_mean(option, known)} {listed}".strip()
-        raise InvalidRequestError(problem, hint, argument="engine_options") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -47,6 +47,7 @@ class Call:
         self._logprobs: list[TokenLogprobs] = []
         self._unread: Round | None = None  # emitted, and not yet yielded by the engine
         self._cancelled = False
+        self._wake: Callable[[], object] | None = None
 
     def cancelled(self) -> bool:
         """Whether the caller has cancelled or closed the stream."""
@@ -55,6 +56,14 @@ class Call:
     def cancel(self) -> None:
         """Ask the engine to stop, from any thread."""
         self._cancelled = True
+        if self._wake is not None:
+            self._wake()
+
+    def on_cancel(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once the caller cancels: see ``Generation.on_cancel``."""
+        self._wake = wake
+        if self._cancelled:
+            wake()
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -202,6 +202,11 @@ class RunningInfo(Record):
         description="``serial``: calls wait for one another. ``concurrent``: they make progress together."
     )
     speculation_off: OffReason | None = None
+    process: Literal["this process", "worker"] = Field(
+        default="this process", description="Where the engine runs: ``worker``: in a process of its own."
+    )
+    process_reason: str = Field(default="", description="Why it runs there, one sentence.")
+    process_id: int | None = Field(default=None, description="The worker's process id; None in this process.")
     notes: tuple[str, ...] = ()
     verified: Verified | None = Field(
         default=None, description="None: never verified, or ``load`` did not look (``verified=``)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ class Generation(Protocol):
 
     def cancelled(self) -> bool:
         """Whether the caller has cancelled or closed the stream. Check between engine calls, then end the request."""
+
+    def on_cancel(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once the caller cancels, for an engine that waits and would not look at ``cancelled``.
+
+        It is called by any thread, perhaps inside a signal handler: it may do no more than put something into a
+        ``queue.SimpleQueue``. Called at once if the call has been cancelled already.
+        """
 
     @property
     def token_ids(self) -> tuple[int, ...]:
