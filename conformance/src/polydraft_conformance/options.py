@@ -35,6 +35,8 @@ class SuiteOptions:
     quick: bool = False
     must_run: bool = False
     time_limit: float = 120.0
+    isolation: str = "auto"
+    """Where the engines run, as ``load`` takes it."""
     one_session: bool = False
     """Load each pair once, for engines that take long to start."""
     seed: int = 0
@@ -64,6 +66,12 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--polydraft-kinds", metavar="A,B", default="", help="only these drafter kinds")
     group.addoption("--polydraft-dtype", metavar="DTYPE", default="float32", help="default: float32")
     group.addoption("--polydraft-device", metavar="DEVICE", default="cpu", help="default: cpu")
+    group.addoption(
+        "--polydraft-isolation",
+        choices=("auto", "process", "none"),
+        default="auto",
+        help="process: every session's engine in a worker process, which is also killed (default: auto)",
+    )
     group.addoption(
         "--polydraft-report", metavar="DIR", type=Path, help="write conformance-report.json and .md into this folder"
     )
@@ -118,6 +126,7 @@ def read_options(config: pytest.Config) -> SuiteOptions | None:
         kinds=_names(config.getoption("polydraft_kinds")),
         dtype=config.getoption("polydraft_dtype"),
         device=config.getoption("polydraft_device"),
+        isolation=config.getoption("polydraft_isolation"),
         report=config.getoption("polydraft_report"),
         quick=config.getoption("polydraft_quick"),
         must_run=config.getoption("polydraft_must_run"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polydraft
 from polydraft import default_host
+from polydraft._isolation import Isolator
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.states import backend_state
 from polydraft.contract import Diagnosis
@@ -114,6 +115,7 @@ class Suite:
             "num_speculative_tokens": case.k,
             "dtype": self.options.dtype,
             "device": self.options.device,
+            "isolation": self.options.isolation,
         }
         return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
 
@@ -180,10 +182,12 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
         NoPairsError: There is nothing to run it on.
     """
     host = host or default_host()
-    backend = host.backend(options.backend)
+    # Workers that only answer questions end by themselves.
+    isolator = Isolator(host, options.isolation)
+    backend = isolator.backend(options.backend)
     record = host.backends()[options.backend]
     # As `load` does: the record's requirements come first, since `diagnose` may rely on them.
-    state = backend_state(host, record, FaultRegistry.of(host))
+    state = backend_state(isolator, record, FaultRegistry.of(host))
     diagnosis = state.diagnosis or Diagnosis(usable=False, reason=state.problem, remedy=state.remedy)
     suite = Suite(host, options, record, diagnosis)
     if suite.diagnosis.usable:

@@ -29,7 +29,7 @@ _SHORT = {
     "time_limit": ("--time-limit", "-t"),
 }
 _LONG = (
-    *("dtype", "device", "context_length", "exactness", "revision", "trust_remote_code"),
+    *("dtype", "device", "context_length", "exactness", "isolation", "revision", "trust_remote_code"),
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -50,6 +50,9 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         local_files_only: Use the Hub's cache only, never the network.
         trust_remote_code: Allow engines to run code from a checkpoint.
         engine_options: The backend's own options, checked against its ``options`` model.
+        isolation: ``process``: the engine runs in a process of its own, whose crash ends no other session. ``none``:
+            in this process. ``auto``: in this process, unless the engine is installed in another environment, or
+            something that is loaded here clashes with it. ``session.running`` says which, and why.
         verified: ``require``: refuse what ``polydraft verify`` has not found to be exact on this machine, with exactly
             these bytes of weights, builds, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not
             look. What is known is in ``session.running.verified``. Plain decoding needs no verification. The first look
@@ -72,6 +75,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         SystemResourceError: The machine is short of something: disk space, file handles, ...
         NotVerifiedError: ``verified="require"``, and it has not been verified, was found wrong, or is not known.
         NonFiniteLogitsError: A check at load computed NaN or infinite logits.
+        EngineCrashedError: The engine ended its worker process.
         EngineError: The engine failed to load it for another reason, which is the error's cause.
     """
     given = checked_arguments(target, arguments)
@@ -82,16 +86,16 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 def _load(target: str | Path, given: LoadArguments) -> Session:
     from polydraft._registry.resolver import Resolver
 
-    prepared = Resolver(given).prepare(target)
-    if given["verified"] == "off":
-        return open_session(prepared.backend, prepared.request)
+    with closing(Resolver(given)) as resolver:
+        prepared = resolver.prepare(target)
+        gate = None
+        if given["verified"] != "off":
+            from polydraft._plugins import default_host
+            from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
 
-    from polydraft._plugins import default_host
-    from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
-
-    gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
-    gate.before()
-    return open_session(prepared.backend, prepared.request, gate)
+            gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
+            gate.before()
+        return open_session(prepared.backend, prepared.request, gate, process_reason=prepared.process_reason)
 
 
 @load_arguments
@@ -117,7 +121,9 @@ def _typed(target: str | Path) -> Iterator[None]:
         ) from error
 
 
-def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = None) -> Session:
+def open_session(
+    backend: Backend, request: LoadRequest, gate: Gate | None = None, *, process_reason: str = ""
+) -> Session:
     """Load the engine and put it into a session, with notes and the verification of what really runs."""
     from polydraft._session.engine_check import check_engine
     from polydraft._session.loading import load_engine
@@ -131,9 +137,12 @@ def open_session(backend: Backend, request: LoadRequest, gate: Gate | None = Non
             notes += _notes_on_weights(source, request.hub)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
-        running = engine.running
-        if notes:
-            running = running.model_copy(update={"notes": (*running.notes, *notes)})
+        running = engine.running.model_copy(
+            update={
+                "notes": (*engine.running.notes, *notes),
+                "process_reason": engine.running.process_reason or process_reason,
+            }
+        )
         # The gate asks again, now that dtype and device are known, and may refuse.
         if gate is not None:
             running = gate.after(running)

@@ -25,6 +25,7 @@ _MOST_TOKENS = 2**31 - 1
 """The longest context in tokens: engines hold positions in 32 bits."""
 
 Verify = Literal["require", "warn", "off"]
+Isolation = Literal["auto", "process", "none"]
 
 
 class LoadArguments(TypedDict, total=False):
@@ -43,6 +44,7 @@ class LoadArguments(TypedDict, total=False):
     local_files_only: bool
     trust_remote_code: bool
     engine_options: Mapping[str, Any] | EngineOptions | None
+    isolation: Isolation
     verified: Verify
     host: PluginHost | None
 
@@ -55,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "local_files_only": False,
     "trust_remote_code": False,
+    "isolation": "auto",
     "verified": "off",
 }
 """The default of each argument whose default is not None."""
@@ -137,7 +140,11 @@ _TEXTS = {
     "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
     "revision": "a branch, tag or commit",
 }
-_CHOICES: dict[str, tuple[str, ...]] = {"exactness": ("standard", "bitwise"), "verified": get_args(Verify)}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "exactness": ("standard", "bitwise"),
+    "isolation": get_args(Isolation),
+    "verified": get_args(Verify),
+}
 
 
 def _wrap_secrets(values: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ FLOORS = (
     {"engine_parts", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},
-    {"_plugins", "_registry"},
+    {"_isolation", "_plugins", "_registry", "_workers"},
     {"_flags", "_load", "_load_arguments"},
     {"verification"},
     {"_cli"},

@@ -192,6 +192,7 @@ def test_a_plain_process_gives_the_same(polydraft_bench: Bench) -> None:
         "num_speculative_tokens": case.k,
         "dtype": options.dtype,
         "device": options.device,
+        "isolation": options.isolation,
     }
     wanteds = [bench.session.generate(**request) for request in requests]
     if not options.device.startswith("cpu"):

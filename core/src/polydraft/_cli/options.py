@@ -121,6 +121,13 @@ _GROUPS = {
         ),
         _loads("exactness", str, "standard, or bitwise where the backend has it.", default="standard"),
         _loads(
+            "isolation",
+            str,
+            "process: the engine in a process of its own; none: in this one; auto: in this one, unless it is installed "
+            "elsewhere or clashes with what is loaded.",
+            default="auto",
+        ),
+        _loads(
             "engine_options",
             _TEXTS,
             "An option of the backend's own, value in JSON or plain text. May be repeated.",

@@ -23,6 +23,7 @@ class KnownBackend(Record):
     name: str
     aliases: tuple[str, ...] = ()
     formats: frozenset[str] = Field(description="Weight formats it loads.")
+    modules: tuple[str, ...] = Field(default=(), description="Modules with native code that its engine imports.")
     install: str = Field(default="", description="The command that installs it; empty: not available in this version.")
 
 

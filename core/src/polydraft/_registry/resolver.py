@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft._isolation import Isolator
 from polydraft._plugins import default_host, plugin_errors
 from polydraft._registry.backends import format_hint, usual_install
 from polydraft._registry.drafters import DrafterChoice
@@ -47,6 +48,8 @@ class Prepared:
     backend: Backend
     state: BackendState
     request: LoadRequest
+    process_reason: str = ""
+    """Why its engine runs in this process, or in a worker."""
 
 
 class Resolver:
@@ -75,12 +78,17 @@ class Resolver:
         self._known = KnownNames(self._host.local_models(), self._pairs.formats())
         self._resolved: dict[tuple[str | Path, Role], ModelSource | PolydraftError] = {}
         self._states: dict[str, BackendState] = {}
+        self._isolator = Isolator(self._host, given["isolation"])
+
+    def close(self) -> None:
+        """End workers that were only asked questions."""
+        self._isolator.release()
 
     def prepare(self, target: str | Path) -> Prepared:
         """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
         name = self._given["backend"]
         if name != "auto":  # checked before the target is looked for: this needs no network
-            check_options(self._host.backend(name).options, name, self._given["engine_options"])
+            check_options(self._isolator.backend(name).options, name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
         source = self._resolve(target, "target")
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
@@ -137,7 +145,7 @@ class Resolver:
         given, state = self._given, self._state(record)
         state.check()
         state.check_device(given["device"])
-        backend = self._host.backend(record.name)
+        backend = self._isolator.backend(record.name)
         with plugin_errors(record.name):
             capabilities = backend.capabilities()
             if not isinstance(capabilities, Capabilities):
@@ -177,14 +185,14 @@ class Resolver:
         )
         # The config is enough for this, so no weights are fetched in vain.
         check_context_length(request)
-        return Prepared(backend, state, request)
+        return Prepared(backend, state, request, self._isolator.reason(record.name))
 
     def _state(self, record: BackendRecord) -> BackendState:
         """Whether a backend can run here; asked once."""
         if record.name not in self._states:
             # The one that the caller names may take its time; of several, none may keep the others waiting.
             limit = DIAGNOSIS_LIMIT if self._given["backend"] == "auto" else None
-            self._states[record.name] = backend_state(self._host, record, self._faults, seconds=limit)
+            self._states[record.name] = backend_state(self._isolator, record, self._faults, seconds=limit)
         return self._states[record.name]
 
     def _resolve(self, name: str | Path, role: Role) -> ModelSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from polydraft._containment import TookTooLong, is_callers_own, within
 from polydraft._registry.faults import fault_sentences
@@ -12,13 +12,20 @@ from polydraft.errors import BackendUnavailableError, DeviceError, PluginError, 
 from polydraft.files import system_error
 
 if TYPE_CHECKING:
-    from polydraft._plugins import PluginHost
     from polydraft._registry.faults import FaultRegistry
+    from polydraft.contract.backend import Backend
 
 __all__ = ["DIAGNOSIS_LIMIT", "BackendState", "backend_state"]
 
 DIAGNOSIS_LIMIT = 60.0
 """Seconds for the diagnosis of one of several backends; it may import a large engine from a slow disk."""
+
+
+class Backends(Protocol):
+    """Makes backends by name: the host of the plugins, or one that puts some of them into workers."""
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name."""
 
 
 class BackendState(Record):
@@ -69,7 +76,7 @@ class BackendState(Record):
 
 
 def backend_state(
-    host: PluginHost, record: BackendRecord, faults: FaultRegistry, *, seconds: float | None = None
+    host: Backends, record: BackendRecord, faults: FaultRegistry, *, seconds: float | None = None
 ) -> BackendState:
     """Look at one backend. Never raises: whatever goes wrong is the backend's ``problem``.
 
@@ -77,7 +84,7 @@ def backend_state(
     backend's own diagnosis, which may import the engine, must find it usable.
 
     Args:
-        host: The plugins.
+        host: Makes the backend.
         record: The backend.
         faults: Known faults of engines.
         seconds: How long the diagnosis may take, for callers that ask several backends: one that hangs must not keep

@@ -23,9 +23,9 @@ __all__ = ["check_pair_record", "core_table", "expand", "read_pairs"]
 _GROUP = re.compile(r"\{([^{}]*)\}")
 
 
-def core_table(name: str) -> list[dict[str, Any]]:
-    """The tables ``[[name]]`` of the core's own file ``data/<name>s.toml``."""
-    text = files("polydraft._registry").joinpath("data", f"{name}s.toml").read_text(encoding="utf-8")
+def core_table(name: str, *, file: str = "") -> list[dict[str, Any]]:
+    """The tables ``[[name]]`` of the core's own file ``data/<file>.toml``; by default ``data/<name>s.toml``."""
+    text = files("polydraft._registry").joinpath("data", f"{file or f'{name}s'}.toml").read_text(encoding="utf-8")
     tables: list[dict[str, Any]] = tomllib.loads(text)[name]
     return tables
 

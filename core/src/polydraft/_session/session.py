@@ -278,7 +278,8 @@ class Session:
             given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
-        check_supported(settings, self._capabilities, self._running.backend)
+        in_worker = self._running.process == "worker"
+        check_supported(settings, self._capabilities, self._running.backend, in_worker=in_worker)
         if not isinstance(self._engine, SteppingEngine):
             with as_engine_errors(self._running, "in its check_settings()"):
                 self._engine.check_settings(settings)

@@ -132,7 +132,9 @@ def check_some_token_left(settings: GenerationSettings, ends: Iterable[int], voc
         )
 
 
-def check_supported(settings: GenerationSettings, capabilities: Capabilities, backend: str) -> None:
+def check_supported(
+    settings: GenerationSettings, capabilities: Capabilities, backend: str, *, in_worker: bool = False
+) -> None:
     """Refuse settings that the backend does not claim to support.
 
     Raises:
@@ -144,6 +146,11 @@ def check_supported(settings: GenerationSettings, capabilities: Capabilities, ba
         value, default = getattr(settings, name), getattr(DEFAULT_SETTINGS, name)
         # By identity where the default is None: ``!=`` would call the ``__eq__`` of a user's object.
         if value is not default and (default is None or value != default):
+            if name == "logits_processor" and in_worker:
+                raise UnsupportedError(
+                    "A `logits_processor` is code of this process, and the engine runs in a worker process.",
+                    f"Load it with `isolation='none'` if the backend {backend} supports it in this process.",
+                )
             raise UnsupportedError(
                 f"The backend {backend} does not support `{name}`.",
                 "Leave it out, or choose another backend (`polydraft backends` lists them).",

@@ -128,7 +128,7 @@ class WorkerBackend(Backend):
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
         """The backend's own answer."""
         found = self._ask("server_command", **_crossing(request), host=host, port=port)
-        secret = {name: Secret(text) for name, text in found.pop("secrets").items()}
+        secret = {name: Secret(text, shell=shell) for name, (text, shell) in found.pop("secrets").items()}
         return ServerCommand(arguments=found["arguments"], environment={**found["environment"], **secret})
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:

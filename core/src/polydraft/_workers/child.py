@@ -26,7 +26,7 @@ def main() -> None:
 
     # The process group is the worker's own, so no terminal sends it; the app ends its worker itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()  # a crash in native code says where Python was
+    faulthandler.enable(all_threads=False)  # a crash in native code says where Python was
 
     from polydraft._workers.host import EngineHost
 

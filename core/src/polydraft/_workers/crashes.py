@@ -75,8 +75,9 @@ class Death:
         if self.out_of_memory:
             how = "was killed by the system, because memory ran out"
         words = self.last_words
+        said = f" Its last words: {words.rstrip('.')}." if words else ""
         return EngineCrashedError(
-            f"{self.who} {how}{doing and f' {doing}'}.{words and f' Its last words: {words}'}",
+            f"{self.who} {how}{doing and f' {doing}'}.{said}",
             self._hint(),
             exit_code=self.code if self.code is not None and self.code >= 0 else None,
             signal=self.signal,

@@ -215,7 +215,7 @@ class _Inner:
     def ask(self, name: str, arguments: dict[str, Any], doing: str) -> Answer:
         inbox = Inbox()
         with self._lock:
-            self.check_alive(doing)
+            self.check_alive("")
             self._number += 1
             number = self._number
             self._answers[number] = inbox
@@ -368,7 +368,7 @@ class _Inner:
                 pipe.close()  # type: ignore[union-attr]
         _open.discard(self)
         if not self._closing:
-            _log.warning("%s has ended (%s)", self.who, death.signal or death.code)
+            _log.info("%s has ended (%s)", self.who, death.signal or death.code)
         self._hello.put(self._unborn(death))
         for inbox in waiting:
             inbox.put(None)

@@ -19,7 +19,7 @@ from polydraft.errors import EngineError, PolydraftError
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
-    from polydraft._workers.calls import ServedCall
+    from polydraft._session.call import Call
     from polydraft.contract.backend import Backend
     from polydraft.contract.results import Round, RunningInfo
     from polydraft.contract.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ class ServedEngine:
             made.__cause__ = error
         return made
 
-    def rounds(self, call: ServedCall) -> Iterator[Round]:
+    def rounds(self, call: Call) -> Iterator[Round]:
         """Start a call."""
         engine = self._engine
         assert engine is not None
@@ -144,8 +144,9 @@ class ServedEngine:
         from polydraft.secrets import Secret
 
         command = self.backend.server_command(self._request(request, options), host=host, port=port)
-        secret = {name: value.reveal() for name, value in command.environment.items() if isinstance(value, Secret)}
-        usual = {name: value for name, value in command.environment.items() if not isinstance(value, Secret)}
+        given = command.environment.items()
+        secret = {name: (value.reveal(), value.shell) for name, value in given if isinstance(value, Secret)}
+        usual = {name: value for name, value in given if not isinstance(value, Secret)}
         return {"arguments": list(command.arguments), "environment": usual, "secrets": secret}
 
     def _on_load(self, request: Any, options: Any) -> Any:
