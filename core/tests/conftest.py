@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for ``defects`` and ``scripted_engines``
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules next to this file
 
 BUILTIN_DATA = Path(__file__).parents[2] / "builtin_pairs/src/polydraft_builtin_pairs/data"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
