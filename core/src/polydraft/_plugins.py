@@ -45,7 +45,7 @@ from polydraft.files import exhausted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["PluginHost", "PluginStatus", "default_host", "make_backend", "plugin_errors"]
+__all__ = ["PluginHost", "PluginStatus", "default_host", "plugin_errors"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 _IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
@@ -156,8 +156,7 @@ class PluginHost:
         if record is None:
             raise self._not_found(name)
         if name not in self._instances:
-            # Without the lock: an import that hangs must not keep others waiting.
-            made = make_backend(name, record.factory, record.install_hint)
+            made = _instantiate(record)  # without the lock: an import that hangs must not keep others waiting
             with self._lock:
                 self._instances.setdefault(name, made)
         return self._instances[name]
@@ -457,26 +456,24 @@ def plugin_errors(backend: str) -> Iterator[None]:
         raise PluginError(f"The backend {backend!r} fails: {_describe(error)}.", "Report it to its author.") from error
 
 
-def make_backend(name: str, factory: str, install_hint: str = "") -> Backend:
-    """The backend that ``factory``, ``module:Class``, makes.
-
-    Raises:
-        PluginError: It cannot be imported or made, or is not a ``Backend``.
-    """
-    module, _, attribute = factory.partition(":")
+def _instantiate(record: BackendRecord) -> Backend:
+    module, _, attribute = record.factory.partition(":")
     try:
-        backend = getattr(import_module(module), attribute)()
+        factory = getattr(import_module(module), attribute)
+        backend = factory()
     except BaseException as error:
         if is_callers_own(error):
             raise
-        if refused := exhausted(error, f"The backend {name!r} cannot be made"):
+        if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
             raise refused from error
         raise PluginError(
-            f"The backend {name!r} cannot be made from {factory}: {_describe(error)}.",
-            f"Install it again: {install_hint}" if install_hint else "Install it again.",
+            f"The backend {record.name!r} cannot be made from {record.factory}: {_describe(error)}.",
+            f"Install it again: {record.install_hint}",
         ) from error
     if not isinstance(backend, Backend):
-        raise PluginError(f"{factory} of the backend {name!r} is not a Backend.", "Report it to the plugin's author.")
+        raise PluginError(
+            f"{record.factory} of the backend {record.name!r} is not a Backend.", "Report it to the plugin's author."
+        )
     return backend
 
 

@@ -13,7 +13,9 @@ __all__ = ["Death", "oom_kills"]
 
 _LINES, _CHARACTERS = 6, 600
 """How much of what a worker wrote last an error shows."""
-_DUMP = re.compile(r"^(?:Current thread|Thread) 0x|^Stack \(most recent|^Extension modules: |^<no Python frame>", re.MULTILINE)
+_DUMP = re.compile(
+    r"^(?:Current thread|Thread) 0x|^Stack \(most recent|^Extension modules: |^<no Python frame>", re.MULTILINE
+)
 """What Python's faulthandler writes after the reason: stacks of all threads, and modules."""
 _ABORTS = {"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"}
 

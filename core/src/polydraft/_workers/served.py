@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from polydraft._loop.rounds import stepping_rounds
@@ -15,7 +16,7 @@ from polydraft._workers.messages import Loaded, TokenizerFacts, spelled
 from polydraft.contract.requests import GenerationSettings
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.contract.whole import WholeEngine
-from polydraft.errors import EngineError, PolydraftError
+from polydraft.errors import EngineError, PluginError, PolydraftError
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -106,10 +107,20 @@ class ServedEngine:
         """Made on first use; the engine is imported when it is asked."""
         with self._lock:
             if self._backend is None:
-                from polydraft._plugins import make_backend
-
-                self._backend = make_backend(self._name, self._factory)
+                self._backend = self._make()
             return self._backend
+
+    def _make(self) -> Backend:
+        module, _, attribute = self._factory.partition(":")
+        try:
+            made: Backend = getattr(import_module(module), attribute)()
+        except BaseException as error:
+            raise PluginError(
+                f"The backend {self._name!r} cannot be made from {self._factory} in its worker: "
+                f"{type(error).__name__}: {error}.",
+                "Install it again.",
+            ) from error
+        return made
 
     def _on_capabilities(self) -> Any:
         return self.backend.capabilities().model_dump(mode="json")
