@@ -45,6 +45,7 @@ def test_everything_that_is_given_is_passed_on(fake, command):
         "device": "cpu",
         "context_length": 99,
         "exactness": "bitwise",
+        "isolation": "auto",
         "engine_options": {"a": 1, "b": "text", "c": [1, 2]},
         "revision": "main",
         "local_files_only": True,
