@@ -145,7 +145,8 @@ class Session:
             UnsupportedError: The backend does not support a setting.
             ContextLengthError: The prompt does not fit.
             SpeculationUnavailableError: ``speculate="on"``, and speculation is not possible.
-            EngineError: The engine failed; ``partial_text`` holds the text so far.
+            EngineError: The engine failed; ``partial_text`` holds the text so far. ``EngineCrashedError``: its worker
+                process has ended.
             NonFiniteLogitsError: Target or drafter computed NaN or infinite logits: overflow, or damaged weights.
             LogitsProcessorError: The logits processor failed, or returned unusable logits.
             SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished

@@ -30,7 +30,7 @@ class Death:
         wrote: The end of what it wrote to standard error.
         new_oom_kills: Processes that the kernel killed for want of memory while it ran, in this process's control
             group; None if that is not counted here.
-        broken: What was wrong with what it sent; empty if nothing was.
+        broken: Why this process ended it, as part of a sentence: ``closed its pipe``. Empty if it ended by itself.
     """
 
     who: str
@@ -41,8 +41,8 @@ class Death:
 
     @property
     def signal(self) -> str:
-        """Name of the signal that ended it; empty if none did."""
-        if self.code is None or self.code >= 0:
+        """Name of the signal that ended it; empty if none did, or if this process sent it."""
+        if self.code is None or self.code >= 0 or self.broken:
             return ""
         try:
             return signal.Signals(-self.code).name
@@ -73,7 +73,7 @@ class Death:
             else "has gone"
         )
         if self.broken:
-            how = f"wrote what is no message, {self.broken}, and was ended"
+            how = f"{self.broken}, and was ended"
         if self.out_of_memory:
             how = "was killed by the system, because memory ran out"
         words = self.last_words

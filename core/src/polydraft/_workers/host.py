@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -139,6 +140,7 @@ class EngineHost:
         if message.path is not None:
             sys.path[:] = message.path
         follow_levels(message.levels)
+        logging.getLogger("polydraft.load").disabled = True  # the app says itself what it has loaded
         forward_logs(self.send)
         forward_warnings(self.send, lambda: getattr(self._current, "call", 0))
         self._served = ServedEngine(message.name, message.factory)

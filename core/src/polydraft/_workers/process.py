@@ -34,6 +34,7 @@ from polydraft._workers.messages import (
     RoundDone,
     Warned,
     frame,
+    spelling,
 )
 from polydraft.errors import BackendUnavailableError, PolydraftError, SessionClosedError
 from polydraft.files import system_error
@@ -135,9 +136,10 @@ class WorkerProcess:
         """
         self._inner.check_alive(doing)
 
-    def on_spelled(self, keep: Callable[[Mapping[int, str]], None]) -> None:
-        """Have ``keep`` called with spellings of tokens, as they come."""
-        self._inner.keep = keep
+    @property
+    def spellings(self) -> dict[int, bytes]:
+        """The bytes of tokens that it has sent; they come along with rounds and answers."""
+        return self._inner.spellings
 
     def close(self) -> None:
         """Have the engine freed, and end the worker: by SIGKILL if that takes longer than 20 seconds."""
@@ -156,7 +158,7 @@ class _Inner:
         self.name, self.mend = name, mend
         self.death: Death | None = None
         self.pid = 0
-        self.keep: Callable[[Mapping[int, str]], None] | None = None
+        self.spellings: dict[int, bytes] = {}
         self._python = python
         self._variables = variables
         self._home = os.getpid()
@@ -212,7 +214,7 @@ class _Inner:
     def send(self, message: Message) -> None:
         self._outbox.put(frame(message))
 
-    def ask(self, name: str, arguments: dict[str, Any], doing: str) -> Answer:
+    def ask(self, name: str, arguments: dict[str, Any], doing: str, seconds: float | None = None) -> Answer:
         inbox = Inbox()
         with self._lock:
             self.check_alive("")
@@ -221,10 +223,10 @@ class _Inner:
             self._answers[number] = inbox
         try:
             self.send(Question(number=number, name=name, arguments=arguments))
-            answer = inbox.get()
+            answer = inbox.get(timeout=seconds)
             while isinstance(answer, Warned):
                 replay_warning(answer)
-                answer = inbox.get()
+                answer = inbox.get(timeout=seconds)
         finally:
             self._answers.pop(number, None)
         if answer is None:
@@ -278,7 +280,7 @@ class _Inner:
         try:
             self._read(process)
         except FrameError as error:
-            self._broken = str(error)
+            self._broken = f"wrote what is no message ({error})"
         except OSError:  # closed by ``kill``
             pass
         finally:
@@ -292,8 +294,9 @@ class _Inner:
                 self._dispatch(message)
 
     def _dispatch(self, message: Any) -> None:
-        if isinstance(message, RoundDone | Answer) and message.spelled and self.keep is not None:
-            self.keep(message.spelled)
+        if isinstance(message, RoundDone | Answer):
+            for token_id, text in message.spelled.items():
+                self.spellings[token_id] = spelling(text)
         if isinstance(message, RoundDone):
             inbox = self._calls.get(message.call)
         elif isinstance(message, Ended):
@@ -346,7 +349,8 @@ class _Inner:
         # It has closed its end, and is to end by itself; what goes on without a pipe is of no use.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.0 if self._broken else _GRACE if self._closing else 2.0)
-        code = process.poll()
+        if process.poll() is None and not self._closing:
+            self._broken = self._broken or "closed its pipe"
         _kill_group(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
@@ -354,7 +358,7 @@ class _Inner:
         after = oom_kills()
         death = Death(
             self.who,
-            process.returncode if code is None and not self._broken else code,
+            process.returncode,
             self._tail.decode("utf-8", "replace"),
             None if kills is None or after is None else after - kills,
             self._broken,
@@ -376,12 +380,12 @@ class _Inner:
 
     def _unborn(self, death: Death) -> PolydraftError:
         """The error for a worker that ended before its first message."""
-        if "No module named polydraft" in death.wrote or "No module named 'polydraft" in death.wrote:
-            return BackendUnavailableError(
-                f"{self._python} has no polydraft that can be a worker of {self.name}: {death.last_words}",
-                self._mending,
-            )
-        return death.error("before it could be used")
+        if death.signal:
+            return death.error("before it could be used")
+        said = (death.broken or death.last_words or f"it ended with exit code {death.code}").rstrip(".")
+        return BackendUnavailableError(
+            f"{self._python} has no polydraft that can be a worker of {self.name}: {said}.", self._mending
+        )
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -390,11 +394,13 @@ class _Inner:
         if os.getpid() != self._home or self.death is not None or self._closing:
             return
         try:
-            self.ask("close", {}, "while it was being closed")
+            self.ask("close", {}, "while it was being closed", _GRACE)
+        except queue.Empty:  # it hangs: ``kill`` follows
+            return
         finally:
             self._closing = True
             self._outbox.put(None)  # standard input ends after what is queued
-            self._buried.wait(_GRACE)
+        self._buried.wait(_GRACE)
 
     def kill(self) -> None:
         """End it at once, with its children. Waits for nothing: garbage collection may call this anywhere."""

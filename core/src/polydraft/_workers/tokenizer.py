@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polydraft._workers.messages import TokenizerFacts, spelling
+from polydraft._workers.messages import TokenizerFacts
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -36,14 +36,8 @@ class WorkerTokenizer:
         self.eos_token_ids = facts.eos_token_ids
         self.special_token_ids = facts.special_token_ids
         self.response_template = facts.response_template
-        self._bytes: dict[int, bytes] = {}
+        self._bytes = worker.spellings
         self._ids: dict[str, int | None] = {}
-        worker.on_spelled(self.keep)
-
-    def keep(self, spellings: Mapping[int, str]) -> None:
-        """Keep the bytes of tokens that the worker has sent."""
-        for token_id, text in spellings.items():
-            self._bytes[token_id] = spelling(text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without added special tokens."""
@@ -56,7 +50,7 @@ class WorkerTokenizer:
             first = token_id - token_id % _BLOCK
             among = [other for other in range(first, min(first + _BLOCK, self.vocab_size)) if other not in self._bytes]
             # An id that the tokenizer refuses is asked for alone, for its own error.
-            self.keep(self._worker.ask("spell", {"token_ids": among, "asked": token_id}).spelled)
+            self._worker.ask("spell", {"token_ids": among, "asked": token_id})
             found = self._bytes[token_id]
         return found
 
