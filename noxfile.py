@@ -72,6 +72,9 @@ class Backend:
     """Packages to uninstall: dependencies of the engine in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Other backends of the plugin, with the suite's options for each."""
+    workers: tuple[str, ...] = ()
+    """Options of a run of the suite over worker processes, in which each session imports the engine again; empty: only
+    `everything` has one."""
     minutes: int = 10
     """About how many minutes its checks take, installation included; `MINUTES` orders sessions by it."""
 
@@ -88,7 +91,12 @@ BACKENDS = {
     "transformers": Backend(
         "plugins/transformers", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b,tiny-llama"), minutes=9
     ),
-    "reference": Backend("plugins/reference", options=QUICK, minutes=2),
+    "reference": Backend(
+        "plugins/reference",
+        options=QUICK,
+        workers=(*QUICK, "-k", "workers or generation or greedy or cancelling or finishes or at_once"),
+        minutes=3,
+    ),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
     "llama_cpp": Backend("plugins/llama_cpp", compiles=("llama-cpp-python",), options=QUICK, minutes=7),
     "mlx": Backend(
@@ -273,6 +281,10 @@ def left_out() -> list[str]:
         for name, options in ((backend, plugin.options), *plugin.further)
         if options != plugin.full
     ]
+    suites += [
+        f"the suite on {name} over workers{f', except for {shlex.join(plugin.workers)}' if plugin.workers else ''}"
+        for name, plugin in BACKENDS.items()
+    ]
     return [*(f"{test.name}: {test.reason}" for test in slow.tests(ROOT)), *suites, *LONG]
 
 
@@ -388,6 +400,11 @@ def conformance(session: nox.Session, backend: str) -> None:
         where = ("--polydraft-backend", name, "--polydraft-must-run", "--polydraft-report", str(REPORTS / name))
         chosen = session.posargs if session.posargs and name == backend else options
         pytest(session, "--pyargs", "polydraft_conformance", "-n", workers, *where, *chosen)
+    over_workers = plugin.options if EVERYTHING in os.environ else plugin.workers
+    if over_workers and not session.posargs:
+        # Without a report: its rows would be those of the backend once more.
+        where = ("--polydraft-backend", backend, "--polydraft-must-run", "--polydraft-isolation", "process")
+        pytest(session, "--pyargs", "polydraft_conformance", "-n", workers, *where, *over_workers)
 
 
 def workers_here() -> str:
