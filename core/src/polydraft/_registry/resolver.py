@@ -80,10 +80,6 @@ class Resolver:
         self._states: dict[str, BackendState] = {}
         self._isolator = Isolator(self._host, given["isolation"])
 
-    def close(self) -> None:
-        """End workers that were only asked questions."""
-        self._isolator.release()
-
     def prepare(self, target: str | Path) -> Prepared:
         """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
         name = self._given["backend"]
