@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -62,12 +63,6 @@ class Isolator:
         """Why the engine of that backend runs where it does, one sentence."""
         return self._decided(name)[1]
 
-    def release(self) -> None:
-        """End workers that were only asked questions."""
-        for backend, _ in self._found.values():
-            if isinstance(backend, WorkerBackend):
-                backend.release()
-
     def _decided(self, name: str) -> tuple[Backend, str]:
         if name not in self._found:
             self._found[name] = self._decide(name)
@@ -90,12 +85,20 @@ class Isolator:
             return backend, "The engine is installed here, and nothing that is loaded clashes with it."
         else:
             reason = f"{clash[1]} is loaded here, and {clash[0].reason}."
-        record = self._host.backends()[name]
-        # The plugin's own classes are light: they import their engine when they are asked something.
-        worker = WorkerBackend(
-            record, reason=reason, options=backend.options, exclusions=backend.conformance_exclusions()
-        )
-        return worker, reason
+        # One for all loads: a worker that has answered questions for a load that was refused serves the next one.
+        workers = _workers.setdefault(self._host, {})
+        if name not in workers:
+            # The plugin's own classes are light: they import their engine when they are asked something.
+            workers[name] = WorkerBackend(
+                self._host.backends()[name],
+                options=backend.options,
+                exclusions=backend.conformance_exclusions(),
+            )
+        return workers[name], reason
+
+
+_workers: WeakKeyDictionary[PluginHost, dict[str, WorkerBackend]] = WeakKeyDictionary()
+"""The backends of each host that have been put into workers."""
 
 
 @cache

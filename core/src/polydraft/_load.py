@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -90,18 +90,15 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 
 
 def _load(target: str | Path, given: LoadArguments) -> Session:
-    from polydraft._registry.resolver import Resolver
+    prepared = _prepare(target, given)
+    gate = None
+    if given["verified"] != "off":
+        from polydraft._plugins import default_host
+        from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
 
-    with closing(Resolver(given)) as resolver:
-        prepared = resolver.prepare(target)
-        gate = None
-        if given["verified"] != "off":
-            from polydraft._plugins import default_host
-            from polydraft.verification._gate import Gate  # upwards: stored results decide whether to proceed
-
-            gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
-            gate.before()
-        return open_session(prepared.backend, prepared.request, gate, process_reason=prepared.process_reason)
+        gate = Gate(prepared, given["host"] or default_host(), given["verified"], {**given, "target": target})
+        gate.before()
+    return open_session(prepared.backend, prepared.request, gate, process_reason=prepared.process_reason)
 
 
 @load_arguments

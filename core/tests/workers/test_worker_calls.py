@@ -16,7 +16,7 @@ from polydraft.errors import (
     SystemResourceError,
     UnsupportedError,
 )
-from worker_helpers import wait_until
+from worker_helpers import alive, wait_until
 
 
 def test_outputs_are_those_of_the_engine_in_process():
@@ -161,6 +161,13 @@ def test_one_worker_answers_questions_and_then_loads(backend, load):
     pid = backend.diagnose().engine_version.rpartition(" ")[2]
     assert backend.diagnose().engine_version.rpartition(" ")[2] == pid
     assert load().running.process_id == int(pid)
+
+
+def test_a_worker_that_was_asked_before_a_variable_was_set_is_not_used(backend, monkeypatch):
+    pid = backend.diagnose().engine_version.rpartition(" ")[2]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert backend.diagnose().engine_version.rpartition(" ")[2] != pid
+    assert wait_until(lambda: not alive(int(pid)))
 
 
 def test_sessions_are_ordinary_ones(session):

@@ -83,10 +83,6 @@ class Resolver:
         self._told: dict[str, Capabilities] = {}
         self._isolator = Isolator(self._host, given["isolation"])
 
-    def close(self) -> None:
-        """End workers that were only asked questions."""
-        self._isolator.release()
-
     def prepare(self, target: str | Path) -> Prepared:
         """Resolve the target, choose the backend and plan speculation; errors are those of ``load``."""
         name = self._given["backend"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -76,6 +77,7 @@ class WorkerBackend(Backend):
         self._variables = variables
         self._lock = threading.RLock()
         self._spare: WorkerProcess | None = None
+        self._surroundings: tuple[Any, ...] = ()
         self._timer: threading.Timer | None = None
 
     @property
@@ -152,6 +154,7 @@ class WorkerBackend(Backend):
     def _start(self) -> WorkerProcess:
         from importlib.metadata import version
 
+        self._surroundings = _surroundings()
         worker = WorkerProcess(self.record.name, self.python, variables=self._variables, mend=self._mend)
         worker.send(
             Open(
@@ -171,7 +174,10 @@ class WorkerBackend(Backend):
             worker, self._spare = self._spare, None
             if self._timer is not None:
                 self._timer.cancel()
-            return worker if worker is not None and worker.alive else None
+            if worker is not None and (not worker.alive or self._surroundings != _surroundings()):
+                worker.kill()  # it would not see what the app has set since
+                return None
+            return worker
 
     def _keep(self, worker: WorkerProcess) -> None:
         if worker.alive:
@@ -179,6 +185,15 @@ class WorkerBackend(Backend):
             self._timer = threading.Timer(_IDLE, self.release)
             self._timer.daemon = True
             self._timer.start()
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What a worker takes from this process when it starts."""
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - only compared
+    except OSError:  # it was removed
+        folder = ""
+    return dict(os.environ), folder, tuple(sys.path)
 
 
 def options_from_schema(schema: Mapping[str, Any]) -> type[EngineOptions]:

@@ -72,6 +72,9 @@ class EngineHost:
         """Work until the app goes, or says that it is done."""
         from importlib.metadata import version
 
+        if sys.platform != "win32":
+            # A process that the engine forks would keep the pipe open after this one's end.
+            os.register_at_fork(after_in_child=self._let_go)
         python = f"{sys.implementation.name} {sys.version.split()[0]}"
         self.send(Hello(protocol=PROTOCOL_VERSION, polydraft=version("polydraft"), python=python))
         threading.Thread(target=self._read, name="polydraft-worker-reader", daemon=True).start()
@@ -79,6 +82,11 @@ class EngineHost:
             work()
         # In order: engines have work to do when the interpreter ends. The app ends what hangs.
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _let_go(self) -> None:
+        for descriptor in (self._reading, self._writing):
+            with suppress(OSError):
+                os.close(descriptor)
 
     def send(self, message: Message) -> None:
         """Write a message; waits while the pipe is full."""

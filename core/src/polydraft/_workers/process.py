@@ -241,7 +241,11 @@ class _Inner:
             self._number += 1
             number = self._number
             self._calls[number] = inbox
-        self.send(make(number))
+        try:
+            self.send(make(number))
+        except BaseException:
+            self.forget(number)
+            raise
         return number
 
     def forget(self, call: int) -> None:
@@ -304,7 +308,7 @@ class _Inner:
         elif isinstance(message, Answer):
             inbox = self._answers.get(message.number)
         elif isinstance(message, Warned):
-            inbox = self._calls.get(message.call) or next(iter(self._answers.values()), None)
+            inbox = self._calls.get(message.call) or next(iter(list(self._answers.values())), None)
         elif isinstance(message, LogLine):
             replay_log(message)
             return

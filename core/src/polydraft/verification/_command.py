@@ -81,7 +81,7 @@ def _verify(
             raise _cannot_be_kept(subject)
         _keep(subject, lambda: check_writable(folder()))
     window = sliding_window(prepared.request.target.config)
-    with open_session(prepared.backend, prepared.request) as session:
+    with open_session(prepared.backend, prepared.request, process_reason=prepared.process_reason) as session:
         if loaded is not None:
             loaded(session.running)
         subject = with_running(subject, session.running, prepared.request)
