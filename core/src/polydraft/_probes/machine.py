@@ -18,9 +18,11 @@ __all__ = ["code", "file_state", "hardware", "packages", "variables"]
 
 _TERMINAL = re.compile(
     r"_|PWD|OLDPWD|SHLVL|TERM|TERM_.*|COLORTERM|COLUMNS|LINES|LS_COLORS|LESS.*|PS\d|HIST.*|WINDOWID|SSH_.*|DISPLAY|"
-    r"DBUS_.*|XDG_SESSION_.*|GPG_.*|TMUX.*|STY|VTE_VERSION|PAGER|EDITOR|VISUAL|INVOCATION_ID|JOURNAL_STREAM|PYTEST_.*"
+    r"DBUS_.*|XDG_SESSION_.*|GPG_.*|TMUX.*|STY|VTE_VERSION|PAGER|EDITOR|VISUAL|INVOCATION_ID|JOURNAL_STREAM|PYTEST_.*|"
+    r"XAUTHORITY|WAYLAND_DISPLAY|SESSION_MANAGER|ICEAUTHORITY|DESKTOP_.*|SYSTEMD_EXEC_PID|KITTY_.*|ITERM_.*|KONSOLE_.*|"
+    r"ALACRITTY_.*|WEZTERM_.*|VSCODE_.*"
 )
-"""Variables of a terminal, a shell or a test runner, which differ from start to start. All others count."""
+"""Variables of a terminal, a desktop, a shell or a test runner, which differ from start to start. All others count."""
 _DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
 """GPUs and what gives access to them, below /dev."""
 _DRIVERS = (

@@ -64,17 +64,14 @@ class Child:
             start_new_session=True,
         )
         self._look = _Look(self._process.pid)
+        longest = max(seconds, _LONGEST) + 1
+        self._line = json.dumps({**request, "mark": self._mark, "seconds": longest}).encode() + b"\n"
         self._readers = [
             threading.Thread(target=read, args=(stream,), name="polydraft-probe", daemon=True)
             for read, stream in ((self._read_answer, self._process.stdout), (self._read_words, self._process.stderr))
         ]
         for reader in self._readers:
             reader.start()
-        longest = max(seconds, _LONGEST) + 1
-        line = json.dumps({**request, "mark": self._mark, "seconds": longest}).encode() + b"\n"
-        assert self._process.stdin is not None
-        with suppress(OSError):  # it has ended already
-            self._process.stdin.write(line)
 
     @property
     def waits(self) -> bool:
@@ -132,6 +129,9 @@ class Child:
         return None
 
     def _read_answer(self, stream: IO[bytes]) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):  # it has ended already
+            self._process.stdin.write(self._line)
         with suppress(OSError, ValueError):
             while part := stream.read(1 << 16):
                 self._answer += part
