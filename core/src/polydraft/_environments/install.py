@@ -150,21 +150,26 @@ class _Making:
         self.home = engine_folder(plan.engine.name)
         self.log = self.home / "install.log"
         self.constraints = self.home / "constraints.txt"
-        self._doing = ""
 
-    def run(self, doing: str, command: Sequence[str], *, given: str = "", **further: str) -> list[str]:
-        """Run a command; its failure is explained."""
-        self._doing = doing
+    def run(self, doing: str, command: Sequence[str], *, given: str | None = None, **further: str) -> list[str]:
+        """Run a command, and tell its output if nothing is given to it; its failure is explained."""
         environ = child_environ(self.python, **self.plan.tool.environ, TMPDIR=str(self.home / "tmp"), **further)
         try:
-            return run(command, log=self.log, folder=self.home, environ=environ, heard=self.progress.line, given=given)
+            return run(
+                command,
+                log=self.log,
+                folder=self.home,
+                environ=environ,
+                heard=self.progress.line if given is None else lambda line: None,
+                given=given or "",
+            )
         except CommandFailedError as failed:
             raise explained(self.plan.engine.name, doing, failed, self.home, self.log) from failed
 
-    def answer(self, doing: str, request: dict[str, Any], **further: str) -> dict[str, Any]:
+    def answer(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
         """Ask ``child`` in the new environment."""
         command = command_of(self.python, "polydraft._environments.child")
-        output = self.run(doing, command, given=json.dumps(request), **further)
+        output = self.run(doing, command, given=json.dumps(request))
         line = next((line for line in reversed(output) if line.startswith(ANSWER)), "")
         if not line:
             raise self.error(f"{doing} gave no answer", "Report it with the log.")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "showing_progress"]
 
 _log = logging.getLogger("polydraft.engines")
-_WIDEST = 160
 
 
 class Progress:
@@ -55,8 +54,9 @@ class Progress:
     def _show(self, text: str) -> None:
         assert self._status is not None
         seconds = int(time.monotonic() - self._began)
-        shown = f"{self._step}, {seconds // 60}:{seconds % 60:02d}  {presentable(text).strip()[:_WIDEST]}"
-        self._status.update(presentable(shown).replace("[", r"\["))
+        shown = f"{self._step}, {seconds // 60}:{seconds % 60:02d}  {text.strip()}"
+        # One line, besides the spinner and its blank.
+        self._status.update(presentable(shown)[: self._status.console.width - 2].replace("[", r"\["))
 
 
 @contextmanager
