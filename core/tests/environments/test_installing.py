@@ -101,6 +101,11 @@ def test_from_nothing_to_a_session_and_back(uv, data, silent, quick):
         assert {path.name for path in left_over("reference")} == {str(environment.build), str(renewed.build)}
         other.kill()
         other.wait()
+    notes = {path.name.split("@")[1] for path in data.glob("engines/.locks/*.use")}
+    assert notes == {str(environment.build), str(renewed.build)}
+    hold(newest)
+    hold(renewed)
+    assert len([*data.glob(f"engines/.locks/*@{renewed.build}@*.use")]) == 1  # not that of the ended process
     # Half removed: it is told, and mended.
     newest.python.unlink()
     state = state_of("reference")
@@ -110,7 +115,8 @@ def test_from_nothing_to_a_session_and_back(uv, data, silent, quick):
     assert environments() == {}
     mended, _ = update("reference", silent)
     assert environments() == {"reference": mended}
-    assert {path.name for path in left_over("reference")} == {str(environment.build)}  # this process's own
+    held = {str(one.build) for one in (environment, renewed, newest)}
+    assert {path.name for path in left_over("reference")} == held  # by this process
 
 
 @pytest.mark.parametrize(

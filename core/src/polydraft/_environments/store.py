@@ -294,6 +294,7 @@ def hold(environment: Environment) -> Environment:
                 name = f"{environment.name}@{environment.build}@{os.getpid()}-{secrets.token_hex(4)}.use"
                 # A folder that cannot be written is another user's, who must know what is done.
                 with suppress(OSError):
+                    in_use(environment.name, str(environment.build))  # removes the notes of ended processes
                     lock = FileLock(_engines() / ".locks" / name, thread_local=False)
                     lock.acquire(timeout=0)
                     _held[environment.folder] = lock
