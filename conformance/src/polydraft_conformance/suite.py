@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polydraft
 from polydraft import default_host
 from polydraft._isolation import Isolator
+from polydraft._registry.diagnosing import backend_state
 from polydraft._registry.faults import FaultRegistry
-from polydraft._registry.states import backend_state
 from polydraft.contract import Diagnosis
 from polydraft.hardware import processor
 from polydraft.verification import VERDICTS

@@ -1,6 +1,8 @@
 # The names that apps use; `__init__.py` loads each of them on first use.
 from . import contract as contract
 from . import errors as errors
+from ._environments.listing import engines as engines
+from ._environments.records import EngineState as EngineState
 from ._load import load as load
 from ._plugins import PluginHost as PluginHost
 from ._plugins import PluginStatus as PluginStatus

@@ -1,14 +1,24 @@
-"""Contain what code of others does: exceptions that end the app are told apart, and a time limit is put on a call."""
+"""Contain what code of others does: its exceptions become typed errors, and a time limit is put on a call."""
 
 from __future__ import annotations
 
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-__all__ = ["TookTooLong", "is_callers_own", "within"]
+from polydraft.errors import PluginError, PolydraftError
+
+__all__ = [
+    "TookTooLong",
+    "described",
+    "first_line",
+    "is_callers_own",
+    "plugin_errors",
+    "within",
+]
 
 R = TypeVar("R")
 
@@ -64,3 +74,29 @@ def within(seconds: float, work: Callable[[], R]) -> R:
     if error is not None:
         raise error
     return cast("R", result)  # None only if ``work`` returns None
+
+
+@contextmanager
+def plugin_errors(backend: str) -> Iterator[None]:
+    """Raise what a backend's own code raises in this block as a ``PluginError``; polydraft's errors pass."""
+    try:
+        yield
+    except PolydraftError:
+        raise
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
+        raise PluginError(f"The backend {backend!r} fails: {described(error)}.", "Report it to its author.") from error
+
+
+def described(error: BaseException) -> str:
+    """The class and the first line of an exception, without a full stop."""
+    try:
+        return f"{type(error).__name__}: {first_line(error)}"
+    except Exception:  # its own __str__ fails
+        return type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, without a full stop."""
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

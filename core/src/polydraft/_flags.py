@@ -30,7 +30,7 @@ _SHORT = {
 }
 _LONG = (
     *("quantization", "dtype", "device", "context_length", "exactness", "isolation", "revision"),
-    "trust_remote_code",
+    *("trust_remote_code", "install"),
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),

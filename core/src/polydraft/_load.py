@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from polydraft._environments.asking import installing
 from polydraft._load_arguments import LoadArguments, checked_arguments, load_arguments
 from polydraft.errors import ModelFormatError
 from polydraft.files import system_errors
@@ -64,6 +66,9 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
             these bytes of weights, builds, dtype, device, k and exactness. ``warn``: warn instead. ``off``: do not
             look. What is known is in ``session.running.verified``. Plain decoding needs no verification. The first look
             at weights reads all of them, at about a second per gigabyte.
+        install: What to do if the engine is not installed. ``ask``: ask, if there is a terminal to ask at, else raise
+            the error that names the command. ``yes``: install it into an environment of its own, as
+            ``polydraft engines install`` does. ``no``: raise the error.
         host: The plugins; None: the installed ones.
 
     Raises:
@@ -71,6 +76,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         ModelNotFoundError: The target (or the given drafter) does not exist, may not be read, or cannot be reached.
         ModelFormatError: It exists, but is not a model of a known layout, or one of its files is damaged.
         BackendNotFoundError: No backend of that name is installed.
+        EnvironmentSetupError: The engine was to be installed, and could not be.
         BackendUnavailableError: The backend cannot run here, or a known fault of its engine forbids what is asked.
         PluginError: The backend's plugin is broken.
         PairMismatchError: Target and drafter do not belong together.
@@ -87,13 +93,11 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
     """
     given = checked_arguments(target, arguments)
     with _typed(target):
-        return _load(target, given)
+        return installing(_install(given), partial(_load, target, given))
 
 
 def _load(target: str | Path, given: LoadArguments) -> Session:
-    from polydraft._registry.resolver import Resolver
-
-    prepared = Resolver(given).prepare(target)
+    prepared = _prepare(target, given)
     gate = None
     if given["verified"] != "off":
         from polydraft._plugins import default_host
@@ -109,9 +113,19 @@ def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
     """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
     given = checked_arguments(target, arguments)
     with _typed(target):
-        from polydraft._registry.resolver import Resolver
+        return installing(_install(given), partial(_prepare, target, given))
 
-        return Resolver(given).prepare(target)
+
+def _install(given: LoadArguments) -> str:
+    """Plugins that an app gives cannot be joined by what is installed."""
+    host = given["host"]
+    return given["install"] if host is None or host.uses_environments else "no"
+
+
+def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
+    from polydraft._registry.resolver import Resolver
+
+    return Resolver(given).prepare(target)
 
 
 @contextmanager

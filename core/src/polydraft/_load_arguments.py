@@ -25,6 +25,7 @@ _MOST_TOKENS = 2**31 - 1
 """The longest context in tokens: engines hold positions in 32 bits."""
 
 Verify = Literal["require", "warn", "off"]
+Install = Literal["ask", "yes", "no"]
 Isolation = Literal["auto", "process", "none"]
 
 
@@ -47,6 +48,7 @@ class LoadArguments(TypedDict, total=False):
     engine_options: Mapping[str, Any] | EngineOptions | None
     isolation: Isolation
     verified: Verify
+    install: Install
     host: PluginHost | None
 
 
@@ -61,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "isolation": "auto",
     "verified": "off",
+    "install": "ask",
 }
 """The default of each argument whose default is not None."""
 
@@ -147,6 +150,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "exactness": ("standard", "bitwise"),
     "isolation": get_args(Isolation),
     "verified": get_args(Verify),
+    "install": get_args(Install),
 }
 
 

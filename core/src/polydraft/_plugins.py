@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
@@ -24,10 +23,11 @@ import pluggy
 from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
-from polydraft._containment import TookTooLong, is_callers_own, within
+from polydraft._containment import TookTooLong, described, first_line, is_callers_own, within
 
 # Same floor: plugins' records are checked like the registry's own, and what is missing is looked up in its list.
 from polydraft._registry.tables import check_pair_record, core_table
+from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.backend import Backend
 from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, PolydraftSpec
 from polydraft.contract.records import (
@@ -39,13 +39,16 @@ from polydraft.contract.records import (
     PairRecord,
     Record,
 )
-from polydraft.errors import BackendNotFoundError, PluginError, PolydraftError
+from polydraft.errors import BackendNotFoundError, BackendUnavailableError, PluginError
 from polydraft.files import exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
-__all__ = ["PluginHost", "PluginStatus", "default_host", "plugin_errors"]
+    from polydraft._environments.records import Environment
+
+__all__ = ["PluginHost", "PluginStatus", "default_host"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 _IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
@@ -73,6 +76,8 @@ class PluginStatus(Record):
     state: Literal["loaded", "disabled", "broken"] = "loaded"
     reason: str = ""
     backends: tuple[str, ...] = ()
+    environment: str = ""
+    """The engine whose environment it is installed in; empty: this process's own."""
 
 
 _Found = tuple[PluginStatus, "Callable[[], Any]"]
@@ -93,7 +98,10 @@ class PluginHost:
     Args:
         plugins: Plugins by name (modules, objects or classes without arguments), instead of the entry points.
         disabled: Names of plugins or distributions not to load, besides those of ``POLYDRAFT_DISABLE_PLUGINS``.
-        environ: The environment to read; default ``os.environ``.
+        environ: The environment variables to read; default ``os.environ``.
+        broken: Names of plugins that are known to be broken, each with the reason; they are not imported.
+        environments: Whether backends that do not run here are taken from the environments that
+            ``polydraft engines install`` made: they run in a worker process.
     """
 
     def __init__(
@@ -102,48 +110,114 @@ class PluginHost:
         *,
         disabled: Iterable[str] = (),
         environ: Mapping[str, str] | None = None,
+        broken: Mapping[str, str] | None = None,
+        environments: bool = False,
     ) -> None:
         variable = (os.environ if environ is None else environ).get(_VARIABLE, "")
         names = [*disabled, *variable.split(",")]
         self._disabled = frozenset(canonicalize_name(name.strip()) for name in names if name.strip())
         self._given = None if plugins is None else dict(plugins)
+        self._broken = dict(broken or {})
+        self._merges = environments
         self._lock = threading.RLock()  # re-entrant: a backend's module may ask for the host while it is imported
         self._loaded: dict[str, list[Record]] | None = None
         self._loading: set[int] = set()  # threads in which a plugin is imported or asked
         self._statuses: list[PluginStatus] = []
         self._notes: list[str] = []
-        self._instances: dict[str, Backend] = {}
+        self._instances: dict[tuple[str, Path | None], Backend] = {}
 
     def backends(self) -> dict[str, BackendRecord]:
         """The records of all backends, by name, in alphabetical order."""
-        found = {record.name: record for record in self._records(BackendRecord)}
+        found = self._own_backends()
+        found |= {name: environment.backends[name] for name, environment in self._homes().items()}
         return dict(sorted(found.items()))
+
+    def runs_here(self, name: str) -> bool:
+        """Whether plugin and engine of a backend are installed in this process's own environment. Imports nothing."""
+        record = self._own_backends().get(name)
+        return record is not None and _engine_is_here(record)
+
+    @property
+    def uses_environments(self) -> bool:
+        """Whether backends are also taken from the environments that ``polydraft engines install`` made."""
+        return self._merges
+
+    def home(self, name: str) -> Environment | None:
+        """The environment that a backend runs in; None: this process's own, or there is no such backend."""
+        return self._homes().get(name)
 
     def pairs(self) -> list[tuple[str, PairRecord]]:
         """The pairs of all plugins, each with its plugin's name."""
-        return [(name, pair) for name, loaded in self._discover().items() for pair in _of(PairRecord, loaded)]
+        found = [(name, pair) for name, loaded in self._discover().items() for pair in _of(PairRecord, loaded)]
+        for environment in self._environments():
+            there = [pair for _, pair in found]
+            found += [(name, pair) for name, pair in environment.catalogue.pairs if pair not in there]
+        return found
 
     def faults(self) -> list[FaultRecord]:
         """The known faults of all plugins."""
-        return self._records(FaultRecord)
+        return [
+            *self._records(FaultRecord),
+            *(fault for environment in self._environments() for fault in environment.catalogue.faults),
+        ]
 
     def local_models(self) -> dict[str, LocalModelRecord]:
         """The models that plugins contain, by name."""
-        return {record.name: record for record in self._records(LocalModelRecord)}
+        found = {record.name: record for record in self._records(LocalModelRecord)}
+        for environment in self._environments():
+            for record in environment.catalogue.local_models:
+                found.setdefault(record.name, record)
+        return found
 
     def caches(self) -> list[CacheRecord]:
         """The folders in which plugins keep files, by name."""
-        return sorted(self._records(CacheRecord), key=lambda cache: cache.name)
+        found = {record.name: record for record in self._records(CacheRecord)}
+        for environment in self._environments():
+            for record in environment.catalogue.caches:
+                found.setdefault(record.name, record)
+        return sorted(found.values(), key=lambda cache: cache.name)
+
+    def found_names(self) -> list[str]:
+        """The names of all plugins that would be imported; none is."""
+        return [status.name for status, _ in self._find()[0] if status.state != "broken"]
 
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, loaded or not, by name."""
         self._discover()
-        return sorted(self._statuses, key=lambda status: (status.name, status.distribution or ""))
+        homes = self._homes()
+        elsewhere = [
+            PluginStatus(
+                name=found.plugin,
+                distribution=found.distribution,
+                version=found.version,
+                backends=(name,),
+                environment=home.name,
+            )
+            for name, home in homes.items()
+            for found in [home.backend(name)]
+        ]
+        return sorted(
+            [*self._statuses, *elsewhere],
+            key=lambda status: (status.name, status.distribution or "", status.environment),
+        )
 
     def notes(self) -> list[str]:
         """Sentences about the plugin settings themselves, such as a disabled name that no plugin has."""
         self._discover()
         return list(self._notes)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether another process of this interpreter finds the same plugins: not those that were given as objects."""
+        return self._given is None
+
+    def plugin_of(self, name: str) -> str | None:
+        """The name of the plugin that provides a backend; None if there is no such backend."""
+        if (home := self.home(name)) is not None:
+            return home.backend(name).plugin
+        loaded = self._discover()
+        owners = (owner for owner, mine in loaded.items() if any(one.name == name for one in _of(BackendRecord, mine)))
+        return next(owners, None)
 
     def backend(self, name: str) -> Backend:
         """The backend of that name; its module is imported now, its engine not yet.
@@ -152,20 +226,67 @@ class PluginHost:
             BackendNotFoundError: No such backend is installed, or its plugin is disabled.
             PluginError: Its plugin is broken, or its class cannot be imported or is not a ``Backend``.
         """
-        record = self.backends().get(name)
+        if (environment := self.home(name)) is not None:
+            return self._worker(name, environment)
+        record = self._own_backends().get(name)
         if record is None:
             raise self._not_found(name)
-        if name not in self._instances:
+        if (name, None) not in self._instances:
             made = _instantiate(record)  # without the lock: an import that hangs must not keep others waiting
             with self._lock:
-                self._instances.setdefault(name, made)
-        return self._instances[name]
+                self._instances.setdefault((name, None), made)
+        return self._instances[name, None]
+
+    def _worker(self, name: str, environment: Environment) -> Backend:
+        """A backend of an environment, which this process uses from now on."""
+        from polydraft._environments.store import hold
+        from polydraft._workers.backend import WorkerBackend
+
+        environment = hold(environment)
+        with self._lock:
+            if (name, environment.folder) not in self._instances:
+                found = environment.backend(name)
+                self._instances[name, environment.folder] = WorkerBackend(
+                    found.record,
+                    environment.python,
+                    reason=f"The engine {environment.name} is installed in an environment of its own.",
+                    capabilities=found.capabilities,
+                    options=found.options_schema,
+                    mend=f"polydraft engines update {environment.name}",
+                )
+            return self._instances[name, environment.folder]
+
+    def _own_backends(self) -> dict[str, BackendRecord]:
+        return {record.name: record for record in self._records(BackendRecord)}
+
+    def _homes(self) -> dict[str, Environment]:
+        """Backend -> the environment that it runs in, for those that do not run in this process's own."""
+        if not self._merges:
+            return {}
+        from polydraft._environments.store import environments
+
+        own = self._own_backends()
+        found: dict[str, Environment] = {}
+        for environment in environments().values():
+            names = {canonicalize_name(environment.name)}
+            names |= {canonicalize_name(one.distribution or "") for one in environment.catalogue.backends}
+            if not names & self._disabled:
+                for name in environment.backends:
+                    if name not in own or not _engine_is_here(own[name]):
+                        found.setdefault(name, environment)
+        return found
+
+    def _environments(self) -> list[Environment]:
+        """The environments that backends run in, once each."""
+        return list({environment.name: environment for environment in self._homes().values()}.values())
 
     def _records(self, kind: type[R]) -> list[R]:
         return [record for loaded in self._discover().values() for record in _of(kind, loaded)]
 
-    def _not_found(self, name: str) -> PluginError | BackendNotFoundError:
+    def _not_found(self, name: str) -> PluginError | BackendNotFoundError | BackendUnavailableError:
+        from polydraft._environments.store import broken_environment
         from polydraft._registry.backends import not_installed_hint
+        from polydraft._registry.engines import engine_of
 
         for status in self.statuses():
             if name != status.name and name not in status.backends:
@@ -183,9 +304,16 @@ class PluginHost:
         broken = [
             f"{status.name} ({status.reason.rstrip('.')})" for status in self.statuses() if status.state == "broken"
         ]
+        engine = engine_of(name)
+        if engine is not None and self._merges and (environment := broken_environment(engine.name)):
+            return BackendUnavailableError(
+                f"The environment of {engine.name} cannot be used. {environment.reason}", environment.hint
+            )
         hint = not_installed_hint(name, installed=list(self.backends()))
         return BackendNotFoundError(
-            f"There is no backend {name!r}.", f"{hint} Broken plugins: {'; '.join(broken)}." if broken else hint
+            f"There is no backend {name!r}.",
+            f"{hint} Broken plugins: {'; '.join(broken)}." if broken else hint,
+            engine=engine.name if engine is not None else "",
         )
 
     def _discover(self) -> dict[str, list[Record]]:
@@ -212,6 +340,8 @@ class PluginHost:
                     outcome = {"state": "disabled", "reason": f"Disabled by {_VARIABLE} or by the caller."}
                 elif status.state == "broken":
                     outcome = {}  # found out before it could be loaded
+                elif status.name in self._broken:
+                    raise _BrokenPlugin(self._broken[status.name])
                 elif status.name in loaded:
                     owner = homes[status.name] or "the caller"
                     raise _BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")
@@ -290,7 +420,7 @@ def _installed() -> tuple[list[_Found], list[str]]:
         try:
             text = package.read_text("entry_points.txt")
         except Exception as error:  # not UTF-8, for example: whether it has a plugin is not known
-            unreadable.append(f"The entry points of {_title(package)} cannot be read: {_describe(error)}.")
+            unreadable.append(f"The entry points of {_title(package)} cannot be read: {described(error)}.")
             continue
         if not text or ENTRY_POINT_GROUP not in text:
             continue
@@ -306,7 +436,7 @@ def _installed() -> tuple[list[_Found], list[str]]:
                 for entry in counts.entry_points.select(group=ENTRY_POINT_GROUP)
             ]
         except Exception as error:
-            broken = {"state": "broken", "reason": f"Its entry_points.txt cannot be read: {_describe(error)}."}
+            broken = {"state": "broken", "reason": f"Its entry_points.txt cannot be read: {described(error)}."}
             found.append((status.model_copy(update=broken), dict))
     return found, unreadable
 
@@ -333,6 +463,14 @@ def _first_on_path(name: str) -> Distribution | None:
         return None
 
 
+def _engine_is_here(record: BackendRecord) -> bool:
+    """Whether this process's environment has what a backend requires; nothing is imported."""
+    return all(
+        (found := installed_alternative(names)) is not None and in_range(found[1], specifier)
+        for names, specifier in record.requires.items()
+    )
+
+
 def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
     return [record for record in records if isinstance(record, kind)]
 
@@ -345,7 +483,7 @@ def _import(name: str, load: Callable[[], Any]) -> Any:
     except BaseException as error:
         if refused := exhausted(error, f"The plugin {name} cannot be imported"):
             raise refused from error
-        raise _BrokenPlugin(f"It cannot be imported: {_describe(error)}.") from error
+        raise _BrokenPlugin(f"It cannot be imported: {described(error)}.") from error
 
 
 def _ask_all(name: str, plugin: Any) -> list[Record]:
@@ -355,7 +493,7 @@ def _ask_all(name: str, plugin: Any) -> list[Record]:
     try:
         manager.register(plugin, name=name)
     except BaseException as error:  # pluggy looks at every attribute, so a plugin may raise anything here
-        raise _BrokenPlugin(f"It cannot be registered: {_describe(error)}.") from error
+        raise _BrokenPlugin(f"It cannot be registered: {described(error)}.") from error
     _check_unknown_hooks(manager, plugin)
     return [record for hook, kind in _HOOKS.items() for record in _ask(getattr(manager.hook, hook), hook, kind)]
 
@@ -378,7 +516,7 @@ def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Recor
     except BaseException as error:
         if refused := exhausted(error, f"{hook} of a plugin fails"):
             raise refused from error
-        raise _BrokenPlugin(f"{hook} fails: {_describe(error)}.") from error
+        raise _BrokenPlugin(f"{hook} fails: {described(error)}.") from error
     return records
 
 
@@ -397,7 +535,7 @@ def _checked(given: Any, hook: str, kind: type[Record]) -> Record:
     try:
         _check_contents(record)
     except ValueError as error:
-        raise _BrokenPlugin(f"{hook} makes an invalid record: {_first_line(error)}.") from error
+        raise _BrokenPlugin(f"{hook} makes an invalid record: {first_line(error)}.") from error
     return record
 
 
@@ -443,19 +581,6 @@ def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
     return [(what, one.name) for what, kind in kinds.items() for one in _of(kind, records)]
 
 
-@contextmanager
-def plugin_errors(backend: str) -> Iterator[None]:
-    """Raise what a backend's own code raises in this block as a ``PluginError``; polydraft's errors pass."""
-    try:
-        yield
-    except PolydraftError:
-        raise
-    except BaseException as error:
-        if is_callers_own(error):
-            raise
-        raise PluginError(f"The backend {backend!r} fails: {_describe(error)}.", "Report it to its author.") from error
-
-
 def _instantiate(record: BackendRecord) -> Backend:
     module, _, attribute = record.factory.partition(":")
     try:
@@ -467,7 +592,7 @@ def _instantiate(record: BackendRecord) -> Backend:
         if refused := exhausted(error, f"The backend {record.name!r} cannot be made"):
             raise refused from error
         raise PluginError(
-            f"The backend {record.name!r} cannot be made from {record.factory}: {_describe(error)}.",
+            f"The backend {record.name!r} cannot be made from {record.factory}: {described(error)}.",
             f"Install it again: {record.install_hint}",
         ) from error
     if not isinstance(backend, Backend):
@@ -485,18 +610,7 @@ def _describe_invalid(error: ValidationError) -> str:
     return f"{error.title}{'.' if where else ''}{where}: {first['msg']}{more}"
 
 
-def _describe(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {_first_line(error)}"
-    except Exception:  # its own __str__ fails
-        return type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-
-
 @cache
 def default_host() -> PluginHost:
-    """The host of the installed plugins, made on first use."""
-    return PluginHost()
+    """The host of the plugins that are installed here, and in engines' environments; made on first use."""
+    return PluginHost(environments=True)

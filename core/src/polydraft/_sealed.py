@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from polydraft._folders import data_folder
 from polydraft.files import exhausted, read_bytes, read_json
 
 __all__ = ["check_writable", "read_sealed", "write_sealed"]
@@ -102,9 +103,7 @@ def _refuse_if_exhausted(error: Exception, path: Path) -> None:
 
 
 def _key_file() -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("polydraft") / "key"
+    return data_folder() / "key"
 
 
 def _key() -> bytes | None:

@@ -11,6 +11,7 @@ decoding.". The command line shows the same sentences with its flags in their pl
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Self
 
 from polydraft._presentable import presentable
@@ -22,6 +23,7 @@ __all__ = [
     "DeviceError",
     "EngineCrashedError",
     "EngineError",
+    "EnvironmentSetupError",
     "ForkedSessionError",
     "InvalidRequestError",
     "LogitsProcessorError",
@@ -100,11 +102,45 @@ class PluginError(PolydraftError):
 
 
 class BackendNotFoundError(PolydraftError, LookupError):
-    """No backend of that name is installed."""
+    """No backend of that name is installed.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        engine: What ``polydraft engines install`` takes to bring the backend; empty if it cannot.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, engine: str = "") -> None:
+        super().__init__(message, hint)
+        self.engine = engine
 
 
 class BackendUnavailableError(PolydraftError):
-    """The backend is installed, but cannot run here: engine missing, version with a known fault, ..."""
+    """The backend is installed, but cannot run here: engine missing, version with a known fault, ...
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        engine: What ``polydraft engines install`` takes to mend it; empty if it cannot.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, engine: str = "") -> None:
+        super().__init__(message, hint)
+        self.engine = engine
+
+
+class EnvironmentSetupError(PolydraftError):
+    """An engine's environment cannot be made, updated or removed. One that was there before is unchanged and in use.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        log: What the commands of the installation printed; None: none was started.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, log: Path | None = None) -> None:
+        super().__init__(message, hint)
+        self.log = log
 
 
 class ModelNotFoundError(PolydraftError, LookupError):

@@ -35,12 +35,13 @@ def test_everything_that_is_given_is_passed_on(fake, command):
         "--context-length 99 --exactness bitwise "
         "--engine-option a=1 --engine-option b=text --engine-option 'c=[1, 2]' --revision main --offline "
         "--max-new-tokens 9 --min-new-tokens 2 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 "
-        "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos"
+        "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos --install yes"
     )
     assert command("generate", *MODEL, "-p", "Hi", *arguments).code == 0
     assert fake.calls[0][1] == {
         "drafter": "ngram",
         "backend": "some",
+        "install": "yes",
         "num_speculative_tokens": 3,
         "quantization": "q4_0",
         "dtype": "float32",
@@ -136,7 +137,7 @@ def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
     installed.clear()
     ran = command("generate", "-p", "Hi")
     assert ran.code == 2
-    assert "pip install polydraft-builtin-pairs" in ran.err
+    assert "polydraft engines install" in ran.err
 
 
 # The text

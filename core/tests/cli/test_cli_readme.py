@@ -1,6 +1,7 @@
 """The README tells the truth: its table is generated, its example runs, its links lead somewhere."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def builtin_pair_runs():
 # ray_data_batch.py takes a cluster and an engine for batches: plugins/vllm/long_tests runs it.
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name != "ray_data_batch.py")
 
+ARGUMENTS = {
+    "two_engines.py": ["transformers", "transformers"],
+    # Its engine starts in no time.
+    "survive_a_crash.py": ["builtin:toy"],
+}
+TYPED = "no-such-engine\nreference\ntransformers\nimport os\n"
+"""The input of choose_engine.py."""
+
 
 def readme_example():
     """The README's, with the built-in model."""
@@ -87,13 +96,14 @@ def printed(tmp_path_factory):
         pytest.skip("needs polydraft-transformers and polydraft-builtin-pairs")
     readme = tmp_path_factory.mktemp("readme") / "README.md"
     readme.write_text(readme_example(), encoding="utf-8")
-    scripts = [str(readme), *(str(ROOT / "examples" / name) for name in EXAMPLES)]
+    scripts = [[str(readme)], *([str(ROOT / "examples" / name), *ARGUMENTS.get(name, ())] for name in EXAMPLES)]
     code = (
-        "import runpy, sys\nfor file in sys.argv[1:]:\n    sys.argv = [file]\n"
-        "    runpy.run_path(file, run_name='__main__')\n    print('\\f')"
+        f"import runpy, sys\nfor sys.argv in {scripts!r}:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n    print('\\f')"
     )
-    command = [sys.executable, "-c", code, *scripts]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    variables = {**os.environ, "POLYDRAFT_DATA_DIR": str(readme.parent)}  # the user's own engines are not for tests
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=TYPED, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip(["README.md", *EXAMPLES], done.stdout.split("\f\n"), strict=False))
 
@@ -108,3 +118,15 @@ def test_examples(file, printed):
     assert printed[file].strip()
     if file == "generate.py":
         assert "identical: True" in printed[file]
+    elif file == "choose_engine.py":
+        assert "There is no backend 'no-such-engine'" in printed[file]
+        assert "The backend reference cannot load builtin:tiny-e2b" in printed[file]
+        assert re.search(r"transformers \S+ in this process: .*\nPrompt: import os\n.", printed[file])
+    elif file == "two_engines.py":
+        _, one, other = printed[file].split("--- ")
+        assert one == other
+        assert one.startswith("transformers ")
+        assert len(one) > 100
+    elif file == "survive_a_crash.py":
+        assert re.search(r"--- The worker of reference \(process \d+\) was ended by SIGKILL", printed[file])
+        assert "--- A new one goes on:\ndef read_lines(path):\n" in printed[file]

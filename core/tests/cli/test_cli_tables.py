@@ -134,7 +134,7 @@ def test_backends_json(use, command):
 
 def test_no_backends(use, command):
     use()
-    assert "pip install 'polydraft[transformers]'" in command("backends").out
+    assert "polydraft engines install transformers" in command("backends").out
 
 
 def test_pairs(use, command):
@@ -189,7 +189,7 @@ def test_doctor(use, command):
         "The driver is too old.",
         "update-the-driver --now",
         "transformers: not installed",
-        "pip install 'polydraft[transformers]'",
+        "polydraft engines install transformers",
         "BrokenPlugin",
         "no such library",
     ):
@@ -209,6 +209,19 @@ def test_doctor_json(use, command):
     assert found["transformers"]["installed"] is False
     assert data["machine"]["cpus"] >= 1
     assert data["machine"]["contract_version"] == 1
+
+
+def test_doctor_says_which_environment_cannot_be_used(use, command, monkeypatch, tmp_path):
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path))
+    (tmp_path / "engines" / "mlx").mkdir(parents=True)
+    (tmp_path / "engines" / "mlx" / "state.json").write_text("{}")
+    use(GoodPlugin())
+    ran = command("doctor")
+    assert "environment of mlx: broken" in ran.out
+    assert "polydraft engines" in ran.out
+    (broken,) = json.loads(command("doctor", "--json").out)["environments"]
+    assert broken["name"] == "mlx"
+    assert broken["reason"]
 
 
 @pytest.mark.parametrize("plugins", [[], [BadPlugin()]])

@@ -7,12 +7,12 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"_containment", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
+    {"_containment", "_folders", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
     {"caches", "checkpoints", "sampling", "text"},
     {"engine_parts", "hardware", "reasons", "_signatures"},
     {"_loop"},
     {"_session"},
-    {"_isolation", "_plugins", "_registry", "_workers"},
+    {"_environments", "_isolation", "_plugins", "_probes", "_registry", "_workers"},
     {"_flags", "_load", "_load_arguments"},
     {"verification"},
     {"_cli"},

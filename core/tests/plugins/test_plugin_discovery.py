@@ -248,10 +248,10 @@ def test_factories_that_do_not_work(factory, said):
     ("name", "hint"),
     [
         ("goood", "Did you mean 'good'?"),
-        ("transformers", "pip install 'polydraft[transformers]'"),
-        ("hf", "pip install 'polydraft[transformers]'"),
+        ("transformers", "polydraft engines install transformers"),
+        ("hf", "polydraft engines install transformers"),
         ("transformer", "Did you mean 'transformers'?"),
-        ("llama.cpp", "pip install 'polydraft[llama_cpp]'"),
+        ("llama.cpp", "polydraft engines install llama_cpp"),
         ("ollama", "no backend for ollama; installed are: good."),
         ("zzzz", "Installed are: good."),
     ],
@@ -267,7 +267,7 @@ def test_no_plugins_at_all():
     assert host.backends() == {}
     with pytest.raises(BackendNotFoundError) as error:
         host.backend("zzzz")
-    assert "polydraft[transformers]" in error.value.hint
+    assert "polydraft engines install transformers" in error.value.hint
 
 
 # --- switches --------------------------------------------------------------------------------------------------------

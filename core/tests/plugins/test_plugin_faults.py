@@ -9,8 +9,9 @@ from pathlib import Path
 
 import polydraft._plugins as plugins_module
 import pytest
+from polydraft._containment import plugin_errors
 from polydraft._plugins import PluginHost
-from polydraft._registry import states
+from polydraft._registry import describe
 from polydraft._registry.describe import describe_backends
 from polydraft._registry.versions import installed_version
 from polydraft.contract import BackendRecord, Diagnosis, hookimpl
@@ -133,8 +134,7 @@ def test_a_faulty_diagnosis_costs_only_its_backend(diagnose, said, monkeypatch):
     module = types.ModuleType("fault_test_module")
     module.Good, module.Bad = Made, type("Bad", (Made,), {"diagnose": diagnose})
     monkeypatch.setitem(sys.modules, "fault_test_module", module)
-    monkeypatch.setattr(states, "DIAGNOSIS_LIMIT", 0.3)
-    monkeypatch.setattr("polydraft._registry.describe.DIAGNOSIS_LIMIT", 0.3)
+    monkeypatch.setattr(describe, "SURVEY_LIMIT", 0.3)
     bad = plugin(lambda: [record("bad", factory="fault_test_module:Bad")])
     found = {one.state.record.name: one.state for one in describe_backends(PluginHost({"bad": bad, "good": good()}))}
     assert found["good"].usable
@@ -262,5 +262,5 @@ def test_our_distributions_are_known():
 
 
 def test_a_backend_whose_capabilities_fail_is_passed_over():
-    with pytest.raises(PluginError, match="'x' fails: SystemExit"), plugins_module.plugin_errors("x"):
+    with pytest.raises(PluginError, match="'x' fails: SystemExit"), plugin_errors("x"):
         raise SystemExit

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polydraft._cli.commands import engines
 from polydraft._cli.commands.backends import backends
 from polydraft._cli.commands.cache import cache
 from polydraft._cli.commands.chat import chat
@@ -60,6 +61,20 @@ def _help(docstring: str | None) -> str:
 
 for _command in (generate, chat, verify, serve, backends, pairs, cache, doctor):
     app.command(help=_help(_command.__doc__))(takes_options(_command))
+
+_engines = typer.Typer(help="Engines in environments of their own: list, install, update or remove them.")
+
+
+@_engines.callback(invoke_without_command=True)
+def _engines_root(context: typer.Context) -> None:
+    """Without a command: the list."""
+    if context.invoked_subcommand is None:
+        engines.COMMANDS["list"](json=False)
+
+
+for _name, _action in engines.COMMANDS.items():
+    _engines.command(_name, help=_help(_action.__doc__))(takes_options(_action))
+app.add_typer(_engines, name="engines")
 
 
 def run(arguments: Sequence[str]) -> int:

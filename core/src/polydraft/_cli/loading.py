@@ -89,11 +89,12 @@ def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
 
 def _builtin_pair() -> str:
     from polydraft._plugins import default_host
+    from polydraft._registry.backends import usual_install
 
     if _DEFAULT_MODEL not in default_host().local_models():
         raise InvalidRequestError(
             "No --model is given, and the built-in pair is not installed.",
-            "Give --model, or pip install polydraft-builtin-pairs.",
+            f"Give --model, or install an engine, which brings the pair along: {usual_install()}",
         )
     return f"builtin:{_DEFAULT_MODEL}"
 

@@ -149,6 +149,13 @@ _GROUPS = {
         ),
         _loads("local_files_only", bool, "Use models of the local Hub cache only.", default=False),
         _loads("trust_remote_code", bool, "Allow engines to run code from a checkpoint.", default=False),
+        _loads(
+            "install",
+            str,
+            "An engine that is not installed: ask, at a terminal; yes: install it; no.",
+            default="ask",
+            metavar="WHEN",
+        ),
     ),
     "settings": (
         _sets("max_new_tokens", _COUNT, "Tokens to generate at most, EOS included.", metavar="N"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from polydraft._plugins import PluginStatus, default_host
+from polydraft._plugins import PluginHost, PluginStatus, default_host
+from polydraft._probes.asking import find_deadly_plugins
+from polydraft._probes.interpreter import own_python
 from polydraft._registry.backends import known_backends
+from polydraft._registry.diagnosing import diagnose_all
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
-from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
+from polydraft._registry.states import BackendState
 from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.contract.records import FaultRecord, PairRecord, Record
-
-if TYPE_CHECKING:
-    from polydraft._plugins import PluginHost
 
 __all__ = [
     "BackendDescription",
@@ -22,7 +22,14 @@ __all__ = [
     "describe_pairs",
     "model_without_pair",
     "plugins_without_backend",
+    "surviving_host",
 ]
+
+
+SURVEY_LIMIT = 7.0
+"""Seconds for the diagnosis of each backend, what it waits for a processor or a disk excluded."""
+_HOOKS_LIMIT = 2.0
+"""The same for the hooks of all plugins."""
 
 
 class BackendDescription(Record):
@@ -30,6 +37,8 @@ class BackendDescription(Record):
 
     state: BackendState
     plugin: PluginStatus | None = None
+    folder: Path | None = None
+    """The environment that it runs in; None: this process's own."""
 
 
 class PairDescription(Record):
@@ -47,15 +56,35 @@ class PairDescription(Record):
     no backend is installed."""
 
 
+def surviving_host() -> PluginHost:
+    """The installed plugins without those that would end this process, or keep it waiting, when they are imported.
+
+    For ``doctor`` and ``backends``, which tell what is wrong: a process of its own tries first. The others are broken.
+    """
+    host, python = default_host(), own_python()
+    if python is None or not host.crosses:
+        return host
+    deadly = find_deadly_plugins(python, host.found_names, seconds=_HOOKS_LIMIT)
+    return PluginHost(broken=deadly, environments=host.uses_environments) if deadly else host
+
+
 def describe_backends(
     host: PluginHost | None = None, *, lookup: VersionLookup = installed_version
 ) -> list[BackendDescription]:
-    """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest."""
+    """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest.
+
+    Each backend of the installed plugins is asked in a process of its own (``diagnose_all``).
+    """
     host = default_host() if host is None else host
     faults = FaultRegistry.of(host, lookup)
     plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
+    answers = diagnose_all(host, host.backends().values(), faults, seconds=SURVEY_LIMIT, kept=False)
     return [
-        BackendDescription(state=backend_state(host, record, faults, seconds=DIAGNOSIS_LIMIT), plugin=plugins.get(name))
+        BackendDescription(
+            state=answers[name].state_of(record),
+            plugin=plugins.get(name),
+            folder=home.folder if (home := host.home(name)) is not None else None,
+        )
         for name, record in host.backends().items()
     ]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft._registry.backends import loaders_of
+from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.offers import Offer, Offers
 from polydraft._registry.packing_choice import PackingChoice, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
-from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
+from polydraft._registry.states import BackendState
 from polydraft.checkpoints._names import KnownNames, parse, repository
 from polydraft.checkpoints._resolve import resolve
 from polydraft.contract.records import Record

@@ -128,7 +128,7 @@ class DrafterChoice:
         if candidate.kind not in self.backend.drafter_kinds:
             raise _Refusal(f"the backend {self.backend.name} has no drafters of kind {candidate.kind}.")
         for name, first in candidate.entry.pair.min_versions.items() if candidate.entry else ():
-            version = self.faults.lookup(name)
+            version = self.faults.lookup(self.backend, name)
             if name in distributions(self.backend) and version is not None and older_than(version, first):
                 raise _Refusal(f"it needs {name}>={first}, {version} is installed.")
         # Only now: this may read a config from the Hub.

@@ -13,8 +13,9 @@ from polydraft.contract.records import BackendRecord, FaultRecord
 from polydraft.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from polydraft._environments.records import Environment
     from polydraft._plugins import PluginHost
 
 __all__ = ["FaultRegistry", "core_faults", "distributions", "fault_sentences"]
@@ -32,19 +33,33 @@ class FaultRegistry:
     Args:
         faults: The faults; of several with one id, the first counts.
         lookup: Gives installed versions.
+        home: Gives the environment that a backend of a name runs in; None: this process's own.
     """
 
-    def __init__(self, faults: Iterable[FaultRecord], lookup: VersionLookup = installed_version) -> None:
+    def __init__(
+        self,
+        faults: Iterable[FaultRecord],
+        lookup: VersionLookup = installed_version,
+        home: Callable[[str], Environment | None] = lambda name: None,
+    ) -> None:
         by_id: dict[str, FaultRecord] = {}
         for fault in faults:
             by_id.setdefault(fault.id, fault)
         self.faults = tuple(by_id.values())
-        self.lookup = lookup
+        self._lookup = lookup
+        self._home = home
 
     @classmethod
     def of(cls, host: PluginHost, lookup: VersionLookup = installed_version) -> FaultRegistry:
         """The faults of plugins (which may correct the core's, by id), then the core's."""
-        return cls([*host.faults(), *core_faults()], lookup)
+        return cls([*host.faults(), *core_faults()], lookup, host.home)
+
+    def lookup(self, backend: BackendRecord, distribution: str) -> str | None:
+        """The version of a distribution where a backend runs; None if it is not installed there."""
+        environment = self._home(backend.name)
+        if environment is None:
+            return self._lookup(distribution)
+        return environment.versions.get(canonicalize_name(distribution))
 
     def faults_for(
         self,
@@ -83,7 +98,7 @@ class FaultRegistry:
         return [
             (fault, version)
             for name in distributions(backend)
-            if (version := self.lookup(name)) is not None
+            if (version := self.lookup(backend, name)) is not None
             for fault in self.faults_for(name, version, affects=affects, model_types=model_types)
         ]
 

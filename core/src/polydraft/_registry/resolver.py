@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from polydraft._containment import plugin_errors
 from polydraft._isolation import Isolator
-from polydraft._plugins import default_host, plugin_errors
-from polydraft._registry.backends import format_hint, usual_install
+from polydraft._plugins import default_host
+from polydraft._registry.backends import format_engine, format_hint, usual_install
+from polydraft._registry.diagnosing import DIAGNOSIS_LIMIT, backend_state, diagnose_all
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.offers import Offers
@@ -17,7 +19,7 @@ from polydraft._registry.options import check_options
 from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNotFoundError, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
-from polydraft._registry.states import DIAGNOSIS_LIMIT, BackendState, backend_state
+from polydraft._registry.states import BackendState
 from polydraft.checkpoints._names import KnownNames, Role, repository
 from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
@@ -39,7 +41,7 @@ from polydraft.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 __all__ = ["Prepared", "Resolver"]
@@ -91,6 +93,7 @@ class Resolver:
         self._offers = Offers(packings, self._hub, lambda name: self._resolve(name, "packing"))
         self._resolved: dict[tuple[str | Path, Role | Literal["packing"]], ModelSource | PolydraftError] = {}
         self._states: dict[str, BackendState] = {}
+        self._told: dict[str, Capabilities] = {}
         self._isolator = Isolator(self._host, given["isolation"])
 
     def prepare(self, target: str | Path) -> Prepared:
@@ -115,11 +118,14 @@ class Resolver:
         One that would load quantized weights comes after all that load others.
         """
         formats = self._offers.formats(source)
-        states = [self._state(record) for record in self._host.backends().values() if formats & record.formats]
+        records = [record for record in self._host.backends().values() if formats & record.formats]
+        self._diagnose(records)
+        states = [self._state(record) for record in records]
         if not states:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
                 format_hint(source.format) or f"Install one: {usual_install()}",
+                engine=format_engine(source.format),
             )
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
@@ -168,10 +174,7 @@ class Resolver:
         state.check()
         state.check_device(given["device"])
         backend = self._isolator.backend(record.name)
-        with plugin_errors(record.name):
-            capabilities = backend.capabilities()
-            if not isinstance(capabilities, Capabilities):
-                raise TypeError(f"capabilities() returned a {type(capabilities).__name__}")
+        capabilities = self._capabilities(record, backend)
         if given["exactness"] not in capabilities.exactness:
             raise UnsupportedError(
                 f"The backend {record.name} has no `exactness={given['exactness']!r}` here.",
@@ -265,13 +268,31 @@ class Resolver:
             return Memory(None)
         return memory_of(state.diagnosis, self._given["device"])
 
+    def _diagnose(self, records: Sequence[BackendRecord]) -> None:
+        """Look at the candidates of ``auto``; none may keep the others waiting, or import its engine for nothing."""
+        answers = diagnose_all(
+            self._host, records, self._faults, seconds=DIAGNOSIS_LIMIT, kept=True, makes=self._isolator
+        )
+        for name, answer in answers.items():
+            self._states[name] = answer.state_of(self._host.backends()[name])
+            if answer.capabilities is not None:
+                self._told[name] = answer.capabilities
+
     def _state(self, record: BackendRecord) -> BackendState:
-        """Whether a backend can run here; asked once."""
+        """Whether a backend can run here; asked once. The one that the caller names may take its time."""
         if record.name not in self._states:
-            # The one that the caller names may take its time; of several, none may keep the others waiting.
-            limit = DIAGNOSIS_LIMIT if self._given["backend"] == "auto" else None
-            self._states[record.name] = backend_state(self._isolator, record, self._faults, seconds=limit)
+            self._states[record.name] = backend_state(self._isolator, record, self._faults)
         return self._states[record.name]
+
+    def _capabilities(self, record: BackendRecord, backend: Backend) -> Capabilities:
+        """What a backend can do, as it told in another process or tells here."""
+        if record.name not in self._told:
+            with plugin_errors(record.name):
+                capabilities = backend.capabilities()
+                if not isinstance(capabilities, Capabilities):
+                    raise TypeError(f"capabilities() returned a {type(capabilities).__name__}")
+            self._told[record.name] = capabilities
+        return self._told[record.name]
 
     def _resolve(self, name: str | Path, role: Role | Literal["packing"]) -> ModelSource:
         """Find a model and read its config, once. The revision that was given is the target's own."""

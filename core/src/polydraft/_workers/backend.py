@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, create_model
 
-from polydraft._plugins import plugin_errors
+from polydraft._containment import plugin_errors
 from polydraft._workers.engine import WorkerEngine
 from polydraft._workers.logs import levels_here
 from polydraft._workers.messages import PROTOCOL_VERSION, Loaded, Open

@@ -48,8 +48,8 @@ class Backend(ABC):
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
         """Why this backend cannot load this target or pair, in one sentence; None if it can.
 
-        Called before any weights are downloaded, and for each candidate of ``backend="auto"``. Weight format and
-        drafter kind have already been checked against the record.
+        Called before any weights are downloaded, and for each candidate of ``backend="auto"``, so that it should not
+        import the engine. Weight format and drafter kind have already been checked against the record.
         """
         return None
 

@@ -103,6 +103,12 @@ class Diagnosis(Record):
         description="How well it fits this machine: ``auto`` takes the usable backend of the highest rank. 0: only "
         "if it is named, since it needs something that the caller must provide.",
     )
+    depends_on: tuple[str, ...] | None = Field(
+        default=None,
+        description="Files and folders on which it depends, besides the installed packages, the hardware with its "
+        "drivers, and the environment variables: while all of these are unchanged, the core may keep it. None: it "
+        "depends on something else, such as a running server, and is never kept.",
+    )
 
 
 class Capabilities(Record):

@@ -84,8 +84,8 @@ class Gate:
         found = find(with_running(self.subject, running, self.request, changed=changed), loaded=True)
         problem = self._check(found)
         if problem:
-            # The caller of load: behind ``open_session``, ``_load`` and ``load``.
-            warnings.warn(presentable(f"{problem} {self._hint(found.verification)}"), VerificationWarning, stacklevel=5)
+            # The caller of load: behind ``open_session``, ``_load``, ``installing`` and ``load``.
+            warnings.warn(presentable(f"{problem} {self._hint(found.verification)}"), VerificationWarning, stacklevel=6)
         kept = found.verification
         if kept is None:
             return running.model_copy(update={"notes": (*running.notes, f"Not verified: {problem}")})

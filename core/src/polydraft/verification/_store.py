@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from polydraft._folders import data_folder
 from polydraft._sealed import read_sealed, write_sealed
 from polydraft.verification._records import FORMAT, Subject, Verification
 
@@ -36,9 +37,7 @@ class Found:
 
 def folder() -> Path:
     """Where verifications are kept."""
-    from platformdirs import user_data_path
-
-    return user_data_path("polydraft") / "verified"
+    return data_folder() / "verified"
 
 
 def save(verification: Verification) -> Path:

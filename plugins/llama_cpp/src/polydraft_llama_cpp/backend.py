@@ -74,6 +74,7 @@ class LlamaCppBackend(Backend):
             devices=tuple(device.record for device in found),
             notes=tuple(notes),
             rank=45,
+            depends_on=(),
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:

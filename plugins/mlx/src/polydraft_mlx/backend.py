@@ -64,6 +64,7 @@ class MlxBackend(Backend):
             devices=devices,
             notes=(f"mlx {version('mlx')}",),
             rank=70 if len(devices) > 1 else 40,
+            depends_on=(),
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:

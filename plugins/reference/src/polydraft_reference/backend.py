@@ -50,6 +50,7 @@ class ReferenceBackend(Backend):
             devices=(DeviceRecord(name="cpu", description="numpy"),),
             notes=("Toy models only: for tests and plugin authors.",),
             rank=1,  # the toy models have no other backend
+            depends_on=(),
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:

@@ -57,6 +57,7 @@ class TransformersBackend(Backend):
             devices=devices,
             notes=(f"torch {version('torch')}",),
             rank=60 if len(devices) > 1 else 50,
+            depends_on=(),
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:

@@ -56,7 +56,7 @@ class VllmBackend(Backend):
         installed = installed_vllm()
         if installed is None:
             return Diagnosis(usable=False, reason="vLLM is not installed.", remedy=_INSTALL)
-        found = Diagnosis(usable=True, engine_version=installed.version, notes=(installed.distribution,))
+        found = Diagnosis(usable=True, engine_version=installed.version, notes=(installed.distribution,), depends_on=())
 
         def unusable(reason: str, remedy: str) -> Diagnosis:
             return found.model_copy(update={"usable": False, "reason": reason, "remedy": remedy})

@@ -11,11 +11,10 @@ __all__ = ["backends"]
 def backends(json: opt.Json = False) -> None:
     """List the installed backends, and plugins that are broken or disabled, each with the reason."""
     from polydraft._cli.render.backends import backends_json, backends_table
-    from polydraft._plugins import default_host
-    from polydraft._registry.describe import describe_backends, plugins_without_backend
+    from polydraft._registry.describe import describe_backends, plugins_without_backend, surviving_host
 
     output = claim_output()
-    host = default_host()
+    host = surviving_host()
     found, others = describe_backends(host), plugins_without_backend(host)
     if json:
         print(backends_json(found, others), file=output, flush=True)

@@ -67,6 +67,7 @@ def cache(
 def _records() -> list[CacheRecord]:
     """polydraft's own, then those of plugins."""
     from polydraft._plugins import default_host
+    from polydraft._probes.kept import diagnosis_folder
     from polydraft.checkpoints.contents import digest_folder
     from polydraft.contract import CacheRecord
     from polydraft.verification._store import folder
@@ -81,6 +82,12 @@ def _records() -> list[CacheRecord]:
         ),
         CacheRecord(
             name="digests", summary="digests of large files, at most 4096", path=str(digest_folder()), bounded=False
+        ),
+        CacheRecord(
+            name="diagnoses",
+            summary="what backends said about this machine, at most 256",
+            path=str(diagnosis_folder()),
+            bounded=False,
         ),
     ]
     names = {record.name for record in own}

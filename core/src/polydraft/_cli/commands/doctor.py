@@ -41,17 +41,18 @@ def doctor(json: opt.Json = False) -> None:
 def _examine() -> Findings:
     """Look at this machine and at all backends. Loads no weights and needs no network."""
     from polydraft._cli.render.doctor import Findings
-    from polydraft._plugins import default_host
+    from polydraft._environments.store import Broken, all_environments
     from polydraft._registry.backends import known_backends
-    from polydraft._registry.describe import describe_backends, plugins_without_backend
+    from polydraft._registry.describe import describe_backends, plugins_without_backend, surviving_host
 
-    host = default_host()
+    host = surviving_host()
     installed, broken = describe_backends(host), plugins_without_backend(host)
     # A broken plugin is installed: the command that installs it would not fix it.
     there = {found.state.record.name for found in installed}
     there |= {name for status in broken for name in (status.name, *status.backends)}
     missing = [known for known in known_backends() if known.name not in there]
-    return Findings(_look_at_machine(), installed, missing, broken, host.notes())
+    environments = [found for found in all_environments().values() if isinstance(found, Broken)]
+    return Findings(_look_at_machine(), installed, missing, broken, environments, host.notes())
 
 
 def _look_at_machine() -> Machine:

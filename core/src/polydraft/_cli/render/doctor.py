@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from polydraft._environments.store import Broken
     from polydraft._plugins import PluginStatus
     from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 
 __all__ = ["Findings", "Machine", "doctor_json", "doctor_report"]
-
-_NO_BACKEND_YET = "This version of polydraft has no backend for it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,8 @@ class Findings:
     """Backends that are known by name, but not installed."""
     plugins: list[PluginStatus]
     """Plugins that are broken or disabled."""
+    environments: list[Broken]
+    """Environments of engines that cannot be used."""
     notes: list[str]
 
     @property
@@ -55,13 +56,14 @@ class Findings:
 
 
 def doctor_json(findings: Findings) -> str:
-    """One object: ``machine``, ``backends`` (installed or not), ``plugins``, ``notes``, ``usable``."""
+    """One object: ``machine``, ``backends`` (installed or not), ``usable`` (whether one is), and what is broken."""
     return to_json(
         {
             "usable": findings.usable,
             "machine": asdict(findings.machine),
             "backends": [*map(_installed, findings.backends), *map(_missing, findings.missing)],
             "plugins": [status.model_dump(mode="json") for status in findings.plugins],
+            "environments": [broken.model_dump(mode="json") for broken in findings.environments],
             "notes": list(findings.notes),
         }
     )
@@ -72,6 +74,7 @@ def _installed(found: BackendDescription) -> dict[str, Any]:
     return {
         **backend_data(found),
         "installed": True,
+        "environment": str(found.folder) if found.folder is not None else None,
         "devices": [device.model_dump(mode="json") for device in diagnosis.devices] if diagnosis else [],
         "notes": list(diagnosis.notes) if diagnosis else [],
         "faults": [
@@ -87,7 +90,7 @@ def _missing(known: KnownBackend) -> dict[str, Any]:
         "usable": False,
         "state": "not installed",
         "formats": sorted(known.formats),
-        "problem": "It is not installed." if known.install else _NO_BACKEND_YET,
+        "problem": known.why_not or "It is not installed.",
         "remedy": known.install,
     }
 
@@ -109,13 +112,16 @@ def doctor_report(findings: Findings) -> RenderableType:
         lines += [Text(), *_block(found)]
     for known in findings.missing:
         lines += [Text(), _heading(known.name, "not installed", "dim")]
-        lines.append(_line("install", known.install) if known.install else Text(f"  {_NO_BACKEND_YET}", style="dim"))
+        lines.append(_line("install", known.install) if known.install else Text(f"  {known.why_not}", style="dim"))
     for status in findings.plugins:
         where = f" ({status.distribution} {status.version})" if status.distribution else ""
         style = "red" if status.state == "broken" else "yellow"
         lines += [Text(), _heading(f"plugin {status.name}{where}", status.state, style), _line("why", status.reason)]
         if status.state == "broken" and status.distribution:
             lines.append(_line("fix", f"pip install --upgrade {status.distribution}, or pip uninstall it"))
+    for environment in findings.environments:
+        lines += [Text(), _heading(f"environment of {environment.name}", "broken", "red")]
+        lines += [_line("why", environment.reason), _line("fix", environment.hint)]
     lines += [Text(f"\n{note}", style="yellow") for note in findings.notes]
     if not findings.usable:
         lines.append(Text("\nNo backend is usable here.", style="bold red"))
@@ -130,6 +136,8 @@ def _block(found: BackendDescription) -> list[Text]:
     lines = [_heading(record.name, state_of(found), style)]
     if found.plugin and found.plugin.distribution:
         lines.append(_line("plugin", f"{found.plugin.distribution} {found.plugin.version}"))
+    if found.folder is not None:
+        lines.append(_line("folder", str(found.folder)))
     if diagnosis := state.diagnosis:
         lines.append(_line("engine", f"{record.engine} {diagnosis.engine_version or '(not installed)'}"))
         for device in diagnosis.devices:

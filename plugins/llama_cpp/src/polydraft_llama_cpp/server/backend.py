@@ -40,20 +40,26 @@ class LlamaServerBackend(Backend):
     def diagnose(self) -> Diagnosis:
         """Find the program, and ask it for its version. With a ``url`` the backend is usable without a program."""
         if os.environ.get(URL_VARIABLE):
-            return Diagnosis(usable=True, notes=(f"The server that {URL_VARIABLE} names.",), rank=20)
+            return Diagnosis(usable=True, notes=(f"The server that {URL_VARIABLE} names.",), rank=20, depends_on=())
         try:
             path = programs.find()
             found = programs.program(path) if path else None
         except BackendUnavailableError as error:
             return Diagnosis(usable=False, reason=error.message, remedy=error.hint)
         if found is None:
-            return Diagnosis(usable=True, notes=(f"{programs.NOT_FOUND} {programs.HOW_TO_FIND}",), rank=0)
+            return Diagnosis(
+                usable=True,
+                notes=(f"{programs.NOT_FOUND} {programs.HOW_TO_FIND}",),
+                rank=0,
+                depends_on=programs.looked_at(None),
+            )
         return Diagnosis(
             usable=True,
             engine_version=found.version,
             devices=tuple(DeviceRecord(name=name) for name in ("cpu", *found.devices)),
             notes=(found.path,),
             rank=20,
+            depends_on=programs.looked_at(found.path),
         )
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:

@@ -29,7 +29,18 @@ from polydraft_llama_cpp.resources import device_name
 from polydraft_llama_cpp.server.client import Client
 from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 
-__all__ = ["HOW_TO_FIND", "NOT_FOUND", "SPEC_TYPES", "VARIABLE", "Program", "Server", "find", "program", "start"]
+__all__ = [
+    "HOW_TO_FIND",
+    "NOT_FOUND",
+    "SPEC_TYPES",
+    "VARIABLE",
+    "Program",
+    "Server",
+    "find",
+    "looked_at",
+    "program",
+    "start",
+]
 
 VARIABLE = "POLYDRAFT_LLAMA_SERVER"
 """Environment variable with the path of the program."""
@@ -120,6 +131,15 @@ def find() -> str | None:
             f"Set {URL_VARIABLE} to the URL of a running server, and unset {VARIABLE}.",
         )
     return path or shutil.which("llama-server")
+
+
+def looked_at(path: str | None) -> tuple[str, ...]:
+    """What decides which program is found, and what it says: the folders of the PATH, the program, its libraries'."""
+    looked = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    if path is not None:
+        found = Path(shutil.which(path) or path).resolve()
+        looked += [str(found), str(found.parent), str(found.parent.parent / "lib")]
+    return tuple(dict.fromkeys(looked))
 
 
 @cache

@@ -32,6 +32,7 @@ class VllmServerBackend(VllmBackend):
             devices=(DeviceRecord(name="cpu", description="the server's"),),
             notes=(f"vLLM is not installed here: give `engine_options={{'url': ...}}`, or set {URL_VARIABLE}.",),
             rank=0,
+            depends_on=(),
         )
 
     def build(self, request: LoadRequest) -> Mapping[str, str] | None:
