@@ -349,7 +349,7 @@ def unit(session: nox.Session) -> None:
     prepare(session)
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
-    install(session, "pytest", "hypothesis", *folders(*needed))
+    install(session, "pytest", "hypothesis", "matplotlib", *folders(*needed))
     tested = (CORE, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 

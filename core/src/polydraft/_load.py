@@ -41,11 +41,14 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         drafter: ``auto``: the one that belongs to the target, else n-gram drafting (``session.running`` says which and
             why). ``ngram``: drafts looked up in the text so far. A Hub id, a folder or ``builtin:<name>``: that
             drafter. None: plain decoding.
-        backend: Name of a backend, or ``auto``: of those that can do what is asked, the fittest for this machine.
+        backend: Name of a backend, or ``auto``: the one that ``polydraft tune`` measured to be fastest for these
+            weights on this machine; without a measurement, of those that can do what is asked, the fittest.
         num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded. ``auto``: picked for each
             round, 0 included, from measured times and acceptance (``session.running.max_speculative_tokens`` is the
             largest); an engine that runs its own loop keeps to the recommendation, and ``session.running.notes`` says
-            so. None: the registry's recommendation for this pair and backend, else 4.
+            so. None: the k that was measured to be fastest, else the registry's recommendation for this pair and
+            backend, else 4. Speculation that was measured to be slower than plain decoding is then off, unless
+            ``drafter`` names one. ``session.running.chosen_by`` says who chose.
         quantization: Which of the target's packings to load, of those that the registry, its repository or its folder
             has in the backend's format. ``auto``: the least quantized that fits into the free memory with its context
             (``session.running.packing`` says which, and why not the ones before it); a file, or a repository of such
@@ -94,9 +97,7 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
 
 
 def _load(target: str | Path, given: LoadArguments) -> Session:
-    from polydraft._registry.resolver import Resolver
-
-    prepared = Resolver(given).prepare(target)
+    prepared = _prepare(target, given)
     if given["verified"] == "off":
         return open_session(prepared.backend, prepared.request)
 
@@ -113,9 +114,19 @@ def prepare(target: str | Path, **arguments: Unpack[LoadArguments]) -> Prepared:
     """Check the arguments of ``load``, and choose backend and drafter; errors are those of ``load``."""
     given = checked_arguments(target, arguments)
     with _typed(target):
-        from polydraft._registry.resolver import Resolver
+        return _prepare(target, given)
 
-        return Resolver(given).prepare(target)
+
+def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
+    from polydraft._registry.resolver import Resolver
+    from polydraft._tune._store import folder  # upwards: what was measured decides what the caller leaves open
+
+    resolver = Resolver(given)
+    if not folder().is_dir():
+        return resolver.prepare(target)
+    from polydraft._tune._choice import prepared_as_measured
+
+    return prepared_as_measured(resolver, target, given)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +42,8 @@ from polydraft.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from polydraft._plugins import PluginHost
 
 
 __all__ = ["Prepared", "Resolver"]
@@ -107,18 +110,47 @@ class Resolver:
             _log.info("%s", request.packing.note)
         return prepared
 
+    def asking(self, **changes: Any) -> Resolver:
+        """The same target with other arguments of ``load``; what was looked up is shared."""
+        other = copy(self)
+        other._given = {**self._given, **changes}
+        return other
+
+    @property
+    def host(self) -> PluginHost:
+        """The plugins."""
+        return self._host
+
+    @property
+    def hub(self) -> HubOptions:
+        """How the target is fetched."""
+        return self._hub
+
+    def target(self, name: str | Path) -> ModelSource:
+        """The resolved target; errors are those of ``load``."""
+        return self._resolve(name, "target")
+
+    def candidates(self, source: ModelSource) -> list[BackendRecord]:
+        """The backends that load the target in one of its packings, in order of their names.
+
+        Raises:
+            BackendUnavailableError: There is none.
+        """
+        formats = self._offers.formats(source)
+        found = [record for record in self._host.backends().values() if formats & record.formats]
+        if not found:
+            raise BackendUnavailableError(
+                f"No installed backend loads {source.id}: its format is {source.format}.",
+                format_hint(source.format) or f"Install one: {usual_install()}",
+            )
+        return found
+
     def _choose(self, source: ModelSource) -> Prepared:
         """The usable backend of the highest rank that takes the target; by name where ranks are equal.
 
         One that would load quantized weights comes after all that load others.
         """
-        formats = self._offers.formats(source)
-        states = [self._state(record) for record in self._host.backends().values() if formats & record.formats]
-        if not states:
-            raise BackendUnavailableError(
-                f"No installed backend loads {source.id}: its format is {source.format}.",
-                format_hint(source.format) or f"Install one: {usual_install()}",
-            )
+        states = [self._state(record) for record in self.candidates(source)]
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
@@ -214,6 +246,7 @@ class Resolver:
                 hub=self._hub,
                 engine_options=options,
                 packing=choice.packing(offer, packed),
+                chosen_by=_chosen_by(given, plan),
             )
             # The config is enough for this, so no weights are fetched in vain.
             check_context_length(request)
