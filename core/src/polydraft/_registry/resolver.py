@@ -26,7 +26,7 @@ from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
 from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.records import BackendRecord, Capabilities
-from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
+from polydraft.contract.requests import ChosenBy, HubOptions, LoadRequest, ModelSource, SpeculationPlan
 from polydraft.engine_parts._context import check_context_length
 from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import (
@@ -327,6 +327,15 @@ def _is_quantized(prepared: Prepared) -> bool:
 def _bits(prepared: Prepared) -> int:
     packing = prepared.request.packing
     return bits(packing.name) if packing is not None else 0
+
+
+def _chosen_by(given: Mapping[str, Any], plan: SpeculationPlan) -> ChosenBy:
+    recommended = plan.chosen_by == "registry"
+    return ChosenBy(
+        backend="rule" if given["backend"] == "auto" else "caller",
+        drafter="caller" if given["drafter"] != "auto" else "recommended" if recommended else "rule",
+        num_speculative_tokens=plan.k_chosen_by if plan.kind else "caller" if given["drafter"] is None else "rule",
+    )
 
 
 def _chosen(plan: SpeculationPlan) -> str:
