@@ -82,6 +82,25 @@ def test_speculation_that_is_slower_is_off_and_the_result_says_why():
         assert session.running.speculation_off.code == "caller"
 
 
+def test_nobody_gets_quantized_weights_unasked():
+    rows = rows_of(SPEEDS)
+    rows[0] = rows[0].model_copy(update={"quantized": True})
+    keep(rows=rows)
+    assert choice()[1:3] == ("ngram", 4)
+    assert choice(backend="reference")[1:3] == ("mtp", 2), "what this backend runs"
+    _store.forget()
+    keep(rows=[row.model_copy(update={"quantized": True}) for row in rows])
+    assert choice()[1:3] == ("mtp", 2), "nothing else runs here"
+    assert choice(quantization="none")[3].backend == "rule", "other arguments"
+
+
+def test_k_that_is_picked_for_each_round_stays_so():
+    keep()
+    found = prepare(TOY, num_speculative_tokens="auto").request
+    assert (found.plan.kind, found.plan.max_speculative_tokens is not None) == ("mtp", True)
+    assert by(found.chosen_by) == ("measured", "measured", "caller")
+
+
 def test_what_was_refused_is_never_chosen():
     rows = rows_of(SPEEDS)
     rows[0] = rows[0].model_copy(update={"state": "refused", "verdict": "DIVERGED", "reason": "It changed the output."})

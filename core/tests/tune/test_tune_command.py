@@ -122,6 +122,7 @@ def test_an_engine_that_fails_is_a_row_and_all_that_fail_are_an_error(monkeypatc
         ({"backends": []}, "backends"),
         ({"backends": "reference"}, "backends"),
         ({"num_speculative_tokens": 0}, "num_speculative_tokens"),
+        ({"num_speculative_tokens": "auto"}, "num_speculative_tokens"),
         ({"nonsense": 1}, "nonsense"),
         ({"backend": "reference", "engine_options": {"nonsense": 1}}, "engine_options"),
     ],
