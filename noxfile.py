@@ -389,7 +389,8 @@ def unit(session: nox.Session) -> None:
     prepare(session)
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
-    install(session, "pytest", "hypothesis", "uv", *folders(*needed))  # uv: an environment is made in a test
+    # uv: an environment is made in a test
+    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed))
     tested = (CORE, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 

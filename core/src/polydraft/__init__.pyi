@@ -11,12 +11,17 @@ from ._session.async_stream import AsyncTokenStream as AsyncTokenStream
 from ._session.monitor import SpeculationWarning as SpeculationWarning
 from ._session.session import Session as Session
 from ._session.stream import TokenStream as TokenStream
+from ._tune._command import tune as tune
+from ._tune._records import TunedRow as TunedRow
+from ._tune._records import TunedWeights as TunedWeights
+from ._tune._records import TuningResult as TuningResult
 from .contract.packings import Packing as Packing
 from .contract.processors import LogitsProcessor as LogitsProcessor
 from .contract.processors import StatefulLogitsProcessor as StatefulLogitsProcessor
 from .contract.records import DrafterKind as DrafterKind
 from .contract.records import Exactness as Exactness
 from .contract.requests import Acceptance as Acceptance
+from .contract.requests import ChosenBy as ChosenBy
 from .contract.requests import GenerationSettings as GenerationSettings
 from .contract.requests import Message as Message
 from .contract.requests import OffReason as OffReason

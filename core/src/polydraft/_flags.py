@@ -1,4 +1,4 @@
-"""The command line's flags for arguments of ``load``, ``generate`` and ``verify``: the one map between the two doors.
+"""The command line's flags for arguments of ``load``, ``generate`` and other functions: the one map between the doors.
 
 Sentences of errors and notes name an argument as Python takes it, between backticks: "Use `drafter=None`.". The command
 line shows the same sentence with flags: "Use `--drafter none`.".
@@ -27,6 +27,8 @@ _SHORT = {
     "banned_token_ids": ("--ban-token",),
     "forced_token_ids": ("--force-token",),
     "time_limit": ("--time-limit", "-t"),
+    "seconds": ("--seconds", "-s"),
+    "save_to": ("--save",),
 }
 _LONG = (
     *("quantization", "dtype", "device", "context_length", "exactness", "isolation", "revision"),
@@ -34,6 +36,7 @@ _LONG = (
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),
+    *("prompts", "load_limit"),
 )
 FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')}",) for name in _LONG}
 """Argument -> its flags, the one that sentences show first. Arguments that are not here have none."""

@@ -36,11 +36,14 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
         drafter: ``auto``: the one that belongs to the target, else n-gram drafting (``session.running`` says which and
             why). ``ngram``: drafts looked up in the text so far. A Hub id, a folder or ``builtin:<name>``: that
             drafter. None: plain decoding.
-        backend: Name of a backend, or ``auto``: of those that can do what is asked, the fittest for this machine.
+        backend: Name of a backend, or ``auto``: the one that ``polydraft tune`` measured to be fastest for these
+            weights on this machine; without a measurement, of those that can do what is asked, the fittest.
         num_speculative_tokens: k, tokens drafted in one round, the bonus token excluded. ``auto``: picked for each
             round, 0 included, from measured times and acceptance (``session.running.max_speculative_tokens`` is the
             largest); an engine that runs its own loop keeps to the recommendation, and ``session.running.notes`` says
-            so. None: the registry's recommendation for this pair and backend, else 4.
+            so. None: the k that was measured to be fastest, else the registry's recommendation for this pair and
+            backend, else 4. Speculation that was measured to be slower than plain decoding is then off, unless
+            ``drafter`` names one. ``session.running.chosen_by`` says who chose.
         quantization: Which of the target's packings to load, of those that the registry, its repository or its folder
             has in the backend's format. ``auto``: the least quantized that fits into the free memory with its context
             (``session.running.packing`` says which, and why not the ones before it); a file, or a repository of such
@@ -124,8 +127,14 @@ def _install(given: LoadArguments) -> str:
 
 def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
     from polydraft._registry.resolver import Resolver
+    from polydraft._tune._store import folder  # upwards: what was measured decides what the caller leaves open
 
-    return Resolver(given).prepare(target)
+    resolver = Resolver(given)
+    if not folder().is_dir():
+        return resolver.prepare(target)
+    from polydraft._tune._choice import prepared_as_measured
+
+    return prepared_as_measured(resolver, target, given)
 
 
 @contextmanager

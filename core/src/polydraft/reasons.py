@@ -9,7 +9,7 @@ from polydraft.contract.requests import OffReason
 if TYPE_CHECKING:
     from polydraft.contract.records import FaultRecord
 
-__all__ = ["by_caller", "by_engine", "by_fault", "no_drafter", "too_few_tokens"]
+__all__ = ["by_caller", "by_engine", "by_fault", "no_drafter", "slower", "too_few_tokens"]
 
 
 def by_caller(what: str = "`drafter=None`") -> OffReason:
@@ -37,3 +37,8 @@ def too_few_tokens() -> OffReason:
 def by_engine(message: str) -> OffReason:
     """The engine says why."""
     return OffReason(code="engine", message=message)
+
+
+def slower(message: str) -> OffReason:
+    """``polydraft tune`` measured that plain decoding is faster; the message has the figures."""
+    return OffReason(code="slower", message=message)

@@ -45,4 +45,4 @@ def test_every_command_takes_every_argument_that_has_a_flag():
     loading, settings = ({option.name for option in _GROUPS[name]} for name in ("loading", "settings"))
     assert loading - {"target"} == set(LoadArguments.__annotations__) & set(FLAGS)
     assert settings == set(CallArguments.__annotations__) & set(FLAGS)
-    assert set(FLAGS) == loading | settings | {"time_limit"}
+    assert set(FLAGS) == loading | settings | {"time_limit", "seconds", "prompts", "load_limit", "save_to"}

@@ -15,6 +15,7 @@ from polydraft._cli.commands.doctor import doctor
 from polydraft._cli.commands.generate import generate
 from polydraft._cli.commands.pairs import pairs
 from polydraft._cli.commands.serve import serve
+from polydraft._cli.commands.tune import tune
 from polydraft._cli.commands.verify import verify
 from polydraft._cli.options import CommandState, Debug, Verbose, takes_options
 from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, report, show_warnings
@@ -59,7 +60,7 @@ def _help(docstring: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 
-for _command in (generate, chat, verify, serve, backends, pairs, cache, doctor):
+for _command in (generate, chat, verify, tune, serve, backends, pairs, cache, doctor):
     app.command(help=_help(_command.__doc__))(takes_options(_command))
 
 _engines = typer.Typer(help="Engines in environments of their own: list, install, update or remove them.")

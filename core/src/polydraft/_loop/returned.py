@@ -81,7 +81,7 @@ def checked_seconds(seconds: Any) -> float | None:
     except Exception:
         number = math.nan
     if not 0 <= number < math.inf:
-        raise defect(f"The engine reported seconds={reprlib.repr(seconds)}, which is not a time.")
+        raise defect(f"The engine reported {reprlib.repr(seconds)} seconds, which is not a time.")
     return number
 
 

@@ -199,6 +199,7 @@ class DrafterChoice:
             num_speculative_tokens=k,
             max_speculative_tokens=most,
             chosen_by=chosen_by,
+            k_chosen_by="caller" if given is not None else "recommended" if recommended else "rule",
             note=" ".join(notes),
         )
 

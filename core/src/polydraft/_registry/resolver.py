@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +28,7 @@ from polydraft.checkpoints.compatibility import check_target
 from polydraft.checkpoints.config import model_types
 from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.records import BackendRecord, Capabilities
-from polydraft.contract.requests import HubOptions, LoadRequest, ModelSource, SpeculationPlan
+from polydraft.contract.requests import ChosenBy, HubOptions, LoadRequest, ModelSource, SpeculationPlan
 from polydraft.engine_parts._context import check_context_length
 from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import (
@@ -42,6 +43,8 @@ from polydraft.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from polydraft._plugins import PluginHost
 
 
 __all__ = ["Prepared", "Resolver"]
@@ -112,21 +115,50 @@ class Resolver:
             _log.info("%s", request.packing.note)
         return prepared
 
-    def _choose(self, source: ModelSource) -> Prepared:
-        """The usable backend of the highest rank that takes the target; by name where ranks are equal.
+    def asking(self, **changes: Any) -> Resolver:
+        """The same target with other arguments of ``load``; what was looked up is shared."""
+        other = copy(self)
+        other._given = {**self._given, **changes}
+        return other
 
-        One that would load quantized weights comes after all that load others.
+    @property
+    def host(self) -> PluginHost:
+        """The plugins."""
+        return self._host
+
+    @property
+    def hub(self) -> HubOptions:
+        """How the target is fetched."""
+        return self._hub
+
+    def target(self, name: str | Path) -> ModelSource:
+        """The resolved target; errors are those of ``load``."""
+        return self._resolve(name, "target")
+
+    def candidates(self, source: ModelSource) -> list[BackendRecord]:
+        """The backends that load the target in one of its packings, in order of their names.
+
+        Raises:
+            BackendUnavailableError: There is none.
         """
         formats = self._offers.formats(source)
-        records = [record for record in self._host.backends().values() if formats & record.formats]
-        self._diagnose(records)
-        states = [self._state(record) for record in records]
-        if not states:
+        found = [record for record in self._host.backends().values() if formats & record.formats]
+        if not found:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",
                 format_hint(source.format) or f"Install one: {usual_install()}",
                 engine=format_engine(source.format),
             )
+        return found
+
+    def _choose(self, source: ModelSource) -> Prepared:
+        """The usable backend of the highest rank that takes the target; by name where ranks are equal.
+
+        One that would load quantized weights comes after all that load others.
+        """
+        records = self.candidates(source)
+        self._diagnose(records)
+        states = [self._state(record) for record in records]
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
@@ -219,6 +251,7 @@ class Resolver:
                 hub=self._hub,
                 engine_options=options,
                 packing=choice.packing(offer, packed),
+                chosen_by=_chosen_by(given, plan),
             )
             # The config is enough for this, so no weights are fetched in vain.
             check_context_length(request)
@@ -317,6 +350,15 @@ def _is_quantized(prepared: Prepared) -> bool:
 def _bits(prepared: Prepared) -> int:
     packing = prepared.request.packing
     return bits(packing.name) if packing is not None else 0
+
+
+def _chosen_by(given: Mapping[str, Any], plan: SpeculationPlan) -> ChosenBy:
+    recommended = plan.chosen_by == "registry"
+    return ChosenBy(
+        backend="rule" if given["backend"] == "auto" else "caller",
+        drafter="caller" if given["drafter"] != "auto" else "recommended" if recommended else "rule",
+        num_speculative_tokens=plan.k_chosen_by if plan.kind else "caller" if given["drafter"] is None else "rule",
+    )
 
 
 def _chosen(plan: SpeculationPlan) -> str:

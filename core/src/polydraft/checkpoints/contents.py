@@ -24,7 +24,7 @@ from polydraft.files import system_errors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["content_digest", "digest_folder", "file_digest", "files_below", "libraries_digest"]
+__all__ = ["content_digest", "digest_folder", "file_digest", "files_below", "known_content_digest", "libraries_digest"]
 
 _SMALL = 4 << 20
 """Files of fewer bytes are hashed each time: that is as fast as looking a digest up."""
@@ -47,18 +47,42 @@ def file_digest(path: Path) -> str:
     before = path.stat()
     if before.st_size < _SMALL or not _keeps_time_of_change(path):
         return _hashed(path)
-    kept = digest_folder() / f"{before.st_dev:x}-{before.st_ino:x}.json"
-    known = {"format": 1, **_state(before)}
-    record = read_sealed(kept)
-    if isinstance(record, dict) and {name: record.get(name) for name in known} == known:
-        return str(record["sha256"])
+    if kept := _kept_digest(before):
+        return kept
     started = time.time()
     digest = _hashed(path)
     if _state(path.stat()) == _state(before) and 0 < before.st_ctime < started - _SETTLED:
         with suppress(OSError):  # not kept: read again the next time
-            write_sealed(kept, {**known, "sha256": digest, "path": str(path)})
-            _drop_oldest(kept.parent)
+            write_sealed(_kept_file(before), {"format": 1, **_state(before), "sha256": digest, "path": str(path)})
+            _drop_oldest(digest_folder())
     return digest
+
+
+def _kept_digest(status: os.stat_result) -> str:
+    """The digest that was kept of a large file as it is now; empty if none was."""
+    known = {"format": 1, **_state(status)}
+    record = read_sealed(_kept_file(status))
+    if isinstance(record, dict) and {name: record.get(name) for name in known} == known:
+        return str(record["sha256"])
+    return ""
+
+
+def _kept_file(status: os.stat_result) -> Path:
+    return digest_folder() / f"{status.st_dev:x}-{status.st_ino:x}.json"
+
+
+def known_content_digest(files: Mapping[str, Path]) -> str:
+    """``content_digest`` without reading large files; empty unless the digest of each of them is kept.
+
+    Raises:
+        ModelFormatError: A file cannot be read.
+        OSError: One cannot be looked at.
+    """
+    for file in files.values():
+        status = file.stat()
+        if status.st_size >= _SMALL and not (_keeps_time_of_change(file) and _kept_digest(status)):
+            return ""
+    return content_digest(files)
 
 
 def content_digest(files: Mapping[str, Path]) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_SETTINGS",
     "LONGEST_STOP",
     "Acceptance",
+    "ChosenBy",
     "GenerationSettings",
     "HubOptions",
     "LoadRequest",
@@ -180,6 +181,7 @@ class OffReason(Record):
         "length",  # too few tokens left to draft any
         "fault",  # a known fault of the installed engine version
         "engine",  # the engine does not speculate, for an engine-specific reason
+        "slower",  # `polydraft tune` measured that it is slower than plain decoding here
     ]
     message: str = Field(description="One sentence.")
 
@@ -215,6 +217,19 @@ class ModelSource(Record):
         return str(self.config.get("model_type", ""))
 
 
+Choice = Literal["caller", "measured", "recommended", "rule"]
+"""Who made a choice. ``caller``: it was an argument. ``measured``: the fastest that ``polydraft tune`` found for these
+weights on this machine. ``recommended``: the registry. ``rule``: a general rule, such as the backends' own ranks."""
+
+
+class ChosenBy(Record):
+    """Who chose the backend, the drafter and k of a session."""
+
+    backend: Choice = "caller"
+    drafter: Choice = "caller"
+    num_speculative_tokens: Choice = "caller"
+
+
 class SpeculationPlan(Record):
     """Which drafter a session uses, or why it uses none."""
 
@@ -224,7 +239,8 @@ class SpeculationPlan(Record):
     max_speculative_tokens: int | None = Field(
         default=None, ge=1, description="The largest k that the session may pick for a round; None: k is fixed."
     )
-    chosen_by: Literal["caller", "registry", "sibling", "config", "fallback", "none"] = "none"
+    chosen_by: Literal["caller", "registry", "sibling", "config", "fallback", "measured", "none"] = "none"
+    k_chosen_by: Choice = Field(default="caller", description="Who chose k; meaningless for plain decoding.")
     note: str = Field(default="", description="What the user should know about the choice, one sentence.")
     off: OffReason | None = None
 
@@ -248,6 +264,7 @@ class LoadRequest(Record):
     hub: HubOptions = HubOptions()
     engine_options: Any = Field(default=None, description="An instance of the backend's ``EngineOptions`` model.")
     packing: Packing | None = Field(default=None, description="Which of the target's packings ``target`` is.")
+    chosen_by: ChosenBy = Field(default=ChosenBy(), description="Who chose backend, drafter and k.")
 
 
 class TokenRequest(Record):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from polydraft.contract.packings import Packing
 from polydraft.contract.records import DrafterKind, Exactness, Record
-from polydraft.contract.requests import GenerationSettings, LoadRequest, OffReason
+from polydraft.contract.requests import ChosenBy, GenerationSettings, LoadRequest, OffReason
 
 __all__ = [
     "Chunk",
@@ -218,6 +218,7 @@ class RunningInfo(Record):
     concurrency: Literal["serial", "concurrent"] = Field(
         description="``serial``: calls wait for one another. ``concurrent``: they make progress together."
     )
+    chosen_by: ChosenBy = Field(default=ChosenBy(), description="Who chose backend, drafter and k.")
     speculation_off: OffReason | None = None
     packing: Packing | None = Field(
         default=None, description="Whose weights run, their quantization and size, and which others were rejected."
@@ -277,6 +278,7 @@ class RunningInfo(Record):
             context_length=context_length,
             exactness=request.exactness,
             concurrency=concurrency,
+            chosen_by=request.chosen_by,
             speculation_off=plan.off,
             packing=packing,
             notes=tuple(note for note in (plan.note, *notes, packing.note if packing else "") if note),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polydraft.checkpoints._names import repository
-from polydraft.checkpoints.contents import content_digest, files_below
+from polydraft.checkpoints.contents import content_digest, files_below, known_content_digest
 from polydraft.checkpoints.gguf_files import file_at, parts_of
 from polydraft.checkpoints.safetensors import weight_files
 from polydraft.errors import ModelFormatError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.requests import HubOptions, ModelSource
 
-__all__ = ["commit_of", "fingerprint", "snapshot_of", "state_of"]
+__all__ = ["commit_of", "fingerprint", "known_fingerprint", "snapshot_of", "state_of"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".gguf", ".litertlm")
@@ -53,6 +53,17 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
         raise ModelFormatError(
             f"{error.filename or source.id} cannot be read: {error.strerror or error}.", "Check its permissions."
         ) from error
+
+
+def known_fingerprint(source: ModelSource, hub: HubOptions) -> str:
+    """The same without reading large files: empty unless the digest of each was kept when it was read before."""
+    path = source.path or snapshot_of(source, hub)
+    if path is None:
+        return ""
+    try:
+        return known_content_digest(_files(source, path))
+    except (ModelFormatError, OSError):
+        return ""
 
 
 def state_of(source: ModelSource, hub: HubOptions) -> tuple[tuple[str, int, int, int, int], ...]:

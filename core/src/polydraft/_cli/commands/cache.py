@@ -19,16 +19,17 @@ __all__ = ["cache"]
 
 def cache(
     action: Annotated[
-        str | None, typer.Argument(metavar="[clear]", help="Remove what is kept, except the verifications.")
+        str | None,
+        typer.Argument(metavar="[clear]", help="Remove what is kept, except verifications and measurements."),
     ] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Clear this cache only.")] = None,
     json: opt.Json = False,
 ) -> None:
     """List what polydraft keeps on this machine between runs, or remove it.
 
-    What a process uses at the moment is not removed. Verifications are removed only if they are named, as in
-    `polydraft cache clear verified`: they are not made again by themselves. Models from the Hub are in the Hub's own
-    cache: see `hf cache`.
+    What a process uses at the moment is not removed. Verifications and measurements are removed only if they are named,
+    as in `polydraft cache clear verified`: they are not made again by themselves. Models from the Hub are in the Hub's
+    own cache: see `hf cache`.
 
     Each cache of files is held to POLYDRAFT_CACHE_LIMIT, a number of GiB, 50 by default: what was used longest ago is
     removed first.
@@ -68,6 +69,7 @@ def _records() -> list[CacheRecord]:
     """polydraft's own, then those of plugins."""
     from polydraft._plugins import default_host
     from polydraft._probes.kept import diagnosis_folder
+    from polydraft._tune._store import folder as tuned
     from polydraft.checkpoints.contents import digest_folder
     from polydraft.contract import CacheRecord
     from polydraft.verification._store import folder
@@ -88,6 +90,13 @@ def _records() -> list[CacheRecord]:
             summary="what backends said about this machine, at most 256",
             path=str(diagnosis_folder()),
             bounded=False,
+        ),
+        CacheRecord(
+            name="tuned",
+            summary="what `polydraft tune` measured",
+            path=str(tuned()),
+            bounded=False,
+            rebuilt=False,
         ),
     ]
     names = {record.name for record in own}

@@ -1,0 +1,143 @@
+"""``polydraft tune``: which backend, drafter and k are fastest here; ``load`` then uses them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polydraft._cli import options as opt
+from polydraft._cli.loading import load_arguments
+from polydraft._cli.problems import INTERRUPTED
+from polydraft._cli.streams import claim_output, console_for
+from polydraft._flags import FLAGS
+from polydraft._presentable import presentable
+
+__all__ = ["tune"]
+
+_PANEL = "How it measures"
+
+
+def tune(
+    *,
+    loading: dict[str, Any],
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            *FLAGS["seconds"],
+            metavar="SECONDS",
+            help="Measure for this long; the starts of engines come on top. Default: 240.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            *FLAGS["prompts"],
+            metavar="FILE",
+            help="Prompts to measure: plain text with lines of --- between them, .json or .jsonl. Default: code, "
+            "prose, chats and lists.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            *FLAGS["max_new_tokens"],
+            metavar="N",
+            help="Tokens of each output. Default: 64, or fewer where the machine is slow.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    load_limit: Annotated[
+        float | None,
+        typer.Option(
+            *FLAGS["load_limit"],
+            metavar="SECONDS",
+            help="Give up an engine that has not been loaded by then. Default: 600.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep/--no-keep", help="Keep the result: loading then uses it.", rich_help_panel=_PANEL),
+    ] = True,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget", help="Measure nothing: remove what is kept of --model, or of all.", rich_help_panel=_PANEL
+        ),
+    ] = False,
+    save_to: Annotated[
+        Path | None,
+        typer.Option(
+            *FLAGS["save_to"],
+            metavar="FOLDER",
+            help="Write tuning.json and a chart, tuning.png and tuning.svg, there; needs polydraft\\[charts].",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Measure which backend, drafter and k are fastest for a model on this machine, and use them from then on.
+
+    Each backend that can run here is measured with and without speculation, each in a process of its own; --backend
+    names one, or several with commas. Candidates take turns; what is surely slower is dropped, and what fails is a line
+    with its reason. Ctrl+C ends it early and shows what was measured so far, which is not kept.
+
+    Loading with `--backend auto` and without `-k` then uses the fastest while weights, versions and hardware stay the
+    same. Speculation that was slower than plain decoding is then off. Do nothing else on the machine meanwhile.
+    """
+    from polydraft._cli.render.tuning import tuning_json, tuning_summary
+
+    output = claim_output()
+    if forget:
+        count = _forget(loading)
+        if json:
+            print(f'{{"removed": {count}}}', file=output, flush=True)
+        else:
+            print(f"Removed: {count}", file=output, flush=True)
+        return
+    import polydraft
+
+    target, arguments = load_arguments(loading)
+    names = [name.strip() for name in arguments["backend"].split(",") if name.strip()]
+    if len(names) > 1:
+        arguments |= {"backend": "auto", "backends": names}
+    given: dict[str, Any] = {
+        "seconds": seconds,
+        "prompts": prompts,
+        "max_new_tokens": max_new_tokens,
+        "load_limit": load_limit,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    found = polydraft.tune(target, keep=keep, save_to=save_to, progress=_show, **given, **arguments)
+    if json:
+        print(tuning_json(found), file=output, flush=True)
+    else:
+        console_for(output).print(tuning_summary(found))
+    if found.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show(sentence: str) -> None:
+    print(presentable(sentence), file=sys.stderr, flush=True)
+
+
+def _forget(loading: dict[str, Any]) -> int:
+    from polydraft._load_arguments import checked_arguments
+    from polydraft._registry.resolver import Resolver
+    from polydraft._tune._identity import name_of
+    from polydraft._tune._store import forget
+    from polydraft.errors import PolydraftError
+
+    if loading["target"] is None:
+        return forget()
+    target, arguments = load_arguments(loading)
+    try:
+        name = name_of(Resolver(checked_arguments(target, arguments)).target(target))  # type: ignore[arg-type]
+    except PolydraftError:  # it is not there any more
+        name = str(Path(target).expanduser().resolve()) if Path(target).is_absolute() else target
+    return forget(name)
