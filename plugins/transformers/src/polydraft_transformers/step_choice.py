@@ -1,0 +1,407 @@
+# ruff: noqa: N803, ANN001, ANN202, PLR0124 - Triton's kernels have untyped arguments, and constants in capitals
+# mypy: disable-error-code="import-not-found,no-untyped-call,no-untyped-def"
+"""Choosing tokens within a recorded step on a GPU: by the core's rule, from numbers that lie on the device.
+
+``polydraft.sampling.rule`` is the definition, and chooses where top_k or top_p sort; without them two kernels do, with
+the same bits of noise: products and sums are rounded one by one, never fused. A drafter's head with centroids joins in:
+most of its logits are one number, so they are not written, only compared.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from polydraft.sampling.noise import LOG_CONSTANTS, keys_at
+from polydraft.sampling.rule import RuleNumbers, choose_by_numbers
+from torch import Tensor
+from torch.nn import functional
+
+from polydraft_transformers.array_ops import TorchOps
+from polydraft_transformers.fused_layers import is_fused
+
+if TYPE_CHECKING:
+    from polydraft.sampling.on_device import DeviceChoice
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch brings it along on Linux with CUDA only
+    triton = None
+
+__all__ = ["STATE", "ClusteredHead", "Kind", "choose", "kind_of", "noise_keys", "state_of"]
+
+STATE = 5
+"""Numbers of a state, int64: the newest token, its position, the noise's base, 1 / temperature and the logarithm of
+min_p (float32 both, in one), and top_p."""
+_SCALE, _MIN_P = 6, 7  # of the state seen as float32
+_OPS = TorchOps()
+_BLOCK = 2048  # columns of logits that a program reads
+_CLUSTER_ROWS = 32  # tokens of a cluster whose logits a program computes
+_RANKED = 64  # centroids that a program ranks
+
+
+class Kind(NamedTuple):
+    """Of a choice: what decides which operations run. All other numbers are in the state."""
+
+    sampled: bool
+    top_k: int = 0
+    top_p: bool = False
+    min_p: bool = False
+
+    @property
+    def sorts(self) -> bool:
+        """Whether a filter sorts tokens."""
+        return self.top_k > 0 or self.top_p
+
+
+def kind_of(choice: DeviceChoice) -> Kind:
+    """The kind of a generation's choices."""
+    numbers = choice.numbers
+    return (
+        Kind(sampled=False)
+        if numbers is None
+        else Kind(True, numbers.top_k, numbers.top_p is not None, numbers.min_p is not None)
+    )
+
+
+def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
+    """The state before a round, ``STATE`` numbers: what the kernels read."""
+    numbers = choice.numbers
+    floats = struct.pack(
+        "ff", 0.0 if numbers is None else numbers.scale, 0.0 if numbers is None else numbers.min_p or 0.0
+    )
+    base = struct.unpack("q", struct.pack("Q", choice.key_base))[0]
+    top_p = 0 if numbers is None else numbers.top_p or 0
+    return [newest, position, base, struct.unpack("q", floats)[0], top_p]
+
+
+def noise_keys_by_definition(state: Tensor, positions: Tensor) -> Tensor:
+    """``noise_keys`` in torch's operations."""
+    return torch.stack(keys_at(state[2], positions + 1), 1)
+
+
+def noise_keys(state: Tensor, positions: Tensor) -> Tensor:
+    """The noise's keys for what follows the tokens at some positions.
+
+    Args:
+        state: Of the round.
+        positions: Int64, shape (rows,), contiguous.
+
+    Returns:
+        Int64, shape (rows, 2): the low and the high halves.
+    """
+    if not is_fused(state.device):
+        return noise_keys_by_definition(state, positions)
+    count = len(positions)
+    keys = torch.empty(count, 2, device=state.device, dtype=torch.int64)
+    _keys[(1,)](state, positions, keys, count, COUNT=triton.next_power_of_2(count), num_warps=1)
+    return keys
+
+
+def choose_by_definition(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """``choose`` in torch's operations."""
+    largest = logits.amax(-1).float()
+    if not kind.sampled:
+        return logits.argmax(-1), largest
+    floats = state.view(torch.float32)
+    numbers = RuleNumbers(
+        floats[_SCALE], kind.top_k, state[4] if kind.top_p else None, floats[_MIN_P] if kind.min_p else None, None
+    )
+    return choose_by_numbers(_OPS, logits, numbers, (keys[:, :1], keys[:, 1:])), largest
+
+
+def choose(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """A token for each row by the core's rule.
+
+    Args:
+        logits: Shape (rows, vocab), any float dtype.
+        keys: Of the rows' positions, as ``noise_keys`` gives them: (rows, 2).
+        state: Of the round.
+        kind: Of its choices.
+
+    Returns:
+        The tokens, int64, and the largest number of each row, float32, NaN if it has one: both (rows,).
+    """
+    if kind.sorts or not is_fused(logits.device):
+        return choose_by_definition(logits, keys, state, kind)
+    rows, vocab = logits.shape
+    parts = _Parts(rows, vocab, logits.device)
+    for finds_largest in (True, False) if kind.min_p else (False,):
+        _best_part[(rows, parts.count)](
+            *(logits, keys, state, *parts.found, vocab, logits.stride(0), parts.count),
+            BLOCK=_BLOCK,
+            PARTS=triton.next_power_of_2(parts.count),
+            SAMPLED=kind.sampled and not finds_largest,
+            MIN_P=kind.min_p and not finds_largest,
+            **_EXACT,
+        )
+    return parts.joined()
+
+
+class _Parts:
+    """What programs find in parts of the logits: the best score, whose it is, and the largest logit."""
+
+    def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
+        self.count = -(-vocab // _BLOCK)
+        self._rows = rows
+        scores, largest = torch.empty(2, rows, self.count, device=device, dtype=torch.float32)
+        self.found = scores, torch.empty(rows, self.count, device=device, dtype=torch.int64), largest
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """The token and the largest logit of each row."""
+        scores, ids, largest = self.found
+        tokens = torch.empty(self._rows, device=ids.device, dtype=torch.int64)
+        most = torch.empty(self._rows, device=ids.device, dtype=torch.float32)
+        _best[(self._rows,)](
+            scores, ids, largest, tokens, most, self.count, PARTS=triton.next_power_of_2(self.count), num_warps=4
+        )
+        return tokens, most
+
+
+class ClusteredHead:
+    """A head that gives logits of their own only to the tokens of the best clusters, all others one below the least.
+
+    Args:
+        embedder: ``Gemma4AssistantMaskedEmbedder``.
+        weight: Of the head, (vocab, hidden_size).
+    """
+
+    def __init__(self, embedder: Any, weight: Tensor) -> None:
+        self._centroids: Tensor = embedder.centroids.weight
+        self._weight = weight
+        self._clusters: int = embedder.num_centroids
+        self._top: int = embedder.centroid_intermediate_top_k
+        self._ordering: Tensor = embedder.token_ordering.long().view(self._clusters, -1)
+        flat = self._ordering.view(-1)
+        # Where each token stands in the ordering; only if each stands there once can columns be computed by token.
+        self._places = torch.empty_like(flat, dtype=torch.int32)
+        self._places[flat] = torch.arange(len(flat), device=flat.device, dtype=torch.int32)
+        in_order = torch.arange(len(flat), device=flat.device)
+        self._is_fused = (
+            is_fused(weight.device) and len(flat) == len(weight) and torch.equal(flat[self._places.long()], in_order)
+        )
+
+    def logits(self, row: Tensor) -> Tensor:
+        """Logits (1, vocab) of a hidden row (1, hidden_size); computed without waiting for the device."""
+        scores = functional.linear(row, self._centroids)
+        best, top = scores.topk(self._top, dim=-1)
+        ids = self._ordering[top[0]].view(1, -1)
+        # Scores that are not finite, which topk puts first, make all logits NaN: any clusters could have been chosen.
+        chosen = functional.linear(row, self._weight[ids[0]]) + best[:, :1] * 0
+        lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, len(self._weight))
+        return lowest.scatter(-1, ids, chosen)
+
+    def choose(self, row: Tensor, keys: Tensor, state: Tensor, kind: Kind, vocab: int) -> tuple[Tensor, Tensor]:
+        """``choose`` from these logits, as many columns of them as there are below ``vocab``."""
+        if kind.sorts or not self._is_fused:
+            return choose(self.logits(row)[:, :vocab], keys, state, kind)
+        size = self._ordering.shape[1]
+        scores = functional.linear(row, self._centroids)
+        ranks = torch.empty(self._clusters, device=row.device, dtype=torch.int32)
+        top = torch.empty(self._top, device=row.device, dtype=torch.int32)
+        spoilt = torch.empty(1, device=row.device, dtype=torch.float32)
+        _rank[(-(-self._clusters // _RANKED),)](
+            *(scores, ranks, top, spoilt, self._clusters, self._top),
+            OWN=_RANKED,
+            ALL=triton.next_power_of_2(self._clusters),
+            num_warps=4,
+        )
+        chosen = torch.empty(self._top, size, device=row.device, dtype=row.dtype)
+        _cluster[(self._top, -(-size // _CLUSTER_ROWS))](
+            *(row, self._weight, self._ordering, top, spoilt, chosen, size, row.shape[1]),
+            ROWS=_CLUSTER_ROWS,
+            WIDTH=triton.next_power_of_2(row.shape[1]),
+            num_warps=4,
+        )
+        vocab = min(vocab, len(self._weight))
+        parts = _Parts(1, vocab, row.device)
+        for finds_largest in (True, False) if kind.min_p else (False,):
+            _best_of_clusters[(1, parts.count)](
+                *(chosen, self._places, ranks, keys, state, *parts.found, vocab, self._top, size, parts.count),
+                BLOCK=_BLOCK,
+                PARTS=triton.next_power_of_2(parts.count),
+                CHOSEN=triton.next_power_of_2(self._top * size),
+                SAMPLED=kind.sampled and not finds_largest,
+                MIN_P=kind.min_p and not finds_largest,
+                **_EXACT,
+            )
+        return parts.joined()
+
+
+_EXACT = {"num_warps": 4, "enable_fp_fusion": False}  # every product is rounded before it is added
+
+
+def _keys_kernel(
+    state, positions, keys, count, COUNT: tl.constexpr
+):  # fmt: skip
+    index = tl.arange(0, COUNT)
+    position = tl.load(positions + index, mask=index < count, other=0)
+    key = _mixed(_mixed(position + 1) ^ tl.load(state + 2))
+    tl.store(keys + 2 * index, key & 0xFFFFFFFF, mask=index < count)
+    tl.store(keys + 2 * index + 1, (key >> 32) & 0xFFFFFFFF, mask=index < count)
+
+
+def _mixed(z):
+    # SplitMix64, as ``polydraft.sampling.noise.keys_at``: constants as signed numbers, right shifts without the sign
+    z = z - 7046029254386353131
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def _hashed(x):
+    x = x ^ (x >> 16)
+    x = x * 0x7FEB352D
+    x = x ^ (x >> 15)
+    x = x * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+def _minus_log(value):
+    """As ``polydraft.sampling.noise.log_positive``, with the sign turned."""
+    bits = value.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) - 127
+    mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > _SQRT_2
+    e = tl.where(large, exponent + 1, exponent).to(tl.float32)
+    x = tl.where(large, mantissa * 0.5, mantissa) - 1.0
+    square = x * x
+    y = x * _POLYNOMIAL[0] + _POLYNOMIAL[1]
+    for i in tl.static_range(2, 9):
+        y = y * x + _POLYNOMIAL[i]
+    y = y * x * square
+    y = y + e * _LOG2_LOW
+    y = y + square * -0.5
+    return ((x + y) + e * _LOG2_HIGH) * -1.0
+
+
+def _scored(
+    x, column, row, keys, state
+):  # fmt: skip
+    """Logits over the temperature, and with the noise of their columns: both float32."""
+    low, high = tl.load(keys + 2 * row).to(tl.uint32), tl.load(keys + 2 * row + 1).to(tl.uint32)
+    scaled = x * tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
+    bits = _hashed(_hashed(column.to(tl.uint32) ^ low) + high) >> 9
+    uniform = (bits.to(tl.int32).to(tl.float32) * 2.0 + 1.0) * 5.9604644775390625e-08
+    return scaled, scaled + _minus_log(_minus_log(uniform))
+
+
+def _store_best(
+    x, column, exists, row, part, parts, keys, state, scores, ids, largest,
+    PARTS: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    """The best column of a part of a row; ``x``: its logits, float32, -inf where there are none."""
+    nan = x != x
+    x = tl.where(nan, float("-inf"), x)
+    at = row * parts + part
+    if not MIN_P:  # a part of the row reads the others' below
+        most = tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), tl.max(x, 0))
+        tl.store(largest + at, most)
+    score = x
+    if SAMPLED:
+        scaled, score = _scored(x, column, row, keys, state)
+        if MIN_P:
+            every = tl.arange(0, PARTS)
+            of_row = tl.max(tl.load(largest + row * parts + every, mask=every < parts, other=float("-inf")), 0)
+            scale = tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
+            least = of_row * scale + (tl.load(state + 3) >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+            score = tl.where(scaled >= least, score, float("-inf"))
+        score = tl.where(exists, score, float("-inf"))
+    best, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(scores + at, best)
+    tl.store(ids + at, (part * x.shape[0] + index).to(tl.int64))
+
+
+def _best_part_kernel(
+    X, keys, state, scores, ids, largest, vocab, x_row, parts,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    exists = column < vocab
+    x = tl.load(X + row * x_row + column, mask=exists, other=float("-inf")).to(tl.float32)
+    _store_best(
+        x, column, exists, row, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P
+    )  # fmt: skip
+
+
+def _best_kernel(
+    scores, ids, largest, tokens, most, parts, PARTS: tl.constexpr
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.arange(0, PARTS)
+    exists = part < parts
+    score = tl.load(scores + row * parts + part, mask=exists, other=float("-inf"))
+    _, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(tokens + row, tl.load(ids + row * parts + index))
+    x = tl.load(largest + row * parts + part, mask=exists, other=float("-inf"))
+    nan = x != x
+    found = tl.max(tl.where(nan, float("-inf"), x), 0)
+    tl.store(most + row, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), found))
+
+
+def _rank_kernel(
+    scores, ranks, top, spoilt, clusters, count, OWN: tl.constexpr, ALL: tl.constexpr
+):  # fmt: skip
+    own, every = tl.program_id(0) * OWN + tl.arange(0, OWN), tl.arange(0, ALL)
+    all_scores = tl.load(scores + every, mask=every < clusters, other=float("-inf")).to(tl.float32)
+    # NaN compares with nothing: it gets a place in the order, so that the chosen clusters always exist and differ.
+    order = tl.where(all_scores > float("-inf"), all_scores, float("-inf"))
+    own_order = tl.load(scores + own, mask=own < clusters, other=float("-inf")).to(tl.float32)
+    own_order = tl.where(own_order > float("-inf"), own_order, float("-inf"))
+    earlier = (order[None, :] == own_order[:, None]) & (every[None, :] < own[:, None])
+    rank = tl.sum(((order[None, :] > own_order[:, None]) | earlier).to(tl.int32), 1)
+    tl.store(ranks + own, rank, mask=own < clusters)
+    tl.store(top + rank, own, mask=(own < clusters) & (rank < count))
+    if tl.program_id(0) == 0:
+        nan = (all_scores != all_scores) & (every < clusters)
+        # 0, or NaN where the largest score is not finite
+        tl.store(spoilt, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), tl.max(order, 0) * 0.0))
+
+
+def _cluster_kernel(
+    X, W, ordering, top, spoilt, chosen, size, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    place = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, WIDTH)
+    token = tl.load(ordering + tl.load(top + tl.program_id(0)).to(tl.int64) * size + place, mask=place < size, other=0)
+    x = tl.load(X + k, mask=k < width, other=0.0).to(tl.float32)
+    w = tl.load(W + token[:, None] * width + k[None, :], mask=(place[:, None] < size) & (k[None, :] < width), other=0.0)
+    logit = tl.sum(w.to(tl.float32) * x[None, :], 1) + tl.load(spoilt)
+    tl.store(chosen + tl.program_id(0) * size + place, logit.to(chosen.dtype.element_ty), mask=place < size)
+
+
+def _best_of_clusters_kernel(
+    chosen, places, ranks, keys, state, scores, ids, largest, vocab, top, size, parts,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, CHOSEN: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    exists = column < vocab
+    every = tl.arange(0, CHOSEN)
+    lowest = tl.min(tl.load(chosen + every, mask=every < top * size, other=float("inf")).to(tl.float32), 0) - 1.0
+    lowest = lowest.to(chosen.dtype.element_ty).to(tl.float32)
+    place = tl.load(places + column, mask=exists, other=0)
+    rank = tl.load(ranks + place // size)
+    own = exists & (rank < top)
+    x = tl.load(chosen + rank * size + place % size, mask=own, other=0.0).to(tl.float32)
+    x = tl.where(own, x, tl.where(exists, lowest, float("-inf")))
+    _store_best(
+        x, column, exists, 0, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P
+    )  # fmt: skip
+
+
+if triton is not None:
+    _POLYNOMIAL, _LOG2_HIGH, _LOG2_LOW, _SQRT_2 = (
+        tl.constexpr(LOG_CONSTANTS[name]) for name in ("POLYNOMIAL", "LOG2_HIGH", "LOG2_LOW", "SQRT_2")
+    )
+    _mixed, _hashed, _minus_log, _scored, _store_best = (
+        triton.jit(function) for function in (_mixed, _hashed, _minus_log, _scored, _store_best)
+    )
+    _keys, _best_part, _best, _rank, _cluster, _best_of_clusters = (
+        triton.jit(kernel)
+        for kernel in (
+            _keys_kernel, _best_part_kernel, _best_kernel, _rank_kernel, _cluster_kernel, _best_of_clusters_kernel
+        )
+    )  # fmt: skip
