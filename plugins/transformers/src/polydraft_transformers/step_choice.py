@@ -39,7 +39,7 @@ _SCALE, _MIN_P = 6, 7  # of the state seen as float32
 _OPS = TorchOps()
 _BLOCK = 2048  # columns of logits that a program reads
 _CLUSTER_ROWS = 32  # tokens of a cluster whose logits a program computes
-_RANKED = 64  # centroids that a program ranks
+_RANKED = 16  # centroids that a program ranks
 
 
 class Kind(NamedTuple):
