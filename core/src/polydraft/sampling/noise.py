@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
 
 __all__ = [
+    "EXP_CONSTANTS",
     "LOG_CONSTANTS",
     "NOISE_MAX",
     "NOISE_MIN",
@@ -66,6 +67,14 @@ LOG_CONSTANTS: dict[str, float | tuple[float, ...]] = {
     "SQRT_2": _SQRT_2,
 }
 """The constants of ``log_positive``, for kernels that reimplement it."""
+
+EXP_CONSTANTS: dict[str, float | tuple[float, ...]] = {
+    "POLYNOMIAL": _EXP_POLYNOMIAL,
+    "LOG2_HIGH": _LOG2_HIGH,
+    "LOG2_LOW": _LOG2_LOW,
+    "LOG2_E": _LOG2_E,
+}
+"""Those of ``exp_nonpositive``."""
 
 
 def _splitmix64(state: int) -> int:

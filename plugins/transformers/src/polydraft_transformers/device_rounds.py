@@ -107,8 +107,8 @@ class _Launched:
         self._arrived: Any = None
         host[: len(result)].copy_(result, non_blocking=True)
         if result.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
 
     def wait(self) -> tuple[list[int], list[int], list[float]]:
         """Drafts, choices and the drafts' largest logits."""
@@ -196,7 +196,9 @@ class DeviceRounds:
         return Ran(choice, position, newest, drafts, largest, chosen, launched.hidden)
 
     def _k_to_run(self, k: int, kind: Kind, span: int) -> int:
-        recorded = [name[1] for name in self._cache.captured_names(span) if name[0] == "round" and name[2] == kind]
+        recorded: list[int] = [
+            name[1] for name in self._cache.captured_names(span) if name[0] == "round" and name[2] == kind
+        ]
         larger = [other for other in recorded if other > k > 0]
         if k in recorded or not larger or self._asked[k] >= _OWN_ROUND - 1:
             return k

@@ -2,9 +2,10 @@
 # mypy: disable-error-code="import-not-found,no-untyped-call,no-untyped-def"
 """Choosing tokens within a recorded step on a GPU: by the core's rule, from numbers that lie on the device.
 
-``polydraft.sampling.rule`` is the definition, and chooses where top_k or top_p sort; without them two kernels do, with
-the same bits of noise: products and sums are rounded one by one, never fused. A drafter's head with centroids joins in:
-most of its logits are one number, so they are not written, only compared.
+``polydraft.sampling.rule`` is the definition, and chooses where top_p has to sort all tokens. Without filters that sort
+two kernels choose, and with a top_k three: each part of a row is narrowed down to its best tokens, and the last kernel
+filters those. Their noise has the same bits: products and sums are rounded one by one, never fused. A drafter's head
+with centroids joins in: most of its logits are one number, so they are not written, only compared.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from polydraft.sampling.noise import LOG_CONSTANTS, keys_at
-from polydraft.sampling.rule import RuleNumbers, choose_by_numbers
+from polydraft.sampling.noise import EXP_CONSTANTS, LOG_CONSTANTS, keys_at
+from polydraft.sampling.rule import REACH, SHARE_ONE, RuleNumbers, as_float32, choose_by_numbers
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,7 @@ _SCALE, _MIN_P = 6, 7  # of the state seen as float32
 _OPS = TorchOps()
 _BLOCK = 2048  # columns of logits that a program reads
 _CLUSTER_ROWS = 32  # tokens of a cluster whose logits a program computes
+_MOST_BEST = 256  # the largest top_k that is narrowed down to
 _RANKED = 16  # centroids that a program ranks
 
 
@@ -51,9 +53,9 @@ class Kind(NamedTuple):
     min_p: bool = False
 
     @property
-    def sorts(self) -> bool:
-        """Whether a filter sorts tokens."""
-        return self.top_k > 0 or self.top_p
+    def has_kernels(self) -> bool:
+        """Whether kernels choose: not where a filter sorts more than a few tokens."""
+        return 0 < self.top_k <= _MOST_BEST if self.top_k or self.top_p else True
 
 
 def kind_of(choice: DeviceChoice) -> Kind:
@@ -124,40 +126,85 @@ def choose(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Ten
     Returns:
         The tokens, int64, and the largest number of each row, float32, NaN if it has one: both (rows,).
     """
-    if kind.sorts or not is_fused(logits.device):
-        return choose_by_definition(logits, keys, state, kind)
+    if not kind.has_kernels or not is_fused(logits.device):
+        tokens, largest = choose_by_definition(logits, keys, state, kind)
+        # Where a row is not sound, no token may come out as chosen: the drafter needs one that exists.
+        return tokens.clamp(max=logits.shape[1] - 1), largest
     rows, vocab = logits.shape
-    parts = _Parts(rows, vocab, logits.device)
-    for finds_largest in (True, False) if kind.min_p else (False,):
-        _best_part[(rows, parts.count)](
-            *(logits, keys, state, *parts.found, vocab, logits.stride(0), parts.count),
-            BLOCK=_BLOCK,
-            PARTS=triton.next_power_of_2(parts.count),
-            SAMPLED=kind.sampled and not finds_largest,
-            MIN_P=kind.min_p and not finds_largest,
-            **_EXACT,
-        )
-    return parts.joined()
+    return _Parts(rows, vocab, logits.device, kind).chosen(
+        (_best_part, _top_part), (logits, logits.stride(0)), keys, state
+    )
 
 
 class _Parts:
-    """What programs find in parts of the logits: the best score, whose it is, and the largest logit."""
+    """What programs find in parts of rows: the best score, whose it is, and the largest logit."""
 
-    def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
-        self.count = -(-vocab // _BLOCK)
-        self._rows = rows
-        scores, largest = torch.empty(2, rows, self.count, device=device, dtype=torch.float32)
-        self.found = scores, torch.empty(rows, self.count, device=device, dtype=torch.int64), largest
+    def __init__(self, rows: int, vocab: int, device: torch.device, kind: Kind) -> None:
+        self._rows, self._vocab, self._kind = rows, vocab, kind
+        self._count = -(-vocab // _BLOCK)
+        self._parts = triton.next_power_of_2(self._count)
+        self._largest = torch.empty(rows, self._count, device=device, dtype=torch.float32)
+        self._tokens = torch.empty(rows, device=device, dtype=torch.int64)
+        self._most = torch.empty(rows, device=device, dtype=torch.float32)
 
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """The token and the largest logit of each row."""
-        scores, ids, largest = self.found
-        tokens = torch.empty(self._rows, device=ids.device, dtype=torch.int64)
-        most = torch.empty(self._rows, device=ids.device, dtype=torch.float32)
+    def chosen(
+        self, kernels: tuple[Any, Any], given: tuple[Any, ...], keys: Tensor, state: Tensor, **constants: int
+    ) -> tuple[Tensor, Tensor]:
+        """The token and the largest logit of each row; ``given``: where the kernels find the logits."""
+        best, top = kernels
+        if self._kind.top_k:
+            self._choose_among_best(top, given, keys, state, constants)
+        else:
+            self._choose(best, given, keys, state, constants)
+        return self._tokens, self._most
+
+    def _choose(
+        self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
+    ) -> None:
+        scores = torch.empty_like(self._largest)
+        ids = torch.empty_like(self._largest, dtype=torch.int64)
+        for finds_largest in (True, False) if self._kind.min_p else (False,):
+            kernel[(self._rows, self._count)](
+                *(*given, keys, state, scores, ids, self._largest, self._vocab, self._count),
+                BLOCK=_BLOCK,
+                PARTS=self._parts,
+                SAMPLED=self._kind.sampled and not finds_largest,
+                MIN_P=self._kind.min_p and not finds_largest,
+                **constants,
+                **_EXACT,
+            )
         _best[(self._rows,)](
-            scores, ids, largest, tokens, most, self.count, PARTS=triton.next_power_of_2(self.count), num_warps=4
+            *(scores, ids, self._largest, self._tokens, self._most, self._count), PARTS=self._parts, num_warps=4
         )
-        return tokens, most
+
+    def _choose_among_best(
+        self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
+    ) -> None:
+        kept = triton.next_power_of_2(self._kind.top_k)
+        narrowed = torch.empty(self._rows, self._count * kept, device=keys.device, dtype=torch.int64)
+        kernel[(self._rows, self._count)](
+            *(*given, state, narrowed, self._largest, self._vocab, self._count),
+            BLOCK=_BLOCK,
+            KEPT=kept,
+            **constants,
+            **_EXACT,
+        )
+        while narrowed.shape[1] > max(2 * kept, 512):
+            size = narrowed.shape[1]
+            parts = -(-size // _BLOCK)
+            fewer = torch.empty(self._rows, parts * kept, device=keys.device, dtype=torch.int64)
+            _narrow[(self._rows, parts)](narrowed, fewer, size, parts, BLOCK=_BLOCK, KEPT=kept, num_warps=4)
+            narrowed = fewer
+        _filter[(self._rows,)](
+            *(narrowed, keys, state, self._largest, self._tokens, self._most),
+            *(narrowed.shape[1], self._kind.top_k, self._count),
+            SIZE=triton.next_power_of_2(narrowed.shape[1]),
+            KEPT=kept,
+            PARTS=self._parts,
+            TOP_P=self._kind.top_p,
+            MIN_P=self._kind.min_p,
+            **_EXACT,
+        )
 
 
 class ClusteredHead:
@@ -195,7 +242,7 @@ class ClusteredHead:
 
     def choose(self, row: Tensor, keys: Tensor, state: Tensor, kind: Kind, vocab: int) -> tuple[Tensor, Tensor]:
         """``choose`` from these logits, as many columns of them as there are below ``vocab``."""
-        if kind.sorts or not self._is_fused:
+        if not kind.has_kernels or not self._is_fused:
             return choose(self.logits(row)[:, :vocab], keys, state, kind)
         size = self._ordering.shape[1]
         scores = functional.linear(row, self._centroids)
@@ -216,18 +263,12 @@ class ClusteredHead:
             num_warps=4,
         )
         vocab = min(vocab, len(self._weight))
-        parts = _Parts(1, vocab, row.device)
-        for finds_largest in (True, False) if kind.min_p else (False,):
-            _best_of_clusters[(1, parts.count)](
-                *(chosen, self._places, ranks, keys, state, *parts.found, vocab, self._top, size, parts.count),
-                BLOCK=_BLOCK,
-                PARTS=triton.next_power_of_2(parts.count),
-                CHOSEN=triton.next_power_of_2(self._top * size),
-                SAMPLED=kind.sampled and not finds_largest,
-                MIN_P=kind.min_p and not finds_largest,
-                **_EXACT,
-            )
-        return parts.joined()
+        return _Parts(1, vocab, row.device, kind).chosen(
+            (_best_of_clusters, _top_of_clusters),
+            (chosen, self._places, ranks, self._top, size),
+            *(keys, state),
+            CHOSEN=triton.next_power_of_2(self._top * size),
+        )
 
 
 _EXACT = {"num_warps": 4, "enable_fp_fusion": False}  # every product is rounded before it is added
@@ -277,15 +318,11 @@ def _minus_log(value):
     return ((x + y) + e * _LOG2_HIGH) * -1.0
 
 
-def _scored(
-    x, column, row, keys, state
-):  # fmt: skip
-    """Logits over the temperature, and with the noise of their columns: both float32."""
+def _noise(column, row, keys):
     low, high = tl.load(keys + 2 * row).to(tl.uint32), tl.load(keys + 2 * row + 1).to(tl.uint32)
-    scaled = x * tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
     bits = _hashed(_hashed(column.to(tl.uint32) ^ low) + high) >> 9
     uniform = (bits.to(tl.int32).to(tl.float32) * 2.0 + 1.0) * 5.9604644775390625e-08
-    return scaled, scaled + _minus_log(_minus_log(uniform))
+    return _minus_log(_minus_log(uniform))
 
 
 def _store_best(
@@ -301,11 +338,12 @@ def _store_best(
         tl.store(largest + at, most)
     score = x
     if SAMPLED:
-        scaled, score = _scored(x, column, row, keys, state)
+        scale = tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
+        scaled = x * scale
+        score = scaled + _noise(column, row, keys)
         if MIN_P:
             every = tl.arange(0, PARTS)
             of_row = tl.max(tl.load(largest + row * parts + every, mask=every < parts, other=float("-inf")), 0)
-            scale = tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
             least = of_row * scale + (tl.load(state + 3) >> 32).to(tl.int32).to(tl.float32, bitcast=True)
             score = tl.where(scaled >= least, score, float("-inf"))
         score = tl.where(exists, score, float("-inf"))
@@ -315,16 +353,94 @@ def _store_best(
 
 
 def _best_part_kernel(
-    X, keys, state, scores, ids, largest, vocab, x_row, parts,
+    X, x_row, keys, state, scores, ids, largest, vocab, parts,
     BLOCK: tl.constexpr, PARTS: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     exists = column < vocab
     x = tl.load(X + row * x_row + column, mask=exists, other=float("-inf")).to(tl.float32)
-    _store_best(
-        x, column, exists, row, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P
-    )  # fmt: skip
+    _store_best(x, column, exists, row, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P)
+
+
+def _top_part_kernel(
+    X, x_row, state, narrowed, largest, vocab, parts, BLOCK: tl.constexpr, KEPT: tl.constexpr
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    exists = column < vocab
+    x = tl.load(X + row * x_row + column, mask=exists, other=float("-inf")).to(tl.float32)
+    _store_top(x, column, exists, row * parts + part, state, narrowed, largest, KEPT)
+
+
+def _store_top(
+    x, column, exists, at, state, narrowed, largest, KEPT: tl.constexpr
+):  # fmt: skip
+    """The best tokens of a part of a row, as numbers in the rule's order: the value's bits above those of the id."""
+    nan = x != x
+    x = tl.where(nan, float("-inf"), x)
+    tl.store(largest + at, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), tl.max(x, 0)))
+    x = x * tl.load(state + 3).to(tl.int32).to(tl.float32, bitcast=True)
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0.0 would sort below 0.0
+    ordered = tl.where(bits < 0, -2147483648 - (bits + 1), bits).to(tl.int64)
+    order = (ordered << 21) + (0x1FFFFF - column)
+    order = tl.where(exists, order, -0x4000000000000000)  # below all others
+    tl.store(narrowed + at * KEPT + tl.arange(0, KEPT), tl.topk(order, KEPT))
+
+
+def _narrow_kernel(
+    every, fewer, size, parts, BLOCK: tl.constexpr, KEPT: tl.constexpr
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.program_id(1)
+    index = part * BLOCK + tl.arange(0, BLOCK)
+    order = tl.load(every + row * size + index, mask=index < size, other=-0x4000000000000000)
+    tl.store(fewer + (row * parts + part) * KEPT + tl.arange(0, KEPT), tl.topk(order, KEPT))
+
+
+def _exp(x):
+    """As ``polydraft.sampling.noise.exp_nonpositive``."""
+    x = tl.where(x < -80.0, -80.0, x)
+    whole = tl.floor(x * _LOG2_E + 0.5)
+    x = x - whole * _LOG2_HIGH
+    x = x - whole * _LOG2_LOW
+    y = x * _EXP_POLYNOMIAL[0] + _EXP_POLYNOMIAL[1]
+    for i in tl.static_range(2, 6):
+        y = y * x + _EXP_POLYNOMIAL[i]
+    y = y * (x * x) + x + 1.0
+    return y * ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+def _filter_kernel(
+    narrowed, keys, state, largest, tokens, most, size, top_k, parts,
+    SIZE: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    """The choice among a row's best tokens; ``_filter_sorted`` and what follows it in the rule."""
+    row, index = tl.program_id(0), tl.arange(0, SIZE)
+    order = tl.load(narrowed + row * size + index, mask=index < size, other=-0x4000000000000000)
+    order = tl.topk(order, KEPT)  # descending
+    place = tl.arange(0, KEPT)
+    exists = (order > -0x4000000000000000) & (place < top_k)
+    column = (0x1FFFFF - (order & 0x1FFFFF)).to(tl.int32)
+    ordered = (order >> 21).to(tl.int32)
+    value = tl.where(ordered < 0, -2147483648 - (ordered + 1), ordered).to(tl.float32, bitcast=True)
+    value = tl.where(exists, value, float("-inf"))
+    of_row = tl.max(value, 0)
+    value = tl.where(value >= of_row - _REACH, value, float("-inf"))
+    left = exists
+    if TOP_P:
+        weight = tl.floor(_exp(value - of_row) * 16777216.0).to(tl.int64)
+        weight = tl.where(exists, weight, 0)
+        before = tl.cumsum(weight, 0) - weight
+        left = left & (before * _SHARE_ONE < tl.sum(weight, 0) * tl.load(state + 4))
+    if MIN_P:
+        left = left & (value >= of_row + (tl.load(state + 3) >> 32).to(tl.int32).to(tl.float32, bitcast=True))
+    score = tl.where(left, value + _noise(column, row, keys), float("-inf"))
+    winners = score == tl.max(score, 0)
+    found = tl.min(tl.where(winners, column, 0x1FFFFF), 0)
+    # Of a row that is not sound perhaps none: any token that exists will do.
+    found = tl.where(found == 0x1FFFFF, tl.max(tl.where(place == 0, column, 0), 0), found)
+    tl.store(tokens + row, found.to(tl.int64))
+    _store_most(largest, most, row, parts, PARTS)
 
 
 def _best_kernel(
@@ -335,7 +451,14 @@ def _best_kernel(
     score = tl.load(scores + row * parts + part, mask=exists, other=float("-inf"))
     _, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(tokens + row, tl.load(ids + row * parts + index))
-    x = tl.load(largest + row * parts + part, mask=exists, other=float("-inf"))
+    _store_most(largest, most, row, parts, PARTS)
+
+
+def _store_most(
+    largest, most, row, parts, PARTS: tl.constexpr
+):  # fmt: skip
+    part = tl.arange(0, PARTS)
+    x = tl.load(largest + row * parts + part, mask=part < parts, other=float("-inf"))
     nan = x != x
     found = tl.max(tl.where(nan, float("-inf"), x), 0)
     tl.store(most + row, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), found))
@@ -372,13 +495,10 @@ def _cluster_kernel(
     tl.store(chosen + tl.program_id(0) * size + place, logit.to(chosen.dtype.element_ty), mask=place < size)
 
 
-def _best_of_clusters_kernel(
-    chosen, places, ranks, keys, state, scores, ids, largest, vocab, top, size, parts,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr, CHOSEN: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
+def _of_clusters(
+    chosen, places, ranks, column, exists, top, size, CHOSEN: tl.constexpr
 ):  # fmt: skip
-    part = tl.program_id(1)
-    column = part * BLOCK + tl.arange(0, BLOCK)
-    exists = column < vocab
+    """Logits of some columns: float32, -inf where there is none."""
     every = tl.arange(0, CHOSEN)
     lowest = tl.min(tl.load(chosen + every, mask=every < top * size, other=float("inf")).to(tl.float32), 0) - 1.0
     lowest = lowest.to(chosen.dtype.element_ty).to(tl.float32)
@@ -386,22 +506,48 @@ def _best_of_clusters_kernel(
     rank = tl.load(ranks + place // size)
     own = exists & (rank < top)
     x = tl.load(chosen + rank * size + place % size, mask=own, other=0.0).to(tl.float32)
-    x = tl.where(own, x, tl.where(exists, lowest, float("-inf")))
-    _store_best(
-        x, column, exists, 0, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P
-    )  # fmt: skip
+    return tl.where(own, x, tl.where(exists, lowest, float("-inf")))
+
+
+def _best_of_clusters_kernel(
+    chosen, places, ranks, top, size, keys, state, scores, ids, largest, vocab, parts,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, CHOSEN: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    exists = column < vocab
+    x = _of_clusters(chosen, places, ranks, column, exists, top, size, CHOSEN)
+    _store_best(x, column, exists, 0, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P)
+
+
+def _top_of_clusters_kernel(
+    chosen, places, ranks, top, size, state, narrowed, largest, vocab, parts,
+    BLOCK: tl.constexpr, CHOSEN: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    exists = column < vocab
+    x = _of_clusters(chosen, places, ranks, column, exists, top, size, CHOSEN)
+    _store_top(x, column, exists, part, state, narrowed, largest, KEPT)
 
 
 if triton is not None:
     _POLYNOMIAL, _LOG2_HIGH, _LOG2_LOW, _SQRT_2 = (
         tl.constexpr(LOG_CONSTANTS[name]) for name in ("POLYNOMIAL", "LOG2_HIGH", "LOG2_LOW", "SQRT_2")
     )
-    _mixed, _hashed, _minus_log, _scored, _store_best = (
-        triton.jit(function) for function in (_mixed, _hashed, _minus_log, _scored, _store_best)
+    _EXP_POLYNOMIAL, _LOG2_E = tl.constexpr(EXP_CONSTANTS["POLYNOMIAL"]), tl.constexpr(EXP_CONSTANTS["LOG2_E"])
+    _REACH, _SHARE_ONE = tl.constexpr(as_float32(REACH)), tl.constexpr(SHARE_ONE)
+    _mixed, _hashed, _minus_log, _noise, _exp, _store_best, _store_top, _store_most, _of_clusters = (
+        triton.jit(function)
+        for function in (
+            *(_mixed, _hashed, _minus_log, _noise, _exp),
+            *(_store_best, _store_top, _store_most, _of_clusters),
+        )
     )
-    _keys, _best_part, _best, _rank, _cluster, _best_of_clusters = (
+    _keys, _best_part, _top_part, _narrow, _filter, _best, _rank, _cluster, _best_of_clusters, _top_of_clusters = (
         triton.jit(kernel)
         for kernel in (
-            _keys_kernel, _best_part_kernel, _best_kernel, _rank_kernel, _cluster_kernel, _best_of_clusters_kernel
+            *(_keys_kernel, _best_part_kernel, _top_part_kernel, _narrow_kernel, _filter_kernel, _best_kernel),
+            *(_rank_kernel, _cluster_kernel, _best_of_clusters_kernel, _top_of_clusters_kernel),
         )
-    )  # fmt: skip
+    )
