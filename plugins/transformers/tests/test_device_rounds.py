@@ -1,6 +1,7 @@
 """Rounds as they run on a GPU, with steps that are not captured but run: the same tokens as step by step."""
 
 import contextlib
+import random
 
 import polydraft
 import pytest
@@ -8,7 +9,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
+from polydraft.contract import GenerationSettings, TokenRequest  # noqa: E402
+from polydraft.sampling._sampler import RuleSampler  # noqa: E402
 from polydraft_transformers import device_rounds, kv_cache  # noqa: E402
+from polydraft_transformers.array_ops import TorchOps  # noqa: E402
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
 SETTINGS = {
@@ -86,3 +90,100 @@ def test_rounds_give_the_tokens_of_single_steps(loaded, pair, name):
             assert all(found)
             # All but the first ones ran before they were asked for, and the last ones, which are shorter.
             assert sum(ahead) >= len(ahead) - 6
+
+
+def sampler_of(prompt, **settings):
+    return RuleSampler(
+        TorchOps(),
+        TokenRequest(
+            prompt_token_ids=tuple(prompt),
+            settings=GenerationSettings(**settings),
+            seed=5,
+            speculate=True,
+            num_speculative_tokens=4,
+            eos_token_ids=frozenset(),
+            max_total_tokens=10**6,
+        ),
+    )
+
+
+@pytest.mark.parametrize("exactness", ["standard", "bitwise"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_asked_next(loaded, exactness, seed):
+    """Rounds of any k, steps of other tokens than the drafts, and going back: as without rounds that run ahead."""
+    lots = random.Random(seed)
+    start = 240  # the steps cross the end of a span
+    prompt = [2, *lots.choices(range(300, 900), k=start - 1)]
+    with loaded("tiny-e2b", rounds=True, exactness=exactness) as session:
+        target = session.engine.target
+        sequences = []
+        for rounds in (True, False):
+            target.runs_rounds = rounds
+            sequence = session.engine.open_sequence()
+            sampler = sampler_of(prompt, temperature=1.0)
+            newest = sequence.prefill(prompt, sampler).token_ids[0]
+            sequences.append((sequence, sampler))
+        for _ in range(60):
+            k = lots.choice([4, 4, 4, 4, 2, 0])
+            proposals = [sequence.propose(newest, k, sampler).token_ids for sequence, sampler in sequences]
+            assert proposals[0] == proposals[1]
+            drafts = proposals[0]
+            wanted = len(drafts)
+            if drafts and lots.random() < 0.15:
+                drafts = [*drafts[:-1], 7]
+            if lots.random() < 0.1:
+                drafts = drafts[:1]
+            before = sequences[0][0].length
+            chosen = [sequence.verify([newest, *drafts], sampler).token_ids for sequence, sampler in sequences]
+            assert chosen[0] == chosen[1]
+            accepted = 0
+            while accepted < len(drafts) and drafts[accepted] == chosen[0][accepted]:
+                accepted += 1
+            newest = chosen[0][accepted]
+            if lots.random() < 0.1:  # the caller goes back to before the step
+                accepted, newest = -1, lots.randrange(300, 900)
+            assert wanted in (0, k)
+            for sequence, _ in sequences:
+                sequence.rollback(before + 1 + accepted)
+        for sequence, _ in sequences:
+            sequence.close()
+    assert any(found for found, _ in session.rounds_ran)
+    assert any(ahead for _, ahead in session.rounds_ran)
+
+
+def test_the_host_takes_part_where_it_must(loaded):
+    """Settings that look at earlier tokens or name tokens that are still to come; afterwards the device goes on."""
+    for settings, parts in (
+        ({"repetition_penalty": 1.3}, {False}),
+        ({"logprobs": 2}, {False}),
+        ({"forced_token_ids": {20: 500}}, {False, True}),
+        ({"min_new_tokens": 12}, {False, True}),
+    ):
+        with loaded("tiny-e2b", rounds=False) as session:
+            wanted = outputs(session, {"temperature": 1.0, **settings})
+        with loaded("tiny-e2b", rounds=True) as session:
+            assert outputs(session, {"temperature": 1.0, **settings}) == wanted
+            assert {found is not None for found, _ in session.rounds_ran} == parts
+
+
+def test_a_round_that_is_not_sound(loaded):
+    """What ran ahead of it leaves nothing behind: the next round is that of a sequence without rounds."""
+    prompt = PROMPT
+    with loaded("tiny-e2b", rounds=True) as session:
+        sequence, sampler = session.engine.open_sequence(), sampler_of(prompt, temperature=0.0)
+        newest = sequence.prefill(prompt, sampler).token_ids[0]
+        wanted = sequence.propose(newest, 4, sampler).token_ids
+        wanted_choice = sequence.verify([newest, *wanted], sampler).token_ids
+        sequence.rollback(len(prompt))
+        weight = session.engine.target.model.model.embed_tokens_per_layer.weight
+        kept = weight[newest].clone()
+        with torch.inference_mode():
+            weight[newest] = torch.nan
+            drafts = sequence.propose(newest, 4, sampler).token_ids
+            assert sequence.verify([newest, *drafts], sampler).token_ids[0] == -1
+            weight[newest] = kept
+        sequence.rollback(len(prompt))
+        sequence.verify([newest] * 5, sampler)  # as the loop does: over the rows of the drafts
+        sequence.rollback(len(prompt))
+        assert sequence.verify([newest], sampler).token_ids == wanted_choice[:1]
+        sequence.close()

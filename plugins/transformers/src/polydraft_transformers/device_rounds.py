@@ -170,14 +170,18 @@ class DeviceRounds:
             self.forget()
             self._choice = device_choice(sampler, position + 1)
         choice, span = self._choice, capacity_at(position)
-        if choice is None or position + k >= span:
+        if choice is None:
             self.forget()
             return None
         launched, self._ahead = self._ahead, None
-        if launched is None or launched.k < k or self._expected != (position, newest):
-            launched = self._launch(self._k_to_run(k, kind_of(choice), span), span, choice, (newest, position), hidden)
-            if launched is None:
+        if launched is None or not self._serves(launched.k, k) or self._expected != (position, newest):
+            k_run = self._k_to_run(k, kind_of(choice), span)
+            if position + k_run >= span:
+                self.forget()
                 return None
+            self._given.copy_(torch.tensor(state_of(choice, newest, position)))
+            state = self._given.to(self._target.device, non_blocking=True)
+            launched = self._replay(k_run, span, choice, state, hidden)
         # A shorter round comes before the end of the output; one plain step may be one among rounds with drafts.
         goes_on = k == launched.k and (k == self._last_k or (k > 0 and self._last_k is None))
         # Wherever this round ends, the next one must not cross the span's end.
@@ -195,22 +199,17 @@ class DeviceRounds:
             self._cache.zero(position, 2 * self._target.step_rows)
         return Ran(choice, position, newest, drafts, largest, chosen, launched.hidden)
 
+    def _serves(self, k: int, asked: int) -> bool:
+        """Whether a round of k drafts gives one of ``asked`` with the same bits: its step has as many rows."""
+        return k >= asked if asked or self._target.fixed else k == 0
+
     def _k_to_run(self, k: int, kind: Kind, span: int) -> int:
-        recorded: list[int] = [
-            name[1] for name in self._cache.captured_names(span) if name[0] == "round" and name[2] == kind
-        ]
-        larger = [other for other in recorded if other > k > 0]
-        if k in recorded or not larger or self._asked[k] >= _OWN_ROUND - 1:
+        recorded: list[int] = [name[1] for name in self._cache.captured_names(span) if name[::2] == ("round", kind)]
+        serving = [other for other in recorded if self._serves(other, k)]
+        if k in recorded or not serving or self._asked[k] >= _OWN_ROUND - 1:
             return k
         self._asked[k] += 1
-        return min(larger)
-
-    def _launch(self, k: int, span: int, choice: DeviceChoice, at: tuple[int, int], hidden: Tensor) -> _Launched | None:
-        """A round from what the host knows; None if it crosses the span's end."""
-        if at[1] + k >= span:
-            return None
-        self._given.copy_(torch.tensor(state_of(choice, *at)))
-        return self._replay(k, span, choice, self._given.to(self._target.device, non_blocking=True), hidden)
+        return min(serving)
 
     def _replay(self, k: int, span: int, choice: DeviceChoice, state: Tensor, hidden: Tensor) -> _Launched:
         kind = kind_of(choice)

@@ -180,7 +180,7 @@ class _Parts:
     def _choose_among_best(
         self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
     ) -> None:
-        kept = triton.next_power_of_2(self._kind.top_k)
+        kept = max(2, triton.next_power_of_2(self._kind.top_k))
         narrowed = torch.empty(self._rows, self._count * kept, device=keys.device, dtype=torch.int64)
         kernel[(self._rows, self._count)](
             *(*given, state, narrowed, self._largest, self._vocab, self._count),
