@@ -168,22 +168,22 @@ def test_the_host_takes_part_where_it_must(loaded):
 
 def test_a_round_that_is_not_sound(loaded):
     """What ran ahead of it leaves nothing behind: the next round is that of a sequence without rounds."""
-    prompt = PROMPT
     with loaded("tiny-e2b", rounds=True) as session:
-        sequence, sampler = session.engine.open_sequence(), sampler_of(prompt, temperature=0.0)
-        newest = sequence.prefill(prompt, sampler).token_ids[0]
-        wanted = sequence.propose(newest, 4, sampler).token_ids
-        wanted_choice = sequence.verify([newest, *wanted], sampler).token_ids
-        sequence.rollback(len(prompt))
         weight = session.engine.target.model.model.embed_tokens_per_layer.weight
-        kept = weight[newest].clone()
-        with torch.inference_mode():
-            weight[newest] = torch.nan
-            drafts = sequence.propose(newest, 4, sampler).token_ids
-            assert sequence.verify([newest, *drafts], sampler).token_ids[0] == -1
-            weight[newest] = kept
-        sequence.rollback(len(prompt))
-        sequence.verify([newest] * 5, sampler)  # as the loop does: over the rows of the drafts
-        sequence.rollback(len(prompt))
-        assert sequence.verify([newest], sampler).token_ids == wanted_choice[:1]
-        sequence.close()
+        choices = []
+        for value in (1.0, torch.nan):
+            sequence, sampler = session.engine.open_sequence(), sampler_of(PROMPT, temperature=0.0)
+            newest = sequence.prefill(PROMPT, sampler).token_ids[0]
+            with torch.inference_mode():
+                kept = weight[newest].clone()
+                weight[newest] *= value
+                drafts = sequence.propose(newest, 4, sampler).token_ids
+                choices.append(sequence.verify([newest, *drafts], sampler).token_ids)
+                weight[newest] = kept
+            sequence.rollback(len(PROMPT))
+            sequence.verify([newest] * 5, sampler)  # as the loop does: over the rows of the drafts
+            sequence.rollback(len(PROMPT))
+            assert sequence.verify([newest], sampler).token_ids == choices[0][:1]
+        assert choices[0][0] >= 0
+        assert choices[1][0] == -1
+        assert session.rounds_ran[1][0].chosen == choices[1]
