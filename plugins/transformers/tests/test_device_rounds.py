@@ -186,4 +186,4 @@ def test_a_round_that_is_not_sound(loaded):
             assert sequence.verify([newest], sampler).token_ids == choices[0][:1]
         assert choices[0][0] >= 0
         assert choices[1][0] == -1
-        assert session.rounds_ran[1][0].chosen == choices[1]
+        assert choices[1] in [found.chosen for found, _ in session.rounds_ran]
