@@ -40,7 +40,7 @@ def drawn_settings(lots):
         return {"temperature": 0.0}
     return {
         "temperature": temperature,
-        "top_k": lots.choice([0, 0, 1, 50]),
+        "top_k": lots.choice([0, 0, 1, 50, 300]),
         "top_p": lots.choice([1.0, 1.0, 0.7, 0.99]),
         "min_p": lots.choice([0.0, 0.0, 0.05, 1.0]),
     }

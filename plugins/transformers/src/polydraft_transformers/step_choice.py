@@ -33,9 +33,9 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 
 __all__ = ["STATE", "ClusteredHead", "Kind", "choose", "kind_of", "noise_keys", "state_of"]
 
-STATE = 5
+STATE = 6
 """Numbers of a state, int64: the newest token, its position, the noise's base, 1 / temperature and the logarithm of
-min_p (float32 both, in one), and top_p."""
+min_p (float32 both, in one), top_p, and top_k."""
 _SCALE, _MIN_P = 6, 7  # of the state seen as float32
 _OPS = TorchOps()
 _BLOCK = 2048  # columns of logits that a program reads
@@ -48,23 +48,26 @@ class Kind(NamedTuple):
     """Of a choice: what decides which operations run. All other numbers are in the state."""
 
     sampled: bool
-    top_k: int = 0
+    kept: int = 0
+    """Tokens that parts of a row are narrowed down to: of some values of top_k the largest, a power of two."""
+    sorted: int | None = None
+    """The top_k of a choice that sorts more tokens than that (0: all), for which there is no kernel; None: there is."""
     top_p: bool = False
     min_p: bool = False
-
-    @property
-    def has_kernels(self) -> bool:
-        """Whether kernels choose: not where a filter sorts more than a few tokens."""
-        return 0 < self.top_k <= _MOST_BEST if self.top_k or self.top_p else True
 
 
 def kind_of(choice: DeviceChoice) -> Kind:
     """The kind of a generation's choices."""
     numbers = choice.numbers
-    return (
-        Kind(sampled=False)
-        if numbers is None
-        else Kind(True, numbers.top_k, numbers.top_p is not None, numbers.min_p is not None)
+    if numbers is None:
+        return Kind(sampled=False)
+    few = 0 < numbers.top_k <= _MOST_BEST
+    return Kind(
+        sampled=True,
+        kept=max(2, 1 << (numbers.top_k - 1).bit_length()) if few else 0,
+        sorted=None if few or not (numbers.top_k or numbers.top_p is not None) else numbers.top_k,
+        top_p=numbers.top_p is not None,
+        min_p=numbers.min_p is not None,
     )
 
 
@@ -75,8 +78,8 @@ def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
         "ff", 0.0 if numbers is None else numbers.scale, 0.0 if numbers is None else numbers.min_p or 0.0
     )
     base = struct.unpack("q", struct.pack("Q", choice.key_base))[0]
-    top_p = 0 if numbers is None else numbers.top_p or 0
-    return [newest, position, base, struct.unpack("q", floats)[0], top_p]
+    top_p, top_k = (0, 0) if numbers is None else (numbers.top_p or 0, numbers.top_k)
+    return [newest, position, base, struct.unpack("q", floats)[0], top_p, top_k]
 
 
 def noise_keys_by_definition(state: Tensor, positions: Tensor) -> Tensor:
@@ -109,7 +112,11 @@ def choose_by_definition(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind
         return logits.argmax(-1), largest
     floats = state.view(torch.float32)
     numbers = RuleNumbers(
-        floats[_SCALE], kind.top_k, state[4] if kind.top_p else None, floats[_MIN_P] if kind.min_p else None, None
+        floats[_SCALE],
+        (int(state[5]) if kind.kept else 0) if kind.sorted is None else kind.sorted,
+        state[4] if kind.top_p else None,
+        floats[_MIN_P] if kind.min_p else None,
+        None,
     )
     return choose_by_numbers(_OPS, logits, numbers, (keys[:, :1], keys[:, 1:])), largest
 
@@ -126,7 +133,7 @@ def choose(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Ten
     Returns:
         The tokens, int64, and the largest number of each row, float32, NaN if it has one: both (rows,).
     """
-    if not kind.has_kernels or not is_fused(logits.device):
+    if kind.sorted is not None or not is_fused(logits.device):
         tokens, largest = choose_by_definition(logits, keys, state, kind)
         # Where a row is not sound, no token may come out as chosen: the drafter needs one that exists.
         return tokens.clamp(max=logits.shape[1] - 1), largest
@@ -152,7 +159,7 @@ class _Parts:
     ) -> tuple[Tensor, Tensor]:
         """The token and the largest logit of each row; ``given``: where the kernels find the logits."""
         best, top = kernels
-        if self._kind.top_k:
+        if self._kind.kept:
             self._choose_among_best(top, given, keys, state, constants)
         else:
             self._choose(best, given, keys, state, constants)
@@ -180,7 +187,7 @@ class _Parts:
     def _choose_among_best(
         self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
     ) -> None:
-        kept = max(2, triton.next_power_of_2(self._kind.top_k))
+        kept = self._kind.kept
         narrowed = torch.empty(self._rows, self._count * kept, device=keys.device, dtype=torch.int64)
         kernel[(self._rows, self._count)](
             *(*given, state, narrowed, self._largest, self._vocab, self._count),
@@ -197,7 +204,7 @@ class _Parts:
             narrowed = fewer
         _filter[(self._rows,)](
             *(narrowed, keys, state, self._largest, self._tokens, self._most),
-            *(narrowed.shape[1], self._kind.top_k, self._count),
+            *(narrowed.shape[1], self._count),
             SIZE=triton.next_power_of_2(narrowed.shape[1]),
             KEPT=kept,
             PARTS=self._parts,
@@ -242,7 +249,7 @@ class ClusteredHead:
 
     def choose(self, row: Tensor, keys: Tensor, state: Tensor, kind: Kind, vocab: int) -> tuple[Tensor, Tensor]:
         """``choose`` from these logits, as many columns of them as there are below ``vocab``."""
-        if not kind.has_kernels or not self._is_fused:
+        if kind.sorted is not None or not self._is_fused:
             return choose(self.logits(row)[:, :vocab], keys, state, kind)
         size = self._ordering.shape[1]
         scores = functional.linear(row, self._centroids)
@@ -411,7 +418,7 @@ def _exp(x):
 
 
 def _filter_kernel(
-    narrowed, keys, state, largest, tokens, most, size, top_k, parts,
+    narrowed, keys, state, largest, tokens, most, size, parts,
     SIZE: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
 ):  # fmt: skip
     """The choice among a row's best tokens; ``_filter_sorted`` and what follows it in the rule."""
@@ -419,7 +426,7 @@ def _filter_kernel(
     order = tl.load(narrowed + row * size + index, mask=index < size, other=-0x4000000000000000)
     order = tl.topk(order, KEPT)  # descending
     place = tl.arange(0, KEPT)
-    exists = (order > -0x4000000000000000) & (place < top_k)
+    exists = (order > -0x4000000000000000) & (place < tl.load(state + 5))
     column = (0x1FFFFF - (order & 0x1FFFFF)).to(tl.int32)
     ordered = (order >> 21).to(tl.int32)
     value = tl.where(ordered < 0, -2147483648 - (ordered + 1), ordered).to(tl.float32, bitcast=True)
