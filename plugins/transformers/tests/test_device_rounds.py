@@ -17,10 +17,8 @@ from polydraft_transformers.array_ops import TorchOps  # noqa: E402
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
 SETTINGS = {
     "greedy": {"temperature": 0.0},
-    "sampled": {"temperature": 1.0},
     "min_p": {"temperature": 0.8, "min_p": 0.1},
     "sorted": {"temperature": 1.3, "top_k": 40, "top_p": 0.9},
-    "top_p": {"temperature": 1.0, "top_p": 0.8, "min_p": 0.02},
 }
 
 
@@ -71,13 +69,12 @@ def loaded(monkeypatch):
 
 
 def outputs(session, settings, **given):
-    found = session.generate(PROMPT, **{"max_new_tokens": 70, "ignore_eos": True, "seed": 3, **settings, **given})
+    found = session.generate(PROMPT, **{"max_new_tokens": 50, "ignore_eos": True, "seed": 3, **settings, **given})
     stats = found.stats
     return found.token_ids, stats.num_draft_tokens, stats.num_accepted_tokens
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("pair", ["tiny-e2b", "tiny-26b"])
+@pytest.mark.parametrize(("pair", "name"), [("tiny-e2b", "greedy"), ("tiny-e2b", "sorted"), ("tiny-26b", "min_p")])
 def test_rounds_give_the_tokens_of_single_steps(loaded, pair, name):
     settings = SETTINGS[name]
     with loaded(pair, rounds=False) as session:
@@ -108,10 +105,9 @@ def sampler_of(prompt, **settings):
 
 
 @pytest.mark.parametrize("exactness", ["standard", "bitwise"])
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_asked_next(loaded, exactness, seed):
+def test_whatever_is_asked_next(loaded, exactness):
     """Rounds of any k, steps of other tokens than the drafts, and going back: as without rounds that run ahead."""
-    lots = random.Random(seed)
+    lots = random.Random(exactness)
     start = 240  # the steps cross the end of a span
     prompt = [2, *lots.choices(range(300, 900), k=start - 1)]
     with loaded("tiny-e2b", rounds=True, exactness=exactness) as session:
@@ -123,7 +119,7 @@ def test_whatever_is_asked_next(loaded, exactness, seed):
             sampler = sampler_of(prompt, temperature=1.0)
             newest = sequence.prefill(prompt, sampler).token_ids[0]
             sequences.append((sequence, sampler))
-        for _ in range(60):
+        for _ in range(40):
             k = lots.choice([4, 4, 4, 4, 2, 0])
             proposals = [sequence.propose(newest, k, sampler).token_ids for sequence, sampler in sequences]
             assert proposals[0] == proposals[1]
