@@ -1,7 +1,7 @@
 """The messages between an app and its worker, and how they are written: ``docs/worker-protocol.md`` describes them.
 
 A frame is the length of its payload (4 bytes, big-endian) and the payload: one message as JSON. JSON, because pydantic,
-which checks it, is here already, and is fast enough: see ``docs/adr/0008-workers.md``.
+which checks it, is here already, and is fast enough: see ``docs/adr/0009-workers.md``.
 """
 
 from __future__ import annotations

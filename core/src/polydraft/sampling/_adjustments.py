@@ -130,6 +130,10 @@ class Bans:
         self._early: Ints = np.array(sorted(always | set(ends)), np.int64)
         self._free_from = free_from
 
+    def end_before(self, position: int) -> bool:
+        """Whether every token may be chosen from this position on."""
+        return not len(self._always) and position >= self._free_from
+
     def apply(self, ops: ArrayOps[Any], logits: Any, first_position: int) -> Any:
         """The logits (rows, vocab) with ``-inf`` for tokens that may not be chosen; float32 if there are any."""
         rows = logits.shape[0]

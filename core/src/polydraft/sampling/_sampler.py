@@ -23,7 +23,7 @@ from polydraft.sampling.rule import choose_tokens
 
 if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
-    from polydraft.contract.requests import TokenRequest
+    from polydraft.contract.requests import GenerationSettings, TokenRequest
 
 __all__ = ["NOT_CHOSEN", "RuleSampler"]
 
@@ -127,6 +127,44 @@ class RuleSampler:
         # A draft chosen in numpy goes back into the engine's library, which feeds it to the drafter.
         return chosen if ops is self._ops else self._ops.from_numpy(chosen, logits)
 
+    @property
+    def settings_and_noise(self) -> tuple[GenerationSettings, int, int]:
+        """The generation's settings, and the noise's seed and stream."""
+        return self._settings, self._seed, self._stream
+
+    def chooses_on_device(self, first_position: int) -> bool:
+        """Whether, from a position on, tokens are chosen by the rule alone: ``sampling.on_device`` says what for."""
+        settings = self._settings
+        return (
+            # A sampler of another kind decides in its own way.
+            type(self) is RuleSampler
+            and not self._host_only
+            and self._history is None
+            and self._penalties is None
+            and settings.logprobs is None
+            and settings.typical_p == 1.0
+            and all(position < first_position for position in self._forced)
+            and (self._bans is None or self._bans.end_before(first_position))
+        )
+
+    def count_drafts(self, first_position: int, largest: Sequence[float]) -> None:
+        """Drafts were chosen on a device, in a row from a position on; ``largest``: of each one's logits."""
+        for position, value in enumerate(largest, first_position):
+            if self.asked is not None:
+                self.asked.check_draft(position, None)
+            if not math.isfinite(value):
+                self._drafted_from[position] = value
+
+    def count_choices(self, token_ids: list[int], first_position: int, run_token_ids: Sequence[int]) -> None:
+        """The target's tokens were chosen on a device: a step of several rows, or of one that is sound.
+
+        Raises:
+            NonFiniteLogitsError: It rejects a draft that was chosen from a row that is not sound.
+        """
+        if self.asked is not None:
+            run_token_ids = self.asked.checked(first_position, run_token_ids)
+        self._check_drafts(token_ids, first_position, run_token_ids)
+
     def processed(self, logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
         """The logits after biases, penalties, processor and bans, before temperature and filters.
 
@@ -225,6 +263,9 @@ class RuleSampler:
         if token_ids == [UNSOUND]:
             value = ops.tolist(largest_logits(ops, rows))[0]
             raise NonFiniteLogitsError.at(value, first_position, self._dtype)
+        self._check_drafts(token_ids, first_position, run_token_ids)
+
+    def _check_drafts(self, token_ids: list[int], first_position: int, run_token_ids: Sequence[int]) -> None:
         if not self._drafted_from:
             return
         for row, draft in enumerate(run_token_ids[1:]):

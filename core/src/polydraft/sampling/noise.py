@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
 
 __all__ = [
+    "EXP_CONSTANTS",
     "LOG_CONSTANTS",
     "NOISE_MAX",
     "NOISE_MIN",
@@ -23,6 +24,8 @@ __all__ = [
     "generic_noise_bits",
     "gumbel",
     "gumbel_of_bits",
+    "key_base",
+    "keys_at",
     "log_positive",
     "row_keys",
 ]
@@ -65,6 +68,14 @@ LOG_CONSTANTS: dict[str, float | tuple[float, ...]] = {
 }
 """The constants of ``log_positive``, for kernels that reimplement it."""
 
+EXP_CONSTANTS: dict[str, float | tuple[float, ...]] = {
+    "POLYNOMIAL": _EXP_POLYNOMIAL,
+    "LOG2_HIGH": _LOG2_HIGH,
+    "LOG2_LOW": _LOG2_LOW,
+    "LOG2_E": _LOG2_E,
+}
+"""Those of ``exp_nonpositive``."""
+
 
 def _splitmix64(state: int) -> int:
     z = (state + _GOLDEN) & _MASK64
@@ -84,10 +95,41 @@ def row_keys(seed: int, stream: int, positions: range) -> tuple[list[int], list[
     Returns:
         The low and the high halves of one 64-bit key per position.
     """
-    # Hashed between the steps, so that seed 1 with stream 2 and seed 2 with stream 1 have different keys.
-    base = _splitmix64(_splitmix64(seed) ^ stream)
+    base = key_base(seed, stream)
     keys = [_splitmix64(base ^ _splitmix64(position)) for position in positions]
     return [key & _MASK32 for key in keys], [key >> 32 for key in keys]
+
+
+def key_base(seed: int, stream: int) -> int:
+    """What the keys of all positions are made from: 64 bits, unsigned."""
+    # Hashed between the steps, so that seed 1 with stream 2 and seed 2 with stream 1 have different keys.
+    return _splitmix64(_splitmix64(seed) ^ stream)
+
+
+def keys_at(base: Any, positions: Any) -> tuple[Any, Any]:
+    """``row_keys`` in operations on int64 arrays, for positions that only a device knows.
+
+    Args:
+        base: ``key_base``, as int64 (2**64 less from 2**63 on): an array of the shape of ``positions``, or ().
+        positions: Int64 array of any shape.
+
+    Returns:
+        The low and the high halves, int64 arrays of the shape of ``positions``.
+    """
+
+    def mixed(z: Any) -> Any:
+        # Products and sums wrap around; right shifts must lose the sign.
+        z = z + _signed(_GOLDEN)
+        z = (z ^ ((z >> 30) & (_MASK64 >> 30))) * _signed(0xBF58476D1CE4E5B9)
+        z = (z ^ ((z >> 27) & (_MASK64 >> 27))) * _signed(0x94D049BB133111EB)
+        return z ^ ((z >> 31) & (_MASK64 >> 31))
+
+    keys = mixed(mixed(positions) ^ base)
+    return keys & _MASK32, (keys >> 32) & _MASK32
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _lowbias32(values: Any) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polydraft.sampling.noise import NOISE_MAX, NOISE_MIN, exp_nonpositive, row_keys
 
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "REACH",
     "SHARE_ONE",
+    "RuleNumbers",
     "as_float32",
+    "choose_by_numbers",
     "choose_tokens",
+    "numbers_of",
     "scale_of",
     "share_of",
     "surprise",
@@ -108,38 +111,79 @@ def choose_tokens(
     # In the logits' own dtype: casting to float32 would not change their order.
     if settings.temperature == 0.0:
         return ops.argmax(logits)
-    scaled = ops.float32(logits) * scale_of(settings)
     # One 64-bit key per row, in two 32-bit halves; ``column`` makes int64 arrays of shape (rows, 1) of them.
-    low, high = row_keys(seed, stream, range(first_position, first_position + scaled.shape[0]))
-    keys = ops.column(low, scaled), ops.column(high, scaled)
+    low, high = row_keys(seed, stream, range(first_position, first_position + logits.shape[0]))
+    return choose_by_numbers(ops, logits, numbers_of(settings), (ops.column(low, logits), ops.column(high, logits)))
+
+
+class RuleNumbers(NamedTuple):
+    """What the rule computes with, of settings with a temperature above 0.
+
+    All but ``top_k`` may also be arrays of shape () on the logits' device: then what runs there does not depend on
+    them, and a step that an engine has recorded serves other settings, too.
+    """
+
+    scale: Any
+    """float32: 1 / temperature."""
+    top_k: int
+    """0: off."""
+    top_p: Any
+    """int64: the share in parts of ``SHARE_ONE``; None: off."""
+    min_p: Any
+    """float32: its logarithm; None: off."""
+    typical_p: Any
+    """As ``top_p``."""
+
+
+def numbers_of(settings: GenerationSettings) -> RuleNumbers:
+    """The numbers of settings whose temperature is above 0."""
+    return RuleNumbers(
+        scale_of(settings),
+        settings.top_k,
+        share_of(settings.top_p) if settings.top_p < 1.0 else None,
+        as_float32(math.log(settings.min_p)) if settings.min_p > 0.0 else None,
+        share_of(settings.typical_p) if settings.typical_p < 1.0 else None,
+    )
+
+
+def choose_by_numbers(ops: ArrayOps[Any], logits: Any, numbers: RuleNumbers, keys: tuple[Any, Any]) -> Any:
+    """``choose_tokens`` at a temperature above 0, in operations on a device alone.
+
+    Args:
+        ops: As there.
+        logits: As there.
+        numbers: Of the settings.
+        keys: The noise's, of each row: the two int64 arrays (rows, 1) of ``row_keys``.
+    """
+    scaled = ops.float32(logits) * numbers.scale
     # Without these filters nothing is sorted: noise for the whole vocabulary, (rows, vocab), is cheaper.
-    if not settings.top_k and settings.top_p == settings.typical_p == 1.0:
-        if settings.min_p > 0.0:
-            scaled = _above(ops, scaled, ops.row_max(scaled), settings)
+    if not numbers.top_k and numbers.top_p is None and numbers.typical_p is None:
+        if numbers.min_p is not None:
+            scaled = _above(ops, scaled, ops.row_max(scaled), numbers)
         return ops.argmax(scaled + ops.gumbel(ops.columns(scaled), *keys))
     largest = ops.row_max(scaled)
     # From here on (rows, n): only tokens that noise could still make the winner. The others have weight 0 for top_p.
     values, token_ids = ops.candidates(scaled, largest - as_float32(REACH))
-    if settings.top_k or settings.top_p < 1.0:
-        values, token_ids = _filter_sorted(ops, values, token_ids, largest, settings)
-    if settings.min_p > 0.0:
-        values = _above(ops, values, largest, settings)
-    if settings.typical_p < 1.0:
-        values, token_ids = _typical(ops, values, token_ids, largest, settings)
+    if numbers.top_k or numbers.top_p is not None:
+        values, token_ids = _filter_sorted(ops, values, token_ids, largest, numbers)
+    if numbers.min_p is not None:
+        values = _above(ops, values, largest, numbers)
+    if numbers.typical_p is not None:
+        values, token_ids = _typical(ops, values, token_ids, largest, numbers)
     score = values + ops.gumbel(token_ids, *keys)
     winners = score == ops.row_max(score)
     # The lowest id of equal scores. ``token_ids * 0 + _ID_MAX``: the largest id, as an array of the same library.
     return ops.first_column(ops.row_min(ops.where(winners, token_ids, token_ids * 0 + _ID_MAX)))
 
 
-def _above(ops: ArrayOps[Any], values: Any, largest: Any, settings: GenerationSettings) -> Any:
+def _above(ops: ArrayOps[Any], values: Any, largest: Any, numbers: RuleNumbers) -> Any:
     """``-inf`` for the values that are too small for min_p."""
     # p >= min_p * p_max, in logarithms: no probability is computed.
-    return ops.where(values >= largest + as_float32(math.log(settings.min_p)), values, -math.inf)
+    return ops.where(values >= largest + numbers.min_p, values, -math.inf)
 
 
 def _filter_sorted(
-    ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
+    ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, numbers: RuleNumbers
 ) -> tuple[Any, Any]:
     """Sort by (value, lower id first) and keep what top_k and top_p leave; the rest becomes ``-inf``."""
     bits = ops.bits(values + 0.0)  # -0.0 becomes 0.0, which would otherwise sort below it
@@ -147,23 +191,21 @@ def _filter_sorted(
     ordered = ops.where(bits < 0, -(1 << 31) - 1 - bits, bits)
     # 32 bits of value above 21 bits of id make 53. All keys differ, so an unstable sort has only one result.
     keys = ordered * (1 << _ID_BITS) + (_ID_MAX - token_ids)
-    if 0 < settings.top_k < values.shape[-1]:
-        _, order = ops.best(keys, settings.top_k)
+    if 0 < numbers.top_k < values.shape[-1]:
+        _, order = ops.best(keys, numbers.top_k)
     else:
         order = ops.argsort_descending(keys)
     values, token_ids = ops.take(values, order), ops.take(token_ids, order)
-    if settings.top_p < 1.0:
+    if numbers.top_p is not None:
         weights = token_weights(ops, values, largest)
         # Weight before each token, its own excluded: the token that crosses top_p is kept.
         before = ops.row_cumsum(weights) - weights
-        kept = before * SHARE_ONE < ops.row_sum(weights) * share_of(settings.top_p)  # before / total < top_p
+        kept = before * SHARE_ONE < ops.row_sum(weights) * numbers.top_p  # before / total < top_p
         values = ops.where(kept, values, -math.inf)
     return values, token_ids
 
 
-def _typical(
-    ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, settings: GenerationSettings
-) -> tuple[Any, Any]:
+def _typical(ops: ArrayOps[Any], values: Any, token_ids: Any, largest: Any, numbers: RuleNumbers) -> tuple[Any, Any]:
     """Sort by (distance from the mean surprise, lower id first) and keep what typical_p leaves; the rest: ``-inf``."""
     weights, own = token_weights(ops, values, largest), surprise(ops, values, largest)
     total = ops.row_sum(weights)
@@ -176,4 +218,4 @@ def _typical(
     values, token_ids, weights = ops.take(values, order), ops.take(token_ids, order), ops.take(weights, order)
     # As for top_p: the token that crosses typical_p is kept.
     before = ops.row_cumsum(weights) - weights
-    return ops.where(before * SHARE_ONE < total * share_of(settings.typical_p), values, -math.inf), token_ids
+    return ops.where(before * SHARE_ONE < total * numbers.typical_p, values, -math.inf), token_ids

@@ -9,6 +9,7 @@ import torch
 from polydraft.errors import UnsupportedError
 from torch import Tensor
 
+from polydraft_transformers.fused_layers import is_fused
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache
 from polydraft_transformers.step_attention import can_attend
@@ -94,6 +95,7 @@ class Decoder:
         """Columns that logits are padded with, at -inf; negative: columns that are cut off."""
         self.run_as = dict.fromkeys(range(own_vocab, vocab_size or 0), own_vocab - 1)
         """Maps token ids to the ids that are run instead."""
+        self._run_table: Tensor | None = None
         self.network: Network
         if is_gemma4(text_model):
             self.network = Gemma4Network(text_model)
@@ -107,9 +109,21 @@ class Decoder:
             and isinstance(self.network, Gemma4Network)
             and getattr(self.config, "_experts_implementation", None) != "eager"
         )
+        self.runs_rounds = self.captures and is_fused(self.device)
+        """Whether rounds run on the device (``device_rounds``)."""
         self._by_positions = isinstance(self.network, Gemma4Network) and can_attend(self.device, self.network.head_dims)
         # No lock: the garbage collector may close a sequence at any point.
         self._free: deque[KvCache] = deque(maxlen=_KEPT_CACHES)
+
+    def run_ids(self, token_ids: Tensor) -> Tensor:
+        """``run_as`` of ids on the device."""
+        if not self.run_as:
+            return token_ids
+        if self._run_table is None:
+            table = torch.arange(max(int(self.lm_head.weight.shape[0]), max(self.run_as) + 1))
+            table[list(self.run_as)] = torch.tensor(list(self.run_as.values()))
+            self._run_table = table.to(self.device)
+        return self._run_table[token_ids]
 
     def open_cache(self) -> KvCache:
         """An empty cache; one that was given back is used again, with what was captured over its buffers."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class KvCache:
         self._masked = masked
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._capacity = 0
-        self._captured: dict[Hashable, Captured] = {}
+        self._captured: dict[tuple[Hashable, torch.Size, int], Captured] = {}
         self.length = 0
         self.layout: StepLayout
 
@@ -243,7 +244,22 @@ class KvCache:
                 for buffer in buffers:
                     buffer.zero_()
 
-    def captured(self, name: str, span: int, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Captured:
+    def zero(self, first: int, count: int) -> None:
+        """Zero the slots of ``count`` positions that hold nothing: what ran there may have left NaN (see ``clear``)."""
+        for layer, buffers in self._buffers.items():
+            size = buffers[0].shape[2]
+            positions = torch.arange(first, first + count, device=buffers[0].device)
+            slots = positions.clamp(max=size - 1) if self._windows[layer] is None else positions % size
+            for buffer in buffers:
+                buffer.index_fill_(2, slots, 0.0)
+
+    def captured_names(self, span: int) -> list[Any]:
+        """The names of what is captured for ``span`` slots."""
+        return [name for name, _, own_span in self._captured if own_span == span]
+
+    def captured(
+        self, name: Hashable, span: int, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> Captured:
         """``function`` as captured over these buffers for ``span`` slots and inputs of these shapes.
 
         It is captured now if it was not before, or if the buffers have moved since.

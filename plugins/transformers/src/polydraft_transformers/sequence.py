@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.device_rounds import DeviceRounds, Drafting, Ran
 from polydraft_transformers.kv_cache import KvCache, capacity_at
 from polydraft_transformers.resources import out_of_memory
 
@@ -49,6 +50,13 @@ class TransformersSequence(EngineSequence):
         self._hidden: Tensor | None = None  # hidden rows of the tokens that the last forward ran
         self._hidden_from = 0  # position of the first of them
         self._sound = True
+        self._ran: Ran | None = None
+        """The round that ``propose`` has run, for ``verify``."""
+        self._rounds = DeviceRounds(target, self.cache, self.logits, self.drafting()) if target.runs_rounds else None
+
+    def drafting(self) -> Drafting | None:
+        """What drafts in rounds on a GPU; None: nothing."""
+        return None
 
     @property
     def length(self) -> int:
@@ -58,6 +66,7 @@ class TransformersSequence(EngineSequence):
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt in chunks; other sequences' forwards may run between them."""
         tokens = list(token_ids)
+        self._go_another_way()
         for start in range(0, len(tokens), self._chunk):
             self.check_cancelled()
             with self._computing(f"running a prompt of {len(tokens)} tokens"):
@@ -74,6 +83,13 @@ class TransformersSequence(EngineSequence):
         """Run the newest token and the drafts in one forward, or in two where fixed steps must not cross a border."""
         tokens = list(token_ids)
         with self._computing("verifying drafts"):
+            ran = None if keep_logits else self._round_of(tokens, sampler)
+            if ran is not None:
+                first = self._hidden_from = ran.position
+                self._hidden = ran.hidden[: len(tokens)]
+                self.cache.length += len(tokens)
+                return Step(ran.choice.chosen(ran.chosen[: len(tokens)], first + 1, tokens))
+            self._go_another_way()
             first = self._hidden_from = self.length
             # The span of a fixed step depends on its positions only: it ends where the span doubles.
             border = capacity_at(first) - first if self.target.fixed else len(tokens)
@@ -82,10 +98,24 @@ class TransformersSequence(EngineSequence):
                 hidden, logits = hidden.clone(), logits.clone()  # the next step may overwrite them
                 more_hidden, more_logits = self.run_step(tokens[border:])
                 hidden, logits = torch.cat([hidden, more_hidden]), torch.cat([logits, more_logits])
-            self._hidden = hidden
+            # A round may write over what a captured step gave.
+            self._hidden = hidden if self._rounds is None else hidden.clone()
             # Row i chooses the token at position first + 1 + i.
             chosen, logprobs = sampler.choose(logits, first + 1, tokens)
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
+
+    def _round_of(self, tokens: list[int], sampler: Sampler) -> Ran | None:
+        """The round that has run these tokens; a plain step runs as one without drafts."""
+        ran, self._ran = self._ran, None
+        if ran is None and self._rounds is not None and len(tokens) == 1 and self._hidden is not None:
+            ran = self._rounds.run(tokens[0], 0, sampler, self._hidden[:1])
+        return ran if ran is not None and ran.answers(tokens, self.length, sampler) else None
+
+    def _go_another_way(self) -> None:
+        """What has been run for tokens that may still come is not used."""
+        self._ran = None
+        if self._rounds is not None:
+            self._rounds.forget()
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
@@ -156,6 +186,7 @@ class TransformersSequence(EngineSequence):
             if self._sound:
                 self.target.give_back(self.cache)
             del self.cache
+            self._ran = self._rounds = None
             self._hidden = None
 
     @contextmanager

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.device_rounds import Drafting
 from polydraft_transformers.gemma4 import Context, Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache, capacity_at
 from polydraft_transformers.sequence import TorchLogits, TransformersSequence
+from polydraft_transformers.step_choice import ClusteredHead, Kind, choose, noise_keys
 
 __all__ = ["MtpDrafter", "MtpSequence"]
 
@@ -49,8 +51,11 @@ class MtpDrafter:
             attention = target.layers[index].self_attn  # the last layer of each kind that stores KV
             sources[kind] = (index, attention.k_proj.weight.shape[0] // attention.head_dim)
         self.network = Gemma4Network(assistant.model, sources)
+        self._weight: Tensor = assistant.lm_head.weight
+        embedder = assistant.masked_embedding
+        self._clusters = None if embedder is None else ClusteredHead(embedder, self._weight)
         # A target that was trained further may have more tokens than its assistant.
-        self._missing_columns = target.lm_head.weight.shape[0] - assistant.lm_head.weight.shape[0]
+        self._missing_columns = target.lm_head.weight.shape[0] - self._weight.shape[0]
 
     def step(
         self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
@@ -59,28 +64,39 @@ class MtpDrafter:
 
         Returns its logits (1, vocab) and the h of the next step. ``cache`` is the target's, with the step laid out.
         """
-        inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
-        row = self.network.layers(inputs, contexts, cache)
-        logits = self._head(row)
+        row, following = self._rows(embedded, hidden, contexts, cache)
+        logits = functional.linear(row, self._weight) if self._clusters is None else self._clusters.logits(row)
         if self._missing_columns:
             logits = functional.pad(logits, (0, self._missing_columns), value=-torch.inf)
-        return logits, functional.linear(row, self.assistant.post_projection.weight)
+        return logits, following
 
-    def _head(self, row: Tensor) -> Tensor:
-        """Logits of a hidden row (1, hidden_size of the drafter)."""
-        centroids = self.assistant.masked_embedding
-        weight = self.assistant.lm_head.weight
-        if centroids is None:
-            return functional.linear(row, weight)
-        # Only the tokens of the best clusters get logits of their own; the others get one less than the smallest of
-        # these (Gemma4AssistantMaskedEmbedder). Computed without waiting for the device.
-        scores = functional.linear(row, centroids.centroids.weight)
-        best, top = scores.topk(centroids.centroid_intermediate_top_k, dim=-1)
-        ids = centroids.token_ordering.view(centroids.num_centroids, -1)[top[0]].view(1, -1)
-        # Scores that are not finite, which topk puts first, make all logits NaN: any clusters could have been chosen.
-        chosen = functional.linear(row, weight[ids[0]]) + best[:, :1] * 0
-        lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, centroids.vocab_size)
-        return lowest.scatter(-1, ids, chosen)
+    def chosen_step(
+        self,
+        embedded: Tensor,
+        hidden: Tensor,
+        contexts: dict[str, Context],
+        cache: KvCache,
+        choose_by: tuple[Tensor, Tensor, Kind],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``step``, and the draft is chosen by the key of its position, the round's state, and the kind of choice.
+
+        Returns the draft and its largest logit, (1,) each, and the h of the next step.
+        """
+        row, following = self._rows(embedded, hidden, contexts, cache)
+        # Columns that only the target has are never drafted.
+        columns = len(self._weight) + min(self._missing_columns, 0)
+        if self._clusters is None:
+            token, largest = choose(functional.linear(row, self._weight)[:, :columns], *choose_by)
+        else:
+            token, largest = self._clusters.choose(row, *choose_by, columns)
+        return token, largest, following
+
+    def _rows(
+        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
+    ) -> tuple[Tensor, Tensor]:
+        inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
+        row = self.network.layers(inputs, contexts, cache)
+        return row, functional.linear(row, self.assistant.post_projection.weight)
 
 
 class MtpSequence(TransformersSequence):
@@ -94,8 +110,30 @@ class MtpSequence(TransformersSequence):
     """
 
     def __init__(self, target: Decoder, drafter: MtpDrafter, chunk: int, lock: threading.Lock) -> None:
-        super().__init__(target, chunk, lock)
         self._drafter = drafter
+        super().__init__(target, chunk, lock)
+
+    def drafting(self) -> Drafting:
+        """The drafter."""
+        return self._draft
+
+    def _draft(self, state: Tensor, hidden: Tensor, k: int, kind: Kind, span: int) -> tuple[Tensor, Tensor]:
+        """Drafts of a round, recorded: see ``Drafting``."""
+        at = state[1:2]
+        # All steps of a round have one position and see the same keys: rotations and masks are made once.
+        contexts = self._contexts(at, span)
+        keys = noise_keys(state, at + torch.arange(k, device=at.device))
+        token = state[:1]
+        drafts: list[Tensor] = []
+        largest: list[Tensor] = []
+        for index in range(k):
+            embedded = self.target.embedding(token)
+            token, most, hidden = self._drafter.chosen_step(
+                embedded, hidden, contexts, self.cache, (keys[index : index + 1], state, kind)
+            )
+            drafts.append(token)
+            largest.append(most)
+        return torch.cat(drafts), torch.cat(largest)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft k tokens; none where the hidden row before ``newest`` is not one of the last forward's."""
@@ -108,6 +146,11 @@ class MtpSequence(TransformersSequence):
         prefix = [newest]
         with self._computing("drafting tokens"):
             hidden = self._hidden[row : row + 1]
+            ran = None if keep_logits or self._rounds is None else self._rounds.run(newest, k, sampler, hidden)
+            self._ran = ran
+            if ran is not None:
+                ran.choice.drafted(position + 1, ran.largest[:k])
+                return Proposal(ran.drafts[:k])
             # One copy to the device for both; each has shape (1,).
             token, at = torch.tensor([[newest], [position]], device=hidden.device)
             # All steps of a round have one position and see the same keys: rotations and masks are made once.

@@ -1,0 +1,189 @@
+"""Rounds as they run on a GPU, with steps that are not captured but run: the same tokens as step by step."""
+
+import contextlib
+import random
+
+import polydraft
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+
+from polydraft.contract import GenerationSettings, TokenRequest  # noqa: E402
+from polydraft.sampling._sampler import RuleSampler  # noqa: E402
+from polydraft_transformers import device_rounds, kv_cache  # noqa: E402
+from polydraft_transformers.array_ops import TorchOps  # noqa: E402
+
+PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
+SETTINGS = {
+    "greedy": {"temperature": 0.0},
+    "min_p": {"temperature": 0.8, "min_p": 0.1},
+    "sorted": {"temperature": 1.3, "top_k": 40, "top_p": 0.9},
+}
+
+
+class Again:
+    """In place of a captured step: runs it, and gives its results where the last ones were."""
+
+    def __init__(self, function, inputs, neighbour=None):
+        self._function = function
+        self._outputs = None
+        for _ in range(2):  # as the warm-up does
+            function(*[given.clone() for given in inputs])
+
+    def __call__(self, *inputs):
+        outputs = self._function(*[given.clone() for given in inputs])
+        if self._outputs is None:
+            self._outputs = tuple(found.clone() for found in outputs)
+        for kept, found in zip(self._outputs, outputs, strict=True):
+            kept.copy_(found)
+        return self._outputs
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Loads a pair: ``rounds=True`` runs it as on a GPU."""
+    monkeypatch.setattr(kv_cache, "Captured", Again)
+    ran = []
+    run = device_rounds.DeviceRounds.run
+
+    def recorded(self, *arguments):
+        ahead = self._ahead
+        found = run(self, *arguments)
+        ran.append((found, ahead is not None and found is not None and found.hidden is ahead.hidden))
+        return found
+
+    monkeypatch.setattr(device_rounds.DeviceRounds, "run", recorded)
+
+    @contextlib.contextmanager
+    def load(pair, *, rounds, **options):
+        given = {"backend": "transformers", "device": "cpu", "dtype": "float32", "num_speculative_tokens": 4}
+        with polydraft.load(f"builtin:{pair}", **{**given, **options}) as session:
+            target = session.engine.target
+            target.captures = target.runs_rounds = rounds
+            ran.clear()
+            session.rounds_ran = ran
+            yield session
+
+    return load
+
+
+def outputs(session, settings, **given):
+    found = session.generate(PROMPT, **{"max_new_tokens": 50, "ignore_eos": True, "seed": 3, **settings, **given})
+    stats = found.stats
+    return found.token_ids, stats.num_draft_tokens, stats.num_accepted_tokens
+
+
+@pytest.mark.parametrize(("pair", "name"), [("tiny-e2b", "greedy"), ("tiny-e2b", "sorted"), ("tiny-26b", "min_p")])
+def test_rounds_give_the_tokens_of_single_steps(loaded, pair, name):
+    settings = SETTINGS[name]
+    with loaded(pair, rounds=False) as session:
+        wanted = [outputs(session, settings, speculate=way) for way in ("on", "off")]
+    with loaded(pair, rounds=True) as session:
+        for way, expected in zip(("on", "off"), wanted, strict=True):
+            session.rounds_ran.clear()
+            assert outputs(session, settings, speculate=way) == expected
+            found, ahead = zip(*session.rounds_ran, strict=True)
+            assert all(found)
+            # All but the first ones ran before they were asked for, and the last ones, which are shorter.
+            assert sum(ahead) >= len(ahead) - 6
+
+
+def sampler_of(prompt, **settings):
+    return RuleSampler(
+        TorchOps(),
+        TokenRequest(
+            prompt_token_ids=tuple(prompt),
+            settings=GenerationSettings(**settings),
+            seed=5,
+            speculate=True,
+            num_speculative_tokens=4,
+            eos_token_ids=frozenset(),
+            max_total_tokens=10**6,
+        ),
+    )
+
+
+@pytest.mark.parametrize("exactness", ["standard", "bitwise"])
+def test_whatever_is_asked_next(loaded, exactness):
+    """Rounds of any k, steps of other tokens than the drafts, and going back: as without rounds that run ahead."""
+    lots = random.Random(exactness)
+    start = 240  # the steps cross the end of a span
+    prompt = [2, *lots.choices(range(300, 900), k=start - 1)]
+    with loaded("tiny-e2b", rounds=True, exactness=exactness) as session:
+        target = session.engine.target
+        sequences = []
+        for rounds in (True, False):
+            target.runs_rounds = rounds
+            sequence = session.engine.open_sequence()
+            sampler = sampler_of(prompt, temperature=1.0)
+            newest = sequence.prefill(prompt, sampler).token_ids[0]
+            sequences.append((sequence, sampler))
+        for _ in range(40):
+            k = lots.choice([4, 4, 4, 4, 2, 0])
+            proposals = [sequence.propose(newest, k, sampler).token_ids for sequence, sampler in sequences]
+            assert proposals[0] == proposals[1]
+            drafts = proposals[0]
+            wanted = len(drafts)
+            if drafts and lots.random() < 0.15:
+                drafts = [*drafts[:-1], 7]
+            if lots.random() < 0.1:
+                drafts = drafts[:1]
+            before = sequences[0][0].length
+            chosen = [sequence.verify([newest, *drafts], sampler).token_ids for sequence, sampler in sequences]
+            assert chosen[0] == chosen[1]
+            accepted = 0
+            while accepted < len(drafts) and drafts[accepted] == chosen[0][accepted]:
+                accepted += 1
+            newest = chosen[0][accepted]
+            if lots.random() < 0.1:  # the caller goes back to before the step
+                accepted, newest = -1, lots.randrange(300, 900)
+            assert wanted in (0, k)
+            for sequence, _ in sequences:
+                sequence.rollback(before + 1 + accepted)
+        for sequence, _ in sequences:
+            sequence.close()
+    assert any(found for found, _ in session.rounds_ran)
+    assert any(ahead for _, ahead in session.rounds_ran)
+
+
+def test_the_host_takes_part_where_it_must(loaded):
+    """Settings that look at earlier tokens or name tokens that are still to come; afterwards the device goes on."""
+    cases = (
+        ({"repetition_penalty": 1.3}, {False}),
+        ({"logprobs": 2}, {False}),
+        ({"forced_token_ids": {20: 500}}, {False, True}),
+        ({"min_new_tokens": 12}, {False, True}),
+    )
+    given = [{"temperature": 1.0, "max_new_tokens": 30, **settings} for settings, _ in cases]
+    with loaded("tiny-e2b", rounds=False) as session:
+        wanted = [outputs(session, settings) for settings in given]
+    with loaded("tiny-e2b", rounds=True) as session:
+        for settings, expected, (_, parts) in zip(given, wanted, cases, strict=True):
+            session.rounds_ran.clear()
+            session.engine.target._free.clear()  # what stands in for captures holds on to its sequence
+            assert outputs(session, settings) == expected
+            assert {found is not None for found, _ in session.rounds_ran} == parts
+
+
+def test_a_round_that_is_not_sound(loaded):
+    """What ran ahead of it leaves nothing behind: the next round is that of a sequence without rounds."""
+    with loaded("tiny-e2b", rounds=True) as session:
+        weight = session.engine.target.model.model.embed_tokens_per_layer.weight
+        choices = []
+        for value in (1.0, torch.nan):
+            sequence, sampler = session.engine.open_sequence(), sampler_of(PROMPT, temperature=0.0)
+            newest = sequence.prefill(PROMPT, sampler).token_ids[0]
+            with torch.inference_mode():
+                kept = weight[newest].clone()
+                weight[newest] *= value
+                drafts = sequence.propose(newest, 4, sampler).token_ids
+                choices.append(sequence.verify([newest, *drafts], sampler).token_ids)
+                weight[newest] = kept
+            sequence.rollback(len(PROMPT))
+            sequence.verify([newest] * 5, sampler)  # as the loop does: over the rows of the drafts
+            sequence.rollback(len(PROMPT))
+            assert sequence.verify([newest], sampler).token_ids == choices[0][:1]
+        assert choices[0][0] >= 0
+        assert choices[1][0] == -1
+        assert choices[1] in [found.chosen for found, _ in session.rounds_ran]

@@ -1,0 +1,125 @@
+"""Choosing in a recorded step against the core's rule: noise, kernels, and a head with centroids."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from polydraft.contract import GenerationSettings
+from polydraft.sampling.noise import key_base, row_keys
+from polydraft.sampling.on_device import DeviceChoice
+from polydraft.sampling.rule import choose_tokens, numbers_of
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+step_choice = pytest.importorskip("polydraft_transformers.step_choice")
+
+from polydraft_transformers.array_ops import TorchOps  # noqa: E402
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+SEED, STREAM, POSITION = 2**62 + 7, 3, 77
+
+
+def prepared(device, position=POSITION, **settings):
+    """The state and the kind of a choice, and the settings."""
+    given = GenerationSettings(**settings)
+    choice = DeviceChoice(key_base(SEED, STREAM), numbers_of(given) if given.temperature else None, None)
+    state = torch.tensor(step_choice.state_of(choice, 5, position), device=device)
+    return state, step_choice.kind_of(choice), given
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_keys_of_the_noise(device):
+    state, _, _ = prepared(device)
+    keys = step_choice.noise_keys(state, POSITION + torch.arange(9, device=device))
+    assert keys.T.tolist() == list(row_keys(SEED, STREAM, range(POSITION + 1, POSITION + 10)))
+
+
+def drawn_settings(lots):
+    temperature = lots.choice([0.0, 0.3, 1.0, 1.7])
+    if not temperature:
+        return {"temperature": 0.0}
+    return {
+        "temperature": temperature,
+        "top_k": lots.choice([0, 0, 1, 50, 300]),
+        "top_p": lots.choice([1.0, 1.0, 0.7, 0.99]),
+        "min_p": lots.choice([0.0, 0.0, 0.05, 1.0]),
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("trial", range(24))
+def test_the_choice_is_the_rules(device, trial):
+    lots = random.Random(trial)
+    torch.manual_seed(trial)
+    rows = lots.choice([1, 2, 5, 9])
+    vocab = lots.choice([3, 1000, 2048, 5001] if device == "cpu" else [3, 2048, 5001, 262_144])
+    state, kind, settings = prepared(device, **drawn_settings(lots))
+    logits = torch.randn(rows, 2 * vocab, device=device)[:, :vocab] * lots.choice([0.0, 0.1, 4.0])
+    logits = logits.to(lots.choice([torch.float32, torch.bfloat16]))
+    if lots.random() < 0.5:
+        logits[:, lots.randrange(vocab) :] = -torch.inf
+        logits[:, 0] = -1.0
+    keys = step_choice.noise_keys(state, POSITION + torch.arange(rows, device=device))
+    tokens, largest = step_choice.choose(logits, keys, state, kind)
+    wanted = choose_tokens(TorchOps(), logits, settings, SEED, STREAM, POSITION + 1)
+    assert tokens.tolist() == wanted.tolist()
+    assert largest.tolist() == logits.float().amax(-1).tolist()
+
+
+@needs_gpu
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_sound_spoils_no_other(value):
+    state, kind, _ = prepared("cuda", temperature=1.0)
+    logits = torch.randn(3, 5000, device="cuda")
+    keys = step_choice.noise_keys(state, POSITION + torch.arange(3, device="cuda"))
+    before, _ = step_choice.choose(logits, keys, state, kind)
+    logits[1, slice(None) if value < 0 else 4321] = value
+    after, largest = step_choice.choose(logits, keys, state, kind)
+    assert after[[0, 2]].tolist() == before[[0, 2]].tolist()
+    assert 0 <= int(after[1]) < 5000
+    assert torch.equal(largest.isfinite().cpu(), torch.tensor([True, False, True]))
+
+
+def head_of(device, dtype, clusters, size, top, width):
+    embedder = SimpleNamespace(
+        centroids=SimpleNamespace(weight=torch.randn(clusters, width, device=device).to(dtype)),
+        num_centroids=clusters,
+        centroid_intermediate_top_k=top,
+        token_ordering=torch.randperm(clusters * size, device=device),
+    )
+    weight = (torch.randn(clusters * size, width, device=device) * 0.2).to(dtype)
+    return step_choice.ClusteredHead(embedder, weight)
+
+
+@needs_gpu
+@pytest.mark.parametrize("trial", range(12))
+def test_a_head_with_centroids(trial):
+    """Where rounding decides, both ways may choose another token: its logit is then as large as the best one's."""
+    lots = random.Random(trial)
+    torch.manual_seed(trial)
+    dtype = lots.choice([torch.float32, torch.bfloat16])
+    clusters, size, top, width = lots.choice([(16, 16, 4, 32), (24, 40, 8, 48), (2048, 128, 32, 256)])
+    head = head_of("cuda", dtype, clusters, size, top, width)
+    equal = 0
+    for step in range(6):
+        state, kind, _ = prepared("cuda", POSITION + step, **{**drawn_settings(lots), "top_k": 0, "top_p": 1.0})
+        keys = step_choice.noise_keys(state, state[1:2])
+        row = torch.randn(1, width, device="cuda").to(dtype)
+        for vocab in (clusters * size, clusters * size - 7):
+            token, largest = head.choose(row, keys, state, kind, vocab)
+            logits = head.logits(row)[:, :vocab]
+            wanted, most = step_choice.choose(logits, keys, state, kind)
+            assert 0 <= int(token) < vocab
+            equal += int(token) == int(wanted)
+            assert torch.allclose(largest, most, rtol=1e-5 if dtype == torch.float32 else 2e-2)
+    assert equal >= (12 if dtype == torch.float32 else 9)
+
+
+@needs_gpu
+def test_centroids_that_are_not_finite_show():
+    head = head_of("cuda", torch.float32, 16, 16, 4, 32)
+    state, kind, _ = prepared("cuda", temperature=0.0)
+    row = torch.full((1, 32), torch.nan, device="cuda")
+    token, largest = head.choose(row, step_choice.noise_keys(state, state[1:2]), state, kind, 256)
+    assert 0 <= int(token) < 256
+    assert largest.isnan().all()
