@@ -63,7 +63,8 @@ def test_a_crash_costs_its_own_rows_only(crashing, tmp_path):
     died = [row for row in rows if "process died" in row["reason"]]
     assert {row["status"] for row in died} <= {"fail", "follows"}
     assert {row["check"] for row in died if row["status"] == "fail"} == {"test_generates"}
-    assert {row["target"] for row in died} == {"toy"}
+    # The engine ends the process on either target; whether the varied one gets that far is drawn.
+    assert {row["target"] for row in died} - {"varied-toy"} == {"toy"}
 
 
 @pytest.mark.parametrize(
