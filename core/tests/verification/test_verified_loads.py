@@ -6,17 +6,25 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import warnings
+from pathlib import Path
 
 import polydraft
 import pytest
 from polydraft._load import prepare
 from polydraft._sealed import write_sealed
 from polydraft.contract import LocalModelRecord, hookimpl
-from polydraft.errors import InvalidRequestError, NotVerifiedError, PolydraftError, SpeculationUnavailableError
+from polydraft.errors import (
+    EngineError,
+    InvalidRequestError,
+    NotVerifiedError,
+    PolydraftError,
+    SpeculationUnavailableError,
+)
 from polydraft.verification import _builds, _run
 from polydraft.verification import _subject as subject
-from polydraft.verification._builds import code_digest, distribution_builds
+from polydraft.verification._builds import builds_here, builds_in, code_digest, distribution_builds
 from polydraft.verification._command import verify
 from polydraft.verification._gate import VerificationWarning
 from polydraft.verification._records import CheckedCase
@@ -113,10 +121,20 @@ def test_a_failure_in_another_dtype_is_not_this_one_s(found, diverged):
 
 def test_another_version_of_the_engine_is_another_subject(found, monkeypatch):
     keep(found)
-    known = subject.installed_version
-    monkeypatch.setattr(subject, "installed_version", lambda name: "9.9" if name == "numpy" else known(name))
+    known = _builds.installed_version
+    monkeypatch.setattr(_builds, "installed_version", lambda name: "9.9" if name == "numpy" else known(name))
     with pytest.raises(NotVerifiedError, match=r"numpy was \S+, is 9\.9"):
         require()
+
+
+def test_an_environment_tells_of_itself(tmp_path):
+    """What another interpreter has installed is not what this one has."""
+    names, packages = ["numpy", "no-such-distribution"], ["polydraft"]
+    here = builds_here(names, packages)
+    assert here[0].keys() == {"numpy"}
+    assert builds_in(Path(sys.executable), names, packages)[1]["numpy"] == here[1]["numpy"]
+    with pytest.raises(EngineError, match="does not tell what is installed"):
+        builds_in(tmp_path / "python", names, packages)
 
 
 def test_other_hardware_is_another_subject(found, monkeypatch):
@@ -288,10 +306,10 @@ def test_another_build_is_another_subject(monkeypatch, found, what):
     if what == "engine":
         monkeypatch.setattr(ReferenceBackend, "build", lambda *_: {"library": "another"})
     elif what == "numpy":
-        known = subject.distribution_builds
-        monkeypatch.setattr(subject, "distribution_builds", lambda names: {**known(names), "numpy": "compiled here"})
+        known = _builds.distribution_builds
+        monkeypatch.setattr(_builds, "distribution_builds", lambda names: {**known(names), "numpy": "compiled here"})
     elif what == "polydraft's code":
-        monkeypatch.setattr(subject, "code_digest", lambda package: f"edited {package}")
+        monkeypatch.setattr(_builds, "code_digest", lambda package: f"edited {package}")
     said = {"engine": "another build of library", "numpy": "another build of numpy", "trust": "trust_remote_code was"}
     with pytest.raises(NotVerifiedError, match=said.get(what, "another build of the code of polydraft")):
         require(trust_remote_code=what == "trust")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -113,7 +114,13 @@ def tune(
         bench: Bench = (
             BenchHere(target, given, host, named=named)
             if given["host"] is not None
-            else BenchInProcesses(target, given, named=named, load_limit=load_limit)
+            else BenchInProcesses(
+                target,
+                given,
+                named=named,
+                load_limit=load_limit,
+                python=lambda name: home.python if (home := host.home(name)) else Path(sys.executable),
+            )
         )
         search = Search(bench, chosen_prompts, limits, clock=time.monotonic, progress=progress or (lambda _: None))
         result = TuningResult(

@@ -71,6 +71,10 @@ def installed(host: PluginHost, record: BackendRecord) -> dict[str, str]:
     """
     plugins = [status.distribution for status in host.statuses() if record.name in status.backends]
     names = {"polydraft", record.engine, *(name.strip() for key in record.requires for name in key.split("|"))}
+    if home := host.home(record.name):
+        # Each installation into an environment has its own number and time.
+        made = f"{home.build} of {home.installed}"
+        return {name: f"{home.versions[name]} {made}" for name in sorted(names) if name in home.versions}
     found = {}
     for name in sorted(names | {name for name in plugins if name}):
         if version := installed_version(name):

@@ -1,27 +1,73 @@
-"""What computes, beyond version numbers: the builds of distributions, and the code of polydraft and of the plugin."""
+"""What computes, beyond version numbers: the builds of distributions, and the code of polydraft and of the plugin.
+
+``python -m polydraft.verification._builds`` tells it of another interpreter's environment: a request as JSON on
+standard input, the answer on standard output. No engine is imported there.
+"""
 
 from __future__ import annotations
 
 import base64
 import csv
 import hashlib
+import json
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polydraft._registry.versions import installed_version
 from polydraft.checkpoints.contents import content_digest, file_digest, files_below
-from polydraft.errors import ModelFormatError
+from polydraft.errors import EngineError, ModelFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from importlib.metadata import Distribution
 
-__all__ = ["code_digest", "distribution_builds"]
+__all__ = ["builds_here", "builds_in", "code_digest", "distribution_builds"]
 
 _CODE = {".py", ".so", ".dylib", ".dll", ".pyd"}
 _SLACK = 5.0
 """Seconds that an installation may take after its list was written."""
+_LIMIT = 120.0
+"""Seconds for reading the changed files of an environment."""
+
+Builds = tuple[dict[str, str], dict[str, str]]
+"""Versions of the installed ones among some distributions, and the builds of these and of packages' code."""
+
+
+def builds_here(names: Iterable[str], packages: Iterable[str]) -> Builds:
+    """What this process's environment has of these distributions, and the code of these packages.
+
+    Raises:
+        ModelFormatError: A file that was changed cannot be read.
+    """
+    names = sorted(names)
+    codes = {f"the code of {package}": code_digest(package) for package in sorted(packages)}
+    versions = {name: version for name in names if (version := installed_version(name))}
+    return versions, {**distribution_builds(names), **codes}
+
+
+def builds_in(python: Path, names: Iterable[str], packages: Iterable[str]) -> Builds:
+    """The same of another interpreter's environment.
+
+    Raises:
+        EngineError: It does not tell.
+    """
+    asked = json.dumps({"names": sorted(names), "packages": sorted(packages)})
+    command = [str(python), "-I", "-m", "polydraft.verification._builds"]
+    try:
+        told = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=_LIMIT, check=True).stdout
+        versions, builds = json.loads(told)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        last = said.strip().rpartition("\n")[2].rstrip(".")
+        raise EngineError(
+            f"{python} does not tell what is installed in its environment: {last}.",
+            "`polydraft engines list` shows whether the environment is whole.",
+        ) from error
+    return versions, builds
 
 
 def code_digest(package: str) -> str:
@@ -102,3 +148,8 @@ def _changed(installed: Distribution, hashes: Mapping[str, str]) -> dict[str, st
         if recorded != f"sha256={as_recorded}":
             found[name] = digest
     return found
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    json.dump(builds_here(request["names"], request["packages"]), sys.stdout)

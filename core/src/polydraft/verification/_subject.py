@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydraft._registry.versions import installed_version
 from polydraft.contract.backend import EngineOptions
 from polydraft.hardware import cpu_model
-from polydraft.verification._builds import code_digest, distribution_builds
+from polydraft.verification._builds import builds_here, builds_in
 from polydraft.verification._fingerprint import commit_of, fingerprint
 from polydraft.verification._records import Subject
 
@@ -33,6 +32,10 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject:
     names = {"polydraft", record.engine, *(name.strip() for key in record.requires for name in key.split("|"))}
     names |= {name for name in plugins if name}
     options = request.engine_options
+    packages = {"polydraft", record.factory.partition(".")[0].partition(":")[0]}
+    home = host.home(record.name)
+    versions, builds = builds_here(names, packages) if home is None else builds_in(home.python, names, packages)
+    engine = prepared.backend.build(request)
     return Subject(
         target=_name(request.target),
         target_fingerprint=fingerprint(request.target, request.hub),
@@ -46,8 +49,8 @@ def subject_of(prepared: Prepared, host: PluginHost) -> Subject:
         max_speculative_tokens=plan.max_speculative_tokens,
         exactness=request.exactness,
         backend=record.name,
-        versions={name: version for name in sorted(names) if (version := installed_version(name))},
-        builds=_builds(prepared, names),
+        versions=versions,
+        builds=None if engine is None else {**builds, **engine},
         trust_remote_code=request.trust_remote_code,
         engine_options=options.model_dump(mode="json") if isinstance(options, EngineOptions) else {},
         hardware=_hardware(prepared),
@@ -74,15 +77,6 @@ def with_running(subject: Subject, running: RunningInfo, request: LoadRequest, *
 def _name(source: ModelSource) -> str:
     """A model's name that does not depend on how it was written, nor on the current folder."""
     return str(source.path.resolve()) if source.kind == "local" and source.path else source.id
-
-
-def _builds(prepared: Prepared, names: set[str]) -> dict[str, str] | None:
-    engine = prepared.backend.build(prepared.request)
-    if engine is None:
-        return None
-    packages = {"polydraft", prepared.state.record.factory.partition(".")[0].partition(":")[0]}
-    codes = {f"the code of {package}": code_digest(package) for package in sorted(packages)}
-    return {**distribution_builds(sorted(names)), **codes, **engine}
 
 
 def _hardware(prepared: Prepared) -> str:
