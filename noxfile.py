@@ -111,7 +111,7 @@ class Backend:
 
 
 # One seed: what fails then is the change's doing. `everything` draws another one for each run.
-QUICK = ("--polydraft-quick", "--polydraft-seed", "20260401")
+QUICK = ("--polydraft-quick", "--polydraft-seed", "202611")
 PATIENT = ("--polydraft-time-limit", "300")
 BACKENDS = {
     "transformers": Backend(
