@@ -341,7 +341,6 @@ def test_json_prints_nothing_on_failure(fake, command, arguments):
         (["--engine-option", "x"], "NAME=VALUE"),
         (["--engine-option", "x=1", "--engine-option", "x=2"], "twice"),
         (["--nonsense"], "--nonsense"),
-        (["-k", "many"], "-k"),
     ],
 )
 def test_wrong_usage(fake, command, arguments, says):

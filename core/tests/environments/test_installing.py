@@ -16,7 +16,7 @@ from polydraft._environments import interpreters, listing, machine, plan, source
 from polydraft._environments.install import install, remove_engine, update
 from polydraft._environments.listing import engines
 from polydraft._environments.plan import plan_for
-from polydraft._environments.store import all_environments, environments, hold, left_over
+from polydraft._environments.store import all_environments, environments, hold, left_over, locked
 from polydraft._environments.tools import Pip
 from polydraft._plugins import PluginHost
 from polydraft._registry.engines import known_engines
@@ -212,14 +212,19 @@ def test_a_self_test_that_fails_does_not_count_as_installed(uv, data, silent, qu
 
 
 def test_a_second_process_waits_and_takes_what_the_first_has_made(uv, data):
-    both = [
-        subprocess.Popen([sys.executable, "-c", INSTALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    with locked("reference", lambda: None):
+        both = [
+            subprocess.Popen([sys.executable, "-c", INSTALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        for process in both:
+            said = process.stderr.readline()
+            while said and "waiting for it" not in said:
+                said = process.stderr.readline()
+            assert said
     told = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert sorted(out for out, _ in told) == ["made: False\n", "made: True\n"]
-    assert any("waiting for it" in err for _, err in told)
     assert environments()["reference"].build == 1
 
 

@@ -403,6 +403,7 @@ def test_the_log_shows_what_is_passed_over(host_of, caplog):
         ({"engine_options": "fast"}, InvalidRequestError, "a dict"),
         ({"engine_options": {"compil": True}, "backend": "fast"}, InvalidRequestError, "Did you mean 'compile'?"),
         ({"engine_options": {"zzzz": True}}, InvalidRequestError, "Known options of fast: blocks, compile."),
+        ({"num_speculative_tokens": "many"}, InvalidRequestError, "`num_speculative_tokens='many'` is not understood"),
         ({"engine_options": {"blocks": "many"}}, InvalidRequestError, "The option 'blocks' of fast is wrong"),
         ({"engine_options": {"x": 1}, "backend": "exact"}, InvalidRequestError, "The backend exact has no options."),
         ({"engine_options": Options(), "backend": "exact"}, InvalidRequestError, "takes EngineOptions"),
