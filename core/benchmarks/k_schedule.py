@@ -46,7 +46,7 @@ def main() -> None:
     options.add_argument("--backend", default="transformers")
     options.add_argument("--target", default="builtin:tiny-e2b")
     options.add_argument("--drafter", default="auto")
-    options.add_argument("--engine-options", type=json.loads, default={})
+    options.add_argument("--engine-options", default="{}", metavar="JSON")
     options.add_argument("--ks", type=int, nargs="+", default=list(range(1, 9)))
     options.add_argument("--tokens", type=int, default=128)
     options.add_argument("--temperature", type=float, default=0.0)
@@ -63,7 +63,7 @@ def main() -> None:
                     backend=given.backend,
                     drafter=given.drafter,
                     num_speculative_tokens=k,
-                    engine_options=given.engine_options,
+                    engine_options=json.loads(given.engine_options),
                 )
             )
             for k in ("auto", *given.ks)
