@@ -39,4 +39,5 @@ def test_the_total_of_nothing():
         num_draft_tokens=0,
         num_accepted_tokens=0,
         accepted_per_position=(),
+        drafted_per_position=(),
     )
