@@ -150,6 +150,11 @@ def test_signals_end_all(nox: Path, tmp_path: Path, number: signal.Signals, igno
         while not any("running: stubborn for" in line for line in said):
             said.append(run.stdout.readline())
             assert said[-1], "it ended"
+        # On a busy machine a session may need longer than the first report to start its processes.
+        deadline = time.monotonic() + 30
+        while not any("started" in log.read_text() for log in (tmp_path / "logs").glob("stubborn*")):
+            assert time.monotonic() < deadline, "it has not started"
+            time.sleep(0.05)
         run.send_signal(number)
         rest, errors = run.communicate(timeout=14)  # less than PATIENCE
     assert run.returncode not in (0, None)
