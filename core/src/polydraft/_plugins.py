@@ -252,7 +252,8 @@ class PluginHost:
                     reason=f"The engine {environment.name} is installed in an environment of its own.",
                     capabilities=found.capabilities,
                     options=found.options_schema,
-                    mend=f"polydraft engines update {environment.name}",
+                    # ``update`` keeps the source, which may be a clone that is not this one.
+                    mend=f"polydraft engines {'update' if environment.packages else 'install'} {environment.name}",
                 )
             return self._instances[name, environment.folder]
 

@@ -68,8 +68,9 @@ def backend_state(
             raise
         told = error if isinstance(error, PolydraftError) else system_error(error)
         hint = told.hint if told is not None else "Report it to the plugin's author."
+        said = (error.message if isinstance(error, PolydraftError) else str(error)).rstrip(".")
         return BackendState(
-            record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {error}.", remedy=hint, faults=known
+            record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {said}.", remedy=hint, faults=known
         )
     if not diagnosis.usable:
         problem, remedy = diagnosis.reason or "no reason was given.", diagnosis.remedy or record.install_hint

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -32,6 +33,20 @@ def main() -> None:
     from polydraft._workers.host import EngineHost
 
     EngineHost(reading, writing).serve()
+    _leave()
+
+
+def _leave() -> None:
+    """End at once, after what engines registered for the end: their native threads may abort a process that unloads."""
+    import atexit
+    import logging
+
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 def _end_with(parent: int) -> None:
