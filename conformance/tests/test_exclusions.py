@@ -57,6 +57,15 @@ def test_an_unexpected_pass_fails(excluding):
     assert all(reason.startswith("Unexpected pass") and "a reason for it" in reason for reason in failed)
 
 
+def test_a_fault_that_the_probe_sees_may_not_show(excluding):
+    """Prompts are drawn."""
+    probe = f"{__name__}:probe_true"
+    run = excluding({"check": "test_drafts_are_made", "status": "notyet", "probe": probe}, silent=False)
+    assert run.exit_code == 0
+    assert statuses(run) == {("mtp", "excluded"), ("ngram", "excluded")}
+    assert any("It holds for the prompts of this run." in row.reason for row in run.report.rows)
+
+
 def test_exclusions_are_of_one_target(excluding):
     run = excluding({"check": "test_drafts_are_made", "status": "never", "drafter_kind": "mtp", "pair": "another"})
     assert statuses(run) == {("mtp", "fail"), ("ngram", "pass")}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import GenerationResult, GenerationSettings, WholeEngine
 from polydraft.errors import UnsupportedError
-from polydraft.verification import epsilon_of, judge_outputs, measure_noise
+from polydraft.verification import Noise, epsilon_of, judge_outputs, measure_noise
 
 from polydraft_conformance.catalog import not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from polydraft import Session
     from polydraft.contract import Capabilities, Prompt, SteppingEngine
-    from polydraft.verification import Noise
 
     from polydraft_conformance.pairs import Case
     from polydraft_conformance.suite import Suite
@@ -38,6 +37,8 @@ _WATCHED = (64, 90, 124, 160, 200, 252, 300, 350, 394)
 """Contexts, in tokens, at which the logits of a long run's rounds are kept; up to ten are added at random."""
 _FINE = 1e-5
 """A dtype with a smaller epsilon has near ties so rarely that outputs of several sessions can be compared."""
+_NOISE_TEXTS = 4
+"""Contexts on which the noise is measured."""
 _TOLERANCE = 16
 """A difference of this many times the measured noise is a defect. Noise grows with the context, from the short one that
 it is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
@@ -233,12 +234,22 @@ class Bench:
 
     @property
     def noise(self) -> Noise:
-        """The engine's numeric noise on the target, measured once for each k on a short context inside the window."""
+        """The engine's numeric noise on the target, measured once for each k on short contexts inside the window.
+
+        On several: noise of tables and of quantized steps is irregular, and one text may show hardly any.
+        """
         # Rows of the largest step: noise is measured against single-token steps.
         rows = self.k + 1
 
         def make() -> Noise:
-            return measure_noise(self.engine, self.context[: max(4, min(6 * rows, self.window - rows))], rows)
+            length = max(4, min(6 * rows, self.window - rows))
+            texts = [self.context[:length], *(self.prompt(length, 100 + number) for number in range(_NOISE_TEXTS - 1))]
+            found = [measure_noise(self.engine, text, rows) for text in texts]
+            return Noise(
+                rows=max(one.rows for one in found),
+                prefill=max(one.prefill for one in found),
+                largest_logit=max(one.largest_logit for one in found),
+            )
 
         return self.suite.cache.once(("noise", self.case.pair, rows), make)
 
