@@ -100,7 +100,8 @@ def handler(hub):
 
         def do_GET(self):
             path = self.path.partition("?")[0].strip("/")
-            hub.requests.append((self.command, path))
+            if path != "api/agent-harnesses":  # which huggingface_hub itself asks for once a day
+                hub.requests.append((self.command, path))
             api = path.startswith("api/models/")
             parts = (path.removeprefix("api/models/") if api else path).split("/")
             repo = "/".join(parts[:2])

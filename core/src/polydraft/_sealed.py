@@ -16,12 +16,16 @@ import stat
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polydraft._folders import data_folder
-from polydraft.files import exhausted, read_bytes, read_json
+from polydraft.errors import PolydraftError
+from polydraft.files import exhausted, read_bytes, read_json, system_error
 
-__all__ = ["check_writable", "read_sealed", "write_sealed"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["check_writable", "keep_result", "read_sealed", "write_sealed"]
 
 _KEY_BYTES = 32
 _making_key = threading.Lock()
@@ -38,6 +42,28 @@ def check_writable(folder: Path) -> None:
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"\0")  # a full disk still makes empty files
+
+
+def keep_result(write: Callable[[], object], what: str) -> None:
+    """Write the result of a long command, or say how to do without keeping it.
+
+    Args:
+        write: Writes it, or checks that it can be written.
+        what: The result, as the start of a sentence.
+
+    Raises:
+        PolydraftError: It cannot be written.
+    """
+    what, without = f"{what} cannot be kept", "do without keeping the result: `--no-keep`, in Python `keep=False`"
+    try:
+        write()
+    except OSError as error:
+        refused = system_error(error, what)
+        if refused is None:
+            at = f" ({error.filename})" if error.filename is not None else ""
+            raise PolydraftError(f"{what}: {error.strerror or error}{at}.", f"Fix the folder, or {without}.") from error
+        refused.hint += f" Or {without}."
+        raise refused from error
 
 
 def write_sealed(path: Path, record: Any) -> None:

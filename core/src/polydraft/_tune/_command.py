@@ -16,7 +16,7 @@ from polydraft._load_arguments import checked_arguments
 from polydraft._numbers import as_float, as_int, shown
 from polydraft._plugins import default_host
 from polydraft._registry.resolver import Resolver
-from polydraft._sealed import check_writable
+from polydraft._sealed import check_writable, keep_result
 from polydraft._tune import _chart
 from polydraft._tune._bench import Bench
 from polydraft._tune._choice import asked_of
@@ -28,7 +28,7 @@ from polydraft._tune._records import TunedRow, TuningResult
 from polydraft._tune._search import Candidate, Limits, Search, seconds_per_token, total_stats
 from polydraft._tune._store import folder, save
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
-from polydraft.files import system_error, system_errors
+from polydraft.files import system_errors
 from polydraft.hardware import cpu_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ __all__ = ["DEFAULT_SECONDS", "tune"]
 DEFAULT_SECONDS = 240.0
 _LOAD_LIMIT = 600.0
 _MOST_TOKENS = 1 << 20
-_NOT_KEPT = "`--no-keep`, in Python `keep=False`"
 
 
 def tune(
@@ -105,7 +104,7 @@ def tune(
         save_to = Path(save_to).expanduser()
     with system_errors(f"{target} cannot be measured"):
         if keep:
-            _keep(target, lambda: check_writable(folder()))
+            keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
         host = given["host"] or default_host()
         resolver = Resolver(given)
         source = resolver.target(target)
@@ -137,7 +136,7 @@ def tune(
         result = _measured(search, names, result)
         if not result.interrupted and keep:
             result = result.model_copy(update={"kept": True})
-            _keep(target, lambda: save(result))
+            keep_result(lambda: save(result), f"A measurement of {target}")
     if save_to is not None:
         _chart.save(result, Path(save_to))
     return result
@@ -317,19 +316,3 @@ def _checked_tokens(given: object) -> int | None:
             argument="max_new_tokens",
         )
     return number
-
-
-def _keep(target: str | Path, write: Callable[[], object]) -> None:
-    what = f"A measurement of {target} cannot be kept"
-    try:
-        write()
-    except OSError as error:
-        refused = system_error(error, what)
-        if refused is None:
-            at = f" ({error.filename})" if error.filename is not None else ""
-            raise PolydraftError(
-                f"{what}: {error.strerror or error}{at}.",
-                f"Fix the folder, or measure without keeping the result: {_NOT_KEPT}.",
-            ) from error
-        refused.hint += f" Or measure without keeping the result: {_NOT_KEPT}."
-        raise refused from error

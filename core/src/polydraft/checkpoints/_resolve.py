@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["resolve"]
 
-_BUILTIN_HINT = "pip install 'polydraft[builtin]'"
+_BUILTIN_HINT = "`polydraft engines install transformers`, which brings them along, or pip install 'polydraft[builtin]'"
 _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
 """Suffix -> format, of models that are one file."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

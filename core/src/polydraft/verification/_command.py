@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from polydraft._load import open_session, prepare
 from polydraft._numbers import as_float, shown
 from polydraft._plugins import default_host
-from polydraft._sealed import check_writable
+from polydraft._sealed import check_writable, keep_result
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
-from polydraft.files import system_error, system_errors
+from polydraft.files import system_errors
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
 from polydraft.verification._store import folder, save
@@ -79,7 +79,7 @@ def _verify(
     if keep:
         if subject.builds is None:
             raise _cannot_be_kept(subject)
-        _keep(subject, lambda: check_writable(folder()))
+        keep_result(lambda: check_writable(folder()), f"A verification of {subject.target}")
     window = sliding_window(prepared.request.target.config)
     with open_session(prepared.backend, prepared.request, process_reason=prepared.process_reason) as session:
         if loaded is not None:
@@ -102,24 +102,8 @@ def _verify(
             "Verify again when nothing changes them.",
         )
     if keep:
-        _keep(subject, lambda: save(found))
+        keep_result(lambda: save(found), f"A verification of {subject.target}")
     return found
-
-
-def _keep(subject: Subject, write: Callable[[], object]) -> None:
-    what, without = f"A verification of {subject.target} cannot be kept", "`--no-keep`, in Python `keep=False`"
-    try:
-        write()
-    except OSError as error:
-        refused = system_error(error, what)
-        if refused is None:
-            at = f" ({error.filename})" if error.filename is not None else ""
-            raise PolydraftError(
-                f"{what}: {error.strerror or error}{at}.",
-                f"Fix the folder, or verify without keeping the result: {without}.",
-            ) from error
-        refused.hint += f" Or verify without keeping the result: {without}."
-        raise refused from error
 
 
 def _cannot_be_kept(subject: Subject) -> PolydraftError:
