@@ -22,9 +22,9 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
 EXAMPLE_PLUGIN = "examples/third_party_plugin"
+GGUF = "plugins/gguf"
+"""What the plugins for llama.cpp share; no plugin."""
+XLLAMACPP = "plugins/xllamacpp"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Backend:
     workers: tuple[str, ...] = ()
     """Options of a run of the suite over worker processes, in which each session imports the engine again; empty: only
     `everything` has one."""
+    also: tuple[str, ...] = ()
+    """Further plugins that its checks need."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Environment variable -> the program of this environment that it names."""
     minutes: int = 10
     """About how many minutes its checks take, installation included; `MINUTES` orders sessions by it."""
 
@@ -113,6 +120,7 @@ class Backend:
 # One seed: what fails then is the change's doing. `everything` draws another one for each run.
 QUICK = ("--polydraft-quick", "--polydraft-seed", "202611")
 PATIENT = ("--polydraft-time-limit", "300")
+ONE_PAIR = ("--polydraft-pairs", "tiny-e2b", "--polydraft-kinds", "mtp")
 BACKENDS = {
     "transformers": Backend(
         "transformers", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b,tiny-llama"), minutes=9
@@ -124,7 +132,17 @@ BACKENDS = {
         minutes=3,
     ),
     # llama-cpp-python is published as source only, and takes some minutes to compile.
-    "llama_cpp": Backend("llama_cpp", options=QUICK, minutes=7),
+    # llama-cpp-python is published as source only, and takes some minutes to compile. The program of the backend
+    # llama-server is that of the plugin xllamacpp here: llama.cpp's own server, too.
+    "llama_cpp": Backend(
+        "llama_cpp",
+        also=(XLLAMACPP,),
+        options=QUICK,
+        programs={"POLYDRAFT_LLAMA_SERVER": "polydraft-xllamacpp"},
+        further=(("llama-server", (*QUICK, *ONE_PAIR)),),
+        minutes=9,
+    ),
+    "xllamacpp": Backend("xllamacpp", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-llama"), minutes=4),
     "mlx": Backend(
         "mlx",
         options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b"),  # MLX multiplies matrices slowly on CPUs
@@ -158,7 +176,7 @@ BACKENDS = {
         minutes=16,
     ),
 }
-DISTRIBUTIONS = (CORE, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
+DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
 
 MINUTES = {
     "lint": 0,
@@ -226,7 +244,10 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
     if unfit := plugin.steps("remove"):
         session.run("pip", "uninstall", "--yes", "--quiet", *unfit)
     tools = ("pytest", "pytest-xdist", "hypothesis")
-    install(session, *tools, *folders(CORE, PAIRS, CONFORMANCE, plugin.folder), constraints=versions)
+    own = (CORE, PAIRS, CONFORMANCE, *ENGINES[plugin.name].get("also", {}).values(), *plugin.also, plugin.folder)
+    install(session, *tools, *folders(*own), constraints=versions)
+    for variable, program in plugin.programs.items():
+        session.env[variable] = str(Path(session.bin) / program)
 
 
 def pins(path: Path) -> Iterator[str]:
@@ -364,7 +385,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (*(backend.folder for backend in BACKENDS.values()), PAIRS, EXAMPLE_PLUGIN)
+    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
@@ -376,7 +397,7 @@ def types(session: nox.Session) -> None:
     """
     prepare(session)
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, BACKENDS["transformers"].folder))
-    plugins = [backend.folder for backend in BACKENDS.values()]
+    plugins = [GGUF, *(backend.folder for backend in BACKENDS.values())]
     install(session, "--no-deps", *folders(*plugins))
     # At once: one call after the other would check the core again where it is imported as installed.
     sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, *plugins))
@@ -465,7 +486,7 @@ def long(session: nox.Session, backend: str) -> None:
 def readme(session: nox.Session) -> None:
     """Write the README's table of backends from their declarations."""
     install(session, *folders(CORE))
-    install(session, "--no-deps", *folders(*(backend.folder for backend in BACKENDS.values())))
+    install(session, "--no-deps", *folders(GGUF, *(backend.folder for backend in BACKENDS.values())))
     session.run("python", "ci/readme.py", *session.posargs)
 
 

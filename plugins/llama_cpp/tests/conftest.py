@@ -31,7 +31,7 @@ def data():
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory):
     """A function: the GGUF file of a built-in model, by name and type of weights."""
-    from polydraft_llama_cpp.conversion.write import convert
+    from polydraft_gguf.conversion.write import convert
 
     folder = tmp_path_factory.mktemp("gguf")
 
@@ -49,7 +49,7 @@ def gguf(tmp_path_factory):
 @pytest.fixture
 def changed(tmp_path):
     """A function: a copy of a built-in model whose config.json or tokenizer.json is changed, as a GGUF file."""
-    from polydraft_llama_cpp.conversion.write import convert
+    from polydraft_gguf.conversion.write import convert
 
     def make(name, change=None, *, tokens=None, file="changed.gguf"):
         folder = tmp_path / f"copy-of-{name}"

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import polydraft
-import polydraft_llama_cpp.plugin
+import polydraft_gguf.plugin
 import pytest
 from polydraft.caches import entries_of
 from polydraft.checkpoints.gguf import read_header
 from polydraft.errors import ModelFormatError, UnsupportedError
-from polydraft_llama_cpp.conversion.cache import converted
-from polydraft_llama_cpp.conversion.command import main
-from polydraft_llama_cpp.conversion.write import convert
+from polydraft_gguf.conversion.cache import converted
+from polydraft_gguf.conversion.command import main
+from polydraft_gguf.conversion.write import convert
 
 
 @pytest.mark.parametrize("weights", ["f32", "f16", "bf16", "q8_0"])
@@ -171,7 +171,7 @@ def test_a_truncated_conversion_is_made_again(data, tmp_path):
 
 def test_the_cache_is_listed(data, tmp_path):
     file = converted(copy(data, tmp_path), "f32")
-    (cache,) = polydraft.PluginHost({"llama_cpp": polydraft_llama_cpp.plugin}).caches()
+    (cache,) = polydraft.PluginHost({"gguf": polydraft_gguf.plugin}).caches()
     assert file in {entry.file for entry in entries_of(Path(cache.path))}
 
 

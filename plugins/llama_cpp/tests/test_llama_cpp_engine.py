@@ -187,7 +187,7 @@ def test_layers_for_a_gpu_that_is_not_used(gguf, option):
 
 
 def test_an_untested_version(gguf, monkeypatch):
-    monkeypatch.setattr(bindings, "TESTED_FOR_MTP", ("0.0.1",))
+    monkeypatch.setitem(bindings.TESTED_FOR_MTP, bindings.engine_name(), ("0.0.1",))
     with pytest.raises(SpeculationUnavailableError, match=r"tested with llama-cpp-python 0\.0\.1") as error:
         load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"))
     assert "allow_untested" in error.value.hint

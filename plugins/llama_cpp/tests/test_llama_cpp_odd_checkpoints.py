@@ -8,7 +8,7 @@ import pytest
 from polydraft.checkpoints.gguf import read_header
 from polydraft.checkpoints.special_tokens import GGUF_KEY, gguf_special_tokens, read_special_tokens
 from polydraft_conformance.odd_checkpoints import ODD_CHECKPOINTS, check_meaning, make_checkpoint
-from polydraft_llama_cpp.conversion.write import convert
+from polydraft_gguf.conversion.write import convert
 from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 

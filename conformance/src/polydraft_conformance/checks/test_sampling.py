@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft import SpeculationWarning
+from polydraft.contract import GenerationSettings, WholeEngine
 
 from polydraft_conformance.bench import Bench
 from polydraft_conformance.catalog import check, not_claimed, unchecked
@@ -278,10 +279,10 @@ def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
     first = bench.suite.pairs[0].case(case.k)
     if bench.capabilities.seed_identical and (case != first or bench.quick):
         not_claimed(f"Samples equal plain ones seed by seed; the rule is tested by full runs, on {first.id}.")
-    suite, tells = bench.suite, "logprobs" in bench.capabilities.sampling
+    suite, tells = bench.suite, _tells_of_drafts(bench)
     with nullcontext() if tells else other_engine(bench) as other, tempfile.TemporaryDirectory() as folder:
         if not tells and other is None:
-            unchecked("no other backend shows this target's logits, and this one gives no log-probabilities.")
+            unchecked("no other backend shows this target's logits, and this one gives no log-probabilities of drafts.")
         evidence = _distribution(bench, other, "")
         bench.numbers["distribution"] = evidence.as_dict()
         best = evidence.best_token
@@ -297,6 +298,14 @@ def test_samples_follow_the_distribution(polydraft_bench: Bench) -> None:
             bench.numbers["distribution_with_wrong_drafts"] = _distribution(wrong, other, where).as_dict()
         finally:
             suite.close()  # before its folder goes
+
+
+def _tells_of_drafts(bench: Bench) -> bool:
+    """Whether the engine gives log-probabilities while it speculates; it may declare that it does not."""
+    if "logprobs" not in bench.capabilities.sampling:
+        return False
+    engine = bench.session.engine
+    return not isinstance(engine, WholeEngine) or not engine.speculation_conflict(GenerationSettings(logprobs=BEST))
 
 
 def _distribution(bench: Bench, other: SteppingEngine | None, where: str) -> Evidence:

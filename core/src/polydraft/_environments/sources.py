@@ -82,7 +82,7 @@ def requirements(source: Source, engine: KnownEngine, packages: tuple[str, ...])
     """
     wanted = [(_CORE, _CORE_FOLDER), (_PAIRS, _PAIRS_FOLDER)]
     if not packages:
-        wanted.insert(1, (engine.distribution, engine.folder))
+        wanted[1:1] = [*engine.also.items(), (engine.distribution, engine.folder)]
     if source.kind == "index":
         return [*(f"{name}=={version(_CORE)}" for name, _ in wanted), *packages]
     find = _from_clone if source.kind == "clone" else _from_wheels
@@ -121,8 +121,8 @@ def stamp(source: Source, engine: KnownEngine) -> str:
     if source.folder is None or source.editable:
         return ""
     if source.kind == "clone":
-        return _digest(_code(source.folder, engine.folder))
-    wheels = (_wheel(source.folder, name) for name in (_CORE, engine.distribution) if name)
+        return _digest(_code(source.folder, engine))
+    wheels = (_wheel(source.folder, name) for name in (_CORE, *engine.also, engine.distribution) if name)
     return _digest([wheel for wheel in wheels if wheel is not None])
 
 
@@ -131,11 +131,12 @@ def code_stamp(environment: Environment) -> str:
     source, engine = environment.source, known_engines().get(environment.name)
     if source.folder is None or not source.editable:
         return ""
-    return _digest(_code(source.folder, engine.folder if engine is not None else ""))
+    return _digest(_code(source.folder, engine))
 
 
-def _code(clone: Path, plugin: str) -> list[Path]:
-    folders = [clone / name / "src" for name in (_CORE_FOLDER, plugin) if name]
+def _code(clone: Path, engine: KnownEngine | None) -> list[Path]:
+    own = (*engine.also.values(), engine.folder) if engine is not None else ()
+    folders = [clone / name / "src" for name in (_CORE_FOLDER, *own) if name]
     return [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix != ".pyc"]
 
 

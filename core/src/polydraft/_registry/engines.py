@@ -73,6 +73,8 @@ class KnownEngine(Record):
     """The plugin's distribution."""
     folder: str = ""
     """The distribution's folder in a clone of polydraft."""
+    also: dict[str, str] = Field(default_factory=dict)
+    """Further distributions of polydraft that the plugin needs -> their folders in a clone."""
     backends: tuple[str, ...] = ()
     python: str = ">=3.11,<3.14"
     """Versions of Python for which there are packages."""

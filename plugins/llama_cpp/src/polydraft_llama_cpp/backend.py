@@ -18,6 +18,8 @@ from polydraft.contract import (
 )
 
 from polydraft_llama_cpp.options import LlamaCppOptions
+from polydraft_llama_cpp.plugin import COMPILE
+from polydraft_llama_cpp.wheel import TESTED
 
 __all__ = ["LlamaCppBackend"]
 
@@ -50,24 +52,28 @@ class LlamaCppBackend(Backend):
         from polydraft_llama_cpp import bindings
         from polydraft_llama_cpp.resources import devices
 
-        installed = bindings.version_of()
+        installed, compiled = bindings.version_of(), bindings.engine_name() == bindings.COMPILED
         try:
             found = devices()
         except (ImportError, AttributeError) as error:
             return Diagnosis(
                 usable=False,
                 engine_version=installed,
-                reason=f"llama-cpp-python {installed} cannot be imported: {error}",
+                reason=f"{bindings.engine_name()} {installed} cannot be imported: {error}",
                 remedy="Build it again: pip install --force-reinstall --no-cache-dir llama-cpp-python (it needs a C++ "
-                f"compiler and some minutes). {_gpu_hint()}",
+                f"compiler and some minutes). {_gpu_hint()}"
+                if compiled
+                else f"pip install xllamacpp=={TESTED[-1]}",
             )
-        notes = [bindings.system_info()]
+        notes = [f"{bindings.engine_name()}: {bindings.system_info()}"]
         if reason := bindings.missing_for_mtp():
             notes.append(
                 f"{reason} `engine_options={{'allow_untested': True}}` runs MTP nevertheless, if it is exported."
             )
         if len(found) == 1:
             notes.append("Built for the CPU only. " + _gpu_hint())
+        if not compiled:
+            notes.append("llama-cpp-python, compiled for this processor, is faster: " + COMPILE)
         return Diagnosis(
             usable=True,
             engine_version=installed,
@@ -79,23 +85,17 @@ class LlamaCppBackend(Backend):
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
         """Why a checkpoint that is not GGUF cannot be converted."""
-        from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
-        from polydraft_llama_cpp.conversion.write import why_not
+        from polydraft_gguf.files import refusal
 
-        for source in (target, plan.drafter):
-            if source is None or source.format == "gguf":
-                continue
-            if source.path is None:
-                return f"{source.id} has safetensors weights; load a GGUF file of it (`polydraft pairs` lists some)."
-            if reason := why_not(Checkpoint(source.path)):
-                return reason
-        return None
+        return refusal(target, plan)
 
     def build(self, request: LoadRequest) -> Mapping[str, str]:
-        """The shared libraries, byte for byte, and the instruction sets that GGML uses here."""
+        """The shared libraries, byte for byte, the instruction sets that GGML uses here, and the code of the plugin."""
+        from polydraft_gguf.files import code
+
         from polydraft_llama_cpp.bindings import build
 
-        return build()
+        return {**build(), **code()}
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """The drafter's window, and the CPU's GELU. A build for a GPU is checked on that, where GELU is exact."""

@@ -1,6 +1,7 @@
-"""llama-cpp-python's low-level API: imported on first use, its log kept for error messages.
+"""llama.cpp's low-level API: loaded on first use, its log kept for error messages.
 
-MTP needs ``llama_cpp_ext``, which llama-cpp-python marks unstable; every other use is the stable API.
+It is llama-cpp-python's, compiled for this machine, where that is installed; else that of xllamacpp's wheel. MTP needs
+``llama_cpp_ext``, which llama-cpp-python marks unstable; every other use is the stable API.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ import logging
 import threading
 from collections import deque
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.contents import libraries_digest
 
+from polydraft_llama_cpp import wheel
+
 __all__ = [
+    "COMPILED",
     "TESTED_FOR_MTP",
+    "WHEEL",
     "build",
+    "engine_name",
     "extension",
     "library",
     "missing_for_mtp",
@@ -27,8 +34,10 @@ __all__ = [
     "version_of",
 ]
 
-TESTED_FOR_MTP = ("0.3.36",)
-"""Versions of llama-cpp-python that MTP has been tested with."""
+COMPILED, WHEEL = "llama-cpp-python", "xllamacpp"
+"""The distributions that bring llama.cpp: the first that is installed is used."""
+TESTED_FOR_MTP = {COMPILED: ("0.3.36",), WHEEL: wheel.TESTED}
+"""Versions that MTP has been tested with."""
 
 _log = logging.getLogger("polydraft.llama_cpp")
 _log.addHandler(logging.NullHandler())  # silent unless the app asks: errors carry llama.cpp's own words
@@ -40,9 +49,18 @@ _kept: list[Any] = []
 """Callbacks that native code holds: they must not be garbage-collected."""
 
 
+def engine_name() -> str:
+    """The distribution that is used."""
+    try:
+        version(COMPILED)
+    except PackageNotFoundError:
+        return WHEEL
+    return COMPILED
+
+
 def version_of() -> str:
-    """Version of llama-cpp-python."""
-    return version("llama-cpp-python")
+    """Its version."""
+    return version(engine_name())
 
 
 def system_info() -> str:
@@ -64,19 +82,19 @@ def build() -> dict[str, str]:
 
 @cache
 def library() -> Any:
-    """The module ``llama_cpp.llama_cpp``, with its backends initialised.
+    """The module ``llama_cpp.llama_cpp``, or the same of the wheel, with its backends initialised.
 
     Raises:
         ImportError: It is not installed, or its shared libraries cannot be loaded.
     """
     try:
-        import llama_cpp.llama_cpp as bindings
+        bindings = wheel.library() if engine_name() == WHEEL else import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, FileNotFoundError) as error:  # what its loader raises for a broken build
         raise ImportError(str(error)) from error
     # Before llama_backend_init, which already logs.
     callback = bindings.llama_log_callback(_logged)
     _kept.append(callback)
-    bindings.llama_log_set(callback, ctypes.c_void_p(0))
+    bindings.llama_log_set(ctypes.cast(callback, ctypes.c_void_p) if engine_name() == WHEEL else callback, None)
     bindings.llama_backend_init()
     return bindings
 
@@ -102,8 +120,10 @@ def recent_errors(*, forget: bool = False) -> str:
 
 @cache
 def extension() -> Any:
-    """The module ``llama_cpp.llama_cpp_ext``; None if this version does not have MTP."""
+    """The module ``llama_cpp.llama_cpp_ext``, or the same of the wheel; None if this version does not have MTP."""
     bindings = library()
+    if engine_name() == WHEEL:
+        return wheel.extension()
     try:
         from llama_cpp import llama_cpp_ext
     except (ImportError, AttributeError):
@@ -117,12 +137,12 @@ def extension() -> Any:
 
 def missing_for_mtp(*, allow_untested: bool = False) -> str:
     """Why MTP cannot run with the installed version, one sentence; empty if it can."""
-    installed = version_of()
+    name, installed = engine_name(), version_of()
     if extension() is None:
-        return f"llama-cpp-python {installed} does not export what MTP needs (nextn embeddings, ctx_other)."
-    if installed not in TESTED_FOR_MTP and not allow_untested:
+        return f"{name} {installed} does not export what MTP needs (nextn embeddings, ctx_other)."
+    if installed not in TESTED_FOR_MTP[name] and not allow_untested:
         return (
-            f"MTP uses an unstable interface of llama.cpp, tested with llama-cpp-python {', '.join(TESTED_FOR_MTP)}; "
+            f"MTP uses an unstable interface of llama.cpp, tested with {name} {', '.join(TESTED_FOR_MTP[name])}; "
             f"{installed} is installed."
         )
     return ""

@@ -11,22 +11,16 @@ from polydraft.contract import LoadRequest, RunningInfo
 from polydraft.engine_parts import context_length
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
+from polydraft_gguf.files import GgufFile, fetch_pair
+from polydraft_gguf.resources import check_layers, context_bytes, default_threads
 
-from polydraft_llama_cpp.bindings import missing_for_mtp, version_of
+from polydraft_llama_cpp.bindings import engine_name, missing_for_mtp, version_of
 from polydraft_llama_cpp.context import Context, ContextSettings
 from polydraft_llama_cpp.drafters.mtp import MtpDrafter
 from polydraft_llama_cpp.engine import LlamaCppEngine, step_rows
-from polydraft_llama_cpp.files import GgufFile, fetch_pair
 from polydraft_llama_cpp.model import Model
 from polydraft_llama_cpp.options import LlamaCppOptions
-from polydraft_llama_cpp.resources import (
-    Device,
-    check_layers,
-    context_bytes,
-    default_threads,
-    devices,
-    find_device,
-)
+from polydraft_llama_cpp.resources import Device, devices, find_device
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
 __all__ = ["load_pair"]
@@ -88,7 +82,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             undo.callback(side.free)
         running = RunningInfo.of(
             request,
-            engine="llama-cpp-python",
+            engine=engine_name(),
             engine_version=version_of(),
             dtype=target.dtype,
             device=device.name if device else ",".join(found.name for found in devices() if not found.is_cpu),

@@ -9,7 +9,7 @@ from typing import Any
 
 from polydraft.errors import ModelFormatError, UnsupportedError
 
-from polydraft_llama_cpp.bindings import library, recent_errors
+from polydraft_llama_cpp.bindings import engine_name, library, recent_errors
 from polydraft_llama_cpp.resources import Device
 
 __all__ = ["Model"]
@@ -46,7 +46,9 @@ class Model:
         lib = library()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        params.use_mmap, params.use_mlock, params.vocab_only = mmap, mlock, vocab_only
+        params.vocab_only = vocab_only
+        mode = {(True, False): "MMAP", (False, True): "MLOCK", (True, True): "MMAP_MLOCK"}.get((mmap, mlock), "NONE")
+        params.load_mode = getattr(lib, f"LLAMA_LOAD_MODE_{mode}")
         # For the CPU an empty list: without one, llama.cpp would still run large matrix products on GPUs.
         chosen = [] if device is None or device.is_cpu else [device.handle]
         # The list ends with a null pointer.
@@ -61,7 +63,7 @@ class Model:
         if not self.pointer:
             raise ModelFormatError(
                 f"llama.cpp cannot load {name}: {recent_errors() or 'it gives no reason'}.",
-                "Check that the file is complete, and that the installed llama-cpp-python knows its architecture.",
+                f"Check that the file is complete, and that the installed {engine_name()} knows its architecture.",
             )
         if not vocab_only and (lib.llama_model_has_encoder(self.pointer) or lib.llama_model_is_diffusion(self.pointer)):
             self.free()

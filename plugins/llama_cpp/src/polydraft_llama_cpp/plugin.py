@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from polydraft.caches import CacheFolder
-from polydraft.contract import BackendRecord, CacheRecord, hookimpl
+from polydraft.contract import BackendRecord, hookimpl
 
-__all__ = ["CONVERSIONS", "polydraft_backends", "polydraft_caches"]
+__all__ = ["COMPILE", "polydraft_backends"]
 
-CONVERSIONS = ("llama_cpp", "POLYDRAFT_LLAMA_CPP_CACHE")
-"""The cache of converted checkpoints, and the environment variable that names another folder for it."""
-
-
-_INSTALL = (
-    "pip install 'polydraft[llama_cpp]'  # compiles llama.cpp for some minutes, with a C++ compiler (apt install g++; "
+COMPILE = (
+    "pip install llama-cpp-python  # compiles llama.cpp for some minutes, with a C++ compiler (apt install g++; "
     "xcode-select --install); for a GPU, set CMAKE_ARGS='-DGGML_CUDA=on' first (Metal: -DGGML_METAL=on, Vulkan: "
     "-DGGML_VULKAN=on)"
 )
 _CONVERTS: dict[str, tuple[str, ...]] = {"safetensors": ("none", "q8_0")}
+_INSTALL = "pip install 'polydraft[llama_cpp]'"
+_REQUIRES = {"llama-cpp-python|xllamacpp": ">=0.3.36"}
 
 
 @hookimpl
@@ -32,7 +29,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         converts=_CONVERTS,
         drafter_kinds=frozenset({"mtp", "draft-model", "ngram"}),
         engine="llama-cpp-python",
-        requires={"llama-cpp-python": ">=0.3.36"},
+        requires=_REQUIRES,
         install_hint=_INSTALL,
     )
     yield BackendRecord(
@@ -43,13 +40,6 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         converts=_CONVERTS,
         drafter_kinds=frozenset({"mtp", "draft-model"}),
         engine="llama-server",
-        requires={"llama-cpp-python": ">=0.3.36"},
+        requires=_REQUIRES,
         install_hint=_INSTALL,
     )
-
-
-@hookimpl
-def polydraft_caches() -> Iterable[CacheRecord]:
-    """The converted checkpoints."""
-    folder = CacheFolder(*CONVERSIONS)
-    yield CacheRecord(name=folder.name, summary="checkpoints converted to GGUF", path=str(folder.path))

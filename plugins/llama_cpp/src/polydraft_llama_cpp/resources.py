@@ -1,31 +1,18 @@
-"""Devices, threads and memory: what there is, and what a context takes.
-
-Known from the GGUF header before llama.cpp is asked, which may end the process where memory runs out.
-"""
+"""The devices that llama.cpp sees in this process."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from polydraft.checkpoints.gguf import GgufHeader
 from polydraft.contract import DeviceRecord
-from polydraft.errors import DeviceError, InvalidRequestError
+from polydraft.errors import DeviceError
+from polydraft_gguf.resources import device_name
 
 from polydraft_llama_cpp.bindings import library
 
-__all__ = [
-    "Device",
-    "check_layers",
-    "context_bytes",
-    "default_threads",
-    "device_name",
-    "devices",
-    "find_device",
-]
+__all__ = ["Device", "devices", "find_device"]
 
 _GPU_TYPES = {1, 2}  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
@@ -78,14 +65,6 @@ def devices() -> tuple[Device, ...]:
     return tuple(sorted(found, key=lambda device: not device.is_cpu))
 
 
-def device_name(name: str) -> str:
-    """``CUDA0`` becomes ``cuda:0``; Metal's ``MTL0`` and ``Metal`` become ``mps``."""
-    kind = name.rstrip("0123456789")
-    if kind.lower() in {"mtl", "metal"}:
-        return "mps"
-    return f"{kind.lower()}:{name[len(kind) :] or '0'}"
-
-
 def find_device(name: str) -> Device | None:
     """The device called ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for ``auto`` if there is a GPU.
 
@@ -99,66 +78,8 @@ def find_device(name: str) -> Device | None:
         if name in {device.name, device.name.removesuffix(":0")}:
             return device
     raise DeviceError(
-        f"The device {name} was asked for, and this build of llama-cpp-python sees: "
+        f"The device {name} was asked for, and this build of llama.cpp sees: "
         f"{', '.join(device.name for device in found)}.",
-        "For a GPU, build it with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: -DGGML_VULKAN=on).",
+        "For a GPU, install llama-cpp-python, built with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: "
+        "-DGGML_VULKAN=on).",
     )
-
-
-def check_layers(option: str, layers: int | None, *, on_gpu: bool) -> None:
-    """Refuse GPU layers when the model runs on the CPU; they would be ignored.
-
-    Raises:
-        InvalidRequestError: They were given.
-    """
-    if layers and not on_gpu:
-        raise InvalidRequestError(
-            f"{option} is {layers}, and the model runs on the CPU.",
-            "Leave it out; for a GPU, use a build of llama.cpp for it (`polydraft doctor` lists what this one sees).",
-        )
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS if it is set, else the number of cores that this process may use."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named) > 0:
-        return int(named)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def context_bytes(
-    header: GgufHeader, length: int, n_batch: int, types: tuple[str, str], *, flash_attn: bool, swa_full: bool
-) -> int:
-    """Bytes of the KV cache and of the largest buffer of a forward, the attention scores.
-
-    The cache holds ``length`` tokens (in sliding-window layers only with ``swa_full``) as keys and values of two
-    ``types``; a forward runs ``n_batch`` tokens, and never stores all scores with ``flash_attn``.
-    """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    get = header.of_architecture
-    layers = int(get("block_count", 0))
-    heads = _by_layer(get("attention.head_count", 1), layers)
-    kv_heads = _by_layer(get("attention.head_count_kv", get("attention.head_count", 1)), layers)
-    dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
-    pattern = get("attention.sliding_window_pattern")
-    sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
-    # Besides its window, a sliding layer stores the batch that is being run.
-    window = int(get("attention.sliding_window") or 0) + n_batch
-    # Quantized numbers are stored in blocks with a scale.
-    number_bytes = sum(
-        size / block for block, size in (GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]] for name in types)
-    )
-    total = 0.0
-    for layer in range(layers - int(get("attention.shared_kv_layers") or 0)):
-        width = int(get("attention.key_length_swa", dim)) if sliding[layer] else dim
-        tokens = min(length, window) if sliding[layer] and not swa_full else length
-        total += tokens * kv_heads[layer] * width * number_bytes
-    scores = 0 if flash_attn else 4 * n_batch * length * max(heads, default=1)  # float32
-    return int(total) + scores
-
-
-def _by_layer(value: Any, layers: int) -> list[int]:
-    return [int(item) for item in value] if isinstance(value, tuple) else [int(value)] * layers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft._cli.render.backends import backend_data, state_of
 from polydraft._cli.render.tables import gigabytes, to_json
 from polydraft._flags import in_flags
+from polydraft._registry.versions import installed_alternative
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,7 +140,9 @@ def _block(found: BackendDescription) -> list[Text]:
     if found.folder is not None:
         lines.append(_line("folder", str(found.folder)))
     if diagnosis := state.diagnosis:
-        lines.append(_line("engine", f"{record.engine} {diagnosis.engine_version or '(not installed)'}"))
+        names = next((key for key in record.requires if record.engine in key.split("|")), record.engine)
+        engine, _ = installed_alternative(names) or (record.engine, "")
+        lines.append(_line("engine", f"{engine} {diagnosis.engine_version or '(not installed)'}"))
         for device in diagnosis.devices:
             memory = gigabytes(device.total_memory_bytes)
             if memory and device.free_memory_bytes is not None:

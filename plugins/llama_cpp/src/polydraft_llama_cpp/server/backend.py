@@ -64,15 +64,19 @@ class LlamaServerBackend(Backend):
 
     def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
         """Why a file cannot be loaded, as for the backend in this process."""
-        from polydraft_llama_cpp.backend import LlamaCppBackend
+        from polydraft_gguf.files import refusal
 
-        return LlamaCppBackend().refuse(target, plan)
+        return refusal(target, plan)
 
     def build(self, request: LoadRequest) -> Mapping[str, str] | None:
-        """The program and the libraries next to it, byte for byte, and its version; None for a server at a ``url``."""
+        """The program with its version and its libraries, and the plugin's code; None for a server at a ``url``."""
         options: LlamaServerOptions = request.engine_options
         path = None if options.url else programs.find()
-        return None if path is None else programs.program(path).build
+        if path is None:
+            return None
+        from polydraft_gguf.files import code
+
+        return {**programs.program(path).build, **code()}
 
     def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
         """The command of llama-server; it asks for the API key that the options name, if they name one."""

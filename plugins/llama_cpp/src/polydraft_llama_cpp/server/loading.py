@@ -17,16 +17,16 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft_gguf.files import GgufFile, fetch_pair
+from polydraft_gguf.resources import check_layers, default_threads
+from polydraft_gguf.serving.client import Client
+from polydraft_gguf.serving.engine import LlamaServerEngine
+from polydraft_gguf.serving.trial import drafts_as_planned
 
-from polydraft_llama_cpp.files import GgufFile, fetch_pair
 from polydraft_llama_cpp.model import Model
-from polydraft_llama_cpp.resources import check_layers, default_threads
 from polydraft_llama_cpp.server import program as programs
-from polydraft_llama_cpp.server.client import Client
-from polydraft_llama_cpp.server.engine import LlamaServerEngine
 from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
 from polydraft_llama_cpp.server.program import Program, Server
-from polydraft_llama_cpp.server.rounds import check_finite
 from polydraft_llama_cpp.tokenizer import GgufTokenizer
 
 __all__ = ["load_pair", "server_command"]
@@ -73,9 +73,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         else:
             found = _connect(place, tokenizer, request.target.id)
         undo.callback(found.server.stop)
-        speculates = request.plan.kind is not None
-        drafts = _drafts(found.server.client, tokenizer, 12 if speculates else 1, target.dtype)
-        if speculates and not drafts:
+        if not drafts_as_planned(found.server.client, tokenizer, request.plan, target.dtype):
             raise SpeculationUnavailableError(
                 "llama-server has loaded the drafter, but drafts nothing.",
                 "A running server needs --spec-type draft-mtp (or draft-simple) in addition to --spec-draft-model.",
@@ -91,7 +89,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             notes=[_PLAIN_NOTE] if found.start_plain else [],
         )
         undo.pop_all()
-        return LlamaServerEngine(vocabulary, tokenizer, running, found.server, found.start_plain)
+        return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free)
 
 
 def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:
@@ -124,7 +122,7 @@ def _place(request: LoadRequest) -> Program | Client:
                 f"{', '.join(given)} cannot be set: with url, the server runs already.",
                 "Leave it out, or give it to the command that starts the server.",
             )
-        return Client(options.url, options.key(), options)
+        return programs.client(options.url, options.key(), options)
     path = programs.find()
     if path is None:
         raise BackendUnavailableError(programs.NOT_FOUND, programs.HOW_TO_FIND)
@@ -207,13 +205,3 @@ def _drafter_flags(program: Program, target: GgufFile, drafter: GgufFile, reques
     flags += ["--spec-draft-n-max", str(request.plan.num_speculative_tokens)]
     flags += ["--spec-draft-type-k", types[0], "--spec-draft-type-v", types[1]]
     return flags if device is None else [*flags, "--spec-draft-device", device]
-
-
-def _drafts(client: Client, tokenizer: GgufTokenizer, tokens: int, dtype: str) -> bool:
-    """Whether the server drafts for a greedy answer of ``tokens``; refuses a target whose logits are not finite."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    prompt = [*bos, *tokenizer.encode("def add(a, b):\n    return a + b\n\n\ndef ")]
-    # Code, which even a weak drafter continues; greedy, so that the answer is always the same.
-    body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
-    timings = check_finite(client, body, len(prompt), dtype).get("timings")
-    return isinstance(timings, dict) and bool(timings.get("draft_n"))

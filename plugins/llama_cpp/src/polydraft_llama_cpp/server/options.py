@@ -7,9 +7,8 @@ import re
 from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, url_from
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import names_a_secret
+from polydraft_gguf.options import CommonOptions
 from pydantic import Field, field_validator
-
-from polydraft_llama_cpp.options import CommonOptions
 
 __all__ = ["KEY_VARIABLE", "URL_VARIABLE", "LlamaServerOptions"]
 

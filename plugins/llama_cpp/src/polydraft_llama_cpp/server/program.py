@@ -24,10 +24,10 @@ from polydraft.errors import (
     SpeculationUnavailableError,
 )
 from polydraft.secrets import Secret
+from polydraft_gguf.resources import device_name
+from polydraft_gguf.serving.client import Client
 
-from polydraft_llama_cpp.resources import device_name
-from polydraft_llama_cpp.server.client import Client
-from polydraft_llama_cpp.server.options import URL_VARIABLE, LlamaServerOptions
+from polydraft_llama_cpp.server.options import KEY_VARIABLE, URL_VARIABLE, LlamaServerOptions
 
 __all__ = [
     "HOW_TO_FIND",
@@ -36,6 +36,7 @@ __all__ = [
     "VARIABLE",
     "Program",
     "Server",
+    "client",
     "find",
     "looked_at",
     "program",
@@ -174,6 +175,11 @@ class Server:
     client: Client
     process: ServerProcess | None = None
 
+    def check_alive(self) -> None:
+        """Raise if it was started here and has ended: see ``ServerProcess.check_alive``."""
+        if self.process is not None:
+            self.process.check_alive()
+
     def stop(self) -> None:
         """Stop it if it was started here. May be called twice."""
         if self.process is not None:
@@ -181,6 +187,12 @@ class Server:
                 self.process.stop()
             finally:  # also when Ctrl+C interrupts it
                 self.process.discard_log()
+
+
+def client(url: str, key: Secret | None, options: LlamaServerOptions, *, own: bool = False) -> Client:
+    """A client of a llama-server. ``own``: it was started here, and is not reached through a proxy."""
+    limits = options.limits()
+    return Client(url, name="llama-server", key=key, key_variable=KEY_VARIABLE, limits=limits, own=own)
 
 
 def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
@@ -201,7 +213,7 @@ def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
         environment={"LLAMA_API_KEY": key},
     )
     process.wait_until_ready(options.start_timeout, failure=_start_error)
-    return Server(Client(process.url, key, options, own=True), process)
+    return Server(client(process.url, key, options, own=True), process)
 
 
 def _start_error(code: int, log: str) -> PolydraftError:

@@ -1,4 +1,4 @@
-"""``polydraft-llama-cpp convert FOLDER FILE``."""
+"""``polydraft-gguf convert FOLDER FILE``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from polydraft.errors import PolydraftError
 
-from polydraft_llama_cpp.conversion.write import TYPES, convert
+from polydraft_gguf.conversion.write import TYPES, convert
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, or 1 with the reason on stderr."""
-    parser = argparse.ArgumentParser(prog="polydraft-llama-cpp", description="Tools of polydraft's llama.cpp backend.")
+    parser = argparse.ArgumentParser(prog="polydraft-gguf", description="GGUF files for llama.cpp.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     writing = commands.add_parser(
         "convert",

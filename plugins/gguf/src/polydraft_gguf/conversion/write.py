@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from polydraft.errors import ModelFormatError, UnsupportedError
 
-from polydraft_llama_cpp.conversion import gemma4, llama
-from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
-from polydraft_llama_cpp.conversion.vocabulary import add_vocabulary, unknown_tokenizer
+from polydraft_gguf.conversion import gemma4, llama
+from polydraft_gguf.conversion.checkpoint import Checkpoint
+from polydraft_gguf.conversion.vocabulary import add_vocabulary, unknown_tokenizer
 
 __all__ = ["TYPES", "WeightType", "convert", "why_not"]
 

@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
+from polydraft_gguf.conversion.checkpoint import Checkpoint
 
 __all__ = ["add_metadata", "architecture", "extra_tensors", "tensor_name", "unknown"]
 

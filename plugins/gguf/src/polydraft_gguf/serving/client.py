@@ -1,4 +1,4 @@
-"""The HTTP client of a llama-server: its errors, and completions as streams of events."""
+"""The HTTP client of llama.cpp's server: its errors, and completions as streams of events."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from typing import Any
 
 from polydraft.engine_parts.http_client import HttpClient, Patience
 from polydraft.errors import ContextLengthError, EngineError, PolydraftError
-from polydraft.secrets import Secret
-
-from polydraft_llama_cpp.server.options import KEY_VARIABLE, LlamaServerOptions
 
 __all__ = ["Client"]
 
 
 class Client(HttpClient):
-    """A client of one server. ``own``: it was started here, and is not reached through a proxy."""
-
-    def __init__(self, url: str, key: Secret | None, options: LlamaServerOptions, *, own: bool = False) -> None:
-        super().__init__(url, name="llama-server", key=key, key_variable=KEY_VARIABLE, limits=options.limits(), own=own)
+    """A client of one server; arguments are those of ``HttpClient``."""
 
     def complete(
         self, body: dict[str, Any], cancelled: Callable[[], bool], patience: Patience
@@ -46,5 +40,5 @@ class Client(HttpClient):
     def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
         """The error for an answer with this status."""
         if kind == "exceed_context_size_error":
-            return ContextLengthError(f"llama-server: {said}", "Load it with a larger `context_length`.")
+            return ContextLengthError(f"{self.name}: {said}", "Load it with a larger `context_length`.")
         return super().refusal(status, said, kind)

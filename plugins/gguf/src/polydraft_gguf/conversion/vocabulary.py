@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 from polydraft.checkpoints.special_tokens import GGUF_KEY, read_special_tokens
 
-from polydraft_llama_cpp.conversion.checkpoint import Checkpoint
+from polydraft_gguf.conversion.checkpoint import Checkpoint
 
 __all__ = ["add_vocabulary", "unknown_tokenizer"]
 

@@ -11,8 +11,8 @@ from polydraft.caches import CacheFolder
 from polydraft.checkpoints.contents import content_digest
 from polydraft.checkpoints.safetensors import weight_files
 
-from polydraft_llama_cpp.conversion.write import WeightType, convert
-from polydraft_llama_cpp.plugin import CONVERSIONS
+from polydraft_gguf.conversion.write import WeightType, convert
+from polydraft_gguf.plugin import CONVERSIONS
 
 __all__ = ["converted"]
 

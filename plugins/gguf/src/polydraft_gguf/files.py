@@ -8,17 +8,19 @@ from pathlib import Path
 from gguf import LlamaFileType
 from polydraft.checkpoints.compatibility import check_pair, check_target
 from polydraft.checkpoints.config import checkpoint_dtype
+from polydraft.checkpoints.contents import content_digest
 from polydraft.checkpoints.gguf import GgufHeader, read_header
 from polydraft.checkpoints.gguf_config import check_is_model, config_of
 from polydraft.checkpoints.gguf_files import fetch_gguf, parts_of
-from polydraft.contract import LoadRequest, ModelSource
+from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatchError
 
-from polydraft_llama_cpp.conversion.cache import converted
-from polydraft_llama_cpp.conversion.write import WeightType
-from polydraft_llama_cpp.headers import check_header
+from polydraft_gguf.conversion.cache import converted
+from polydraft_gguf.conversion.checkpoint import Checkpoint
+from polydraft_gguf.conversion.write import WeightType, why_not
+from polydraft_gguf.headers import check_header
 
-__all__ = ["GgufFile", "fetch_pair"]
+__all__ = ["GgufFile", "code", "fetch_pair", "refusal"]
 
 _WEIGHTS: dict[str, WeightType] = {
     "float32": "f32",
@@ -120,3 +122,22 @@ def _wanted(source: ModelSource, dtype: str) -> WeightType:
     if dtype not in _WEIGHTS:
         raise InvalidRequestError(f"`dtype` is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
     return _WEIGHTS[dtype]
+
+
+def refusal(target: ModelSource, plan: SpeculationPlan) -> str | None:
+    """Why a model that is not a GGUF file cannot be converted to one, in one sentence; None if it can."""
+    for source in (target, plan.drafter):
+        if source is None or source.format == "gguf":
+            continue
+        if source.path is None:
+            return f"{source.id} has safetensors weights; load a GGUF file of it (`polydraft pairs` lists some)."
+        if reason := why_not(Checkpoint(source.path)):
+            return reason
+    return None
+
+
+def code() -> dict[str, str]:
+    """This package's code, byte for byte, for a backend's ``build``: it converts, and it asks the server."""
+    folder = Path(__file__).parent
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    return {"polydraft-gguf": content_digest(files)}

@@ -1,0 +1,1 @@
+"""llama.cpp from a wheel behind polydraft: no compiler is needed."""
