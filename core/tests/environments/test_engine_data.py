@@ -19,6 +19,7 @@ EXPECTED = {
     "reference": dict.fromkeys((LINUX, ARM, MAC, OLD_MAC, WINDOWS), "cpu"),
     "vllm": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "", OLD_MAC: "", WINDOWS: ""},
     "llama_cpp": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
+    "xllamacpp": {LINUX: "cpu", ARM: "cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
     "mlx": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal", OLD_MAC: "", WINDOWS: ""},
 }
 
