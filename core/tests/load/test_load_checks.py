@@ -263,7 +263,7 @@ def test_none_loads_the_format(host, tmp_path, gguf_bytes):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes())
     with pytest.raises(BackendUnavailableError, match="format is gguf") as error:
         load(tmp_path / "m.gguf", host=host)
-    assert "llama_cpp" in error.value.hint
+    assert "xllamacpp" in error.value.hint
 
 
 def test_no_backend_for_safetensors_says_how_to_get_one(builtin_data):
