@@ -186,3 +186,11 @@ def test_forks_ctrl_c_and_an_exit_without_close(gguf):
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
+def test_an_output_that_ends_inside_a_character(gguf):
+    """The server's stream lacks the tokens of a character that is not complete."""
+    with load(gguf, "tiny-llama", None) as session:
+        first = session.tokenizer.encode("☃")[0]
+        result = session.generate([2, 300], max_new_tokens=3, logit_bias={first: 100.0}, ignore_eos=True)
+    assert result.token_ids == (first,) * 3

@@ -208,10 +208,12 @@ def _answers(
     vocab_size: int,
 ) -> Generator[_Answered]:
     """The rounds of one request to the server, with ``top`` candidates' log-probabilities unless that is None."""
-    got = 0
+    got, predicted = 0, None
     now, clock, drafted, accepted = _Answered(), None, 0, 0
     with closing(client.complete(body, cancelled, patience)) as completion:
         for event in completion:
+            if event.get("stop"):
+                predicted = event.get("tokens_predicted")
             if not event.get("tokens"):
                 continue
             token_ids = client.token_ids(event["tokens"], vocab_size)
@@ -238,6 +240,15 @@ def _answers(
             now.token_ids.extend(token_ids)
             if top is not None:
                 now.logprobs.extend(_logprobs(client, event, token_ids, top))
+        if isinstance(predicted, int) and got < predicted and not cancelled():
+            # A stream that ends inside a character lacks its tokens; the same answer in one piece has them.
+            answer = client.json("/completion", body, seconds=client.limits.read_timeout)
+            missing = client.token_ids(answer.get("tokens"), vocab_size)[got:]
+            if top is not None:
+                told = {"completion_probabilities": (answer.get("completion_probabilities") or [])[got:]}
+                now.logprobs.extend(_logprobs(client, told, missing, top))
+            now.token_ids.extend(missing)
+            now.received, got = time.perf_counter(), got + len(missing)
         if now.token_ids:
             now.last = True
             yield now
