@@ -2,6 +2,8 @@
 
     python core/benchmarks/worker_cost.py [--backends reference,transformers] [--save]
 
+First of an engine that computes nothing, whose rounds wait for 0, 1 and 5 milliseconds: what the process costs by itself.
+
 Both sessions stay open, and the same outputs are generated in turn. ``added_microseconds_per_round`` is the median
 difference of neighbouring runs, and ``added_cpu_microseconds_per_round`` that of the processor time of app and worker,
 which other work on the machine does not change; both sides have made the same tokens in the same rounds, which is
@@ -22,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import polydraft
+from polydraft._load import open_session
+from polydraft._workers.backend import WorkerBackend
+from waiting_engine import RECORD, Waiting, request
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
 
@@ -61,15 +66,25 @@ while True:
 """
 
 
-def generating(backend: str, tokens: int, repeats: int) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Values and runs of one engine, on both sides."""
-    target = TARGETS[backend]
+def real(backend: str) -> dict[str, polydraft.Session]:
+    """An engine in this process and in a worker."""
     sides = {"process": "none", "worker": "process"}
-    sessions = {
-        name: polydraft.load(target, backend=backend, dtype="float32", isolation=isolation)
+    return {
+        name: polydraft.load(TARGETS[backend], backend=backend, dtype="float32", isolation=isolation)
         for name, isolation in sides.items()
     }
 
+
+def waiting(milliseconds: float) -> dict[str, polydraft.Session]:
+    """The engine that computes nothing, in this process and in a worker."""
+    backends = {"process": Waiting(), "worker": WorkerBackend(RECORD, reason="It is measured.")}
+    return {name: open_session(backend, request(milliseconds)) for name, backend in backends.items()}
+
+
+def generating(
+    sessions: dict[str, polydraft.Session], tokens: int, repeats: int
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Values and runs of one engine, on both sides."""
     pid = sessions["worker"].running.process_id
 
     def run(name: str) -> tuple[float, float, Any]:
@@ -77,7 +92,7 @@ def generating(backend: str, tokens: int, repeats: int) -> tuple[dict[str, Any],
         result = sessions[name].generate(PROMPT, max_new_tokens=tokens, ignore_eos=True)
         return time.perf_counter() - began, time.process_time() + _cpu_of(pid) - cpu, result
 
-    found = in_turn({name: lambda name=name: run(name) for name in sides}, repeats)  # type: ignore[misc]
+    found = in_turn({name: lambda name=name: run(name) for name in sessions}, repeats)  # type: ignore[misc]
     outputs = {result.token_ids for runs in found.values() for *_, result in runs}
     assert len(outputs) == 1, "both sides must do the same work"
     rounds = found["process"][0][-1].stats.num_target_steps
@@ -162,8 +177,12 @@ def main() -> None:
     packages = [f"polydraft-{name.replace('_', '-')}" for name in backends]
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or None
     recorder = Recorder(__file__, str(__doc__), given, packages=packages, threads=threads)
+    for milliseconds in (0, 1, 5):
+        values, runs = generating(waiting(milliseconds), given.tokens, given.repeats)
+        case = {"what": "worker", "backend": "none", "target": f"rounds of {milliseconds} ms"}
+        recorder.row(case, values, runs)
     for backend in backends:
-        values, runs = generating(backend, given.tokens, given.repeats)
+        values, runs = generating(real(backend), given.tokens, given.repeats)
         more, loads = loading(backend, given.loads) if given.loads else ({}, {})
         recorder.row(
             {"what": "worker", "backend": backend, "target": TARGETS[backend]}, {**values, **more}, runs | loads
