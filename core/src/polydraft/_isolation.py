@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
     from polydraft.contract.backend import Backend
 
-__all__ = ["Clash", "Isolator", "clash_with"]
+__all__ = ["Clash", "Isolator", "clash_with", "start_worker"]
 
 
 class Clash(Record):
@@ -95,6 +95,22 @@ class Isolator:
                 exclusions=backend.conformance_exclusions(),
             )
         return workers[name], reason
+
+
+def start_worker(host: PluginHost, name: str, asked: str) -> None:
+    """Start the worker of a backend that will need one: that takes as long as the checks before it is asked anything.
+
+    Args:
+        host: The plugins.
+        name: The backend.
+        asked: As of ``Isolator``.
+
+    Raises:
+        PolydraftError: As ``Isolator.backend``.
+    """
+    backend = Isolator(host, asked).backend(name)
+    if isinstance(backend, WorkerBackend):
+        backend.start()
 
 
 _workers: WeakKeyDictionary[PluginHost, dict[str, WorkerBackend]] = WeakKeyDictionary()

@@ -126,7 +126,13 @@ def _install(given: LoadArguments) -> str:
 
 
 def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
-    from polydraft._registry.resolver import Resolver
+    from polydraft._isolation import start_worker
+    from polydraft._plugins import default_host
+
+    if given["backend"] != "auto":
+        start_worker(given["host"] or default_host(), given["backend"], given["isolation"])
+
+    from polydraft._registry.resolver import Resolver  # after the worker has been started: this takes a while, too
     from polydraft._tune._store import folder  # upwards: what was measured decides what the caller leaves open
 
     resolver = Resolver(given)

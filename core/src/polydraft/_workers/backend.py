@@ -121,6 +121,7 @@ class WorkerBackend(Backend):
         """
         worker = self._take() or self._start()
         try:
+            worker.await_ready()
             answer = worker.ask("load", _crossing(request), doing=f"while it loaded {request.target.id}")
             return WorkerEngine(worker, Loaded.model_validate(answer.value), self.reason)
         except BaseException:  # Ctrl+C, too: loading is not to go on
@@ -137,6 +138,12 @@ class WorkerBackend(Backend):
         """The backend's own, if they are known."""
         return self._exclusions
 
+    def start(self) -> None:
+        """Start the worker that answers the next question, without waiting for it."""
+        with self._lock:
+            worker = self._take() or self._start()
+            self._keep(worker)
+
     def release(self) -> None:
         """End the worker that is kept for ``load_engine``, if there is one."""
         worker = self._take()
@@ -146,6 +153,7 @@ class WorkerBackend(Backend):
     def _ask(self, question: str, **arguments: Any) -> Any:
         with plugin_errors(self.record.name), self._lock:
             worker = self._take() or self._start()
+            worker.await_ready()
             try:
                 return worker.ask(question, arguments, doing="before it was loaded").value
             finally:

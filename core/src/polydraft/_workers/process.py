@@ -70,9 +70,7 @@ class WorkerProcess:
         variables: Environment variables in addition to this process's.
         mend: The command that brings the worker's polydraft to this version, for errors.
 
-    Raises:
-        BackendUnavailableError: It cannot be started, or its polydraft speaks another version of the protocol.
-        SystemResourceError: The machine is short of something.
+    The constructor returns while the process still starts: ``await_ready`` waits for it.
     """
 
     def __init__(
@@ -81,11 +79,23 @@ class WorkerProcess:
         self._inner = _Inner(name, python, dict(variables or {}), mend)
         # The threads hold the inner object only, so that this one can be collected.
         self._end = weakref.finalize(self, _Inner.kill, self._inner)
+        self._ready = False
+
+    def await_ready(self) -> None:
+        """Wait until it has started, and compare its version with this one.
+
+        Raises:
+            BackendUnavailableError: It cannot be started, or its polydraft speaks another version of the protocol.
+            SystemResourceError: The machine is short of something.
+        """
+        if self._ready:
+            return
         try:
             self._inner.await_hello()
         except BaseException:
             self.kill()
             raise
+        self._ready = True
 
     @property
     def pid(self) -> int:
