@@ -2,7 +2,7 @@
 
     python core/benchmarks/worker_cost.py [--backends reference,transformers] [--save]
 
-First of an engine that computes nothing, whose rounds wait for 0, 1 and 5 milliseconds: what the process costs by itself.
+First of an engine that computes nothing, whose rounds wait for 0, 1 and 5 milliseconds: what the process itself costs.
 
 Both sessions stay open, and the same outputs are generated in turn. ``added_microseconds_per_round`` is the median
 difference of neighbouring runs, and ``added_cpu_microseconds_per_round`` that of the processor time of app and worker,
