@@ -188,7 +188,7 @@ def main() -> None:
             {"what": "worker", "backend": backend, "target": TARGETS[backend]}, {**values, **more}, runs | loads
         )
     runs = logits_across(given.repeats)
-    recorder.row({"what": "logits across", "backend": f"{ROWS} rows of {VOCABULARY}"}, {}, runs)
+    recorder.row({"what": "logits across", "backend": "none", "target": f"{ROWS} rows of {VOCABULARY}"}, {}, runs)
 
 
 if __name__ == "__main__":
