@@ -11,6 +11,7 @@ The tokens are the same whatever it picks; only their number per round depends o
 
 from __future__ import annotations
 
+from math import exp, log
 from typing import Protocol
 
 __all__ = ["CallPicks", "CallSchedule", "Schedule", "SessionSchedule"]
@@ -25,11 +26,22 @@ _LONGER = 1 / 0.99
 """The same for the rates of a session."""
 _FIRST_RATE = 0.6
 """Chance that a first draft is accepted, before anything has been drafted."""
-_SPIKE = 0.5
-"""One measurement changes an estimate as if it differed by at most this share: garbage collection, other processes."""
-_LEVEL_STEP, _SHAPE_STEP, _RISE = 0.1, 0.05, 0.1
+_FIRST_K = 3
+"""Drafts of the first round of a session."""
+_NOISE, _NOISE_LEAST, _NOISE_STEP = 0.02, 0.001, 0.05
+"""Variance of the logarithm of a measurement: at first, at least, and how fast what is seen of it counts."""
+_LEVEL_FIRST, _LEVEL_WANDERS = 0.1, 0.001
+"""The same of the level, before the first measurement and added by each."""
+_SLOPE_FIRST, _SLOPE_WANDERS = 1.0, 0.000002
+"""Variance of the slope, relative to its square, and what each measurement adds, relative to the line's."""
+_OWN, _OWN_KNOWN = 0.003, 30
+"""Variance of the logarithm of a size's own deviation from the line, and the measurements after which it is steady."""
+_ONE_TIME = 10.0
+"""A size's first measurement may include one-time work: if it is slow, its variance is so much larger."""
+_FAR = 2.0
+"""Standard deviations by which a measurement counts as off at most: garbage collection, other processes."""
 _ENOUGH = 2
-"""Measurements after which a size counts as known: the first may include one-time work."""
+"""Measurements after which it is known what catching up costs: the first may include one-time work."""
 _HARDLY = 0.03
 """A longer draft is not thought of where all of it is accepted less often."""
 _TICK = 1e-9
@@ -74,78 +86,72 @@ class Schedule(Protocol):
 
 
 class _Seconds:
-    """Seconds by size, known at the sizes that were run and on straight lines between them.
+    """Seconds by size: ``level * (1 + slope * (size - 1))``, with a small deviation of each size's own.
 
-    All sizes share a level, which follows the machine's load and the context's length after any measurement; a size's
-    own share of it changes slowly.
+    The level follows the machine's load and the context's length after any measurement; the slope and the deviations
+    change slowly. Estimates are those of an extended Kalman filter on the logarithms of the measurements, so a few of
+    them at any two sizes say what the others take.
 
     Args:
         largest: The largest size.
-        from_zero: Whether size 0 takes no time; else there is no size 0.
+        slope: What the slope is thought to be before anything is known.
     """
 
-    def __init__(self, largest: int, *, from_zero: bool) -> None:
-        self._level = 1.0
-        self._shares = [0.0] * (largest + 1)
+    def __init__(self, largest: int, *, slope: float) -> None:
+        self._level = 0.0
+        self._slope = slope
+        self._own = [0.0] * (largest + 1)
         self._counts = [0] * (largest + 1)
-        self._from_zero = from_zero
+        self._noise = _NOISE
+        # Variances of level and slope, and their covariance in between.
+        self._p, self._pq, self._q = _LEVEL_FIRST, 0.0, _SLOPE_FIRST * max(slope, 0.3) ** 2
         self.total = 0
         """How many measurements there are."""
         self.table = [0.0] * (largest + 1)
         """Seconds of each size; zeros until one is known."""
 
-    def measured(self, size: int) -> int:
-        """How many measurements of a size there are."""
-        return self._counts[size]
-
     def add(self, size: int, seconds: float) -> None:
         """A measurement."""
-        seconds = seconds if seconds > _TICK else _TICK
+        x = size - 1
+        line = 1 + self._slope * x
+        seen = log(seconds if seconds > _TICK else _TICK)
+        if not self.total:
+            self._level = seen - log(line)
         self.total += 1
         count = self._counts[size] = self._counts[size] + 1
-        level, shares = self._level, self._shares
-        if count <= _ENOUGH:
-            share = seconds / level
-            shares[size] = share if count == 1 else min(share, shares[size])
-        else:
-            off = seconds / (level * shares[size]) - 1
-            off = -_SPIKE if off < -_SPIKE else _SPIKE if off > _SPIKE else off
-            # An estimate falls faster than it rises: what makes a step slow by chance, other processes say, makes a
-            # long one slow more often, and is no reason to keep to short ones.
-            if off < 0:
-                self._level = level * (1 + _LEVEL_STEP * off)
-                step = 2 / count
-                shares[size] *= 1 + (step if step > _SHAPE_STEP else _SHAPE_STEP) * off
-            else:
-                self._level = level * (1 + _RISE * _LEVEL_STEP * off)
-                shares[size] *= 1 + _RISE * _SHAPE_STEP * off
+        # The level wanders, the slope hardly does.
+        p, pq, q = self._p + _LEVEL_WANDERS, self._pq, self._q + _SLOPE_WANDERS * line * line
+        h = x / line
+        off = seen - self._level - log(line) - self._own[size]
+        own = _OWN / count if count < _OWN_KNOWN else _OWN / _OWN_KNOWN
+        noise = self._noise
+        if count == 1 and off > 0:
+            noise *= _ONE_TIME  # may include one-time work
+        gain_p, gain_q = p + h * pq, pq + h * q
+        variance = gain_p + h * gain_q + own + noise
+        # What is far off counts as if it were less: garbage collection, other processes.
+        most = _FAR * variance**0.5
+        if off > most:
+            off = most
+        elif off < -most:
+            off = -most
+        if count > 1:
+            seen = off * off - variance + noise
+            self._noise += _NOISE_STEP * (max(seen, _NOISE_LEAST) - self._noise)
+        share_p, share_q = gain_p / variance, gain_q / variance
+        self._level += share_p * off
+        self._slope = max(self._slope + share_q * off, 0.0)
+        self._own[size] += own / variance * off
+        self._p, self._pq, self._q = p - share_p * gain_p, pq - share_p * gain_q, q - share_q * gain_q
 
     def fill(self) -> None:
         """Write the table."""
         if not self.total:
             return
-        level, shares, counts, table = self._level, self._shares, self._counts, self.table
-        sure = [size for size in range(1, len(shares)) if counts[size] >= _ENOUGH]
-        known = sure or [size for size in range(1, len(shares)) if counts[size]]
-        for size in known:
-            table[size] = level * shares[size]
-        before = 0 if self._from_zero else known[0]
-        table[1:before] = [table[before]] * (before - 1)
-        for size in known:
-            step = (table[size] - table[before]) / (size - before or 1)
-            for between in range(before + 1, size):
-                table[between] = table[before] + step * (between - before)
-            before = size
-        # Larger sizes go on as the known ones do from the first to the last.
-        first = 0 if self._from_zero else known[0]
-        step = max((table[before] - table[first]) / (before - first or 1), 0.0)
-        for larger in range(before + 1, len(table)):
-            table[larger] = table[before] + step * (larger - before)
-        if known is sure:
-            # One measurement may be slow by chance: it is believed where it is fast.
-            for size, count in enumerate(counts):
-                if count == 1:
-                    table[size] = min(table[size], level * shares[size])
+        level, slope = exp(self._level), self._slope
+        table, own = self.table, self._own
+        for size in range(1, len(table)):
+            table[size] = level * (1 + slope * (size - 1)) * (1 + own[size])
 
 
 class SessionSchedule:
@@ -157,11 +163,11 @@ class SessionSchedule:
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
-        self.drafting = _Seconds(largest, from_zero=True)
-        self.verifying = _Seconds(largest + 1, from_zero=False)
+        self.drafting = _Seconds(largest, slope=1.0)
+        self.verifying = _Seconds(largest + 1, slope=0.1)
         self.seconds = [0.0] * (largest + 1)
         """Of a round that asks for k drafts, and gets none as often as lately."""
-        self.between = _Seconds(1, from_zero=False)
+        self.between = _Seconds(1, slope=0.0)
         """From a round that emitted a single token to the next one. What a token costs there, it costs with every k."""
         self.catching_up = 0.0
         """Seconds for each token that the drafter has not followed."""
@@ -230,14 +236,12 @@ class CallSchedule:
         self._rounds += 1
         session.rounds += 1
         if self._rounds == 1:
-            self._credit = min(_FIRST_CREDIT * left, _MOST_CREDIT)
+            self._credit = -1.0
         most = min(session.largest, left - 1)  # the bonus token always fits
         if most <= least:
             asked = most
         elif not drafting.total:
-            asked = max(least, min(2, most))
-        elif session.verifying.measured(1) < (1 if self._rounds < 8 else _ENOUGH):
-            asked = least
+            asked = max(least, min(_FIRST_K, most))
         elif self._rounds % 2 and self._usual >= 0:
             asked = min(self._usual, most)  # one round more changes little
         else:
@@ -277,9 +281,9 @@ class CallSchedule:
             if left * (seconds[0] - 1 / best_speed) < missed:
                 best = 0
         self._usual = best = max(best, least)
-        return self._trial(speeds, best, 0.0 if best else missed) if looks and best < len(speeds) else best
+        return self._trial(speeds, best, 0.0 if best else missed, left) if looks and best < len(speeds) else best
 
-    def _trial(self, speeds: list[float], best: int, missed: float) -> int:
+    def _trial(self, speeds: list[float], best: int, missed: float, left: int) -> int:
         """The best k, or another that has not been tried for so long that its cost is paid.
 
         Costs are in plain rounds; ``missed`` is in seconds, what drafting costs once.
@@ -287,7 +291,9 @@ class CallSchedule:
         session, rounds, tried = self._session, self._session.rounds, self._session.tried
         seconds, top = session.seconds, speeds[best]
         plain = seconds[0]
-        self._credit += _GUARD * _LOOK_EVERY
+        if self._credit == -1.0:
+            self._credit = min(_FIRST_CREDIT * left / top / plain, _MOST_CREDIT)
+        self._credit += _GUARD * _LOOK_EVERY * seconds[best] / plain
         guard = 0 if best else 1
         age = rounds - tried[guard]
         if guard >= self._least and age >= (_GUARD_EVERY if best else _LOOK_EVERY) and guard < len(speeds):
