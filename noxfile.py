@@ -79,6 +79,8 @@ class Backend:
     `everything` has one."""
     also: tuple[str, ...] = ()
     """Further plugins that its checks need."""
+    compiled: tuple[str, ...] = ()
+    """Packages that are compiled for this processor, in place of the library that the plugin brings."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Environment variable -> the program of this environment that it names."""
     minutes: int = 10
@@ -112,7 +114,7 @@ class Backend:
         return (CONSTRAINTS,) if tested == "common.txt" else (DATA / "tested" / tested, TOOLS)
 
     def steps(self, kind: str) -> tuple[str, ...]:
-        """The packages that steps of a kind name: `install`, `compile` or `remove`."""
+        """The packages that steps of a kind name: `install` or `remove`."""
         fitting = [one for one in self.variants if not one.get("needs") or Marker(one["needs"]).evaluate()]
         return tuple(name for step in fitting[0].get("steps", ()) for name in step.get(kind, ()))
 
@@ -131,11 +133,11 @@ BACKENDS = {
         workers=(*QUICK, "-k", "workers or generation or greedy or cancelling or finishes or at_once"),
         minutes=3,
     ),
-    # llama-cpp-python is published as source only, and takes some minutes to compile.
-    # llama-cpp-python is published as source only, and takes some minutes to compile. The program of the backend
-    # llama-server is that of the plugin xllamacpp here: llama.cpp's own server, too.
+    # On the library that llama-cpp-python compiles in some minutes; the plugin's own tests run that of the wheel, too.
+    # The program of the backend llama-server is that of the plugin xllamacpp here: llama.cpp's own server, too.
     "llama_cpp": Backend(
         "llama_cpp",
+        compiled=("llama-cpp-python",),
         also=(XLLAMACPP,),
         options=QUICK,
         programs={"POLYDRAFT_LLAMA_SERVER": "polydraft-xllamacpp"},
@@ -238,7 +240,7 @@ def install_engine(session: nox.Session, plugin: Backend) -> None:
     versions = plugin.constraints
     if first := plugin.steps("install"):
         install(session, *first, constraints=versions)
-    for package in plugin.steps("compile"):
+    for package in plugin.compiled:
         wheels = str(compiled_wheels(session, package, versions))
         install(session, "--find-links", wheels, "--only-binary", package, package)
     if unfit := plugin.steps("remove"):

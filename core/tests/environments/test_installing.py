@@ -278,9 +278,9 @@ def test_machines_that_lack_something(monkeypatch):
     cpu = next(one for one in engine.variants if one.accelerator == "cpu")
     cuda = next(one for one in engine.variants if one.accelerator == "cuda")
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    assert "no C++ compiler" in str(machine.lacking(engine, cpu))
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/c++" if name == "c++" else None)
     assert machine.lacking(engine, cpu) is None
+    assert "no C++ compiler" in str(machine.lacking(engine, cuda))
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/c++" if name == "c++" else None)
     assert "--accelerator cpu" in machine.lacking(engine, cuda).hint
     monkeypatch.setattr(machine.sys, "platform", "linux")
     monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
