@@ -68,7 +68,9 @@ def environment_data(environment: Environment, made: bool) -> dict[str, Any]:
 
 def environment_lines(environment: Environment, made: bool) -> str:
     """What was installed, in a few lines."""
-    name, backends = environment.name, [*environment.backends]
+    name, tests = environment.name, environment.self_tests
+    # Tested backends come first: an engine's further ones are servers.
+    backend = next((test.backend for test in tests), next(iter(environment.backends)))
     if not made:
         return f"{name} is installed and up to date: {environment.folder}"
     lines = [
@@ -76,8 +78,8 @@ def environment_lines(environment: Environment, made: bool) -> str:
         *(
             f"{test.backend} decoded {test.target} on {test.device} with speculation and plainly to the same "
             f"{test.tokens} tokens."
-            for test in environment.self_tests
+            for test in tests
         ),
-        f"Use it: `polydraft generate --backend {backends[0]}`, or `backend={backends[0]!r}` in Python.",
+        f"Use it: `polydraft generate --backend {backend}`, or `backend={backend!r}` in Python.",
     ]
     return "\n".join(lines)
