@@ -83,6 +83,8 @@ class Backend:
     """Packages that are compiled for this processor, in place of the library that the plugin brings."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Environment variable -> the program of this environment that it names."""
+    protocol: str = ""
+    """Why only its plugin's own tests run, against a stand-in for its server, and not the suite; in sentences."""
     minutes: int = 10
     """About how many minutes its checks take, installation included; `MINUTES` orders sessions by it."""
 
@@ -145,6 +147,13 @@ BACKENDS = {
         minutes=9,
     ),
     "xllamacpp": Backend("xllamacpp", options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-llama"), minutes=4),
+    "ollama": Backend(
+        "ollama",
+        also=(XLLAMACPP,),  # in place of the llama-server that Ollama starts
+        protocol="No package index has Ollama's server. Its plugin is tested against a stand-in that speaks the "
+        "documented API, and what it creates in llama.cpp's own server, with the arguments that Ollama gives it.",
+        minutes=2,
+    ),
     "mlx": Backend(
         "mlx",
         options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b"),  # MLX multiplies matrices slowly on CPUs
@@ -330,11 +339,12 @@ def left_out() -> list[str]:
         f"the suite on {name}, except for {shlex.join(options)}"
         for backend, plugin in BACKENDS.items()
         for name, options in ((backend, plugin.options), *plugin.further)
-        if options != plugin.full
+        if options != plugin.full and not plugin.protocol
     ]
     suites += [
         f"the suite on {name} over workers{f', except for {shlex.join(plugin.workers)}' if plugin.workers else ''}"
         for name, plugin in BACKENDS.items()
+        if not plugin.protocol
     ]
     return [*(f"{test.name}: {test.reason}" for test in slow.tests(ROOT)), *suites, *LONG]
 
@@ -447,6 +457,10 @@ def conformance(session: nox.Session, backend: str) -> None:
     workers = workers_here() if plugin.parallel else "0"
     if backend != "reference":  # `unit` runs its tests
         pytest(session, "-n", workers, "--dist", "loadfile", f"{plugin.folder}/tests")
+    if plugin.protocol:
+        told = ("--reason", plugin.protocol, "--report", str(report))
+        session.run("polydraft-conformance", "protocol", backend, *told)
+        return
     for name, quick in ((backend, plugin.options), *plugin.further):
         options = plugin.full if EVERYTHING in os.environ else quick
         where = ("--polydraft-backend", name, "--polydraft-must-run", "--polydraft-report", str(REPORTS / name))

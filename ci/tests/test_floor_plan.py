@@ -19,6 +19,7 @@ OWN = {
     "llama_cpp": "bindings context model tokenizer wheel",
     "llama_cpp/server": "program",
     "mlx": "assistant config decoder kv_cache",
+    "ollama": "create model request",
     "reference": "config kv_cache model text_habits tokenizer toys",
     "transformers": "decoder device_rounds experts fused_layers fused_noise gemma4 graphs kv_cache logits_check "
     "step_attention step_choice step_experts step_products",

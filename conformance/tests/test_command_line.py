@@ -165,6 +165,13 @@ def test_unavailable_is_recorded_without_a_run(tmp_path, capsys):
     capsys.readouterr()
     assert main(["markdown", str(tmp_path / JSON_NAME)]) == 0
     assert "cannot be installed here" in capsys.readouterr().out
+    assert main(["protocol", "ollama", "--reason", "Its server is not to be had.", "--report", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / JSON_NAME).read_text("utf-8"))["status"] == "protocol"
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "| `ollama` | - | protocol only | - | protocol only | protocol only | - |" in table
+    assert "- ollama: Its server is not to be had." in table
     (tmp_path / "other.json").write_text("{}")
     assert main(["markdown", str(tmp_path / "other.json")]) == 1
     assert main(["markdown", str(tmp_path / "none.json")]) == 1

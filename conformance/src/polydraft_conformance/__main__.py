@@ -1,7 +1,8 @@
 """``polydraft-conformance``: commands that do not run the suite.
 
 ``polydraft-conformance unavailable NAME --reason TEXT --report DIR`` records that a backend cannot be installed here: a
-result next to those of the backends that can. ``polydraft-conformance markdown FILE`` renders a JSON report again.
+result next to those of the backends that can; ``polydraft-conformance protocol`` that it was tested against a stand-in
+for its server only. ``polydraft-conformance markdown FILE`` renders a JSON report again.
 ``polydraft-conformance report PATH... --html FILE --matrix FILE --readme FILE`` merges the reports of several backends.
 ``polydraft-conformance diff OLD NEW`` says what broke, was mended and moved between two runs.
 ``polydraft-conformance defects`` lists the defective backends that the suite is tested on; ``--run`` runs it on them.
@@ -28,7 +29,7 @@ from polydraft_conformance.rendering.matrix import fill, to_matrix
 from polydraft_conformance.rendering.page import to_page
 from polydraft_conformance.rendering.reading import ReportError, read_reports
 from polydraft_conformance.report import Report, environment, write
-from polydraft_conformance.rows import Row
+from polydraft_conformance.rows import Row, Status
 
 __all__ = ["main"]
 
@@ -37,11 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="polydraft-conformance", description="Reports of the conformance suite.")
     commands = parser.add_subparsers(dest="command", required=True)
-    unavailable = commands.add_parser("unavailable", help="record that a backend cannot be installed on this platform")
-    unavailable.add_argument("backend")
-    unavailable.add_argument("--reason", required=True, help="one sentence")
-    unavailable.add_argument("--remedy", default="", help="what would fix it, if anything")
-    unavailable.add_argument("--report", type=Path, required=True, metavar="DIR")
+    for name, help_text in (
+        ("unavailable", "record that a backend cannot be installed on this platform"),
+        ("protocol", "record that a backend was tested against a stand-in for its server only"),
+    ):
+        recorded = commands.add_parser(name, help=help_text)
+        recorded.add_argument("backend")
+        recorded.add_argument("--reason", required=True, help="one sentence")
+        recorded.add_argument("--remedy", default="", help="what would fix it, if anything")
+        recorded.add_argument("--report", type=Path, required=True, metavar="DIR")
     markdown = commands.add_parser("markdown", help="print the Markdown form of a JSON report")
     markdown.add_argument("file", type=Path)
     merge = commands.add_parser("report", help="merge the JSON reports of several runs into one page or table")
@@ -96,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"polydraft-conformance: {options.file} is not a report: {error!r}", file=sys.stderr)
             return 1
         return 0
-    for path in write(_unavailable(options.backend, options.reason, options.remedy), options.report):
+    status: Status = "protocol" if options.command == "protocol" else "cannot-install"
+    for path in write(_recorded(options.backend, status, options.reason, options.remedy), options.report):
         print(path)
     return 0
 
@@ -199,8 +205,9 @@ def _explain(patterns: list[str], folder: Path | None) -> int:
     return 0
 
 
-def _unavailable(backend: str, reason: str, remedy: str) -> Report:
-    row = Row("test_backend_can_run_here", "availability", "cannot-install", reason=reason)
+def _recorded(backend: str, status: Status, reason: str, remedy: str) -> Report:
+    """The report of a backend on which the suite cannot run."""
+    row = Row("test_backend_can_run_here", "availability", status, reason=reason)
     return Report(
         backend=backend,
         options={},

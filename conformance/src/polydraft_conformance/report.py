@@ -53,11 +53,13 @@ class Report:
 
     @property
     def status(self) -> str:
-        """``pass``, ``fail``, ``incomplete`` (it was ended before its last check), or ``cannot-install``."""
+        """``pass``, ``fail``, ``incomplete`` (ended before its last check), ``protocol`` or ``cannot-install``."""
         if any(row.status in {"fail", "follows"} for row in self.rows):
             return "fail"
         if len(self.rows) < self.planned:
             return "incomplete"
+        if any(row.status == "protocol" for row in self.rows):
+            return "protocol"
         return "pass" if self.usable else "cannot-install"
 
     def summary(self) -> dict[str, int]:

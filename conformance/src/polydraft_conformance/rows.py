@@ -10,11 +10,22 @@ if TYPE_CHECKING:
 
 __all__ = ["STATUSES", "Row", "Status", "case_of_row", "followed", "follows_from"]
 
-Status = Literal["pass", "fail", "excluded", "follows", "not-claimed", "not-applicable", "unchecked", "cannot-install"]
+Status = Literal[
+    "pass",
+    "fail",
+    "excluded",
+    "follows",
+    "not-claimed",
+    "not-applicable",
+    "unchecked",
+    "cannot-install",
+    "protocol",
+]
 """``excluded``: fails, as the backend declared. ``follows``: fails where a check it builds upon failed.
 ``not-claimed``: the capabilities do not claim it. ``not-applicable``: the models lack a property that it needs.
 ``unchecked``: not independently checked, since nothing outside the
-engine shows whether what it reports is true. ``cannot-install``: the backend cannot run on this machine."""
+engine shows whether what it reports is true. ``cannot-install``: the backend cannot run on this machine. ``protocol``:
+only its plugin was tested, against a stand-in for the engine's server."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 _FOLLOWS = "Follows from "

@@ -32,7 +32,8 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
     backend can run here, and that the drafter fits.
 
     Args:
-        target: Hub id (``google/gemma-4-E4B-it``), a folder or weight file, or ``builtin:<name>``.
+        target: Hub id (``google/gemma-4-E4B-it``), a folder or weight file, ``builtin:<name>``, or a name that the
+            server of ``backend`` gave it (``gemma4:e4b``).
         drafter: ``auto``: the one that belongs to the target, else n-gram drafting (``session.running`` says which and
             why). ``ngram``: drafts looked up in the text so far. A Hub id, a folder or ``builtin:<name>``: that
             drafter. None: plain decoding.
@@ -165,6 +166,7 @@ def open_session(
     from polydraft._session.session import Session
     from polydraft.contract.whole import WholeEngine
     from polydraft.text.ids_only import IdsOnlyTokenizer
+    from polydraft.text.text_only import TextOnlyTokenizer
 
     engine, notes = load_engine(backend, request)
     try:
@@ -173,6 +175,8 @@ def open_session(
             notes += _notes_on_weights(source, request.hub)
         if isinstance(engine.tokenizer, IdsOnlyTokenizer):
             notes.append(engine.tokenizer.note)
+        if getattr(engine.tokenizer, "text_only", False):
+            notes.append(TextOnlyTokenizer.note)
         running = engine.running
         if running.max_speculative_tokens is not None and isinstance(engine, WholeEngine) and not engine.picks_k:
             running = running.model_copy(update={"max_speculative_tokens": None})

@@ -256,3 +256,31 @@ def test_a_proxy_gets_its_login_and_does_not_show_it(monkeypatch):
         with pytest.raises(EngineError) as caught:
             HttpClient("https://server.invalid", name="The server", limits=LIMITS).get("/")
     assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+LINES = OK + b"Content-Type: application/x-ndjson\r\n\r\n"
+
+
+def lines_of(url):
+    client = HttpClient(url, name="The server", limits=LIMITS)
+    return client.stream("/", {}, num_tokens=1, num_prompt_tokens=0, lines=True)
+
+
+def test_lines_of_json():
+    """Empty lines, both ends of lines, and a last line without one; an empty ``error`` is none."""
+    with hostile(LINES + b'{"a": 1}\r\n\n{"a"', b': 2, "error": ""}\n{"a": 3}') as (url, _):
+        assert [event["a"] for event in lines_of(url)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"{nothing}\n", "not JSON"),
+        (b"[1]\n", "JSON object"),
+        (b'{"error": "died"}\n', "died"),
+        (b"1" * 9000, "longer"),
+    ],
+)
+def test_bad_lines(sent, said):
+    with hostile(LINES + b'{"a": 1}\n' + sent) as (url, _), pytest.raises(EngineError, match=said):
+        list(lines_of(url))

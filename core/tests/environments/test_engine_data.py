@@ -20,6 +20,7 @@ EXPECTED = {
     "vllm": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "", OLD_MAC: "", WINDOWS: ""},
     "llama_cpp": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
     "xllamacpp": {LINUX: "cpu", ARM: "cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
+    "ollama": dict.fromkeys((LINUX, ARM, MAC, OLD_MAC, WINDOWS), "cpu"),
     "mlx": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal", OLD_MAC: "", WINDOWS: ""},
 }
 

@@ -252,7 +252,8 @@ def test_factories_that_do_not_work(factory, said):
         ("hf", "polydraft engines install transformers"),
         ("transformer", "Did you mean 'transformers'?"),
         ("llama.cpp", "polydraft engines install llama_cpp"),
-        ("ollama", "no backend for ollama; installed are: good."),
+        ("ollama", "polydraft engines install ollama"),
+        ("litert", "no backend for litert_lm; installed are: good."),
         ("zzzz", "Installed are: good."),
     ],
 )

@@ -17,6 +17,7 @@ _SIGNS = {
     "fail": "**FAIL**",
     "unchecked": "not independently checked",
     "cannot-install": "cannot be installed here",
+    "protocol": "protocol only",
 }
 
 

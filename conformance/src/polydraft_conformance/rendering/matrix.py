@@ -53,9 +53,12 @@ def cell(rows: Iterable[Mapping[str, Any]]) -> Cell:
 
 
 def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table for a README: a row per report, a column per group of checks, and what each result holds for."""
+    """A Markdown table for a README: a row per report, a column per group of checks, and what each result holds for.
+
+    The column ``ran`` says what was run for real, and on what; ``protocol only``: a stand-in for the engine's server.
+    """
     groups = list(dict.fromkeys(group for group, _ in ordered_checks(reports)))
-    head = ["backend", "engine", "dtype, device", "result", *groups, "outputs: exact / near tie / diverged"]
+    head = ["backend", "engine", "ran", "dtype, device", "result", *groups, "outputs: exact / near tie / diverged"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for data in reports:
         backend, options = data["backend"], data["options"]
@@ -65,6 +68,7 @@ def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             f"`{backend['name']}`",
             " ".join(part for part in (backend["engine"], backend["engine_version"]) if part) or "-",
+            _ran(data),
             ", ".join(part for part in (options.get("dtype"), options.get("device")) if part) or "-",
             sign_of(data["status"]),
             *(_text(cell(row for row in data["checks"] if row["group"] == group)) for group in groups),
@@ -97,13 +101,28 @@ def _text(found: Cell) -> str:
         return f"**FAIL {wrong} of {found.total}**"
     passed = counts.get("pass", 0)
     others = [status for status in worst_first(counts) if counts[status] and status not in {"pass", "not-claimed"}]
-    if not passed and others in ([], ["cannot-install"]):
-        return look_of("not-claimed" if not others else "cannot-install").past
+    if not passed and others in ([], ["cannot-install"], ["protocol"]):
+        return look_of(others[0] if others else "not-claimed").past
     parts = [str(passed)] if passed else []
     return ", ".join([*parts, *(f"{counts[status]} {look_of(status).past}" for status in others)])
 
 
+def _ran(data: Mapping[str, Any]) -> str:
+    """``the engine on AMD EPYC``: what a result was found on."""
+    if data["status"] == "protocol":
+        return look_of("protocol").past
+    if not data["availability"]["usable"]:
+        return "-"
+    found, device = data["environment"], str(data["options"].get("device") or "cpu")
+    kind = device.partition(":")[0]
+    named = [one for one in found.get("devices", ()) if str(one.get("name", "")).partition(":")[0] == kind != "cpu"]
+    names = dict.fromkeys(str(one.get("description") or one["name"]) for one in named)
+    return f"the engine on {', '.join(names) or found.get('processor') or found.get('machine')}"
+
+
 def _measured_on(data: Mapping[str, Any]) -> str:
+    if data["status"] == "protocol":
+        return f"- {label(data)}: {data['availability']['reason']}"
     found = data["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     quick = "; quick run" if data["options"].get("quick") else ""

@@ -25,7 +25,7 @@ __all__ = ["to_page"]
 Data = "Mapping[str, Any]"
 
 _LEFT_OUT = {"not-claimed", "not-applicable"}
-_QUIET = {"pass", "cannot-install", *_LEFT_OUT}
+_QUIET = {"pass", "cannot-install", "protocol", *_LEFT_OUT}
 """Statuses without evidence: the matrix says all."""
 _EXPLAINED = {"proves": "Proves", "failure": "A failure means", "look": "Look at"}
 _MOST_CAUSES = 6
@@ -77,7 +77,7 @@ def _lead(reports: Sequence[Mapping[str, Any]]) -> str:
         _, one, _ = said_of_a_run(reports[0]["status"])
         return f"<b>{escape(reports[0]['backend']['name'])}</b> {one}. {_promise()}"
     statuses = Counter(data["status"] for data in reports)
-    order = [status for status in ("pass", "fail", "incomplete", "cannot-install") if statuses[status]]
+    order = [status for status in ("pass", "fail", "incomplete", "protocol", "cannot-install") if statuses[status]]
     parts = [
         f"<b>{statuses[status]}</b> {said_of_a_run(status)[1 if statuses[status] == 1 else 2]}"
         for status in dict.fromkeys([*order, *statuses])

@@ -38,6 +38,7 @@ _LOOKS = {
     "follows": Look("follows from another failure", "follow from another failure", "follow", "warn", "↳", ">"),
     "excluded": Look("excluded", "excluded", "excluded", "warn", "○", "o"),
     "cannot-install": Look("cannot run here", "cannot run here", "cannot run here", "off", "∅", "0"),
+    "protocol": Look("protocol only", "protocol only", "protocol only", "off", "≈", "~"),
     "unchecked": Look(
         "not independently checked", "not independently checked", "not independently checked", "off", "?", "?"
     ),
@@ -49,6 +50,7 @@ _RUNS = {
     "pass": ("passes", "conforms", "conform"),
     "fail": ("fails", "fails", "fail"),
     "incomplete": ("is incomplete", "was not run to its end", "were not run to their end"),
+    "protocol": ("protocol only", "was tested against a stand-in only", "were tested against stand-ins only"),
     "cannot-install": ("cannot run here", "cannot run where it was tried", "cannot run where they were tried"),
 }
 

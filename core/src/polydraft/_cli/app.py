@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from polydraft._cli.commands import engines
 from polydraft._cli.commands.backends import backends
 from polydraft._cli.commands.cache import cache
 from polydraft._cli.commands.chat import chat
+from polydraft._cli.commands.create import create_command
 from polydraft._cli.commands.doctor import doctor
 from polydraft._cli.commands.generate import generate
 from polydraft._cli.commands.pairs import pairs
@@ -26,8 +28,29 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main", "run"]
 
+
+class _Commands(TyperGroup):
+    """The commands, and a group for each backend whose server takes models; plugins are asked only for that one."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, or None; the types are click's, of which typer has a copy of its own or not."""
+        found = super().get_command(ctx, cmd_name)
+        create = create_command(cmd_name) if found is None else None
+        if create is None:
+            return found
+        group = typer.Typer(help=f"Models of the server of the backend {cmd_name}.")
+        group.callback()(_group_root)
+        group.command("create", help=_help(create.__doc__))(takes_options(create))
+        return typer.main.get_command(group)
+
+
+def _group_root() -> None:
+    """A group of commands, even if it has one only."""
+
+
 app = typer.Typer(
     name="polydraft",
+    cls=_Commands,
     help="Speculative decoding over many engines: faster generation, the same output.",
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 3 could not be compared (verify), 130 interrupted.",
     add_completion=False,

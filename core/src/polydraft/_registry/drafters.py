@@ -76,6 +76,8 @@ class DrafterChoice:
         """
         if drafter is None:
             return SpeculationPlan(off=reasons.by_caller())
+        if self.target.kind == "served" and drafter == "auto":
+            return self._plan("mtp", None, "config")  # whether there is one, its server knows
         if drafter == "auto":
             return self._auto()
         if drafter == "ngram":
@@ -111,7 +113,8 @@ class DrafterChoice:
         entry = self._known(source)
         kind = entry.pair.kind if entry else _kind_of(source)
         # Before the backend: a drafter of another target is wrong on all of them.
-        check_pair(self.target, source, kind, hub=self.hub)
+        if self.target.kind != "served":
+            check_pair(self.target, source, kind, hub=self.hub)
         self._check_kind(kind, source.id)
         if source.format not in self.backend.formats:
             raise SpeculationUnavailableError(

@@ -287,7 +287,9 @@ class Offers:
     # --- on this machine ----------------------------------------------------------------------------------------------
     def _on_disk(self, source: ModelSource, formats: Container[str] | None) -> Iterator[Offer]:
         path = source.path
-        assert path is not None
+        if path is None:  # a server's
+            yield self._itself(source)
+            return
         if source.format == "gguf" and path.is_dir() and source.file is None:
             yield from (self._file(file, source.id, 32) for file in targets_in(path))
             return

@@ -21,7 +21,7 @@ from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNot
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import BackendState
-from polydraft.checkpoints._names import KnownNames, Role, repository
+from polydraft.checkpoints._names import KnownNames, Role, is_path, repository
 from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
@@ -105,7 +105,7 @@ class Resolver:
         if name != "auto":  # checked before the target is looked for: this needs no network
             check_options(self._isolator.backend(name).options, name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
-        source = self._resolve(target, "target")
+        source = self.target(target)
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
             check_target(source)
         prepared = self._choose(source) if name == "auto" else self._prepare(self._host.backends()[name], source)
@@ -114,6 +114,18 @@ class Resolver:
         if request.packing is not None and request.packing.note:
             _log.info("%s", request.packing.note)
         return prepared
+
+    def _served(self, target: str | Path) -> ModelSource | None:
+        """The target where its name is one of the server's own; nothing is looked up."""
+        record = self._host.backends().get(self._given["backend"])
+        if record is None or not record.own_names or isinstance(target, Path) or not target.strip():
+            return None
+        written = target.strip()
+        at_hand = self._known.format_of(repository(written)) is not None
+        # A bare word that is no file, and what only looks like a Hub id.
+        if at_hand or written.startswith("builtin:") or is_path(written):
+            return None
+        return ModelSource(id=written, kind="served", format=min(record.formats))
 
     def asking(self, **changes: Any) -> Resolver:
         """The same target with other arguments of ``load``; what was looked up is shared."""
@@ -133,7 +145,7 @@ class Resolver:
 
     def target(self, name: str | Path) -> ModelSource:
         """The resolved target; errors are those of ``load``."""
-        return self._resolve(name, "target")
+        return self._served(name) or self._resolve(name, "target")
 
     def candidates(self, source: ModelSource) -> list[BackendRecord]:
         """The backends that load the target in one of its packings, in order of their names.
@@ -142,7 +154,8 @@ class Resolver:
             BackendUnavailableError: There is none.
         """
         formats = self._offers.formats(source)
-        found = [record for record in self._host.backends().values() if formats & record.formats]
+        records = self._host.backends().values()
+        found = [record for record in records if formats & record.formats and not record.own_names]
         if not found:
             raise BackendUnavailableError(
                 f"No installed backend loads {source.id}: its format is {source.format}.",

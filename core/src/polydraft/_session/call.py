@@ -14,7 +14,7 @@ from polydraft.errors import NonFiniteLogitsError
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import OffReason, TokenRequest
-    from polydraft.contract.results import RunningInfo, TokenLogprobs
+    from polydraft.contract.results import EndReason, RunningInfo, TokenLogprobs
     from polydraft.text._tracker import OutputTracker
 
 __all__ = ["Call"]
@@ -103,7 +103,7 @@ class Call:
         unsound = None if logprobs is None else _first_unsound(logprobs)
         # One id after the other: what follows the end of the output is dropped, whatever it is.
         kept: list[int] = []
-        left = settings.max_new_tokens - self.tracker.num_tokens
+        left = len(token_ids) if self.tracker.text_only else settings.max_new_tokens - self.tracker.num_tokens
         for token_id in checked_ids(token_ids, left, self.tracker.vocab_size, "The engine emitted"):
             if len(kept) == unsound:
                 position = len(self.request.prompt_token_ids) + self.tracker.num_tokens
@@ -136,10 +136,18 @@ class Call:
             first = error.errors()[0]
             raise defect(f"The engine reported wrong statistics: {first['loc'][0]}: {first['msg']}.") from error
 
+    def finish(self, reason: EndReason) -> None:
+        """End the output of an engine that gives text alone."""
+        if not self.tracker.text_only:
+            raise defect("The engine ended the output by `Generation.finish`, and its tokens have to show the end.")
+        self.tracker.finish_reason = self.finish_reason or reason
+
     def stats(self) -> GenerationStats:
         """The engine's own statistics, else those of the rounds so far; the emitted tokens are counted here."""
         if self._reported is None:
             return _stats(self._rounds)
+        if self.tracker.text_only:  # its tokens are not among what it gives
+            return self._reported
         return self._reported.model_copy(update={"num_tokens": self.tracker.num_tokens})
 
     def check_yielded(self, emitted: Round | None) -> None:

@@ -304,12 +304,13 @@ class Session:
             vocab_size=vocab_size,
         )
         context = self._running.context_length
-        if len(encoded.token_ids) >= context:
+        text_only = bool(getattr(self._tokenizer, "text_only", False))  # ids are no tokens: the engine counts them
+        if len(encoded.token_ids) >= context and not text_only:
             raise ContextLengthError(
                 f"The prompt has {len(encoded.token_ids)} tokens, and the context holds {context}, output included.",
                 "Shorten the prompt, or load the model with a larger `context_length` if it has one.",
             )
-        room = min(settings.max_new_tokens, context - len(encoded.token_ids))
+        room = settings.max_new_tokens if text_only else min(settings.max_new_tokens, context - len(encoded.token_ids))
         off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
         with as_engine_errors(self._running, "in describing its tokens"):
             ends = frozenset(self._tokenizer.eos_token_ids)

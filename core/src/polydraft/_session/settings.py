@@ -140,6 +140,11 @@ def check_supported(
     Raises:
         UnsupportedError: A setting differs from its default and is not among the capabilities.
     """
+    if settings.ignore_eos and not capabilities.ignores_eos:
+        raise UnsupportedError(
+            f"The backend {backend} does not support `ignore_eos`: its engine always ends at its end of sequence.",
+            "Leave it out.",
+        )
     for name in GenerationSettings.model_fields:
         if name in _OBLIGATORY or name in capabilities.sampling:
             continue

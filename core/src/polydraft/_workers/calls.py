@@ -14,7 +14,7 @@ from polydraft.text._tracker import OutputTracker
 
 if TYPE_CHECKING:
     from polydraft._workers.served import ServedEngine
-    from polydraft.contract.results import Round
+    from polydraft.contract.results import EndReason, Round
 
 __all__ = ["ServedCall"]
 
@@ -33,6 +33,12 @@ class ServedCall(Call):
         self._number = message.call
         self._engine = engine
         self._room = threading.Semaphore(message.room)
+        self._finished: EndReason | None = None
+
+    def finish(self, reason: EndReason) -> None:
+        """The app's own call has to end for the same reason."""
+        super().finish(reason)
+        self._finished = reason
 
     def add_room(self, rounds: int) -> None:
         """The app has taken so many rounds."""
@@ -70,7 +76,10 @@ class ServedCall(Call):
                 close()
         except BaseException as error:
             failure = failure or self._engine.typed(error, "in ending a generation")
-        send(Ended(call=self._number, error=None if failure is None else failure_of(failure)))
+        ended = Ended(call=self._number, error=None if failure is None else failure_of(failure))
+        if self._finished is not None:
+            ended = ended.model_copy(update={"finish": self._finished, "stats": self._reported})
+        send(ended)
 
     def _message(self, emitted: Round, seconds: float) -> RoundDone:
         return RoundDone(

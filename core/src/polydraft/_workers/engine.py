@@ -134,6 +134,10 @@ class _Rounds(Iterator[Round]):
             self._over = True
             if message.error is not None:
                 raise error_of(message.error)
+            if message.stats is not None:
+                self._generation.report(message.stats)
+            if message.finish is not None:
+                self._generation.finish(message.finish)
         elif message is None:
             self._over = True
             self._worker.check_alive("while it generated")

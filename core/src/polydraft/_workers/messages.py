@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 
 from polydraft.contract.records import Record
 from polydraft.contract.requests import OffReason, TokenRequest
-from polydraft.contract.results import GenerationStats, RunningInfo
+from polydraft.contract.results import EndReason, GenerationStats, RunningInfo
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -174,6 +174,8 @@ class Ended(Message):
     kind: Literal["ended"] = "ended"
     call: int
     error: Failure | None = None
+    finish: EndReason | None = Field(default=None, description="Why the engine ended it, if tokens do not show it.")
+    stats: GenerationStats | None = Field(default=None, description="The engine's own, with ``finish``.")
 
 
 class LogLine(Message):
@@ -213,6 +215,7 @@ class TokenizerFacts(Message):
     special_token_ids: frozenset[int]
     response_template: Any = None
     ids_only: bool = Field(description="There is none: the model takes token ids only.")
+    text_only: bool = Field(default=False, description="There is none: the engine takes and gives text only.")
 
 
 class Loaded(Message):

@@ -234,6 +234,7 @@ def _facts(tokenizer: Tokenizer) -> TokenizerFacts:
         special_token_ids=tokenizer.special_token_ids,
         response_template=getattr(tokenizer, "response_template", None),
         ids_only=isinstance(tokenizer, IdsOnlyTokenizer),
+        text_only=bool(getattr(tokenizer, "text_only", False)),
     )
 
 

@@ -36,6 +36,7 @@ class WorkerTokenizer:
         self.eos_token_ids = facts.eos_token_ids
         self.special_token_ids = facts.special_token_ids
         self.response_template = facts.response_template
+        self.text_only = facts.text_only
         self._bytes = worker.spellings
         self._ids: dict[str, int | None] = {}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract.records import LocalModelRecord
 
-__all__ = ["KnownNames", "Name", "Role", "did_you_mean", "model_folders", "parse", "repository", "shown"]
+__all__ = ["KnownNames", "Name", "Role", "did_you_mean", "is_path", "model_folders", "parse", "repository", "shown"]
 
 Role = Literal["target", "drafter"]
 
@@ -80,7 +80,7 @@ def parse(target: str | Path) -> Name:
         repo = "/".join(url["rest"].strip("/").split("/")[:2])
         raise InvalidRequestError(f"{name!r} is a URL.", f"Write the Hub id alone: {repo!r}.")
     local = _expanded(Path(name))
-    if _looks_like_path(name) or _exists(local):
+    if is_path(name):
         return Name("local", str(local))
     if match := _HUB.fullmatch(name):
         quant = match["quant"]
@@ -95,6 +95,11 @@ def parse(target: str | Path) -> Name:
         f"{shown(name)} is neither a folder that exists nor a Hub id.",
         "A Hub id is org/name: letters, digits, '-', '_', '.'.",
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file or folder: by its form, or because it is there."""
+    return _looks_like_path(name) or _exists(_expanded(Path(name)))
 
 
 def shown(name: str) -> str:

@@ -25,6 +25,7 @@ PUBLIC_MODULES = {
     "polydraft.text.hub_tokenizer": "a tokenizer of Transformers as polydraft's",
     "polydraft.text.prompt_format": "how prompts begin, end and are laid out, for a tokenizer of any kind",
     "polydraft.text.ids_only": "a stand-in for models without a tokenizer: token ids in, token ids out",
+    "polydraft.text.text_only": "a stand-in for engines that take and give text alone",
     "polydraft.checkpoints.config": "reading a checkpoint's config.json",
     "polydraft.checkpoints.contents": "digests of files, byte for byte; a large file is read once",
     "polydraft.checkpoints.fetch": "a resolved model's files, downloaded if need be",

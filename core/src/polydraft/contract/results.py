@@ -14,6 +14,7 @@ from polydraft.contract.requests import ChosenBy, GenerationSettings, LoadReques
 
 __all__ = [
     "Chunk",
+    "EndReason",
     "FinishReason",
     "GenerationResult",
     "GenerationStats",
@@ -28,6 +29,9 @@ __all__ = [
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
 """``length``: ``max_new_tokens``. ``eos``: an end-of-sequence id. ``stop``: a stop string or stop id. ``context``: the
 context is full. ``cancelled``: closed or cancelled by the caller."""
+
+EndReason = Literal["length", "eos", "context"]
+"""Those by which an engine ends its output itself."""
 
 
 class TokenLogprobs(Record):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings, OffReason, TokenRequest
-    from polydraft.contract.results import FinishReason, GenerationStats, Round, RunningInfo, TokenLogprobs
+    from polydraft.contract.results import EndReason, FinishReason, GenerationStats, Round, RunningInfo, TokenLogprobs
     from polydraft.contract.tokenizer import Tokenizer
 
 __all__ = ["Generation", "WholeEngine"]
@@ -76,7 +76,20 @@ class Generation(Protocol):
         """
 
     def report(self, stats: GenerationStats) -> None:
-        """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded."""
+        """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded.
+
+        Emitted tokens are counted by the core all the same, except where the engine gives text alone
+        (``polydraft.text.text_only``): then ``num_tokens`` is the engine's.
+        """
+
+    def finish(self, reason: EndReason) -> None:
+        """The engine has ended the output. For engines that give text alone; the tokens of others show it.
+
+        Call it after the last round was yielded, and return.
+
+        Raises:
+            EngineError: The engine gives tokens.
+        """
 
 
 class WholeEngine(ABC):

@@ -238,6 +238,7 @@ class HttpClient:
         num_prompt_tokens: int,
         cancelled: Callable[[], bool] | None = None,
         patience: Patience | None = None,
+        lines: bool = False,
     ) -> EventStream:
         """Start a streamed generation; returns once the server has accepted it. Errors as for ``get``.
 
@@ -248,6 +249,7 @@ class HttpClient:
             num_prompt_tokens: Tokens of the prompt, which the server may repeat.
             cancelled: Looked at while the server is silent; once it is true, the stream ends.
             patience: How long to wait in all; None: ``patience(num_tokens)``. Several streams can share one.
+            lines: Each event is a line of JSON (NDJSON), not a server-sent event.
         """
         limits, repeated = self.limits, num_prompt_tokens * _BYTES_PER_PROMPT_TOKEN
         patience = patience or self.patience(num_tokens)
@@ -255,13 +257,13 @@ class HttpClient:
         started = time.monotonic()
         exchange = _Exchange(started + min(patience.seconds, limits.read_timeout), most, cancelled)
         try:
-            response = self._open(path, body, exchange, "event-stream")
+            response = self._open(path, body, exchange, "" if lines else "event-stream")
         except _CancelledError:
             response = None
         except _RefusedError as error:
             raise error.reason from None
         patience.seconds -= time.monotonic() - started
-        return EventStream(self, exchange, response, patience, limits.event_bytes + repeated)
+        return EventStream(self, exchange, response, patience, limits.event_bytes + repeated, lines=lines)
 
     def patience(self, num_tokens: int) -> Patience:
         """How long to wait in all for a generation of so many tokens."""
@@ -489,13 +491,15 @@ class EventStream(Iterator[dict[str, Any]]):
         response: http.client.HTTPResponse | None,
         patience: Patience,
         longest: int,
+        *,
+        lines: bool,
     ) -> None:
         self._client = client
         self._exchange = exchange
         self._response = response
         self._patience = patience
         self._longest = longest
-        self._events = self._parse()
+        self._events = self._parse_lines() if lines else self._parse()
 
     def __next__(self) -> dict[str, Any]:
         wait, left, now = self._client.limits.read_timeout, self._patience.seconds, time.monotonic()
@@ -544,12 +548,24 @@ class EventStream(Iterator[dict[str, Any]]):
             data.clear()
             if name == b"error" or (isinstance(event, dict) and "error" in event):
                 raise self._client.refused(http.client.OK, event)
-            if not isinstance(event, dict):
-                raise self._client.malformed("an event is not a JSON object")
-            yield event
+            yield self._object(event)
 
-    def _lines(self) -> Iterator[bytes]:
-        """The stream's lines, without their ends."""
+    def _parse_lines(self) -> Iterator[dict[str, Any]]:
+        """Objects, one on each line; empty lines, and the end of the last one, may be there or not."""
+        for line in self._lines(last=True):
+            if line.strip():
+                event = self._object(self._client.parsed(line))
+                if event.get("error"):
+                    raise self._client.refused(http.client.OK, event)
+                yield event
+
+    def _object(self, event: Any) -> dict[str, Any]:
+        if not isinstance(event, dict):
+            raise self._client.malformed("an event is not a JSON object")
+        return event
+
+    def _lines(self, *, last: bool = False) -> Iterator[bytes]:
+        """The stream's lines, without their ends; with ``last`` also what comes after the last end of a line."""
         rest = bytearray()
         while self._response is not None and (piece := self._response.read1(_PIECE)):
             first, *lines = piece.split(b"\n")
@@ -560,6 +576,8 @@ class EventStream(Iterator[dict[str, Any]]):
                 rest = bytearray(lines[-1])
             if len(rest) > self._longest:
                 raise self._client.malformed(f"a line is longer than {self._longest} bytes")
+        if last and rest:
+            yield bytes(rest)
 
 
 def _not_a_number(text: str) -> float:

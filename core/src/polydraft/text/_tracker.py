@@ -62,6 +62,8 @@ class OutputTracker:
         self._tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         """Ids of emitted tokens lie below it."""
+        self.text_only = bool(getattr(tokenizer, "text_only", False))
+        """Whether ids are no tokens: the engine keeps the limits."""
         self._settings = request.settings
         self._eos = request.eos_token_ids
         self._ends = request.eos_token_ids | frozenset(request.settings.stop_token_ids)
@@ -137,6 +139,8 @@ class OutputTracker:
                 self._cut(past)
             elif token_id in self._special and token_id not in self._parser.marks:
                 self._pending.pop()  # the end of the output is not a part of a call that it leaves unfinished
+        elif self.text_only:
+            pass
         elif count >= self._settings.max_new_tokens:
             self.finish_reason = "length"
         elif count >= self._room:

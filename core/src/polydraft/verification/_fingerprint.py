@@ -35,11 +35,13 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
         hub: Says where the Hub's cache is.
 
     Returns:
-        Empty for a Hub model whose weights are not in the cache.
+        Empty for a Hub model whose weights are not in the cache; the name of a server's model.
 
     Raises:
         ModelFormatError: A file is missing or cannot be read.
     """
+    if source.kind == "served":  # its bytes are part of the backend's ``build``
+        return source.id
     path = source.path or snapshot_of(source, hub)
     if path is None:
         return ""
@@ -57,6 +59,8 @@ def fingerprint(source: ModelSource, hub: HubOptions) -> str:
 
 def known_fingerprint(source: ModelSource, hub: HubOptions) -> str:
     """The same without reading large files: empty unless the digest of each was kept when it was read before."""
+    if source.kind == "served":
+        return source.id
     path = source.path or snapshot_of(source, hub)
     if path is None:
         return ""

@@ -233,7 +233,7 @@ class _Check:
         stream = self.session.stream(
             list(planned.token_ids),
             max_new_tokens=max_new_tokens,
-            ignore_eos=True,
+            ignore_eos=self.capabilities.ignores_eos,
             speculate=speculate,
             **self.evidence,
             **planned.sampling,

@@ -1,0 +1,1 @@
+"""Ollama behind polydraft: models of a running server, with their drafters."""

@@ -1,0 +1,161 @@
+"""The client of an Ollama server, as docs.ollama.com/api describes it. Fields that are not described are ignored.
+
+Not the client of the package ``ollama``: that one has no version and no ``draft_files``, reads lines of any length,
+follows redirects with the key, and cannot be cancelled while the server is silent. It sends files (``create.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+from polydraft.engine_parts.http_client import EventStream, HttpClient, NotConnectedError, Patience
+from polydraft.errors import (
+    BackendUnavailableError,
+    ContextLengthError,
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    PolydraftError,
+)
+
+from polydraft_ollama.options import KEY_VARIABLE, OllamaOptions
+from polydraft_ollama.plugin import FIRST_VERSION
+
+__all__ = ["OllamaClient", "can_draft"]
+
+_CONTEXT = re.compile(
+    r"context (?:length|size|window)|longer than the context|exceeds? the (?:available )?context", re.I
+)
+_MEMORY = re.compile(r"more (?:system |gpu )?memory|out of memory|insufficient memory|cudaMalloc failed", re.I)
+_NOT_FOUND = re.compile(r"model ['\"]?(?P<name>[^'\"]+?)['\"]? not found", re.I)
+_BUSY = (408, 429, 503)
+
+
+def can_draft(version: str) -> bool:
+    """Whether a server of this version has speculative decoding of GGUF models; one built from source says 0.0.0."""
+    try:
+        release = Version(version).release
+    except InvalidVersion:
+        return True
+    return not any(release) or release >= Version(FIRST_VERSION).release
+
+
+class OllamaClient(HttpClient):
+    """A client that several threads can use. Errors never contain the key."""
+
+    def __init__(self, options: OllamaOptions, model: str = "") -> None:
+        assert options.url is not None
+        super().__init__(
+            options.url, name="Ollama", key=options.key(), key_variable=KEY_VARIABLE, limits=options.limits()
+        )
+        self.model = model
+        """What its requests are about, for errors."""
+
+    def version(self) -> str:
+        """The server's version.
+
+        Raises:
+            BackendUnavailableError: Nothing answers, or it is not Ollama.
+        """
+        try:
+            found = self.json("/api/version")
+        except NotConnectedError as error:
+            raise NotConnectedError(
+                error.message, "Start it: `ollama serve`, or the app. OLLAMA_HOST says where it is, if not here."
+            ) from error
+        except ModelNotFoundError:
+            raise self._not_ollama() from None
+        version = found.get("version") if isinstance(found, dict) else None
+        if not isinstance(version, str):
+            raise self._not_ollama()
+        return self.shown(version)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The server's models; each has a ``name``."""
+        return self._listed("/api/tags")
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """Those in its memory."""
+        return self._listed("/api/ps")
+
+    def show(self, name: str) -> dict[str, Any]:
+        """What the server knows of a model.
+
+        Raises:
+            ModelNotFoundError: It has none of that name.
+        """
+        found = self.json("/api/show", {"model": name})
+        if not isinstance(found, dict):
+            raise self.malformed("what it shows of the model is not an object")
+        return found
+
+    def generate(self, body: Mapping[str, Any]) -> Any:
+        """The answer to a request that is not streamed, such as one without a prompt, which loads the model."""
+        return self.json("/api/generate", {**body, "stream": False}, seconds=self.limits.read_timeout)
+
+    def answer(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        num_tokens: int,
+        num_prompt_tokens: int = 0,
+        cancelled: Callable[[], bool] | None = None,
+        patience: Patience | None = None,
+    ) -> EventStream:
+        """Start a streamed answer; returns once the server has accepted the request."""
+        return self.stream(
+            path,
+            {**body, "stream": True},
+            num_tokens=num_tokens,
+            num_prompt_tokens=num_prompt_tokens,
+            cancelled=cancelled,
+            patience=patience,
+            lines=True,
+        )
+
+    def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
+        """The error for an answer with this status, or for one inside a stream."""
+        if found := _NOT_FOUND.search(said):
+            return self._unknown(found["name"], said)
+        if status == 404:
+            return self._unknown(self.model, said)
+        if _CONTEXT.search(said):
+            return ContextLengthError(
+                f"{self.name} answers: {said}", "Shorten the prompt, or load the model with a larger `context_length`."
+            )
+        if _MEMORY.search(said):
+            return OutOfMemoryError(f"{self.name} answers: {said}", "Load a smaller model, or a smaller context.")
+        if status in _BUSY:
+            return EngineError(f"{self.name} is busy ({status}): {said}", "Try again later.")
+        if 400 <= status < 500 and status not in {401, 403}:
+            return InvalidRequestError(f"{self.name} refuses the request: {said}", "Change what it names.")
+        return super().refusal(status, said, kind)
+
+    def _unknown(self, name: str, said: str) -> ModelNotFoundError:
+        if not name:
+            return ModelNotFoundError(f"{self.name} answers: {said}", "Check the url.")
+        return ModelNotFoundError(
+            f"{self.name} has no model {name!r}.",
+            f"Download it: `ollama pull {name}`; or make it from files: `polydraft ollama create {name} MODEL`. "
+            "`ollama list` shows its models.",
+        )
+
+    def _listed(self, path: str) -> list[dict[str, Any]]:
+        found = self.json(path)
+        models = found.get("models") if isinstance(found, dict) else None
+        named = (
+            [model for model in models or () if isinstance(model, dict)] if isinstance(models, list | None) else None
+        )
+        if named is None:
+            raise self.malformed("its models are not a list")
+        return [{**model, "name": str(model.get("name") or model.get("model") or "")} for model in named]
+
+    def _not_ollama(self) -> BackendUnavailableError:
+        return BackendUnavailableError(
+            f"The server at {self.url} is not Ollama.", "Set OLLAMA_HOST, or `engine_options={'url': ...}`."
+        )

@@ -1,0 +1,80 @@
+"""``engine_options`` of the backend ``ollama``, and what it reads from the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from polydraft.engine_parts.server_options import ServerOptions, ServerUrl
+from pydantic import BeforeValidator, Field
+
+__all__ = ["HOST_VARIABLE", "KEY_VARIABLE", "OllamaOptions"]
+
+HOST_VARIABLE = "OLLAMA_HOST"
+KEY_VARIABLE = "OLLAMA_API_KEY"
+_PORTS = {"http": 80, "https": 443}
+_USUAL_PORT = 11434
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that a server listens on -> those at which it is reached."""
+
+
+def _url(host: Any) -> Any:
+    """The URL of what ``OLLAMA_HOST`` may hold: a host, ``:port``, ``host:port`` or a URL, with Ollama's defaults."""
+    if not isinstance(host, str):
+        return host
+    scheme, found, rest = host.strip().partition("://")
+    if not found:
+        scheme, rest = "http", scheme
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        port = parts.port or (_PORTS.get(scheme, _USUAL_PORT) if found else _USUAL_PORT)
+        name = parts.hostname or "127.0.0.1"
+    except ValueError:
+        return host  # refused by the check that follows
+    if "@" in rest:
+        return host
+    name = _ANYWHERE.get(name, name)
+    further = f"?{parts.query}" if parts.query else ""
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path}{further}"
+
+
+class OllamaOptions(ServerOptions):
+    """Where the server is, and its own options by their names. What is left out is the server's choice.
+
+    Further settings of Ollama have polydraft's names: ``num_ctx`` is ``context_length``, ``num_predict`` is
+    ``max_new_tokens``, ``draft_num_predict`` is ``num_speculative_tokens``. A key (of ollama.com, or of a proxy) comes
+    from ``api_key_file``, else from ``OLLAMA_API_KEY``.
+    """
+
+    key_variables = (KEY_VARIABLE,)
+
+    url: Annotated[ServerUrl, BeforeValidator(_url)] | None = Field(
+        default_factory=lambda: os.environ.get(HOST_VARIABLE) or "",
+        validate_default=True,
+        description=f"The server, as {HOST_VARIABLE} takes it: ``host:port``, or a URL. Default: that variable, else "
+        f"127.0.0.1:{_USUAL_PORT}.",
+    )
+    keep_alive: str | float | None = Field(
+        default=None, description="How long the model stays loaded after a request: ``10m``, or seconds; -1: for ever."
+    )
+    num_gpu: int | None = Field(default=None, ge=-1, description="Layers on the GPU; 0: the CPU alone.")
+    main_gpu: int | None = Field(default=None, ge=0, description="The GPU for what is not split.")
+    num_batch: int | None = Field(default=None, ge=1, description="Prompt tokens run in one forward.")
+    num_thread: int | None = Field(default=None, ge=1, description="CPU threads.")
+    use_mmap: bool | None = Field(default=None, description="Map the file into memory.")
+    create_as: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Put the target and its drafter, which lie in files, on the server under this name: "
+        "``polydraft ollama create NAME MODEL`` sets it.",
+    )
+    modelfile: Path | None = Field(
+        default=None, description="With ``create_as``: where to write the Modelfile that says the same."
+    )
+
+    def of_the_server(self) -> dict[str, Any]:
+        """The options of a request that hold for all of them."""
+        names = ("num_gpu", "main_gpu", "num_batch", "num_thread", "use_mmap")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

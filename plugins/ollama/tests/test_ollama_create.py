@@ -1,0 +1,106 @@
+"""``polydraft ollama create``, and its models in llama.cpp's own server with the arguments that Ollama gives it."""
+
+import sys
+
+import polydraft
+import pytest
+from ollama_stand_in import StandIn
+from polydraft._cli.app import run
+from polydraft.errors import EngineError, InvalidRequestError, ModelNotFoundError, SpeculationUnavailableError
+
+PAIR = "builtin:tiny-e2b"
+
+
+@pytest.fixture
+def pairs():
+    pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+
+
+def create(name, model, **options):
+    further = {"create_as": name, **options.pop("engine_options", {})}
+    with polydraft.load(model, backend="ollama", engine_options=further, **options) as session:
+        return session.running
+
+
+def test_a_registered_pair(server, pairs, tmp_path):
+    modelfile = tmp_path / "Modelfile"
+    running = create("mine", PAIR, num_speculative_tokens=3, engine_options={"modelfile": str(modelfile)})
+    assert (running.target, running.method, running.num_speculative_tokens) == ("mine", "mtp", 3)
+    lines = modelfile.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["FROM", "DRAFT", "PARAMETER"]
+    assert lines[2] == "PARAMETER draft_num_predict 3"
+    made = server.models["mine:latest"]
+    assert made.target[:4] == made.drafter[:4] == b"GGUF"
+    (body,) = [body for path, body in server.requests if path == "/api/create"]
+    assert {*body} == {"model", "files", "draft_files", "parameters", "stream"}
+    with polydraft.load("mine", backend="ollama") as session:
+        assert session.running.num_speculative_tokens == 3
+
+
+def test_by_the_command_line(server, pairs, capsys):
+    assert run(["ollama", "create", "mine:v1", PAIR]) == 0
+    shown = capsys.readouterr().out
+    assert "Created mine:v1: FROM " in shown
+    assert "DRAFT " in shown
+    assert server.models["mine:v1"].drafter is not None
+
+
+def test_a_drafter_for_a_model_of_the_server(server, pairs, tmp_path):
+    from polydraft_builtin_pairs import __file__ as package
+    from polydraft_gguf.conversion.write import convert
+
+    file = tmp_path / "mtp-tiny.gguf"
+    convert(__import__("pathlib").Path(package).parent / "data/tiny-e2b-assistant", file, "f32")
+    assert create("mine", "plain", drafter=str(file)).method == "mtp"
+    (body,) = [body for path, body in server.requests if path == "/api/create"]
+    assert (body["from"], list(body["draft_files"])) == ("plain", ["mtp-tiny.gguf"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"version": "0.29.0"}, SpeculationUnavailableError, "no speculative decoding"),
+        ({"drops": True}, EngineError, "without its drafter"),
+        ({"refuses": True}, EngineError, "disk is full"),
+    ],
+)
+def test_a_server_that_cannot(server, pairs, change, error, words):
+    server.version = change.get("version", server.version)
+    if change.get("drops"):
+        server.scripts["/api/show"] = lambda handler: handler.json({"modelfile": "FROM x", "details": {}})
+    if change.get("refuses"):
+
+        def script(handler):
+            handler.start()
+            handler.line({"status": "parsing GGUF"})
+            handler.line({"error": "disk is full"})
+            handler.end()
+
+        server.scripts["/api/create"] = script
+    with pytest.raises(error, match=words):
+        create("mine", PAIR)
+
+
+def test_files_are_not_loaded_without_a_name(server, pairs):
+    with pytest.raises(InvalidRequestError) as failed:
+        polydraft.load(PAIR, backend="ollama")
+    assert f"`polydraft ollama create NAME {PAIR}`" in failed.value.hint
+    with pytest.raises(ModelNotFoundError):
+        polydraft.load("./missing.gguf", backend="ollama", engine_options={"create_as": "mine"})
+
+
+def test_on_llama_cpp(pairs, tmp_path, monkeypatch, capsys):
+    """The arguments that Ollama would give to llama-server, on llama.cpp: verify says that drafts change nothing."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    program = [sys.executable, "-m", "polydraft_xllamacpp.program"]
+    with StandIn(program=program, folder=tmp_path) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.host)
+        create("mine", PAIR)
+        assert run(["verify", "-m", "mine", "-b", "ollama", "--time-limit", "6", "--no-keep"]) == 0
+        assert "EXACT" in capsys.readouterr().out
+        kinds = [[*arguments][4:] for arguments in server.spawned]
+    assert ["--spec-type" in arguments for arguments in kinds].count(True) == 1
+    (drafting,) = [arguments for arguments in kinds if "--spec-type" in arguments]
+    at = drafting.index("--spec-type")
+    assert drafting[at : at + 5] == ["--spec-type", "draft-mtp", "--spec-draft-n-max", "4", "--spec-draft-model"]

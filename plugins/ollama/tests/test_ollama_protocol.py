@@ -1,0 +1,394 @@
+"""The backend against a stand-in that speaks Ollama's API: what it sends, what it makes of answers, and of bad ones."""
+
+import json
+import threading
+import time
+
+import polydraft
+import pytest
+from polydraft.errors import (
+    BackendUnavailableError,
+    ContextLengthError,
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
+from polydraft_ollama.options import OllamaOptions
+
+CREATED = "2023-08-04T08:52:19.385406455-07:00"
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def load(name="gemma4:e2b", **arguments):
+    return polydraft.load(name, backend="ollama", **arguments)
+
+
+def answering(*lines, ended=True):
+    """A script: these lines, as bytes or JSON."""
+
+    def script(handler):
+        handler.start()
+        for line in lines:
+            handler.line(line)
+        if ended:
+            handler.end()
+        else:
+            handler.close_connection = True
+
+    return script
+
+
+def piece(text, **further):
+    return {"model": "gemma4:e2b", "created_at": CREATED, "response": text, "done": False, **further}
+
+
+DONE = {
+    "model": "gemma4:e2b",
+    "created_at": CREATED,
+    "response": "",
+    "done": True,
+    "done_reason": "stop",
+    "eval_count": 3,
+}
+
+
+def test_text_with_and_without_drafts(server):
+    with load(num_speculative_tokens=3) as session:
+        drafted = session.generate("Why is", max_new_tokens=12)
+        plain = session.generate("Why is", max_new_tokens=12, speculate="off")
+    running, stats = session.running, drafted.stats
+    assert drafted.text == plain.text
+    assert (running.method, running.num_speculative_tokens, running.drafter) == ("mtp", 3, None)
+    assert (running.engine_version, running.dtype, running.context_length) == ("0.32.14", "Q4_K_M", 4096)
+    assert drafted.finish_reason == "length"
+    assert stats.num_tokens == 12
+    assert (stats.acceptance_rate, stats.num_draft_tokens, stats.num_drafts) == (None, None, None)
+    assert (stats.prefill_seconds, stats.decode_seconds) == (0.002, 0.003)
+    assert plain.stats.num_draft_tokens == 0
+    assert plain.speculation_off.code == "caller"
+    first, second = server.bodies("/api/generate")
+    assert (first["options"]["draft_num_predict"], second["options"]["draft_num_predict"]) == (3, 0)
+    assert (first["prompt"], first["raw"], first["stream"]) == ("Why is", True, True)
+
+
+def test_settings_by_its_names(server):
+    with load(context_length=1024, device="cpu", engine_options={"keep_alive": "10m", "num_thread": 2}) as session:
+        session.generate("x", max_new_tokens=5, temperature=0.7, top_k=9, top_p=0.8, min_p=0.1, seed=7)
+    (body,) = server.bodies("/api/generate")
+    assert body["keep_alive"] == "10m"
+    assert body["options"] == {
+        "num_ctx": 1024,
+        "num_gpu": 0,
+        "num_thread": 2,
+        "draft_num_predict": 4,
+        "num_predict": 5,
+        "seed": 7,
+        "temperature": 0.7,
+        "top_k": 9,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "typical_p": 1.0,
+        "repeat_penalty": 1.0,
+        "repeat_last_n": -1,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"logprobs": 1}, {"presence_penalty": 1.0}, {"logit_bias": {1: 1.0}}, {"min_new_tokens": 2}, {"ignore_eos": True}],
+)
+def test_the_rest_is_refused(server, setting):
+    with load() as session, pytest.raises(UnsupportedError, match=next(iter(setting))):
+        session.generate("x", **setting)
+    assert not server.bodies("/api/generate")
+
+
+def test_a_chat_with_thinking_and_a_call(server):
+    messages = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "call1", "content": "11 degrees"},
+    ]
+
+    def told(**message):
+        return {"created_at": CREATED, "message": {"role": "assistant", **message}, "done": False}
+
+    server.scripts["/api/chat"] = answering(
+        told(content="", thinking="Let me"),
+        told(content="", thinking=" see."),
+        told(content="It is <think> "),
+        told(content="warm."),
+        told(content="", tool_calls=[{"function": {"name": "get_weather", "arguments": {"city": "Paris"}}}]),
+        {"created_at": CREATED, "done": True, "eval_count": 21},
+    )
+    with load() as session:
+        result = session.generate(messages, tools=TOOLS, chat_template_kwargs={"enable_thinking": True})
+    assert (result.text, result.thinking) == ("It is <think> warm.", "Let me see.")
+    assert [(call.name, call.arguments) for call in result.tool_calls] == [("get_weather", {"city": "Paris"})]
+    assert (result.finish_reason, result.stats.num_tokens) == ("eos", 21)
+    (body,) = server.bodies("/api/chat")
+    assert body["think"] is True
+    assert body["tools"][0]["function"]["name"] == "get_weather"
+    assert body["messages"] == [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "get_weather", "arguments": {}}}],
+        },
+        {"role": "tool", "content": "11 degrees", "tool_name": "get_weather"},
+    ]
+
+
+def test_many_prompts_at_once_and_stops(server):
+    with load() as session:
+        results = session.generate_many(["a", "b", "c"], max_new_tokens=20)
+        alone = [session.generate(text, max_new_tokens=20) for text in "abc"]
+        assert [one.text for one in results] == [one.text for one in alone]
+        word = alone[0].text.split()[3]
+        stopped = session.generate("a", max_new_tokens=20, stop=word)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == alone[0].text.partition(word)[0]
+
+
+def test_eos_and_the_end_of_the_context(server):
+    server.models["plain:latest"].length = 5
+    with load("plain") as session:
+        assert session.running.speculation_off.code == "engine"
+        result = session.generate("x", max_new_tokens=50)
+        assert (result.finish_reason, result.stats.num_tokens, result.stats.num_draft_tokens) == ("eos", 6, 0)
+        with pytest.raises(SpeculationUnavailableError, match="polydraft ollama create"):
+            session.generate("x", speculate="on")
+        server.scripts["/api/generate"] = answering(
+            piece("a"), DONE | {"done_reason": "length", "prompt_eval_count": 4093}
+        )
+        assert session.generate("x", max_new_tokens=50).finish_reason == "context"
+        server.scripts.clear()
+        with pytest.raises(ContextLengthError, match="prompt is longer"):
+            session.generate("x " * 9000)
+
+
+def test_cancelling_ends_the_request(server):
+    server.models["gemma4:e2b"].length = 10**6
+    with load() as session:
+        stream = session.stream("x", max_new_tokens=10**6)
+        next(stream)
+        stream.cancel()
+        assert [chunk.finish_reason for chunk in stream][-1] == "cancelled"
+        assert server.cancelled.wait(5)
+
+
+def test_cancelling_while_the_server_is_silent(server):
+    released = threading.Event()
+    server.scripts["/api/generate"] = lambda handler: released.wait(20)
+    with load() as session:
+        stream = session.stream("x")
+        threading.Timer(0.2, stream.cancel).start()
+        started = time.monotonic()
+        assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+        assert time.monotonic() - started < 3
+    released.set()
+
+
+def test_liberal_in_what_it_takes(server):
+    """Unknown fields, missing ones, empty lines, a last line with text and without an end, no content type."""
+    server.scripts["/api/generate"] = answering(
+        json.dumps(piece("Hé", unknown={"a": [1]}, logprobs=None)).encode() + b"\n\n",
+        b'{"response": "l"}\r\n',
+        b"{}\n",
+        b'{"done": true, "response": "lo", "eval_count": 7.0, "context": [1, 2]}',
+    )
+    with load() as session:
+        result = session.generate("x")
+    assert (result.text, result.finish_reason, result.stats.num_tokens) == ("Héllo", "eos", 7)
+    assert result.stats.decode_seconds is None
+
+
+def test_an_answer_without_text(server):
+    server.scripts["/api/generate"] = answering(DONE)
+    with load() as session:
+        result = session.generate("x")
+    assert (result.text, result.finish_reason) == ("", "eos")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (answering(piece("Yes"), {"error": "an error was encountered while running the model"}), "while running"),
+        (answering(piece("Yes")), "ended its answer before its end"),
+        (answering(piece("Yes"), ended=False), "broke|before its end"),
+        (answering(piece("Yes"), b"{not json}\n"), "not JSON"),
+        (answering(piece("Yes"), b"[1]\n"), "not a JSON object"),
+        (answering(piece("Yes"), b'{"response": 7}\n'), "response is not text"),
+        (answering(piece("Yes"), b'{"done": true, "eval_count": "many"}\n'), "eval_count is not a number"),
+        (answering(piece("Yes"), b"x" * 9_000_000), "longer than"),
+        (answering(*[piece(" ha")] * 31), "equal pieces"),
+        (lambda handler: handler.json("upstream died", 502), "upstream died"),
+        (lambda handler: handler.json({"error": "server busy, please try again"}, 503), "busy"),
+    ],
+)
+def test_bad_answers_are_typed_errors_and_the_session_goes_on(server, script, words):
+    server.scripts["/api/generate"] = script
+    with load() as session:
+        with pytest.raises(EngineError, match=words):
+            session.generate("x")
+        server.scripts.clear()
+        assert session.generate("x", max_new_tokens=3).text
+
+
+def test_the_text_before_an_error_is_kept(server):
+    server.scripts["/api/generate"] = answering(piece("Yes"), piece(", I"), {"error": "died"})
+    with load() as session, pytest.raises(EngineError) as failed:
+        session.generate("x")
+    assert failed.value.partial_text == "Yes, I"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "error"),
+    [
+        (500, "model requires more system memory (9.0 GiB) than is available (2.0 GiB)", OutOfMemoryError),
+        (400, "invalid options: num_ctx", InvalidRequestError),
+        (401, "unauthorized", BackendUnavailableError),
+        (500, "model runner has unexpectedly stopped", EngineError),
+        (404, "model 'gemma4:e2b' not found, try pulling it first", ModelNotFoundError),
+    ],
+)
+def test_what_the_server_refuses(server, status, said, error):
+    with load() as session:
+        server.scripts["/api/generate"] = lambda handler: handler.json({"error": said}, status)
+        with pytest.raises(error):
+            session.generate("x")
+
+
+def test_a_slow_server(server):
+    server.scripts["/api/generate"] = lambda handler: time.sleep(3)
+    with load(engine_options={"read_timeout": 0.3}) as session, pytest.raises(EngineError, match=r"0\.3 seconds"):
+        session.generate("x")
+
+
+def test_an_unknown_model(server):
+    with pytest.raises(ModelNotFoundError, match="no model 'qwen3:8b'") as failed:
+        load("qwen3:8b")
+    assert "`ollama pull qwen3:8b`" in failed.value.hint
+
+
+def test_no_server(monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
+    with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:1") as failed:
+        load()
+    assert "ollama serve" in failed.value.hint
+
+
+def test_another_server(server):
+    server.scripts["/api/version"] = lambda handler: handler.json("404 page not found", 404)
+    with pytest.raises(BackendUnavailableError, match="not Ollama"):
+        load()
+
+
+@pytest.mark.parametrize(("version", "drafts"), [("0.29.9", 0), ("0.30.0-rc1", 4), ("0.0.0", 4), ("unknown", 4)])
+def test_versions(server, version, drafts):
+    server.version = version
+    with load() as session:
+        assert session.running.num_speculative_tokens == drafts
+        assert session.generate("x", max_new_tokens=2).text
+
+
+def test_an_old_server_that_is_asked_for_drafts(server):
+    server.version = "0.12.3"
+    with pytest.raises(SpeculationUnavailableError, match=r"0\.12\.3 has no speculative") as failed:
+        load(num_speculative_tokens=4)
+    assert "Update it to 0.30.0" in failed.value.hint
+    with load() as session, pytest.raises(SpeculationUnavailableError, match=r"0\.30\.0"):
+        session.generate("x", speculate="on")
+
+
+def test_a_server_that_does_not_say_whether_there_is_a_drafter(server):
+    server.scripts["/api/show"] = lambda handler: handler.json({"details": {}, "further": 1})
+    server.scripts["/api/ps"] = lambda handler: handler.json({"error": "no"}, 400)
+    with load() as session:
+        assert session.running.num_speculative_tokens == 4
+        assert any("shows no drafter" in note for note in session.running.notes)
+        session.generate("x", max_new_tokens=2)
+    assert server.bodies("/api/generate")[0]["options"]["draft_num_predict"] == 4
+
+
+def test_k_of_the_modelfile(server):
+    server.models["gemma4:e2b"].parameters = {"draft_num_predict": 2}
+    with load() as session:
+        assert session.running.num_speculative_tokens == 2
+
+
+def test_plain_decoding_is_never_left_to_the_server(server):
+    with load(drafter=None) as session:
+        session.generate("x", max_new_tokens=2)
+    assert [body["options"]["draft_num_predict"] for body in server.bodies("/api/generate")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        (":56789", "http://127.0.0.1:56789"),
+        ("example.com", "http://example.com:11434"),
+        ("example.com:56789/", "http://example.com:56789"),
+        ("https://example.com", "https://example.com:443"),
+        ("http://example.com/path", "http://example.com:80/path"),
+        ("[::]:1234", "http://[::1]:1234"),
+    ],
+)
+def test_addresses(monkeypatch, given, url):
+    monkeypatch.setenv("OLLAMA_HOST", given)
+    assert OllamaOptions().url == url
+    assert OllamaOptions(url=given).url == url
+
+
+@pytest.mark.parametrize("given", ["http://user:pass@host", "host:port", "ftp://host", "a b"])
+def test_addresses_that_are_none(monkeypatch, given):
+    monkeypatch.setenv("OLLAMA_HOST", given)
+    with pytest.raises(InvalidRequestError) as failed:
+        load()
+    assert "pass" not in str(failed.value)
+
+
+def test_doctor_says_what_it_found(server, monkeypatch):
+    from polydraft_ollama.backend import OllamaBackend
+
+    found = OllamaBackend().diagnose()
+    assert found.engine_version == "0.32.14"
+    assert found.rank == 0
+    assert any("gemma4:e2b, plain:latest" in note for note in found.notes)
+    server.version = "0.20.1"
+    assert any("update it" in note for note in OllamaBackend().diagnose().notes)
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
+    found = OllamaBackend().diagnose()
+    assert found.usable
+    assert "ollama serve" in found.notes[0]
+
+
+def test_in_a_worker(server):
+    with load(isolation="process") as session:
+        result = session.generate("x", max_new_tokens=8)
+        chat = session.generate([{"role": "user", "content": "Hi"}], max_new_tokens=4)
+    assert (result.finish_reason, result.stats.num_tokens, chat.stats.num_tokens) == ("length", 8, 4)
+    assert result.text
+    assert sum("text, not tokens" in note for note in session.running.notes) == 1
+
+
+def test_a_key_is_sent_and_not_shown(server, monkeypatch):
+    monkeypatch.setenv("OLLAMA_API_KEY", "canary-1234")
+    server.scripts["/api/show"] = lambda handler: handler.json({"error": handler.headers["Authorization"]}, 400)
+    with pytest.raises(InvalidRequestError) as failed:
+        load()
+    assert "Bearer ***" in str(failed.value)
