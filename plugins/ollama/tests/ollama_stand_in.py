@@ -61,7 +61,7 @@ class StandIn:
         self.models = {"gemma4:e2b": Model(drafter=b"x"), "plain:latest": Model()}
         self.blobs, self.requests, self.scripts, self.loaded = {}, [], {}, {}
         self.cancelled = threading.Event()
-        self.spawned = {}
+        self.spawned, self.timings = {}, {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"of": self}))
         self._server.daemon_threads = True
 
@@ -142,7 +142,7 @@ class StandIn:
             process = subprocess.Popen([*self.program, *arguments, "--port", str(port)])
             self.spawned[key] = process, port
             for _ in range(300):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
                     break
                 assert process.poll() is None, "llama-server has ended"
                 time.sleep(0.05)
@@ -258,16 +258,15 @@ class Handler(BaseHTTPRequestHandler):
                 count += 1
                 text = {"message": {"role": "assistant", "content": token}} if chat else {"response": token}
                 self.line({**begin, **text, "done": False})
-                if count == options.get("num_predict", -1):
+                if self.of.program is None and count == options.get("num_predict", -1):
                     break
-            else:
-                count = self.of.timings["predicted_n"] if self.of.program else count
+            count = self.of.timings["predicted_n"] if self.of.program else count
             text = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
             durations = {"total_duration": 5_000_000, "load_duration": 1_000_000, "prompt_eval_duration": 2_000_000}
             counts = {"prompt_eval_count": 7, "eval_count": count, "eval_duration": 3_000_000}
             self.line({**begin, **text, "done": True, "done_reason": reason, **durations, **counts})
             self.end()
-        except OSError:
+        except ConnectionError:
             self.of.cancelled.set()
 
     def _blob(self):

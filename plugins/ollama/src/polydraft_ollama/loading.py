@@ -95,7 +95,8 @@ def _check(request: LoadRequest, options: OllamaOptions) -> None:
         written = request.target.id
         drafter = request.plan.drafter
         if request.target.kind != "served" or drafter is not None:
-            further = f" --drafter {shlex.quote(drafter.id)}" if drafter is not None else ""
+            named = drafter is not None and request.plan.chosen_by == "caller"
+            further = f" --drafter {shlex.quote(drafter.id)}" if drafter is not None and named else ""
             raise InvalidRequestError(
                 f"Ollama loads models, with their drafters, by its own names, and "
                 f"{written if drafter is None or request.target.kind != 'served' else drafter.id} is none of those.",
