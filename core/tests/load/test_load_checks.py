@@ -142,6 +142,32 @@ TARGET = "builtin:tiny-e2b"
 
 
 # --- what works ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["gemma4:e2b", "llama3.2", "hf.co/org/name:Q4_K_M", "org/name", " user/model:tag "])
+def test_a_servers_own_name_is_passed_on(host_of, name):
+    request = prepare(name, host=host_of("fast", own_names=True), backend="fast").request
+    assert (request.target.kind, request.target.id, request.target.path) == ("served", name.strip(), None)
+    assert (request.plan.kind, request.plan.drafter, request.plan.num_speculative_tokens) == ("mtp", None, 4)
+
+
+def test_files_and_known_ids_are_no_names_of_a_server(host_of, builtin_data):
+    host = host_of("fast", own_names=True)
+    for name, kind in (
+        (TARGET, "builtin"),
+        (str(builtin_data / "tiny-e2b"), "local"),
+        (builtin_data / "tiny-e2b", "local"),
+    ):
+        assert prepare(name, host=host, backend="fast").request.target.kind == kind
+    for name in ("google/gemma-4-E2B-it", "./missing"):
+        with pytest.raises(ModelNotFoundError):
+            prepare(name, host=host, backend="fast")
+    with pytest.raises(BackendUnavailableError):
+        prepare(TARGET, host=host)
+    with pytest.raises(SpeculationUnavailableError):
+        prepare(
+            "gemma4:e2b", host=host_of("fast", own_names=True, drafter_kinds={"mtp"}), backend="fast", drafter="ngram"
+        )
+
+
 def test_request(host, tmp_path):
     prepared = prepare(
         TARGET,

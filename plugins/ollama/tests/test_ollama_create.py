@@ -6,7 +6,13 @@ import polydraft
 import pytest
 from ollama_stand_in import StandIn
 from polydraft._cli.app import run
-from polydraft.errors import EngineError, InvalidRequestError, ModelNotFoundError, SpeculationUnavailableError
+from polydraft.errors import (
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotVerifiedError,
+    SpeculationUnavailableError,
+)
 
 PAIR = "builtin:tiny-e2b"
 
@@ -93,6 +99,7 @@ def test_on_llama_cpp(pairs, tmp_path, monkeypatch, capfd):
     """The arguments that Ollama would give to llama-server, on llama.cpp: verify says that drafts change nothing."""
     pytest.importorskip("xllamacpp", reason="llama.cpp's server is not installed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path / "data"))
     program = [sys.executable, "-m", "polydraft_xllamacpp.program"]
     with StandIn(program=program, folder=tmp_path) as server:
         monkeypatch.setenv("OLLAMA_HOST", server.host)
@@ -106,8 +113,12 @@ def test_on_llama_cpp(pairs, tmp_path, monkeypatch, capfd):
         assert len({*drafted.text}) > 5
         assert counted["draft_n_accepted"] > 0
         assert "draft_n" not in server.timings
-        assert run(["verify", "-m", "mine", "-b", "ollama", "--time-limit", "5", "--no-keep"]) == 0
+        assert run(["verify", "-m", "mine", "-b", "ollama", "--time-limit", "5"]) == 0
         assert "EXACT" in capfd.readouterr().err
+        polydraft.load("mine", backend="ollama", verified="require").close()
+        server.version = "0.33.0"
+        with pytest.raises(NotVerifiedError):
+            polydraft.load("mine", backend="ollama", verified="require")
         kinds = [[*arguments][4:] for arguments in server.spawned]
     assert ["--spec-type" in arguments for arguments in kinds].count(True) == 1
     (drafting,) = [arguments for arguments in kinds if "--spec-type" in arguments]
