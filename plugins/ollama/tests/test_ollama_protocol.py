@@ -62,7 +62,7 @@ def test_text_with_and_without_drafts(server):
     running, stats = session.running, drafted.stats
     assert drafted.text == plain.text
     assert (running.method, running.num_speculative_tokens, running.drafter) == ("mtp", 3, None)
-    assert (running.engine_version, running.dtype, running.context_length) == ("0.32.14", "Q4_K_M", 4096)
+    assert (running.engine_version, running.dtype, running.context_length) == ("0.32.14", "Q4_K_M", 8192)
     assert drafted.finish_reason == "length"
     assert stats.num_tokens == 12
     assert (stats.acceptance_rate, stats.num_draft_tokens, stats.num_drafts) == (None, None, None)
@@ -171,7 +171,7 @@ def test_eos_and_the_end_of_the_context(server):
         with pytest.raises(SpeculationUnavailableError, match="polydraft ollama create"):
             session.generate("x", speculate="on")
         server.scripts["/api/generate"] = answering(
-            piece("a"), DONE | {"done_reason": "length", "prompt_eval_count": 4093}
+            piece("a"), DONE | {"done_reason": "length", "prompt_eval_count": 8189}
         )
         assert session.generate("x", max_new_tokens=50).finish_reason == "context"
         server.scripts.clear()
@@ -280,7 +280,7 @@ def test_a_slow_server(server):
 def test_an_unknown_model(server):
     with pytest.raises(ModelNotFoundError, match="no model 'qwen3:8b'") as failed:
         load("qwen3:8b")
-    assert "`ollama pull qwen3:8b`" in failed.value.hint
+    assert "It has: gemma4:e2b, plain:latest. Download it: `ollama pull qwen3:8b`" in failed.value.hint
 
 
 def test_no_server(monkeypatch):
@@ -315,7 +315,6 @@ def test_an_old_server_that_is_asked_for_drafts(server):
 
 def test_a_server_that_does_not_say_whether_there_is_a_drafter(server):
     server.scripts["/api/show"] = lambda handler: handler.json({"details": {}, "further": 1})
-    server.scripts["/api/ps"] = lambda handler: handler.json({"error": "no"}, 400)
     with load() as session:
         assert session.running.num_speculative_tokens == 4
         assert any("shows no drafter" in note for note in session.running.notes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -33,6 +34,8 @@ _CONTEXT = re.compile(
 _MEMORY = re.compile(r"more (?:system |gpu )?memory|out of memory|insufficient memory|cudaMalloc failed", re.I)
 _NOT_FOUND = re.compile(r"model ['\"]?(?P<name>[^'\"]+?)['\"]? not found", re.I)
 _BUSY = (408, 429, 503)
+_SHOWN = 20
+"""Models that an error names."""
 
 
 def can_draft(version: str) -> bool:
@@ -76,11 +79,12 @@ class OllamaClient(HttpClient):
 
     def models(self) -> list[dict[str, Any]]:
         """The server's models; each has a ``name``."""
-        return self._listed("/api/tags")
-
-    def loaded(self) -> list[dict[str, Any]]:
-        """Those in its memory."""
-        return self._listed("/api/ps")
+        found = self.json("/api/tags")
+        models = found.get("models") if isinstance(found, dict) else ""
+        if not isinstance(models, list | None):
+            raise self.malformed("its models are not a list")
+        named = (model for model in models or () if isinstance(model, dict))
+        return [{**model, "name": str(model.get("name") or model.get("model") or "")} for model in named]
 
     def show(self, name: str) -> dict[str, Any]:
         """What the server knows of a model.
@@ -88,14 +92,18 @@ class OllamaClient(HttpClient):
         Raises:
             ModelNotFoundError: It has none of that name.
         """
-        found = self.json("/api/show", {"model": name})
+        try:
+            found = self.json("/api/show", {"model": name})
+        except ModelNotFoundError as error:
+            names: list[str] = []
+            with suppress(PolydraftError):  # the first error says more
+                names = [self.shown(model["name"]) for model in self.models()[:_SHOWN]]
+            if not names:
+                raise
+            raise ModelNotFoundError(error.message, f"It has: {', '.join(names)}. {error.hint}") from None
         if not isinstance(found, dict):
             raise self.malformed("what it shows of the model is not an object")
         return found
-
-    def generate(self, body: Mapping[str, Any]) -> Any:
-        """The answer to a request that is not streamed, such as one without a prompt, which loads the model."""
-        return self.json("/api/generate", {**body, "stream": False}, seconds=self.limits.read_timeout)
 
     def answer(
         self,
@@ -141,19 +149,8 @@ class OllamaClient(HttpClient):
             return ModelNotFoundError(f"{self.name} answers: {said}", "Check the url.")
         return ModelNotFoundError(
             f"{self.name} has no model {name!r}.",
-            f"Download it: `ollama pull {name}`; or make it from files: `polydraft ollama create {name} MODEL`. "
-            "`ollama list` shows its models.",
+            f"Download it: `ollama pull {name}`; or make it from files: `polydraft ollama create {name} MODEL`.",
         )
-
-    def _listed(self, path: str) -> list[dict[str, Any]]:
-        found = self.json(path)
-        models = found.get("models") if isinstance(found, dict) else None
-        named = (
-            [model for model in models or () if isinstance(model, dict)] if isinstance(models, list | None) else None
-        )
-        if named is None:
-            raise self.malformed("its models are not a list")
-        return [{**model, "name": str(model.get("name") or model.get("model") or "")} for model in named]
 
     def _not_ollama(self) -> BackendUnavailableError:
         return BackendUnavailableError(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from polydraft import reasons
 from polydraft.contract import RunningInfo
-from polydraft.engine_parts.http_client import MalformedAnswerError
 from polydraft.errors import ContextLengthError, InvalidRequestError, SpeculationUnavailableError, UnsupportedError
 
 from polydraft_ollama.client import OllamaClient, can_draft
@@ -28,7 +26,7 @@ _USUAL_LENGTH = 4096
 
 
 def load_pair(request: LoadRequest) -> OllamaEngine:
-    """Find the model on the server, or put it there first (``create_as``), and have it loaded into memory.
+    """Find the model on the server, or put it there first (``create_as``). The first request loads it into memory.
 
     Raises:
         BackendUnavailableError: There is no Ollama, or it refuses the key.
@@ -37,7 +35,6 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
         SpeculationUnavailableError: The server is too old to draft.
         UnsupportedError: A dtype was given.
         ContextLengthError: The context is longer than the model's.
-        OutOfMemoryError: The server cannot load it.
         EngineError: The server failed.
     """
     options: OllamaOptions = request.engine_options or OllamaOptions()
@@ -69,16 +66,13 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
     body: dict[str, Any] = {"model": name}
     if options.keep_alive is not None:
         body["keep_alive"] = options.keep_alive
-    with suppress(MalformedAnswerError):  # without a prompt it only loads the model, whatever it answers
-        client.generate({**body, "options": {**fixed, "draft_num_predict": k}})
-    length, device = _in_memory(client, name)
     running = RunningInfo.of(
         request,
         engine="ollama",
         engine_version=version,
         dtype=model.quantization or _THE_SERVERS,
-        device=device,
-        context_length=request.context_length or length or model.context_length or _USUAL_LENGTH,
+        device="cpu" if request.device == "cpu" else _THE_SERVERS,
+        context_length=request.context_length or model.context_length or _USUAL_LENGTH,
         concurrency="concurrent",
         notes=[f"Server: {client.url}", *notes],
     )
@@ -144,16 +138,3 @@ def _without_drafter(name: str) -> str:
     return (
         f"{name} has no drafter on the server; `polydraft ollama create NAME MODEL` makes a model with one, from files."
     )
-
-
-def _in_memory(client: OllamaClient, name: str) -> tuple[int | None, str]:
-    """Context length and device of a loaded model, where the server tells them."""
-    try:
-        found = next((one for one in client.loaded() if one["name"] in {name, f"{name}:latest"}), {})
-    except (MalformedAnswerError, InvalidRequestError):
-        found = {}
-    length, size, on_gpu = (found.get(field) for field in ("context_length", "size", "size_vram"))
-    device = _THE_SERVERS
-    if type(size) is int and type(on_gpu) is int and size > 0:
-        device = "cpu" if on_gpu <= 0 else "gpu" if on_gpu >= size else "cpu,gpu"
-    return (length if type(length) is int and length > 0 else None), device
