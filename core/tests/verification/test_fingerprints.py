@@ -9,7 +9,7 @@ import pytest
 from polydraft.checkpoints import contents
 from polydraft.contract import HubOptions, ModelSource
 from polydraft.errors import ModelFormatError
-from polydraft.verification._fingerprint import commit_of, fingerprint
+from polydraft.verification._fingerprint import commit_of, fingerprint, snapshot_of, state_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -171,3 +171,10 @@ def test_of_a_hub_model_what_is_in_the_cache_counts(tmp_path):
     assert fingerprint(source("v3"), hub) == ""
     (repo / "blobs/abc").write_bytes(b"Weights")  # edited in the cache
     assert fingerprint(source(), hub) != first
+
+
+def test_a_model_of_a_server_is_known_by_its_name():
+    """No Hub id: its bytes are part of the backend's build."""
+    served = ModelSource(id="gemma4:e2b", kind="served", format="gguf")
+    assert fingerprint(served, HubOptions()) == "gemma4:e2b"
+    assert (snapshot_of(served, HubOptions()), state_of(served, HubOptions())) == (None, ())

@@ -100,6 +100,8 @@ def commit_of(source: ModelSource, hub: HubOptions) -> str:
 
 def snapshot_of(source: ModelSource, hub: HubOptions) -> Path | None:
     """The folder of a Hub model's files in the Hub's cache; None if it is not there."""
+    if source.kind != "hub":
+        return None
     folder = _repository_folder(source, hub) / "snapshots" / (commit_of(source, hub) or "unknown")
     return folder if folder.is_dir() else None
 
