@@ -259,6 +259,7 @@ def test_the_text_before_an_error_is_kept(server):
     [
         (500, "model requires more system memory (9.0 GiB) than is available (2.0 GiB)", OutOfMemoryError),
         (400, "invalid options: num_ctx", InvalidRequestError),
+        (400, "invalid option: draft_num_predict", SpeculationUnavailableError),
         (401, "unauthorized", BackendUnavailableError),
         (500, "model runner has unexpectedly stopped", EngineError),
         (404, "model 'gemma4:e2b' not found, try pulling it first", ModelNotFoundError),
@@ -301,7 +302,10 @@ def test_versions(server, version, drafts):
     server.version = version
     with load() as session:
         assert session.running.num_speculative_tokens == drafts
-        assert session.generate("x", max_new_tokens=2).text
+        assert session.generate("x", max_new_tokens=5).text
+    # An old server does not know the option at all.
+    assert server.bodies("/api/generate")[0]["options"].get("draft_num_predict", 0) == drafts
+    assert ("draft_num_predict" in server.bodies("/api/generate")[0]["options"]) == bool(drafts)
 
 
 def test_an_old_server_that_is_asked_for_drafts(server):

@@ -21,6 +21,7 @@ from polydraft.errors import (
     ModelNotFoundError,
     OutOfMemoryError,
     PolydraftError,
+    SpeculationUnavailableError,
 )
 
 from polydraft_ollama.options import KEY_VARIABLE, OllamaOptions
@@ -128,6 +129,11 @@ class OllamaClient(HttpClient):
 
     def refusal(self, status: int, said: str, kind: str) -> PolydraftError:
         """The error for an answer with this status, or for one inside a stream."""
+        if "draft_num_predict" in said:
+            return SpeculationUnavailableError(
+                f"{self.name} does not know draft_num_predict: {said}",
+                f"Update it to {FIRST_VERSION} or later (https://ollama.com/download), or give `drafter=None`.",
+            )
         if found := _NOT_FOUND.search(said):
             return self._unknown(found["name"], said)
         if status == 404:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from polydraft.contract import Round, WholeEngine
 from polydraft.text.text_only import TextOnlyTokenizer
 
+from polydraft_ollama.client import OllamaClient, can_draft
 from polydraft_ollama.rounds import Rounds
 
 if TYPE_CHECKING:
     from polydraft.contract import Generation, RunningInfo
-
-    from polydraft_ollama.client import OllamaClient
 
 __all__ = ["OllamaEngine"]
 
@@ -44,7 +43,8 @@ class OllamaEngine(WholeEngine):
             InvalidRequestError: A variable for the chat template that Ollama does not have.
             UnsupportedError: The prompt continues a chat.
         """
-        return Rounds(self.client, self.body, self.options, generation, self.tokenizer)
+        drafts = can_draft(self.running.engine_version)
+        return Rounds(self.client, self.body, self.options, generation, self.tokenizer, drafts=drafts)
 
     def close(self) -> None:
         """Nothing to free: the server keeps the model as long as ``keep_alive`` says."""

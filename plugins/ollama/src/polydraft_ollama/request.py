@@ -17,7 +17,12 @@ _THINK = {"enable_thinking", "think"}
 
 
 def request_of(
-    request: TokenRequest, prompt: str | ChatPrompt, body: Mapping[str, Any], options: Mapping[str, Any]
+    request: TokenRequest,
+    prompt: str | ChatPrompt,
+    body: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    drafts: bool,
 ) -> tuple[str, dict[str, Any]]:
     """Path and body of the request.
 
@@ -26,14 +31,17 @@ def request_of(
         prompt: Its prompt, as text or as a chat.
         body: What each request begins with.
         options: Those that all requests share.
+        drafts: Whether the server knows ``draft_num_predict``: 0 then decodes plainly.
 
     Raises:
         InvalidRequestError: A variable for the chat template that Ollama does not have.
     """
-    k = request.num_speculative_tokens if request.speculate else 0
+    asked = {**options, **sampling_options(request)}
+    if drafts:
+        asked["draft_num_predict"] = request.num_speculative_tokens if request.speculate else 0
     whole = {
         **body,
-        "options": {**options, **sampling_options(request), "draft_num_predict": k},
+        "options": asked,
         # Without these a long prompt loses its beginning, and a full context half of it, and nobody is told.
         "truncate": False,
         "shift": False,

@@ -59,12 +59,14 @@ class Rounds(Iterator[Round]):
         options: Mapping[str, Any],
         generation: Generation,
         tokenizer: TextOnlyTokenizer,
+        *,
+        drafts: bool,
     ) -> None:
         self._client = client
         self._generation = generation
         self._tokenizer = tokenizer
         prompt = tokenizer.prompt(generation.request.prompt_token_ids)
-        path, request = request_of(generation.request, prompt, body, options)
+        path, request = request_of(generation.request, prompt, body, options, drafts=drafts)
         self._closed = threading.Event()
         self._found: queue.SimpleQueue[_Piece | _Done | BaseException] = queue.SimpleQueue()
         self._pieces = 0
