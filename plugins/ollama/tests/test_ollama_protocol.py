@@ -321,9 +321,16 @@ def test_a_server_that_does_not_say_whether_there_is_a_drafter(server):
     server.scripts["/api/show"] = lambda handler: handler.json({"details": {}, "further": 1})
     with load() as session:
         assert session.running.num_speculative_tokens == 4
-        assert any("shows no drafter" in note for note in session.running.notes)
+        assert any("does not say whether" in note for note in session.running.notes)
         session.generate("x", max_new_tokens=9)
     assert server.bodies("/api/generate")[0]["options"]["draft_num_predict"] == 4
+
+
+def test_drafts_that_are_asked_for_of_a_model_without_a_drafter(server):
+    with load("plain", num_speculative_tokens=3) as session:
+        assert any("shows no drafter" in note for note in session.running.notes)
+        session.generate("x", max_new_tokens=9)
+    assert server.bodies("/api/generate")[0]["options"]["draft_num_predict"] == 3
 
 
 def test_k_of_the_modelfile(server):

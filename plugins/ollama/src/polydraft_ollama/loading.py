@@ -129,7 +129,8 @@ def _speculation(request: LoadRequest, model: ServedModel, off: OffReason | None
     asked = request.chosen_by.num_speculative_tokens == "caller"
     if model.has_drafter is False and not asked:
         return 0, reasons.by_engine(_without_drafter(model.name)), ""
-    note = "" if model.has_drafter else f"Ollama shows no drafter of {model.name}: without one it decodes plainly."
+    said = "shows no drafter of" if model.has_drafter is False else "does not say whether there is a drafter of"
+    note = "" if model.has_drafter else f"Ollama {said} {model.name}: without one it decodes plainly."
     k = plan.num_speculative_tokens if asked else model.num_speculative_tokens or plan.num_speculative_tokens
     return k, None, note
 
