@@ -100,7 +100,8 @@ def handler(hub):
 
         def do_GET(self):
             path = self.path.partition("?")[0].strip("/")
-            if path != "api/agent-harnesses":  # which huggingface_hub itself asks for once a day
+            # Whether the Hub answers, and what huggingface_hub itself asks for once a day.
+            if path not in {"robots.txt", "api/agent-harnesses"}:
                 hub.requests.append((self.command, path))
             api = path.startswith("api/models/")
             parts = (path.removeprefix("api/models/") if api else path).split("/")
@@ -151,6 +152,7 @@ def fake_hub(clean_environment, monkeypatch):
     endpoint = f"http://127.0.0.1:{server.server_port}"
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("polydraft.checkpoints._reach._known", {})
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -158,8 +158,8 @@ def _gguf_in_repository(target: ModelSource, resolve: DrafterLookup, hub: HubOpt
     repo, at = repository(target.id), f"@{target.revision}" if target.revision else ""
     hub = hub.model_copy(update={"revision": target.revision})
     try:
-        with hub_errors(repo, hub):
-            found = list(_gguf_drafters(repository_files(repo, hub)).values())
+        with hub_errors(repo, hub) as reached:
+            found = list(_gguf_drafters(repository_files(repo, reached)).values())
     except PolydraftError:
         return  # the target's own files cannot be listed either; the error comes when they are fetched
     if len(found) == 1:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polydraft.checkpoints._hub import hub_errors, is_temporary, is_unreachable, repository_sizes
+from polydraft.checkpoints._hub import hub_errors, is_temporary, repository_sizes
 from polydraft.checkpoints._names import repository
 from polydraft.checkpoints._quantization import (
     bits,
@@ -100,7 +100,7 @@ class Offer:
 
 
 class Offers:
-    """Finds packings. Repositories are listed once each; after the Hub could not be reached, in the cache only.
+    """Finds packings. Repositories are listed once each; where the Hub cannot be reached, in the cache only.
 
     Args:
         packings: The registry.
@@ -272,13 +272,10 @@ class Offers:
         if key not in self._listings:
             hub = self._hub.model_copy(update={"revision": revision})
             try:
-                with hub_errors(repo, hub):
-                    self._listings[key] = repository_sizes(repo, hub)
+                with hub_errors(repo, hub) as reached:
+                    self._listings[key] = repository_sizes(repo, reached)
             except PolydraftError as error:
                 self._listings[key] = error
-                if is_unreachable(error.__cause__):
-                    # Each further try would take as long.
-                    self._hub = self._hub.model_copy(update={"local_files_only": True})
         found = self._listings[key]
         if isinstance(found, PolydraftError):
             raise found

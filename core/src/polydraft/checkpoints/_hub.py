@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polydraft.checkpoints._reach import hub_answers, is_unreachable, note_unreachable, without_retry_lines
 from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.errors import InvalidRequestError, ModelNotFoundError, PolydraftError
 from polydraft.files import system_error
@@ -24,20 +25,21 @@ __all__ = [
     "cached_files",
     "hub_errors",
     "is_temporary",
-    "is_unreachable",
     "repository_files",
     "repository_format",
     "repository_sizes",
 ]
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
 
 
 @contextmanager
-def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Callable[[], str] = str) -> Iterator[None]:
+def hub_errors(
+    repo: str, hub: HubOptions, *, role: str = "model", similar: Callable[[], str] = str
+) -> Iterator[HubOptions]:
     """Turn errors of ``huggingface_hub`` into typed ones that say what to do.
 
+    Gives the options for the requests: where the Hub cannot be reached, those for the local cache alone.
     ``similar`` gives a "Did you mean ...?" (or nothing) where the repository does not exist.
 
     Raises:
@@ -45,13 +47,22 @@ def hub_errors(repo: str, hub: HubOptions, *, role: str = "model", similar: Call
         InvalidRequestError: The id, the token or the cache folder is not valid.
         SystemResourceError: The cache's disk is full or read-only, file handles have run out, and so on.
     """
+    from huggingface_hub import constants, errors
+
+    reached = hub
     try:
         if not hub.local_files_only:
             _check_token(hub)
-        yield
+            if not constants.HF_HUB_OFFLINE and not hub_answers():
+                reached = hub.model_copy(update={"local_files_only": True})
+        with without_retry_lines():
+            yield reached
     except PolydraftError:
         raise
     except Exception as error:
+        lost = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        if is_unreachable(lost):
+            note_unreachable()
         typed = _typed(error, repo, hub, role, similar)
         if typed is None:
             raise
@@ -131,13 +142,6 @@ def is_temporary(error: BaseException | None) -> bool:
     return isinstance(status, int) and (status == 429 or status >= 500)
 
 
-def is_unreachable(error: BaseException | None) -> bool:
-    """Whether no answer came from the Hub at all."""
-    # By name: which HTTP library is in use depends on the version of huggingface_hub.
-    library = type(error).__module__.split(".")[0]
-    return isinstance(error, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES
-
-
 def _offline(repo: str, hub: HubOptions, role: str, similar: Callable[[], str]) -> PolydraftError:
     """The model is not (completely) in the cache and the Hub cannot be asked: for one of three causes."""
     from huggingface_hub import constants
@@ -165,7 +169,7 @@ def repository_files(repo: str, hub: HubOptions) -> list[str]:
     try:
         return list(list_repo_files(repo, revision=hub.revision, token=hub.arguments()["token"]))
     except Exception as error:
-        if is_unreachable(error) and (cached := cached_files(repo, hub)):
+        if is_unreachable(error) and (cached := cached_files(repo, hub)):  # it went away meanwhile
             return cached
         raise
 

@@ -136,6 +136,8 @@ def did_you_mean(wrong: str, known: Iterable[str], *, count: int = 3) -> str:
     by_folded: dict[str, str] = {}
     for name in known:
         by_folded.setdefault(name.casefold(), name)
+    if (same := by_folded.get(wrong.casefold())) is not None:
+        return f"Did you mean {same!r}?"
     close = difflib.get_close_matches(wrong.casefold(), by_folded, n=count, cutoff=0.6)
     if not close:
         # The part after the organization alone: `gemma-4-E4B-it` should find `google/gemma-4-E4B-it`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from polydraft.checkpoints._names import KnownNames, Name, Role
 
 __all__ = ["resolve"]
+
+_progress = logging.getLogger("polydraft.progress")
 
 _BUILTIN_HINT = "`polydraft engines install transformers`, which brings them along, or pip install 'polydraft[builtin]'"
 _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
@@ -230,8 +234,10 @@ def _from_hub(name: Name, written: str, hub: HubOptions, role: Role, known: Know
             )
         hub = hub.model_copy(update={"revision": name.revision})
     form = known.format_of(repo)
-    with hub_errors(repo, hub, role=role, similar=lambda: "" if form else known.suggest(repo)):
-        config, form = _config_and_format(repo, hub, written, form or _format_by_name(repo, file))
+    similar = partial(known.suggest, repo) if repo not in known.formats else str
+    _progress.info("Asking the Hub for %s", repo)
+    with hub_errors(repo, hub, role=role, similar=similar) as reached:
+        config, form = _config_and_format(repo, reached, written, form or _format_by_name(repo, file))
     return ModelSource(id=written, kind="hub", format=form, config=config, revision=hub.revision, file=file)
 
 

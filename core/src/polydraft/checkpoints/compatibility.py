@@ -95,11 +95,11 @@ def _tokenizer_file(source: ModelSource, hub: HubOptions | None) -> Path | None:
     if hub is None or source.format not in {"safetensors", "mlx"}:
         return None
     repo, hub = repository(source.id), hub.model_copy(update={"revision": source.revision})
-    with hub_errors(repo, hub):
+    with hub_errors(repo, hub) as reached:
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            return Path(hf_hub_download(repo, TOKENIZER_FILE, **hub.arguments()))
+            return Path(hf_hub_download(repo, TOKENIZER_FILE, **reached.arguments()))
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:

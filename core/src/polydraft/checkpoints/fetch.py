@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints import safetensors
 from polydraft.checkpoints._engine_folder import engine_folder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import ModelSource
 
 __all__ = ["SAFETENSORS_PATTERNS", "fetch", "has_tokenizer"]
+
+_progress = logging.getLogger("polydraft.progress")
 
 SAFETENSORS_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """The files of a checkpoint in the layout of Transformers."""
@@ -59,12 +62,12 @@ def fetch(
         folder = source.path
     else:
         repo = repository(source.id)
-        with hub_errors(repo, hub):
+        with hub_errors(repo, hub) as reached:
             from huggingface_hub import snapshot_download
 
-            folder = Path(
-                snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(_NEVER), **hub.arguments())
-            )
+            wanted: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(_NEVER)}
+            _progress.info("Downloading %s", repo, extra={"shows_itself": True})
+            folder = Path(snapshot_download(repo, **wanted, **reached.arguments()))
     if not folder.is_dir():
         return folder
     if source.format in {"safetensors", "mlx"} and any("safetensors" in pattern for pattern in patterns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from fnmatch import fnmatchcase
 from itertools import product
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import ModelSource
 
 __all__ = ["choose_files", "fetch_gguf", "file_of_folder", "first_part", "parts_of"]
+
+_progress = logging.getLogger("polydraft.progress")
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 _SUFFIX = ".gguf"
@@ -50,11 +53,12 @@ def fetch_gguf(source: ModelSource, hub: HubOptions | None = None) -> Path:
         return file_at(path, source.file, source.id)
     hub = (hub or HubOptions()).model_copy(update={"revision": source.revision})
     repo = repository(source.id)
-    with hub_errors(repo, hub):
+    with hub_errors(repo, hub) as reached:
         from huggingface_hub import hf_hub_download
 
-        chosen = choose_files(repository_files(repo, hub), source.file, source.id)
-        paths = [hf_hub_download(repo, name, **hub.arguments()) for name in chosen]
+        chosen = choose_files(repository_files(repo, reached), source.file, source.id)
+        _progress.info("Downloading %s", repo, extra={"shows_itself": True})
+        paths = [hf_hub_download(repo, name, **reached.arguments()) for name in chosen]
     return Path(paths[0])
 
 
