@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, cast, get_args
 
+from polydraft._argument_names import did_you_mean_argument
 from polydraft._numbers import as_bool, as_int, shown
 from polydraft._signatures import shows_arguments
 from polydraft.errors import ContextLengthError, InvalidRequestError
@@ -80,9 +81,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
     unknown = sorted(set(given) - set(LoadArguments.__annotations__))
     if unknown:
         raise InvalidRequestError(
-            f"load has no argument {unknown[0]!r}.",
-            f"It has: {', '.join(LoadArguments.__annotations__)}.",
-            argument=unknown[0],
+            f"load has no argument {unknown[0]!r}.", _what_instead(unknown[0]), argument=unknown[0]
         )
     values: dict[str, Any] = {name: DEFAULTS.get(name) for name in LoadArguments.__annotations__} | dict(given)
     if not isinstance(target, str | Path):
@@ -98,6 +97,13 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         if (number := as_int(values[name])) is not None:  # numpy's ints, too
             values[name] = number
     _check_k(values["num_speculative_tokens"])
+    if drafter is None and values["num_speculative_tokens"] is not None:
+        raise InvalidRequestError(
+            f"`num_speculative_tokens={values['num_speculative_tokens']!r}` has no effect with `drafter=None`, "
+            "which is plain decoding.",
+            "Leave one of them out.",
+            argument="num_speculative_tokens",
+        )
     for name, wanted in _TEXTS.items():
         text = values[name]
         if not (isinstance(text, str) and text.strip()) and not (name == "revision" and text is None):
@@ -137,6 +143,15 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
             raise _not_understood(name, values[name], "True or False")
     _check_objects(values)
     return cast("LoadArguments", values)
+
+
+def _what_instead(unknown: str) -> str:
+    from polydraft.contract.requests import GenerationSettings
+
+    if unknown in GenerationSettings.model_fields:
+        return f"Give it to the session: `session.generate(prompt, {unknown}=...)`."
+    known = LoadArguments.__annotations__
+    return f"{did_you_mean_argument(unknown, ['target', *known])} It has: {', '.join(known)}.".strip()
 
 
 _TEXTS = {

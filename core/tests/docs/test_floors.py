@@ -7,9 +7,20 @@ import polydraft
 
 SOURCE = Path(polydraft.__file__).parent
 FLOORS = (
-    {"_containment", "_folders", "_numbers", "_presentable", "_sealed", "contract", "errors", "files", "secrets"},
+    {
+        "_containment",
+        "_folders",
+        "_numbers",
+        "_presentable",
+        "_sealed",
+        "_shown",
+        "contract",
+        "errors",
+        "files",
+        "secrets",
+    },
     {"caches", "checkpoints", "sampling", "text"},
-    {"engine_parts", "hardware", "reasons", "_signatures"},
+    {"engine_parts", "hardware", "reasons", "_argument_names", "_signatures"},
     {"_loop"},
     {"_session"},
     {"_environments", "_isolation", "_plugins", "_probes", "_registry", "_workers"},
@@ -17,6 +28,7 @@ FLOORS = (
     {"verification"},
     {"_tune"},
     {"_cli"},
+    {"__main__"},
 )
 UPWARD = {("_load", "verification"), ("_load", "_tune")}
 """Stored verification results decide whether ``load`` proceeds, stored measurements decide what the caller leaves open;

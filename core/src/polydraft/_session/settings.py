@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from polydraft._argument_names import did_you_mean_argument
 from polydraft._numbers import as_bool, as_float, as_int, shown
 from polydraft.contract.requests import DEFAULT_SETTINGS, LONGEST_STOP, GenerationSettings
 from polydraft.errors import InvalidRequestError, UnsupportedError
@@ -234,6 +235,8 @@ def _check_values(settings: GenerationSettings) -> None:
 def _invalid(name: str, value: Any) -> InvalidRequestError:
     if name not in _ALLOWED:
         return InvalidRequestError(
-            f"There is no setting named {name}.", f"Known settings: {', '.join(_ALLOWED)}.", argument=name
+            f"There is no setting named {name}.",
+            f"{did_you_mean_argument(name, _ALLOWED)} Known settings: {', '.join(_ALLOWED)}.".strip(),
+            argument=name,
         )
     return InvalidRequestError(f"`{name}={shown(value)}` is not allowed.", f"Give {_ALLOWED[name]}.", argument=name)
