@@ -7,6 +7,12 @@ from ._load import load as load
 from ._plugins import PluginHost as PluginHost
 from ._plugins import PluginStatus as PluginStatus
 from ._plugins import default_host as default_host
+from ._registry.overview import BackendInfo as BackendInfo
+from ._registry.overview import DeviceInfo as DeviceInfo
+from ._registry.overview import PairInfo as PairInfo
+from ._registry.overview import backends as backends
+from ._registry.overview import devices as devices
+from ._registry.overview import pairs as pairs
 from ._session.async_stream import AsyncTokenStream as AsyncTokenStream
 from ._session.monitor import SpeculationWarning as SpeculationWarning
 from ._session.session import Session as Session

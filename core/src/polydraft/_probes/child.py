@@ -93,7 +93,7 @@ def _host_of(record: dict[str, Any]) -> PluginHost:
 def _backend(host: PluginHost, name: str) -> Answer:
     from polydraft._containment import plugin_errors
     from polydraft._probes.records import Answer
-    from polydraft._registry.diagnosing import backend_state
+    from polydraft._registry.diagnosing import backend_state, serves
     from polydraft._registry.faults import FaultRegistry
     from polydraft.contract.records import Capabilities
 
@@ -107,7 +107,9 @@ def _backend(host: PluginHost, name: str) -> Answer:
         backend = host.backend(name)
         schema = type(backend).options.model_json_schema()
         capabilities = Capabilities.model_validate(vars(backend.capabilities())) if state.diagnosis else None
-    return Answer(backend=name, state=state, capabilities=capabilities, options_schema=schema)
+    return Answer(
+        backend=name, state=state, capabilities=capabilities, options_schema=schema, serves=serves(host, name)
+    )
 
 
 def _catalogue(host: PluginHost) -> PluginCatalogue:

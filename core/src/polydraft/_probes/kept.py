@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["asked", "diagnosis_folder"]
 
 _log = logging.getLogger("polydraft.load")
-_FORMAT = 1
+_FORMAT = 2
 _MOST = 256
 """Answers that are kept; those written longest ago are deleted."""
 

@@ -60,6 +60,7 @@ class Answer(Record):
     state: BackendState | None = None
     capabilities: Capabilities | None = None
     options_schema: dict[str, Any] | None = None
+    serves: bool | None = Field(default=None, description="Whether the backend has a server; None: not known.")
     catalogue: PluginCatalogue | None = None
     problem: str = Field(
         default="", description="Why there is no answer, the rest of a sentence: ``was killed by SIGABRT.``"

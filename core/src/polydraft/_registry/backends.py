@@ -77,8 +77,10 @@ def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
     return did_you_mean(name, [*there, *(known.name for known in known_backends())]) or _capitalized(_installed(there))
 
 
-def format_hint(form: str, *, but: str = "") -> str:
-    """Which known backends load a weight format, other than ``but``, and how to get them; empty if none does."""
+def format_hint(form: str, *, but: str = "", installed: Iterable[BackendRecord] = ()) -> str:
+    """Which backends load a weight format, other than ``but``, and how to get them; empty if none does."""
+    if there := [record.name for record in installed if form in record.formats and record.name != but]:
+        return f"Use `backend={there[0]!r}`, which does."
     fitting = [known for known in known_backends() if form in known.formats and known.name != but]
     if not fitting:
         return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from polydraft._plugins import PluginHost, PluginStatus, default_host
 from polydraft._probes.asking import find_deadly_plugins
 from polydraft._probes.interpreter import own_python
-from polydraft._registry.backends import known_backends
+from polydraft._registry.backends import KnownBackend, known_backends
 from polydraft._registry.diagnosing import diagnose_all
 from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
@@ -20,6 +21,7 @@ __all__ = [
     "PairDescription",
     "describe_backends",
     "describe_pairs",
+    "missing_backends",
     "model_without_pair",
     "plugins_without_backend",
     "surviving_host",
@@ -39,6 +41,8 @@ class BackendDescription(Record):
     plugin: PluginStatus | None = None
     folder: Path | None = None
     """The environment that it runs in; None: this process's own."""
+    serves: bool | None = None
+    """Whether it has a server; None: not known."""
 
 
 class PairDescription(Record):
@@ -69,21 +73,23 @@ def surviving_host() -> PluginHost:
 
 
 def describe_backends(
-    host: PluginHost | None = None, *, lookup: VersionLookup = installed_version
+    host: PluginHost | None = None, *, lookup: VersionLookup = installed_version, kept: bool = False
 ) -> list[BackendDescription]:
     """All backends, each with its diagnosis, problems and plugin; ``plugins_without_backend`` has the rest.
 
-    Each backend of the installed plugins is asked in a process of its own (``diagnose_all``).
+    Each backend of the installed plugins is asked in a process of its own (``diagnose_all``), unless ``kept`` allows an
+    answer of before.
     """
     host = default_host() if host is None else host
     faults = FaultRegistry.of(host, lookup)
     plugins = {name: status for status in host.statuses() if status.state == "loaded" for name in status.backends}
-    answers = diagnose_all(host, host.backends().values(), faults, seconds=SURVEY_LIMIT, kept=False)
+    answers = diagnose_all(host, host.backends().values(), faults, seconds=SURVEY_LIMIT, kept=kept, here=False)
     return [
         BackendDescription(
             state=answers[name].state_of(record),
             plugin=plugins.get(name),
             folder=home.folder if (home := host.home(name)) is not None else None,
+            serves=answers[name].serves,
         )
         for name, record in host.backends().items()
     ]
@@ -93,6 +99,14 @@ def plugins_without_backend(host: PluginHost | None = None) -> list[PluginStatus
     """Plugins that are broken or disabled, which ``describe_backends`` does not show."""
     host = default_host() if host is None else host
     return [status for status in host.statuses() if status.state != "loaded"]
+
+
+def missing_backends(installed: Iterable[BackendDescription], others: Iterable[PluginStatus]) -> list[KnownBackend]:
+    """Backends that are known by name, but not installed; ``others`` are broken and disabled plugins."""
+    there = {found.state.record.name for found in installed}
+    # A broken plugin is installed: the command that installs it would not fix it.
+    there |= {name for status in others for name in (status.name, *status.backends)}
+    return [known for known in known_backends() if known.name not in there]
 
 
 def describe_pairs(

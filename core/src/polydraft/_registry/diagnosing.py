@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from polydraft._registry.engines import engine_of
 from polydraft._registry.faults import fault_sentences
 from polydraft._registry.states import Backends, BackendState
 from polydraft._registry.versions import in_range, installed_alternative
+from polydraft.contract.backend import Backend
 from polydraft.contract.records import BackendRecord, Diagnosis
 from polydraft.errors import PluginError, PolydraftError
 from polydraft.files import system_error
@@ -24,10 +26,14 @@ if TYPE_CHECKING:
     from polydraft._plugins import PluginHost
     from polydraft._registry.faults import FaultRegistry
 
-__all__ = ["DIAGNOSIS_LIMIT", "backend_state", "diagnose_all"]
+__all__ = ["DIAGNOSIS_LIMIT", "backend_state", "diagnose_all", "serves"]
 
 DIAGNOSIS_LIMIT = 60.0
 """Seconds for the diagnosis of one of several backends; it may import a large engine from a slow disk."""
+
+
+_ANOTHER = "Choose another one: `polydraft backends` lists them."
+"""The remedy where a backend names none: its engine is installed, so that installing it again would change nothing."""
 
 
 def backend_state(
@@ -73,7 +79,7 @@ def backend_state(
             record=record, problem=f"Its diagnosis fails: {type(error).__name__}: {said}.", remedy=hint, faults=known
         )
     if not diagnosis.usable:
-        problem, remedy = diagnosis.reason or "no reason was given.", diagnosis.remedy or record.install_hint
+        problem, remedy = diagnosis.reason or "no reason was given.", diagnosis.remedy or _ANOTHER
     return BackendState(record=record, diagnosis=diagnosis, problem=problem, remedy=remedy, faults=known)
 
 
@@ -84,6 +90,7 @@ def diagnose_all(
     *,
     seconds: float,
     kept: bool,
+    here: bool = True,
     makes: Backends | None = None,
 ) -> dict[str, Answer]:
     """Look at several backends. Of two plugins, never are both engines imported into this process.
@@ -97,8 +104,8 @@ def diagnose_all(
         records: The backends.
         faults: Known faults of engines.
         seconds: How long each diagnosis may take.
-        kept: A diagnosis that was kept may be taken, and the engine of a single plugin be imported here. Otherwise all
-            are asked anew, each in a process of its own.
+        kept: A diagnosis that was kept may be taken. Otherwise all are asked anew.
+        here: With ``kept``: the engine of a single plugin may be imported into this process.
         makes: Makes the backends that are looked at here, some of them in workers perhaps; None: the host.
 
     Returns:
@@ -110,16 +117,23 @@ def diagnose_all(
     answers = {name: Answer(backend=name, state=state) for name, state in states.items()}
     homes = {record.name: host.home(record.name) for record in open_ones}
     plugins = {(home and home.name, host.plugin_of(name)) for name, home in homes.items()}
-    if python is None or (kept and len(plugins) <= 1 and not any(homes.values())):
+    if python is None or (kept and here and len(plugins) <= 1 and not any(homes.values())):
         for record in open_ones:
             state = backend_state(makes or host, record, faults, seconds=seconds)
-            answers[record.name] = Answer(backend=record.name, state=state)
+            answers[record.name] = Answer(backend=record.name, state=state, serves=serves(makes or host, record.name))
         return answers
     for answer in asked(python, open_ones, homes, seconds=seconds, anew=not kept):
         before = states[answer.backend]
         state = answer.state_of(before.record).model_copy(update={"faults": before.faults})
         answers[answer.backend] = answer.model_copy(update={"state": state})
     return answers
+
+
+def serves(host: Backends, name: str) -> bool | None:
+    """Whether a backend has a server; None if its class cannot be imported."""
+    with suppress(Exception):  # told by its state
+        return type(host.backend(name)).server_command is not Backend.server_command
+    return None
 
 
 def _before_import(record: BackendRecord, faults: FaultRegistry) -> BackendState:

@@ -211,7 +211,7 @@ class PackingChoice:
             f"The backend {name} cannot load {self.target.id}: {why or f'its format is {form}.'}",
             f"{loads} `polydraft pairs` lists published files."
             if why
-            else f"{loads} {format_hint(form, but=name)}".strip(),
+            else f"{loads} {format_hint(form, but=name, installed=self.others)}".strip(),
         )
 
     def _remedy(self, needed: int) -> str:
@@ -256,7 +256,8 @@ class PackingChoice:
             raise UnsupportedError(
                 f"The backend {self.backend.name} loads no weights of {self.target.id} for {asked}: those are "
                 f"{' and '.join(where)} files ({elsewhere[0].source}).",
-                f"It loads: {_names(found) or 'none of them'}. {format_hint(where[0], but=self.backend.name)}".strip(),
+                f"It loads: {_names(found) or 'none of them'}. "
+                f"{format_hint(where[0], but=self.backend.name, installed=self.others)}".strip(),
             )
         made = [one.name for one in self.others if self._makes(one)]
         if made:

@@ -202,6 +202,7 @@ class Call:
             raw_text=tracker.raw_text,
             token_ids=tracker.token_ids,
             prompt_token_ids=self.request.prompt_token_ids,
+            segments=tracker.segments,
             finish_reason=tracker.finish_reason or "cancelled",
             stop_match=tracker.stop_match,
             thinking=tracker.thinking,

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 __all__ = ["load_engine"]
 
 _log = logging.getLogger("polydraft.load")
+_progress = logging.getLogger("polydraft.progress")
 
 
 def load_engine(backend: Backend, request: LoadRequest) -> tuple[SteppingEngine | WholeEngine, list[str]]:
     """The loaded engine, and notes on it; whatever an engine raises becomes a typed error of ``load``."""
     started = time.monotonic()
+    _progress.info("Loading %s into %s", request.target.id, request.backend)
     try:
         engine = backend.load_engine(request)
         seconds = time.monotonic() - started
         _log.info("%s loaded %s in %.1f s", request.backend, request.target.id, seconds)
         if request.exactness != "bitwise" or not isinstance(engine, SteppingEngine):
             return engine, []
+        _progress.info("Checking that plain and speculative steps give equal bits")
         try:
             note = check_fixed_steps(engine, request, seconds)
         except BaseException:

@@ -93,6 +93,12 @@ class Session:
             self._schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
         self._template_habits: Habits = {}
 
+    def __repr__(self) -> str:
+        return f"<Session {self._running.line}{', closed' if self._closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        return self._running._repr_html_()
+
     @property
     def running(self) -> RunningInfo:
         """What really runs: engine and version, pair, effective k, dtype, device, method."""

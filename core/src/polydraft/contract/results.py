@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from polydraft._shown import cut, html_table, html_text
 from polydraft.contract.packings import Packing
 from polydraft.contract.records import DrafterKind, Exactness, Record
 from polydraft.contract.requests import ChosenBy, GenerationSettings, LoadRequest, OffReason
@@ -94,6 +95,17 @@ class Chunk(Record):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = Field(default=None, description="Set on the last chunk.")
 
+    def __repr__(self) -> str:
+        accepted = "" if self.num_accepted_tokens is None else f", {self.num_accepted_tokens} accepted drafts"
+        thinking = f", thinking {cut(self.thinking)}" if self.thinking else ""
+        end = f", ended by {self.finish_reason}" if self.finish_reason else ""
+        return f"<Chunk {cut(self.text)}: {_counted(len(self.token_ids), 'token')}{accepted}{thinking}{end}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_text(_pieces(self.text, self.segments))
+
 
 class GenerationStats(Record):
     """Counts of what happened. What the engine does not report is None, never 0.
@@ -173,6 +185,29 @@ class GenerationStats(Record):
                 sums[name] = tuple(map(sum, zip_longest(*values, fillvalue=0))) if by_position else sum(values)
         return cls(**sums)
 
+    def __repr__(self) -> str:
+        return f"<GenerationStats {', '.join(f'{name} {value}' for name, value in self._told().items())}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_table({"": name, "value": value} for name, value in self._told().items())
+
+    def _told(self) -> dict[str, str]:
+        """The numbers that say most, of those that the engine reports."""
+        told: dict[str, str] = {"tokens": str(self.num_tokens)}
+        if self.num_drafts is not None:
+            told["rounds"] = str(self.num_drafts)
+        if self.num_accepted_tokens is not None and self.num_draft_tokens:
+            told["accepted drafts"] = f"{self.num_accepted_tokens} of {self.num_draft_tokens}"
+        if self.acceptance_rate is not None:
+            told["acceptance rate"] = f"{self.acceptance_rate:.1%}"
+        if self.mean_acceptance_length is not None:
+            told["mean acceptance length"] = f"{self.mean_acceptance_length:.2f}"
+        if self.tokens_per_second is not None:
+            told["tokens/s"] = f"{self.tokens_per_second:.1f}"
+        return told
+
     def with_rates(self) -> dict[str, Any]:
         """The counts with the derived rates, as JSON-ready data."""
         rates = (
@@ -237,6 +272,42 @@ class RunningInfo(Record):
         default=None, description="None: never verified, or ``load`` did not look (``verified=``)."
     )
 
+    def __repr__(self) -> str:
+        return f"<RunningInfo {self.line}>"
+
+    __str__ = __repr__
+
+    @property
+    def line(self) -> str:
+        """What runs, in one line."""
+        engine = self.backend if self.engine == self.backend else f"{self.backend} ({self.engine})"
+        how = "plain decoding"
+        if self.method is not None:
+            most = self.max_speculative_tokens
+            k = f"k={self.num_speculative_tokens}" if most is None else f"k=auto (0 to {most})"
+            how = f"drafter {self.drafter or self.method}, {k}"
+            if self.drafter:
+                how += f" ({self.method})"
+        exactness = "" if self.exactness == "standard" else f" · {self.exactness}"
+        return f"{engine} {self.engine_version} · {self.target} · {how} · {self.dtype} on {self.device}{exactness}"
+
+    def _repr_html_(self) -> str:
+        k = (
+            self.num_speculative_tokens
+            if self.max_speculative_tokens is None
+            else f"0 to {self.max_speculative_tokens}"
+        )
+        rows = {
+            "target": self.target,
+            "drafter": self.drafter or self.method or "none",
+            "k": str(k),
+            "engine": f"{self.backend} ({self.engine} {self.engine_version})",
+            "runs as": f"{self.dtype} on {self.device}, in {self.process}",
+            "context": _counted(self.context_length, "token"),
+            "exactness": self.exactness,
+        }
+        return html_table({"": name, "value": value} for name, value in rows.items())
+
     @property
     def max_draft_tokens(self) -> int:
         """The most drafts of a round."""
@@ -298,6 +369,9 @@ class GenerationResult(Record):
         description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string."
     )
     prompt_token_ids: tuple[int, ...]
+    segments: tuple[Segment, ...] = Field(
+        default=(), description="``text`` split by origin; joined, they are ``text``. Neighbours differ in origin."
+    )
     finish_reason: FinishReason
     stop_match: str | int | None = Field(default=None, description="The stop string or token id that ended the output.")
     thinking: str = ""
@@ -307,6 +381,20 @@ class GenerationResult(Record):
     stats: GenerationStats
     running: RunningInfo
     speculation_off: OffReason | None = Field(default=None, description="Why this call did not speculate.")
+
+    def __repr__(self) -> str:
+        off = f"; without speculation: {self.speculation_off.message}" if self.speculation_off else ""
+        told = ", ".join(f"{name} {value}" for name, value in self.stats._told().items())
+        return f"<GenerationResult {cut(self.text)}: ended by {self.finish_reason}; {told}{off}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        caption = self.running.line
+        if self.speculation_off is not None:
+            caption += f"; without speculation: {self.speculation_off.message}"
+        told = {**self.stats._told(), "ended by": self.finish_reason}
+        return html_text(_pieces(self.text, self.segments)) + html_table([told], caption=caption)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -318,3 +406,12 @@ class GenerationResult(Record):
                 for call in self.tool_calls
             ]
         return message
+
+
+def _pieces(text: str, segments: Iterable[Segment]) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it is an accepted draft; one piece where the origins are not known."""
+    return [(one.text, one.is_draft) for one in segments] or [(text, False)]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -6,7 +6,7 @@ import codecs
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polydraft.contract.results import FinishReason, Segment, ToolCall
@@ -83,6 +83,7 @@ class OutputTracker:
         self._pending: deque[Piece] = deque()  # decoded since the last delta, or held back by it
         self._held: deque[Piece] = deque()  # may become a stop string
         self._text: list[str] = []
+        self._segments: list[Segment] = []
         self._thinking: list[str] = []
         self._calls: list[ToolCall] = []
         self.stop_match: str | int | None = None
@@ -102,6 +103,12 @@ class OutputTracker:
     def text(self) -> str:
         """The answer, as far as it is stable."""
         return "".join(self._text)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The answer, as far as it is stable, split by origin."""
+        groups = groupby(self._segments, key=attrgetter("is_draft"))
+        return tuple(Segment(text="".join(one.text for one in group), is_draft=drafts) for drafts, group in groups)
 
     @property
     def raw_text(self) -> str:
@@ -211,6 +218,7 @@ class OutputTracker:
         delta = TextDelta(answer, segments, "".join(sink.thinking), tuple(sink.calls))
         sink.clear()
         self._text.append(delta.text)
+        self._segments.extend(segments)
         self._thinking.append(delta.thinking)
         self._calls.extend(delta.tool_calls)
         return delta

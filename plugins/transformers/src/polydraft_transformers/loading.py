@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,15 +169,28 @@ def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bars that Transformers shows for weights that are already on this machine."""
-    if not transformers_logging.is_progress_bar_enabled():
-        yield
-        return
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    """Without progress bars for weights that are already on this machine, and without Transformers' LOAD REPORT.
+
+    What that report says of missing tensors is refused with their names; others are not the model's.
+    """
+    logger, shows_progress = logging.getLogger("transformers.modeling_utils"), _shows_progress()
+    if shows_progress:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logger.addFilter(_is_no_report)
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logger.removeFilter(_is_no_report)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _shows_progress() -> bool:
+    return bool(transformers_logging.is_progress_bar_enabled())
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _first_line(error: Exception) -> str:
