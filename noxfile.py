@@ -305,7 +305,7 @@ def demo(session: nox.Session) -> None:
     # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
     sampling = ["--temperature", "0.7", "--seed", "4"]
     arguments = session.posargs or ["--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling]
-    session.run("polydraft", "generate", "--show-drafts", "--compare", *arguments)
+    session.run("polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *arguments)
 
 
 @nox.session(venv_backend="none")

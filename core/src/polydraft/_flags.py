@@ -29,6 +29,7 @@ _SHORT = {
     "time_limit": ("--time-limit", "-t"),
     "seconds": ("--seconds", "-s"),
     "save_to": ("--save",),
+    "keep": ("--keep",),
 }
 _LONG = (
     *("quantization", "dtype", "device", "context_length", "exactness", "isolation", "revision"),
@@ -42,6 +43,10 @@ FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')
 """Argument -> its flags, the one that sentences show first. Arguments that are not here have none."""
 
 
+_OFF = {"keep": "--no-keep"}
+"""Argument -> the flag that says False, where True is the default."""
+
+
 def words(argument: str, value: Any) -> list[str]:
     """An argument as words of a command line.
 
@@ -50,7 +55,7 @@ def words(argument: str, value: Any) -> list[str]:
     """
     flag = FLAGS[argument][0]
     if isinstance(value, bool):
-        return [flag] if value else []
+        return [flag] if value else [_OFF[argument]] if argument in _OFF else []
     if isinstance(value, Mapping):
         value = [f"{name}={'...' if entry is ... else json.dumps(entry)}" for name, entry in value.items()]
     if not isinstance(value, list | tuple):

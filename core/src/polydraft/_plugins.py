@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from polydraft._environments.records import Environment
 
-__all__ = ["PluginHost", "PluginStatus", "default_host"]
+__all__ = ["PluginHost", "PluginStatus", "default_host", "installed_plugins"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 _IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
@@ -368,7 +368,7 @@ class PluginHost:
         """
         if self._given is not None:
             return [(PluginStatus(name=name), partial(self._given.__getitem__, name)) for name in self._given], []
-        found, unreadable = _installed()
+        found, unreadable = installed_plugins()
         own = {canonicalize_name(table["distribution"]) for table in core_table("plugin")}
 
         # Entry points come in the order of the file system, and the first plugin keeps a name that two claim.
@@ -409,7 +409,7 @@ def _working_directory() -> str | None:
         return None
 
 
-def _installed() -> tuple[list[_Found], list[str]]:
+def installed_plugins() -> tuple[list[_Found], list[str]]:
     """The entry points of the group, and notes on packages whose entry points cannot be read.
 
     One package after the other, which ``importlib.metadata.entry_points`` does not: one malformed file ends it.

@@ -54,7 +54,7 @@ def keep_result(write: Callable[[], object], what: str) -> None:
     Raises:
         PolydraftError: It cannot be written.
     """
-    what, without = f"{what} cannot be kept", "do without keeping the result: `--no-keep`, in Python `keep=False`"
+    what, without = f"{what} cannot be kept", "do without keeping the result: `keep=False`"
     try:
         write()
     except OSError as error:

@@ -50,7 +50,7 @@ def test_options_in_another_locale():
     # Python decodes arguments in the C locale to surrogates.
     assert read_prompt(os.fsdecode("é".encode()), None, None) == "é"
     assert read_prompt("é".encode().decode("ascii", "surrogateescape"), None, None) == "é"
-    with pytest.raises(InvalidRequestError, match="--prompt is not UTF-8"):
+    with pytest.raises(InvalidRequestError, match="prompt is not UTF-8"):
         read_prompt("\udcff", None, None)
     with pytest.raises(InvalidRequestError, match="5000 digits"):
         read_prompt(None, None, "1," + "9" * 5000)

@@ -43,7 +43,7 @@ def test_errors(fake, command, kind, debug):
 
 def test_wrong_usage(command):
     for words in (
-        ["generate", NAME],
+        ["generate", "x", NAME],
         ["no" + NAME],
         ["generate", f"--{NAME}"],
         ["generate", "-p", "x", "--engine-option", NAME],
@@ -51,7 +51,7 @@ def test_wrong_usage(command):
         ran = command(*words)
         assert ran.code == 2
         assert is_harmless(ran.err)
-    ran = command("generate", "-m", "x", "api_key=canary", "--debug")
+    ran = command("generate", "x", "api_key=canary", "--debug")
     assert ran.code == 2
     assert "api_key=***" in ran.err
     assert "canary" not in ran.err

@@ -6,7 +6,8 @@ import pty
 
 import pytest
 from polydraft._cli.render.tables import FittingTable
-from polydraft._cli.streams import console_for, waiting_for
+from polydraft._cli.streams import console_for
+from polydraft._cli.waiting import waiting_for
 
 NAME = "an-organization/a-model-with-a-long-name"
 
@@ -57,4 +58,4 @@ def test_what_is_waited_for_is_said_on_terminals_only(monkeypatch, dumb, capsys)
         shown = b""
         while not shown.endswith(b"end\r\n"):  # a terminal gives what there is, piece by piece
             shown += reader.read(200)
-    assert shown == (b"" if dumb else b"Loading it ...\r\x1b[2K") + b"end\r\n"
+    assert shown == (b"" if dumb else b"\r\x1b[2KLoading it ...\r\r\x1b[2K") + b"end\r\n"

@@ -15,7 +15,7 @@ TOY = ("--model", "builtin:toy", "--backend", "reference")
 def polydraft(*arguments, stdin=None):
     environment = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "NO_COLOR"}}
     return subprocess.run(
-        [sys.executable, "-m", "polydraft._cli", *arguments],
+        [sys.executable, "-m", "polydraft", *arguments],
         capture_output=True,
         text=True,
         timeout=120,

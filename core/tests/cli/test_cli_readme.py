@@ -1,6 +1,8 @@
 """The README tells the truth: its table is generated, its example runs, its links lead somewhere."""
 
+import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -89,6 +91,23 @@ def readme_example():
     return small.replace("seed=1", "seed=1, max_new_tokens=20")
 
 
+def notebook_cells():
+    """The code of the notebook; what a cell ends with is shown as a notebook would."""
+    cells = json.loads((ROOT / "examples/speculative_decoding.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(sources) > 5
+    code = []
+    for source in sources:
+        *body, last = ast.parse(source).body
+        code += [*map(ast.unparse, body)]
+        code.append(f"print(({ast.unparse(last)})._repr_html_())" if is_shown(last) else ast.unparse(last))
+    return "\n".join(code)
+
+
+def is_shown(last):
+    return isinstance(last, ast.Expr) and ast.unparse(last) != "session.close()"
+
+
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """What each script prints. One process runs them all: importing an engine takes longer than any of them."""
@@ -96,7 +115,13 @@ def printed(tmp_path_factory):
         pytest.skip("needs polydraft-transformers and polydraft-builtin-pairs")
     readme = tmp_path_factory.mktemp("readme") / "README.md"
     readme.write_text(readme_example(), encoding="utf-8")
-    scripts = [[str(readme)], *([str(ROOT / "examples" / name), *ARGUMENTS.get(name, ())] for name in EXAMPLES)]
+    notebook = readme.with_name("notebook.py")
+    notebook.write_text(notebook_cells(), encoding="utf-8")
+    scripts = [
+        [str(readme)],
+        [str(notebook)],
+        *([str(ROOT / "examples" / name), *ARGUMENTS.get(name, ())] for name in EXAMPLES),
+    ]
     code = (
         f"import runpy, sys\nfor sys.argv in {scripts!r}:\n"
         "    runpy.run_path(sys.argv[0], run_name='__main__')\n    print('\\f')"
@@ -105,12 +130,19 @@ def printed(tmp_path_factory):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, input=TYPED, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return dict(zip(["README.md", *EXAMPLES], done.stdout.split("\f\n"), strict=False))
+    return dict(zip(["README.md", "notebook", *EXAMPLES], done.stdout.split("\f\n"), strict=False))
 
 
 def test_the_example_of_the_readme(printed):
     # Acceptance rate and mean acceptance length; None where the small model ends before a draft was made.
     assert re.search(r"(None|[01]\.\d+) (None|\d\.\d+)", printed["README.md"])
+
+
+def test_the_notebook(printed):
+    shown = printed["notebook"]
+    assert shown.count("<table>") >= 5
+    assert 'title="accepted draft"' in shown
+    assert re.search(r"<Chunk '.*': \d+ tokens?, \d accepted drafts", shown)
 
 
 @pytest.mark.parametrize("file", EXAMPLES)

@@ -50,6 +50,23 @@ def test_the_object(command, data_home):
     assert not data_home.exists()
 
 
+def test_own_prompts(command, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Once upon a time\n---\nThe end")
+    done = command(*TOY, "--prompt-file", str(file), "--no-keep", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {case["prompt"] for case in found["cases"]} == {"prompt 1", "prompt 2"}
+    assert {bool(case["sampling"]) for case in found["cases"]} == {True, False}
+    seeds = [case["sampling"]["seed"] for case in found["cases"] if case["sampling"]]
+    assert len({*seeds}) == len(seeds)
+    file.write_text("x" * 100_000)
+    done = command(*TOY, "--prompt-file", str(file), "--no-keep")
+    assert done.code == 2
+    assert "Prompt 1 has" in done.err
+    assert "--prompt-file" in command(*TOY, "--prompt-file", str(tmp_path / "none.txt")).err
+
+
 def test_a_defect_is_exit_code_1_with_its_evidence(command, broken):
     broken(Unverified)
     done = command(*TOY)

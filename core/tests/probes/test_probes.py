@@ -195,7 +195,7 @@ def test_doctor_survives_a_plugin_whose_own_module_ends_the_process(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         "POLYDRAFT_DISABLE_PLUGINS": "transformers",  # spares this test its import
     }
-    command = [sys.executable, "-m", "polydraft._cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "polydraft", "doctor", "--json"]
     found = json.loads(subprocess.run(command, env=variables, capture_output=True, check=False).stdout)
     states = {plugin["name"]: plugin for plugin in found["plugins"]}
     assert states["deadly"]["state"] == "broken"

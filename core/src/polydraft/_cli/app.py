@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,12 +23,15 @@ from polydraft._cli.commands.verify import verify
 from polydraft._cli.options import CommandState, Debug, Verbose, takes_options
 from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, report, show_warnings
 from polydraft._cli.streams import abandon_output
+from polydraft._presentable import presentable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["app", "main", "run"]
 
+_COMPLETION = "_POLYDRAFT_COMPLETE"
+"""The variable by which a shell asks for completions."""
 
 class _Commands(TyperGroup):
     """The commands, and a group for each backend whose server takes models; plugins are asked only for that one."""
@@ -53,7 +57,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Speculative decoding over many engines: faster generation, the same output.",
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 3 could not be compared (verify), 130 interrupted.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -61,16 +64,18 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from polydraft._cli.versions import version_lines
 
-        typer.echo(f"polydraft {version('polydraft')}")
+        for line in version_lines():
+            typer.echo(presentable(line))
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions, those of engines too."),
     ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -107,6 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         # Not the command's own main(): that would report errors in its own way.
         command = typer.main.get_command(app)
+        _show_no_types_of_flags(command)
         with command.make_context("polydraft", list(arguments) or ["--help"], obj=state) as context:
             command.invoke(context)
     except typer.Exit as leave:
@@ -126,7 +132,20 @@ def run(arguments: Sequence[str]) -> int:
     return SUCCESS
 
 
+def _show_no_types_of_flags(command: Any) -> None:
+    """Flags take no value, but ``--help`` of some versions of typer shows ``<bool>`` behind them."""
+    for option in (*command.params, command.get_help_option(command.context_class(command))):
+        if getattr(option, "is_flag", False) and option.metavar is None:
+            option.metavar = ""
+    for inner in getattr(command, "commands", {}).values():
+        _show_no_types_of_flags(inner)
+
+
 def main() -> None:
     """Entry point of the console script."""
     show_warnings()
+    # huggingface_hub's warnings are mostly of retries; what comes of them is reported in one line.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if _COMPLETION in os.environ:  # a shell asks what may come next
+        app(prog_name="polydraft")
     sys.exit(run(sys.argv[1:]))

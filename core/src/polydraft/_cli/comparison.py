@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from polydraft._cli.streams import waiting_for
+from polydraft._cli.waiting import waiting_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,8 +34,16 @@ class Comparison:
     """Whether the promise is kept."""
     hint: str
     """What a difference means and what to do, sentences; empty if the outputs are equal."""
-    speed_up: float | None
-    """Tokens/s of the speculative decoding over those of the plain one; None if one is unknown."""
+    runs: int
+    """How often both were decoded; speeds are medians."""
+    speculative_tokens_per_second: float | None
+    plain_tokens_per_second: float | None
+
+    @property
+    def speed_up(self) -> float | None:
+        """Tokens/s of the speculative decoding over those of the plain one; None if one is unknown."""
+        fast, slow = self.speculative_tokens_per_second, self.plain_tokens_per_second
+        return fast / slow if fast and slow else None
 
 
 def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
@@ -42,16 +51,23 @@ def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
     few = {**settings, "max_new_tokens": min(_WARM_UP_TOKENS, settings.get("max_new_tokens", _WARM_UP_TOKENS))}
     for name in ("min_new_tokens", "forced_token_ids"):  # may reach beyond those few
         few.pop(name, None)
-    session.generate(prompt, **few)
-    session.generate(prompt, **few, speculate="off")
+    with waiting_for("Warming up"):
+        session.generate(prompt, **few)
+        session.generate(prompt, **few, speculate="off")
 
 
 def compare_with_plain(
-    session: Session, prompt: Prompt, settings: dict[str, Any], result: GenerationResult, loaded: Mapping[str, Any]
+    session: Session,
+    prompt: Prompt,
+    settings: dict[str, Any],
+    result: GenerationResult,
+    loaded: Mapping[str, Any],
+    runs: int = 1,
 ) -> Comparison:
     """Decode the prompt once more without speculation, with the seed that ``result`` used, and judge the difference.
 
-    ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies.
+    ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies. More ``runs`` decode both ways
+    again, in turn, for the speeds.
     """
     from polydraft.verification import first_difference, judge_outputs
 
@@ -59,17 +75,28 @@ def compare_with_plain(
     seed = {"seed": result.settings.seed} if "seed" in capabilities.sampling else {}
     with waiting_for("Decoding plainly"):
         plain = session.generate(prompt, **{**settings, **seed}, speculate="off")
-    fast, slow = result.stats.tokens_per_second, plain.stats.tokens_per_second
-    speed_up = fast / slow if fast and slow else None
+    fast, slow = [result.stats.tokens_per_second], [plain.stats.tokens_per_second]
+    with waiting_for("Measuring the speeds") if runs > 1 else nullcontext() as waiting:
+        for number in range(2, runs + 1):
+            if waiting is not None:
+                waiting.step(f"Run {number} of {runs}")
+            fast.append(session.generate(prompt, **{**settings, **seed}).stats.tokens_per_second)
+            slow.append(session.generate(prompt, **{**settings, **seed}, speculate="off").stats.tokens_per_second)
+    speeds = runs, _median(fast), _median(slow)
     expected, found = plain.token_ids, result.token_ids
     differ = first_difference(expected, found) is not None
     # A difference that breaks no promise is not measured.
     if differ and (why := _may_differ(result.settings, capabilities)):
-        return Comparison(plain, None, True, why, speed_up)
+        return Comparison(plain, None, True, why, *speeds)
     with waiting_for("Measuring the difference") if differ else nullcontext():
         judgement = judge_outputs(session, capabilities, plain.prompt_token_ids, plain.settings, expected, found)
     hint = _hint(judgement, session.running, capabilities, loaded) if differ else ""
-    return Comparison(plain, judgement, judgement.passes, hint, speed_up)
+    return Comparison(plain, judgement, judgement.passes, hint, *speeds)
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
 
 
 def capabilities_of(session: Session) -> Capabilities:

@@ -19,12 +19,12 @@ __all__ = ["Conversation", "interrupt_flag"]
 class Conversation:
     """The messages so far, without thinking: chat templates expect earlier turns without it.
 
-    ``settings`` are arguments of ``Session.stream`` for every answer.
+    ``settings`` are arguments of ``Session.stream`` for every answer; they may be changed between answers.
     """
 
     def __init__(self, session: Session, settings: dict[str, Any], system: str | None = None) -> None:
         self._session = session
-        self._settings = settings
+        self.settings = settings
         self._system = system
         self.messages: list[dict[str, Any]] = []
         self.reset()
@@ -42,7 +42,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         answer: list[str] = []
         with interrupt_flag() as interrupted:
-            stream = self._session.stream(messages, **self._settings)
+            stream = self._session.stream(messages, **self.settings)
             try:
                 for chunk in stream:
                     answer.append(chunk.text)

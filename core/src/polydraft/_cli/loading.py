@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from polydraft._cli.prompts import given_text
-from polydraft._cli.streams import waiting_for
+from polydraft._cli.waiting import waiting_for
 from polydraft._flags import FLAGS
 from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError
@@ -31,10 +30,14 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
     ``plain`` loads no drafter, unless one is named: then the pair is loaded, but generation does not use it.
 
     Raises:
-        InvalidRequestError: No model is named and the built-in pair is not installed; or an engine option is a secret,
-            or not of the form ``NAME=VALUE``.
+        InvalidRequestError: No model is named and the built-in pair is not installed; k is given with ``plain``; or an
+            engine option is a secret, or not of the form ``NAME=VALUE``.
     """
     drafter = loading["drafter"]
+    if plain and loading["num_speculative_tokens"] is not None:
+        raise InvalidRequestError(
+            "-k has no effect with --plain, which decodes without speculation.", "Leave one of them out."
+        )
     if drafter is None:
         drafter = "none" if plain else "auto"
     _refuse_secrets(loading)
@@ -81,8 +84,6 @@ def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
     """Load what was asked for; errors are those of ``load``."""
     import polydraft
 
-    # huggingface_hub's warnings are of retries; what comes of them is reported in one line.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with waiting_for(f"Loading {target}"):
         return polydraft.load(target, **arguments)
 

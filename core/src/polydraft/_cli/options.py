@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Annotated, Any
@@ -73,15 +73,50 @@ Verbose = Annotated[
 ]
 
 
+def _backends(incomplete: str) -> list[str]:
+    from polydraft._plugins import default_host
+
+    return _starting(incomplete, ["auto", *default_host().backends()])
+
+
+def _targets(incomplete: str) -> list[str]:
+    from polydraft._plugins import default_host
+    from polydraft._registry.pairs import PairRegistry
+
+    host = default_host()
+    own = [f"builtin:{name}" for name in host.local_models()]
+    return _starting(incomplete, [*own, *(entry.pair.target for entry in PairRegistry.of(host).entries)])
+
+
+def _one_of(*values: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return _starting(incomplete, values)
+
+    return complete
+
+
+def _starting(incomplete: str, values: Iterable[str]) -> list[str]:
+    return sorted({value for value in values if value.startswith(incomplete)})
+
+
 def _option(
-    panel: str, argument: str, kind: Any, text: str, *, default: Any = None, metavar: str | None = None
+    panel: str,
+    argument: str,
+    kind: Any,
+    text: str,
+    *,
+    default: Any = None,
+    metavar: str | None = None,
+    complete: Callable[[str], list[str]] | None = None,
 ) -> inspect.Parameter:
     """A command's parameter for an argument of the library.
 
     The help is the command line's own. ``GenerationSettings`` describes the same settings, but importing it would
     triple the time that ``--help`` takes.
     """
-    option = typer.Option(default, *FLAGS[argument], metavar=metavar, help=text, rich_help_panel=panel)
+    option = typer.Option(
+        default, *FLAGS[argument], metavar=metavar, help=text, rich_help_panel=panel, autocompletion=complete
+    )
     return inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
@@ -96,6 +131,7 @@ _GROUPS = {
             _TEXT,
             "Hub id, folder or builtin:<name> of the target. Default: the built-in pair, if installed.",
             metavar="TARGET",
+            complete=_targets,
         ),
         _loads(
             "drafter",
@@ -104,7 +140,14 @@ _GROUPS = {
             "decoding; or a Hub id, folder or builtin:<name>.",
             metavar="DRAFTER",
         ),
-        _loads("backend", str, "auto, or a name that `polydraft backends` lists.", default="auto", metavar="NAME"),
+        _loads(
+            "backend",
+            str,
+            "auto, or a name that `polydraft backends` lists.",
+            default="auto",
+            metavar="NAME",
+            complete=_backends,
+        ),
         _loads(
             "num_speculative_tokens",
             _TEXT,
@@ -120,21 +163,44 @@ _GROUPS = {
             default="auto",
             metavar="NAME",
         ),
-        _loads("dtype", str, "auto, float32, bfloat16 or float16.", default="auto"),
-        _loads("device", str, "auto, cpu, cuda, cuda:1, mps, ...", default="auto"),
+        _loads(
+            "dtype",
+            str,
+            "auto, float32, bfloat16 or float16.",
+            default="auto",
+            metavar="NAME",
+            complete=_one_of("auto", "float32", "bfloat16", "float16"),
+        ),
+        _loads(
+            "device",
+            str,
+            "auto, cpu, cuda, cuda:1, mps, ...",
+            default="auto",
+            metavar="NAME",
+            complete=_one_of("auto", "cpu", "cuda", "mps"),
+        ),
         _loads(
             "context_length",
             _COUNT,
             "Prompt and output together. Default: the model's own, within memory.",
             metavar="TOKENS",
         ),
-        _loads("exactness", str, "standard, or bitwise where the backend has it.", default="standard"),
+        _loads(
+            "exactness",
+            str,
+            "standard, or bitwise where the backend has it.",
+            default="standard",
+            metavar="NAME",
+            complete=_one_of("standard", "bitwise"),
+        ),
         _loads(
             "isolation",
             str,
             "process: the engine in a process of its own; none: in this one; auto: in this one, unless it is installed "
             "elsewhere or clashes with what is loaded.",
             default="auto",
+            metavar="NAME",
+            complete=_one_of("auto", "process", "none"),
         ),
         _loads(
             "engine_options",
@@ -155,6 +221,7 @@ _GROUPS = {
             "An engine that is not installed: ask, at a terminal; yes: install it; no.",
             default="ask",
             metavar="WHEN",
+            complete=_one_of("ask", "yes", "no"),
         ),
     ),
     "settings": (

@@ -8,8 +8,9 @@ import sys
 import traceback
 import warnings
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
+from polydraft._argument_names import did_you_mean_argument
 from polydraft._flags import FLAGS, in_flags
 from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
@@ -50,7 +51,8 @@ def describe(error: Exception) -> Problem:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "polydraft"
         message = _without_secrets(_one_line(error.format_message()))
-        return Problem(message, f"`{command} --help` lists what it takes.", USAGE)
+        hint = f"{_meant(error, context, message)} `{command} --help` lists what it takes.".strip()
+        return Problem(message, hint, USAGE)
     if refused := system_error(error):
         return describe(refused)
     if isinstance(error, OSError) and error.errno is not None:
@@ -64,6 +66,16 @@ def describe(error: Exception) -> Problem:
         "Run it again with --debug for the traceback, and report it.",
         FAILURE,
     )
+
+
+def _meant(error: Exception, context: Any, message: str) -> str:
+    """``Did you mean ...?`` for an option that a command does not have, unless the message says so already."""
+    option = getattr(error, "option_name", None)
+    if not option or "Did you mean" in message or context is None:
+        return ""
+    flags = {flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    known = [argument for argument, own in FLAGS.items() if own[0] in flags]
+    return in_flags(did_you_mean_argument(option, known))
 
 
 def report(error: Exception, *, debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""The prompt, from one of the options or standard input."""
+"""The prompt, as an argument, from one of the options, or from standard input."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ _LONGEST = 64 << 20
 """Bytes of a prompt's text that are read: several times what the longest context of any model holds."""
 _DIGITS = 20
 """More digits than any token id; Python converts at most 4300."""
-_HOW = "Give --prompt TEXT, --prompt-file FILE, --prompt-token-ids 1,2,3, or text on standard input."
+_HOW = "Give it as an argument, --prompt-file FILE, --prompt-token-ids 1,2,3, or text on standard input."
 
 
 def read_prompt(
-    text: str | None, file: Path | None, token_ids: str | None, *, chat: bool = False, system: str | None = None
+    text: str | None,
+    file: Path | None,
+    token_ids: str | None,
+    *,
+    argument: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
 ) -> Prompt:
-    """The prompt given by ``--prompt``, ``--prompt-file`` or ``--prompt-token-ids``, else standard input.
+    """The prompt given as an argument, by ``--prompt``, ``--prompt-file`` or ``--prompt-token-ids``, else by stdin.
 
     With ``chat`` the text is the user's message of a chat, after ``system`` if that is given. Files and standard input
     are UTF-8: a byte order mark at the start is left out, and everything else, CRLF and NUL too, belongs to the prompt.
@@ -35,7 +41,7 @@ def read_prompt(
     Raises:
         InvalidRequestError: More than one is given, none is, it is empty, or it cannot be read.
     """
-    options = {"--prompt": text, "--prompt-file": file, "--prompt-token-ids": token_ids}
+    options = {"PROMPT": argument, "--prompt": text, "--prompt-file": file, "--prompt-token-ids": token_ids}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InvalidRequestError(f"{' and '.join(given)} exclude one another.", "Give one of them.")
@@ -45,9 +51,10 @@ def read_prompt(
         if chat:
             raise InvalidRequestError("--chat takes text, not token ids.", "Leave out --chat, or give --prompt.")
         return _parse_token_ids(token_ids)
+    text = argument if text is None else text
     if text is None:
         text = _read_file(file) if file is not None and str(file) != "-" else _read_stdin()
-    text = given_text("--prompt", text)
+    text = given_text("The prompt", text)
     if not text:
         raise InvalidRequestError("The prompt is empty.", _HOW)
     if not chat:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
-__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal", "waiting_for"]
+__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_LIMIT = 10_000
@@ -101,20 +100,6 @@ def console_for(stream: TextIO) -> Console:
     # rich takes files to be 80 columns wide, and would fold their lines.
     width = None if is_terminal(stream) or "COLUMNS" in os.environ else _NO_LIMIT
     return PlainConsole(file=stream, highlight=False, markup=False, emoji=False, width=width)
-
-
-@contextmanager
-def waiting_for(what: str) -> Iterator[None]:
-    """Show on a terminal what is being waited for; progress bars may overwrite it."""
-    shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
-    if shown:
-        print(f"{presentable(what)} ...", end="\r", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            # Erases the line; the "\r" above has left the cursor at its start.
-            print("\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def diagnostics() -> Console:

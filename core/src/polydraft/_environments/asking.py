@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["installing"]
 
 R = TypeVar("R")
+
+_progress = logging.getLogger("polydraft.progress")
 
 
 def installing(wanted: str, work: Callable[[], R]) -> R:
@@ -36,6 +39,7 @@ def installing(wanted: str, work: Callable[[], R]) -> R:
             if not engine or engine in tried or wanted == "no":
                 raise
             tried.add(engine)
+            _progress.info("Installing %s", engine, extra={"shows_itself": True})
             if wanted == "ask" and not _at_terminal():
                 raise
             from polydraft._environments.plan import plan_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,18 @@ from polydraft.verification._store import folder, save
 from polydraft.verification._subject import subject_of, with_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from polydraft.contract.requests import Prompt
     from polydraft.contract.results import RunningInfo
     from polydraft.verification._records import CheckedCase, Subject, Verification
 
 __all__ = ["verify"]
 
 _LOADED = {"dtype", "device"}
+
+_progress = logging.getLogger("polydraft.progress")
 
 
 def verify(
@@ -35,6 +39,7 @@ def verify(
     keep: bool = True,
     loaded: Callable[[RunningInfo], None] | None = None,
     progress: Callable[[CheckedCase], None] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     **arguments: Any,
 ) -> Verification:
     """Load a pair, compare its speculative output with its plain output, and keep what was found.
@@ -45,6 +50,7 @@ def verify(
         keep: Keep the result for ``load(verified=...)``.
         loaded: Called with what really runs, once it is loaded.
         progress: Called with each case as it is done.
+        prompts: What to decode, as ``Session.generate`` takes it; None: built-in prompts, short and long ones.
         **arguments: Further arguments of ``polydraft.load``.
 
     Raises:
@@ -58,7 +64,7 @@ def verify(
             argument="time_limit",
         )
     with system_errors(f"{target} cannot be verified"):
-        return _verify(target, seconds, keep, loaded, progress, arguments)
+        return _verify(target, seconds, keep, loaded, progress, prompts, arguments)
 
 
 def _verify(
@@ -67,6 +73,7 @@ def _verify(
     keep: bool,
     loaded: Callable[[RunningInfo], None] | None,
     progress: Callable[[CheckedCase], None] | None,
+    prompts: Sequence[Prompt] | None,
     arguments: dict[str, Any],
 ) -> Verification:
     prepared = prepare(target, **arguments)
@@ -75,6 +82,7 @@ def _verify(
         why = plan.off.message if plan.off else "No drafter was found."
         raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
     host = arguments.get("host") or default_host()
+    _progress.info("Reading the weights of %s", target)
     subject = subject_of(prepared, host)
     if keep:
         if subject.builds is None:
@@ -94,6 +102,7 @@ def _verify(
             window,
             time_limit=time_limit,
             progress=progress,
+            prompts=prompts,
         )
     if keep and subject_of(prepared, host).model_dump(exclude=_LOADED) != subject.model_dump(exclude=_LOADED):
         raise PolydraftError(
@@ -109,5 +118,5 @@ def _verify(
 def _cannot_be_kept(subject: Subject) -> PolydraftError:
     return PolydraftError(
         f"{subject.unknown} A verification of it could not be kept.",
-        "Verify without keeping the result: `--no-keep`, in Python `keep=False`.",
+        "Verify without keeping the result: `keep=False`.",
     )

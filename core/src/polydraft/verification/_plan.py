@@ -12,7 +12,7 @@ from polydraft.errors import PolydraftError
 if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["PlannedCase", "planned_cases", "sliding_window"]
+__all__ = ["PlannedCase", "own_cases", "planned_cases", "sliding_window"]
 
 _CHAT = "Write a short function that counts how often each word occurs in a text, and explain it."
 _TEXTS = {
@@ -106,6 +106,24 @@ def planned_cases(
         order = [case for pair in zip(greedy, sampled, strict=True) for case in pair] if sampled else greedy
         for case in order:
             yield number, case
+
+
+def own_cases(prompts: Sequence[tuple[str, tuple[int, ...]]], *, seeds: bool) -> Iterator[tuple[int, PlannedCase]]:
+    """Cases of the caller's own prompts, for ever: (number of the pass, case), as those of ``planned_cases``.
+
+    Args:
+        prompts: What each is called, and its token ids.
+        seeds: Whether seeded samples can be compared: each prompt is then decoded greedily and sampled.
+    """
+    for number in range(1 << 30):
+        for index, (name, token_ids) in enumerate(prompts):
+            yield number, PlannedCase(name, token_ids)
+            if seeds:
+                sampling = {
+                    "temperature": _TEMPERATURES[index % len(_TEMPERATURES)],
+                    "seed": len(prompts) * number + index,
+                }
+                yield number, PlannedCase(name, token_ids, sampling)
 
 
 def _tokens(tokenizer: Tokenizer, text: str, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.results import GenerationStats
 from polydraft.contract.whole import WholeEngine
-from polydraft.errors import EngineError, InvalidRequestError, SpeculationUnavailableError
+from polydraft.errors import ContextLengthError, EngineError, InvalidRequestError, SpeculationUnavailableError
+from polydraft.text._prompts import encode_prompt
 from polydraft.verification._measure import judge_outputs, repeats_seeds
-from polydraft.verification._plan import PlannedCase, planned_cases
+from polydraft.verification._plan import PlannedCase, own_cases, planned_cases
 from polydraft.verification._records import CheckedCase, Subject, Verification
 
 if TYPE_CHECKING:
     from polydraft._session.session import Session
     from polydraft.contract.records import Capabilities
+    from polydraft.contract.requests import Prompt
     from polydraft.contract.results import GenerationResult
 
 __all__ = ["DEFAULT_SECONDS", "check_session"]
@@ -41,6 +43,7 @@ def check_session(
     *,
     time_limit: float | None = None,
     progress: Callable[[CheckedCase], None] | None = None,
+    prompts: Sequence[Prompt] | None = None,
 ) -> Verification:
     """Verify a loaded session.
 
@@ -52,6 +55,7 @@ def check_session(
         time_limit: Seconds that the check takes: it repeats the prompts until then. None: one pass over the prompts, at
             most a minute. A case in progress is cut at the limit, and compared as far as it got.
         progress: Called with each finished case.
+        prompts: The caller's own prompts, as ``Session.generate`` takes them; None: built-in ones.
 
     Raises:
         SpeculationUnavailableError: Speculation is off, or the drafter drafted nothing: nothing was verified.
@@ -68,7 +72,11 @@ def check_session(
     check = _Check(session, capabilities, started + limit)
     notes = []
     skipped: set[str] = set()
-    for number, planned in planned_cases(session.tokenizer, window, running.context_length, seeds=seeds):
+    if prompts is None:
+        cases = planned_cases(session.tokenizer, window, running.context_length, seeds=seeds)
+    else:
+        cases = own_cases(_encoded(prompts, session), seeds=seeds)
+    for number, planned in cases:
         if time.monotonic() >= check.deadline or (number > 0 and time_limit is None) or check.defects >= _DEFECTS:
             break
         if number > 0 and planned.prompt in skipped:
@@ -130,6 +138,21 @@ def check_session(
         speculative_tokens_per_second=_tokens_per_second(check.greedy["on"]),
         notes=tuple(notes),
     )
+
+
+def _encoded(prompts: Sequence[Prompt], session: Session) -> list[tuple[str, tuple[int, ...]]]:
+    """What each of the caller's prompts is called, and its token ids."""
+    tokenizer, most = session.tokenizer, session.running.context_length - _FEWEST
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        token_ids = encode_prompt(prompt, tokenizer, vocab_size=tokenizer.vocab_size).token_ids
+        if len(token_ids) > most:
+            raise ContextLengthError(
+                f"Prompt {number} has {len(token_ids)} tokens, and the context has {session.running.context_length}.",
+                "Give a shorter prompt, or a longer `context_length`.",
+            )
+        found.append((f"prompt {number}", token_ids))
+    return found
 
 
 def _tokens_per_second(stats: list[GenerationStats]) -> float | None:

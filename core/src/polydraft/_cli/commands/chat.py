@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from polydraft._cli import options as opt
+from polydraft._cli.chat_commands import run_command
+from polydraft._cli.chat_input import read_message, with_history
 from polydraft._cli.loading import checked_settings, load_arguments, open_session
-from polydraft._cli.problems import report
-from polydraft._cli.prompts import given_text, read_text
+from polydraft._cli.problems import SUCCESS, report
+from polydraft._cli.prompts import given_text
 from polydraft._cli.streams import claim_output, diagnostics, is_terminal
+from polydraft._cli.waiting import waiting_for_answer
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-_COMMANDS = "/exit ends, /reset forgets the conversation, Ctrl-C cancels an answer."
+_COMMANDS = "/exit ends, /help shows all commands, Ctrl-C cancels an answer."
 
 
 def chat(
@@ -37,7 +39,12 @@ def chat(
     ] = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Chat with a model. Thinking is shown dimmed; Ctrl-C cancels the current answer only."""
+    """Chat with a model. Thinking is shown dimmed; Ctrl-C cancels the current answer only.
+
+    /help shows the commands: settings on the fly, /reset, /save and others. What is typed is kept for the arrow keys of
+    later chats, in the file chat_history of polydraft's state folder. From a pipe each line is a message; the exit code
+    is not 0 if every one was refused.
+    """
     from polydraft._cli.conversation import Conversation
     from polydraft._cli.render.answer import AnswerView
     from polydraft._cli.render.generation import describe_running
@@ -45,7 +52,7 @@ def chat(
     given = checked_settings(settings)
     target, arguments = load_arguments(loading)
     output = claim_output()
-    with open_session(target, arguments) as session:
+    with open_session(target, arguments) as session, with_history():
         if think:
             given["chat_template_kwargs"] = {"enable_thinking": True}
         view = AnswerView(output, show_drafts=show_drafts)
@@ -54,61 +61,42 @@ def chat(
             console.print(line, style="dim")
         view.legend()
         system = None if system is None else given_text("--system", system)
-        _converse(Conversation(session, given, system), view, debug=debug)
+        if code := _converse(Conversation(session, given, system), view, debug=debug):
+            raise typer.Exit(code)
 
 
-def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> None:
-    """Read and answer until the user leaves."""
+def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> int:
+    """Read and answer until the user leaves. The exit code: an error's if every message of a pipe was refused."""
     from polydraft._cli.render.generation import one_line
 
+    answered, code = is_terminal(sys.stdin), SUCCESS
     while True:
         try:
-            message = _read()
+            message = read_message(_COMMANDS)
         except InvalidRequestError as error:
             if not isinstance(error.__cause__, UnicodeError):
                 raise
-            # The next line may be UTF-8.
-            report(error, debug=debug)
-            continue
-        if message is None or message in {"/exit", "/quit"}:
-            return
-        if message == "/reset":
-            conversation.reset()
-            continue
-        if message.startswith("/"):
-            diagnostics().print(_COMMANDS, style="dim")
-            continue
-        if not message:
+            code = report(error, debug=debug)  # the next line may be UTF-8
             continue
         try:
-            result = conversation.say(message, view.chunk)
+            if message is None or message in {"/exit", "/quit"}:
+                return SUCCESS if answered else code
+            if message.startswith("/") and not message.startswith("//"):
+                diagnostics().print(run_command(message, conversation), style="dim")
+                continue
+            if not message:
+                continue
+            with waiting_for_answer(view) as show:
+                result = conversation.say(message.removeprefix("/") if message[:2] == "//" else message, show)
+            answered = True
         except (InvalidRequestError, UnsupportedError) as error:
             # The conversation continues: the message can be changed and sent again.
-            report(error, debug=debug)
+            view.break_off()
+            code = report(error, debug=debug)
             continue
-        finally:
-            view.end()
+        except BaseException:
+            view.break_off()
+            raise
+        view.end()
         if result is not None:
             diagnostics().print(one_line(result), style="dim")
-
-
-def _read() -> str | None:
-    """The next message, stripped; None at the end of input."""
-    if not is_terminal(sys.stdin):
-        if sys.stdin is None or sys.stdin.closed:
-            return None
-        # Bytes: a pipe is UTF-8 whatever the locale. A replaced sys.stdin may have no buffer.
-        whole = hasattr(sys.stdin, "buffer")
-        line = read_text(sys.stdin.buffer, "The message", line=True) if whole else sys.stdin.readline()
-        return line.strip() if line else None
-    with contextlib.suppress(ImportError):  # not every build of Python has it
-        import readline  # noqa: F401 - gives input() line editing and a history
-    while True:
-        try:
-            # input() writes its prompt to sys.stdout, which leads to standard error by now.
-            return given_text("The message", input("> ").strip())
-        except EOFError:
-            print(file=sys.stderr)
-            return None
-        except KeyboardInterrupt:
-            print(f"\n{_COMMANDS}", file=sys.stderr)

@@ -13,6 +13,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.problems import FAILURE
 from polydraft._cli.streams import claim_output, console_for
+from polydraft._cli.waiting import waiting_for
 
 if TYPE_CHECKING:
     from polydraft._cli.render.doctor import Findings, Machine
@@ -29,7 +30,8 @@ def doctor(json: opt.Json = False) -> None:
     from polydraft._cli.render.doctor import doctor_json, doctor_report
 
     output = claim_output()
-    findings = _examine()
+    with waiting_for("Asking the engines"):
+        findings = _examine()
     if json:
         print(doctor_json(findings), file=output, flush=True)
     else:
@@ -42,15 +44,16 @@ def _examine() -> Findings:
     """Look at this machine and at all backends. Loads no weights and needs no network."""
     from polydraft._cli.render.doctor import Findings
     from polydraft._environments.store import Broken, all_environments
-    from polydraft._registry.backends import known_backends
-    from polydraft._registry.describe import describe_backends, plugins_without_backend, surviving_host
+    from polydraft._registry.describe import (
+        describe_backends,
+        missing_backends,
+        plugins_without_backend,
+        surviving_host,
+    )
 
     host = surviving_host()
     installed, broken = describe_backends(host), plugins_without_backend(host)
-    # A broken plugin is installed: the command that installs it would not fix it.
-    there = {found.state.record.name for found in installed}
-    there |= {name for status in broken for name in (status.name, *status.backends)}
-    missing = [known for known in known_backends() if known.name not in there]
+    missing = missing_backends(installed, broken)
     environments = [found for found in all_environments().values() if isinstance(found, Broken)]
     return Findings(_look_at_machine(), installed, missing, broken, environments, host.notes())
 

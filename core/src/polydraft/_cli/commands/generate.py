@@ -13,21 +13,22 @@ from polydraft._cli.loading import checked_settings, load_arguments, open_sessio
 from polydraft._cli.problems import FAILURE
 from polydraft._cli.prompts import read_prompt
 from polydraft._cli.streams import claim_output, console_for, diagnostics, is_terminal
+from polydraft._cli.waiting import waiting_for_answer
 from polydraft.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from polydraft._cli.render.answer import AnswerView
     from polydraft._session.session import Session
-    from polydraft.contract import Chunk, GenerationResult, Prompt
+    from polydraft.contract import GenerationResult, Prompt
 
 __all__ = ["generate"]
 
 
 def generate(
     *,
+    words: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt, as raw text.")] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, as raw text.")
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, as an option.")
     ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", metavar="FILE", help="The prompt from a file; - is standard input.")
@@ -51,6 +52,16 @@ def generate(
             rich_help_panel="Output",
         ),
     ] = False,
+    runs: Annotated[
+        int,
+        typer.Option(
+            "--runs",
+            metavar="N",
+            min=1,
+            help="With --compare: decode N times each way, in turn, and show the median speeds.",
+            rich_help_panel="Output",
+        ),
+    ] = 1,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour the accepted draft tokens.", rich_help_panel="Output")
     ] = False,
@@ -66,9 +77,11 @@ def generate(
 
     if plain and compare:
         raise InvalidRequestError("--plain and --compare exclude one another.", "--compare decodes plainly too.")
+    if runs > 1 and not compare:
+        raise InvalidRequestError("--runs needs --compare.", "Add --compare, or leave --runs out.")
     if show_drafts and json:
         raise InvalidRequestError("--show-drafts and --json exclude one another.", "Leave one out.")
-    what = read_prompt(prompt, prompt_file, prompt_token_ids, chat=chat, system=system)
+    what = read_prompt(prompt, prompt_file, prompt_token_ids, argument=words, chat=chat, system=system)
     given = checked_settings(settings)
     target, arguments = load_arguments(loading, plain=plain)
     output = claim_output()
@@ -80,7 +93,7 @@ def generate(
             view.legend()
         how = {**given, "speculate": "off"} if plain else given
         try:
-            result = _stream_answer(session, what, how, view.chunk if view else None)
+            result = _stream_answer(session, what, how, view)
         # After Ctrl+C, too: a message must not continue the line of the answer.
         except BaseException:
             if view is not None:
@@ -88,7 +101,7 @@ def generate(
             raise
         if view is not None:
             view.end()
-        comparison = compare_with_plain(session, what, given, result, arguments) if compare else None
+        comparison = compare_with_plain(session, what, given, result, arguments, runs) if compare else None
 
     if json:
         print(generation_json(result, comparison), file=output, flush=True)
@@ -100,15 +113,14 @@ def generate(
 
 
 def _stream_answer(
-    session: Session, prompt: Prompt, settings: dict[str, Any], show: Callable[[Chunk], None] | None
+    session: Session, prompt: Prompt, settings: dict[str, Any], view: AnswerView | None
 ) -> GenerationResult:
-    """Generate, passing each chunk to ``show`` as it is generated."""
-    if show is None:
-        return session.generate(prompt, **settings)
+    """Generate, showing each chunk as it is generated."""
     stream = session.stream(prompt, **settings)
     try:
-        for chunk in stream:
-            show(chunk)
+        with waiting_for_answer(view) as show:
+            for chunk in stream:
+                show(chunk)
     finally:
         stream.close()
     if stream.result is None:

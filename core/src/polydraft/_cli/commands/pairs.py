@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polydraft._cli import options as opt
-from polydraft._cli.streams import claim_output, console_for, waiting_for
+from polydraft._cli.streams import claim_output, console_for
+from polydraft._cli.waiting import waiting_for
 
 if TYPE_CHECKING:
     from polydraft._registry.describe import PairDescription
@@ -60,7 +61,10 @@ def pairs(
     if packings and not any(pair.entry.pair.target == packings[0].of for pair in found):
         known = describe_pairs(target=packings[0].of)
         found = [*(known or [model_without_pair(packings[0].of, packings[0].format)]), *found]
+    # Those that run here first; a model that was named stays on top.
     shown = [pair for pair in found if every or pair.can_run]
+    if text is None:
+        shown.sort(key=lambda pair: not pair.backends)
     listing = Listing(shown, len(found) - len(shown), packings, text)
     if json:
         print(pairs_json(listing), file=output, flush=True)

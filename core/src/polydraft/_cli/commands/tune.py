@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,8 @@ from polydraft._cli import options as opt
 from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import INTERRUPTED
 from polydraft._cli.streams import claim_output, console_for
+from polydraft._cli.waiting import waiting_for
 from polydraft._flags import FLAGS
-from polydraft._presentable import presentable
 
 __all__ = ["tune"]
 
@@ -113,17 +112,19 @@ def tune(
         "load_limit": load_limit,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    found = polydraft.tune(target, keep=keep, save_to=save_to, progress=_show, **given, **arguments)
+    with waiting_for("Looking for backends") as waiting:
+
+        def show(sentence: str) -> None:
+            waiting.line(sentence)
+            waiting.step(sentence)
+
+        found = polydraft.tune(target, keep=keep, save_to=save_to, progress=show, **given, **arguments)
     if json:
         print(tuning_json(found), file=output, flush=True)
     else:
         console_for(output).print(tuning_summary(found))
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _show(sentence: str) -> None:
-    print(presentable(sentence), file=sys.stderr, flush=True)
 
 
 def _forget(loading: dict[str, Any]) -> int:

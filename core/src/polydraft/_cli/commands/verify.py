@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,13 +11,13 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import FAILURE, USAGE, describe, report
-from polydraft._cli.streams import abandon_output, claim_output, console_for, diagnostics
+from polydraft._cli.streams import abandon_output, claim_output, console_for
+from polydraft._cli.waiting import waiting_for
 from polydraft._flags import FLAGS
-from polydraft._presentable import presentable
+from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from polydraft.contract import RunningInfo
-    from polydraft.verification._records import CheckedCase
 
 __all__ = ["verify"]
 
@@ -33,6 +34,16 @@ def verify(
             *FLAGS["time_limit"],
             metavar="SECONDS",
             help="Check for this long, loading not counted. Default: one pass over the prompts, at most a minute.",
+            rich_help_panel="How it checks",
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-file",
+            metavar="FILE",
+            help="Your own prompts: plain text with lines of --- between them, .json or .jsonl. Default: code, prose, "
+            "lists, a chat, and prompts longer than the sliding window.",
             rich_help_panel="How it checks",
         ),
     ] = None,
@@ -58,13 +69,32 @@ def verify(
     Exit codes: 0 the output is the same (near ties, which are counted apart, allowed unless --strict), 1 it is not, 2
     wrong usage, 3 it could not be checked.
     """
-    from polydraft._cli.render.verification import verification_json, verification_summary
+    from polydraft._cli.render.generation import describe_running
+    from polydraft._cli.render.verification import case_line, verification_json, verification_summary
     from polydraft.verification._command import verify as check
+    from polydraft.verification._run import DEFAULT_SECONDS
 
     output = claim_output()
     try:
         target, arguments = load_arguments(loading)
-        found = check(target, time_limit=time_limit, keep=keep, loaded=_show_running, progress=_show_case, **arguments)
+        own = None if prompt_file is None else _own_prompts(prompt_file)
+        with waiting_for(f"Loading {target}") as waiting:
+
+            def loaded(running: RunningInfo) -> None:
+                for line in describe_running(running):
+                    waiting.line(line)
+                until = time.monotonic() + (DEFAULT_SECONDS if time_limit is None else time_limit)
+                waiting.step("Checking", lambda: until - time.monotonic())
+
+            found = check(
+                target,
+                time_limit=time_limit,
+                keep=keep,
+                loaded=loaded,
+                progress=lambda case: waiting.line(case_line(case)),
+                prompts=own,
+                **arguments,
+            )
         if json:
             print(verification_json(found), file=output, flush=True)
         else:
@@ -82,14 +112,10 @@ def verify(
         raise typer.Exit(FAILURE)
 
 
-def _show_running(running: RunningInfo) -> None:
-    from polydraft._cli.render.generation import describe_running
+def _own_prompts(file: Path) -> list[Any]:
+    from polydraft._tune._prompts import read_prompts
 
-    for line in describe_running(running):
-        diagnostics().print(line, style="dim")
-
-
-def _show_case(case: CheckedCase) -> None:
-    from polydraft._cli.render.verification import case_line
-
-    print(presentable(case_line(case)), file=sys.stderr, flush=True)
+    try:
+        return [one.prompt for one in read_prompts(file)]
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"--prompt-file: {error.message}", error.hint) from error

@@ -40,6 +40,11 @@ class AnswerView:
         self._thinking = False
         self._last = "\n"
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether the answer appears on a terminal as it is generated."""
+        return self._terminal
+
     def legend(self) -> None:
         """Explain the colours, or say that the terminal shows none."""
         if not self._show_drafts:

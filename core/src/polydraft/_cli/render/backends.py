@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from polydraft._plugins import PluginStatus
+    from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 
 __all__ = ["backend_data", "backends_json", "backends_table", "state_of"]
@@ -39,23 +40,31 @@ def backend_data(found: BackendDescription) -> dict[str, Any]:
         "engine_version": diagnosis.engine_version if diagnosis else None,
         "formats": sorted(record.formats),
         "drafter_kinds": sorted(record.drafter_kinds),
+        "serves": found.serves,
         "problem": found.state.problem,
         "remedy": found.state.remedy,
     }
 
 
-def backends_json(found: Sequence[BackendDescription], others: Sequence[PluginStatus]) -> str:
-    """Backends, and the plugins that bring none because they are broken or disabled."""
+def backends_json(
+    found: Sequence[BackendDescription], others: Sequence[PluginStatus], missing: Sequence[KnownBackend]
+) -> str:
+    """Backends, the plugins that bring none because they are broken or disabled, and what is not installed."""
     return to_json(
         {
             "backends": [backend_data(backend) for backend in found],
             "plugins": [status.model_dump(mode="json") for status in others],
+            "not_installed": [
+                {"name": known.name, "install": known.install, "why_not": known.why_not} for known in missing
+            ],
         }
     )
 
 
-def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginStatus]) -> RenderableType:
-    """One row per backend; then the plugins that are broken or disabled."""
+def backends_table(
+    found: Sequence[BackendDescription], others: Sequence[PluginStatus], missing: Sequence[KnownBackend]
+) -> RenderableType:
+    """One row per backend, those that run here first; then broken and disabled plugins, and what is not installed."""
     from rich.console import Group
     from rich.text import Text
 
@@ -63,23 +72,32 @@ def backends_table(found: Sequence[BackendDescription], others: Sequence[PluginS
 
     if not found and not others:
         return Text(f"No backend is installed. Install one: {usual_install()}")
-    table = FittingTable("backend", "engine", "state", "drafters", "formats", "what it is")
-    for backend in found:
+    table = FittingTable("backend", "state", "engine", "drafters", "formats", "server", "missing")
+    for backend in sorted(found, key=lambda one: not one.state.usable):
         data = backend_data(backend)
-        state = data["state"] if data["usable"] else f"not usable: {in_flags(data['problem'])}"
         table.add_row(
             Text(data["name"], style="bold"),
+            Text(data["state"], style="green" if data["state"] == "usable" else "yellow" if data["usable"] else "red"),
             f"{data['engine']} {data['engine_version'] or ''}".strip(),
-            Text(state, style="green" if data["state"] == "usable" else "yellow" if data["usable"] else "red"),
             ", ".join(data["drafter_kinds"]),
             ", ".join(data["formats"]),
-            data["summary"],
+            {True: "yes", False: "no", None: ""}[data["serves"]],
+            f"{in_flags(data['problem'])} {in_flags(data['remedy'])}".strip(),
         )
     for status in others:
         engine = f"{status.distribution or ''} {status.version or ''}".strip()
         table.add_row(
             Text(", ".join(status.backends) or status.name, style="bold"),
+            Text(status.state, style="red" if status.state == "broken" else "dim"),
             engine,
-            Text(f"{status.state}: {status.reason}", style="red" if status.state == "broken" else "dim"),
+            *("", "", ""),
+            status.reason,
         )
-    return Group(table, Text("\n`polydraft doctor` shows how to fix what is not usable.", style="dim"))
+    for known in missing:
+        table.add_row(
+            Text(known.name, style="bold"),
+            Text("not installed", style="dim"),
+            *("", "", ", ".join(sorted(known.formats)), ""),
+            f"`{known.install}`" if known.install else known.why_not,
+        )
+    return Group(table, Text("\n`polydraft doctor` asks each engine anew, and shows more about each.", style="dim"))

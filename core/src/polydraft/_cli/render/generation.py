@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["describe_running", "generation_json", "one_line", "summary"]
 
 _UNKNOWN = "not reported"
+_TOY = (
+    "The built-in models are toys, so small that drafting costs about as much as it saves. docs/benchmarks.md has the "
+    "speeds of real models; `polydraft tune --model MODEL` measures yours."
+)
 
 
 def generation_json(result: GenerationResult, comparison: Comparison | None = None) -> str:
@@ -39,6 +43,11 @@ def generation_json(result: GenerationResult, comparison: Comparison | None = No
             "judgement": judgement.model_dump(mode="json") if judgement else None,
             "hint": comparison.hint,
             "speed_up": comparison.speed_up,
+            "runs": comparison.runs,
+            "tokens_per_second": {
+                "speculative": comparison.speculative_tokens_per_second,
+                "plain": comparison.plain_tokens_per_second,
+            },
             "plain": {
                 "token_ids": list(plain.token_ids),
                 "text": plain.text,
@@ -60,6 +69,8 @@ def summary(result: GenerationResult, comparison: Comparison | None = None) -> R
     lines.append(_table(result, comparison))
     if comparison is not None:
         lines.append(_verdict(comparison))
+        if result.running.target.startswith("builtin:"):
+            lines.append(Text(_TOY, style="dim"))
     return Group(*lines)
 
 
@@ -80,17 +91,7 @@ def one_line(result: GenerationResult) -> str:
 
 def describe_running(running: RunningInfo) -> list[str]:
     """What really runs, in one line, then the session's notes."""
-    engine = running.backend if running.engine == running.backend else f"{running.backend} ({running.engine})"
-    how = "plain decoding"
-    if running.method is not None:
-        most = running.max_speculative_tokens
-        k = f"k={running.num_speculative_tokens}" if most is None else f"k=auto (0 to {most})"
-        how = f"drafter {running.drafter or running.method}, {k}"
-        if running.drafter:
-            how += f" ({running.method})"
-    exactness = "" if running.exactness == "standard" else f" · {running.exactness}"
-    first = f"{engine} {running.engine_version} · {running.target} · {how} · {running.dtype} on {running.device}"
-    return [first + exactness, *map(in_flags, running.notes)]
+    return [running.line, *map(in_flags, running.notes)]
 
 
 def _table(result: GenerationResult, comparison: Comparison | None) -> Table:
@@ -104,6 +105,11 @@ def _table(result: GenerationResult, comparison: Comparison | None) -> Table:
     if comparison is not None:
         table.add_column("plain", justify="right")
         columns.append(_cells(comparison.plain.stats, plain=True))
+        if comparison.runs > 1:
+            speeds = comparison.speculative_tokens_per_second, comparison.plain_tokens_per_second
+            for cells, speed in zip(columns, speeds, strict=True):
+                del cells["tokens/s"]
+                cells[f"tokens/s, median of {comparison.runs}"] = _UNKNOWN if speed is None else f"{speed:.1f}"
     for name in columns[0]:
         table.add_row(name, *(cells[name] for cells in columns))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ from polydraft_gguf.conversion.write import WeightType, convert
 from polydraft_gguf.plugin import CONVERSIONS
 
 __all__ = ["converted"]
+
+_progress = logging.getLogger("polydraft.progress")
 
 _VERSION = 2
 """Incremented whenever the converter writes something else than before."""
@@ -34,6 +37,7 @@ def converted(folder: Path, weights: WeightType) -> Path:
 
 
 def _write(folder: Path, weights: WeightType, file: Path) -> None:
+    _progress.info("Converting %s to GGUF, %s", folder.name, weights)
     convert(folder, file, weights)
 
 

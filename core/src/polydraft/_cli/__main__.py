@@ -1,5 +1,0 @@
-"""``python -m polydraft._cli``: the command line where the console script is not on the path."""
-
-from polydraft._cli.app import main
-
-main()

@@ -1,0 +1,105 @@
+"""What people type by habit: the prompt as an argument, ``python -m``, other programs' option names, ``--version``."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from polydraft._cli.versions import version_lines
+
+GENERATE = ("generate", "--model", "org/target")
+
+
+def test_the_prompt_is_an_argument(fake, command, monkeypatch):
+    assert command("generate", "Once", "-m", "org/target").code == 0
+    assert fake.session.calls[0][0] == "Once"
+    ran = command(*GENERATE, "Once", "--prompt", "Twice")
+    assert ran.code == 2
+    assert "PROMPT and --prompt exclude one another" in ran.err
+    monkeypatch.setattr("sys.stdin", None)
+    assert "as an argument" in command(*GENERATE).err
+
+
+def test_k_with_plain_is_told(fake, command):
+    ran = command(*GENERATE, "Once", "--plain", "-k", "3")
+    assert ran.code == 2
+    assert "-k has no effect with --plain" in ran.err
+    assert not fake.calls
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--max-tokens", "--max-new-tokens"),
+        ("--n-predict", "--max-new-tokens"),
+        ("--temprature", "--temperature"),
+        ("--draft-model", "--drafter"),
+        ("--max-model-len", "--context-length"),
+    ],
+)
+def test_other_names_of_options(fake, command, option, meant):
+    ran = command(*GENERATE, "Once", option, "3")
+    assert ran.code == 2
+    assert "Did you mean" in ran.err
+    assert meant in ran.err
+
+
+def test_no_option_shows_a_type_of_python(command):
+    for name in ("generate", "chat", "verify", "tune", "serve", "pairs"):
+        text = command(name, "--help").out
+        assert "--help" in text
+        assert "bool" not in text.lower().replace("boolean", "")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "polydraft", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[0] == f"polydraft {version('polydraft')}"
+
+
+def test_versions_of_engines_are_read_and_not_imported():
+    code = (
+        "import sys; from polydraft._cli.versions import version_lines; print(version_lines())\n"
+        "print([name for name in sys.modules if name in {'torch', 'transformers', 'numpy'} or "
+        "name.startswith('polydraft_')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[1] == "[]"
+    for line in version_lines()[1:]:
+        assert version("polydraft") in line or "environment" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("polydraft gen", "generate"),
+        ("polydraft generate --exactness b", "bitwise"),
+        ("polydraft chat --mod", "--model"),
+    ],
+)
+def test_completion(typed, offered):
+    variables = {
+        **os.environ,
+        "_POLYDRAFT_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    code = "from polydraft._cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert offered in done.stdout.split()
+
+
+def test_the_median_of_several_runs(fake, command):
+    ran = command(*GENERATE, "Once", "--compare", "--runs", "3", "--json")
+    found = json.loads(ran.out)["compare"]
+    assert found["runs"] == 3
+    assert found["tokens_per_second"] == {"speculative": 3.0, "plain": 1.0}
+    assert found["speed_up"] == 3.0
+    assert sum(settings.get("speculate") == "off" for _, settings in fake.session.calls) == 4  # one warms up
+    assert "median of 3" in command(*GENERATE, "Once", "--compare", "--runs", "3").err
+    assert command(*GENERATE, "Once", "--runs", "3").code == 2
