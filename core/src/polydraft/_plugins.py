@@ -15,7 +15,7 @@ import os
 import threading
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from polydraft._environments.records import Environment
 
-__all__ = ["PluginHost", "PluginStatus", "default_host", "installed_plugins"]
+__all__ = ["PluginHost", "PluginStatus", "default_host", "installed_plugins", "plugin_modules"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 _IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
@@ -440,6 +440,12 @@ def installed_plugins() -> tuple[list[_Found], list[str]]:
             broken = {"state": "broken", "reason": f"Its entry_points.txt cannot be read: {described(error)}."}
             found.append((status.model_copy(update=broken), dict))
     return found, unreadable
+
+
+def plugin_modules() -> list[str]:
+    """The top-level modules of the installed plugins, which are not imported."""
+    points = [getattr(load, "__self__", None) for _, load in installed_plugins()[0]]
+    return sorted({point.module.partition(".")[0] for point in points if isinstance(point, EntryPoint)})
 
 
 def _title(package: Distribution) -> str:

@@ -36,9 +36,9 @@ def test_settings_on_the_fly(conversation):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/set temprature 1", "`temperature`"),
-        ("/set max_tokens 5", "`max_new_tokens`"),
-        ("/set temperature hot", "`temperature='hot'`"),
+        ("/set temprature 1", "Did you mean temperature?"),
+        ("/set max_tokens 5", "Did you mean max_new_tokens?"),
+        ("/set temperature hot", "temperature='hot' is not allowed"),
         ("/set temperature", "no value"),
         ("/set speculate perhaps", "auto, on, off"),
         ("/unset top_k", "top_k is set"),

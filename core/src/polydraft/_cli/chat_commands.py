@@ -87,7 +87,10 @@ def _set(text: str, settings: dict[str, Any]) -> str:
         value = {int(key) if key.lstrip("-").isdecimal() else key: one for key, one in value.items()}
     changed = {argument: str(value) if argument == "stop" and not isinstance(value, list) else value}
     known = {key: one for key, one in settings.items() if key not in {"speculate", "chat_template_kwargs"}}
-    effective_settings({**known, **changed}, vocab_size=None)
+    try:
+        effective_settings({**known, **changed}, vocab_size=None)
+    except InvalidRequestError as error:  # settings are named here as in Python, not by the command line's flags
+        raise InvalidRequestError(error.message.replace("`", ""), error.hint.replace("`", "")) from error
     settings.update(changed)
     return f"{argument} = {json.dumps(changed[argument])}"
 

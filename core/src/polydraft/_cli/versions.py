@@ -17,13 +17,15 @@ def version_lines() -> list[str]:
     """polydraft's version, then a line for each engine: here, and in environments of their own."""
     from polydraft._environments.store import environments
     from polydraft._plugins import installed_plugins
+    from polydraft._registry.engines import known_engines
     from polydraft._registry.faults import distributions
 
     lines = [f"polydraft {version('polydraft')}"]
+    engines = known_engines()
     common = {*_needs("polydraft"), "polydraft"}
     for status, _ in installed_plugins()[0]:
         if status.distribution and status.state == "loaded":
-            needs = [name for name in _needs(status.distribution) if name not in common]
+            needs = [name for name in _needs(status.distribution, extras=status.name in engines) if name not in common]
             lines.append(f"{status.name}: {_versions([status.distribution, *needs])}")
     for name, found in sorted(environments().items()):
         wanted = dict.fromkeys(each for record in found.backends.values() for each in distributions(record))
@@ -32,8 +34,8 @@ def version_lines() -> list[str]:
     return lines
 
 
-def _needs(distribution: str) -> list[str]:
-    """Canonical names of what a distribution requires, extras included."""
+def _needs(distribution: str, *, extras: bool = True) -> list[str]:
+    """Canonical names of what a distribution requires."""
     found = []
     try:
         wanted = requires(distribution) or ()
@@ -41,9 +43,11 @@ def _needs(distribution: str) -> list[str]:
         wanted = ()
     for text in wanted:
         try:
-            found.append(canonicalize_name(Requirement(text).name))
+            requirement = Requirement(text)
         except InvalidRequirement:
             continue
+        if extras or "extra" not in str(requirement.marker or ""):
+            found.append(canonicalize_name(requirement.name))
     return list(dict.fromkeys(found))
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from polydraft._environments.records import Environment
     from polydraft.contract.records import BackendRecord, Diagnosis
 
-__all__ = ["asked", "diagnosis_folder"]
+__all__ = ["asked", "diagnosis_folder", "have_survived", "note_survival"]
 
 _log = logging.getLogger("polydraft.load")
 _FORMAT = 2
@@ -72,6 +72,26 @@ def diagnosis_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("polydraft") / "diagnoses"
+
+
+def have_survived() -> bool:
+    """Whether importing all plugins was tried in a process of its own, and has ended well, with just these."""
+    path, key = _survival()
+    return bool(read_sealed(path) == {"survived": key})
+
+
+def note_survival() -> None:
+    """Keep that all plugins can be imported."""
+    path, key = _survival()
+    with suppress(OSError):  # the folder cannot be written: it is tried each time
+        write_sealed(path, {"survived": key})
+
+
+def _survival() -> tuple[Path, str]:
+    from polydraft._plugins import plugin_modules
+
+    found = [_FORMAT, packages(), variables(), code("polydraft"), *map(code, plugin_modules())]
+    return diagnosis_folder() / "survived.json", hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _keys(records: Sequence[BackendRecord], homes: Mapping[str, Environment | None]) -> dict[str, str]:

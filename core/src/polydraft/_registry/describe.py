@@ -8,6 +8,7 @@ from pathlib import Path
 from polydraft._plugins import PluginHost, PluginStatus, default_host
 from polydraft._probes.asking import find_deadly_plugins
 from polydraft._probes.interpreter import own_python
+from polydraft._probes.kept import have_survived, note_survival
 from polydraft._registry.backends import KnownBackend, known_backends
 from polydraft._registry.diagnosing import diagnose_all
 from polydraft._registry.faults import FaultRegistry
@@ -60,16 +61,20 @@ class PairDescription(Record):
     no backend is installed."""
 
 
-def surviving_host() -> PluginHost:
+def surviving_host(*, kept: bool = False) -> PluginHost:
     """The installed plugins without those that would end this process, or keep it waiting, when they are imported.
 
     For ``doctor`` and ``backends``, which tell what is wrong: a process of its own tries first. The others are broken.
+    With ``kept`` it does not try again what all have survived, until one of them or anything that is installed changes.
     """
     host, python = default_host(), own_python()
-    if python is None or not host.crosses:
+    if python is None or not host.crosses or (kept and have_survived()):
         return host
     deadly = find_deadly_plugins(python, host.found_names, seconds=_HOOKS_LIMIT)
-    return PluginHost(broken=deadly, environments=host.uses_environments) if deadly else host
+    if deadly:
+        return PluginHost(broken=deadly, environments=host.uses_environments)
+    note_survival()
+    return host
 
 
 def describe_backends(

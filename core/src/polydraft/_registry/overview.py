@@ -118,7 +118,7 @@ def backends() -> tuple[BackendInfo, ...]:
     Engines are asked in processes of their own, and answers are kept until packages, drivers or hardware change: the
     first call may take as long as importing the slowest engine.
     """
-    host = surviving_host()
+    host = surviving_host(kept=True)
     described = describe_backends(host, kept=True)
     found = [_backend(one) for one in described]
     missing = [

@@ -25,7 +25,7 @@ def backends(json: opt.Json = False) -> None:
 
     output = claim_output()
     with waiting_for("Asking the engines"):
-        host = surviving_host()
+        host = surviving_host(kept=True)
         found, others = describe_backends(host, kept=True), plugins_without_backend(host)
         missing = missing_backends(found, others)
     if json:

@@ -26,7 +26,7 @@ __all__ = ["generate"]
 
 def generate(
     *,
-    words: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt, as raw text.")] = None,
+    words: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt, as raw text.")] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, as an option.")
     ] = None,

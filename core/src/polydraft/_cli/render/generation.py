@@ -18,8 +18,8 @@ __all__ = ["describe_running", "generation_json", "one_line", "summary"]
 
 _UNKNOWN = "not reported"
 _TOY = (
-    "The built-in models are toys, so small that drafting costs about as much as it saves. docs/benchmarks.md has the "
-    "speeds of real models; `polydraft tune --model MODEL` measures yours."
+    "The built-in models are toys, and their speeds say nothing about a real model's. docs/benchmarks.md has some of "
+    "those; `polydraft tune --model MODEL` measures yours."
 )
 
 
