@@ -8,6 +8,7 @@ import pytest
 from polydraft import load
 from polydraft._load import prepare
 from polydraft._plugins import PluginHost
+from polydraft._registry.backends import format_hint
 from polydraft.contract import (
     Backend,
     BackendRecord,
@@ -271,6 +272,17 @@ def test_none_can(host_of):
     ):
         assert said in error.value.message
     assert "doctor" in error.value.hint
+
+
+def test_what_is_installed_is_not_to_be_installed(host_of, monkeypatch):
+    host = host_of("unusable")
+    (record,) = host.backends().values()
+    monkeypatch.setattr(Unusable, "diagnose", lambda self: Diagnosis(usable=False, reason="There is no device."))
+    with pytest.raises(BackendUnavailableError, match="There is no device") as error:
+        load(TARGET, host=host)
+    assert record.install_hint not in error.value.hint
+    assert "polydraft backends" in error.value.hint
+    assert format_hint("safetensors", but="other", installed=[record]) == "Use `backend='unusable'`, which does."
 
 
 def test_the_only_one_cannot(host_of):

@@ -232,6 +232,16 @@ def test_nothing_is_printed_while_loading(copy, capfd):
     assert transformers.utils.logging.is_progress_bar_enabled()
 
 
+def test_tensors_that_the_model_does_not_have_are_not_reported(copy, capfd):
+    """Transformers' LOAD REPORT names them."""
+    from safetensors.torch import load_file, save_file
+
+    folder = copy()
+    save_file({**load_file(folder / "model.safetensors"), "further": torch.ones(3)}, folder / "model.safetensors")
+    load(folder).close()
+    assert capfd.readouterr().err == ""
+
+
 def chosen(folder):
     """Greedy tokens, and the notes of the session."""
     with polydraft.load(

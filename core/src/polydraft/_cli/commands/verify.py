@@ -69,16 +69,17 @@ def verify(
     Exit codes: 0 the output is the same (near ties, which are counted apart, allowed unless --strict), 1 it is not, 2
     wrong usage, 3 it could not be checked.
     """
-    from polydraft._cli.render.generation import describe_running
-    from polydraft._cli.render.verification import case_line, verification_json, verification_summary
-    from polydraft.verification._command import verify as check
-    from polydraft.verification._run import DEFAULT_SECONDS
-
     output = claim_output()
     try:
-        target, arguments = load_arguments(loading)
-        own = None if prompt_file is None else _own_prompts(prompt_file)
-        with waiting_for(f"Loading {target}") as waiting:
+        with waiting_for("Starting") as waiting:
+            from polydraft._cli.render.generation import describe_running
+            from polydraft._cli.render.verification import case_line, verification_json, verification_summary
+            from polydraft.verification._command import verify as check
+            from polydraft.verification._run import DEFAULT_SECONDS
+
+            target, arguments = load_arguments(loading)
+            own = None if prompt_file is None else _own_prompts(prompt_file)
+            waiting.step(f"Loading {target}")
 
             def loaded(running: RunningInfo) -> None:
                 for line in describe_running(running):
