@@ -3,6 +3,8 @@
 import logging
 import socket
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 from polydraft.checkpoints import _reach
@@ -64,6 +66,21 @@ def test_a_silent_name_server_is_told_in_time(endpoint, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(20))
     endpoint("http://hub.example")
     assert told(lambda: resolve("org/m", known=KnownNames())) < 3
+
+
+def test_a_proxy_that_cannot_reach_it_is_told_at_once(endpoint):
+    class Proxy(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(503)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        endpoint(f"http://127.0.0.1:{server.server_port}")
+        assert told(lambda: resolve("org/m", known=KnownNames())) < 3
+        server.shutdown()
 
 
 def test_what_is_in_the_cache_loads(fake_hub, endpoint, make_model):

@@ -20,6 +20,8 @@ _LIMIT = 4.0
 _KNOWN_FOR = {True: 300.0, False: 15.0}
 """Seconds for which an answer, or that there was none, counts: one ``load`` makes several requests."""
 _NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
+_NO_SERVICE = {502, 503, 504}
+"""What a proxy answers that cannot reach the Hub, and the Hub itself when it is down."""
 _RETRIES = "huggingface_hub.utils._http"
 """The logger that tells of retries."""
 
@@ -60,12 +62,12 @@ def _ask(endpoint: str) -> bool:
 
     try:
         # By its own session: proxies and certificates are those of the requests that follow, and so is the connection.
-        within(_LIMIT, lambda: get_session().head(f"{endpoint}/robots.txt", timeout=_LIMIT))
+        answer = within(_LIMIT, lambda: get_session().head(f"{endpoint}/robots.txt", timeout=_LIMIT))
     except TookTooLong:
         return False
     except Exception as error:
         return not is_unreachable(error)
-    return True
+    return answer.status_code not in _NO_SERVICE
 
 
 def is_unreachable(error: BaseException | None) -> bool:
