@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main", "run"]
 
+_HELP_OPTIONS = ["--help", "-h"]
 _COMPLETION = "_POLYDRAFT_COMPLETE"
 """The variable by which a shell asks for completions."""
+
 
 class _Commands(TyperGroup):
     """The commands, and a group for each backend whose server takes models; plugins are asked only for that one."""
@@ -58,7 +60,7 @@ app = typer.Typer(
     help="Speculative decoding over many engines: faster generation, the same output.",
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 3 could not be compared (verify), 130 interrupted.",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={"help_option_names": _HELP_OPTIONS},
 )
 
 
@@ -134,7 +136,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _show_no_types_of_flags(command: Any) -> None:
     """Flags take no value, but ``--help`` of some versions of typer shows ``<bool>`` behind them."""
-    for option in (*command.params, command.get_help_option(command.context_class(command))):
+    context = command.context_class(command, help_option_names=_HELP_OPTIONS)  # the option is made once
+    for option in (*command.params, command.get_help_option(context)):
         if getattr(option, "is_flag", False) and option.metavar is None:
             option.metavar = ""
     for inner in getattr(command, "commands", {}).values():
