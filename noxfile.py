@@ -53,7 +53,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 # MLX), vLLM and the llama.cpp plugin respect this variable.
 THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
-CORE, PAIRS, CONFORMANCE = "core", "builtin_pairs", "conformance"
+CORE, PAIRS, CONFORMANCE, SERVER = "core", "builtin_pairs", "conformance", "server"
 EXAMPLE_PLUGIN = "examples/third_party_plugin"
 GGUF = "plugins/gguf"
 """What the plugins for llama.cpp share; no plugin."""
@@ -187,7 +187,7 @@ BACKENDS = {
         minutes=16,
     ),
 }
-DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE)
+DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER)
 
 MINUTES = {
     "lint": 0,
@@ -397,7 +397,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, EXAMPLE_PLUGIN)
+    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
@@ -408,23 +408,23 @@ def types(session: nox.Session) -> None:
     Engines conflict with one another, so only Transformers is installed here: calls of the others are unchecked.
     """
     prepare(session)
-    install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, BACKENDS["transformers"].folder))
+    install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, SERVER, BACKENDS["transformers"].folder))
     plugins = [GGUF, *(backend.folder for backend in BACKENDS.values())]
     install(session, "--no-deps", *folders(*plugins))
     # At once: one call after the other would check the core again where it is imported as installed.
-    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, *plugins))
-    session.run("mypy", *sources, "noxfile.py", "ci", "examples")
+    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins))
+    session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/benchmarks")
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit tests of the core, the built-in pairs, the reference engine and ci/."""
+    """Unit tests of the core, the server, the built-in pairs, the reference engine and ci/."""
     prepare(session)
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     # uv: an environment is made in a test
-    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed))
-    tested = (CORE, PAIRS, BACKENDS["reference"].folder, "ci")
+    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed, f"{SERVER}[test]"))
+    tested = (CORE, SERVER, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 
 

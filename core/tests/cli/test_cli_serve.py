@@ -34,7 +34,7 @@ def free_port():
 
 
 def start(program):
-    line = [sys.executable, "-c", SERVES, program, "serve", "-m", "x", "--port", free_port()]
+    line = [sys.executable, "-c", SERVES, program, "serve", "--own-server", "-m", "x", "--port", free_port()]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -67,6 +67,6 @@ def test_an_address_that_cannot_be_used(host, monkeypatch, capfd):
     monkeypatch.setattr(Resolver, "prepare", lambda self, *names, **arguments: prepared)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert run(["serve", "-m", "x", "--host", host, "--port", port]) != 0
+        assert run(["serve", "--own-server", "-m", "x", "--host", host, "--port", port]) != 0
         assert f"cannot listen on {host}:{port}" in capfd.readouterr().err
-        assert run(["serve", "-m", "x", "--host", host, "--port", port, "--print"]) == 0
+        assert run(["serve", "--own-server", "-m", "x", "--host", host, "--port", port, "--print"]) == 0

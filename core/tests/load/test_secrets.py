@@ -184,7 +184,7 @@ def test_errors_of_python_doors(served, wrong, caplog):
 
 @pytest.mark.parametrize("option", ["api_key={}", "api-key={}", "API_KEY={}", "hf_token={}", "api_key {}", "token:{}"])
 def test_the_command_line_does_not_take_secrets(served, option, capfd):
-    for command in (["generate", "-p", "x"], ["verify"], ["serve", "--print"]):
+    for command in (["generate", "-p", "x"], ["verify"], ["serve", "--own-server", "--print"]):
         line = [*command, "-m", "builtin:toy", "-b", "reference", "--engine-option", option.format(CANARY)]
         assert run([*line, "--debug"]) == 2
         out, err = capfd.readouterr()

@@ -39,7 +39,7 @@ def test_no_argument_is_private(make_session, name):
 @pytest.mark.parametrize("name", CALLS)
 def test_help_shows_every_setting(name):
     parameters = inspect.signature(getattr(Session, name)).parameters
-    others = {"speculate", "tools", "chat_template_kwargs", "continue_final_message"}
+    others = {"speculate", "num_speculative_tokens", "tools", "chat_template_kwargs", "continue_final_message"}
     settings = {*GenerationSettings.model_fields} | others
     assert settings == set(parameters) - {"self", "prompt", "prompts"}
     assert all(parameters[one].kind is inspect.Parameter.KEYWORD_ONLY for one in settings)

@@ -215,7 +215,20 @@ def test_a_server_that_cannot_start_says_why():
 
 
 def test_serve_prints_the_command_it_runs():
-    line = [sys.executable, "-m", "polydraft", "serve", "-b", "vllm", "-m", TARGET, "--print", "--port", "8123"]
+    line = [
+        sys.executable,
+        "-m",
+        "polydraft",
+        "serve",
+        "--own-server",
+        "-b",
+        "vllm",
+        "-m",
+        TARGET,
+        "--print",
+        "--port",
+        "8123",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)
     assert '--speculative-config \'{"method": "mtp"' in done.stdout
     assert "--port 8123" in done.stdout

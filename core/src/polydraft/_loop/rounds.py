@@ -90,7 +90,9 @@ def run_rounds(
         step = asked.prefill(request.prompt_token_ids)
     except PrefillCancelled:
         return
-    emitted = generation.emit(step.token_ids, num_draft_tokens=0, num_accepted_tokens=0, logprobs=step.logprobs)
+    emitted = generation.emit(
+        step.token_ids, num_draft_tokens=0, num_accepted_tokens=0, draft_token_ids=(), logprobs=step.logprobs
+    )
     # Chosen, but not yet run: the next ``verify`` stores its KV.
     newest = emitted.token_ids[0]
     if ngram is not None:
@@ -132,6 +134,7 @@ def run_rounds(
             chosen[: accepted + 1],
             num_draft_tokens=len(draft),
             num_accepted_tokens=accepted,
+            draft_token_ids=draft,
             logprobs=step.logprobs,
         )
         # Accepted drafts after the end of the output were not emitted: remove them from the KV cache, too.

@@ -38,6 +38,7 @@ class CallArguments(TypedDict, total=False):
     ignore_eos: bool | None
     logprobs: int | None
     speculate: Speculate
+    num_speculative_tokens: int | None
     tools: Sequence[Mapping[str, Any]] | None
     chat_template_kwargs: Mapping[str, Any] | None
     continue_final_message: bool | None

@@ -86,6 +86,7 @@ class Call:
         *,
         num_draft_tokens: int | None,
         num_accepted_tokens: int | None,
+        draft_token_ids: Sequence[int] | None = None,
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
     ) -> Round:
@@ -100,6 +101,8 @@ class Call:
         accepted = reported or 0
         if drafted is not None and accepted > drafted:
             raise defect(f"The engine reported {accepted} accepted tokens of {drafted} drafted ones.")
+        if draft_token_ids is not None and len(draft_token_ids) != drafted:
+            raise defect(f"The engine gave {len(draft_token_ids)} drafts and reported {drafted} drafted tokens.")
         unsound = None if logprobs is None else _first_unsound(logprobs)
         # One id after the other: what follows the end of the output is dropped, whatever it is.
         kept: list[int] = []
@@ -120,6 +123,7 @@ class Call:
             token_ids=tuple(kept),
             num_draft_tokens=drafted,
             num_accepted_tokens=None if reported is None else min(accepted, len(kept)),
+            draft_token_ids=None if draft_token_ids is None else tuple(draft_token_ids),
             logprobs=None if logprobs is None else checked_logprobs(logprobs, kept),
             seconds=checked_seconds(seconds),
         )
@@ -180,6 +184,7 @@ class Call:
             token_ids=emitted.token_ids,
             num_accepted_tokens=emitted.num_accepted_tokens,
             num_draft_tokens=emitted.num_draft_tokens,
+            draft_token_ids=emitted.draft_token_ids,
             logprobs=emitted.logprobs,
             finish_reason=reason,
             **delta._asdict(),

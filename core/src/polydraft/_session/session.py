@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, Unpack, final
 from polydraft import reasons
 from polydraft._loop.rounds import stepping_rounds
 from polydraft._loop.schedule import SessionSchedule
+from polydraft._numbers import as_int, shown
 from polydraft._session.arguments import CallArguments, call_arguments
 from polydraft._session.async_stream import AsyncTokenStream
 from polydraft._session.call import Call
@@ -146,6 +147,7 @@ class Session:
             logprobs: Report log-probabilities of the chosen token and of this many top candidates.
             speculate: ``auto``: speculate where possible, and report why where not. ``on``: raise an error where not,
                 and draft in every round with ``num_speculative_tokens="auto"``, too. ``off``: plain decoding.
+            num_speculative_tokens: k of this call, from 1 to the session's own; None: the session's.
             tools: Tool schemas for the chat template.
             chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
             continue_final_message: The last message, which is the assistant's, is the start of the answer: the model
@@ -286,7 +288,7 @@ class Session:
         # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
         given = dict(arguments)
-        for name in ("speculate", "tools", "chat_template_kwargs", "continue_final_message"):
+        for name in ("speculate", "num_speculative_tokens", "tools", "chat_template_kwargs", "continue_final_message"):
             given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
@@ -320,7 +322,8 @@ class Session:
         off = self._off_reason(arguments.get("speculate", "auto"), settings, room)
         with as_engine_errors(self._running, "in describing its tokens"):
             ends = frozenset(self._tokenizer.eos_token_ids)
-        k, least = self._k(settings, arguments.get("speculate") == "on") if off is None else (0, None)
+        asked = self._asked_k(arguments.get("num_speculative_tokens"))
+        k, least = self._k(settings, arguments.get("speculate") == "on", asked) if off is None else (0, None)
         request = TokenRequest(
             prompt_token_ids=encoded.token_ids,
             settings=settings,
@@ -391,8 +394,32 @@ class Session:
             )
         return off
 
-    def _k(self, settings: GenerationSettings, must_draft: bool) -> tuple[int, int | None]:
+    def _asked_k(self, given: object) -> int | None:
+        """The k that a call asks for; None if it asks for none, or for what the session does anyway."""
+        if given is None:
+            return None
+        k, largest = as_int(given), self._running.max_draft_tokens
+        if k is None or k < 1 or k > largest > 0:
+            raise InvalidRequestError(
+                f"`num_speculative_tokens={shown(given)}` is not allowed in a call of this session.",
+                f"Give a whole number from 1 to {largest}; for more, load the session with more."
+                if largest
+                else "Give a whole number from 1 on.",
+                argument="num_speculative_tokens",
+            )
+        engine = self._engine
+        if not (isinstance(engine, SteppingEngine) or engine.picks_k or largest in (k, 0)):
+            raise UnsupportedError(
+                f"The backend {self._running.backend} has one k for all calls of a session, here {largest}, and "
+                f"`num_speculative_tokens={k}` was given.",
+                "Leave it out, or load a session with that k.",
+            )
+        return k
+
+    def _k(self, settings: GenerationSettings, must_draft: bool, asked: int | None) -> tuple[int, int | None]:
         """The k of a call, or the largest and the smallest k of its rounds."""
+        if asked is not None:
+            return asked, None
         largest = self._running.max_speculative_tokens
         # Rejection sampling gives other tokens with another k: there a seed would not repeat what time decides.
         if largest is None or (settings.acceptance == "rejection" and settings.temperature > 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from polydraft._session.call import Call
@@ -87,11 +87,20 @@ class ServedCall(Call):
             token_ids=emitted.token_ids,
             drafted=emitted.num_draft_tokens,
             accepted=emitted.num_accepted_tokens,
+            drafts=emitted.draft_token_ids,
             seconds=seconds if emitted.seconds is None else emitted.seconds,
             logprobs=None
             if emitted.logprobs is None
             else tuple((entry.token_id, entry.logprob, entry.top) for entry in emitted.logprobs),
             stats=self._reported,
             last=self.finish_reason is not None,
-            spelled=self._engine.new_spellings(emitted.token_ids),
+            spelled=self._engine.new_spellings(_shown(emitted)),
         )
+
+
+def _shown(emitted: Round) -> Iterator[int]:
+    """The tokens of a round that the app may show: its output, rejected drafts, and candidates."""
+    yield from emitted.token_ids
+    yield from emitted.draft_token_ids or ()
+    for entry in emitted.logprobs or ():
+        yield from (token_id for token_id, _ in entry.top)

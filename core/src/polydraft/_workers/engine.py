@@ -114,6 +114,7 @@ class _Rounds(Iterator[Round]):
             done.token_ids,
             num_draft_tokens=done.drafted,
             num_accepted_tokens=done.accepted,
+            draft_token_ids=done.drafts,
             logprobs=None if done.logprobs is None else [_logprobs(*entry) for entry in done.logprobs],
             seconds=done.seconds,
         )

@@ -159,6 +159,7 @@ class RoundDone(Message):
     token_ids: tuple[int, ...]
     drafted: int | None
     accepted: int | None
+    drafts: tuple[int, ...] | None = None
     seconds: float = Field(description="Since the round before; for the first one, since the call was begun.")
     logprobs: tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...] | None = None
     stats: GenerationStats | None = Field(default=None, description="The engine's own, with the last round.")
@@ -225,7 +226,7 @@ class Loaded(Message):
     tokenizer: TokenizerFacts
     notes: tuple[str, ...] = ()
     checks_settings: bool = Field(description="Whether the engine is asked before each call what it refuses.")
-    picks_k: bool = Field(description="Whether the worker picks k for each round where it is asked to.")
+    picks_k: bool = Field(description="``WholeEngine.picks_k``; a stepping engine's loop does.")
 
 
 _FROM_APP = Annotated[Open | Question | Generate | Credit | Cancel, Field(discriminator="kind")]

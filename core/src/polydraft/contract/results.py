@@ -52,6 +52,9 @@ class Round(Record):
     token_ids: tuple[int, ...]
     num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: there was no draft.")
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` are accepted drafts.")
+    draft_token_ids: tuple[int, ...] | None = Field(
+        default=None, description="The drafts, rejected ones included: ``num_draft_tokens`` of them."
+    )
     logprobs: tuple[TokenLogprobs, ...] | None = None
     seconds: float | None = Field(
         default=None,
@@ -87,6 +90,9 @@ class Chunk(Record):
     text: str
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` were accepted drafts.")
     num_draft_tokens: int | None = None
+    draft_token_ids: tuple[int, ...] | None = Field(
+        default=None, description="The round's drafts: accepted ones, then rejected ones; None: not reported."
+    )
     segments: tuple[Segment, ...] = Field(
         default=(), description="``text`` split by origin; joined, they are ``text``."
     )

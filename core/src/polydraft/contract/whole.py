@@ -53,6 +53,7 @@ class Generation(Protocol):
         *,
         num_draft_tokens: int | None,
         num_accepted_tokens: int | None,
+        draft_token_ids: Sequence[int] | None = None,
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
     ) -> Round:
@@ -66,6 +67,7 @@ class Generation(Protocol):
             num_draft_tokens: Tokens drafted in this round; 0 if there was no draft, None if not reported.
             num_accepted_tokens: How many leading ``token_ids`` are accepted drafts, at most ``num_draft_tokens``;
                 None if not reported.
+            draft_token_ids: The drafts, rejected ones included; None if not reported.
             logprobs: One entry per token; None unless the request asks for them.
             seconds: Time since the previous round (the first: since the request), for engines that generate ahead
                 of the consumer. None: the core measures how long the consumer waits.
@@ -102,7 +104,8 @@ class WholeEngine(ABC):
     """Engine, pair, k, dtype, device and limits as loaded: ``RunningInfo.of`` makes it."""
 
     picks_k: bool = False
-    """Whether it picks k for each round where ``TokenRequest.least_speculative_tokens`` is set."""
+    """Whether it takes k from each request, and picks it for each round where
+    ``TokenRequest.least_speculative_tokens`` is set."""
 
     @abstractmethod
     def rounds(self, generation: Generation) -> Iterator[Round]:

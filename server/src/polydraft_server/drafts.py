@@ -1,0 +1,88 @@
+"""What speculation did, in the three forms that clients read: OpenAI's usage, vLLM's metrics, and our own chunks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from polydraft import Chunk, GenerationResult, GenerationStats
+from polydraft.contract import Tokenizer
+
+__all__ = ["RoundCounts", "drafts_of", "token_text", "usage_of"]
+
+
+def usage_of(results: Iterable[GenerationResult], prompt_tokens: int) -> dict[str, Any]:
+    """OpenAI's ``usage`` of a request, whose prompts have so many tokens. What an engine does not report is None."""
+    stats = GenerationStats.total(result.stats for result in results)
+    accepted, drafted = stats.num_accepted_tokens, stats.num_draft_tokens
+    rejected = None if accepted is None or drafted is None else drafted - accepted
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": stats.num_tokens,
+        "total_tokens": prompt_tokens + stats.num_tokens,
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": rejected,
+        },
+    }
+
+
+class RoundCounts:
+    """Counts the rounds of one generation for vLLM's ``metrics.speculative_decoding``."""
+
+    def __init__(self) -> None:
+        self._rounds: list[tuple[int, int]] = []
+
+    def count(self, chunk: Chunk) -> None:
+        """Add a round, if it had a draft and the engine reports it."""
+        if chunk.num_draft_tokens and chunk.num_accepted_tokens is not None:
+            self._rounds.append((chunk.num_draft_tokens, chunk.num_accepted_tokens))
+
+    def metrics(self, result: GenerationResult) -> dict[str, Any] | None:
+        """The metrics by vLLM's names; None if nothing was drafted, or the engine does not report it."""
+        stats = result.stats
+        if not stats.num_drafts or stats.num_accepted_tokens is None or stats.num_draft_tokens is None:
+            return None
+        k = result.running.max_draft_tokens
+        accepted = Counter(count for _, count in self._rounds)
+        seconds = stats.prefill_seconds
+        return {
+            "time_to_first_token_ms": None if seconds is None else 1000 * seconds,
+            "generation_time_ms": None if stats.decode_seconds is None else 1000 * stats.decode_seconds,
+            "tokens_per_second": stats.tokens_per_second,
+            "speculative_decoding": {
+                "mean_acceptance_length": stats.mean_acceptance_length,
+                "draft_acceptance_rate": stats.acceptance_rate,
+                "acceptance_histogram": [accepted[count] for count in range(k + 1)],
+                "num_spec_steps": stats.num_drafts,
+                "num_accepted_draft_tokens": stats.num_accepted_tokens,
+                "num_draft_tokens": stats.num_draft_tokens,
+                "num_spec_tokens": k,
+                "per_step_accepted": [count for _, count in self._rounds],
+                "per_step_drafted": [count for count, _ in self._rounds],
+            },
+        }
+
+
+def drafts_of(chunk: Chunk, tokenizer: Tokenizer) -> dict[str, Any]:
+    """``choices[].polydraft`` of a chunk: one round. ``docs/serving.md`` describes it."""
+    drafts = None
+    if chunk.draft_token_ids is not None:
+        accepted = chunk.num_accepted_tokens or 0
+        drafts = [
+            {"id": token_id, "text": token_text(tokenizer, token_id), "accepted": at < accepted}
+            for at, token_id in enumerate(chunk.draft_token_ids)
+        ]
+    return {
+        "token_ids": chunk.token_ids,
+        "num_draft_tokens": chunk.num_draft_tokens,
+        "num_accepted_tokens": chunk.num_accepted_tokens,
+        "drafts": drafts,
+        "segments": [{"text": one.text, "draft": one.is_draft} for one in chunk.segments],
+    }
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token as text; U+FFFD stands for bytes of an unfinished character."""
+    return tokenizer.token_bytes(token_id).decode("utf-8", "replace")

@@ -1,0 +1,170 @@
+"""A server in this process: its socket, its signals, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from polydraft import Session
+from polydraft.engine_parts.serving import check_port
+from polydraft.errors import InvalidRequestError
+from sse_starlette.sse import AppStatus
+
+from polydraft_server.app import Api
+from polydraft_server.protocol import Protocol
+from polydraft_server.settings import KEY_VARIABLE, ServerSettings
+
+__all__ = ["Server", "listen", "serve"]
+
+_LARGEST_HEAD = 64 << 10
+"""Bytes of a request's line and headers."""
+_AFTER_STOP = 5
+"""Seconds that connections get to send what they were told at the end."""
+
+
+def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[str], None]) -> int:
+    """Load a session and serve it until SIGINT or SIGTERM.
+
+    Args:
+        load: Loads the session, and loads it again if its engine's process ends.
+        settings: Where, for whom, and how much at a time.
+        say: Gets lines for the user.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl+C.
+
+    Raises:
+        InvalidRequestError: The address cannot be listened on, or others reach it and there is no key.
+        PolydraftError: As ``load``.
+    """
+    with listen(settings) as listening:
+        local = is_local(listening)
+        session = load()
+        server = Server(Api(session, settings, load, local), listening)
+        address, port = listening.getsockname()[:2]
+        where = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        if not local and settings.key is None:
+            say(f"Warning: there is no key, and whoever reaches {where} can use the model.")
+        say(f"Serving {', '.join(server.api.names)} with {session.running.backend} at {where}/v1; Ctrl+C stops it.")
+        return server.run_to_the_end()
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """The socket of a server, bound but not listening: nobody connects before the model is loaded.
+
+    Raises:
+        InvalidRequestError: The port is taken, the address is not this machine's, or others reach it and there is no
+            key.
+    """
+    check_port(settings.host, settings.port)
+    try:
+        found = socket.getaddrinfo(settings.host or None, settings.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(found[0], socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(found[4])
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise _cannot_listen(settings, error) from error
+    if settings.key is None and not settings.no_auth and not is_local(bound):
+        bound.close()
+        raise InvalidRequestError(
+            f"Other machines can reach {settings.host}, and the server has no key.",
+            f"Set the environment variable {KEY_VARIABLE}, or give --api-key-file FILE; --no-auth serves everyone.",
+        )
+    return bound
+
+
+def is_local(bound: socket.socket) -> bool:
+    """Whether a socket is bound to an address that only this machine reaches."""
+    address: str = bound.getsockname()[0]
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which lets generations end before it stops.
+
+    Args:
+        api: What it serves.
+        listening: Its bound socket.
+    """
+
+    def __init__(self, api: Api, listening: socket.socket) -> None:
+        self.api = api
+        self.interrupted = False
+        """Whether Ctrl+C stopped it."""
+        self._listening = listening
+        config = uvicorn.Config(
+            api.app,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Any client could name another address as its own.
+            proxy_headers=False,
+            h11_max_incomplete_event_size=_LARGEST_HEAD,
+            timeout_graceful_shutdown=math.ceil(api.settings.stop_seconds) + _AFTER_STOP,
+        )
+        super().__init__(config)
+
+    def run_to_the_end(self) -> int:
+        """Serve until it is stopped; then the session is closed. Returns the exit code."""
+        # sse-starlette would end all streams at the first signal; ``Api.stop`` gives them their time.
+        AppStatus.enable_automatic_graceful_drain = False
+        try:
+            asyncio.run(self.serve([self._listening]))
+        except OSError as error:  # another program began to listen there while the model was loaded
+            raise _cannot_listen(self.api.settings, error) from error
+        finally:
+            self.api.served.close_now()
+        return 130 if self.interrupted else 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop: no new requests; those under way get their time."""
+        stopping = asyncio.create_task(self.api.stop())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            stopping.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: stop; at a second Ctrl+C without waiting."""
+        if sig == signal.SIGINT:
+            self.force_exit = self.should_exit
+            self.interrupted = True
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while it serves. They are not raised again afterwards: the session is to be closed first."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _cannot_listen(settings: ServerSettings, error: OSError) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The server cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
+        "Choose another port or host.",
+        argument="port",
+    )

@@ -1,0 +1,55 @@
+"""What a server is told: where it listens, its key, and its limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polydraft.secrets import Secret
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["KEY_VARIABLE", "ServerSettings"]
+
+KEY_VARIABLE = "POLYDRAFT_API_KEY"
+"""The environment variable that ``polydraft serve`` reads the key from."""
+
+_CONCURRENT = 64
+"""Generations at a time on an engine that batches them itself."""
+_BYTES_PER_TOKEN = 16
+"""Bytes of a request for each token of the context: more than any text or list of ids that fits takes."""
+
+
+class ServerSettings(BaseModel):
+    """Limits and names of a server. The defaults are safe for a server that other programs of this machine use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free port.")
+    key: Secret | None = Field(default=None, description="Requests must send it as a bearer token; None: no key.")
+    no_auth: bool = Field(default=False, description="Listen on an address that others reach, without a key.")
+    names: tuple[str, ...] = Field(default=(), description="What requests call the model; empty: the target's id.")
+    origins: tuple[str, ...] = Field(default=(), description="Web origins whose pages may call it (CORS).")
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of ``Session.generate`` for what a request leaves out."
+    )
+    max_running: int | None = Field(
+        default=None, ge=1, description="Generations at a time; None: as many as the engine takes."
+    )
+    max_waiting: int = Field(default=256, ge=0, description="Generations that may wait; more are refused with 429.")
+    request_seconds: float = Field(default=600.0, gt=0, description="Time limit of a generation, its wait included.")
+    read_seconds: float = Field(default=30.0, gt=0, description="Time in which a client must send its request.")
+    write_seconds: float = Field(default=60.0, gt=0, description="Time in which a client must take an event.")
+    stop_seconds: float = Field(default=30.0, ge=0, description="Time that generations get to end when it stops.")
+    max_body_bytes: int | None = Field(
+        default=None, ge=1, description="Size limit of a request; None: 1 MiB, and 16 bytes for each token of context."
+    )
+
+    def running_at_once(self, concurrency: str) -> int:
+        """Generations at a time, on an engine of this ``RunningInfo.concurrency``."""
+        if concurrency == "serial":
+            return 1
+        return _CONCURRENT if self.max_running is None else self.max_running
+
+    def body_limit(self, context_length: int) -> int:
+        """Bytes of a request's body."""
+        return (1 << 20) + _BYTES_PER_TOKEN * context_length if self.max_body_bytes is None else self.max_body_bytes

@@ -1,0 +1,89 @@
+"""An engine that writes what it is told to, at a pace, and counts who is at work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from polydraft import RunningInfo, Session
+from polydraft.contract import Capabilities, WholeEngine
+from polydraft_reference.tokenizer import ByteTokenizer
+
+__all__ = ["Script", "scripted_session"]
+
+
+@dataclass
+class Script:
+    """What the engine does, and what it has seen."""
+
+    text: str = "abcdefghij" * 1000
+    pace: float = 0.0
+    """Seconds for a token."""
+    error: Exception | None = None
+    """Raised after three tokens."""
+    working: int = 0
+    most: int = 0
+    prompts: list[str] = field(default_factory=list)
+    """In the order in which they had their turn."""
+    cancelled: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Scripted(WholeEngine):
+    """Every token is a round of its own, without drafts."""
+
+    def __init__(self, script, running):
+        self.script = script
+        self.tokenizer = ByteTokenizer()
+        self.running = running
+
+    def rounds(self, generation):
+        script = self.script
+        with script.lock:
+            script.working += 1
+            script.most = max(script.most, script.working)
+            script.prompts.append(bytes(i for i in generation.request.prompt_token_ids if i < 256).decode())
+        try:
+            for count, token_id in enumerate(self.tokenizer.encode(script.text)):
+                if generation.finish_reason is not None or generation.cancelled():
+                    break
+                time.sleep(script.pace)
+                if script.error is not None and count == 3:
+                    raise script.error
+                yield generation.emit([token_id], num_draft_tokens=0, num_accepted_tokens=0)
+            else:
+                while generation.finish_reason is None:
+                    yield generation.emit([257], num_draft_tokens=0, num_accepted_tokens=0)  # <eos>
+        finally:
+            with script.lock:
+                script.working -= 1
+                script.cancelled += generation.cancelled()
+
+    def close(self):
+        pass
+
+
+def scripted_session(script, concurrency="serial", target="scripted", **changes):
+    """A session over the engine."""
+    values = {
+        "backend": "scripted",
+        "engine": "script",
+        "engine_version": "1",
+        "target": target,
+        "drafter": None,
+        "method": None,
+        "num_speculative_tokens": 0,
+        "dtype": "float32",
+        "device": "cpu",
+        "context_length": 20_000,
+        "concurrency": concurrency,
+    }
+    capabilities = Capabilities(
+        drafter_kinds=frozenset({"ngram"}),
+        sampling=frozenset({"temperature", "seed"}),
+        concurrent_calls=concurrency == "concurrent",
+    )
+    return Session(
+        Scripted(script, RunningInfo(**{**values, **changes})), RunningInfo(**{**values, **changes}), capabilities
+    )

@@ -1,0 +1,96 @@
+"""``polydraft serve`` as a process: it serves, stops, and says why it cannot."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+TOY = ("--model", "builtin:toy", "--backend", "reference")
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "polydraft._cli", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def ended(*arguments, **environment):
+    process = start(*arguments, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_serves_and_stops(number, code):
+    process = start(*TOY, "--port", "0", "-n", "5", POLYDRAFT_API_KEY="sk-canary")
+    try:
+        said = process.stderr.readline()
+        while "Serving" not in said:
+            assert said, process.stderr.read()
+            said = process.stderr.readline()
+        assert "builtin:toy" in said
+        url = said.partition(" at ")[2].partition(";")[0]
+        request = urllib.request.Request(
+            f"{url}/completions",
+            json.dumps({"prompt": "Hi"}).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer sk-canary"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] <= 5
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == code, err
+        assert "sk-canary" not in out + said + err
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_cannot_be_served():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, out, err = ended(*TOY, "--port", port)
+        assert (code, out) == (2, "")
+        assert f"cannot listen on 127.0.0.1:{port}" in err
+    code, _, err = ended(*TOY, "--host", "0.0.0.0", "--port", "0", POLYDRAFT_API_KEY="")
+    assert code == 2
+    assert "POLYDRAFT_API_KEY" in err
+    code, _, err = ended("--model", "builtin:nothing", "--backend", "reference", "--port", "0")
+    assert code == 1
+    assert "builtin:nothing" in err
+    assert "Traceback" not in err
+
+
+def test_wrong_options(command_line):
+    for arguments, says in (
+        ((*TOY, "--print"), "--own-server"),
+        ((*TOY, "--no-auth", "--api-key-file", "x"), "exclude one another"),
+        ((*TOY, "--api-key-file", "/no/such/file"), "cannot be read"),
+        ((*TOY, "--temperature", "-1"), "--temperature -1"),
+        ((*TOY, "--port", "70000"), "--port"),
+    ):
+        code, err = command_line("serve", *arguments)
+        assert code == 2, err
+        assert says in err
+
+
+@pytest.fixture
+def command_line(capfd):
+    from polydraft._cli.app import run
+
+    def go(*arguments):
+        code = run(arguments)
+        return code, capfd.readouterr().err
+
+    return go
