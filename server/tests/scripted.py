@@ -48,7 +48,8 @@ class Scripted(WholeEngine):
             for count, token_id in enumerate(self.tokenizer.encode(script.text)):
                 if generation.finish_reason is not None or generation.cancelled():
                     break
-                time.sleep(script.pace)
+                if script.pace:
+                    time.sleep(script.pace)
                 if script.error is not None and count == 3:
                     raise script.error
                 yield generation.emit([token_id], num_draft_tokens=0, num_accepted_tokens=0)

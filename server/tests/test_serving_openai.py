@@ -86,7 +86,8 @@ def test_async_and_cancelled(scripted):
         assert script.cancelled == 2
 
 
-def test_a_full_queue_is_tried_again(scripted):
+def test_a_full_queue_is_tried_again(scripted, monkeypatch):
+    monkeypatch.setattr("polydraft_server.admission._FIRST_GUESS", 0.0)
     script = Script(pace=0.01)
 
     async def go(server):

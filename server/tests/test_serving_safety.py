@@ -70,7 +70,7 @@ def test_named_origins(scripted):
         assert "access-control-allow-origin" not in bad.headers
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_other_addresses_need_a_key(host):
     if host == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6")

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polydraft import AsyncTokenStream, Chunk, GenerationResult, Prompt, Session
-from polydraft.errors import EngineCrashedError
+from polydraft import Chunk, GenerationResult, Prompt, Session, TokenStream
 
 from polydraft_server.admission import Admitted
 from polydraft_server.metrics import Metrics
@@ -68,7 +67,8 @@ class Run:
         self._metrics = metrics
         self._began = time.monotonic()
         self._events: asyncio.Queue[tuple[int, Chunk | GenerationResult | Exception]] = asyncio.Queue()
-        self._opened: dict[int, tuple[Session, AsyncTokenStream]] = {}
+        self._opened: dict[int, tuple[Session, TokenStream]] = {}
+        self._begun: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._left = len(jobs)
         self._closing: asyncio.Task[None] | None = None
@@ -122,13 +122,13 @@ class Run:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for _, stream in self._opened.values():
-            with contextlib.suppress(Exception):
-                await stream.aclose()
+            stream.close()  # it has not begun: there is nothing to wait for
         self._admitted.close()
 
-    async def _stream(self, session: Session, job: Job) -> AsyncTokenStream:
-        # In a thread: a long prompt takes its time to be encoded, and others' answers go on meanwhile.
-        return await asyncio.to_thread(session.astream, job.prompt, **job.arguments)
+    async def _stream(self, session: Session, job: Job) -> TokenStream:
+        with self._served.watching(session):
+            # In a thread: a long prompt takes its time to be encoded, and others' answers go on meanwhile.
+            return await asyncio.to_thread(session.stream, job.prompt, **job.arguments)
 
     async def _produce(self, job: Job) -> None:
         try:
@@ -149,21 +149,37 @@ class Run:
             session, stream = self._opened.pop(job.index)
             if session is not (current := self._served.session()):  # loaded again while it waited
                 session, stream = current, await self._stream(current, job)
-            try:
-                async with stream:
-                    first = True
-                    async for chunk in stream:
-                        if first:
-                            self._metrics.first_token(time.monotonic() - self._began)
-                            first = False
-                        self._events.put_nowait((job.index, chunk))
-                        if job.one_call and chunk.tool_calls:
-                            break
-            except EngineCrashedError:
-                self._served.lost(session)
-                raise
-        assert stream.result is not None
-        return stream.result
+            with self._served.watching(session):
+                return await self._read(job, stream)
+
+    async def _read(self, job: Job, stream: TokenStream) -> GenerationResult:
+        """Read a stream to its end in a thread of its own: the engine waits neither for this one nor for a client."""
+        loop = asyncio.get_running_loop()
+
+        def work() -> GenerationResult:
+            with stream:
+                for chunk in stream:
+                    loop.call_soon_threadsafe(self._came, job.index, chunk)
+                    if job.one_call and chunk.tool_calls:
+                        break
+            assert stream.result is not None
+            return stream.result
+
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            stream.cancel()
+            while not working.done():  # the turn ends when the engine has stopped, and not before
+                with contextlib.suppress(BaseException):
+                    await asyncio.shield(working)
+            raise
+
+    def _came(self, index: int, chunk: Chunk) -> None:
+        if index not in self._begun:
+            self._begun.add(index)
+            self._metrics.first_token(time.monotonic() - self._began)
+        self._events.put_nowait((index, chunk))
 
 
 def _too_slow(seconds: float) -> ApiError:

@@ -49,13 +49,13 @@ def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[
     with listen(settings) as listening:
         local = is_local(listening)
         session = load()
-        server = Server(Api(session, settings, load, local), listening)
+        api = Api(session, settings, load, local)
         address, port = listening.getsockname()[:2]
         where = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         if not local and settings.key is None:
             say(f"Warning: there is no key, and whoever reaches {where} can use the model.")
-        say(f"Serving {', '.join(server.api.names)} with {session.running.backend} at {where}/v1; Ctrl+C stops it.")
-        return server.run_to_the_end()
+        ready = f"Serving {', '.join(api.names)} with {session.running.backend} at {where}/v1; Ctrl+C stops it."
+        return Server(api, listening, lambda: say(ready)).run_to_the_end()
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -99,10 +99,12 @@ class Server(uvicorn.Server):
     Args:
         api: What it serves.
         listening: Its bound socket.
+        started_up: Called once it listens.
     """
 
-    def __init__(self, api: Api, listening: socket.socket) -> None:
+    def __init__(self, api: Api, listening: socket.socket, started_up: Callable[[], None] = lambda: None) -> None:
         self.api = api
+        self._started_up = started_up
         self.interrupted = False
         """Whether Ctrl+C stopped it."""
         self._listening = listening
@@ -132,6 +134,11 @@ class Server(uvicorn.Server):
         finally:
             self.api.served.close_now()
         return 130 if self.interrupted else 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._started_up()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop: no new requests; those under way get their time."""

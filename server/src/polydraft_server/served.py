@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from polydraft import RunningInfo, Session
+from polydraft.errors import EngineCrashedError
 
 from polydraft_server.problems import ApiError, without_paths
 
@@ -69,12 +70,16 @@ class Served:
             )
         return self._session
 
-    def lost(self, session: Session) -> None:
-        """The engine of ``session`` has ended: load it again, once, whoever says so first."""
-        if self._session is not session:
-            return
-        self._session = None
-        self._loading = asyncio.create_task(self._again(session))
+    @contextmanager
+    def watching(self, session: Session) -> Iterator[None]:
+        """A block that uses a session: if its engine ends, it is loaded again."""
+        try:
+            yield
+        except EngineCrashedError:
+            if self._session is session:  # else somebody else has found it
+                self._session = None
+                self._loading = asyncio.create_task(self._again(session))
+            raise
 
     async def _again(self, lost: Session) -> None:
         with suppress(Exception):
