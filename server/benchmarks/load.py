@@ -185,6 +185,8 @@ class Clients:
         connection.close()
         if response.status in (400, 404) and json.loads(body)["error"]["message"]:
             self._count("refused")
+        elif self._lenient and response.status in RETRIABLE:
+            self._count("retried")
         else:
             self._wrong(f"bad input: {response.status} {body[:200]!r}")
 
@@ -202,7 +204,8 @@ def memory(pid: int) -> float:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(one) for path in lists for one in path.read_text(encoding="ascii").split()]
 
 
 def own(clients: int, seconds: float) -> Report:

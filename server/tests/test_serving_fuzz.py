@@ -67,7 +67,7 @@ def check(done):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-@settings(max_examples=120, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES)
 def test_any_fields(quick, path, body):
     check(quick.post(path, json.dumps({"max_tokens": 3, **body}).encode()))

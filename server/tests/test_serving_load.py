@@ -35,7 +35,7 @@ def test_as_many_at_once_as_the_engine_takes(scripted, concurrency, most):
 def test_the_queue_is_bounded(scripted):
     script = Script(pace=0.01)
     with scripted(script, max_waiting=2) as server, ThreadPoolExecutor(3) as threads:
-        first = [threads.submit(server.complete, "x", max_tokens=100) for _ in range(3)]
+        first = [threads.submit(server.complete, "x", max_tokens=40) for _ in range(3)]
         eventually(lambda: server.api.admission.waiting == 2)
         assert server.metric("vllm:num_requests_waiting") == 2
         assert server.metric("vllm:num_requests_running") == 1
@@ -110,7 +110,7 @@ def test_a_client_that_leaves_the_queue(scripted):
 def test_a_slow_reader_holds_nobody_back(scripted):
     """On an engine that runs one at a time: it writes on, and the next has its turn."""
     script = Script(text="x" * 800)
-    with scripted(script, write_seconds=3.0) as server:
+    with scripted(script, write_seconds=1.5) as server:
         # Else the system would take the whole answer for the client.
         server.server._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         slow = socket.create_connection(("127.0.0.1", server.port))

@@ -94,6 +94,9 @@ class Run:
         """
         if not self._left:
             return None
+        if not self._events.empty():
+            # What has gathered would be sent without a break, and the client's leaving, say, not be noticed meanwhile.
+            await asyncio.sleep(0)
         index, event = await self._events.get()
         if isinstance(event, Exception):
             raise event

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from polydraft import Session
+from polydraft.contract import WholeEngine
 from polydraft.secrets import Secret
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,8 +14,8 @@ __all__ = ["KEY_VARIABLE", "ServerSettings"]
 KEY_VARIABLE = "POLYDRAFT_API_KEY"
 """The environment variable that ``polydraft serve`` reads the key from."""
 
-_CONCURRENT = 64
-"""Generations at a time on an engine that batches them itself."""
+_BATCHED, _IN_TURN = 64, 4
+"""Generations at a time on an engine that batches them, and on one that steps them in turn, each with a KV cache."""
 _BYTES_PER_TOKEN = 16
 """Bytes of a request for each token of the context: more than any text or list of ids that fits takes."""
 
@@ -44,11 +46,15 @@ class ServerSettings(BaseModel):
         default=None, ge=1, description="Size limit of a request; None: 1 MiB, and 16 bytes for each token of context."
     )
 
-    def running_at_once(self, concurrency: str) -> int:
-        """Generations at a time, on an engine of this ``RunningInfo.concurrency``."""
-        if concurrency == "serial":
+    def running_at_once(self, session: Session) -> int:
+        """Generations at a time on a session's engine."""
+        if session.running.concurrency == "serial":
             return 1
-        return _CONCURRENT if self.max_running is None else self.max_running
+        if self.max_running is not None:
+            return self.max_running
+        engine = session.engine
+        # Where polydraft's loop runs, here or in a worker, calls take turns step by step.
+        return _BATCHED if isinstance(engine, WholeEngine) and not engine.picks_k else _IN_TURN
 
     def body_limit(self, context_length: int) -> int:
         """Bytes of a request's body."""

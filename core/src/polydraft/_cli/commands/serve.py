@@ -77,7 +77,7 @@ def serve(
         typer.Option(
             "--max-running",
             min=1,
-            help="Generations at a time. Default: 64, or 1 where the engine runs one at a time.",
+            help="Generations at a time. Default: 64 where the engine batches them, 4 where it steps them in turn.",
             rich_help_panel=_MUCH,
         ),
     ] = None,
