@@ -70,3 +70,11 @@ def test_an_address_that_cannot_be_used(host, monkeypatch, capfd):
         assert run(["serve", "--own-server", "-m", "x", "--host", host, "--port", port]) != 0
         assert f"cannot listen on {host}:{port}" in capfd.readouterr().err
         assert run(["serve", "--own-server", "-m", "x", "--host", host, "--port", port, "--print"]) == 0
+
+
+def test_without_the_server_it_says_how_to_install_it(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "polydraft_server", None)
+    assert run(["serve", "-m", "x"]) == 1
+    error, hint = capfd.readouterr().err.splitlines()
+    assert error == "Error: The server is not installed: there is no module polydraft_server."
+    assert hint.startswith('Hint: Install it: `pip install "polydraft[server]"`.')

@@ -6,8 +6,9 @@ import time
 
 import pytest
 from polydraft import Session
-from polydraft.contract import GenerationSettings
-from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+from polydraft.contract import Capabilities, GenerationSettings
+from polydraft.errors import EngineError, InvalidRequestError, SpeculationUnavailableError, UnsupportedError
+from scripted_engines import Whole, emit
 
 PROMPT = "<bos>Once upon a time"
 CALLS = ["generate", "stream", "generate_many", "agenerate", "astream"]
@@ -59,6 +60,46 @@ def test_no_room_to_draft(make_session):
                 session.generate(prompt, max_new_tokens=50, speculate="on")
         else:
             assert result.stats.num_drafts == 1
+
+
+def test_k_of_a_call(make_session):
+    session = make_session()
+    how = {"max_new_tokens": 30, "ignore_eos": True}
+    expected = session.generate(PROMPT, **how)
+    for k in (1, 2, 4, None):
+        result = session.generate(PROMPT, num_speculative_tokens=k, speculate="on", **how)
+        assert result.token_ids == expected.token_ids
+        chunks = session.stream(PROMPT, num_speculative_tokens=k, **how)
+        assert max(chunk.num_draft_tokens for chunk in chunks) == (k or 4)
+    for wrong in (0, 5, -1, 2.5, "auto"):
+        with pytest.raises(InvalidRequestError, match="from 1 to 4") as caught:
+            session.generate(PROMPT, num_speculative_tokens=wrong)
+        assert caught.value.argument == "num_speculative_tokens"
+
+
+def test_an_engine_with_one_k():
+    """A whole engine drafts as it was loaded to."""
+    engine = Whole()
+    session = Session(engine, engine.running, Capabilities(drafter_kinds=frozenset({"ngram"})))
+    assert session.generate([1], max_new_tokens=4, num_speculative_tokens=2).token_ids == (1,) * 4
+    with pytest.raises(UnsupportedError, match="one k for all calls"):
+        session.generate([1], max_new_tokens=4, num_speculative_tokens=1)
+
+
+def test_chunks_hold_the_drafts(make_session):
+    for chunk in make_session().stream(PROMPT, max_new_tokens=40, ignore_eos=True):
+        assert len(chunk.draft_token_ids) == chunk.num_draft_tokens
+        accepted = chunk.num_accepted_tokens
+        assert chunk.draft_token_ids[:accepted] == chunk.token_ids[:accepted]
+        rejected = chunk.draft_token_ids[accepted : accepted + 1]
+        assert not rejected or chunk.token_ids[accepted:] != rejected
+
+
+def test_drafts_that_do_not_add_up():
+    engine = Whole(lambda generation: iter([emit(generation, drafted=2, accepted=0, draft_token_ids=[1])]))
+    session = Session(engine, engine.running, Capabilities(drafter_kinds=frozenset({"ngram"})))
+    with pytest.raises(EngineError, match="gave 1 drafts and reported 2"):
+        session.generate([1])
 
 
 def test_waiting_for_another_call_is_no_prefill(make_session):

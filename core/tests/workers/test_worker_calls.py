@@ -46,6 +46,9 @@ def test_outputs_are_those_of_the_engine_in_process():
             assert found.model_dump(exclude=exclude) == expected.model_dump(exclude=exclude)
         every = [session.generate_many(["ab", "cd", "ef"], max_new_tokens=9, seed=1) for session in (here, worker)]
         assert [one.token_ids for one in every[0]] == [one.token_ids for one in every[1]]
+        calls = [[*session.stream("ab", num_speculative_tokens=2, max_new_tokens=20)] for session in (here, worker)]
+        assert calls[0] == calls[1]
+        assert any(chunk.draft_token_ids for chunk in calls[1])
         assert worker.engine.memory()["peak"] > 1 << 20
 
 
