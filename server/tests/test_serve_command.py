@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -41,7 +42,15 @@ def test_it_serves_and_stops(number, code):
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] <= 5
-        process.send_signal(number)
+        long = {"prompt": "Hi", "max_tokens": 900, "ignore_eos": True, "stream": True, "speculate": "off"}
+        request.data = json.dumps(long).encode()
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.readline()
+            process.send_signal(number)
+            time.sleep(0.3)
+            process.send_signal(number)  # it does not wait for the answer
+            last = answer.read().strip().rpartition(b"\n")[2]
+        assert b"server_stopping" in last or last == b"data: [DONE]"
         out, err = process.communicate(timeout=30)
         assert process.returncode == code, err
         assert "sk-canary" not in out + said + err

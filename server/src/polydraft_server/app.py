@@ -82,6 +82,8 @@ class Api:
         self._body_limit = settings.body_limit(running.context_length)
         self._created = int(time.time())
         self._runs: set[Run] = set()
+        self.hurry = False
+        """Set to have ``stop`` wait no longer."""
         gate = Middleware(Gate, key=settings.key, local=local, host=settings.host, failed=self._failed)
         cors = Middleware(
             CORSMiddleware,
@@ -110,7 +112,7 @@ class Api:
         """Take no more requests, give those under way their time, then tell the rest."""
         self.admission.stop()
         deadline = time.monotonic() + self.settings.stop_seconds
-        while self._runs and time.monotonic() < deadline:
+        while self._runs and time.monotonic() < deadline and not self.hurry:
             await asyncio.sleep(0.05)
         for run in list(self._runs):
             run.tell(
@@ -295,7 +297,7 @@ class Api:
         if not ignored:
             return {}
         shown = ", ".join(ignored[:20])
-        log.warning("%s: ignored unknown fields: %s", request.state.request_id, shown)
+        log.info("%s: ignored unknown fields: %s", request.state.request_id, shown)
         return {"x-polydraft-ignored": shown}
 
     # Errors -----------------------------------------------------------------------------------------------------------

@@ -149,10 +149,10 @@ class Server(uvicorn.Server):
             stopping.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: stop; at a second Ctrl+C without waiting."""
-        if sig == signal.SIGINT:
-            self.force_exit = self.should_exit
-            self.interrupted = True
+        """A signal: stop; at a second one, without waiting for answers; at a third, for nothing."""
+        self.interrupted |= sig == signal.SIGINT
+        self.force_exit = self.api.hurry
+        self.api.hurry = self.should_exit
         self.should_exit = True
 
     @contextlib.contextmanager
