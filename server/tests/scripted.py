@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from polydraft import RunningInfo, Session
-from polydraft.contract import Capabilities, WholeEngine
+from polydraft.contract import Capabilities, GenerationStats, WholeEngine
+from polydraft.text.text_only import TextOnlyTokenizer
 from polydraft_reference.tokenizer import ByteTokenizer
 
 __all__ = ["Script", "scripted_session"]
@@ -28,6 +29,22 @@ class Script:
     """In the order in which they had their turn."""
     cancelled: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class TextOnly(WholeEngine):
+    """Gives text without tokens, as Ollama does."""
+
+    def __init__(self, running):
+        self.tokenizer = TextOnlyTokenizer()
+        self.running = running
+
+    def rounds(self, generation):
+        generation.report(GenerationStats(num_tokens=2))
+        yield generation.emit([*map(ord, "Hello!")], num_draft_tokens=None, num_accepted_tokens=None)
+        generation.finish("eos")
+
+    def close(self):
+        pass
 
 
 class Scripted(WholeEngine):
@@ -79,12 +96,13 @@ def scripted_session(script, concurrency="serial", target="scripted", **changes)
         "device": "cpu",
         "context_length": 20_000,
         "concurrency": concurrency,
+        **changes,
     }
     capabilities = Capabilities(
         drafter_kinds=frozenset({"ngram"}),
         sampling=frozenset({"temperature", "seed"}),
         concurrent_calls=concurrency == "concurrent",
     )
-    return Session(
-        Scripted(script, RunningInfo(**{**values, **changes})), RunningInfo(**{**values, **changes}), capabilities
-    )
+    running = RunningInfo(**values)
+    engine = TextOnly(running) if script == "text only" else Scripted(script, running)
+    return Session(engine, running, capabilities)

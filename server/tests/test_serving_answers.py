@@ -231,3 +231,24 @@ def test_thinking_and_tool_calls(scripted, parallel):
         assert "Sunny." in script.prompts[-1]
         assert server.chat(tools=TOOLS, tool_choice="none", max_tokens=2).status == 200
         assert "weather" not in script.prompts[-1]
+
+
+def test_an_engine_that_gives_text_alone(scripted):
+    """What it does not report is null."""
+    with scripted("text only") as server:
+        for done in (server.chat().json, server.complete().json):
+            choice = done["choices"][0]
+            assert (choice.get("text") or choice["message"]["content"]) == "Hello!"
+            assert done["usage"]["completion_tokens"] == 2
+            assert done["usage"]["prompt_tokens"] is None
+            assert done["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] is None
+            assert done["metrics"] is None
+        told = [choice.get("polydraft", {}) for event in server.chat(stream=True).events for choice in event["choices"]]
+        rounds = [one for one in told if "drafts" in one]
+        assert {(one["token_ids"], one["num_draft_tokens"], one["drafts"]) for one in rounds[:1]} == {
+            (None, None, None)
+        }
+        assert "".join(part["text"] for one in rounds for part in one["segments"]) == "Hello!"
+        for fields in ({"prompt": [72]}, {"prompt": "x", "return_token_ids": True}):
+            done = server.post("/v1/completions", fields)
+            assert (done.status, done.error["code"]) == (400, "unsupported")

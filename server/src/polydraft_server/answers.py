@@ -12,7 +12,7 @@ from typing import Any
 from polydraft import Chunk, GenerationResult, TokenLogprobs, ToolCall
 from polydraft.contract import Tokenizer
 
-from polydraft_server.drafts import RoundCounts, drafts_of, token_text, usage_of
+from polydraft_server.drafts import RoundCounts, drafts_of, gives_text_only, token_text, usage_of
 from polydraft_server.generation import finish_reason
 
 __all__ = ["Answer", "ChatAnswer", "CompletionAnswer", "encoded"]
@@ -100,7 +100,8 @@ class Answer(ABC):
     def _totals(self) -> dict[str, Any]:
         # A prompt counts once, however many answers it has.
         prompts = {result.prompt_token_ids: None for result in self._results.values()}
-        found: dict[str, Any] = {"usage": usage_of(self._results.values(), sum(map(len, prompts)))}
+        count = None if gives_text_only(self._tokenizer) else sum(map(len, prompts))
+        found: dict[str, Any] = {"usage": usage_of(self._results.values(), count)}
         if len(self._results) == 1:  # as vLLM: several generations have no common times
             found["metrics"] = self._counts[0].metrics(self._results[0])
         return found

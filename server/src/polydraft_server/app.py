@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from polydraft import Session
+from polydraft.contract import Tokenizer
 from polydraft.files import parse_json
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
@@ -27,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from polydraft_server.admission import Admission
 from polydraft_server.answers import Answer, ChatAnswer, CompletionAnswer, encoded
+from polydraft_server.drafts import gives_text_only
 from polydraft_server.gate import Gate
 from polydraft_server.generation import Event, Job, Run
 from polydraft_server.metrics import CONTENT_TYPE, Metrics
@@ -153,6 +155,7 @@ class Api:
         ]
         tokenizer = self.served.session().tokenizer
         ids = bool(asked.return_token_ids)
+        _refuse_ids(tokenizer, return_token_ids=ids)
         answer = ChatAnswer(model, tokenizer, len(jobs), one_call=asked.one_call, token_ids=ids)
         return await self._answer(request, asked, jobs, answer)
 
@@ -168,6 +171,7 @@ class Api:
         tokenizer = self.served.session().tokenizer
         echoed = [str(job.prompt) for job in jobs] if asked.echo else None
         ids = bool(asked.return_token_ids)
+        _refuse_ids(tokenizer, return_token_ids=ids, prompt=not isinstance(prompts[0], str))
         answer = CompletionAnswer(model, tokenizer, len(jobs), token_ids=ids, echoed=echoed)
         return await self._answer(request, asked, jobs, answer)
 
@@ -407,6 +411,19 @@ class _Stream(EventSourceResponse):
             yield ServerSentEvent(data="[DONE]", sep="\n")
         except Exception as error:
             yield _sse(api.problem(error).body())
+
+
+def _refuse_ids(tokenizer: Tokenizer, **fields: bool) -> None:
+    """Refuse fields that are about token ids where there are none."""
+    for field, given in fields.items():
+        if given and gives_text_only(tokenizer):
+            raise ApiError.of(
+                400,
+                f"`{field}` asks for token ids, and the engine gives text, not tokens.",
+                "Give the prompt as text, and leave `return_token_ids` out.",
+                code="unsupported",
+                param=field,
+            )
 
 
 def _sse(data: Any) -> ServerSentEvent:

@@ -9,10 +9,10 @@ from typing import Any
 from polydraft import Chunk, GenerationResult, GenerationStats
 from polydraft.contract import Tokenizer
 
-__all__ = ["RoundCounts", "drafts_of", "token_text", "usage_of"]
+__all__ = ["RoundCounts", "drafts_of", "gives_text_only", "token_text", "usage_of"]
 
 
-def usage_of(results: Iterable[GenerationResult], prompt_tokens: int) -> dict[str, Any]:
+def usage_of(results: Iterable[GenerationResult], prompt_tokens: int | None) -> dict[str, Any]:
     """OpenAI's ``usage`` of a request, whose prompts have so many tokens. What an engine does not report is None."""
     stats = GenerationStats.total(result.stats for result in results)
     accepted, drafted = stats.num_accepted_tokens, stats.num_draft_tokens
@@ -20,7 +20,7 @@ def usage_of(results: Iterable[GenerationResult], prompt_tokens: int) -> dict[st
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": stats.num_tokens,
-        "total_tokens": prompt_tokens + stats.num_tokens,
+        "total_tokens": None if prompt_tokens is None else prompt_tokens + stats.num_tokens,
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,
@@ -75,12 +75,17 @@ def drafts_of(chunk: Chunk, tokenizer: Tokenizer) -> dict[str, Any]:
             for at, token_id in enumerate(chunk.draft_token_ids)
         ]
     return {
-        "token_ids": chunk.token_ids,
+        "token_ids": None if gives_text_only(tokenizer) else chunk.token_ids,
         "num_draft_tokens": chunk.num_draft_tokens,
         "num_accepted_tokens": chunk.num_accepted_tokens,
         "drafts": drafts,
         "segments": [{"text": one.text, "draft": one.is_draft} for one in chunk.segments],
     }
+
+
+def gives_text_only(tokenizer: Tokenizer) -> bool:
+    """Whether the engine gives text without tokens, so that ids are characters (``polydraft.text.text_only``)."""
+    return bool(getattr(tokenizer, "text_only", False))
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

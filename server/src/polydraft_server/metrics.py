@@ -86,11 +86,11 @@ class Metrics:
         """The first token of a generation, seconds after the request."""
         self._first.observe(seconds)
 
-    def ended(self, result: GenerationResult, seconds: float, reason: str) -> None:
+    def ended(self, result: GenerationResult, prompt_tokens: int, seconds: float, reason: str) -> None:
         """A generation ended, seconds after the request; ``reason`` is the API's finish reason."""
         stats = result.stats
         self._success.labels(*self._labels, reason).inc()
-        self._prompt.inc(len(result.prompt_token_ids))
+        self._prompt.inc(prompt_tokens)
         self._generated.inc(stats.num_tokens)
         self._whole.observe(seconds)
         if stats.prefill_seconds is not None:
