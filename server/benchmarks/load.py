@@ -210,7 +210,7 @@ def children(pid: int) -> list[int]:
 
 def own(clients: int, seconds: float) -> Report:
     """Load a server of the toy whose engine is killed in the middle."""
-    line = [sys.executable, "-m", "polydraft._cli", "serve", "--model", "builtin:toy", "--backend", "reference"]
+    line = [sys.executable, "-m", "polydraft", "serve", "--model", "builtin:toy", "--backend", "reference"]
     server = subprocess.Popen(
         [*line, "--isolation", "process", "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -16,7 +16,7 @@ TOY = ("--model", "builtin:toy", "--backend", "reference")
 
 def start(*arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "polydraft._cli", "serve", *arguments],
+        [sys.executable, "-m", "polydraft", "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
