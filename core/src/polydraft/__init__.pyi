@@ -29,6 +29,7 @@ from .contract.records import Exactness as Exactness
 from .contract.requests import Acceptance as Acceptance
 from .contract.requests import ChosenBy as ChosenBy
 from .contract.requests import GenerationSettings as GenerationSettings
+from .contract.requests import Guided as Guided
 from .contract.requests import Message as Message
 from .contract.requests import OffReason as OffReason
 from .contract.requests import Prompt as Prompt

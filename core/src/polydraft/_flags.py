@@ -36,7 +36,7 @@ _LONG = (
     *("trust_remote_code", "install"),
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("logit_bias", "acceptance", "seed", "stop", "ignore_eos"),
+    *("logit_bias", "acceptance", "seed", "stop", "ignore_eos", "guided"),
     *("prompts", "load_limit"),
 )
 FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')}",) for name in _LONG}

@@ -38,6 +38,7 @@ __all__ = [
     "SessionBusyError",
     "SessionClosedError",
     "SpeculationUnavailableError",
+    "StructuredOutputError",
     "SystemResourceError",
     "UnsupportedError",
 ]
@@ -247,6 +248,10 @@ class NonFiniteLogitsError(EngineError):
 
 class LogitsProcessorError(EngineError):
     """The caller's logits processor failed, or returned unusable logits."""
+
+
+class StructuredOutputError(EngineError):
+    """An output that must match (``guided``) cannot go on: it needs too much work, or no token is left to choose."""
 
 
 class SessionClosedError(PolydraftError, RuntimeError):

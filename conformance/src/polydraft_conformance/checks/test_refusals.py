@@ -57,6 +57,9 @@ _BAD_SETTINGS: tuple[dict[str, Any], ...] = (
     {"banned_token_ids": [-1]},
     {"forced_token_ids": {-1: 1}},
     {"logits_processor": "top"},
+    {"guided": {"xml": "<a/>"}},
+    {"guided": {"regex": 5}},
+    {"guided": {"choice": []}},
     {"acceptance": "always"},
     {"speculate": "maybe"},
 )
@@ -90,6 +93,7 @@ _SAMPLES: dict[str, Any] = {
     "banned_token_ids": [1],
     "forced_token_ids": {0: 1},
     "logits_processor": lambda prefix_ids, logits: logits,
+    "guided": {"choice": ["yes", "no"]},
     "acceptance": "rejection",
 }
 """A good value of each setting that a backend may claim."""

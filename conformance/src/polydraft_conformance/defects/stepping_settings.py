@@ -35,7 +35,8 @@ class OwnSampler(ReferenceSequence):
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         step = super().choose(logits, token_ids, sampler, keep_logits)
-        if type(sampler) is not RuleSampler or sampler._settings.logits_processor is not None:
+        settings = getattr(sampler, "_settings", None)
+        if type(sampler) is not RuleSampler or settings.logits_processor is not None or settings.guided is not None:
             return step
         settings, chosen = sampler._settings, []
         for row, line in enumerate(logits):
@@ -171,6 +172,17 @@ class ScoredOneRowLate(OwnSampler):
         return np.concatenate([logits[:1], logits[:-1]])
 
 
+class UnmatchedDrafts(ReferenceSequence):
+    """Drafted rows choose whatever the target likes best, be it allowed or not."""
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        step = super().choose(logits, token_ids, sampler, keep_logits)
+        settings = getattr(sampler, "_settings", None)
+        if type(sampler) is not RuleSampler or settings.guided is None:
+            return step
+        return Step([step.token_ids[0], *logits[1:].argmax(axis=-1).tolist()], step.logits, step.logprobs)
+
+
 _EVERY = "test_settings_decide_every_choice"
 
 DEFECTS = (
@@ -239,5 +251,11 @@ DEFECTS = (
         "test_logprobs_are_the_targets",
         "those of the token before, in drafted rows",
         partial(defective, ScoredOneRowLate),
+    ),
+    Defect(
+        "stepping: what must match forgotten in drafts",
+        "test_outputs_match",
+        "does not match what `guided` asks for",
+        partial(defective, UnmatchedDrafts),
     ),
 )

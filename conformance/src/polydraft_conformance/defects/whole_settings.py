@@ -241,4 +241,11 @@ DEFECTS = (
         "those of the token before, in drafted rows",
         partial(defective, whole=ScoredOneLate, **CLAIMS),
     ),
+    Defect(
+        "whole: `guided` claimed and ignored",
+        "test_outputs_match",
+        "does not match what `guided` asks for",
+        partial(defective, whole=Whole, **{**CLAIMS, "sampling": CLAIMS["sampling"] | {"guided"}}),
+        also=frozenset({"test_what_cannot_match_is_refused"}),
+    ),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft._cli.prompts import given_text
+from polydraft._cli.prompts import given_text, read_file
 from polydraft._cli.waiting import waiting_for
 from polydraft._flags import FLAGS
 from polydraft._numbers import shown
@@ -113,6 +114,7 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "stop": [given_text("--stop", text) for text in settings["stop"] or ()],
         "logit_bias": _pairs("logit_bias", settings["logit_bias"], float, int),
         "forced_token_ids": _pairs("forced_token_ids", settings["forced_token_ids"], int, int),
+        "guided": _guided(settings["guided"]),
     }
     # Flags and lists that are not given arrive as False and [].
     given = {
@@ -122,6 +124,25 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     effective_settings(given, vocab_size=None)
     return given
+
+
+def _guided(given: Iterable[str] | None) -> dict[str, Any] | None:
+    """``KIND=VALUE`` to the argument; a value ``@FILE`` is read from the file."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        kind, equals, value = given_text(FLAGS["guided"][0], text).partition("=")
+        if not equals or (found and (kind != "choice" or "choice" not in found)):
+            raise InvalidRequestError(
+                f"{FLAGS['guided'][0]} {shown(text)} is not understood.",
+                "Give json=SCHEMA, regex=TEXT or grammar=TEXT once, or choice=TEXT for each choice.",
+            )
+        if value.startswith("@"):
+            value = read_file(Path(value[1:]), FLAGS["guided"][0])
+        if kind == "choice":
+            found.setdefault("choice", []).append(value)
+        else:
+            found[kind] = value
+    return found or None
 
 
 def _json_or_text(value: str) -> Any:

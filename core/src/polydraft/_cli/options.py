@@ -239,6 +239,13 @@ _GROUPS = {
         _sets("banned_token_ids", list[int] | None, "Never choose this token. May be repeated.", metavar="ID"),
         _sets("forced_token_ids", _TEXTS, "The token at an index of the output. May be repeated.", metavar="INDEX=ID"),
         _sets(
+            "guided",
+            _TEXTS,
+            "What the output must match: json=SCHEMA, regex=TEXT, grammar=TEXT, or choice=TEXT, which may be repeated; "
+            "json=@FILE reads a file.",
+            metavar="KIND=VALUE",
+        ),
+        _sets(
             "acceptance",
             _TEXT,
             "exact-match, the default; or rejection: then the tokens of a seed depend on k and drafter.",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from polydraft.contract import Prompt
 
-__all__ = ["given_text", "read_prompt", "read_text"]
+__all__ = ["given_text", "read_file", "read_prompt", "read_text"]
 
 _LONGEST = 64 << 20
 """Bytes of a prompt's text that are read: several times what the longest context of any model holds."""
@@ -53,7 +53,7 @@ def read_prompt(
         return _parse_token_ids(token_ids)
     text = argument if text is None else text
     if text is None:
-        text = _read_file(file) if file is not None and str(file) != "-" else _read_stdin()
+        text = read_file(file) if file is not None and str(file) != "-" else _read_stdin()
     text = given_text("The prompt", text)
     if not text:
         raise InvalidRequestError("The prompt is empty.", _HOW)
@@ -94,14 +94,19 @@ def _parse_token_ids(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path, option: str = "--prompt-file") -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        InvalidRequestError: It cannot be read, is not UTF-8, or is longer than any prompt.
+    """
     try:
         # Not only regular files: ``<(command)`` and /dev/stdin are pipes.
-        with system_errors(f"--prompt-file {path} cannot be read"), path.open("rb") as file:
-            return read_text(file, f"--prompt-file {path}")
+        with system_errors(f"{option} {path} cannot be read"), path.open("rb") as file:
+            return read_text(file, f"{option} {path}")
     except OSError as error:
         raise InvalidRequestError(
-            f"--prompt-file {path} cannot be read: {error.strerror or error}.", "Check the path."
+            f"{option} {path} cannot be read: {error.strerror or error}.", "Check the path."
         ) from error
 
 

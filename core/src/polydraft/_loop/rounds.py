@@ -19,6 +19,7 @@ from polydraft.contract.stepping import PrefillCancelled
 from polydraft.sampling._rejection import make_sampler
 from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
+from polydraft.sampling.structured import Grammars
 
 if TYPE_CHECKING:
     from polydraft._loop.schedule import CallPicks, Schedule
@@ -31,14 +32,19 @@ __all__ = ["run_rounds", "stepping_rounds"]
 
 
 def stepping_rounds(
-    engine: SteppingEngine, generation: Generation, schedule: Schedule | None = None
+    engine: SteppingEngine,
+    generation: Generation,
+    schedule: Schedule | None = None,
+    grammars: Grammars | None = None,
 ) -> Iterator[Round]:
     """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives.
 
-    ``schedule`` picks k where the request does not fix it, and keeps what it learns for the next call.
+    ``schedule`` picks k where the request does not fix it, and keeps what it learns for the next call; ``grammars`` are
+    those of the engine.
     """
     vocab_size, request = engine.tokenizer.vocab_size, generation.request
-    sampler = make_sampler(array_ops_of(engine), request, engine.running.dtype, vocab_size)
+    grammar = (grammars or Grammars(engine.tokenizer)).run(request)
+    sampler = make_sampler(array_ops_of(engine), request, engine.running.dtype, vocab_size, grammar)
     picks: CallPicks | None = None
     if request.least_speculative_tokens is not None:
         schedule = SessionSchedule(request.num_speculative_tokens) if schedule is None else schedule
@@ -81,6 +87,7 @@ def run_rounds(
         NonFiniteLogitsError: No token can be chosen from logits of the target, or of the drafter.
     """
     request = generation.request
+    guided = request.settings.guided is not None
     if generation.cancelled():
         return
     # Before the prefill, which asks between the chunks of a long prompt.
@@ -105,12 +112,19 @@ def run_rounds(
     while generation.finish_reason is None and not generation.cancelled():
         # The bonus token always fits: a draft never reaches past the last token that may be emitted.
         k = min(request.num_speculative_tokens if picks is None else picks.pick(left), left - 1)
-        draft: list[int] = []
         began, before = perf_counter(), verified
-        if k > 0:
-            draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
-            if generation.cancelled():
-                return
+        # What a grammar leaves no choice about needs no drafter, where it is as much as the drafter would be asked for.
+        most = min(request.num_speculative_tokens, left - 1)
+        draft = sampler.forced_drafts(stored, newest, most) if guided and most > 0 else []
+        forced = len(draft) >= max(k, 1)
+        if not forced:
+            draft = []
+            if k > 0:
+                draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
+                if ngram is not None:
+                    draft = sampler.allowed_drafts(stored, newest, draft)
+                if generation.cancelled():
+                    return
         drafted = perf_counter()
         step = asked.verify([newest, *draft])
         # The chosen ids are on the host: an asynchronous device has finished, too.
@@ -127,7 +141,7 @@ def run_rounds(
             asked.rollback(stored)
             step, accepted = asked.verify([newest]), 0
             chosen = step.token_ids
-        elif picks is not None:
+        elif picks is not None and not forced:
             picks.count(len(draft), accepted, drafted - began, verified - drafted, began - before)
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(

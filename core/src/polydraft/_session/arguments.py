@@ -9,7 +9,7 @@ from polydraft._signatures import shows_arguments
 
 if TYPE_CHECKING:
     from polydraft.contract.processors import LogitsProcessor, StatefulLogitsProcessor
-    from polydraft.contract.requests import Acceptance, Speculate
+    from polydraft.contract.requests import Acceptance, Guided, Speculate
 
 __all__ = ["CallArguments", "call_arguments"]
 
@@ -31,6 +31,8 @@ class CallArguments(TypedDict, total=False):
     banned_token_ids: Sequence[int] | None
     forced_token_ids: Mapping[int, int] | None
     logits_processor: LogitsProcessor | StatefulLogitsProcessor | None
+    guided: Guided | Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | type[Any] | None
     acceptance: Acceptance | None
     seed: int | None
     stop: str | Sequence[str] | None
@@ -40,6 +42,7 @@ class CallArguments(TypedDict, total=False):
     speculate: Speculate
     num_speculative_tokens: int | None
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
     chat_template_kwargs: Mapping[str, Any] | None
     continue_final_message: bool | None
 

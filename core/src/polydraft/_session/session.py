@@ -23,6 +23,7 @@ from polydraft._session.call_lock import CallLock, current_thread_owner
 from polydraft._session.engine_check import check_engine
 from polydraft._session.failures import as_engine_errors
 from polydraft._session.guards import StepGuard
+from polydraft._session.guided import check_guided_settings, guided_call, tool_choice_of
 from polydraft._session.monitor import AcceptanceMonitor
 from polydraft._session.prompt_tokenizer import PromptTokenizer
 from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
@@ -38,6 +39,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft.sampling.structured import Grammars
 from polydraft.text._prompts import encode_prompt
 from polydraft.text._tracker import OutputTracker
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -92,6 +94,7 @@ class Session:
         self._schedule: Schedule | None = None
         if isinstance(engine, SteppingEngine) and running.max_speculative_tokens is not None:
             self._schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
+        self._grammars = Grammars(engine.tokenizer)
         self._template_habits: Habits = {}
 
     def __repr__(self) -> str:
@@ -138,6 +141,10 @@ class Session:
             forced_token_ids: Index in the output, from 0 -> the token there, whatever the logits and other settings.
             logits_processor: A pure function ``(prefix_ids, logits) -> logits``, or an object with
                 ``accept(token_id)`` and ``rollback(num_tokens)`` as well, such as a grammar.
+            guided: What the output must match: ``{"json": schema}``, ``{"regex": text}``, ``{"choice": [text, ...]}``
+                or ``{"grammar": text}``. ``result.matches`` says whether it ended by itself.
+            response_format: The same in OpenAI's words: ``{"type": "json_schema", "json_schema": {"schema": ...}}``,
+                ``{"type": "json_object"}``; or a pydantic model.
             acceptance: When a draft is accepted under sampling: ``exact-match``, or ``rejection`` (rejection sampling),
                 which is **not seed-identical**.
             seed: None: one is drawn; the result reports it.
@@ -149,6 +156,8 @@ class Session:
                 and draft in every round with ``num_speculative_tokens="auto"``, too. ``off``: plain decoding.
             num_speculative_tokens: k of this call, from 1 to the session's own; None: the session's.
             tools: Tool schemas for the chat template.
+            tool_choice: ``auto``; ``none``: the model is not shown the tools; ``required``: it calls at least one of
+                them, ``{"name": ...}``: this one.
             chat_template_kwargs: Variables for the chat template, such as ``{"enable_thinking": True}``.
             continue_final_message: The last message, which is the assistant's, is the start of the answer: the model
                 continues it, and the result holds only what comes after it.
@@ -162,6 +171,7 @@ class Session:
                 process has ended.
             NonFiniteLogitsError: Target or drafter computed NaN or infinite logits: overflow, or damaged weights.
             LogitsProcessorError: The logits processor failed, or returned unusable logits.
+            StructuredOutputError: The output cannot go on as ``guided`` asks.
             SessionBusyError: Called by a logits processor of this session, or while this thread holds an unfinished
                 stream of a session whose calls are serial.
             SessionClosedError: The session is closed.
@@ -288,15 +298,14 @@ class Session:
         # A logits processor that calls its session fails here, not at the first chunk.
         self._guard.check()
         given = dict(arguments)
-        for name in ("speculate", "num_speculative_tokens", "tools", "chat_template_kwargs", "continue_final_message"):
+        taken = ("speculate", "num_speculative_tokens", "tools", "tool_choice")
+        for name in (*taken, "chat_template_kwargs", "continue_final_message"):
             given.pop(name, None)
         vocab_size = self._tokenizer.vocab_size
         settings = effective_settings(given, vocab_size)
-        in_worker = self._running.process == "worker"
-        check_supported(settings, self._capabilities, self._running.backend, in_worker=in_worker)
-        if not isinstance(self._engine, SteppingEngine):
-            with as_engine_errors(self._running, "in its check_settings()"):
-                self._engine.check_settings(settings)
+        tools = arguments.get("tools")
+        tool_choice = tool_choice_of(arguments.get("tool_choice"), tools)
+        self._check_settings(settings)
         if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
             raise UnsupportedError(
                 "Stop strings were given, and this model has no tokenizer to find them.", "Give `stop_token_ids`."
@@ -305,12 +314,18 @@ class Session:
         encoded = encode_prompt(
             prompt,
             PromptTokenizer(self._tokenizer, self._running),
-            tools=arguments.get("tools"),
+            tools=None if tool_choice == "none" else tools,
             chat_template_kwargs=arguments.get("chat_template_kwargs"),
             continue_final_message=False if continued is None else continued,
             habits=self._template_habits,
             vocab_size=vocab_size,
         )
+        with as_engine_errors(self._running, "in describing its tokens"):
+            template = arguments.get("chat_template_kwargs")
+            guided = guided_call(settings.guided, encoded, tool_choice, self._tokenizer, template)
+        if guided is not settings.guided:
+            settings = settings.model_copy(update={"guided": guided})
+            self._check_settings(settings)
         context = self._running.context_length
         text_only = bool(getattr(self._tokenizer, "text_only", False))  # ids are no tokens: the engine counts them
         if len(encoded.token_ids) >= context and not text_only:
@@ -356,6 +371,18 @@ class Session:
         with self._streams_lock:
             self._streams.add(stream)
         return stream
+
+    def _check_settings(self, settings: GenerationSettings) -> None:
+        """Refuse what the backend does not support, and what no output could match."""
+        in_worker = self._running.process == "worker"
+        check_supported(settings, self._capabilities, self._running.backend, in_worker=in_worker)
+        check_guided_settings(settings)
+        if not isinstance(self._engine, SteppingEngine):
+            with as_engine_errors(self._running, "in its check_settings()"):
+                self._engine.check_settings(settings)
+        elif settings.guided is not None:
+            with as_engine_errors(self._running, "in describing its tokens"):
+                self._grammars.check(settings.guided)
 
     @cached_property
     def _response_template(self) -> ResponseTemplate | None:
@@ -438,7 +465,7 @@ class Session:
         self._in_progress.add(call)
         engine = self._engine
         if isinstance(engine, SteppingEngine):
-            return stepping_rounds(engine, call, self._schedule)
+            return stepping_rounds(engine, call, self._schedule, self._grammars)
         return engine.rounds(call)
 
     def _release(self, call: Call) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from polydraft._argument_names import did_you_mean_argument
 from polydraft._numbers import as_bool, as_float, as_int, shown
+from polydraft._session.guided import guided_of
 from polydraft.contract.requests import DEFAULT_SETTINGS, LONGEST_STOP, GenerationSettings
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling._processors import processor_kind
@@ -44,6 +45,7 @@ _ALLOWED = {
     "banned_token_ids": "a sequence of token ids",
     "forced_token_ids": "a dict from indices in the output, 0 or more, to token ids",
     "logits_processor": "a function (prefix_ids, logits) -> logits, or an object with accept and rollback as well",
+    "guided": "{'json': schema}, {'regex': text}, {'choice': [text, ...]} or {'grammar': text}",
     "acceptance": "'exact-match' or 'rejection'",
     "seed": "a whole number from 0 to 2**63 - 1",
     "stop": f"a string or a sequence of strings, of 1 to {LONGEST_STOP} characters each",
@@ -64,6 +66,9 @@ def effective_settings(given: Mapping[str, Any], vocab_size: int | None) -> Gene
         InvalidRequestError: A setting has the wrong type or is out of range.
     """
     values = {name: value for name, value in given.items() if value is not None}
+    guided = guided_of(values.pop("guided", None), values.pop("response_format", None))
+    if guided is not None:
+        values["guided"] = guided
     stop = values.get("stop")
     if stop is not None:
         values["stop"] = (stop,) if isinstance(stop, str) else _sequence("stop", stop)

@@ -59,8 +59,8 @@ class WorkerEngine(WholeEngine):
         return levels
 
     def check_settings(self, settings: GenerationSettings) -> None:
-        """Ask a whole engine in the worker whether it refuses them; a stepping engine takes all."""
-        if self._checks_settings:
+        """Ask a whole engine in the worker whether it refuses them; a stepping engine takes all but some ``guided``."""
+        if self._checks_settings or settings.guided is not None:
             self._worker.ask("check_settings", {"settings": settings.model_dump(mode="json")})
 
     def speculation_conflict(self, settings: GenerationSettings) -> OffReason | None:

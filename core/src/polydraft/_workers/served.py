@@ -18,6 +18,7 @@ from polydraft.contract.requests import GenerationSettings
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.contract.whole import WholeEngine
 from polydraft.errors import EngineError, PluginError, PolydraftError
+from polydraft.sampling.structured import Grammars
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ServedEngine:
 
     tokenizer: Tokenizer
     running: RunningInfo
+    _grammars: Grammars
 
     def __init__(self, name: str, factory: str) -> None:
         self._name = name
@@ -78,7 +80,9 @@ class ServedEngine:
         engine = self._engine
         assert engine is not None
         return (
-            stepping_rounds(engine, call, self._schedule) if isinstance(engine, SteppingEngine) else engine.rounds(call)
+            stepping_rounds(engine, call, self._schedule, self._grammars)
+            if isinstance(engine, SteppingEngine)
+            else engine.rounds(call)
         )
 
     def new_spellings(self, token_ids: Iterable[int]) -> dict[int, str]:
@@ -172,6 +176,7 @@ class ServedEngine:
         try:
             check_engine(engine, getattr(engine, "running", None), backend.capabilities())
             self._engine, self.tokenizer, self.running = engine, engine.tokenizer, engine.running
+            self._grammars = Grammars(engine.tokenizer)
             asks = isinstance(engine, WholeEngine) and (
                 type(engine).check_settings is not WholeEngine.check_settings
                 or type(engine).speculation_conflict is not WholeEngine.speculation_conflict
@@ -198,8 +203,11 @@ class ServedEngine:
             self._engine = None
 
     def _on_check_settings(self, settings: Any) -> None:
-        assert isinstance(self._engine, WholeEngine)
-        self._engine.check_settings(GenerationSettings.model_validate(settings))
+        checked = GenerationSettings.model_validate(settings)
+        if isinstance(self._engine, WholeEngine):
+            self._engine.check_settings(checked)
+        elif checked.guided is not None:
+            self._grammars.check(checked.guided)
 
     def _on_speculation_conflict(self, settings: Any) -> Any:
         assert isinstance(self._engine, WholeEngine)

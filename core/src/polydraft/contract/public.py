@@ -21,6 +21,7 @@ PUBLIC_MODULES = {
     "polydraft.sampling.noise": "the definition of the noise that samples are drawn with",
     "polydraft.sampling.rule": "the definition of how a token is chosen from logits",
     "polydraft.sampling.on_device": "choosing tokens in a step that an engine has recorded, without asking the host",
+    "polydraft.sampling.structured": "whether llguidance can read what an output must match, for engines that run it",
     "polydraft.sampling.numpy_ops": "ArrayOps and LogitsHandle on numpy",
     "polydraft.text.hub_tokenizer": "a tokenizer of Transformers as polydraft's",
     "polydraft.text.prompt_format": "how prompts begin, end and are laid out, for a tokenizer of any kind",

@@ -43,7 +43,7 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
     (
         *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "acceptance", "min_new_tokens", "logprobs"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
-        *("banned_token_ids", "forced_token_ids", "logits_processor"),
+        *("banned_token_ids", "forced_token_ids", "logits_processor", "guided"),
     )
 )
 """The settings that the core's sampler supports, and hence every stepping engine."""

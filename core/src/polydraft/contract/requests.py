@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ __all__ = [
     "Acceptance",
     "ChosenBy",
     "GenerationSettings",
+    "Guided",
     "HubOptions",
     "LoadRequest",
     "Message",
@@ -26,6 +28,7 @@ __all__ = [
     "Prompt",
     "Speculate",
     "SpeculationPlan",
+    "Thought",
     "TokenRequest",
 ]
 
@@ -58,15 +61,44 @@ LONGEST_STOP = 1024
 """Maximum length of a stop string in characters. Matching costs time for each of them at every token."""
 
 
+class Thought(Record):
+    """A thought before an answer that must match: the tokens around it, and nothing else, end the freedom inside it."""
+
+    open: int = Field(description="Token that begins it.")
+    close: int = Field(description="Token that ends it.")
+    begun: bool = Field(description="The prompt ends inside it.")
+
+
+class Guided(Record):
+    """What an output must match, from its first token to its end-of-sequence token. ``docs/structured-output.md``.
+
+    The end-of-sequence ids are allowed where what came before matches, and nowhere else: so an output with the
+    ``finish_reason`` ``eos`` matches, and one that anything else ended may be cut.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"] = Field(
+        description="``json``: a JSON value that a schema allows. ``regex``: what an expression matches as a whole. "
+        "``choice``: one of several texts. ``grammar``: llguidance's dialect of Lark, or llama.cpp's GBNF."
+    )
+    text: str = Field(description="The schema as JSON, the expression, the texts as a JSON list, or the grammar.")
+    thought: Thought | None = Field(default=None, description="What may come before; None: nothing.")
+
+    @property
+    def data(self) -> Any:
+        """The JSON schema, or the list of choices, as data."""
+        return json.loads(self.text)
+
+
 class GenerationSettings(Record):
     """The effective settings of one generation. The defaults are polydraft's own, the same for every engine.
 
     A checkpoint's ``generation_config`` does not silently change sampling: only its end-of-sequence ids are used, all
     of them.
 
-    Logits are changed in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty`` and
-    ``presence_penalty``, ``logits_processor``, ``banned_token_ids`` (and the ids that ``min_new_tokens`` suppresses),
-    temperature, ``top_k``, ``top_p``, ``min_p``, ``typical_p``. ``forced_token_ids`` overrides them all. Each position
+    Logits are changed in this order: ``guided`` (tokens that may not come get ``-inf``), ``logit_bias``,
+    ``repetition_penalty``, ``frequency_penalty`` and ``presence_penalty``, ``logits_processor`` (and ``guided`` again),
+    ``banned_token_ids`` (and the ids that ``min_new_tokens`` suppresses), temperature, ``top_k``, ``top_p``, ``min_p``,
+    ``typical_p``. ``forced_token_ids`` overrides them all. Each position
     sees the tokens before it, drafts included, as in plain decoding.
     """
 
@@ -134,6 +166,9 @@ class GenerationSettings(Record):
         default=None,
         description="A pure function ``(prefix_ids, logits) -> logits``, or an object with ``accept(token_id)`` and "
         "``rollback(num_tokens)`` as well, such as a grammar.",
+    )
+    guided: Guided | None = Field(
+        default=None, description="What the output must match: a JSON schema, a regular expression, a grammar."
     )
     acceptance: Acceptance = Field(
         default="exact-match",

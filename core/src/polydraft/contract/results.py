@@ -403,6 +403,15 @@ class GenerationResult(Record):
         return html_text(_pieces(self.text, self.segments)) + html_table([told], caption=caption)
 
     @property
+    def matches(self) -> bool | None:
+        """Whether the output is known to match what ``guided`` asked for; None without ``guided``.
+
+        True: it ended by itself (``finish_reason`` is ``eos``). False: ``max_new_tokens``, the context, a stop or the
+        caller may have cut it.
+        """
+        return None if self.settings.guided is None else self.finish_reason == "eos"
+
+    @property
     def message(self) -> dict[str, Any]:
         """The answer as a chat message for the next prompt: its text and tool calls, without the thinking."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.requests import TokenRequest
     from polydraft.contract.results import TokenLogprobs
+    from polydraft.sampling._grammar import GrammarRun
 
 __all__ = ["RejectionSampler", "make_sampler"]
 
@@ -41,12 +42,18 @@ Probabilities = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Ascending token ids, and their probabilities; all others are 0."""
 
 
-def make_sampler(ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> RuleSampler:
+def make_sampler(
+    ops: ArrayOps[Any],
+    request: TokenRequest,
+    dtype: str = "",
+    vocab_size: int = 0,
+    grammar: GrammarRun | None = None,
+) -> RuleSampler:
     """The sampler that a generation's settings ask for. Greedy and plain decoding need no rejection."""
     settings = request.settings
     if settings.acceptance == "rejection" and settings.temperature > 0.0 and request.speculate:
-        return RejectionSampler(ops, request, dtype, vocab_size)
-    return RuleSampler(ops, request, dtype, vocab_size)
+        return RejectionSampler(ops, request, dtype, vocab_size, grammar)
+    return RuleSampler(ops, request, dtype, vocab_size, grammar)
 
 
 class RejectionSampler(RuleSampler):
@@ -56,8 +63,15 @@ class RejectionSampler(RuleSampler):
     draft are not chosen. The token after the prompt and the bonus token are chosen by the ordinary rule.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> None:
-        super().__init__(ops, request, dtype, vocab_size)
+    def __init__(
+        self,
+        ops: ArrayOps[Any],
+        request: TokenRequest,
+        dtype: str = "",
+        vocab_size: int = 0,
+        grammar: GrammarRun | None = None,
+    ) -> None:
+        super().__init__(ops, request, dtype, vocab_size, grammar)
         self._drawn: dict[int, tuple[int, Probabilities]] = {}  # position -> token, and what it was drawn from
         self._on_device: dict[int, tuple[Any, Any]] = {}  # the same before the host has seen it: logits
         self._draws: dict[int, int] = {}  # position -> how often a draft was drawn for it
@@ -116,6 +130,9 @@ class RejectionSampler(RuleSampler):
                     changed = self._process(self._processor, own, position, run_token_ids[: row + 1], certain=True)
                 else:
                     changed = self._adjusted(ops, own, position, run_token_ids[: row + 1])
+                if changed is None:  # nothing follows the end, which has been accepted
+                    break
+                self._check_left(ops, changed, position)
                 self._check_draft(position)
                 token_ids.append(self._decide(ops, changed, position, draft))
             # The rows after a rejected draft saw a wrong prefix.

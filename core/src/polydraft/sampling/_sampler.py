@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polydraft.contract.results import TokenLogprobs
-from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError
+from polydraft.errors import EngineError, LogitsProcessorError, NonFiniteLogitsError, StructuredOutputError
 from polydraft.sampling._adjustments import Bans, Penalties, wants_penalties
 from polydraft.sampling._asked import DEFECT, Asked
+from polydraft.sampling._grammar import forbid
 from polydraft.sampling._history import TokenHistory
 from polydraft.sampling._host import choose_on_host
 from polydraft.sampling._logprobs import token_logprobs
@@ -24,6 +25,7 @@ from polydraft.sampling.rule import choose_tokens
 if TYPE_CHECKING:
     from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.requests import GenerationSettings, TokenRequest
+    from polydraft.sampling._grammar import GrammarRun
 
 __all__ = ["NOT_CHOSEN", "RuleSampler"]
 
@@ -43,13 +45,22 @@ class RuleSampler:
         request: Its prompt, settings, seed, noise stream and end-of-sequence ids are used.
         dtype: That of ``session.running``, for errors.
         vocab_size: Logits must have at least this many columns.
+        grammar: What the output must match.
 
     Raises:
         InvalidRequestError: The logits processor is neither a pure function nor stateful, or is in use.
     """
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str = "", vocab_size: int = 0) -> None:
+    def __init__(
+        self,
+        ops: ArrayOps[Any],
+        request: TokenRequest,
+        dtype: str = "",
+        vocab_size: int = 0,
+        grammar: GrammarRun | None = None,
+    ) -> None:
         settings = request.settings
+        self._grammar = grammar
         self._vocab_size = vocab_size
         self._ops = ops
         self._host_only = type(ops) is NumpyOps  # what stands in for an engine without operations of its own
@@ -77,13 +88,27 @@ class RuleSampler:
         # (1,) on the device, read only where the target rejects the draft.
         self._drafted_from: dict[int, Any] = {}
         # Biases alone look at no earlier token, and need no history.
-        if penalised or self._processor is not None:
+        if penalised or self._processor is not None or grammar is not None:
             self._history = TokenHistory(prompt, self._penalties.changed if self._penalties and penalised else None)
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether a penalty or a processor looks at earlier tokens."""
+        """Whether a penalty, a processor or a grammar looks at earlier tokens."""
         return self._history is not None
+
+    def forced_drafts(self, position: int, newest: int, most: int) -> list[int]:
+        """Drafts that no drafter is needed for, after the newest token at a position: what the grammar forces."""
+        if self._grammar is None or self._history is None:
+            return []
+        self._history.commit(position)
+        return self._grammar.forced(self._history.tokens, newest, most)
+
+    def allowed_drafts(self, position: int, newest: int, draft: list[int]) -> list[int]:
+        """A draft that was not chosen by ``choose_draft``, up to the first token that the grammar forbids."""
+        if self._grammar is None or self._history is None or not draft:
+            return draft
+        self._history.commit(position)
+        return self._grammar.allowed(self._history.tokens, newest, draft)
 
     def choose(
         self, logits: Any, first_position: int, run_token_ids: Sequence[int], *, keep_logprobs: bool = True
@@ -91,16 +116,19 @@ class RuleSampler:
         """The target's tokens, one per row of ``logits`` (rows, vocab); row 0 chooses for ``first_position``.
 
         Of several rows, ``UNSOUND`` for one from which no token can be chosen: if the loop gets there, it runs the
-        newest token alone.
+        newest token alone. ``NOT_CHOSEN`` for rows after a draft that the grammar or the processor forbids.
 
         Raises:
             NonFiniteLogitsError: The only row is such a row; or the step rejects a draft that was chosen from one.
+            StructuredOutputError: The grammar and the other settings leave no token.
             EngineError: The engine gave logits of another shape.
         """
         run_token_ids = self._checked_rows(logits, first_position, run_token_ids)
         self._start_step(first_position, run_token_ids)
         ops, rows = self._on_host(logits)
-        if self._processor is not None:
+        if self._grammar is not None and self._processor is None:
+            token_ids = self._choose_matching(ops, rows, first_position, run_token_ids)
+        elif self._processor is not None:
             largest = ops.tolist(largest_logits(ops, rows))
             token_ids = self._choose_rows(self._processor, logits, largest, first_position, run_token_ids)
         else:
@@ -244,7 +272,7 @@ class RuleSampler:
     def _telling(self, ops: ArrayOps[Any], raw: Any, adjusted: Any, chosen: Any) -> Any:
         """A number for each row that is finite exactly where the ``raw`` row is sound: an array; of numpy's a list."""
         # Biases and penalties leave NaN and infinities what they are; bans and processors may replace them.
-        if ops is _NUMPY and self._bans is None and self._processor is None:
+        if ops is _NUMPY and self._bans is None and self._processor is None and self._grammar is None:
             return telling_logits(adjusted, chosen)
         largest = largest_logits(ops, raw)
         return ops.tolist(largest) if ops is _NUMPY else largest
@@ -283,9 +311,50 @@ class RuleSampler:
             raise NonFiniteLogitsError.at(value, position, self._dtype, drafter=True)
 
     def _adjusted(self, ops: ArrayOps[Any], logits: Any, first_position: int, run_token_ids: Sequence[int]) -> Any:
-        """Logits (rows, vocab) with biases, penalties and bans."""
+        """Logits (rows, vocab) with biases, penalties and bans; None for one that the grammar does not reach."""
+        if self._grammar is not None:
+            logits = self._matching(ops, logits, run_token_ids)
+            if logits is None:
+                return None
         logits = self._penalised(ops, logits, run_token_ids) if self._penalties is not None else logits
         return self._bans.apply(ops, logits, first_position) if self._bans is not None else logits
+
+    def _choose_matching(
+        self, ops: ArrayOps[Any], rows: Any, first_position: int, run_token_ids: Sequence[int]
+    ) -> list[int]:
+        """The choices from the rows (rows, vocab) that the grammar reaches; ``NOT_CHOSEN`` for the others."""
+        assert self._grammar is not None
+        assert self._history is not None
+        count = len(self._grammar.masks(self._history.tokens, run_token_ids))
+        reached = rows[:count]
+        adjusted = self._adjusted(ops, reached, first_position, run_token_ids[:count])
+        chosen = self._pick(ops, adjusted, first_position)
+        token_ids = with_unsound(ops, self._telling(ops, reached, adjusted, chosen), chosen)
+        best = telling_logits(adjusted, chosen) if ops is _NUMPY else ops.tolist(largest_logits(ops, adjusted))
+        for row, value in enumerate(best):
+            # A row after a wrong draft is never asked for.
+            if token_ids[row] == UNSOUND or list(run_token_ids[1 : row + 1]) != token_ids[:row]:
+                break
+            if value == -math.inf:
+                raise _nothing_left(first_position + row)
+        return token_ids + [NOT_CHOSEN] * (len(run_token_ids) - count)
+
+    def _check_left(self, ops: ArrayOps[Any], row: Any, position: int) -> None:
+        """Raise if a row (1, vocab) that the grammar has masked has no token left."""
+        if self._grammar is not None and ops.tolist(largest_logits(ops, row))[0] == -math.inf:
+            raise _nothing_left(position)
+
+    def _matching(self, ops: ArrayOps[Any], logits: Any, run_token_ids: Sequence[int]) -> Any | None:
+        """Logits (rows, vocab) masked by the grammar: of all run tokens, or one row, which follows all of them.
+
+        None if it does not reach that row.
+        """
+        assert self._grammar is not None
+        assert self._history is not None
+        masks = self._grammar.masks(self._history.tokens, run_token_ids)
+        if len(masks) < len(run_token_ids):
+            return None
+        return forbid(ops, logits, masks[-logits.shape[0] :])
 
     def _pick(self, ops: ArrayOps[Any], logits: Any, position: int) -> Any:
         """A token for each row (rows, vocab) by the rule, in the library of ``ops``: int64, shape (rows,)."""
@@ -304,7 +373,7 @@ class RuleSampler:
     ) -> tuple[ArrayOps[Any], Any, Any] | None:
         """A drafter's logits (1, vocab), raw and after all settings but temperature and filters, and the operations.
 
-        None if no draft is chosen: the token is forced, or follows tokens that the processor forbids.
+        None if no draft is chosen: the token is forced, or follows tokens that the processor or the grammar forbids.
         """
         shape: Sequence[int] = getattr(logits, "shape", ())
         if len(shape) != 2 or shape[0] != 1:
@@ -330,7 +399,8 @@ class RuleSampler:
                 return None
             ops, processed = self._on_host(processed)
             return ops, row, processed
-        return ops, row, self._adjusted(ops, row, position, run)
+        adjusted = self._adjusted(ops, row, position, run)
+        return None if adjusted is None else (ops, row, adjusted)
 
     def _known_prefix(self, position: int, run_token_ids: Sequence[int] | None) -> Sequence[int]:
         """The newest token and the drafts before ``position``; what precedes them is committed."""
@@ -376,11 +446,21 @@ class RuleSampler:
     ) -> Any | None:
         """One row (1, vocab) with biases, penalties, the processor and bans, in the engine's library.
 
-        None if the processor or the bans leave no token after drafts that may be wrong (``certain`` is False).
+        None if the grammar, the processor or the bans leave no token after drafts that may be wrong (``certain`` is
+        False).
         """
         assert self._history is not None
+        if self._grammar is not None:
+            logits = self._matching(self._ops, logits, run_token_ids)
+            if logits is None:
+                return None
         penalised = self._ops.float32(self._penalised(self._ops, logits, run_token_ids))
         processed = processor.apply(penalised, self._history.tokens, run_token_ids, certain=certain)
+        if processed is not None and self._grammar is not None:
+            # Again: the processor may have raised the logit of a token that it was shown as forbidden.
+            processed = self._matching(self._ops, processed, run_token_ids)
+            if certain:
+                self._check_left(self._ops, processed, position)
         if processed is None or self._bans is None:
             return processed
         # After the processor, which could otherwise raise the logit of a banned token again.
@@ -401,3 +481,11 @@ class RuleSampler:
         if self._history is None:  # biases alone
             return self._penalties.apply(ops, ops.float32(logits), 0, ())
         return self._penalties.apply(ops, ops.float32(logits), len(self._history.tokens), run_token_ids)
+
+
+def _nothing_left(position: int) -> StructuredOutputError:
+    return StructuredOutputError(
+        f"No token is left for position {position}: those that `guided` allows there are forbidden by another setting, "
+        "or by the model itself.",
+        "Leave out `banned_token_ids`, `min_new_tokens` or the logits processor, whichever forbids them.",
+    )

@@ -13,13 +13,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from polydraft.contract.requests import Thought
 from polydraft.contract.results import ToolCall
+from polydraft.errors import UnsupportedError
 from polydraft.text._call_values import QUOTES, StringFollower, map_texts, strict_json, value_at
 
 if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["ChatParser", "Piece", "Sink", "call_of", "parse_tool_calls"]
+__all__ = ["ChatParser", "Piece", "Sink", "call_of", "marks_of", "parse_tool_calls", "thought_of"]
 
 Part = Literal["answer", "thinking", "tool_call"]
 
@@ -201,6 +203,35 @@ class ChatParser:
         """Treat a malformed or unfinished call as text."""
         self.sink.answer += [(piece.text, piece.is_draft) for _, piece in self._call if piece.text]
         self._call, self._strings = [], StringFollower(dict(_QUOTE_TOKENS))
+
+
+def marks_of(tokenizer: Tokenizer) -> frozenset[int]:
+    """The model's tokens that delimit thoughts, calls and strings inside calls: what they spell is no text."""
+    names = [name for opening, closing, *_ in _BRACKETS for name in (opening, closing)]
+    found = (tokenizer.token_id(name) for name in (*names, *QUOTES[0]))
+    return frozenset(token_id for token_id in found if token_id is not None)
+
+
+def thought_of(tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, expected: bool) -> Thought | None:
+    """The thought that an answer begins with, if the prompt ends inside it or if one is ``expected``.
+
+    Raises:
+        UnsupportedError: One is expected, and the model has none of the tokens that delimit thoughts.
+    """
+    parser = ChatParser(tokenizer, prompt_token_ids)
+    pairs = [(begin, end) for begin, (end, part, _) in parser._opening.items() if part == "thinking"]
+    for begin, end in pairs:
+        if parser._part == "thinking" and parser._closing == end:
+            return Thought(open=begin, close=end, begun=True)
+    if not expected:
+        return None
+    if not pairs:
+        raise UnsupportedError(
+            "The model is to think before an answer that must match, and polydraft does not know the tokens that "
+            "delimit its thoughts.",
+            "Turn thinking off in `chat_template_kwargs`.",
+        )
+    return Thought(open=pairs[0][0], close=pairs[0][1], begun=False)
 
 
 def parse_tool_calls(raw: str, quotes: Sequence[tuple[str, str]] = QUOTES) -> list[ToolCall]:

@@ -30,6 +30,7 @@ _CHANGE_CHOICES = (
     "banned_token_ids",
     "forced_token_ids",
     "logits_processor",
+    "guided",
 )
 """With these a token is chosen by other numbers than the log-probabilities that an engine reports."""
 

@@ -12,13 +12,13 @@ import numpy as np
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps, array_ops_of
+from polydraft.sampling.structured import Grammars
 from polydraft.verification._noise import Logits, difference, measure_noise
 from polydraft.verification._verdict import Tie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from polydraft.contract.arrays import ArrayOps
     from polydraft.contract.requests import TokenRequest
     from polydraft.contract.results import TokenLogprobs
     from polydraft.contract.stepping import Step, SteppingEngine
@@ -110,8 +110,9 @@ def measure_tie(
 class _Replay(RuleSampler):
     """Chooses as the rule does, and shows the logits that the rule sees: biases, penalties and processors applied."""
 
-    def __init__(self, ops: ArrayOps[Any], request: TokenRequest, dtype: str) -> None:
-        super().__init__(ops, request, dtype)
+    def __init__(self, engine: SteppingEngine, request: TokenRequest, dtype: str) -> None:
+        grammar = Grammars(engine.tokenizer).run(request)
+        super().__init__(array_ops_of(engine), request, dtype, grammar=grammar)
         self.seen: dict[int, Any] = {}
         """Absolute position -> logits of the last step, the engine's arrays of shape (1, vocab)."""
         self.raw: dict[int, Any] = {}
@@ -153,7 +154,10 @@ def _run(
     run = output[:-1]  # nothing is chosen after the last token
     # A set, since an offset of 0 would give an empty first block.
     cuts = sorted({0, *range(offset, len(run), block), len(run)})
-    with closing(_Replay(ops, request, engine.running.dtype)) as sampler, closing(engine.open_sequence()) as sequence:
+    with (
+        closing(_Replay(engine, request, engine.running.dtype)) as sampler,
+        closing(engine.open_sequence()) as sequence,
+    ):
 
         def rows(step: Step, first: int) -> Iterator[_Row]:
             for index, choice in enumerate(step.token_ids, first):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VllmBackend"]
 
 _SAMPLING = frozenset(
-    {"temperature", "top_p", "top_k", "min_p", "seed", "min_new_tokens", "logprobs"}
+    {"temperature", "top_p", "top_k", "min_p", "seed", "min_new_tokens", "logprobs", "guided"}
     | {"repetition_penalty", "presence_penalty", "frequency_penalty"}
 )
 """What vLLM honours; ``min_p`` only in an engine without a drafter (``settings.check_settings``)."""

@@ -119,6 +119,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "async_scheduling": options.async_scheduling,
         "scheduler_cls": f"polydraft_vllm.scheduler.{scheduler}",
         "max_logprobs": _MAX_LOGPROBS,
+        "structured_outputs_config": {"backend": "guidance"},  # what the core's other engines use, too
         "limit_mm_per_prompt": {"image": 0, "audio": 0, "video": 0},  # text only: no encoder is loaded or profiled
         **{name: value for name, value in chosen.items() if value is not None},
         **options.further,

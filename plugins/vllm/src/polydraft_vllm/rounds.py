@@ -117,9 +117,11 @@ class Rounds(Iterator[Round]):
 def sampling_params(request: TokenRequest) -> Any:
     """The request's ``SamplingParams``."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     common, further = sampling_values(request)
+    if (structured := further.get("structured_outputs")) is not None:
+        further["structured_outputs"] = StructuredOutputsParams(**structured)
     return SamplingParams(
         **common,
         **further,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import TokenLogprobs
 from polydraft.errors import UnsupportedError
+from polydraft.sampling.structured import check_guided, lark_of
 
 if TYPE_CHECKING:
     from polydraft.contract import GenerationSettings, TokenRequest
@@ -41,6 +42,8 @@ def sampling_values(request: TokenRequest) -> tuple[dict[str, Any], dict[str, An
         "ignore_eos": True,  # vLLM's own list may differ from the request's
         "stop_token_ids": sorted(request.eos_token_ids | set(settings.stop_token_ids)),
     }
+    if settings.guided is not None:
+        further["structured_outputs"] = {"grammar": lark_of(settings.guided)}
     return common, further
 
 
@@ -57,7 +60,9 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
     """Refuse values that vLLM would silently change, or refuse itself once it has the request.
 
     Raises:
-        UnsupportedError: The temperature is above 0 and below 0.01, or above 2; or ``min_p`` meets a drafter.
+        UnsupportedError: The temperature is above 0 and below 0.01, or above 2; ``min_p`` meets a drafter; or
+            ``guided`` meets ``min_new_tokens``, or is a grammar that follows a thought.
+        InvalidRequestError: llguidance cannot read ``guided``.
     """
     if settings.temperature > _LARGEST_TEMPERATURE:
         raise UnsupportedError(
@@ -72,6 +77,19 @@ def check_settings(settings: GenerationSettings, *, speculates: bool) -> None:
     if settings.min_p and speculates:
         raise UnsupportedError(
             "vLLM does not support `min_p` in an engine that speculates.", "Leave it out, or load with `drafter=None`."
+        )
+    if settings.guided is None:
+        return
+    if settings.min_new_tokens:
+        raise UnsupportedError(
+            "vLLM suppresses the end of the output until `min_new_tokens`, even where `guided` allows nothing else.",
+            "Leave `min_new_tokens` out.",
+        )
+    check_guided(settings.guided)
+    if lark_of(settings.guided) is None:
+        raise UnsupportedError(
+            "vLLM takes one grammar, and this one would come after a thought.",
+            "Turn thinking off in `chat_template_kwargs`, or use a backend whose logits are read here.",
         )
 
 

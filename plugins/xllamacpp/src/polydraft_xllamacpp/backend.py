@@ -26,7 +26,7 @@ __all__ = ["XllamacppBackend"]
 _SAMPLING = frozenset(
     (
         *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "logprobs"),
-        *("repetition_penalty", "logit_bias", "banned_token_ids"),
+        *("repetition_penalty", "logit_bias", "banned_token_ids", "guided"),
     )
 )
 """What llama.cpp does as ``GenerationSettings`` says: its frequency and presence penalties count the prompt, too."""

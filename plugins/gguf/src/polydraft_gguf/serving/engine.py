@@ -11,6 +11,7 @@ from polydraft.contract import Generation, GenerationSettings, OffReason, Round,
 from polydraft.errors import UnsupportedError
 
 from polydraft_gguf.serving.client import Client
+from polydraft_gguf.serving.guided import check_guided
 from polydraft_gguf.serving.rounds import Rounds
 
 __all__ = ["LlamaServerEngine", "RunningServer"]
@@ -66,6 +67,11 @@ class LlamaServerEngine(WholeEngine):
         """
         server = self.server if generation.request.speculate else self._plain()
         return Rounds(server.client, generation, self.tokenizer, self.running.dtype, check_alive=server.check_alive)
+
+    def check_settings(self, settings: GenerationSettings) -> None:
+        """Refuse what llama.cpp's own grammars cannot say, or leave out in silence."""
+        if settings.guided is not None:
+            check_guided(settings.guided)
 
     def speculation_conflict(self, settings: GenerationSettings) -> OffReason | None:
         """The server gives drafted tokens no log-probabilities: it reports 0 for them."""

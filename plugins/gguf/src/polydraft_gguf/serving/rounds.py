@@ -15,6 +15,7 @@ from polydraft.engine_parts.http_client import Patience
 from polydraft.errors import EngineError, NonFiniteLogitsError
 
 from polydraft_gguf.serving.client import Client
+from polydraft_gguf.serving.guided import guided_values
 
 __all__ = ["Rounds", "check_finite"]
 
@@ -53,7 +54,8 @@ class Rounds(Iterator[Round]):
         check_alive: Raises an ``EngineError`` that says more if the server has ended.
 
     Raises:
-        EngineError: The server failed, cannot be reached, or did not end in time.
+        EngineError: The server failed, cannot be reached, or did not end in time; or it ended an output that must match
+            where the output goes on here.
         NonFiniteLogitsError: The output ends with one token over and over, and its logits (in ``dtype``) are the cause.
     """
 
@@ -84,6 +86,12 @@ class Rounds(Iterator[Round]):
                 raise
             if isinstance(found, _Answered):
                 return self._emit(found)
+            if self._answer.over and generation.request.settings.guided is not None:
+                self.close()
+                raise EngineError(
+                    "llama.cpp's server ended an output that must match at a token that does not end outputs here.",
+                    "Name it in `stop_token_ids`.",
+                )
             if self._answer.over:
                 self._answer = self._ask()
         self.close()
@@ -284,6 +292,7 @@ def _request(generation: Generation) -> dict[str, Any]:
         "timings_per_token": True,
         # A first request runs its whole prompt, whatever the slot holds; a continuation reuses its prefix.
         "cache_prompt": bool(emitted),
+        **({} if settings.guided is None else guided_values(settings.guided)),
     }
 
 

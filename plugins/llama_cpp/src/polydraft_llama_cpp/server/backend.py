@@ -33,7 +33,7 @@ class LlamaServerBackend(Backend):
         """What its HTTP interface offers. It reports no log-probabilities of drafted tokens: they are not claimed."""
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model"}),
-            sampling=frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "seed"}),
+            sampling=frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "guided"}),
             max_speculative_tokens=16,
         )
 
