@@ -1,11 +1,14 @@
-"""What an output must match, as llama.cpp's server takes it: a JSON schema, or a grammar in GBNF.
+"""What an output must match, as llama.cpp's server takes it: a grammar in GBNF.
 
-The server turns a schema into a grammar, and leaves out keywords that it does not know. These are refused here.
+The server makes a grammar of a JSON schema itself, but leaves out keywords in silence, and lets white space go on to no
+end. So it is made here: JSON on one line, as in the core's other engines, and what cannot be said is refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,45 +17,38 @@ from polydraft.errors import InvalidRequestError, UnsupportedError
 if TYPE_CHECKING:
     from polydraft.contract import Guided
 
-__all__ = ["check_guided", "guided_values"]
+__all__ = ["check_guided", "gbnf_of"]
 
 _ANNOTATIONS = {
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"),
     *("$id", "$defs", "definitions", "x-guidance"),
 }
-_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-_OF_TYPE = {
-    "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "format"},
-    # Bounds of numbers are left out in silence; a ``pattern`` may let quotation marks into a string as they are.
-    "integer": _BOUNDS,
-    "number": set[str](),
-    "boolean": set[str](),
-    "null": set[str](),
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_DIGITS = 16
+"""Of whole numbers: more are not exact in every reader of JSON."""
+_MOST_REPEATED = 2000
+"""llama.cpp refuses grammars that repeat a part more often."""
+_COMMON = {
+    "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
+    # Halves of surrogate pairs are no characters.
+    "hex": "[0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}",
+    "string": r'"\"" char* "\""',
+    "whole": f'"-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}})',
+    "number": 'whole ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
+    "array": '"[" (value (", " value)*)? "]"',
+    "object": '"{" (string ": " value (", " string ": " value)*)? "}"',
+    "value": 'string | number | array | object | "true" | "false" | "null"',
 }
-"""Type -> keywords that ``json-schema-to-grammar.cpp`` heeds for it."""
-_FORMATS = {"date", "time", "date-time", "uuid", "uuid1", "uuid2", "uuid3", "uuid4", "uuid5"}
-_DEEPEST = 100
-
-
-def guided_values(guided: Guided) -> dict[str, Any]:
-    """The fields of a request to the server."""
-    if guided.kind == "json":
-        return {"json_schema": guided.data}
-    if guided.kind == "choice":
-        # Strings of GBNF have JSON's escapes.
-        return {"grammar": f"root ::= {' | '.join(json.dumps(one, ensure_ascii=False) for one in guided.data)}"}
-    return {"grammar": guided.text}
+"""Rules that others use, by name."""
 
 
 def check_guided(guided: Guided) -> None:
-    """Refuse what the server cannot do, or would not do.
+    """Refuse what the server cannot do.
 
     Raises:
-        UnsupportedError: A regular expression, a grammar of another dialect, a thought before the answer, or a keyword
-            that llama.cpp leaves out.
-        InvalidRequestError: The schema is malformed.
+        UnsupportedError: A regular expression, a grammar of another dialect, a thought before the answer, or a schema
+            with a keyword that cannot be written here.
+        InvalidRequestError: The schema is malformed, or nothing can match it.
     """
     if guided.thought is not None:
         raise UnsupportedError(
@@ -64,72 +60,213 @@ def check_guided(guided: Guided) -> None:
         raise UnsupportedError(
             f"llama.cpp's server does not force {what}.", "Give a JSON schema, or use the backend llama_cpp."
         )
-    if guided.kind == "json":
-        _check(guided.data, 0)
+    gbnf_of(guided)
 
 
-def _check(schema: Any, depth: int) -> None:
-    if depth > _DEEPEST:
-        raise InvalidRequestError("The JSON schema in `guided` is nested too deeply.", "Give a simpler one.")
-    if schema is True:
-        return
-    if not isinstance(schema, Mapping):
-        raise InvalidRequestError(f"The JSON schema in `guided` holds {schema!r}, which is no schema.", "Correct it.")
-    keywords = schema.keys() - _ANNOTATIONS
-    for part in (*_inner(schema, "$defs", "definitions"), *_inner(schema, "properties")):
-        _check(part, depth + 1)
-    if "$ref" in keywords:
-        _only(keywords, {"$ref"})
-        if not str(schema["$ref"]).startswith("#"):
-            raise _not_heeded("references to other documents")
-    elif "anyOf" in keywords:
-        _only(keywords, {"anyOf"})
-        for part in schema["anyOf"]:
-            _check(part, depth + 1)
-    elif "const" in keywords or "enum" in keywords:
-        _only(keywords, {"const", "enum", "type"})
-    else:
+def gbnf_of(guided: Guided) -> str:
+    """The grammar. Errors are those of ``check_guided``."""
+    if guided.kind == "grammar":
+        return guided.text
+    if guided.kind == "choice":
+        return f"root ::= {' | '.join(map(_literal, guided.data))}\n"
+    return _SchemaRules(guided.data).text()
+
+
+class _SchemaRules:
+    """The rules of one JSON schema."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._rules: dict[str, str] = dict(_COMMON)
+        self._references: dict[str, str] = {}
+
+    def text(self) -> str:
+        """The grammar."""
+        try:
+            self._rules["root"] = self._value(self._root)
+        except RecursionError:
+            raise InvalidRequestError(
+                "The JSON schema in `guided` is nested too deeply.", "Give a simpler one."
+            ) from None
+        return "".join(f"{name} ::= {body}\n" for name, body in self._rules.items())
+
+    def _rule(self, body: str) -> str:
+        name = f"v{len(self._rules)}"
+        self._rules[name] = body
+        return name
+
+    def _value(self, schema: Any) -> str:
+        """A value that a schema allows, as the name of a rule or a literal."""
+        if schema is True:
+            return "value"
+        if not isinstance(schema, Mapping):
+            raise _malformed(f"{schema!r}, which is no schema that a value can match")
+        keywords = schema.keys() - _ANNOTATIONS
+        if "$ref" in keywords:
+            _only(keywords, {"$ref"})
+            return self._referenced(str(schema["$ref"]))
+        if "const" in keywords or "enum" in keywords:
+            _only(keywords, {"const", "type"} if "const" in keywords else {"enum", "type"})
+            values = [schema["const"]] if "const" in keywords else schema["enum"]
+            if not isinstance(values, list) or not values:
+                raise _malformed("an `enum` without values")
+            return self._rule(" | ".join(_literal(json.dumps(one, ensure_ascii=False)) for one in values))
+        if "anyOf" in keywords:
+            _only(keywords, {"anyOf"})
+            return self._rule(" | ".join(self._value(one) for one in schema["anyOf"]))
         kinds = schema.get("type", "object" if "properties" in keywords else None)
-        for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind is None:
-                _only(keywords, set())
-            elif kind not in _OF_TYPE:
-                raise InvalidRequestError(f"The JSON schema in `guided` has the type {kind!r}.", "Correct it.")
-        known = [_OF_TYPE[kind] for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind is not None]
-        _only(keywords, set().union({"type"}, *known))
-        _check_values(schema, depth)
+        if isinstance(kinds, list):
+            known = {name for kind in kinds for name in _OF_TYPE.get(kind, ())}
+            _only(keywords, {"type"} | known)
+            return self._rule(" | ".join(self._typed(kind, schema) for kind in kinds))
+        _only(keywords, {"type", *_OF_TYPE.get(kinds, ())})
+        return self._typed(kinds, schema)
+
+    def _typed(self, kind: Any, schema: Mapping[str, Any]) -> str:
+        if kind is None:
+            return "value"
+        if kind == "object":
+            return self._object(schema)
+        if kind == "array":
+            return self._array(schema)
+        if kind == "string":
+            least, most = schema.get("minLength", 0), schema.get("maxLength")
+            return "string" if not least and most is None else self._rule(rf'"\"" char{_times(least, most)} "\""')
+        if kind == "integer":
+            return self._whole(schema) if any(name in schema for name in _BOUNDS) else "whole"
+        found = {"number": "number", "boolean": '("true" | "false")', "null": '"null"'}.get(kind)
+        if found is None:
+            raise _malformed(f"the type {kind!r}")
+        return found
+
+    def _referenced(self, reference: str) -> str:
+        known = self._references.get(reference)
+        if known is None:
+            found = self._root
+            for part in reference.removeprefix("#").split("/")[1:]:
+                found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+            if not reference.startswith("#") or found is None:
+                raise _malformed(f"the reference {reference}, which leads nowhere in it")
+            # Before its value: it may refer to itself.
+            known = self._references[reference] = f"r{len(self._references)}"
+            self._rules[known] = self._value(found)
+        return known
+
+    def _array(self, schema: Mapping[str, Any]) -> str:
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        item = self._value(schema.get("items", True))
+        if most == 0:
+            return '"[]"'
+        more = f'{item} (", " {item}){_times(max(least - 1, 0), None if most is None else most - 1)}'
+        return self._rule(f'"[" {more} "]"' if least else f'"[" ({more})? "]"')
+
+    def _object(self, schema: Mapping[str, Any]) -> str:
+        properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
+        more = schema.get("additionalProperties", True)
+        if not required <= properties.keys():
+            raise _unwritable(f"the property {min(required - properties.keys())}, which is required and not listed")
+        if not properties:
+            pair = f'string ": " {self._value(more)}' if more is not False else ""
+            return self._rule(f'"{{" ({pair} (", " {pair})*)? "}}"') if pair else '"{}"'
+        pairs = [
+            (f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(value)}", key in required)
+            for key, value in properties.items()
+        ]
+        # By which property comes first: only the others have a comma before them.
+        begins = []
+        for index, (pair, must) in enumerate(pairs):
+            rest = [f'", " {later}' if needed else f'(", " {later})?' for later, needed in pairs[index + 1 :]]
+            begins.append(" ".join([pair, *rest]))
+            if must:
+                break
+        return self._rule(f'"{{" ({" | ".join(begins)}){"" if required else "?"} "}}"')
+
+    def _whole(self, schema: Mapping[str, Any]) -> str:
+        largest = 10**_DIGITS - 1
+        try:
+            least = max(
+                math.ceil(schema.get("minimum", -largest)), math.floor(schema.get("exclusiveMinimum", -largest - 1)) + 1
+            )
+            most = min(
+                math.floor(schema.get("maximum", largest)), math.ceil(schema.get("exclusiveMaximum", largest + 1)) - 1
+            )
+        except (TypeError, ValueError, OverflowError):
+            raise _malformed("a bound that is no number") from None
+        least, most = max(least, -largest), min(most, largest)
+        if least > most:
+            raise _malformed("an integer that no number matches")
+        parts = [f'"-" ({one})' for one in _between(max(-most, 1), -least)] if least < 0 else []
+        parts += ['"0"'] if least <= 0 <= most else []
+        parts += _between(max(least, 1), most) if most > 0 else []
+        return self._rule(" | ".join(parts))
 
 
-def _check_values(schema: Mapping[str, Any], depth: int) -> None:
-    if not set(schema.get("required", ())) <= set(schema.get("properties", ())):
-        raise _not_heeded("required properties that are not listed")
-    if "format" in schema and schema["format"] not in _FORMATS:
-        raise _not_heeded(f"the format {schema['format']}")
-    if "format" in schema and {"minLength", "maxLength"} & schema.keys():
-        raise _not_heeded("a length next to a format")
-    if {"minItems", "maxItems"} & schema.keys() and "items" not in schema:
-        raise _not_heeded("a number of items without `items`")
-    for key in ("items", "additionalProperties"):
-        inner = schema.get(key)
-        if inner is not None and not isinstance(inner, bool):
-            for part in inner if isinstance(inner, list) else [inner]:
-                _check(part, depth + 1)
-    for part in schema.get("prefixItems", ()):
-        _check(part, depth + 1)
+_OF_TYPE: dict[Any, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength"),
+    "integer": _BOUNDS,
+}
+"""Type -> keywords that are heeded for it."""
 
 
-def _inner(schema: Mapping[str, Any], *keys: str) -> list[Any]:
-    return [part for key in keys for part in dict(schema.get(key) or {}).values()]
+def _between(least: int, most: int) -> list[str]:
+    """The whole numbers of at least 1 between two bounds, both included."""
+    found = []
+    while least <= most:
+        end = min(10 ** len(str(least)) - 1, most)  # numbers with as many digits
+        found.append(_digits(str(least), str(end)))
+        least = end + 1
+    return found
+
+
+def _digits(least: str, most: str) -> str:
+    """The texts of digits between two of the same length."""
+    first, last, left = least[0], most[0], len(least) - 1
+    free = f" [0-9]{{{left}}}" if left else ""
+    if least[1:] == "0" * left and most[1:] == "9" * left:
+        return f"[{first}-{last}]{free}"
+    if first == last:
+        return f'"{first}" {_digits(least[1:], most[1:])}'
+    parts = [f'"{first}" {_digits(least[1:], "9" * left)}']
+    if int(first) + 1 < int(last):
+        parts.append(f"[{int(first) + 1}-{int(last) - 1}]{free}")
+    parts.append(f'"{last}" {_digits("0" * left, most[1:])}')
+    return f"({' | '.join(parts)})"
+
+
+def _times(least: Any, most: Any) -> str:
+    if (
+        not isinstance(least, int)
+        or not isinstance(most, int | None)
+        or least < 0
+        or (most is not None and most < least)
+    ):
+        raise _malformed(f"the lengths {least!r} to {most!r}")
+    if max(least, most or 0) > _MOST_REPEATED:
+        raise _unwritable(f"a length above {_MOST_REPEATED}")
+    return f"{{{least},{'' if most is None else most}}}"
+
+
+def _literal(text: str) -> str:
+    # GBNF has JSON's escapes, but for those of two control characters.
+    told = {"\b": r"\x08", "\f": r"\x0c"}
+    inner = (told.get(part) or json.dumps(part, ensure_ascii=False)[1:-1] for part in re.split("([\b\f])", text))
+    return f'"{"".join(inner)}"'
 
 
 def _only(keywords: set[str], known: set[str]) -> None:
     unknown = sorted(str(key) for key in keywords - known)
     if unknown:
-        raise _not_heeded(f"the keyword {unknown[0]}")
+        raise _unwritable(f"the keyword {unknown[0]}")
 
 
-def _not_heeded(what: str) -> UnsupportedError:
+def _malformed(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"The JSON schema in `guided` has {what}.", "Correct it.", argument="guided")
+
+
+def _unwritable(what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"The JSON schema in `guided` has {what}, which llama.cpp's server does not heed there.",
+        f"The JSON schema in `guided` has {what}, which llama.cpp's server is not made to heed there.",
         "Leave it out and check it in the answer, or use the backend llama_cpp.",
     )

@@ -15,7 +15,7 @@ from polydraft.engine_parts.http_client import Patience
 from polydraft.errors import EngineError, NonFiniteLogitsError
 
 from polydraft_gguf.serving.client import Client
-from polydraft_gguf.serving.guided import guided_values
+from polydraft_gguf.serving.guided import gbnf_of
 
 __all__ = ["Rounds", "check_finite"]
 
@@ -73,7 +73,7 @@ class Rounds(Iterator[Round]):
         self._ended = False
 
     def _ask(self) -> _Answer:
-        return _Answer(self._client, self._generation, self._tokenizer.vocab_size, self._patience)
+        return _Answer(self._client, self._generation, self._tokenizer, self._patience)
 
     def __next__(self) -> Round:
         generation = self._generation
@@ -132,13 +132,13 @@ class Rounds(Iterator[Round]):
 class _Answer:
     """One request to the server, read by a thread of its own."""
 
-    def __init__(self, client: Client, generation: Generation, vocab_size: int, patience: Patience) -> None:
+    def __init__(self, client: Client, generation: Generation, tokenizer: Tokenizer, patience: Patience) -> None:
         self._closed = threading.Event()
         self._found: queue.SimpleQueue[_Answered | BaseException | None] = queue.SimpleQueue()
         self.over = False
         """Whether all of it has been read."""
         top = generation.request.settings.logprobs
-        answers = _answers(client, _request(generation), top, self._closed.is_set, patience, vocab_size)
+        answers = _answers(client, _request(generation), top, self._closed.is_set, patience, tokenizer)
         self._thread = threading.Thread(target=self._read, args=(answers,), name="polydraft-answer", daemon=True)
         self._thread.start()
 
@@ -213,10 +213,10 @@ def _answers(
     top: int | None,
     cancelled: Callable[[], bool],
     patience: Patience,
-    vocab_size: int,
+    tokenizer: Tokenizer,
 ) -> Generator[_Answered]:
     """The rounds of one request to the server, with ``top`` candidates' log-probabilities unless that is None."""
-    got, predicted = 0, None
+    got, predicted, vocab_size = 0, None, tokenizer.vocab_size
     now, clock, drafted, accepted = _Answered(), None, 0, 0
     with closing(client.complete(body, cancelled, patience)) as completion:
         for event in completion:
@@ -224,7 +224,7 @@ def _answers(
                 predicted = event.get("tokens_predicted")
             if not event.get("tokens"):
                 continue
-            token_ids = client.token_ids(event["tokens"], vocab_size)
+            token_ids, logprobs = _whole(client, body, event, got, top, tokenizer)
             got += len(token_ids)
             if got > body["n_predict"]:
                 raise client.malformed(f"it goes on after the {body['n_predict']} tokens that were asked for")
@@ -246,8 +246,7 @@ def _answers(
             drafted, accepted = total, total_accepted
             now.received = time.perf_counter()
             now.token_ids.extend(token_ids)
-            if top is not None:
-                now.logprobs.extend(_logprobs(client, event, token_ids, top))
+            now.logprobs.extend(logprobs)
         if isinstance(predicted, int) and got < predicted and not cancelled():
             # A stream that ends inside a character lacks its tokens; the same answer in one piece has them.
             answer = client.json("/completion", body, seconds=client.limits.read_timeout)
@@ -262,6 +261,32 @@ def _answers(
             yield now
     if not got and not cancelled():
         raise EngineError(f"{client.name} gave an answer without tokens.", "Use a newer version of llama.cpp.")
+
+
+def _whole(
+    client: Client, body: dict[str, Any], event: dict[str, Any], got: int, top: int | None, tokenizer: Tokenizer
+) -> tuple[Sequence[int], list[TokenLogprobs]]:
+    """The tokens of an event after ``got`` others, and their log-probabilities unless ``top`` is None.
+
+    Of a character that is spread over several tokens, an event has the text and the last token only.
+    """
+    token_ids = client.token_ids(event["tokens"], tokenizer.vocab_size)
+    count = event.get("tokens_predicted")
+    lost = count - got - len(token_ids) if isinstance(count, int) else 0
+    if lost <= 0:
+        return token_ids, [] if top is None else _logprobs(client, event, token_ids, top)
+    end = b"".join(map(tokenizer.token_bytes, token_ids))
+    start = str(event.get("content", "")).encode().removesuffix(end)
+    found = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in start]
+    if top is None and len(found) == lost and None not in found:
+        return [*(one for one in found if one is not None), *token_ids], []
+    # In the same answer in one piece nothing is left out.
+    answer = client.json("/completion", {**body, "n_predict": count}, seconds=client.limits.read_timeout)
+    token_ids = client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:]
+    if top is None:
+        return token_ids, []
+    told = {"completion_probabilities": (answer.get("completion_probabilities") or [])[got:]}
+    return token_ids, _logprobs(client, told, token_ids, top)
 
 
 def _request(generation: Generation) -> dict[str, Any]:
@@ -292,7 +317,7 @@ def _request(generation: Generation) -> dict[str, Any]:
         "timings_per_token": True,
         # A first request runs its whole prompt, whatever the slot holds; a continuation reuses its prefix.
         "cache_prompt": bool(emitted),
-        **({} if settings.guided is None else guided_values(settings.guided)),
+        **({} if settings.guided is None else {"grammar": gbnf_of(settings.guided)}),
     }
 
 
