@@ -40,7 +40,8 @@ def test_no_argument_is_private(make_session, name):
 @pytest.mark.parametrize("name", CALLS)
 def test_help_shows_every_setting(name):
     parameters = inspect.signature(getattr(Session, name)).parameters
-    others = {"speculate", "num_speculative_tokens", "tools", "chat_template_kwargs", "continue_final_message"}
+    others = {"speculate", "num_speculative_tokens", "response_format", "tools", "tool_choice"}
+    others |= {"chat_template_kwargs", "continue_final_message"}
     settings = {*GenerationSettings.model_fields} | others
     assert settings == set(parameters) - {"self", "prompt", "prompts"}
     assert all(parameters[one].kind is inspect.Parameter.KEYWORD_ONLY for one in settings)

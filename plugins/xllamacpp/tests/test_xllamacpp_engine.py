@@ -1,5 +1,6 @@
 """The engine on the built-in pairs: what the conformance suite does not ask."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import polydraft
 import pytest
 from polydraft.errors import (
     DeviceError,
+    EngineError,
     InvalidRequestError,
     ModelFormatError,
     OutOfMemoryError,
@@ -194,3 +196,46 @@ def test_an_output_that_ends_inside_a_character(gguf):
         first = session.tokenizer.encode("☃")[0]
         result = session.generate([2, 300], max_new_tokens=3, logit_bias={first: 100.0}, ignore_eos=True)
     assert result.token_ids == (first,) * 3
+
+
+def test_outputs_that_must_match(gguf):
+    schema = {
+        "type": "object",
+        "properties": {
+            "größe": {"enum": ["groß", 'a "b"\\', None]},
+            "n": {"type": "integer", "minimum": -12, "exclusiveMaximum": 305},
+            "list": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1, "maxItems": 3},
+            "no": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/pair"}]},
+        },
+        "required": ["größe", "n"],
+        "additionalProperties": False,
+        "$defs": {"pair": {"type": "object", "properties": {"x": {"const": 1.5}}}},
+    }
+    with load(gguf, drafter="ngram") as loaded:
+        for seed in range(6):
+            given = {"temperature": 1.5, "seed": seed, "max_new_tokens": 200}
+            result = loaded.generate("x = ", guided={"json": schema}, **given)
+            assert result.matches, result.text
+            found = json.loads(result.text)
+            assert found["größe"] in ("groß", 'a "b"\\', None)
+            assert -12 <= found["n"] < 305
+            assert all(len(one) <= 3 for one in found.get("list", ["a"]))
+            assert found.get("no") in (None, {}, {"x": 1.5})
+        assert loaded.generate("x = ", guided={"choice": ["größer", "\x08"]}, max_new_tokens=20).text in (
+            "größer",
+            "\x08",
+        )
+        for refused in ({"regex": "a"}, {"grammar": "start: /a/"}, {"json": {"type": "string", "pattern": "a"}}):
+            with pytest.raises(UnsupportedError):
+                loaded.stream("x = ", guided=refused)
+        with pytest.raises(InvalidRequestError, match="no number matches"):
+            loaded.stream("x = ", guided={"json": {"type": "integer", "minimum": 3, "maximum": 2}})
+
+
+def test_characters_that_are_spread_over_tokens(gguf):
+    prompt = "# größe für übung schöne grüße für größe übung\nx = 'größe für übung schöne grüße für gr"
+    with load(gguf, drafter="ngram") as loaded:
+        for settings in ({}, {"speculate": "off"}):
+            assert loaded.generate(prompt, max_new_tokens=12, **settings).text.startswith("öße für g")
+        with pytest.raises(EngineError, match="no log-probabilities for a character"):
+            loaded.generate(prompt, max_new_tokens=12, logprobs=1)

@@ -269,6 +269,9 @@ def _whole(
     """The tokens of an event after ``got`` others, and their log-probabilities unless ``top`` is None.
 
     Of a character that is spread over several tokens, an event has the text and the last token only.
+
+    Raises:
+        EngineError: Log-probabilities are asked for: the server has none for the other tokens.
     """
     token_ids = client.token_ids(event["tokens"], tokenizer.vocab_size)
     count = event.get("tokens_predicted")
@@ -278,15 +281,16 @@ def _whole(
     end = b"".join(map(tokenizer.token_bytes, token_ids))
     start = str(event.get("content", "")).encode().removesuffix(end)
     found = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in start]
-    if top is None and len(found) == lost and None not in found:
+    if top is not None:
+        raise EngineError(
+            "llama.cpp's server gives no log-probabilities for a character that is spread over several tokens.",
+            "Leave out `logprobs`, or use the backend llama_cpp.",
+        )
+    if len(found) == lost and None not in found:
         return [*(one for one in found if one is not None), *token_ids], []
     # In the same answer in one piece nothing is left out.
     answer = client.json("/completion", {**body, "n_predict": count}, seconds=client.limits.read_timeout)
-    token_ids = client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:]
-    if top is None:
-        return token_ids, []
-    told = {"completion_probabilities": (answer.get("completion_probabilities") or [])[got:]}
-    return token_ids, _logprobs(client, told, token_ids, top)
+    return client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:], []
 
 
 def _request(generation: Generation) -> dict[str, Any]:
