@@ -68,7 +68,7 @@ def test_outputs_match(polydraft_bench: Bench) -> None:
     expect(taken > 0, "The check proves nothing: the backend claims `guided` and refuses every task.")
 
 
-@check(scope="once", after=("test_generates",), claims=samples("guided"))
+@check(scope="once", after=("test_generates", "test_outputs_match"), claims=samples("guided"))
 def test_what_cannot_match_is_refused(polydraft_bench: Bench) -> None:
     """Malformed schemas, expressions and grammars, and settings that contradict them, are refused before any work.
 
