@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.errors import NonFiniteLogitsError
+from polydraft.sampling._grammar import forbid
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
 from polydraft.sampling.rule import choose_tokens
@@ -107,3 +108,13 @@ def test_entries_leave_the_original():
     assert array.tolist() == [[0.0] * 4] * 2
     assert np.isneginf(np.array(changed)).sum() == 2
     assert np.isneginf(np.array(MlxOps().entries(changed, [0, 1], [3, 0]))).all()
+
+
+def test_masks_are_the_same_on_a_device():
+    from polydraft_mlx.array_ops import MlxOps
+
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(3, 1000)).astype(np.float32)  # logits may be padded, or fewer than the mask's words
+    for width in (1000, 1024, 990):
+        masks = [random.integers(0, 256, 4 * -(-width // 32), dtype=np.uint8) for _ in range(3)]
+        assert (np.array(forbid(MlxOps(), mx.array(rows), masks)) == forbid(NumpyOps(), rows, masks)).all()

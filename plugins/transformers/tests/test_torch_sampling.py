@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
 from polydraft.errors import NonFiniteLogitsError
+from polydraft.sampling._grammar import forbid
 from polydraft.sampling._host import choose_on_host
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import generic_noise_bits, row_keys
@@ -66,6 +67,19 @@ def test_typical_p_keeps_the_tokens_that_transformers_keeps(share, spread):
         ours = set(kept_on_host(row, settings)[1].tolist())
         probabilities = np.exp(row) / np.exp(row).sum()
         assert probabilities[sorted(upstream ^ ours)].sum() < 0.01
+
+
+def test_masks_are_the_same_on_a_device():
+    from polydraft_transformers.array_ops import TorchOps
+
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(3, 1000)).astype(np.float32)  # logits may be padded, or fewer than the mask's words
+    for width in (1000, 1024, 990):
+        masks = [random.integers(0, 256, 4 * -(-width // 32), dtype=np.uint8) for _ in range(3)]
+        found = forbid(TorchOps(), torch.from_numpy(rows), masks).numpy()
+        assert (found == forbid(NumpyOps(), rows, masks)).all()
+        bits = np.unpackbits(masks[1], bitorder="little")
+        assert ((found[1, : len(bits)] == rows[1, : len(bits)]) == bits[: found.shape[1]].astype(bool)).all()
 
 
 @pytest.mark.parametrize(

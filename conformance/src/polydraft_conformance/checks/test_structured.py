@@ -17,6 +17,7 @@ from polydraft_conformance.counting import logged
 if TYPE_CHECKING:
     from random import Random
 
+    from polydraft import Speculate
     from polydraft.contract import GenerationResult
 
     from polydraft_conformance.bench import Bench
@@ -54,7 +55,8 @@ def test_outputs_match(polydraft_bench: Bench) -> None:
         for manner in manners if bench.takes({"guided": _record(guided)}) else ():
             prompt = bench.prompt(8 + random.randrange(8), random.randrange(100))
             settings = {"max_new_tokens": _LIMIT, "guided": guided, **manner}
-            plain, found = (_generated(bench, prompt, speculate, settings) for speculate in ("off", "auto"))
+            plain = _generated(bench, prompt, "off", settings)
+            found = _generated(bench, prompt, "auto", settings)
             for name, result in (("plain", plain), ("speculative", found)):
                 expect(
                     result.finish_reason == "eos" and result.matches is True and holds(result.text),
@@ -140,10 +142,10 @@ def _tasks(random: Random) -> list[tuple[dict[str, Any], Callable[[str], bool]]]
 def _record(guided: dict[str, Any]) -> Guided:
     """What the engine is given for ``guided``."""
     ((kind, given),) = guided.items()
-    return Guided(kind=kind, text=given if isinstance(given, str) else json.dumps(given))
+    return Guided.model_validate({"kind": kind, "text": given if isinstance(given, str) else json.dumps(given)})
 
 
-def _generated(bench: Bench, prompt: list[int], speculate: str, settings: dict[str, Any]) -> GenerationResult:
+def _generated(bench: Bench, prompt: list[int], speculate: Speculate, settings: dict[str, Any]) -> GenerationResult:
     try:
         return bench.session.generate(prompt, speculate=speculate, **settings)
     except UnsupportedError as error:

@@ -35,8 +35,9 @@ class OwnSampler(ReferenceSequence):
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         step = super().choose(logits, token_ids, sampler, keep_logits)
-        settings = getattr(sampler, "_settings", None)
-        if type(sampler) is not RuleSampler or settings.logits_processor is not None or settings.guided is not None:
+        if type(sampler) is not RuleSampler or sampler._settings.logits_processor is not None:
+            return step
+        if sampler._settings.guided is not None:
             return step
         settings, chosen = sampler._settings, []
         for row, line in enumerate(logits):
@@ -177,8 +178,7 @@ class UnmatchedDrafts(ReferenceSequence):
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         step = super().choose(logits, token_ids, sampler, keep_logits)
-        settings = getattr(sampler, "_settings", None)
-        if type(sampler) is not RuleSampler or settings.guided is None:
+        if type(sampler) is not RuleSampler or sampler._settings.guided is None:
             return step
         return Step([step.token_ids[0], *logits[1:].argmax(axis=-1).tolist()], step.logits, step.logprobs)
 
