@@ -136,6 +136,7 @@ def test_settings_that_leave_no_token(toys):
         {"guided": {"regex": "\ud800"}},
         {"guided": {"regex": "(" * 100_000}},
         {"guided": {"grammar": "start: nothing"}},
+        {"guided": {"regex": r"[^\x00-\x{10FFFF}]"}},
         {"guided": {"grammar": "root ::= ("}},
         {"guided": {"grammar": "no grammar at all"}},
         {"guided": {"choice": ["a", ""]}},
@@ -157,6 +158,24 @@ def test_keywords_that_would_be_ignored_are_refused(toys):
     for schema in ({"type": "array", "uniqueItems": True}, {"not": {"type": "null"}}):
         with pytest.raises(UnsupportedError, match="does not have"):
             toys.session("mtp", 3, 0.5).stream([5], guided={"json": schema})
+
+
+def test_an_end_is_no_part_of_a_grammar(toys):
+    end = min(toys.engine.tokenizer.eos_token_ids)
+    session = toys.session("mtp", 3, 0.5)
+    result = session.generate([5], guided={"grammar": f'start: ("a" | <[{end}]>) "bc"'}, logit_bias={end: 100.0})
+    assert (result.text, result.matches) == ("abc", True)
+
+
+def test_rules_that_cannot_be_taken_back(toys):
+    for attribute in ('stop="q"', "max_tokens=3"):
+        with pytest.raises(UnsupportedError, match="taken back"):
+            toys.session("mtp", 3, 0.5).stream([5], guided={"grammar": f'start: t "x"\nt[{attribute}]: /.*/'})
+
+
+def test_many_choices(toys):
+    choices = [f"option {number}" for number in range(3000)]
+    assert toys.session("mtp", 3, 0.5).generate([5], guided={"choice": choices}).text in choices
 
 
 def test_a_schema_that_contains_itself(toys):

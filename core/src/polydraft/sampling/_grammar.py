@@ -138,9 +138,16 @@ class GrammarRun:
         mask = self._masks.get(length)
         if mask is None:
             self._back_to(length)
-            mask = self._masks[length] = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
             if self._matcher.is_error():
                 self._raise()
+            # A grammar may name tokens by their ids, those that end the output among them.
+            ends = [one for one in self._ends if one >> 3 < len(mask) and mask[one >> 3] >> (one & 7) & 1]
+            if ends and not self._matcher.is_accepting():
+                mask = mask.copy()
+                for one in ends:
+                    mask[one >> 3] &= 255 ^ (1 << (one & 7))
+            self._masks[length] = mask
         return mask
 
     def _raise(self) -> None:

@@ -7,6 +7,7 @@ optional dependency, ``polydraft[structured]``, of the process that the engine r
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +34,8 @@ _LONGEST = 1 << 20
 _DEEPEST = 200
 """Brackets inside one another: deeper ones end a process in llguidance's recursion."""
 _NAMES = {"json": "JSON schema", "regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}
+_NOT_TAKEN_BACK = re.compile(r"^\s*[\w-]+\s*\[[^\]]*\b(?:stop|max_tokens|temperature)\s*=[^\]]*\]\s*:", re.MULTILINE)
+"""Attributes of a rule: llguidance does not roll back past them, or leaves the choice of tokens to others."""
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
@@ -90,8 +93,7 @@ class Grammars:
             if made is None:
                 check_guided(guided)
                 made = _library().LLMatcher(self._words(), _grammar(guided), log_level=0)
-                if made.is_error():
-                    _refuse(guided, made.get_error())
+                _check_start(guided, made.deep_copy())
                 self._made[key] = made
                 while len(self._made) > _KEPT:
                     self._made.popitem(last=False)
@@ -185,12 +187,19 @@ def _lark_value(guided: Guided) -> str:
             _refuse(guided, "its key x-guidance is no object")
         return f"%json {json.dumps({**given, 'x-guidance': {**JSON_LAYOUT, **layout}})}"
     if guided.kind == "choice":
-        return " | ".join(json.dumps(one, ensure_ascii=False) for one in guided.data)
+        # A terminal, in capitals: as alternatives of a rule, 2,000 choices would be the most.
+        return f"CHOICE\nCHOICE: {' | '.join(json.dumps(one, ensure_ascii=False) for one in guided.data)}"
     return f"/{_library().regex_to_lark(guided.text, '')}/"
 
 
 def _lark_grammar(guided: Guided) -> str:
     """A grammar of the caller's, translated from GBNF if it is that."""
+    if _NOT_TAKEN_BACK.search(guided.text):
+        raise UnsupportedError(
+            "The grammar in `guided` has `stop`, `max_tokens` or `temperature` in a rule, which cannot be taken back "
+            "with rejected drafts.",
+            "Use `suffix`, or an expression of limited length.",
+        )
     if "::=" not in guided.text:
         return guided.text
     from llguidance.gbnf_to_lark import any_to_lark
@@ -199,6 +208,16 @@ def _lark_grammar(guided: Guided) -> str:
         return str(any_to_lark(guided.text))
     except Exception as error:
         _refuse(guided, f"it is not GBNF: {error}")
+
+
+def _check_start(guided: Guided, matcher: Any) -> None:
+    """Refuse what goes wrong at the first token, or allows none: some limits of llguidance show only there."""
+    mask = matcher.compute_bitmask()
+    matcher.compute_ff_tokens()
+    if matcher.is_error():
+        _refuse(guided, matcher.get_error())
+    if not any(mask) or (matcher.is_stopped() and not matcher.is_accepting()):
+        _refuse(guided, "no text matches it")
 
 
 def _check_size(guided: Guided) -> None:
