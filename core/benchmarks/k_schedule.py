@@ -64,6 +64,7 @@ def main() -> None:
                     drafter=given.drafter,
                     num_speculative_tokens=k,
                     engine_options=json.loads(given.engine_options),
+                    prefix_cache_bytes=0,  # each prompt is repeated
                 )
             )
             for k in ("auto", *given.ks)

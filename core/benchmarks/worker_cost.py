@@ -46,7 +46,7 @@ import polydraft
 target, backend, isolation = sys.argv[1:]
 polydraft.default_host().backends()
 began = time.perf_counter()
-with polydraft.load(target, backend=backend, dtype="float32", isolation=isolation) as session:
+with polydraft.load(target, backend=backend, dtype="float32", isolation=isolation, prefix_cache_bytes=0) as session:
     session.generate([5, 6, 7], max_new_tokens=1)
     print(json.dumps(time.perf_counter() - began))
 """
@@ -70,7 +70,7 @@ def real(backend: str) -> dict[str, polydraft.Session]:
     """An engine in this process and in a worker."""
     sides = {"process": "none", "worker": "process"}
     return {
-        name: polydraft.load(TARGETS[backend], backend=backend, dtype="float32", isolation=isolation)
+        name: polydraft.load(TARGETS[backend], backend=backend, dtype="float32", isolation=isolation, prefix_cache_bytes=0)
         for name, isolation in sides.items()
     }
 

@@ -16,6 +16,7 @@ __all__ = [
     "has_model_drafter",
     "is_bitwise",
     "is_seed_identical",
+    "reuses_prefixes",
     "samples",
 ]
 
@@ -47,6 +48,11 @@ def is_bitwise(capabilities: Capabilities) -> str | None:
 def is_seed_identical(capabilities: Capabilities) -> str | None:
     """Requires the same sample of a seed with and without speculation."""
     return None if capabilities.seed_identical else "The backend does not claim seed_identical."
+
+
+def reuses_prefixes(capabilities: Capabilities) -> str | None:
+    """Requires that prompts reuse the KV of earlier calls."""
+    return None if capabilities.reuses_prefixes else "The backend does not claim reuses_prefixes."
 
 
 def has_model_drafter(capabilities: Capabilities) -> str | None:

@@ -116,6 +116,8 @@ class Suite:
             "dtype": self.options.dtype,
             "device": self.options.device,
             "isolation": self.options.isolation,
+            # Checks count what the loop asks of a new sequence; those of later turns load sessions of their own.
+            "prefix_cache_bytes": 0 if self.capabilities is not None and self.capabilities.exposes_logits else None,
         }
         return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
 

@@ -32,7 +32,7 @@ _SHORT = {
     "keep": ("--keep",),
 }
 _LONG = (
-    *("quantization", "dtype", "device", "context_length", "exactness", "isolation", "revision"),
+    *("quantization", "dtype", "device", "context_length", "prefix_cache_bytes", "exactness", "isolation", "revision"),
     *("trust_remote_code", "install"),
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),

@@ -52,6 +52,13 @@ def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
             ``q4_0``, ``8bit``, ...
         exactness: ``standard``, or ``bitwise`` for steps of fixed shape, where the backend has them.
         context_length: Tokens of prompt and output together; None: the model's own, within memory.
+        prefix_cache_bytes: Memory for the KV that calls leave behind: a prompt that begins like an earlier prompt and
+            its output, as the next turn of a conversation does, runs only what is new
+            (``result.stats.num_reused_tokens``). What was used longest ago goes first. ``0``: each prompt is run from
+            its start. None: 1 GiB, or less where memory is short. An engine with a prefix cache of its own (vLLM,
+            llama.cpp's server) sizes it itself, and ``0`` turns it off. Reused KV may differ in the last bits from
+            that of a fresh prefill, as that of two steps may; with ``exactness="bitwise"`` only what has equal bits is
+            reused.
         dtype: ``float32``, ``bfloat16``, ``float16``, or the engine's own names. ``auto``: as the weights are stored;
             on a processor that has no instructions for a checkpoint's 16-bit type, float32, where that fits into memory
             (``session.running.notes`` says so).
@@ -189,7 +196,8 @@ def open_session(
         # The gate asks again, now that dtype and device are known, and may refuse.
         if gate is not None:
             running = gate.after(running)
-        return Session(engine, running, backend.capabilities())
+        capabilities = backend.capabilities()
+        return Session(engine, running, capabilities, prefix_cache_bytes=request.prefix_cache_bytes)
     except BaseException:
         with suppress(Exception):  # the first error says more
             engine.close()

@@ -39,6 +39,7 @@ class LoadArguments(TypedDict, total=False):
     quantization: str
     exactness: Exactness
     context_length: int | None
+    prefix_cache_bytes: int | None
     dtype: str
     device: str
     revision: str | None
@@ -93,7 +94,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         raise InvalidRequestError(
             "The drafter's name is empty.", "Give `drafter=None` for plain decoding, or 'auto'.", argument="drafter"
         )
-    for name in ("num_speculative_tokens", "context_length"):
+    for name in ("num_speculative_tokens", "context_length", "prefix_cache_bytes"):
         if (number := as_int(values[name])) is not None:  # numpy's ints, too
             values[name] = number
     _check_k(values["num_speculative_tokens"])
@@ -128,6 +129,9 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
             "Leave it out for the model's own.",
             argument="context_length",
         )
+    cached = values["prefix_cache_bytes"]
+    if cached is not None and (not _is_int(cached) or cached < 0):
+        raise _not_understood("prefix_cache_bytes", cached, "a number of bytes, 0 to reuse nothing, or None for 1 GiB")
     if values["cache_dir"] is not None and not isinstance(values["cache_dir"], str | Path):
         raise _not_understood("cache_dir", values["cache_dir"], "a folder")
     _wrap_secrets(values)

@@ -32,7 +32,7 @@ def test_what_is_not_given_is_not_passed_on(fake, command):
 def test_everything_that_is_given_is_passed_on(fake, command):
     arguments = shlex.split(
         "--drafter ngram --backend some -k 3 --quantization q4_0 --dtype float32 --device cpu "
-        "--context-length 99 --exactness bitwise "
+        "--context-length 99 --prefix-cache-bytes 5 --exactness bitwise "
         "--engine-option a=1 --engine-option b=text --engine-option 'c=[1, 2]' --revision main --offline "
         "--max-new-tokens 9 --min-new-tokens 2 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 "
         "--typical-p 0.9 --seed 3 --stop END --stop STOP --ignore-eos --install yes"
@@ -47,6 +47,7 @@ def test_everything_that_is_given_is_passed_on(fake, command):
         "dtype": "float32",
         "device": "cpu",
         "context_length": 99,
+        "prefix_cache_bytes": 5,
         "exactness": "bitwise",
         "isolation": "auto",
         "engine_options": {"a": 1, "b": "text", "c": [1, 2]},

@@ -65,7 +65,8 @@ class Kit:
         request = self.request(kind, k, agreement=agreement, **fields)
         engine = self.backend.load_engine(request)
         engine.sequence_class = self.logging(sequence_class or self.sequence_class)
-        return Session(engine, engine.running, self.backend.capabilities())
+        kept = request.prefix_cache_bytes if "prefix_cache_bytes" in fields else 0
+        return Session(engine, engine.running, self.backend.capabilities(), prefix_cache_bytes=kept)
 
     def oracle(self, prompt, count, **settings):
         """Plain decoding by hand, up to an end-of-sequence token: no session, no loop, one row a step."""

@@ -66,6 +66,7 @@ def main() -> None:
         backend="llama_cpp",
         device="cpu",
         context_length=1024,
+        prefix_cache_bytes=0,
         num_speculative_tokens=4,
         engine_options=options,
     ) as session:

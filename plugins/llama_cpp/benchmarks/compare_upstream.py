@@ -74,6 +74,7 @@ def _load(backend: str, target: str, given: argparse.Namespace) -> polydraft.Ses
         device="cpu",
         num_speculative_tokens=given.k,
         context_length=2048,
+        prefix_cache_bytes=0,
         engine_options={"threads": given.threads, "flash_attn": "off"},
     )
 

@@ -85,7 +85,9 @@ def timed(stream: Any) -> tuple[list[int], int, float, float]:
 
 def ours(target: str, dtype: str, prompt: list[int], count: int, speculate: str = "on") -> Callable[[], Any]:
     """Through ``polydraft.load``; with ``speculate="off"`` a round is one token."""
-    session = polydraft.load(f"builtin:{target}", backend="mlx", dtype=dtype, num_speculative_tokens=K)
+    session = polydraft.load(
+        f"builtin:{target}", backend="mlx", dtype=dtype, num_speculative_tokens=K, prefix_cache_bytes=0
+    )
 
     def generate() -> tuple[list[int], int, float, float]:
         def stream() -> Any:
@@ -200,7 +202,7 @@ def main() -> None:
     options.add_argument("--new-tokens", type=int, default=96)
     options.add_argument("--pairs", nargs="+", default=["tiny-llama", "tiny-e2b", "tiny-31b"])
     given = options.parse_args()
-    with polydraft.load("builtin:tiny-llama", backend="mlx", drafter=None) as session:
+    with polydraft.load("builtin:tiny-llama", backend="mlx", drafter=None, prefix_cache_bytes=0) as session:
         prompt = list(session.generate(PROMPT, max_new_tokens=1).prompt_token_ids)
     record = Recorder(
         __file__,

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from polydraft._loop.asked import AskedSequence
 from polydraft._loop.rounds import run_rounds
 from polydraft._session.call import Call
 from polydraft.contract import GenerationSettings, GenerationStats, Proposal, Sampler, TokenRequest
@@ -152,7 +153,7 @@ def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -
     tokenizer = IdsOnlyTokenizer(target.lm_head.weight.shape[0])
     call = Call(request, OutputTracker(tokenizer, request, parse_chat=False), running=None)
     before = time.perf_counter()
-    for emitted in run_rounds(sequence, call, sampler, tokenizer.vocab_size):
+    for emitted in run_rounds(AskedSequence(sequence, sampler, tokenizer.vocab_size, wants_logprobs=False), call):
         now = time.perf_counter()
         call.check_yielded(emitted)
         call.count(emitted, now - before)

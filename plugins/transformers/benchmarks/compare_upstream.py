@@ -105,6 +105,7 @@ def main() -> None:
             device=given.device,
             num_speculative_tokens=given.k,
             engine_options={"num_threads": given.num_threads},
+            prefix_cache_bytes=0,
         ) as session:
             prompt = [2, *session.tokenizer.encode(prompt_text)]
             functions = sides(session, prompt, given.new_tokens, given.k)

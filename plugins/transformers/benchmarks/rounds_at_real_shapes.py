@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from bitwise_at_real_shapes import SHAPES, build
+from polydraft._loop.asked import AskedSequence
 from polydraft._loop.rounds import run_rounds
 from polydraft._session.call import Call
 from polydraft.contract import GenerationSettings, TokenRequest
@@ -121,7 +122,8 @@ def decoded(target: Decoder, drafter: MtpDrafter, request: TokenRequest) -> tupl
     device_rounds._Launched.wait = timed  # type: ignore[method-assign]
     try:
         before = time.perf_counter()
-        for emitted in run_rounds(sequence, call, RuleSampler(TorchOps(), request), vocabulary):
+        sampler = RuleSampler(TorchOps(), request)
+        for emitted in run_rounds(AskedSequence(sequence, sampler, vocabulary, wants_logprobs=False), call):
             now = time.perf_counter()
             call.check_yielded(emitted)
             call.count(emitted, now - before)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.catalog import check
+from polydraft_conformance.claims import reuses_prefixes
 from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.repeats import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from contextlib import AbstractContextManager
     from random import Random
 
     from polydraft.contract import GenerationResult
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 _AFTER = ("test_generates", "test_greedy_equals_plain", "test_drafts_are_accepted")
 _TURN = 10
 """Tokens of an output that shows what was left behind."""
+_TURNS = 6
+"""Turns of the conversation."""
+_FIRST_TURN = 150
+"""Tokens of its first prompt: some engines reuse whole blocks only, of up to 128 tokens."""
 _VARIANTS = 100
 """Texts of one set of turns: another set has others."""
 
@@ -44,18 +50,19 @@ def test_next_turn_after_every_end(polydraft_bench: Bench) -> None:
         turns = _known(polydraft_bench, text).turns
         for turn, truth in turns:
             # That it is the plain output up to its end is what other checks test; a near tie may change it.
-            _make_first_turn(polydraft_bench, turn)
-            found = polydraft_bench.session.generate(turn.prompt, **greedy_settings(_TURN))
+            _make_first_turn(bench, turn)
+            found = bench.session.generate(turn.prompt, **greedy_settings(_TURN))
             wrong = (
                 f"The turn after an output that {turn.end} ended is not what a fresh session gives: something of the "
                 "first turn is left (ghost KV)."
             )
-            _compare(polydraft_bench, failed, turn.kind, truth, found, wrong)
-        polydraft_bench.numbers["turns"] = len(turns)
+            _compare(bench, failed, turn.kind, truth, found, wrong)
+        bench.numbers["turns"] = len(turns)
         return failed
 
-    for message in repeated(polydraft_bench, attempt).values():
-        raise AssertionError(message)
+    with _reusing(polydraft_bench) as bench:
+        for message in repeated(bench, attempt).values():
+            raise AssertionError(message)
 
 
 @check(scope="method", after=_AFTER)
@@ -74,14 +81,74 @@ def test_prompts_that_resemble_the_last(polydraft_bench: Bench) -> None:
         failed: dict[str, str] = {}
         series = _known(polydraft_bench, text).series
         for name, prompt, truth in series:
-            found = polydraft_bench.session.generate(list(prompt), **greedy_settings(_TURN))
+            found = bench.session.generate(list(prompt), **greedy_settings(_TURN))
             wrong = f"{name} gives another output than in a fresh session: an earlier prompt's cache was used."
-            _compare(polydraft_bench, failed, name, truth, found, wrong)
-        polydraft_bench.numbers["prompts"] = len(series)
+            _compare(bench, failed, name, truth, found, wrong)
+        bench.numbers["prompts"] = len(series)
         return failed
 
-    for message in repeated(polydraft_bench, attempt).values():
-        raise AssertionError(message)
+    with _reusing(polydraft_bench) as bench:
+        for message in repeated(bench, attempt).values():
+            raise AssertionError(message)
+
+
+@check(scope="method", after=(*_AFTER, "test_next_turn_after_every_end"), claims=reuses_prefixes)
+def test_turns_reuse_what_is_there(polydraft_bench: Bench) -> None:
+    """A conversation of six turns runs what is new of each prompt, and gives what a session without reuse gives.
+
+    Proves: from the second turn on, a turn reuses KV of the one before it, at most as much as the two prompts have in
+    common, and its statistics say so. All outputs are those of a session with ``prefix_cache_bytes=0``, which reuses
+    nothing. So is that of a prompt that shares only a beginning with the conversation, which the sliding window has
+    long passed.
+    A failure means: the KV that is reused is not that of the prompt, the claim is empty, or the count is made up.
+    Look at: ``EngineSequence.reusable``: what a sliding layer still holds; the rollback of a kept sequence; in a whole
+    engine, its prefix cache, and what ``Generation.report_reused`` is given.
+    """
+
+    def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        counts: list[int] = []
+        before: tuple[int, ...] = ()
+        for number, (prompt, truth) in enumerate(_known(bench, text).conversation, 1):
+            found = bench.session.generate(list(prompt), **greedy_settings(_TURN))
+            what = f"Turn {number}" if number <= _TURNS else "A prompt that shares a beginning with the conversation"
+            wrong = f"{what} gives another output than without reuse: the KV that it reuses is not that of its prompt."
+            _compare(bench, failed, what, truth, found, wrong)
+            reused, shared = found.stats.num_reused_tokens, _shared(before, prompt)
+            if reused is None:
+                failed["silent"] = f"{what} does not say how many tokens it reuses, which reuses_prefixes claims."
+            elif reused > shared:
+                failed["count"] = (
+                    f"{what} shares {shared} tokens with what came before, and reports {reused} as reused."
+                )
+            if truth.stats.num_reused_tokens:
+                failed["off"] = f"With `prefix_cache_bytes=0`, {truth.stats.num_reused_tokens} tokens were reused."
+            counts.append(reused or 0)
+            before = (*prompt, *found.token_ids)
+        if not any(counts):
+            failed["none"] = (
+                f"{len(counts)} prompts of a conversation reused nothing, though reuses_prefixes is claimed."
+            )
+        bench.numbers["reused"] = counts
+        return failed
+
+    with _reusing(polydraft_bench) as bench:
+        for message in repeated(bench, attempt).values():
+            raise AssertionError(message)
+
+
+def _reusing(bench: Bench) -> AbstractContextManager[Bench]:
+    """A session as users have it: the suite's own sessions of stepping engines reuse nothing."""
+    claims = bench.capabilities
+    if claims.exposes_logits and claims.reuses_prefixes:
+        return bench.opened(prefix_cache_bytes=None)
+    return nullcontext(bench)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of leading tokens that two texts have in common."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +171,8 @@ class _Known:
 
     turns: list[tuple[_Turn, GenerationResult]]
     series: list[tuple[str, list[int], GenerationResult]]
+    conversation: list[tuple[list[int], GenerationResult]]
+    """The turns of one conversation, and at last a prompt that shares only a beginning with it."""
 
 
 def _known(bench: Bench, text: int) -> _Known:
@@ -111,13 +180,15 @@ def _known(bench: Bench, text: int) -> _Known:
 
     def make() -> _Known:
         random = bench.random(f"turns {text}")
-        with bench.opened() as fresh:
+        with bench.opened(prefix_cache_bytes=0) as fresh:
             turns, series = _turns(fresh, random, text), _series(fresh, random, text)
+            conversation = _conversation(fresh, text)
             prompts = [turn.prompt for turn in turns] + [prompt for _, prompt in series]
             truths = _truths(fresh, prompts, random)
         return _Known(
             list(zip(turns, truths, strict=False)),
             [(name, prompt, truth) for (name, prompt), truth in zip(series, truths[len(turns) :], strict=True)],
+            conversation,
         )
 
     return bench.suite.cache.once(("turns", bench.case.pair, text), make)
@@ -226,6 +297,19 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
         ("The first turn, cut short", base[: length - 4]),
         ("The first turn without its last token", base[:-1]),
     ]
+
+
+def _conversation(fresh: Bench, text: int) -> list[tuple[list[int], GenerationResult]]:
+    """Each turn's prompt is the last one, its plain output, and some more."""
+    said: list[tuple[list[int], GenerationResult]] = []
+    first = prompt = fresh.prompt(min(_FIRST_TURN, fresh.session.running.context_length // 2), text * _VARIANTS + 90)
+    for turn in range(_TURNS + 1):
+        if turn == _TURNS:
+            prompt = [*first[: len(first) // 2], *fresh.prompt(12, text * _VARIANTS + 98)[1:]]
+        truth = fresh.session.generate(list(prompt), speculate="off", **greedy_settings(_TURN))
+        said.append((prompt, truth))
+        prompt = [*prompt, *truth.token_ids, *fresh.prompt(6, text * _VARIANTS + 91 + turn)[1:]]
+    return said
 
 
 def _truths(fresh: Bench, prompts: Sequence[Sequence[int]], random: Random) -> list[GenerationResult]:

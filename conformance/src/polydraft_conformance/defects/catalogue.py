@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["MODULES", "Defect", "catalogue"]
 
 MODULES = (
-    *("stepping", "stepping_settings", "stepping_speculation", "stepping_places", "stepping_far"),
+    *("stepping", "stepping_settings", "stepping_speculation", "stepping_places", "stepping_far", "stepping_kept"),
     *("whole", "whole_settings", "whole_statistics", "whole_places", "whole_rounds", "core", "cheats"),
 )
 """The modules of this package that hold defects, each in a tuple ``DEFECTS``."""

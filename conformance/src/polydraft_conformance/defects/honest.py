@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 CLAIMS: dict[str, Any] = {
     "seed_identical": False,
     "exposes_logits": False,
+    "reuses_prefixes": False,
     "exactness": frozenset({"standard"}),
     "sampling": frozenset(
         {

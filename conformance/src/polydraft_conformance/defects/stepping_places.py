@@ -242,13 +242,13 @@ DEFECTS = (
         "the KV of a prompt of equal length is used again",
         "test_prompts_that_resemble_the_last",
         "an earlier prompt's cache was used",
-        partial(defective, SameLength),
+        partial(defective, SameLength, reuses_prefixes=False),
     ),
     Defect(
         "ghost rows in a prefix cache",
         "test_next_turn_after_every_end",
         "ghost KV",
-        partial(defective, GhostRows),
+        partial(defective, GhostRows, reuses_prefixes=False),
     ),
     Defect(
         "the last of tied tokens in drafted rows",
@@ -260,7 +260,7 @@ DEFECTS = (
         "rows are mixed up when four sequences are open",
         "test_requests_at_once_are_their_single_runs",
         "rows or settings are mixed up",
-        partial(defective, RowsMixedUp),
+        partial(defective, RowsMixedUp, reuses_prefixes=False),
     ),
     Defect(
         "bfloat16 only: verification skipped",

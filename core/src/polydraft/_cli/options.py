@@ -186,6 +186,12 @@ _GROUPS = {
             metavar="TOKENS",
         ),
         _loads(
+            "prefix_cache_bytes",
+            _COUNT,
+            "Memory for the KV that the next turns reuse; 0: every prompt is run from its start. Default: 1 GiB.",
+            metavar="BYTES",
+        ),
+        _loads(
             "exactness",
             str,
             "standard, or bitwise where the backend has it.",

@@ -8,7 +8,6 @@ is Leviathan et al. 2023 (arXiv:2211.17192), section 2 with argmax; for seeded s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -16,17 +15,18 @@ from polydraft._loop.asked import AskedSequence
 from polydraft._loop.ngram import NgramDrafter
 from polydraft._loop.schedule import SessionSchedule
 from polydraft.contract.stepping import PrefillCancelled
+from polydraft.errors import OutOfMemoryError
 from polydraft.sampling._rejection import make_sampler
 from polydraft.sampling._soundness import UNSOUND
 from polydraft.sampling.numpy_ops import array_ops_of
 from polydraft.sampling.structured import Grammars
 
 if TYPE_CHECKING:
+    from polydraft._loop.kept import KeptSequences
     from polydraft._loop.schedule import CallPicks, Schedule
     from polydraft.contract.results import Round
-    from polydraft.contract.stepping import EngineSequence, SteppingEngine
+    from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import Generation
-    from polydraft.sampling._sampler import RuleSampler
 
 __all__ = ["run_rounds", "stepping_rounds"]
 
@@ -34,35 +34,74 @@ __all__ = ["run_rounds", "stepping_rounds"]
 def stepping_rounds(
     engine: SteppingEngine,
     generation: Generation,
+    kept: KeptSequences,
     schedule: Schedule | None = None,
     grammars: Grammars | None = None,
 ) -> Iterator[Round]:
-    """Run the loop on a new sequence with a new sampler. Errors are those of the engine's primitives.
+    """Run the loop on a sequence of the engine with a new sampler. Errors are those of the engine's primitives.
 
-    ``schedule`` picks k where the request does not fix it, and keeps what it learns for the next call; ``grammars`` are
-    those of the engine.
+    Args:
+        engine: Runs it.
+        generation: The call.
+        kept: Opens the sequence, which may store the start of the prompt, and takes it when the call has ended.
+        schedule: Picks k where the request does not fix it, and keeps what it learns for the next call.
+        grammars: Those of the engine; None: made anew.
     """
+    try:
+        yield from _on_a_sequence(engine, generation, kept, schedule, grammars)
+        return
+    except OutOfMemoryError:
+        # What is kept gives way to a prompt.
+        if generation.token_ids or not kept.clear():
+            raise
+    # Here, where the error and the arrays in its frames are gone.
+    yield from _on_a_sequence(engine, generation, kept, schedule, grammars)
+
+
+def _on_a_sequence(
+    engine: SteppingEngine,
+    generation: Generation,
+    kept: KeptSequences,
+    schedule: Schedule | None,
+    grammars: Grammars | None,
+) -> Iterator[Round]:
     vocab_size, request = engine.tokenizer.vocab_size, generation.request
     grammar = (grammars or Grammars(engine.tokenizer)).run(request)
     sampler = make_sampler(array_ops_of(engine), request, engine.running.dtype, vocab_size, grammar)
-    picks: CallPicks | None = None
-    if request.least_speculative_tokens is not None:
-        schedule = SessionSchedule(request.num_speculative_tokens) if schedule is None else schedule
-        picks = schedule.call(len(request.prompt_token_ids), request.least_speculative_tokens)
     try:
-        with closing(engine.open_sequence()) as sequence:
+        sequence, reused = kept.open(request)
+        ended = False
+        try:
+            asked = AskedSequence(
+                sequence, sampler, vocab_size, wants_logprobs=request.settings.logprobs is not None, stored=reused
+            )
+            picks: CallPicks | None = None
+            if request.least_speculative_tokens is not None:
+                schedule = SessionSchedule(request.num_speculative_tokens) if schedule is None else schedule
+                # A drafter with a KV cache of its own has followed the tokens that are reused.
+                picks = schedule.call(len(request.prompt_token_ids) - reused, request.least_speculative_tokens)
             drafts = request.num_speculative_tokens > 0
             ngram = NgramDrafter() if drafts and engine.running.method == "ngram" else None
-            yield from run_rounds(sequence, generation, sampler, vocab_size, ngram, picks)
+            try:
+                yield from run_rounds(asked, generation, ngram, picks)
+            except GeneratorExit:  # closed between two rounds
+                ended = asked.sound
+                raise
+            # A prefill that was cancelled has run some of the prompt.
+            ended = asked.sound and bool(generation.token_ids)
+        finally:
+            if ended:
+                stored = (*request.prompt_token_ids, *generation.token_ids)[: asked.stored]
+                kept.keep(sequence, request, stored, len(request.prompt_token_ids))
+            else:
+                kept.discard(sequence)
     finally:
         sampler.close(generation.token_ids)
 
 
 def run_rounds(
-    sequence: EngineSequence,
+    asked: AskedSequence,
     generation: Generation,
-    sampler: RuleSampler,
-    vocab_size: int,
     ngram: NgramDrafter | None = None,
     picks: CallPicks | None = None,
 ) -> Iterator[Round]:
@@ -72,11 +111,9 @@ def run_rounds(
     only: of all but the newest, unless the newest was an accepted draft that ended the output.
 
     Args:
-        sequence: An empty sequence of the engine.
+        asked: A sequence of the engine, empty or with the start of the prompt, and what chooses its tokens.
         generation: Has the prompt, limits and k (0: plain decoding), gets each round's tokens, and decides when the
             output ends.
-        sampler: Chooses the target's and the drafter's tokens.
-        vocab_size: Token ids lie below it.
         ngram: Drafts instead of the sequence, if given.
         picks: Picks k for each round, if given, in place of the request.
 
@@ -91,8 +128,8 @@ def run_rounds(
     if generation.cancelled():
         return
     # Before the prefill, which asks between the chunks of a long prompt.
-    sequence.cancelled = generation.cancelled
-    asked = AskedSequence(sequence, sampler, vocab_size, wants_logprobs=request.settings.logprobs is not None)
+    asked.sequence.cancelled = generation.cancelled
+    generation.report_reused(asked.stored)
     try:
         step = asked.prefill(request.prompt_token_ids)
     except PrefillCancelled:

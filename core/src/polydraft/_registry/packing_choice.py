@@ -90,6 +90,8 @@ class PackingChoice:
     """As ``load`` takes it."""
     context_length: int | None = None
     dtype: str = "auto"
+    kept_bytes: int = 0
+    """Memory that the caller gives to the KV of earlier calls; what is kept by default gives way."""
     rejected: list[RejectedPacking] = field(default_factory=list)
     """Those that came before the one that is being looked at."""
     _errors: list[PolydraftError] = field(default_factory=list)
@@ -153,12 +155,14 @@ class PackingChoice:
         context = kv_bytes(config, length, number_bytes) or 0
         if drafter is not None:
             weights += self.offers.size(drafter) or 0
-        return int(_MARGIN * weights) + context
+        return int(_MARGIN * weights) + context + self.kept_bytes
 
     def needs(self, needed: int) -> str:
         """What is needed and what is free, as the end of a sentence."""
         free = as_size(self.memory.free or 0)
         with_context = f"with a context of {self.context()} tokens"
+        if self.kept_bytes:
+            with_context += f" and `prefix_cache_bytes={self.kept_bytes}`"
         return f"needs {as_size(needed)} {with_context}, and {self.memory.place} has {free} free"
 
     def size(self, offer: Offer) -> int | None:

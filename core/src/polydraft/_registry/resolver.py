@@ -235,6 +235,8 @@ class Resolver:
             quantization=given["quantization"],
             context_length=given["context_length"],
             dtype=given["dtype"],
+            # A whole engine's own cache lies within the memory that it takes for KV.
+            kept_bytes=(given["prefix_cache_bytes"] or 0) if capabilities.exposes_logits else 0,
         )
         for offer in choice:
             try:
@@ -258,6 +260,7 @@ class Resolver:
                 plan=plan,
                 exactness=given["exactness"],
                 context_length=given["context_length"],
+                prefix_cache_bytes=given["prefix_cache_bytes"],
                 dtype=offer.makes or given["dtype"],
                 device=given["device"],
                 trust_remote_code=given["trust_remote_code"],

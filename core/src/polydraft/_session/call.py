@@ -44,6 +44,8 @@ class Call:
         # Of each round: tokens, drafted and accepted tokens (None: not reported), seconds.
         self._rounds: list[tuple[int, int | None, int | None, float]] = []
         self._reported: GenerationStats | None = None
+        self.num_reused_tokens: int | None = None
+        """Tokens of the prompt that the engine did not run; None: it does not report them, or has not yet."""
         self._logprobs: list[TokenLogprobs] = []
         self._unread: Round | None = None  # emitted, and not yet yielded by the engine
         self._cancelled = False
@@ -129,6 +131,13 @@ class Call:
         )
         return self._unread
 
+    def report_reused(self, num_tokens: int) -> None:
+        """See ``Generation.report_reused``."""
+        self.num_reused_tokens = checked_count(num_tokens, "report_reused()")
+        size = len(self.request.prompt_token_ids)
+        if (self.num_reused_tokens or 0) >= size:
+            raise defect(f"The engine reused {self.num_reused_tokens} tokens of a prompt of {size}: one must be run.")
+
     def report(self, stats: GenerationStats) -> None:
         """Replace the statistics counted from rounds by the engine's own."""
         if not isinstance(stats, GenerationStats):
@@ -149,10 +158,13 @@ class Call:
     def stats(self) -> GenerationStats:
         """The engine's own statistics, else those of the rounds so far; the emitted tokens are counted here."""
         if self._reported is None:
-            return _stats(self._rounds)
+            return _stats(self._rounds, self.num_reused_tokens)
         if self.tracker.text_only:  # its tokens are not among what it gives
             return self._reported
-        return self._reported.model_copy(update={"num_tokens": self.tracker.num_tokens})
+        counted: dict[str, Any] = {"num_tokens": self.tracker.num_tokens}
+        if self.num_reused_tokens is not None:
+            counted["num_reused_tokens"] = self.num_reused_tokens
+        return self._reported.model_copy(update=counted)
 
     def check_yielded(self, emitted: Round | None) -> None:
         """Check that the engine yielded the round that it emitted last; None: it has no more rounds.
@@ -220,9 +232,10 @@ class Call:
         )
 
 
-def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]]) -> GenerationStats:
+def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]], reused: int | None) -> GenerationStats:
     """Statistics of rounds, given as (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
     measured: dict[str, Any] = {
+        "num_reused_tokens": reused,
         "num_tokens": sum(tokens for tokens, *_ in rounds),
         "prefill_seconds": rounds[0][3] if rounds else 0.0,
         "decode_seconds": sum(seconds for *_, seconds in rounds[1:]),

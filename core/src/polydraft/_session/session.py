@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, final
 
 from polydraft import reasons
+from polydraft._loop.kept import KeptSequences
 from polydraft._loop.rounds import stepping_rounds
 from polydraft._loop.schedule import SessionSchedule
 from polydraft._numbers import as_int, shown
@@ -67,12 +68,20 @@ class Session:
         engine: The loaded engine; the session closes it.
         running: What really runs: ``engine.running``, completed by the checks after loading.
         capabilities: What the backend claims; other settings are refused.
+        prefix_cache_bytes: As in the request that was loaded; 0: no call leaves anything behind.
 
     Raises:
         PluginError: The engine breaks the contract.
     """
 
-    def __init__(self, engine: SteppingEngine | WholeEngine, running: RunningInfo, capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        engine: SteppingEngine | WholeEngine,
+        running: RunningInfo,
+        capabilities: Capabilities,
+        *,
+        prefix_cache_bytes: int | None = 0,
+    ) -> None:
         check_engine(engine, running, capabilities)
         self._engine = engine
         self._tokenizer = engine.tokenizer
@@ -92,6 +101,9 @@ class Session:
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
         self._schedule: Schedule | None = None
+        self._kept: KeptSequences | None = None
+        if isinstance(engine, SteppingEngine):
+            self._kept = KeptSequences(engine, capabilities, prefix_cache_bytes)
         if isinstance(engine, SteppingEngine) and running.max_speculative_tokens is not None:
             self._schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
         self._grammars = Grammars(engine.tokenizer)
@@ -465,7 +477,8 @@ class Session:
         self._in_progress.add(call)
         engine = self._engine
         if isinstance(engine, SteppingEngine):
-            return stepping_rounds(engine, call, self._schedule, self._grammars)
+            assert self._kept is not None
+            return stepping_rounds(engine, call, self._kept, self._schedule, self._grammars)
         return engine.rounds(call)
 
     def _release(self, call: Call) -> None:
@@ -497,6 +510,8 @@ class Session:
         # Outside the lock and by one caller only: freeing an engine may take seconds.
         try:
             with as_engine_errors(self._running, "in its close()"):
+                if self._kept is not None:
+                    self._kept.close()
                 self._engine.close()
         except BaseException:
             self._engine_to_close = True

@@ -109,7 +109,9 @@ class LoadedEngine:
         started = time.monotonic()
         try:
             self._prepared = Resolver(asked).prepare(target)
-            self._session = open_session(self._prepared.backend, self._prepared.request)
+            # Every measurement runs its whole prompt.
+            request = self._prepared.request.model_copy(update={"prefix_cache_bytes": 0})
+            self._session = open_session(self._prepared.backend, request)
         except PolydraftError as error:
             raise NotMeasurable("refused", str(error)) from error
         except Exception as error:

@@ -88,6 +88,7 @@ class ServedCall(Call):
             drafted=emitted.num_draft_tokens,
             accepted=emitted.num_accepted_tokens,
             drafts=emitted.draft_token_ids,
+            reused=self.num_reused_tokens,
             seconds=seconds if emitted.seconds is None else emitted.seconds,
             logprobs=None
             if emitted.logprobs is None

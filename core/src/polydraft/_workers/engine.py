@@ -110,6 +110,8 @@ class _Rounds(Iterator[Round]):
     def _emit(self, done: RoundDone) -> Round:
         if done.stats is not None:
             self._generation.report(done.stats)
+        if done.reused is not None:
+            self._generation.report_reused(done.reused)
         emitted = self._generation.emit(
             done.token_ids,
             num_draft_tokens=done.drafted,

@@ -160,6 +160,7 @@ class RoundDone(Message):
     drafted: int | None
     accepted: int | None
     drafts: tuple[int, ...] | None = None
+    reused: int | None = Field(default=None, description="Tokens of the prompt that were not run, where it is known.")
     seconds: float = Field(description="Since the round before; for the first one, since the call was begun.")
     logprobs: tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...] | None = None
     stats: GenerationStats | None = Field(default=None, description="The engine's own, with the last round.")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from polydraft._loop.kept import KeptSequences
 from polydraft._loop.rounds import stepping_rounds
 from polydraft._loop.schedule import SessionSchedule
 from polydraft._session.engine_check import check_engine
@@ -49,6 +50,7 @@ class ServedEngine:
         self._backend: Backend | None = None
         self._engine: SteppingEngine | WholeEngine | None = None
         self._schedule: SessionSchedule | None = None
+        self._kept: KeptSequences | None = None
         self._sent: set[int] = set()
         """Tokens whose bytes the app has."""
 
@@ -79,11 +81,10 @@ class ServedEngine:
         """Start a call."""
         engine = self._engine
         assert engine is not None
-        return (
-            stepping_rounds(engine, call, self._schedule, self._grammars)
-            if isinstance(engine, SteppingEngine)
-            else engine.rounds(call)
-        )
+        if isinstance(engine, WholeEngine):
+            return engine.rounds(call)
+        assert self._kept is not None
+        return stepping_rounds(engine, call, self._kept, self._schedule, self._grammars)
 
     def new_spellings(self, token_ids: Iterable[int]) -> dict[int, str]:
         """The bytes of those tokens that have not been sent before.
@@ -171,10 +172,11 @@ class ServedEngine:
     def _on_load(self, request: Any, options: Any) -> Any:
         from polydraft._session.loading import load_engine
 
-        backend = self.backend
-        engine, notes = load_engine(backend, self._request(request, options))
+        backend, capabilities = self.backend, self.backend.capabilities()
+        made = self._request(request, options)
+        engine, notes = load_engine(backend, made)
         try:
-            check_engine(engine, getattr(engine, "running", None), backend.capabilities())
+            check_engine(engine, getattr(engine, "running", None), capabilities)
             self._engine, self.tokenizer, self.running = engine, engine.tokenizer, engine.running
             self._grammars = Grammars(engine.tokenizer)
             asks = isinstance(engine, WholeEngine) and (
@@ -188,6 +190,8 @@ class ServedEngine:
                 checks_settings=asks,
                 picks_k=isinstance(engine, SteppingEngine) or engine.picks_k,
             )
+            if isinstance(engine, SteppingEngine):
+                self._kept = KeptSequences(engine, capabilities, made.prefix_cache_bytes)
             largest = engine.running.max_speculative_tokens
             if isinstance(engine, SteppingEngine) and largest is not None:
                 self._schedule = SessionSchedule(min(largest, engine.max_draft_tokens))
@@ -199,6 +203,8 @@ class ServedEngine:
 
     def _on_close(self) -> None:
         if self._engine is not None:
+            if self._kept is not None:
+                self._kept.close()
             self._engine.close()
             self._engine = None
 

@@ -141,6 +141,12 @@ class Capabilities(Record):
     )
     exposes_logits: bool = Field(default=False, description="A stepping engine whose logits can be read.")
     concurrent_calls: bool = Field(default=False, description="Calls from several threads make progress together.")
+    reuses_prefixes: bool = Field(
+        default=False,
+        description="A prompt that begins like an earlier call's prompt and output reuses their KV, and "
+        "``GenerationStats.num_reused_tokens`` says how much of it. A stepping engine's sequences implement "
+        "``reusable``; ``load(prefix_cache_bytes=0)`` turns it off.",
+    )
     max_speculative_tokens: int = Field(default=16, ge=1, description="Largest k, the bonus token excluded.")
 
 

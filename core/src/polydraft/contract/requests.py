@@ -16,6 +16,7 @@ from polydraft.secrets import Secret
 __all__ = [
     "DEFAULT_SETTINGS",
     "LONGEST_STOP",
+    "PREFIX_CACHE_BYTES",
     "Acceptance",
     "ChosenBy",
     "GenerationSettings",
@@ -59,6 +60,10 @@ min(1, p/q), else a token is drawn from the residual distribution (Leviathan et 
 
 LONGEST_STOP = 1024
 """Maximum length of a stop string in characters. Matching costs time for each of them at every token."""
+
+
+PREFIX_CACHE_BYTES = 2**30
+"""Memory for the KV of earlier calls that later prompts reuse, if the caller does not say how much: 1 GiB."""
 
 
 class Thought(Record):
@@ -295,6 +300,13 @@ class LoadRequest(Record):
     plan: SpeculationPlan
     exactness: Exactness = "standard"
     context_length: int | None = Field(default=None, ge=1, description="Tokens; None: the model's own, within memory.")
+    prefix_cache_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory for the KV of earlier calls, which later prompts reuse; 0: nothing is reused. None: up to "
+        "``PREFIX_CACHE_BYTES``, and less where memory is short. An engine with a prefix cache of its own takes it as "
+        "on or off.",
+    )
     dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16, or the engine's own names.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     trust_remote_code: bool = False

@@ -138,6 +138,11 @@ class GenerationStats(Record):
     drafted_per_position: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="Element i: number of rounds that drafted a token i (from 0)."
     )
+    num_reused_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="Tokens of the prompt that were not run, as an earlier call had left their KV.",
+    )
     prefill_seconds: float | None = Field(
         default=None,
         ge=0,

@@ -138,7 +138,8 @@ class EngineSequence(ABC):
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the prompt, in chunks if the engine prefers, and choose the token after it: a ``Step`` of one row.
 
-        Called once, on an empty sequence, with at least one token.
+        Called once, on an empty sequence, with at least one token; and again where ``reusable`` allows it: then
+        ``token_ids`` are the rest of a prompt whose first ``length`` tokens are stored.
 
         Raises:
             OutOfMemoryError: The context does not fit.
@@ -166,6 +167,32 @@ class EngineSequence(ABC):
         An engine without a model drafter need not implement it: the core drafts n-grams itself.
         """
         return Proposal([])
+
+    def reusable(self, length: int) -> int:
+        """How many of the first ``length`` stored tokens a later prompt may reuse; 0, the default: none.
+
+        Asked after a generation has ended, of a backend that claims ``reuses_prefixes``. The next call's prompt then
+        continues this sequence: the loop calls ``rollback`` with the answer, and ``prefill`` with
+        the rest of the prompt. What follows must be what an empty sequence gives, so the answer is 0 where a sliding
+        layer has overwritten rows that the next token sees, or where NaN may be stored. ``rollback(0)`` must work
+        then, too: it empties the sequence.
+
+        With ``exactness="bitwise"`` the bits must be equal. ``length`` then counts only tokens that a prefill has run,
+        and the answer is a length at which a prefill of an empty sequence would end a chunk.
+        """
+        return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that closing the sequence frees, which decides how many are kept; 0: it was allocated at load."""
+        return 0
+
+    def park(self) -> None:  # noqa: B027 - the default keeps everything
+        """Give back what only a running sequence needs: it is kept, and ``rollback`` or ``close`` comes next.
+
+        Raises:
+            OutOfMemoryError: What is to be kept has to be copied, and does not fit; the sequence is then closed.
+        """
 
     @abstractmethod
     def close(self) -> None:

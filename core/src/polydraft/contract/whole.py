@@ -77,6 +77,12 @@ class Generation(Protocol):
                 should be.
         """
 
+    def report_reused(self, num_tokens: int) -> None:
+        """Report how many of the prompt's tokens were not run, as an earlier call had left their KV.
+
+        Called with what is known, at any time before the last round is yielded.
+        """
+
     def report(self, stats: GenerationStats) -> None:
         """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded.
 

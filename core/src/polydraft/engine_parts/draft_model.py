@@ -38,6 +38,7 @@ class DraftModelSequence(EngineSequence):
         self._tokens: list[int] = []  # stored by the target
         self._drafted: list[int] = []  # stored by the draft model
         self._shared = 0  # leading tokens that both have stored
+        self._continued = False  # whether the draft model goes on with a kept sequence when it drafts next
 
     @property
     def length(self) -> int:
@@ -45,10 +46,16 @@ class DraftModelSequence(EngineSequence):
         return self.target.length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt on the target only."""
+        """Run the prompt, or the rest of it, on the target only."""
         self.target.cancelled = self.cancelled
         step = self.target.prefill(token_ids, sampler, keep_logits=keep_logits)
-        self._tokens = list(token_ids)
+        if self._tokens and self._drafted:
+            # The draft model goes back now, while it can; where it cannot go far enough, it starts anew.
+            self._shared = self.draft.reusable(self._shared)
+            self.draft.rollback(self._shared)
+            del self._drafted[self._shared :]
+            self._continued = True
+        self._tokens += token_ids
         return step
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
@@ -80,12 +87,14 @@ class DraftModelSequence(EngineSequence):
         pending = [*self._tokens[self._shared :], newest]
         logits: list[LogitsHandle] = []
         while len(drafting.drafts) < k:
+            prefills = self._continued or not self._drafted
+            self._continued = False
             # Plain steps leave more than one step's tokens behind: nothing is drafted until all of them are run.
-            run = pending[: self._step_rows] if self._drafted else pending
+            run = pending if prefills else pending[: self._step_rows]
             pending = pending[len(run) :]
             # Only the step that ends with the newest token, or with a draft, is followed by a draft.
             drafting.chooses = not pending
-            step = (self.draft.verify if self._drafted else self.draft.prefill)(
+            step = (self.draft.prefill if prefills else self.draft.verify)(
                 run, drafting, keep_logits=keep_logits and drafting.chooses
             )
             self._drafted += run
@@ -96,6 +105,22 @@ class DraftModelSequence(EngineSequence):
         # The newest token and the drafts are shared only once the target has run them.
         self._shared = len(self._tokens)
         return Proposal(drafting.drafts, _LastRows(logits) if keep_logits else None)
+
+    def reusable(self, length: int) -> int:
+        """As many tokens as the target's sequence can reuse; the draft model catches up."""
+        reuses = not self._drafted or type(self.draft).reusable is not EngineSequence.reusable
+        return self.target.reusable(length) if reuses else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Of both sequences."""
+        return self.target.held_bytes + self.draft.held_bytes
+
+    def park(self) -> None:
+        """Park both sequences; one that has never run goes on as it is."""
+        self.target.park()
+        if self._drafted:
+            self.draft.park()
 
     def close(self) -> None:
         """Close both sequences; the draft model's even if the target's fails to close."""

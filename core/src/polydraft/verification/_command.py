@@ -89,7 +89,9 @@ def _verify(
             raise _cannot_be_kept(subject)
         keep_result(lambda: check_writable(folder()), f"A verification of {subject.target}")
     window = sliding_window(prepared.request.target.config)
-    with open_session(prepared.backend, prepared.request, process_reason=prepared.process_reason) as session:
+    # Each output is that of its own prefill.
+    request = prepared.request.model_copy(update={"prefix_cache_bytes": 0})
+    with open_session(prepared.backend, request, process_reason=prepared.process_reason) as session:
         if loaded is not None:
             loaded(session.running)
         subject = with_running(subject, session.running, prepared.request)

@@ -44,6 +44,7 @@ class LlamaCppBackend(Backend):
             exactness=frozenset({"standard", "bitwise"}),
             seed_identical=True,
             exposes_logits=True,
+            reuses_prefixes=True,
             max_speculative_tokens=16,
         )
 

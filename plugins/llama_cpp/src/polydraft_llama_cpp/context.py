@@ -176,14 +176,23 @@ class Context:
         # Sequence 0 from ``length`` to the end (-1).
         if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise EngineError(f"llama.cpp cannot forget tokens after the first {length}.", "Use `drafter=None`.")
-        if self.model.window and length:
-            first = lib.llama_memory_seq_pos_min(self._memory, 0)
-            # The next token, at ``length``, attends to positions from length - window + 1 on.
-            if first > max(0, length - self.model.window + 1):
-                raise EngineError(
-                    f"The sliding window's cache starts at token {first}, too late to go back to {length} tokens.",
-                    "Give `engine_options={'swa_full': True}`.",
-                )
+        if length and not self.reaches(length):
+            raise EngineError(
+                f"The sliding window's cache starts at token {self.first_position}, too late to go back to {length} "
+                "tokens.",
+                "Give `engine_options={'swa_full': True}`.",
+            )
+
+    def reaches(self, length: int) -> bool:
+        """Whether what the token after the first ``length`` ones attends to is still stored in every layer."""
+        # It attends to positions from length - window + 1 on.
+        return not self.model.window or self.first_position <= max(0, length - self.model.window + 1)
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token that all layers store."""
+        first: int = library().llama_memory_seq_pos_min(self._memory, 0)
+        return first
 
     def clear(self, *, data: bool) -> None:
         """Mark all cells empty; with ``data`` overwrite them, too: NaN in an empty cell would reach other tokens."""

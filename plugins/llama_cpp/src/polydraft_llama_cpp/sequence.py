@@ -54,12 +54,12 @@ class LlamaCppSequence(EngineSequence):
         return self._open_context
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt in chunks of ``n_batch`` tokens; only the last token gives logits."""
+        """Run the prompt, or the rest of it, in chunks of ``n_batch`` tokens; only the last token gives logits."""
         context, tokens = self._context, list(token_ids)
         for start in range(0, len(tokens), context.n_batch):
             self.check_cancelled()
             part = tokens[start : start + context.n_batch]
-            context.decode(part, start, all_rows=False)
+            context.decode(part, self._length, all_rows=False)
             self._length += len(part)
         # Only the last token of the last chunk has a row.
         self._outputs, self._outputs_from = 1, self._length - 1
@@ -83,6 +83,18 @@ class LlamaCppSequence(EngineSequence):
         if length < self._length:
             self._context.forget(length)
             self._length = length
+
+    def reusable(self, length: int) -> int:
+        """All of it, where the cache can go back so far; with fixed steps, as many as were run in full chunks."""
+        if self._spoilt:
+            return 0
+        if self._fixed_rows:
+            length -= length % self._context.n_batch
+            # In cells that have been used again the order of the tokens is another one, and so is that of the sums.
+            return length if self._context.first_position == 0 else 0
+        if length == self._length:
+            return length
+        return length if self._context.reaches(length) and not self._context.model.is_recurrent else 0
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft k tokens with the MTP drafter; none without one, or if the last forward gave no row to draft from."""

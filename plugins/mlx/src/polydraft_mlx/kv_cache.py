@@ -219,14 +219,19 @@ class KvCache:
         Raises:
             EngineError: A sliding layer has overwritten rows that it would need.
         """
-        # The furthest that was ever written: a rollback does not bring overwritten rows back.
-        self._written = max(self._written, self.length)
-        for layer in self.layers:
-            if isinstance(layer, SlidingCache) and self._written > max(layer.capacity, length + layer.spare):
-                raise EngineError(
-                    f"Cannot roll back {self._written - length} tokens past a sliding window; the most is "
-                    f"{layer.spare}.",
-                    "This is a bug in the caller; report it.",
-                )
+        if not self.reaches(length):
+            raise EngineError(
+                f"Cannot roll back {self._written - length} tokens past a sliding window.",
+                "This is a bug in the caller; report it.",
+            )
         for layer in self.layers:
             layer.offset = length
+        if length == 0:
+            self._written = 0
+
+    def reaches(self, length: int) -> bool:
+        """Whether it can go back to the first ``length`` tokens."""
+        # The furthest that was ever written: a rollback does not bring overwritten rows back.
+        self._written = max(self._written, self.length)
+        sliding = (layer for layer in self.layers if isinstance(layer, SlidingCache))
+        return length == 0 or all(self._written <= max(one.capacity, length + one.spare) for one in sliding)

@@ -157,7 +157,7 @@ def _fit(
     scores = _scores(request, wanted, runtime)
     growing = sum(decoder.kv_bytes_per_token for decoder in decoders) + scores
     fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
-    left = free - weights - fixed
+    left = free - weights - fixed - (request.prefix_cache_bytes or 0)  # what is kept by default gives way
     fits = wanted if growing * wanted <= left else left // growing
     if fits < min(wanted, _LEAST_CONTEXT):
         raise OutOfMemoryError(

@@ -59,12 +59,12 @@ class MlxSequence(EngineSequence):
         return self._cache.length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt in chunks."""
+        """Run the prompt, or the rest of it, in chunks."""
         with self._runtime.use(f"A prompt of {len(token_ids)} tokens was run"):
             self._hidden, logits = self._target.prefill(self._cache, token_ids, self._chunk, self.check_cancelled)
             # A prefill returns the last token's hidden row only.
             self._hidden_from = self._cache.length - 1
-            self._tokens = list(token_ids)
+            self._tokens += token_ids
             return self._choose(logits, self._tokens[-1:], sampler, keep_logits=keep_logits)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
@@ -98,6 +98,19 @@ class MlxSequence(EngineSequence):
                     self._cache, self._hidden[:, row : row + 1], newest, k, sampler, keep_logits=keep_logits
                 )
             return Proposal(drafts, None if logits is None else MlxLogits(logits))
+
+    def reusable(self, length: int) -> int:
+        """All of it, where sliding layers can go back so far; with fixed steps, as many as were run in full chunks."""
+        if self._target.fixed:
+            # Not the last token of a prompt, which may have run alone.
+            length = (length - 1) // self._chunk * self._chunk
+        return length if self._cache.reaches(length) else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the buffers, a draft model's included."""
+        caches = [self._cache, self._drafter.cache] if isinstance(self._drafter, DraftModel) else [self._cache]
+        return sum(buffer.nbytes for cache in caches for buffer in cache.state)
 
     def close(self) -> None:
         """Free the buffers."""

@@ -38,6 +38,7 @@ class ReferenceBackend(Backend):
             exactness=frozenset({"standard", "bitwise"}),
             seed_identical=True,
             exposes_logits=True,
+            reuses_prefixes=True,
             concurrent_calls=True,
             max_speculative_tokens=_MAX_DRAFT_TOKENS,
         )

@@ -61,14 +61,24 @@ class LayerCache:
         Raises:
             EngineError: A row that the next token must see has been overwritten.
         """
-        # The ring holds the last ``capacity`` positions that were ever written.
-        first_stored = max(0, self.written - self.capacity)
-        if not 0 <= length <= self.length or self._first_visible(length) < first_stored:
+        if not 0 <= length <= self.length or not self.reaches(length):
             raise EngineError(
                 f"A KV cache of {self.length} rows cannot be rolled back to {length}.",
                 "Roll back at most max_draft_tokens + 1 rows after a step.",
             )
         self.length = length
+        if length == 0:
+            self.written = 0
+
+    def reaches(self, length: int) -> bool:
+        """Whether it can go back to the first ``length`` rows: whether what the next token sees is still stored."""
+        # The ring holds the last ``capacity`` positions that were ever written.
+        return length == 0 or self._first_visible(length) >= self.written - self.capacity
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its buffers."""
+        return self.keys.nbytes + self.values.nbytes
 
     def copy(self) -> LayerCache:
         """A copy with its own buffers."""
@@ -95,6 +105,10 @@ class KVCache:
         """Forget all but the first ``length`` tokens, in every layer."""
         for layer in self.layers:
             layer.truncate(length)
+
+    def reaches(self, length: int) -> bool:
+        """Whether every layer can go back to the first ``length`` tokens."""
+        return all(layer.reaches(length) for layer in self.layers)
 
     def copy(self) -> KVCache:
         """A scratch copy; running tokens on it does not change the original."""

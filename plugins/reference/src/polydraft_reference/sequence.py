@@ -48,9 +48,9 @@ class ReferenceSequence(EngineSequence):
         return len(self.token_ids)
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt row by row, as ``verify`` does."""
-        if self.token_ids or not token_ids:
-            raise EngineError("Prefill takes at least one token and an empty sequence.", "Open a new sequence.")
+        """Run the prompt, or the rest of it, row by row, as ``verify`` does."""
+        if not token_ids:
+            raise EngineError("Prefill takes at least one token.", "Give the prompt's.")
         return self.choose(self.run(token_ids)[-1:], token_ids[-1:], sampler, keep_logits)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
@@ -74,6 +74,15 @@ class ReferenceSequence(EngineSequence):
             return Proposal([])
         drafts, rows = self.engine.drafter.propose(self.cache, newest, k, sampler)
         return Proposal(drafts, NumpyLogits(np.stack(rows)) if keep_logits else None)
+
+    def reusable(self, length: int) -> int:
+        """All of it, unless a sliding layer cannot go back so far. Rows are run one by one, so bits are equal, too."""
+        return length if self.cache.reaches(length) else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the KV cache."""
+        return sum(layer.num_bytes for layer in self.cache.layers)
 
     def close(self) -> None:
         """Free the KV cache; a closed sequence can only be closed again."""

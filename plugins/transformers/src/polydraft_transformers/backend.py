@@ -34,6 +34,7 @@ class TransformersBackend(Backend):
             exactness=frozenset({"standard", "bitwise"}),
             seed_identical=True,
             exposes_logits=True,
+            reuses_prefixes=True,
             concurrent_calls=True,
             max_speculative_tokens=16,
         )

@@ -166,6 +166,8 @@ class DeviceRounds:
             None if the host must take part in it, or if the step crosses the end of a span.
         """
         position = self._cache.length
+        # This round, and the next one, which may run ahead.
+        self._cache.wrote(position + 2 * self._target.step_rows)
         if self._choice is None or self._choice.sampler is not sampler:
             self.forget()
             self._choice = device_choice(sampler, position + 1)

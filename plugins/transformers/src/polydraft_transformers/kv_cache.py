@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polydraft_transformers.graphs import Captured
 
-__all__ = ["KvCache", "StepLayout", "capacity_at", "ring_slots"]
+__all__ = ["KvCache", "SavedKv", "StepLayout", "capacity_at", "ring_slots"]
 
 _FIRST_CAPACITY = 256
 
@@ -64,6 +64,31 @@ class StepLayout:
     """What a chunk's sliding layers have seen, by layer: keys and values, for the layers that share them."""
 
 
+@dataclass(frozen=True, slots=True)
+class SavedKv:
+    """What a cache stored, without its buffers."""
+
+    length: int
+    written: int
+    rows: dict[int, tuple[Tensor, Tensor]]
+    """By layer: keys and values, (1, kv_heads, rows, head_dim): all tokens of a full layer, a sliding one's ring."""
+    window: int | None
+    ring: int
+
+    def reaches(self, length: int) -> bool:
+        """Whether all that a row after the first ``length`` tokens sees is stored, and nothing else is seen.
+
+        A ring that has never been full has lost nothing. Else what was written after these tokens must have taken the
+        slots of tokens that lie before the window.
+        """
+        return self.window is None or self.written <= max(self.ring, length + self.ring - self.window - 1)
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return sum(part.nbytes for parts in self.rows.values() for part in parts)
+
+
 class KvCache:
     """KV of one sequence; also what Transformers' attention layers take for a ``Cache``.
 
@@ -89,6 +114,7 @@ class KvCache:
         self._capacity = 0
         self._captured: dict[tuple[Hashable, torch.Size, int], Captured] = {}
         self.length = 0
+        self._written = 0  # end of the positions that have been written since the cache was empty
         self.layout: StepLayout
 
     def begin_step(self, positions: Tensor, span: int, slots: Tensor | None = None, *, all_seen: bool = False) -> None:
@@ -236,9 +262,48 @@ class KvCache:
     def _empty(like: Tensor, kv_heads: int, slots: int, head_dim: int) -> Tensor:
         return like.new_zeros((1, kv_heads, slots, head_dim))
 
+    def wrote(self, end: int) -> None:
+        """Slots of positions up to ``end`` may have been written, by rejected drafts or padding, too."""
+        self._written = max(self._written, end)
+
+    def go_back(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self.length = length
+        if length == 0:
+            self._written = 0
+
+    def reaches(self, length: int) -> bool:
+        """As ``SavedKv.reaches``."""
+        return SavedKv(self.length, self._written, {}, self._window, self._ring).reaches(length)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the buffers."""
+        return sum(buffer.nbytes for buffers in self._buffers.values() for buffer in buffers)
+
+    def saved(self) -> SavedKv:
+        """A copy of what is stored, without room for more."""
+        rows = {
+            layer: (
+                keys[:, :, : self.length].clone() if self._windows[layer] is None else keys.clone(),
+                values[:, :, : self.length].clone() if self._windows[layer] is None else values.clone(),
+            )
+            for layer, (keys, values) in self._buffers.items()
+        }
+        return SavedKv(self.length, self._written, rows, self._window, self._ring)
+
+    def restore(self, saved: SavedKv) -> None:
+        """Store what another cache of the same model had stored; this one is empty."""
+        self.reserve(capacity_at(saved.length + self._spare))
+        for layer, rows in saved.rows.items():
+            _, kv_heads, _, head_dim = rows[0].shape
+            for buffer, kept in zip(self._buffers_of(layer, rows[0], kv_heads, head_dim), rows, strict=True):
+                buffer[:, :, : kept.shape[2]] = kept
+        self.length, self._written = saved.length, saved.written
+
     def clear(self) -> None:
         """Reset for reuse. Masked slots still enter the product with weight 0, and 0 x NaN is NaN: zero the buffers."""
-        self.length = 0
+        self.length = self._written = 0
         with torch.inference_mode():
             for buffers in self._buffers.values():
                 for buffer in buffers:

@@ -76,7 +76,7 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     longest = getattr(target.config, "max_position_embeddings", None)  # also where config.json leaves it out
     context = context_length(request, longest=longest)
     if request.context_length is not None:
-        _check_kv_fits(target, context)
+        _check_kv_fits(target, context, request.prefix_cache_bytes or 0)
     for decoder in (target, drafter):
         if isinstance(decoder, Decoder):
             check_logits(decoder, drafter=decoder is drafter)
@@ -140,13 +140,15 @@ def _is_mixture(source: ModelSource) -> bool:
     return any(text_config.get(name) for name in names)
 
 
-def _check_kv_fits(target: Decoder, context_length: int) -> None:
-    needed, free = target.kv_bytes(context_length), available_memory(target.device)
+def _check_kv_fits(target: Decoder, context_length: int, kept: int) -> None:
+    """``kept``: bytes that the caller gives to the KV of earlier calls."""
+    needed, free = target.kv_bytes(context_length) + kept, available_memory(target.device)
     if needed > free:
+        also = f" and `prefix_cache_bytes={kept}`" if kept else ""
         raise OutOfMemoryError(
-            f"A context of {context_length} tokens needs {needed / 2**30:.1f} GiB for its KV cache, and "
+            f"A context of {context_length} tokens{also} needs {needed / 2**30:.1f} GiB for its KV cache, and "
             f"{target.device} has {free / 2**30:.1f} GiB free.",
-            "Give a smaller `context_length`.",
+            f"Give a smaller `context_length`{' or `prefix_cache_bytes`' if kept else ''}.",
         )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.device_rounds import DeviceRounds, Drafting, Ran
-from polydraft_transformers.kv_cache import KvCache, capacity_at
+from polydraft_transformers.kv_cache import KvCache, SavedKv, capacity_at
 from polydraft_transformers.resources import out_of_memory
 
 __all__ = ["TorchLogits", "TransformersSequence"]
@@ -52,7 +52,12 @@ class TransformersSequence(EngineSequence):
         self._sound = True
         self._ran: Ran | None = None
         """The round that ``propose`` has run, for ``verify``."""
-        self._rounds = DeviceRounds(target, self.cache, self.logits, self.drafting()) if target.runs_rounds else None
+        self._rounds = self._device_rounds()
+        self._parked: SavedKv | None = None
+
+    def _device_rounds(self) -> DeviceRounds | None:
+        target = self.target
+        return DeviceRounds(target, self.cache, self.logits, self.drafting()) if target.runs_rounds else None
 
     def drafting(self) -> Drafting | None:
         """What drafts in rounds on a GPU; None: nothing."""
@@ -61,10 +66,10 @@ class TransformersSequence(EngineSequence):
     @property
     def length(self) -> int:
         """Number of tokens whose KV is stored; not after ``close``."""
-        return self.cache.length
+        return (self._parked or self.cache).length
 
     def prefill(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
-        """Run the prompt in chunks; other sequences' forwards may run between them."""
+        """Run the prompt, or the rest of it, in chunks; other sequences' forwards may run between them."""
         tokens = list(token_ids)
         self._go_another_way()
         for start in range(0, len(tokens), self._chunk):
@@ -76,7 +81,7 @@ class TransformersSequence(EngineSequence):
             assert self._hidden is not None
             # The head on one row: for a whole chunk its output would be (chunk, vocab).
             logits = self.logits(self._hidden[-1:])
-            chosen, logprobs = sampler.choose(logits, len(tokens), tokens[-1:])
+            chosen, logprobs = sampler.choose(logits, self.length, tokens[-1:])
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
@@ -119,11 +124,38 @@ class TransformersSequence(EngineSequence):
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
-        self.cache.length = length
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            with self._computing("going back to kept tokens"):
+                self.cache = self.target.open_cache()
+                self.cache.restore(parked)
+            self._rounds = self._device_rounds()
+        self.cache.go_back(length)
+
+    def reusable(self, length: int) -> int:
+        """All of it, where sliding layers can go back so far; with fixed steps, as many as were run in full chunks."""
+        if not self._sound:
+            return 0
+        if self.target.fixed:
+            length -= length % self._chunk
+        return length if (self._parked or self.cache).reaches(length) else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the KV."""
+        return (self._parked or self.cache).num_bytes
+
+    def park(self) -> None:
+        """Where steps are captured, copy the KV, so that the buffers, and what was captured over them, serve others."""
+        if self.target.captures:
+            with self._computing("keeping the KV of a prompt"):
+                self._parked = self.cache.saved()
+            self._give_back()
 
     def run_prompt(self, tokens: list[int]) -> Tensor:
         """Run a chunk of the prompt after the stored tokens: final-normed hidden rows (tokens, hidden_size)."""
         target, cache = self.target, self.cache
+        cache.wrote(cache.length + len(tokens))
         cache.begin_prompt(len(tokens), target.device)
         run = torch.tensor([target.run_as.get(token, token) for token in tokens], device=target.device)
         hidden = target.network.run(run, cache)
@@ -157,6 +189,7 @@ class TransformersSequence(EngineSequence):
             device=target.device,
         )
         span = capacity_at(first + count - 1) if target.fixed or target.captures else first + count
+        cache.wrote(first + rows)
 
         def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
             token_ids, positions, slots, row_of_token = inputs
@@ -181,6 +214,10 @@ class TransformersSequence(EngineSequence):
 
     def close(self) -> None:
         """Give the buffers back."""
+        self._parked = None
+        self._give_back()
+
+    def _give_back(self) -> None:
         if hasattr(self, "cache"):
             # Buffers in which a forward failed may hold NaN or part of a step.
             if self._sound:

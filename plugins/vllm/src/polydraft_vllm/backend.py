@@ -48,7 +48,11 @@ class VllmBackend(Backend):
     def capabilities(self) -> Capabilities:
         """Capabilities with every supported version."""
         return Capabilities(
-            drafter_kinds=DRAFTER_KINDS, sampling=_SAMPLING, concurrent_calls=True, max_speculative_tokens=16
+            drafter_kinds=DRAFTER_KINDS,
+            sampling=_SAMPLING,
+            concurrent_calls=True,
+            reuses_prefixes=True,
+            max_speculative_tokens=16,
         )
 
     def diagnose(self) -> Diagnosis:

@@ -161,7 +161,13 @@ class VllmEngine(WholeEngine):
             drafts, sampled = drafted.get(ticket.internal_id, (0, len(token_ids)))
             reason = completion.finish_reason if output.finished else None
             step = StepOutput(
-                token_ids, drafts, max(sampled, len(token_ids)), completion.logprobs, now - ticket.latest, reason
+                token_ids,
+                drafts,
+                max(sampled, len(token_ids)),
+                completion.logprobs,
+                now - ticket.latest,
+                reason,
+                output.num_cached_tokens,
             )
             ticket.latest = now
             if output.finished:

@@ -94,6 +94,8 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "enforce_eager": True if options.enforce_eager is None and cpu else options.enforce_eager,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes or (default_kv_bytes(request) if cpu else None),
         "max_num_seqs": options.max_num_seqs,
+        # Else vLLM's own default: on, for models that it can reuse the KV of.
+        "enable_prefix_caching": False if request.prefix_cache_bytes == 0 else None,
         "distributed_executor_backend": options.distributed_executor_backend,
     }
     if plan.kind is not None:

@@ -37,6 +37,8 @@ class StepOutput:
     """Since the request's previous output; for the first one, since it was submitted."""
     finish_reason: str | None
     """vLLM's: stop, length, abort, ...; None while the request runs."""
+    num_reused: int | None = None
+    """Tokens of the prompt whose KV was in the prefix cache."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +93,8 @@ class Rounds(Iterator[Round]):
             self.close()
             position = len(generation.request.prompt_token_ids) + len(generation.token_ids)
             raise NonFiniteLogitsError.at(None, position, self._dtype)
+        if output.num_reused is not None:
+            generation.report_reused(output.num_reused)
         emitted = generation.emit(
             output.token_ids,
             num_draft_tokens=output.num_draft_tokens,

@@ -36,6 +36,8 @@ class _Answered:
     """One per token if they were asked for."""
     received: float = 0.0
     """When the last of them came, a time of ``time.perf_counter``."""
+    reused: int | None = None
+    """Tokens of the prompt that the server did not run; None: it does not say."""
     last: bool = False
     """Whether the server ended its answer with them."""
 
@@ -52,6 +54,7 @@ class Rounds(Iterator[Round]):
         tokenizer: The target's.
         dtype: Of the weights, for errors.
         check_alive: Raises an ``EngineError`` that says more if the server has ended.
+        reuses: Whether it reuses what the slot holds of the prompt.
 
     Raises:
         EngineError: The server failed, cannot be reached, or did not end in time; or it ended an output that must match
@@ -60,20 +63,30 @@ class Rounds(Iterator[Round]):
     """
 
     def __init__(
-        self, client: Client, generation: Generation, tokenizer: Tokenizer, dtype: str, check_alive: Callable[[], None]
+        self,
+        client: Client,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        dtype: str,
+        check_alive: Callable[[], None],
+        *,
+        reuses: bool,
     ) -> None:
         self._client = client
         self._generation = generation
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._check_alive = check_alive
+        self._reuses = reuses
         self._patience = client.patience(generation.request.settings.max_new_tokens)
         self._latest = time.perf_counter()
         self._answer = self._ask()
         self._ended = False
 
     def _ask(self) -> _Answer:
-        return _Answer(self._client, self._generation, self._tokenizer, self._patience)
+        body = _request(self._generation, reuses=self._reuses)
+        top = self._generation.request.settings.logprobs
+        return _Answer(self._client, body, top, self._tokenizer, self._patience)
 
     def __next__(self) -> Round:
         generation = self._generation
@@ -102,6 +115,8 @@ class Rounds(Iterator[Round]):
         if found.last and accepted == len(found.token_ids) and self._goes_on(found.token_ids):
             # The server ended its answer at an accepted draft, and dropped the bonus token: this one takes its place.
             accepted -= 1
+        if found.reused is not None and not generation.token_ids:
+            generation.report_reused(found.reused)
         emitted = generation.emit(
             found.token_ids,
             num_draft_tokens=found.drafted,
@@ -132,13 +147,14 @@ class Rounds(Iterator[Round]):
 class _Answer:
     """One request to the server, read by a thread of its own."""
 
-    def __init__(self, client: Client, generation: Generation, tokenizer: Tokenizer, patience: Patience) -> None:
+    def __init__(
+        self, client: Client, body: dict[str, Any], top: int | None, tokenizer: Tokenizer, patience: Patience
+    ) -> None:
         self._closed = threading.Event()
         self._found: queue.SimpleQueue[_Answered | BaseException | None] = queue.SimpleQueue()
         self.over = False
         """Whether all of it has been read."""
-        top = generation.request.settings.logprobs
-        answers = _answers(client, _request(generation), top, self._closed.is_set, patience, tokenizer)
+        answers = _answers(client, body, top, self._closed.is_set, patience, tokenizer)
         self._thread = threading.Thread(target=self._read, args=(answers,), name="polydraft-answer", daemon=True)
         self._thread.start()
 
@@ -232,6 +248,7 @@ def _answers(
             try:
                 time_of_round = timings.get("predicted_ms")
                 total, total_accepted = int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))
+                reused = None if timings.get("cache_n") is None else int(timings["cache_n"])
             except (ValueError, TypeError, AttributeError, OverflowError):
                 raise client.malformed("its timings are not numbers") from None
             if not 0 <= total_accepted - accepted <= total - drafted:
@@ -243,7 +260,7 @@ def _answers(
             # The timings count from the start of the request.
             now.drafted += total - drafted
             now.accepted += total_accepted - accepted
-            drafted, accepted = total, total_accepted
+            drafted, accepted, now.reused = total, total_accepted, reused
             now.received = time.perf_counter()
             now.token_ids.extend(token_ids)
             now.logprobs.extend(logprobs)
@@ -293,7 +310,7 @@ def _whole(
     return client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:], []
 
 
-def _request(generation: Generation) -> dict[str, Any]:
+def _request(generation: Generation, *, reuses: bool) -> dict[str, Any]:
     """The body of a completion that continues the output so far."""
     request, emitted = generation.request, generation.token_ids
     settings, prompt = request.settings, [*request.prompt_token_ids, *emitted]
@@ -319,8 +336,8 @@ def _request(generation: Generation) -> dict[str, Any]:
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,
         "timings_per_token": True,
-        # A first request runs its whole prompt, whatever the slot holds; a continuation reuses its prefix.
-        "cache_prompt": bool(emitted),
+        # A continuation reuses its prefix in any case.
+        "cache_prompt": reuses or bool(emitted),
         **({} if settings.guided is None else {"grammar": gbnf_of(settings.guided)}),
     }
 

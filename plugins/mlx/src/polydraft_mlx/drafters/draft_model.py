@@ -34,7 +34,8 @@ class DraftModel:
         self._decoder = decoder
         self._chunk = chunk
         self._vocab_size = vocab_size
-        self._cache = decoder.new_cache()
+        self.cache = decoder.new_cache()
+        """The draft model's own."""
         self._run: list[int] = []
         self._shared = 0  # leading tokens that are known to be the sequence's, too
 
@@ -43,17 +44,19 @@ class DraftModel:
     ) -> tuple[list[int], mx.array | None]:
         """Draft k tokens after ``token_ids``: all tokens of the sequence, the newest included."""
         agreed = self._agreed(token_ids)
+        # KV of drafts that the target rejected, or of an earlier output that the prompt does not go on with.
+        if agreed < self.cache.length:
+            if not self.cache.reaches(agreed):
+                agreed = 0
+            self.cache.rollback(agreed)
         del self._run[agreed:]
-        # KV of drafts that the target rejected.
-        if agreed < self._cache.length:
-            self._cache.rollback(agreed)
         pending = list(token_ids[agreed:])
         last = self._decoder.vocab_size - 1
         runnable = [min(token, last) for token in pending]
         if len(pending) <= self._decoder.rows:
-            _, logits = self._decoder.step(self._cache, mx.array([runnable]))
+            _, logits = self._decoder.step(self.cache, mx.array([runnable]))
         else:
-            _, logits = self._decoder.prefill(self._cache, runnable, self._chunk)
+            _, logits = self._decoder.prefill(self.cache, runnable, self._chunk)
         self._run.extend(pending)
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
@@ -62,7 +65,7 @@ class DraftModel:
             if step:
                 # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
                 token = drafts[-1] if last + 1 >= self._vocab_size else mx.minimum(drafts[-1], last)
-                _, logits = self._decoder.step(self._cache, token[None])
+                _, logits = self._decoder.step(self.cache, token[None])
             row = widened(logits[-1:], self._vocab_size)
             prefix = known if sampler.needs_prefix else None
             drafts.append(sampler.choose_draft(row, len(token_ids) + step, prefix))

@@ -54,6 +54,7 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> PreparedCom
         "port": port,
         "data_parallel_size": options.data_parallel_size,
         "generation_config": "vllm",  # a checkpoint's own would change sampling silently
+        "enable_prompt_tokens_details": True,  # how many tokens of a prompt were reused
     }
     if request.plan.kind is not None:
         arguments["per_request_spec_decode_metrics"] = "summary"

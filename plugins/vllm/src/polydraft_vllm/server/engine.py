@@ -26,7 +26,8 @@ __all__ = ["VllmServerEngine"]
 class VllmServerEngine(WholeEngine):
     """A server that is sent token ids and returns token ids: text, stop strings and chat are the core's.
 
-    ``process``, a server that was started for it, is stopped with this engine.
+    ``process``, a server that was started for it, is stopped with this engine. ``reuses``: whether requests may reuse
+    the KV of earlier ones.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class VllmServerEngine(WholeEngine):
         abilities: Abilities,
         tokenizer: Tokenizer,
         running: RunningInfo,
+        *,
+        reuses: bool = True,
     ) -> None:
         self.client = client
         self.process = process
         self.abilities = abilities
         self.tokenizer = tokenizer
         self.running = running
+        self._reuses = reuses
 
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Send the request at once; a thread reads the answer whether or not the iterator is read.
@@ -58,7 +62,7 @@ class VllmServerEngine(WholeEngine):
             )
         counted = abilities.speculates and not abilities.reports_requests and not plain
         before = CounterReading(self.client) if counted else None
-        arguments = completion_arguments(generation.request, abilities.model, plain=plain)
+        arguments = completion_arguments(generation.request, abilities.model, plain=plain, reuses=self._reuses)
         sent = ServerRequest(self.client, self.tokenizer.vocab_size, arguments)
         return Rounds(self.client, abilities, generation, sent, before, self.running.dtype)
 

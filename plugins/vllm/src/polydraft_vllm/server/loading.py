@@ -83,7 +83,8 @@ def _connect(
     name = options.served_model_name if process is None else request.target.id
     abilities = inspect(client, request, tokenizer, name, command.dtype if command else "")
     running = _running(request, abilities, client.url, command)
-    return VllmServerEngine(client, process, abilities, tokenizer, running)
+    reuses = request.prefix_cache_bytes != 0
+    return VllmServerEngine(client, process, abilities, tokenizer, running, reuses=reuses)
 
 
 def _running(request: LoadRequest, abilities: Abilities, url: str, command: PreparedCommand | None) -> RunningInfo:

@@ -40,6 +40,8 @@ class End:
     finish_reason: str | None
     speculation: Mapping[str, Any] | None
     """``metrics.speculative_decoding`` of the response."""
+    num_reused: int | None
+    """Tokens of the prompt whose KV was in the prefix cache; None: the server does not say."""
 
 
 class ServerRequest:
@@ -91,11 +93,13 @@ class ServerRequest:
             self._pieces.put(error)
 
     def _read(self) -> None:
-        count, reason, speculation = 0, None, None
+        count, reason, speculation, reused = 0, None, None, None
         with self._answer as events:
             for event in events:
                 if (metrics := event.get("metrics")) is not None:
                     speculation = metrics.get("speculative_decoding")
+                if (details := (event.get("usage") or {}).get("prompt_tokens_details")) is not None:
+                    reused = details.get("cached_tokens")
                 for choice in event["choices"]:
                     if choice.get("token_ids"):
                         count += self._put(choice, count)
@@ -108,7 +112,7 @@ class ServerRequest:
             raise EngineError(
                 f"The answer of {self._client.name} broke off.", "The server may have died: look at its log."
             )
-        self._pieces.put(End(reason, speculation))
+        self._pieces.put(End(reason, speculation, reused))
 
     def _put(self, choice: Mapping[str, Any], count: int) -> int:
         """Pass the tokens of one event on, after ``count`` others; returns how many they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,8 @@ class Rounds(Iterator[Round]):
             if not isinstance(found, Piece):
                 if self._last is None:
                     raise EngineError(f"vLLM ended the request by itself ({found.finish_reason}).", "Look at its log.")
+                if found.num_reused is not None:
+                    generation.report_reused(found.num_reused)
                 try:
                     self._report(None if found.speculation is None else from_response(found.speculation))
                 except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
@@ -112,13 +115,15 @@ class Rounds(Iterator[Round]):
         self._sent.cancel()
 
 
-def completion_arguments(request: TokenRequest, model: str, *, plain: bool) -> dict[str, Any]:
-    """The body of the request; ``plain`` asks the server to decode without drafts."""
+def completion_arguments(request: TokenRequest, model: str, *, plain: bool, reuses: bool = True) -> dict[str, Any]:
+    """The body of the request; ``plain`` asks for decoding without drafts, ``reuses`` allows the prefix cache."""
     common, further = sampling_values(request)
     body = {**common, **further, "model": model, "prompt": list(request.prompt_token_ids)}
     body |= {"return_token_ids": True, "skip_special_tokens": False}
     if plain:
         body["vllm_xargs"] = {PLAIN_FLAG: 1}
+    if not reuses:
+        body["cache_salt"] = secrets.token_hex(16)  # requests of different salts share nothing
     # By default tokens are named by their text, which several ids may share; ``token_id:7`` is unambiguous.
     if "logprobs" in common:
         body["return_tokens_as_token_ids"] = True
