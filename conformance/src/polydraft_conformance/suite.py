@@ -108,6 +108,14 @@ class Suite:
             raise LeftOut("It loads a further session, and `--polydraft-one-session` was given.")
         return self._load(case, **changes)
 
+    @property
+    def prefix_cache_bytes(self) -> int | None:
+        """As ``load`` takes it: none for stepping engines, of which checks count what the loop asks of a new sequence.
+
+        The checks of later turns load sessions of their own.
+        """
+        return 0 if self.capabilities is not None and self.capabilities.exposes_logits else None
+
     def _load(self, case: Case, **changes: Any) -> Session:
         arguments: dict[str, Any] = {
             "drafter": case.drafter,
@@ -116,8 +124,7 @@ class Suite:
             "dtype": self.options.dtype,
             "device": self.options.device,
             "isolation": self.options.isolation,
-            # Checks count what the loop asks of a new sequence; those of later turns load sessions of their own.
-            "prefix_cache_bytes": 0 if self.capabilities is not None and self.capabilities.exposes_logits else None,
+            "prefix_cache_bytes": self.prefix_cache_bytes,
         }
         return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
 

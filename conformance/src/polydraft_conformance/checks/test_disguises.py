@@ -193,6 +193,7 @@ def test_a_plain_process_gives_the_same(polydraft_bench: Bench) -> None:
         "dtype": options.dtype,
         "device": options.device,
         "isolation": options.isolation,
+        "prefix_cache_bytes": bench.suite.prefix_cache_bytes,
     }
     wanteds = [bench.session.generate(**request) for request in requests]
     if not options.device.startswith("cpu"):

@@ -117,7 +117,8 @@ def test_turns_reuse_what_is_there(polydraft_bench: Bench) -> None:
             reused, shared = found.stats.num_reused_tokens, _shared(before, prompt)
             if reused is None:
                 failed["silent"] = f"{what} does not say how many tokens it reuses, which reuses_prefixes claims."
-            elif reused > shared:
+            # A session that was used before may know the beginning of the first turn.
+            elif number > 1 and reused > shared:
                 failed["count"] = (
                     f"{what} shares {shared} tokens with what came before, and reports {reused} as reused."
                 )

@@ -89,9 +89,6 @@ def compared_by_length(monkeypatch):
     monkeypatch.setattr(kept, "_common", lambda one, other: min(len(one), len(other)))
 
 
-_ELSEWHERE = frozenset({"test_a_plain_process_gives_the_same"})
-"""A session as users have it, which reuses prefixes, too."""
-
 DEFECTS = (
     Defect(
         "a kept sequence is rolled back to a stale row",
@@ -104,7 +101,6 @@ DEFECTS = (
         "test_turns_reuse_what_is_there",
         "the KV that it reuses is not that of its prompt",
         partial(defective, RolledOver),
-        also=_ELSEWHERE,
     ),
     Defect(
         "the KV of another conversation",
@@ -129,7 +125,6 @@ DEFECTS = (
         "test_prompts_that_resemble_the_last",
         "an earlier prompt's cache was used",
         defective,
-        also=_ELSEWHERE,
         patch=compared_by_length,
     ),
 )
