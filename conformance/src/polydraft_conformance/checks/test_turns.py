@@ -25,8 +25,9 @@ _TURN = 10
 """Tokens of an output that shows what was left behind."""
 _TURNS = 6
 """Turns of the conversation."""
-_FIRST_TURN = 150
-"""Tokens of its first prompt: some engines reuse whole blocks only, of up to 128 tokens."""
+_FIRST_TURN, _WHOLE_FIRST_TURN = 150, 420
+"""Tokens of its first prompt. Whole engines may reuse whole blocks only, and not the last ones: vLLM on a CPU nothing
+below 400 tokens, with a drafter and a sliding window."""
 _VARIANTS = 100
 """Texts of one set of turns: another set has others."""
 
@@ -303,7 +304,8 @@ def _series(fresh: Bench, random: Random, text: int) -> list[tuple[str, list[int
 def _conversation(fresh: Bench, text: int) -> list[tuple[list[int], GenerationResult]]:
     """Each turn's prompt is the last one, its plain output, and some more."""
     said: list[tuple[list[int], GenerationResult]] = []
-    first = prompt = fresh.prompt(min(_FIRST_TURN, fresh.session.running.context_length // 2), text * _VARIANTS + 90)
+    wanted = _FIRST_TURN if fresh.capabilities.exposes_logits else _WHOLE_FIRST_TURN
+    first = prompt = fresh.prompt(min(wanted, fresh.session.running.context_length // 2), text * _VARIANTS + 90)
     for turn in range(_TURNS + 1):
         if turn == _TURNS:
             prompt = [*first[: len(first) // 2], *fresh.prompt(12, text * _VARIANTS + 98)[1:]]
