@@ -98,8 +98,8 @@ DEFECTS = (
     ),
     Defect(
         "a sliding layer goes back to what it has overwritten",
-        "test_turns_reuse_what_is_there",
-        "the KV that it reuses is not that of its prompt",
+        "test_prompts_that_resemble_the_last",
+        "an earlier prompt's cache was used",
         partial(defective, RolledOver),
     ),
     Defect(
