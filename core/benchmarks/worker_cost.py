@@ -70,7 +70,9 @@ def real(backend: str) -> dict[str, polydraft.Session]:
     """An engine in this process and in a worker."""
     sides = {"process": "none", "worker": "process"}
     return {
-        name: polydraft.load(TARGETS[backend], backend=backend, dtype="float32", isolation=isolation, prefix_cache_bytes=0)
+        name: polydraft.load(
+            TARGETS[backend], backend=backend, dtype="float32", isolation=isolation, prefix_cache_bytes=0
+        )
         for name, isolation in sides.items()
     }
 
