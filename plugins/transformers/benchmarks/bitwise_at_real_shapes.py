@@ -153,7 +153,9 @@ def decode(target: Decoder, request: TokenRequest, output: Sequence[int] = ()) -
     tokenizer = IdsOnlyTokenizer(target.lm_head.weight.shape[0])
     call = Call(request, OutputTracker(tokenizer, request, parse_chat=False), running=None)
     before = time.perf_counter()
-    for emitted in run_rounds(AskedSequence(sequence, sampler, tokenizer.vocab_size, wants_logprobs=False), call):
+    for emitted in run_rounds(
+        AskedSequence(sequence, sampler, tokenizer.vocab_size, wants_logprobs=False), call, sampler
+    ):
         now = time.perf_counter()
         call.check_yielded(emitted)
         call.count(emitted, now - before)

@@ -123,7 +123,7 @@ def decoded(target: Decoder, drafter: MtpDrafter, request: TokenRequest) -> tupl
     try:
         before = time.perf_counter()
         sampler = RuleSampler(TorchOps(), request)
-        for emitted in run_rounds(AskedSequence(sequence, sampler, vocabulary, wants_logprobs=False), call):
+        for emitted in run_rounds(AskedSequence(sequence, sampler, vocabulary, wants_logprobs=False), call, sampler):
             now = time.perf_counter()
             call.check_yielded(emitted)
             call.count(emitted, now - before)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polydraft.contract.results import Round
     from polydraft.contract.stepping import SteppingEngine
     from polydraft.contract.whole import Generation
+    from polydraft.sampling._sampler import RuleSampler
 
 __all__ = ["run_rounds", "stepping_rounds"]
 
@@ -83,7 +84,7 @@ def _on_a_sequence(
             drafts = request.num_speculative_tokens > 0
             ngram = NgramDrafter() if drafts and engine.running.method == "ngram" else None
             try:
-                yield from run_rounds(asked, generation, ngram, picks)
+                yield from run_rounds(asked, generation, sampler, ngram, picks)
             except GeneratorExit:  # closed between two rounds
                 ended = asked.sound
                 raise
@@ -102,6 +103,7 @@ def _on_a_sequence(
 def run_rounds(
     asked: AskedSequence,
     generation: Generation,
+    sampler: RuleSampler,
     ngram: NgramDrafter | None = None,
     picks: CallPicks | None = None,
 ) -> Iterator[Round]:
@@ -114,6 +116,7 @@ def run_rounds(
         asked: A sequence of the engine, empty or with the start of the prompt, and what chooses its tokens.
         generation: Has the prompt, limits and k (0: plain decoding), gets each round's tokens, and decides when the
             output ends.
+        sampler: What chooses them, which knows what a grammar leaves open.
         ngram: Drafts instead of the sequence, if given.
         picks: Picks k for each round, if given, in place of the request.
 
