@@ -80,7 +80,12 @@ class Api:
         self.served = Served(session, load)
         self.names = settings.names or (public_name(running.target),)
         self.admission = Admission(settings.running_at_once(session), settings.max_waiting)
-        self.metrics = Metrics(self.names[0], lambda: self.admission.running, lambda: self.admission.waiting)
+        self.metrics = Metrics(
+            self.names[0],
+            lambda: self.admission.running,
+            lambda: self.admission.waiting,
+            running.max_draft_tokens,
+        )
         self._body_limit = settings.body_limit(running.context_length)
         self._created = int(time.time())
         self._runs: set[Run] = set()

@@ -24,9 +24,10 @@ class Metrics:
         model: The label ``model_name``.
         running: Gives the number of generations that have their turn.
         waiting: Gives the number of those that wait.
+        positions: The most drafts of a round.
     """
 
-    def __init__(self, model: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(self, model: str, running: Callable[[], int], waiting: Callable[[], int], positions: int) -> None:
         self._registry = registry = CollectorRegistry()
         self._labels = labels = (model, "0")
 
@@ -50,6 +51,8 @@ class Metrics:
             (*_LABELS, "position"),
             registry=registry,
         )
+        for position in range(positions):  # from 0 on: of a series that begins later, its first counts are lost
+            self._per_position.labels(*labels, str(position))
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens processed.")
         self._generated = counter("vllm:generation_tokens", "Tokens generated.")
         self._success = Counter(
