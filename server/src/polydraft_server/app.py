@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -32,6 +32,7 @@ from polydraft_server.drafts import gives_text_only
 from polydraft_server.gate import Gate
 from polydraft_server.generation import Event, Job, Run
 from polydraft_server.metrics import CONTENT_TYPE, Metrics
+from polydraft_server.page import HEADERS, PAGE
 from polydraft_server.problems import ApiError, Problem, problem_of
 from polydraft_server.requests import ChatRequest, CompletionRequest, checked, client_of
 from polydraft_server.served import Served, public_name
@@ -101,6 +102,7 @@ class Api:
         )
         self.app = Starlette(
             routes=[
+                Route("/", self._page),
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
@@ -130,6 +132,9 @@ class Api:
             )  # fmt: skip
 
     # Endpoints --------------------------------------------------------------------------------------------------------
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(PAGE, headers=HEADERS)
 
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})

@@ -54,7 +54,8 @@ def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[
         where = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         if not local and settings.key is None:
             say(f"Warning: there is no key, and whoever reaches {where} can use the model.")
-        ready = f"Serving {', '.join(api.names)} with {session.running.backend} at {where}/v1; Ctrl+C stops it."
+        what = f"{', '.join(api.names)} with {session.running.backend}"
+        ready = f"Serving {what} at {where}/v1; a page to try it: {where}/; Ctrl+C stops it."
         return Server(api, listening, lambda: say(ready)).run_to_the_end()
 
 
