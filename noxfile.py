@@ -199,7 +199,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -496,6 +496,33 @@ def long(session: nox.Session, backend: str) -> None:
     install_engine(session, plugin)
     install(session, "ray[data]", constraints=plugin.constraints)
     pytest(session, "-s", f"{plugin.folder}/long_tests", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The server's page in a headless Chromium: playwright's, or else the system's; without one, its tests are skipped.
+
+    ``playwright install chromium`` brings one. POLYDRAFT_CHROMIUM names another.
+    """
+    prepare(session)
+    needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[test]")
+    install(session, "playwright", "axe-playwright-python", *needed)
+    pytest(session, f"{SERVER}/tests/browser", *session.posargs)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Clients that people use, against the server."""
+    prepare(session)
+    needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[test]")
+    install(session, "litellm", "langchain-openai", "llm", *needed)
+    # A program, with versions of its own.
+    elsewhere = Path(session.create_tmp()).resolve() / "aiperf"
+    session.run(sys.executable, "-m", "virtualenv", "--quiet", str(elsewhere), external=True)
+    programs = elsewhere / ("Scripts" if sys.platform == "win32" else "bin")
+    session.run(str(programs / "pip"), "install", "--quiet", "--no-compile", "aiperf==0.13.0", external=True)
+    session.env["POLYDRAFT_AIPERF"] = str(programs / "aiperf")
+    pytest(session, f"{SERVER}/tests/clients", *session.posargs)
 
 
 @nox.session
