@@ -154,6 +154,7 @@ BACKENDS = {
         "documented API, and what it creates in llama.cpp's own server, with the arguments that Ollama gives it.",
         minutes=2,
     ),
+    "litert_lm": Backend("litert_lm", options=QUICK, minutes=3),
     "mlx": Backend(
         "mlx",
         options=(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b"),  # MLX multiplies matrices slowly on CPUs

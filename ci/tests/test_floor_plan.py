@@ -17,6 +17,7 @@ DRAFTERS = {"mtp", "draft_model", "ngram", "eagle3", "dflash"}
 
 OWN = {
     "llama_cpp": "bindings context model tokenizer wheel",
+    "litert_lm": "runtime tokenizer",
     "llama_cpp/server": "program",
     "mlx": "assistant config decoder kv_cache",
     "ollama": "create model request",

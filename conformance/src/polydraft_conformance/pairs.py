@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from polydraft.checkpoints._names import KnownNames
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.config import drafter_kind
+from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from polydraft_conformance.catalog import Check, Scope
     from polydraft_conformance.options import SuiteOptions
 
-__all__ = ["Case", "NoPairsError", "Pair", "cases", "cases_of", "find_pairs", "sliding_window"]
+__all__ = ["INSIDE", "Case", "NoPairsError", "Pair", "cases", "cases_of", "find_pairs", "sliding_window"]
 
 _SIBLINGS: tuple[tuple[str, DrafterKind], ...] = (("-assistant", "mtp"), ("-draft", "draft-model"))
 _PREFIX = "builtin:"
+INSIDE = "auto"
+"""What stands for a drafter that is part of the target's file: `load` finds it."""
 _VARIED = frozenset({"generation", "primitives", "greedy", "sampling", "settings"})
 """Groups of checks that are repeated on varied copies of the targets."""
 _VARIED_QUICK = frozenset(
@@ -51,6 +54,8 @@ class Pair:
     window: int
     original: Pair | None = None
     """What this one is a varied copy of."""
+    k: int | None = None
+    """The only k of a drafter that is part of the target's file; None: any."""
 
     @property
     def name(self) -> str:
@@ -75,7 +80,7 @@ class Pair:
     def case(self, k: int, kind: DrafterKind | None = None) -> Case:
         """The case of one k and drafter kind (default: the first)."""
         kind = kind or self.drafters[0][0]
-        return Case(pair=self, kind=kind, drafter=dict(self.drafters)[kind], k=k)
+        return Case(pair=self, kind=kind, drafter=dict(self.drafters)[kind], k=self.k or k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ def find_pairs(
     for pair in [*given, *builtin]:
         usable = tuple((kind, drafter) for kind, drafter in pair.drafters if kind in kinds)
         if usable:
-            found.append(Pair(pair.target, usable, pair.window))
+            found.append(replace(pair, drafters=usable))
     if not found:
         raise NoPairsError(
             f"There is no pair to run the backend {record.name!r} on: it takes the formats "
@@ -183,7 +188,7 @@ def cases(pairs: Sequence[Pair], scope: Scope, k_values: Sequence[int], *, quick
     covering = [case for case in every if case in own or case in each_kind]
     if scope == "kind":
         return covering if quick else every
-    others = [pair.case(k, kind) for pair in pairs for kind in pair.kinds for k in k_values[1:]]
+    others = [pair.case(k, kind) for pair in pairs if not pair.k for kind in pair.kinds for k in k_values[1:]]
     wanted = {(case.pair, case.kind) for case in covering}
     return [*every, *(case for case in others if not quick or (case.pair, case.kind) in wanted)]
 
@@ -207,13 +212,20 @@ def sliding_window(config: dict[str, Any]) -> int:
     return window if isinstance(window, int) and window > 0 else _NO_WINDOW
 
 
+def _fixed_k(config: dict[str, Any]) -> int | None:
+    inside = config.get(DRAFTER_INSIDE)
+    return inside["num_speculative_tokens"] if isinstance(inside, dict) else None
+
+
 def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
     """A pair that the user wrote as TARGET=DRAFTER. Its kind comes from a plugin's record, or else from its config."""
     target, _, drafter = text.partition("=")
     try:
         config = resolve(target, known=known).config
         kind: DrafterKind = "ngram"
-        if drafter != "ngram":
+        if drafter == INSIDE and (inside := config.get(DRAFTER_INSIDE)):
+            kind = inside["kind"]
+        elif drafter != "ngram":
             recorded = [pair.kind for _, pair in host.pairs() if (pair.target, pair.drafter) == (target, drafter)]
             kind = recorded[0] if recorded else drafter_kind(resolve(drafter, role="drafter", known=known).config)
     except PolydraftError as error:
@@ -221,7 +233,7 @@ def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
     drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]
     if kind != "ngram":
         drafters.append(("ngram", "ngram"))
-    return Pair(target, tuple(drafters), sliding_window(config))
+    return Pair(target, tuple(drafters), sliding_window(config), k=_fixed_k(config) if drafter == INSIDE else None)
 
 
 def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -> list[Pair]:
@@ -232,8 +244,12 @@ def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -
     for name, model in models.items():
         drafters: dict[DrafterKind, str] = {}
         for pair in recorded:
-            if pair.target == _PREFIX + name and pair.drafter and pair.drafter.removeprefix(_PREFIX) in models:
+            if pair.target != _PREFIX + name:
+                continue
+            if pair.drafter and pair.drafter.removeprefix(_PREFIX) in models:
                 drafters.setdefault(pair.kind, pair.drafter)
+            elif pair.drafter is None and pair.kind != "ngram":
+                drafters.setdefault(pair.kind, INSIDE)
         for suffix, kind in _SIBLINGS:
             if name + suffix in models:
                 drafters.setdefault(kind, _PREFIX + name + suffix)
@@ -243,7 +259,7 @@ def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -
         if "draft-model" not in drafters and (other := _draft_model(model, config, models, known)):
             drafters["draft-model"] = _PREFIX + other
         drafters["ngram"] = "ngram"
-        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), sliding_window(config)))
+        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), sliding_window(config), k=_fixed_k(config)))
     return pairs
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from litertlm_writer import litertlm
 from polydraft.checkpoints._names import KnownNames
 from polydraft.checkpoints._resolve import resolve
 from polydraft.contract.records import LocalModelRecord
@@ -67,7 +68,7 @@ def test_gguf_that_is_none(tmp_path):
 
 
 def test_litertlm(tmp_path):
-    (tmp_path / "m.litertlm").write_bytes(b"LITERTLM")
+    (tmp_path / "m.litertlm").write_bytes(litertlm())
     assert local(tmp_path / "m.litertlm").format == "litertlm"
     assert local(tmp_path).file == "m.litertlm"
 

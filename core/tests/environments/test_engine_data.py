@@ -21,6 +21,7 @@ EXPECTED = {
     "llama_cpp": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
     "xllamacpp": {LINUX: "cpu", ARM: "cpu", MAC: "metal cpu", OLD_MAC: "cpu", WINDOWS: "cpu"},
     "ollama": dict.fromkeys((LINUX, ARM, MAC, OLD_MAC, WINDOWS), "cpu"),
+    "litert_lm": {LINUX: "cpu", ARM: "cpu", MAC: "cpu", OLD_MAC: "", WINDOWS: "cpu"},
     "mlx": {LINUX: "cuda cpu", ARM: "cuda cpu", MAC: "metal", OLD_MAC: "", WINDOWS: ""},
 }
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from litertlm_writer import SECTIONS, litertlm
 from polydraft._plugins import PluginHost
 from polydraft._registry.drafters import DrafterChoice
 from polydraft._registry.faults import FaultRegistry, core_faults
@@ -471,3 +472,26 @@ def test_drafter_inside_the_file(plan, fake_hub):
     target = ModelSource(id="litert-community/gemma-4-E2B-it-litert-lm", kind="hub", format="litertlm")
     found = plan(target, record=backend(formats=["litertlm"]))
     assert (found.kind, found.drafter, found.chosen_by) == ("mtp", None, "registry")
+
+
+def test_a_drafter_inside_a_local_file_fixes_k(tmp_path):
+    (tmp_path / "m.litertlm").write_bytes(litertlm())
+    (tmp_path / "plain.litertlm").write_bytes(litertlm(SECTIONS[:2]))
+    runs = backend(formats=["litertlm"], drafter_kinds=["mtp"])
+
+    def choice(name, k=None):
+        return DrafterChoice(
+            target=resolve(tmp_path / name, known=KnownNames()),
+            backend=runs,
+            registry=CORE,
+            faults=FaultRegistry([]),
+            resolve=lambda name: resolve(name, known=KnownNames(), role="drafter"),
+            num_speculative_tokens=k,
+        ).plan()
+
+    for k in (None, 4):
+        found = choice("m.litertlm", k)
+        assert (found.kind, found.drafter, found.chosen_by, found.num_speculative_tokens) == ("mtp", None, "config", 4)
+    with pytest.raises(InvalidRequestError, match="always drafts 4 tokens"):
+        choice("m.litertlm", 3)
+    assert choice("plain.litertlm").off.code == "no-drafter"

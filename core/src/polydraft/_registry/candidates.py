@@ -13,6 +13,7 @@ from polydraft.checkpoints._hub import hub_errors, repository_files
 from polydraft.checkpoints._names import model_folders, repository
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, is_assistant
+from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.errors import ModelFormatError, ModelNotFoundError, PairMismatchError, PolydraftError
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def candidates(
     target: ModelSource, registry: PairRegistry, resolve: DrafterLookup, hub: HubOptions | None = None
 ) -> Iterator[Candidate]:
     """Drafters for ``drafter="auto"``, best first. ``hub`` is how to list a repository; None: it is not listed."""
+    if target.format == "litertlm" and (inside := target.config.get(DRAFTER_INSIDE)):
+        yield Candidate(f"the one inside {target.id}", inside["kind"], "config", lambda: None)
+        return
     # A variant is a guess by name: for a Hub id of the same format only. A folder's name is looked up last, below.
     for entry in registry.find(repository(target.id) if target.kind == "hub" else target.id):
         if not entry.variant or (target.kind == "hub" and entry.pair.format == target.format):
@@ -54,7 +58,7 @@ def candidates(
     if target.kind == "hub" and target.format == "gguf" and hub is not None:
         yield from _gguf_in_repository(target, resolve, hub)
     # What follows looks at folders.
-    if target.path is None:
+    if target.path is None or target.format == "litertlm":
         return
     if target.kind == "builtin":
         yield from _named(target, [f"{target.id}-assistant", f"{target.id}-draft"], resolve)

@@ -14,6 +14,7 @@ from polydraft._registry.versions import older_than
 from polydraft.checkpoints._names import repository
 from polydraft.checkpoints.compatibility import check_pair
 from polydraft.checkpoints.config import drafter_kind, model_types
+from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.contract.requests import ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 
@@ -72,7 +73,7 @@ class DrafterChoice:
             SpeculationUnavailableError: The backend cannot run the caller's drafter.
             BackendUnavailableError: A known fault of the installed engine forbids the caller's drafter.
             ModelNotFoundError: The caller's drafter does not exist or cannot be reached.
-            InvalidRequestError: k is larger than the backend's largest.
+            InvalidRequestError: k is larger than the backend's largest, or not the one that the target's file fixes.
         """
         if drafter is None:
             return SpeculationPlan(off=reasons.by_caller())
@@ -179,6 +180,16 @@ class DrafterChoice:
     ) -> SpeculationPlan:
         recommended = entry.num_speculative_tokens(self.backend.name) if entry else None
         given = self.num_speculative_tokens
+        inside = self.target.config.get(DRAFTER_INSIDE) if self.target.format == "litertlm" else None
+        if inside is not None:
+            recommended = inside["num_speculative_tokens"]
+            if isinstance(given, int) and given != recommended:
+                raise InvalidRequestError(
+                    f"`num_speculative_tokens={given}` is not possible: the drafter inside {self.target.id} always "
+                    f"drafts {recommended} tokens.",
+                    f"Leave it out, or give `num_speculative_tokens={recommended}`.",
+                    argument="num_speculative_tokens",
+                )
         k = given if isinstance(given, int) else recommended or DEFAULT_K
         notes = [note] if note else []
         largest = self.max_speculative_tokens

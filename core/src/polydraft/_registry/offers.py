@@ -23,6 +23,7 @@ from polydraft.checkpoints._weight_files import may_be_weights
 from polydraft.checkpoints.config import checkpoint_dtype, names_dtype, text_config
 from polydraft.checkpoints.gguf_config import summary_of
 from polydraft.checkpoints.gguf_files import choose_files, model_of, models_among, parts_of, targets_in
+from polydraft.checkpoints.litertlm_files import choose_file
 from polydraft.checkpoints.safetensors import weight_files
 from polydraft.errors import ModelNotFoundError, PolydraftError
 
@@ -317,7 +318,7 @@ class Offers:
             if source.format == "gguf":
                 return sum(listing[name] for name in choose_files(listing, source.file, source.id))
             if source.format == "litertlm":
-                return sum(size for name, size in listing.items() if name.endswith(".litertlm")) or None
+                return listing[choose_file(listing, source.file, repository(source.id))]
             return _weights(listing)
         path = source.path
         if path is None:

@@ -15,6 +15,8 @@ from polydraft.checkpoints.config import is_mlx, read_config
 from polydraft.checkpoints.gguf import MAGIC
 from polydraft.checkpoints.gguf_config import read_gguf_config
 from polydraft.checkpoints.gguf_files import are_one_model, file_of_folder, first_part, targets_in
+from polydraft.checkpoints.litertlm import DRAFTER_INSIDE, read_litertlm_config
+from polydraft.checkpoints.litertlm import MAGIC as LITERTLM_MAGIC
 from polydraft.checkpoints.safetensors import header, is_read, weight_files
 from polydraft.contract.requests import HubOptions, ModelSource
 from polydraft.errors import InvalidRequestError, ModelFormatError, ModelNotFoundError
@@ -133,13 +135,16 @@ def _single_file(path: Path, written: str) -> tuple[str, None, dict[str, Any]]:
     form = _SINGLE_FILES.get(path.suffix.lower())
     if form is None:
         with path.open("rb") as file:  # Ollama's blobs have no suffix
-            form = "gguf" if file.read(len(MAGIC)) == MAGIC else None
+            start = file.read(len(LITERTLM_MAGIC))
+        form = "gguf" if start.startswith(MAGIC) else "litertlm" if start == LITERTLM_MAGIC else None
     if form is None:
         raise ModelFormatError(
             f"{written} is a file of an unknown kind.",
             "Give the folder that holds config.json, or a .gguf or .litertlm file.",
         )
-    return form, None, read_gguf_config(first_part(path, written), written) if form == "gguf" else {}
+    if form == "gguf":
+        return form, None, read_gguf_config(first_part(path, written), written)
+    return form, None, read_litertlm_config(path, written)
 
 
 def _folder(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str, str | None, dict[str, Any]]:
@@ -150,10 +155,14 @@ def _folder(path: Path, written: str, role: Role, known: KnownNames) -> tuple[st
             return record.format, None, read_config(file, written)
     if file.is_file():
         config = read_config(file, written)
-        return *_format(path, config, written, role, known), config
+        form, single = _format(path, config, written, role, known)
+        if form == "litertlm" and single is not None:
+            config.pop(DRAFTER_INSIDE, None)  # which the file itself says
+            config |= read_litertlm_config(path / single, written)
+        return form, single, config
     if found := _file_inside(path, written, role):
         file = path / (found[1] or targets_in(path)[0])
-        return *found, read_gguf_config(file, str(file)) if found[0] == "gguf" else {}
+        return *found, (read_gguf_config if found[0] == "gguf" else read_litertlm_config)(file, str(file))
     if (path / "adapter_config.json").is_file():
         raise ModelFormatError(
             f"{written} is an adapter (LoRA), not a whole model: it has no config.json.",

@@ -35,6 +35,8 @@ PUBLIC_MODULES = {
     "polydraft.checkpoints.gguf": "the header of a GGUF file, without its weights",
     "polydraft.checkpoints.gguf_config": "a GGUF header translated to config.json's keys",
     "polydraft.checkpoints.gguf_files": "a resolved GGUF model's files, downloaded if need be",
+    "polydraft.checkpoints.litertlm": "the header of a .litertlm file, without its weights",
+    "polydraft.checkpoints.litertlm_files": "a resolved .litertlm model's file, downloaded if need be",
     "polydraft.checkpoints.compatibility": "whether target and drafter fit, for files that exist only after a download",
     "polydraft.verification": "whether two outputs are equal as far as an engine's numerics allow",
     "polydraft_conformance.testing": "the conformance suite in one's own tests",

@@ -13,7 +13,7 @@ from polydraft.checkpoints.special_tokens import SpecialTokens
 from polydraft.errors import ModelFormatError
 from polydraft.text.prompt_format import PromptFormat
 
-__all__ = ["HubTokenizer"]
+__all__ = ["HubTokenizer", "decoder_is_byte_level", "piece_bytes"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -26,6 +26,29 @@ def _byte_level_table() -> dict[str, int]:
     table = {chr(byte): byte for byte in printable}
     table.update({chr(256 + index): byte for index, byte in enumerate(others)})
     return table
+
+
+_BYTE_LEVEL = _byte_level_table()
+
+
+def decoder_is_byte_level(decoder: Any) -> bool:
+    """Whether the decoder of a tokenizer.json writes bytes as GPT-2 does."""
+    # Decoders nest (``Sequence``): their types are looked for in the text of the whole tree.
+    return '"ByteLevel"' in json.dumps(decoder)
+
+
+def piece_bytes(piece: str, *, byte_level: bool) -> bytes:
+    """The UTF-8 bytes that a token of a vocabulary adds to a text, as the vocabulary writes it; no added tokens."""
+    if byte_level:
+        if all(character in _BYTE_LEVEL for character in piece):
+            return bytes(_BYTE_LEVEL[character] for character in piece)
+        return piece.encode()
+    # Byte fallback: <0xE2> is one byte, perhaps of a longer character.
+    match = _BYTE_TOKEN.fullmatch(piece)
+    if match:
+        return bytes([int(match[1], 16)])
+    # U+2581 stands for a space.
+    return piece.replace("\u2581", " ").encode()
 
 
 class HubTokenizer:
@@ -62,10 +85,10 @@ class HubTokenizer:
         self._further_ends = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
         self._bytes: dict[int, bytes] = {}
-        # Decoders nest (``Sequence``): their types are looked for in the text of the whole tree.
-        decoder = json.dumps(json.loads(backend.to_str()).get("decoder"), ensure_ascii=False)
-        self._byte_level = '"ByteLevel"' in decoder
-        sentencepiece = any(mark in decoder for mark in ('"ByteFallback"', '"Metaspace"', "\u2581"))
+        decoder = json.loads(backend.to_str()).get("decoder")
+        self._byte_level = decoder_is_byte_level(decoder)
+        tree = json.dumps(decoder, ensure_ascii=False)
+        sentencepiece = any(mark in tree for mark in ('"ByteFallback"', '"Metaspace"', "\u2581"))
         if not self._byte_level and not sentencepiece:
             raise ModelFormatError(
                 "The tokenizer's decoder is neither byte-level nor SentencePiece-like.",
@@ -134,17 +157,7 @@ class HubTokenizer:
         token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
-        if self._byte_level:
-            table = _BYTE_LEVEL
-            if all(character in table for character in token):
-                return bytes(table[character] for character in token)
-            return str(token).encode()
-        # Byte fallback: <0xE2> is one byte, perhaps of a longer character.
-        match = _BYTE_TOKEN.fullmatch(token)
-        if match:
-            return bytes([int(match[1], 16)])
-        # U+2581 stands for a space.
-        return str(token).replace("\u2581", " ").encode()
+        return piece_bytes(str(token), byte_level=self._byte_level)
 
     def token_id(self, token: str) -> int | None:
         """The id of the token of this name; None if the vocabulary lacks it."""
@@ -170,6 +183,3 @@ def _templates(tokenizer: Any) -> dict[str, str]:
     """The chat templates of a tokenizer object: one text, or a dict of several by name."""
     found = getattr(tokenizer, "chat_template", None) or {}
     return {"default": found} if isinstance(found, str) else dict(found)
-
-
-_BYTE_LEVEL = _byte_level_table()

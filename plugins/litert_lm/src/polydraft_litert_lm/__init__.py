@@ -1,0 +1,1 @@
+"""LiteRT-LM behind polydraft: files with the drafter inside."""

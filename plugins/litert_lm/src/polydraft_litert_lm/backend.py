@@ -1,0 +1,79 @@
+"""The backend ``litert_lm``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from polydraft.contract import (
+    Backend,
+    Capabilities,
+    DeviceRecord,
+    Diagnosis,
+    LoadRequest,
+    ModelSource,
+    SpeculationPlan,
+    WholeEngine,
+)
+from polydraft.files import system_error
+
+from polydraft_litert_lm.options import LitertLmOptions
+from polydraft_litert_lm.plugin import DRAFTER_KINDS
+
+__all__ = ["LitertLmBackend"]
+
+
+class LitertLmBackend(Backend):
+    """Runs ``.litertlm`` files with LiteRT-LM in this process."""
+
+    options = LitertLmOptions
+
+    def capabilities(self) -> Capabilities:
+        """What its sessions offer. With drafts it is greedy whatever is asked: see ``speculation_conflict``."""
+        return Capabilities(
+            drafter_kinds=DRAFTER_KINDS,
+            sampling=frozenset({"temperature", "top_p", "top_k", "seed"}),
+            max_speculative_tokens=16,
+        )
+
+    def diagnose(self) -> Diagnosis:
+        """Import the engine. Whether it has a GPU to run on shows when a model is loaded there."""
+        installed = version("litert-lm-api")
+        try:
+            import litert_lm  # noqa: F401
+        except (ImportError, OSError) as error:
+            refused = system_error(error, "litert_lm cannot be imported")
+            return Diagnosis(
+                usable=False,
+                engine_version=installed,
+                reason=refused.message if refused else f"litert-lm-api {installed} cannot be imported: {error}",
+                remedy=refused.hint if refused else "pip install --force-reinstall --no-deps litert-lm-api",
+            )
+        return Diagnosis(
+            usable=True,
+            engine_version=installed,
+            devices=(DeviceRecord(name="cpu", description="CPU"),),
+            notes=("`device='gpu'` is LiteRT-LM's own backend for GPUs.",),
+            rank=40,
+            depends_on=(),
+        )
+
+    def refuse(self, target: ModelSource, plan: SpeculationPlan) -> str | None:
+        """Why a drafter of its own cannot be given: LiteRT-LM takes the one inside the file."""
+        if plan.drafter is not None:
+            return f"LiteRT-LM uses the drafter inside the file, and {plan.drafter.id} was given."
+        return None
+
+    def build(self, request: LoadRequest) -> Mapping[str, str]:
+        """The shared libraries, byte for byte."""
+        import litert_lm
+        from polydraft.checkpoints.contents import libraries_digest
+
+        return {"LiteRT-LM's libraries": libraries_digest(Path(litert_lm.__file__).parent)}
+
+    def load_engine(self, request: LoadRequest) -> WholeEngine:
+        """Check the file, and make an engine of it."""
+        from polydraft_litert_lm.loading import load_pair
+
+        return load_pair(request)

@@ -1,0 +1,126 @@
+"""One generation: the text that LiteRT-LM sends, as rounds of token ids."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from polydraft.contract import Generation, GenerationStats, Round
+from polydraft.errors import EngineError
+
+from polydraft_litert_lm.runtime import Answer, Sampler
+
+if TYPE_CHECKING:
+    from polydraft_litert_lm.runtime import Runtime
+    from polydraft_litert_lm.tokenizer import LitertTokenizer
+
+__all__ = ["Rounds"]
+
+
+class Rounds:
+    """The rounds of one generation. Where the engine ends at an id that does not end the output here, it goes on.
+
+    LiteRT-LM says neither ids nor what was accepted. A piece of text is what one round emitted, so accepted drafts are
+    counted from its tokens, if the output did not end with an end-of-sequence id: whether that was the last round's bonus
+    token, one of its accepted drafts or a round of its own, nothing tells.
+
+    Args:
+        runtime: The engine.
+        tokenizer: The target's.
+        generation: The call.
+        drafts: Tokens drafted in each round; 0: plain decoding.
+        by_session: Whether drafts are switched on and off for each session.
+    """
+
+    def __init__(
+        self, runtime: Runtime, tokenizer: LitertTokenizer, generation: Generation, *, drafts: int, by_session: bool
+    ) -> None:
+        self._runtime, self._tokenizer, self._generation = runtime, tokenizer, generation
+        self._drafts, self._by_session = drafts, by_session
+        self._begun = self._latest = time.perf_counter()
+        self._first = self._begun
+        self._accepted: list[int] | None = []
+        """Accepted drafts of each round; None: not known."""
+
+    def __iter__(self) -> Iterator[Round]:
+        generation = self._generation
+        request, settings = generation.request, generation.request.settings
+        sampler = Sampler.of(settings, request.seed + request.stream, self._tokenizer.vocab_size)
+        while generation.finish_reason is None and not generation.cancelled():
+            text = [*request.prompt_token_ids, *generation.token_ids]
+            left = min(settings.max_new_tokens - len(generation.token_ids), request.max_total_tokens - len(text))
+            answer = self._runtime.answer(
+                self._tokenizer.contents(text),
+                sampler,
+                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816).
+                None if self._drafts else left,
+                speculate=bool(self._drafts) if self._by_session else None,
+            )
+            with closing(answer):
+                generation.on_cancel(answer.wake)
+                yield from self._rounds_of(answer)
+
+    def _rounds_of(self, answer: Answer) -> Iterator[Round]:
+        generation = self._generation
+        begins = True
+        for piece in answer.pieces():
+            if generation.cancelled():
+                return
+            if piece is None:
+                continue
+            token_ids = self._tokenizer.spelled(piece.text)
+            if self._drafts and not begins:
+                yield self._emit(token_ids, piece.received, drafted=True)
+            else:  # the prefill's token, or plain decoding
+                for index in range(len(token_ids)):
+                    yield self._emit(token_ids[index : index + 1], piece.received, drafted=False)
+                    if generation.finish_reason is not None:
+                        return
+            if generation.finish_reason is not None:
+                return
+            begins = False
+        if not generation.cancelled():
+            self._accepted = None
+            yield self._emit([self._end(answer)], time.perf_counter(), drafted=bool(self._drafts))
+
+    def _emit(self, token_ids: list[int], received: float, *, drafted: bool) -> Round:
+        generation = self._generation
+        if self._begun == self._first:
+            self._first = received
+        unknown = None if drafted else 0
+        emitted = generation.emit(
+            token_ids, num_draft_tokens=unknown, num_accepted_tokens=unknown, seconds=received - self._latest
+        )
+        self._latest = received
+        if drafted and self._accepted is not None:
+            whole = len(token_ids) <= self._drafts + 1 and self._tokenizer.is_whole(token_ids)
+            if whole:
+                self._accepted.append(min(len(token_ids) - 1, len(emitted.token_ids)))
+            else:
+                self._accepted = None
+        if generation.finish_reason is not None and self._drafts and self._accepted is not None:
+            generation.report(self._stats(self._accepted))
+        return emitted
+
+    def _stats(self, accepted: list[int]) -> GenerationStats:
+        k, rounds = self._drafts, len(accepted)
+        return GenerationStats(
+            num_tokens=len(self._generation.token_ids),
+            num_target_steps=rounds,
+            num_drafts=rounds,
+            num_draft_tokens=k * rounds,
+            num_accepted_tokens=sum(accepted),
+            accepted_per_position=tuple(sum(count > index for count in accepted) for index in range(k)),
+            drafted_per_position=(rounds,) * k,
+            prefill_seconds=self._first - self._begun,
+            decode_seconds=self._latest - self._first,
+        )
+
+    def _end(self, answer: Answer) -> int:
+        """The id at which the engine ended."""
+        ends = self._tokenizer.ends
+        if not ends:
+            raise EngineError("LiteRT-LM ended before the end of the output.", "Use a file that names its ends.")
+        return ends[0]
