@@ -527,6 +527,14 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def litertlm(session: nox.Session) -> None:
+    """Convert the built-in pair for LiteRT-LM anew, with 3 GB of converters; what is checked in is replaced."""
+    folder = f"{BACKENDS['litert_lm'].folder}/pair"
+    session.install("--quiet", "-r", f"{folder}/requirements.txt")
+    session.run("python", f"{folder}/make.py", *session.posargs)
+
+
+@nox.session
 def readme(session: nox.Session) -> None:
     """Write the README's table of backends from their declarations."""
     install(session, *folders(CORE))

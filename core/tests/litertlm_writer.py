@@ -78,10 +78,10 @@ def tflite(*, k=4, cache=512):
 
 
 METADATA = message(
-    (1, message((1, b"<bos>"))),
-    (2, message((2, message((1, b"\x01"))))),
-    (2, message((2, message((1, b"\x6a\x0a"))))),
-    (2, message((1, b"<turn|>"))),
+    (1, message((2, b"<bos>"))),
+    (2, message((1, message((1, b"\x01"))))),
+    (2, message((1, message((1, b"\x6a\x0a"))))),
+    (2, message((2, b"<turn|>"))),
     (3, message((1, message((1, b"U:"), (2, b"\n"))), (2, message((1, b"M:"))))),
     (5, 480),
     (6, message((8, b""))),

@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polydraft
 import polydraft_builtin_pairs as builtin
 
 OUTPUT = Path(__file__).parents[1] / "tests/expected.json"
-MOST_PROMPTS, LONGEST_PROMPT, NEW_TOKENS = 16, 600, 48
+MOST = {"text": 10, "chat": 8}
+LONGEST_PROMPT = 320
+NEW_TOKENS = {"text": 48, "chat": 96}
 
 
 def main() -> None:
     """Write the file."""
-    found = []
+    found: list[dict[str, Any]] = []
     arguments = {"backend": "transformers", "dtype": "float32", "device": "cpu", "drafter": None}
     with polydraft.load("builtin:tiny-e2b", **arguments) as session:
         for prompt in builtin.prompts():
+            if sum(one["kind"] == prompt.kind for one in found) == MOST[prompt.kind] or prompt.tools:
+                continue
             given = prompt.text if prompt.text is not None else [dict(message) for message in prompt.messages]
-            result = session.generate(given, max_new_tokens=NEW_TOKENS)
+            result = session.generate(given, max_new_tokens=NEW_TOKENS[prompt.kind])
             if len(result.prompt_token_ids) > LONGEST_PROMPT:
                 continue
             found.append(
                 {
+                    "kind": prompt.kind,
                     "prompt": given,
-                    "max_new_tokens": NEW_TOKENS,
+                    "max_new_tokens": NEW_TOKENS[prompt.kind],
                     "prompt_token_ids": result.prompt_token_ids,
                     "token_ids": result.token_ids,
                 }
             )
-    OUTPUT.write_text("[\n" + ",\n".join(json.dumps(case) for case in found[:MOST_PROMPTS]) + "\n]\n", "utf-8")
+    OUTPUT.write_text("[\n" + ",\n".join(json.dumps(case) for case in found) + "\n]\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -367,9 +367,9 @@ def _token(data: bytes) -> tuple[int, ...] | str | None:
     """A ``TokenUnion``: a text, or ids; None if it is empty."""
     for number, value in _messages(data):
         if number == 1:
-            return _text(value) or None
-        if number == 2:
             return tuple(_ids(value)) or None
+        if number == 2:
+            return _text(value) or None
     return None
 
 

@@ -6,7 +6,6 @@ import hashlib
 import lzma
 import os
 import shutil
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,14 +26,13 @@ from polydraft.files import system_errors
 from polydraft_litert_lm.engine import LitertLmEngine
 from polydraft_litert_lm.options import LitertLmOptions
 from polydraft_litert_lm.plugin import CACHE
-from polydraft_litert_lm.runtime import Runtime, speculates_by_session
+from polydraft_litert_lm.runtime import Runtime
 from polydraft_litert_lm.tokenizer import LitertTokenizer, read_vocabulary
 
 __all__ = ["load_pair"]
 
 _DEVICES = ("cpu", "gpu")
 _PACKED = "model.litertlm.xz"
-_PLAIN_NOTE = "Plain calls make a second engine in this process: one cannot switch drafts off for a call."
 
 
 def load_pair(request: LoadRequest) -> LitertLmEngine:
@@ -62,11 +60,9 @@ def load_pair(request: LoadRequest) -> LitertLmEngine:
     vocabulary = read_vocabulary(file, request.target.id)
     threads = options.threads or _usual_threads()
     cache_dir = _cache_dir(options, file.path)
-    make = partial(Runtime, file.path, device, threads, length + spare, cache_dir)
-    runtime = make(speculates=k > 0)
+    runtime = Runtime(file.path, device, threads, length + spare, cache_dir, speculates=k > 0)
     try:
         tokenizer = LitertTokenizer(file, vocabulary, runtime.token_ids)
-        by_session = k > 0 and speculates_by_session()
         running = RunningInfo.of(
             request,
             engine="litert-lm",
@@ -75,9 +71,8 @@ def load_pair(request: LoadRequest) -> LitertLmEngine:
             device=device,
             context_length=length,
             concurrency="serial",
-            notes=[_PLAIN_NOTE if k and not by_session else ""],
         ).model_copy(update={"num_speculative_tokens": k})
-        return LitertLmEngine(tokenizer, running, runtime, make, by_session=by_session)
+        return LitertLmEngine(tokenizer, running, runtime)
     except BaseException:
         runtime.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,27 +19,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Rounds"]
 
+_HALF = math.log(0.5)
+
 
 class Rounds:
     """The rounds of one generation. Where the engine ends at an id that does not end the output here, it goes on.
 
     LiteRT-LM says neither ids nor what was accepted. A piece of text is what one round emitted, so accepted drafts are
-    counted from its tokens, if the output did not end with an end-of-sequence id: whether that was the last round's bonus
-    token, one of its accepted drafts or a round of its own, nothing tells.
+    counted from its tokens, if the output did not end with an end-of-sequence id: whether that was the last round's
+    bonus token, one of its accepted drafts or a round of its own, nothing tells.
 
     Args:
         runtime: The engine.
         tokenizer: The target's.
         generation: The call.
         drafts: Tokens drafted in each round; 0: plain decoding.
-        by_session: Whether drafts are switched on and off for each session.
     """
 
-    def __init__(
-        self, runtime: Runtime, tokenizer: LitertTokenizer, generation: Generation, *, drafts: int, by_session: bool
-    ) -> None:
-        self._runtime, self._tokenizer, self._generation = runtime, tokenizer, generation
-        self._drafts, self._by_session = drafts, by_session
+    def __init__(self, runtime: Runtime, tokenizer: LitertTokenizer, generation: Generation, *, drafts: int) -> None:
+        self._runtime, self._tokenizer, self._generation, self._drafts = runtime, tokenizer, generation, drafts
         self._begun = self._latest = time.perf_counter()
         self._first = self._begun
         self._accepted: list[int] | None = []
@@ -54,9 +53,10 @@ class Rounds:
             answer = self._runtime.answer(
                 self._tokenizer.contents(text),
                 sampler,
-                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816).
-                None if self._drafts else left,
-                speculate=bool(self._drafts) if self._by_session else None,
+                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816). Without, it waits with tokens that may
+                # begin a sequence at which it ends: some more, so that the last ones come.
+                None if self._drafts else left + self._tokenizer.held_tokens,
+                speculate=bool(self._drafts),
             )
             with closing(answer):
                 generation.on_cancel(answer.wake)
@@ -83,7 +83,7 @@ class Rounds:
             begins = False
         if not generation.cancelled():
             self._accepted = None
-            yield self._emit([self._end(answer)], time.perf_counter(), drafted=bool(self._drafts))
+            yield self._emit([self._end()], time.perf_counter(), drafted=bool(self._drafts))
 
     def _emit(self, token_ids: list[int], received: float, *, drafted: bool) -> Round:
         generation = self._generation
@@ -118,9 +118,18 @@ class Rounds:
             decode_seconds=self._latest - self._first,
         )
 
-    def _end(self, answer: Answer) -> int:
-        """The id at which the engine ended."""
-        ends = self._tokenizer.ends
+    def _end(self) -> int:
+        """The id at which the engine ended. Where it may be one of several, the model says which is likely."""
+        generation, tokenizer = self._generation, self._tokenizer
+        ends = tokenizer.ends
         if not ends:
             raise EngineError("LiteRT-LM ended before the end of the output.", "Use a file that names its ends.")
-        return ends[0]
+        if len(ends) == 1:
+            return ends[0]
+        contents = tokenizer.contents([*generation.request.prompt_token_ids, *generation.token_ids])
+        scores: dict[int, float] = {}
+        for end in ends:
+            scores[end] = self._runtime.score(contents, tokenizer.name(end))
+            if scores[end] > _HALF:  # no other can be as likely
+                break
+        return max(scores, key=lambda end: scores[end])

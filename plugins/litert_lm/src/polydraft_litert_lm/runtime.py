@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import queue
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 from polydraft.contract import GenerationSettings
 from polydraft.errors import EngineError
 
-__all__ = ["Answer", "Piece", "Runtime", "Sampler", "speculates_by_session"]
+__all__ = ["Answer", "Piece", "Runtime", "Sampler"]
 
 _WAIT = 0.05
 """Seconds after which a reader that waits for text sees whether it was cancelled."""
@@ -82,7 +81,6 @@ class Runtime:
                 max_num_tokens=length,
                 cache_dir=":nocache" if cache_dir is None else str(cache_dir),
                 enable_speculative_decoding=speculates,
-                enable_benchmark=True,  # which counts tokens
             )
         except (RuntimeError, ValueError) as error:
             raise EngineError(
@@ -97,26 +95,37 @@ class Runtime:
         except RuntimeError as error:
             raise EngineError(f"LiteRT-LM cannot tokenize {text[:40]!r}: {error}", "Give other text.") from error
 
-    def answer(self, contents: Sequence[str], sampler: Sampler, limit: int | None, speculate: bool | None) -> Answer:
+    def answer(self, contents: Sequence[str], sampler: Sampler, limit: int | None, *, speculate: bool) -> Answer:
         """Start to generate.
 
         Args:
             contents: The prompt, in parts that are tokenized one by one.
             sampler: How tokens are chosen.
             limit: Most tokens; None: as many as the context holds.
-            speculate: Whether this answer is drafted; None: as the engine was made.
+            speculate: Whether this answer is drafted.
         """
         config = self._library.SamplerConfig(
             top_k=sampler.top_k, top_p=sampler.top_p, temperature=sampler.temperature, seed=sampler.seed
         )
-        arguments: dict[str, Any] = {} if speculate is None else {"enable_speculative_decoding": speculate}
-        if limit is not None:
-            arguments["max_output_tokens"] = limit
         try:
-            session = self._engine.create_session(apply_prompt_template=False, sampler_config=config, **arguments)
+            session = self._engine.create_session(
+                apply_prompt_template=False,
+                sampler_config=config,
+                max_output_tokens=limit,
+                enable_speculative_decoding=speculate,
+            )
         except RuntimeError as error:
             raise EngineError(f"LiteRT-LM cannot start a session: {error}") from error
         return Answer(session, contents)
+
+    def score(self, contents: Sequence[str], text: str) -> float:
+        """Natural log-probability of the tokens of a text after a prompt."""
+        try:
+            with self._engine.create_session(apply_prompt_template=False) as session:
+                session.run_prefill(list(contents))
+                return float(sum(session.run_text_scoring([text]).token_scores[0]))
+        except (RuntimeError, LookupError) as error:
+            raise EngineError(f"LiteRT-LM cannot score {text!r}: {error}") from error
 
     def close(self) -> None:
         """Free the engine. May be called twice."""
@@ -173,13 +182,6 @@ class Answer:
                 raise found
             yield found if found.text else None
 
-    def num_tokens(self) -> int | None:
-        """Tokens that the engine counts as decoded in this answer, which has ended; None: it does not say."""
-        try:
-            return int(self._session.get_benchmark_info().last_decode_token_count)
-        except RuntimeError:
-            return None
-
     def close(self) -> None:
         """End the answer, and wait until it has ended. May be called twice."""
         if self._closed:
@@ -189,10 +191,3 @@ class Answer:
             self._session.cancel_process()
         self._thread.join()
         self._session.close()
-
-
-def speculates_by_session() -> bool:
-    """Whether the installed version can switch drafts off for a session."""
-    import litert_lm
-
-    return "enable_speculative_decoding" in inspect.signature(litert_lm.Engine.create_session).parameters

@@ -93,13 +93,13 @@ class LitertTokenizer:
         firsts = [found[0] for found in sequences if len(found) > 1 and found[0] in vocabulary.special]
         self.ends = tuple(dict.fromkeys([*(found[0] for found in sequences if len(found) == 1), *firsts]))
         """The ids at which the engine ends."""
-        self.holds_tokens_back = any(len(found) > 1 for found in sequences)
-        """Whether the engine waits with a token that may begin a sequence at which it ends."""
+        self.held_tokens = max((len(found) - 1 for found in sequences), default=0)
+        """Tokens with which the engine waits at most, as they may begin a sequence at which it ends."""
         self.special_token_ids = vocabulary.special.union(self.ends)
         names = {"bos_token": self.start, "eos_token": self.ends[0] if self.ends else None}
         template = said.chat_template or _template(said.affixes)
         special = SpecialTokens(
-            names={name: self._name(token) for name, token in names.items() if token is not None},
+            names={name: self.name(token) for name, token in names.items() if token is not None},
             eos_token_ids=frozenset(self.ends),
             chat_templates={"default": template} if template else {},
             # The engine begins each prompt with it, whatever the tokenizer does.
@@ -117,12 +117,13 @@ class LitertTokenizer:
         found = (token,) if isinstance(token, int) else token
         return found if all(0 <= token_id < self.vocab_size for token_id in found) else ()
 
-    def _name(self, token_id: int) -> str:
+    def name(self, token_id: int) -> str:
+        """The text of a token."""
         return self.vocabulary.texts[token_id].decode("utf-8", "replace")
 
     @cached_property
     def _special_texts(self) -> re.Pattern[str] | None:
-        texts = sorted(filter(None, map(self._name, self.special_token_ids)), key=len, reverse=True)
+        texts = sorted(filter(None, map(self.name, self.special_token_ids)), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     def encode(self, text: str) -> list[int]:
@@ -177,7 +178,7 @@ class LitertTokenizer:
         if self.start is not None:
             if rest[:1] != [self.start]:
                 raise UnsupportedError(
-                    f"LiteRT-LM begins every prompt with {self._name(self.start)!r}, and this one begins with another "
+                    f"LiteRT-LM begins every prompt with {self.name(self.start)!r}, and this one begins with another "
                     "token.",
                     f"Begin it with the id {self.start}, or give text.",
                 )
@@ -204,7 +205,7 @@ class LitertTokenizer:
         wanted = [token_id for unit in units for token_id in unit]
         text = _text(self.vocabulary.join(wanted)) or ""
         # A text that begins with the start token's would get that token.
-        begins = self.start is not None and text.startswith(self._name(self.start))
+        begins = self.start is not None and text.startswith(self.name(self.start))
         if text and not begins and self._ordinary(text) == wanted:
             yield text
         elif len(units) == 1:
@@ -223,11 +224,11 @@ class LitertTokenizer:
 
     def is_whole(self, token_ids: Sequence[int]) -> bool:
         """Whether these tokens are all that one step of the engine emitted: it waits with parts of characters."""
-        return not self.holds_tokens_back and all(_text(self.vocabulary.texts[one]) is not None for one in token_ids)
+        return not self.held_tokens and all(_text(self.vocabulary.texts[one]) is not None for one in token_ids)
 
     def unspoken_stop(self) -> int | None:
         """An id at which the engine ends and that no text gives it; None if there is none."""
-        return next((end for end in self.ends if self._ordinary(self._name(end)) != [end]), None)
+        return next((end for end in self.ends if self._ordinary(self.name(end)) != [end]), None)
 
     def spelled(self, text: str) -> list[int]:
         """The tokens of a piece of the engine's output: the one token with that text, else what the tokenizer makes."""

@@ -1,0 +1,130 @@
+"""Convert the built-in pair tiny-e2b to one ``.litertlm`` file.
+
+    nox -s litertlm        # installs requirements.txt into an environment of its own, and runs this
+
+The target is exported by litert-torch, with the signature ``verify`` for k + 1 tokens; the drafter by ``drafter.py``,
+as litert-torch has none. Weights stay float32, so that tokens are those of Transformers. What is written is compressed:
+the lower half of each float32 is zero, since the checkpoint is bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from drafter import convert_drafter
+from litert_lm_builder import litertlm_builder
+from litert_lm_builder.runtime.proto import llm_metadata_pb2
+from litert_torch.generative.export_hf import export
+
+K = 4
+CACHE = 1152
+"""Rows of the KV cache: the suite's prompts of 1,024 tokens, and their outputs."""
+PREFILL = (128,)
+"""Lengths in which LiteRT-LM runs a prompt; each makes the file larger."""
+
+REPOSITORY = Path(__file__).parents[3]
+PAIRS = REPOSITORY / "builtin_pairs/src/polydraft_builtin_pairs/data"
+OUTPUT = Path(__file__).parents[1] / "src/polydraft_litert_lm/data/tiny-e2b-litertlm"
+_PARTS = {
+    "model.tflite": litertlm_builder.TfLiteModelType.PREFILL_DECODE,
+    "embedder.tflite": litertlm_builder.TfLiteModelType.EMBEDDER,
+    "per_layer_embedder.tflite": litertlm_builder.TfLiteModelType.PER_LAYER_EMBEDDER,
+}
+"""What litert-torch writes for the target."""
+
+
+def main() -> None:
+    """Convert, and write the file with its config and checksum."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--target", type=Path, default=PAIRS / "tiny-e2b")
+    parser.add_argument("--drafter", type=Path, default=PAIRS / "tiny-e2b-assistant")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        file = convert(given.target, given.drafter, work)
+        write(file, given.target, given.output)
+
+
+def convert(target: Path, drafter: Path, work: Path) -> Path:
+    """The ``.litertlm`` file of a pair, in an empty folder."""
+    config = json.loads((target / "config.json").read_text("utf-8"))
+    export.export(
+        str(target),
+        str(work / "target"),
+        keep_temporary_files=True,
+        quantization_recipe="none",  # None would mean int8
+        cache_length=CACHE,
+        prefill_lengths=list(PREFILL),
+        assistant_model=str(drafter),
+        mtp_verifier_step=K + 1,
+        use_jinja_template=True,
+        moe_exports_implementation="eager",  # else it asks for an implementation that its own model refuses
+        externalize_embedder=True,  # which LiteRT-LM needs for drafts
+    )
+    convert_drafter(drafter, last_layers(config), CACHE, work / "drafter.tflite")
+    file = work / "pair.litertlm"
+    bundle(target, work / "target", work / "drafter.tflite", file)
+    return file
+
+
+def last_layers(config: dict[str, Any]) -> dict[str, int]:
+    """Kind of attention -> the last layer of that kind that stores keys and values."""
+    storing = config["num_hidden_layers"] - config["num_kv_shared_layers"]
+    return {kind: index for index, kind in enumerate(config["layer_types"][:storing])}
+
+
+def bundle(target: Path, parts: Path, drafter: Path, output: Path) -> None:
+    """Put the parts of target and drafter into one file."""
+    builder = litertlm_builder.LitertLmFileBuilder()
+    # Required by the builder.
+    builder.add_system_metadata(
+        litertlm_builder.Metadata(key="Authors", value="The polydraft developers", dtype=litertlm_builder.DType.STRING)
+    )
+    for name, kind in _PARTS.items():
+        builder.add_tflite_model(str(parts / name), kind)
+    builder.add_tflite_model(str(drafter), litertlm_builder.TfLiteModelType.MTP_DRAFTER)
+    builder.add_hf_tokenizer(str(target / "tokenizer.json"))
+    said = output.with_suffix(".pb")
+    said.write_bytes(metadata(target).SerializeToString())
+    builder.add_llm_metadata(str(said))
+    with output.open("wb") as file:
+        builder.build(file)
+
+
+def metadata(target: Path) -> llm_metadata_pb2.LlmMetadata:
+    """What LiteRT-LM is told of the model."""
+    generation = json.loads((target / "generation_config.json").read_text("utf-8"))
+    found = llm_metadata_pb2.LlmMetadata(max_num_tokens=CACHE)
+    found.start_token.token_ids.ids.append(generation["bos_token_id"])
+    for token_id in generation["eos_token_id"]:
+        found.stop_tokens.add().token_ids.ids.append(token_id)
+    found.jinja_prompt_template = (target / "chat_template.jinja").read_text("utf-8")
+    found.llm_model_type.gemma4.SetInParent()
+    return found
+
+
+def write(file: Path, target: Path, output: Path) -> None:
+    """Write the file, its config and the checksum of what is checked in."""
+    output.mkdir(parents=True, exist_ok=True)
+    packed = lzma.compress(file.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
+    (output / "model.litertlm.xz").write_bytes(packed)
+    digest = hashlib.sha256(packed).hexdigest()
+    (output / "SHA256SUMS").write_text(f"{digest}  model.litertlm.xz\n", "utf-8")
+    given = json.loads((target / "config.json").read_text("utf-8"))
+    config = {
+        **{name: given[name] for name in ("model_type", "sliding_window", "vocab_size")},
+        "max_position_embeddings": CACHE,
+        "polydraft_drafter": {"kind": "mtp", "num_speculative_tokens": K},
+    }
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
