@@ -1,8 +1,8 @@
 """The header of a ``.litertlm`` file: what its sections are, without its weights.
 
 The layout is that of LiteRT-LM (``schema/core/litertlm_header_schema.fbs``, ``runtime/proto/llm_metadata.proto``),
-major version 1: the letters ``LITERTLM``, three 32-bit numbers for the version, four unused bytes, the end of the header
-in 64 bits, and the header as a FlatBuffer. Numbers are little endian.
+major version 1: the letters ``LITERTLM``, three 32-bit numbers for the version, four unused bytes, the end of the
+header in 64 bits, and the header as a FlatBuffer. Numbers are little endian.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _file(request: LoadRequest) -> Path:
             shutil.copyfileobj(compressed, plain)
 
     digest = hashlib.sha256(packed.read_bytes()).hexdigest()
-    return CacheFolder(*CACHE).file(f"{source.path.name}-{digest[:16]}.litertlm", unpack)
+    return CacheFolder(*CACHE).file(f"{packed.parent.name}-{digest[:16]}.litertlm", unpack)
 
 
 def _check(file: LitertlmFile, request: LoadRequest) -> int:

@@ -53,8 +53,8 @@ class Rounds:
             answer = self._runtime.answer(
                 self._tokenizer.contents(text),
                 sampler,
-                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816). Without, it waits with tokens that may
-                # begin a sequence at which it ends: some more, so that the last ones come.
+                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816). Without, it waits with tokens that
+                # may begin a sequence at which it ends: some more, so that the last ones come.
                 None if self._drafts else left + self._tokenizer.held_tokens,
                 speculate=bool(self._drafts),
             )
