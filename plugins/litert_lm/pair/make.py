@@ -13,6 +13,8 @@ import argparse
 import hashlib
 import json
 import lzma
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,12 @@ def main() -> None:
 def convert(target: Path, drafter: Path, work: Path) -> Path:
     """The ``.litertlm`` file of a pair, in an empty folder."""
     config = json.loads((target / "config.json").read_text("utf-8"))
+    # litert-torch exports embeddings for each layer only in the layout of published checkpoints.
+    layout = work / "conditional"
+    command = [sys.executable, "-m", "training.conditional", str(target), str(layout)]
+    subprocess.run(command, check=True, cwd=REPOSITORY / "builtin_pairs")
     export.export(
-        str(target),
+        str(layout),
         str(work / "target"),
         keep_temporary_files=True,
         quantization_recipe="none",  # None would mean int8
@@ -76,7 +82,7 @@ def convert(target: Path, drafter: Path, work: Path) -> Path:
 
 def last_layers(config: dict[str, Any]) -> dict[str, int]:
     """Kind of attention -> the last layer of that kind that stores keys and values."""
-    storing = config["num_hidden_layers"] - config["num_kv_shared_layers"]
+    storing = config["num_hidden_layers"] - (config.get("num_kv_shared_layers") or 0)
     return {kind: index for index, kind in enumerate(config["layer_types"][:storing])}
 
 
@@ -88,7 +94,8 @@ def bundle(target: Path, parts: Path, drafter: Path, output: Path) -> None:
         litertlm_builder.Metadata(key="Authors", value="The polydraft developers", dtype=litertlm_builder.DType.STRING)
     )
     for name, kind in _PARTS.items():
-        builder.add_tflite_model(str(parts / name), kind)
+        if (parts / name).is_file():  # not every target has embeddings for each layer
+            builder.add_tflite_model(str(parts / name), kind)
     builder.add_tflite_model(str(drafter), litertlm_builder.TfLiteModelType.MTP_DRAFTER)
     builder.add_hf_tokenizer(str(target / "tokenizer.json"))
     said = output.with_suffix(".pb")
