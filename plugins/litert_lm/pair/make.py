@@ -23,6 +23,7 @@ from drafter import convert_drafter
 from litert_lm_builder import litertlm_builder
 from litert_lm_builder.runtime.proto import llm_metadata_pb2
 from litert_torch.generative.export_hf import export
+from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as gemma4
 
 K = 4
 CACHE = 1152
@@ -61,6 +62,7 @@ def convert(target: Path, drafter: Path, work: Path) -> Path:
     layout = work / "conditional"
     command = [sys.executable, "-m", "training.conditional", str(target), str(layout)]
     subprocess.run(command, check=True, cwd=REPOSITORY / "builtin_pairs")
+    gemma4.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder.forward = forward_with_activations
     export.export(
         str(layout),
         str(work / "target"),
@@ -78,6 +80,25 @@ def convert(target: Path, drafter: Path, work: Path) -> Path:
     file = work / "pair.litertlm"
     bundle(target, work / "target", work / "drafter.tflite", file)
     return file
+
+
+def forward_with_activations(
+    module: Any, embeddings: Any, per_layer_embeddings: Any, input_pos: Any, kv_cache: Any, mask: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """A step of the target that also gives the last hidden states, which the drafter needs.
+
+    litert-torch gives them for other models, but not where there are embeddings for each layer.
+    """
+    kwargs.update(module.composite_flags())
+    inputs = module.adapt_inputs(None, embeddings, per_layer_embeddings, input_pos, kv_cache, mask, **kwargs)
+    config = module.model.config.text_config
+    inputs["past_key_values"] = inputs["past_key_values"].insert_dummy_cache_layers(config)
+    found = module.model.model.language_model(**inputs, **module.attention_kwargs())
+    return {
+        "kv_cache": found.past_key_values.remove_dummy_cache_layers(config),
+        "logits": module.model.lm_head(found.last_hidden_state),
+        "activations": found.last_hidden_state,
+    }
 
 
 def last_layers(config: dict[str, Any]) -> dict[str, int]:
