@@ -62,7 +62,7 @@ def convert(target: Path, drafter: Path, work: Path) -> Path:
     layout = work / "conditional"
     command = [sys.executable, "-m", "training.conditional", str(target), str(layout)]
     subprocess.run(command, check=True, cwd=REPOSITORY / "builtin_pairs")
-    gemma4.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder.forward = forward_with_activations
+    patch_converter()
     export.export(
         str(layout),
         str(work / "target"),
@@ -80,6 +80,21 @@ def convert(target: Path, drafter: Path, work: Path) -> Path:
     file = work / "pair.litertlm"
     bundle(target, work / "target", work / "drafter.tflite", file)
     return file
+
+
+def patch_converter() -> None:
+    """Mend what litert-torch exports of a target with embeddings for each layer, where LiteRT-LM drafts with it."""
+    target = gemma4.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder
+    sample_inputs = target.get_sample_inputs
+
+    def with_float_mask(module: Any, *args: Any, **kwargs: Any) -> Any:
+        found = sample_inputs(module, *args, **kwargs)
+        # A mask of bools, as litert-torch has it here only, makes LiteRT-LM verify wrongly.
+        found["verify"][0]["mask"] = found["verify"][0]["mask"].float()
+        return found
+
+    target.forward = forward_with_activations
+    target.get_sample_inputs = with_float_mask
 
 
 def forward_with_activations(

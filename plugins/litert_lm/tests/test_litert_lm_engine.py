@@ -1,5 +1,6 @@
 """The engine on the built-in pair: what the conformance suite does not ask."""
 
+import hashlib
 import json
 import lzma
 import threading
@@ -81,7 +82,7 @@ def test_drafts_change_nothing_and_are_counted(session):
     assert (found.token_ids, found.text) == (plain.token_ids, plain.text)
     stats = found.stats
     assert stats.num_draft_tokens == 4 * stats.num_drafts
-    assert 0 < stats.num_accepted_tokens == 59 - stats.num_drafts or found.stats.num_accepted_tokens > 0
+    assert 0 < stats.num_accepted_tokens == sum(stats.accepted_per_position)
     assert (plain.stats.num_draft_tokens, plain.stats.num_target_steps) == (0, 59)
 
 
@@ -104,9 +105,9 @@ def test_chats_and_texts(session):
     assert "<|turn>user\nWhat is a list?<turn|>" in "".join(
         session.tokenizer.token_bytes(token).decode() for token in result.prompt_token_ids
     )
-    stopped = session.generate(PROMPT, **LONG, stop=["return"])
-    assert (stopped.finish_reason, stopped.stop_match) == ("stop", "return")
-    assert "return" not in stopped.text
+    stopped = session.generate(PROMPT, **LONG, stop=["a.split"])
+    assert (stopped.finish_reason, stopped.stop_match) == ("stop", "a.split")
+    assert "a.split" not in stopped.text
 
 
 def test_ids_that_text_cannot_give_are_refused(session):
@@ -155,7 +156,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
             session.generate(PROMPT, max_new_tokens=4, speculate="on")
 
 
-def test_files_as_they_come(whole, write, monkeypatch):
+def test_files_as_they_come(whole, write):
     with load(write(whole)) as session:
         assert (session.running.method, session.running.num_speculative_tokens) == ("mtp", 4)
     with load(without_drafter(whole, write)) as session:
@@ -170,8 +171,6 @@ def test_files_as_they_come(whole, write, monkeypatch):
     ):
         with pytest.raises(ModelFormatError, match=message):
             load(write(data))
-    monkeypatch.setattr(loading, "version", lambda name: "0.1")
-    monkeypatch.setattr(loading, "_older", lambda installed, needed: True)
 
 
 def test_a_file_from_the_hub_is_checked_after_the_download(whole, write, monkeypatch):
@@ -192,3 +191,18 @@ def test_a_file_from_the_hub_is_checked_after_the_download(whole, write, monkeyp
     engine = loading.load_pair(request(num_speculative_tokens=2, k_chosen_by="recommended"))
     engine.close()
     assert engine.running.num_speculative_tokens == 4
+
+
+def test_drafts_still_ignore_the_temperature():
+    """Once this fails, calls with a temperature need not be decoded plainly: see `speculation_conflict`."""
+    from polydraft_litert_lm.probes import drafts_ignore_the_temperature
+
+    assert drafts_ignore_the_temperature()
+
+
+def test_the_pair_is_the_one_that_was_checked_in():
+    (record,) = plugin.polydraft_local_models()
+    folder = Path(record.path)
+    digest, _, name = (folder / "SHA256SUMS").read_text("utf-8").strip().partition("  ")
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert (folder / name).stat().st_size < 6_000_000

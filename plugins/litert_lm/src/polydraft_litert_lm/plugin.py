@@ -84,7 +84,7 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         versions=SUPPORTED_VERSIONS,
         affects="sampling",
         severity="warn",
-        summary="With speculation it ignores temperature and seed and is always greedy.",
+        summary="With speculation it ignores temperature and seed from the second token on, and is greedy.",
         remedy="Nothing: calls with a temperature above 0 are decoded plainly, or refused with `speculate='on'`.",
         link="https://github.com/google-ai-edge/LiteRT-LM/issues/3017",
     )
