@@ -19,7 +19,7 @@ _COMPARED = 24
 
 
 def drafts_ignore_the_temperature() -> bool:
-    """Whether an answer with drafts is greedy from its second token on, at a temperature at which hardly any text is."""
+    """Whether an answer with drafts is greedy from its second token on, at a high temperature."""
     from polydraft_litert_lm.loading import load_pair
     from polydraft_litert_lm.runtime import Sampler
 

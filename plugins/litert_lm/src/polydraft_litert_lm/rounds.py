@@ -74,6 +74,8 @@ class Rounds:
             if self._drafts and not begins:
                 yield self._emit(token_ids, piece.received, drafted=True)
             else:  # the prefill's token, or plain decoding
+                if self._drafts and (len(token_ids) > 1 or generation.token_ids):
+                    self._accepted = None
                 for index in range(len(token_ids)):
                     yield self._emit(token_ids[index : index + 1], piece.received, drafted=False)
                     if generation.finish_reason is not None:
