@@ -41,6 +41,10 @@ with showing_progress() as progress:
 """The program of another process."""
 
 
+STRUCTURED = "llguidance<2,>=1.7"
+"""What every environment gets for outputs that must match."""
+
+
 @pytest.fixture(autouse=True)
 def clone(monkeypatch):
     """As from this clone, wherever the tests' own polydraft is installed."""
@@ -63,13 +67,14 @@ def test_from_nothing_to_a_session_and_back(uv, data, silent, quick):
     assert test.tokens == 2
     venv, step = uv.calls
     assert venv[0] == "venv"
-    assert step[-6:] == [
+    assert step[-7:] == [
         "-e",
         str(ROOT / "core"),
         "-e",
         str(ROOT / "plugins/reference"),
         "-e",
         str(ROOT / "builtin_pairs"),
+        STRUCTURED,
     ]
     assert not list(data.rglob("*.tmp"))
     assert before.state == "not installed"
@@ -337,7 +342,8 @@ def test_where_polydraft_comes_from(tmp_path, monkeypatch):
     engine = known_engines()["reference"]
     index = sources.requirements(sources.given_source("index"), engine, ())
     version = index[0].partition("==")[2]
-    assert index == [f"{name}=={version}" for name in ("polydraft", "polydraft-reference", "polydraft-builtin-pairs")]
+    own = ("polydraft", "polydraft-reference", "polydraft-builtin-pairs")
+    assert index == [*(f"{name}=={version}" for name in own), STRUCTURED]
     clone = sources.given_source(str(ROOT))
     assert str(ROOT / "plugins/reference") in sources.requirements(clone, engine, ())
     with pytest.raises(EnvironmentSetupError, match="neither a clone of polydraft nor wheels"):

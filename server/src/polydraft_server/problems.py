@@ -20,6 +20,7 @@ from polydraft.errors import (
     OutOfMemoryError,
     PolydraftError,
     SessionClosedError,
+    StructuredOutputError,
     SystemResourceError,
     UnsupportedError,
 )
@@ -93,6 +94,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(400, message, code=code, param=param)
     if isinstance(error, UnsupportedError):
         return Problem(400, message, code="unsupported", param=_named(error))
+    if isinstance(error, StructuredOutputError):
+        return Problem(400, message, code="structured_output_failed", param="response_format")
     if isinstance(error, ModelFormatError):  # a chat template that these messages break or that takes too long
         return Problem(400, message, code="chat_template_failed", param="messages")
     if isinstance(error, EngineCrashedError | SessionClosedError):

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar, cast
 from polydraft import Prompt, Speculate
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from polydraft_server.guided import guided_arguments
 from polydraft_server.problems import ApiError
 
 __all__ = ["ChatRequest", "CompletionRequest", "checked", "client_of"]
@@ -40,11 +39,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (None,),
     "documents": (None, []),
     "chat_template": (None,),
-    "structured_outputs": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
     "include_stop_str_in_output": (None, False),
     "skip_special_tokens": (None, True),
     "add_generation_prompt": (None, True),
@@ -100,6 +94,11 @@ class _Request(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     return_token_ids: bool | None = None
     speculate: Speculate | None = None
     num_speculative_tokens: int | None = None
@@ -137,7 +136,16 @@ class _Request(BaseModel):
             found[name] = getattr(self, name)
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "num_speculative_tokens"):
             found[name] = getattr(self, name)
+        found["response_format"], found["guided"] = self.response_format, self._guided()
         return {**defaults, **{name: value for name, value in found.items() if value is not None}}
+
+    def _guided(self) -> dict[str, Any] | None:
+        """What the output must match, in vLLM's fields: in one, or each kind in its own."""
+        found = dict(self.structured_outputs or {})
+        for kind in ("json", "regex", "choice", "grammar"):
+            if (given := getattr(self, f"guided_{kind}")) is not None:
+                found[kind] = given
+        return {kind: given for kind, given in found.items() if given is not None} or None
 
     def _refuse(self) -> None:
         extra = self.model_extra or {}
@@ -155,6 +163,12 @@ class _Request(BaseModel):
             return dict(arguments)
         digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
         return {**arguments, "seed": int.from_bytes(digest) >> 1}
+
+
+def _named(choice: str | dict[str, Any]) -> Any:
+    """``tool_choice`` in Python's words: OpenAI names a function in an object of its own."""
+    function = choice.get("function") if isinstance(choice, dict) else None
+    return {"name": function.get("name")} if isinstance(function, dict) else choice
 
 
 R = TypeVar("R", bound=_Request)
@@ -195,13 +209,14 @@ class ChatRequest(_Request):
         if self.logprobs:
             found["logprobs"] = self.top_logprobs or 0
         choice = self.tool_choice
-        if self.tools and choice != "none":
+        if self.tools:
             found["tools"] = self.tools
         elif choice not in (None, "none", "auto"):
             raise ApiError.of(
                 400, "`tool_choice` is given without `tools`.", "Give `tools`, or leave it out.", param="tool_choice"
             )
-        found |= guided_arguments(self.response_format, forced_tool=choice not in (None, "none", "auto"))
+        if choice is not None and self.tools:
+            found["tool_choice"] = _named(choice)
         variables = dict(self.chat_template_kwargs or {})
         if "chat_template" in variables:
             raise ApiError.of(
@@ -271,7 +286,7 @@ class CompletionRequest(_Request):
         found = {"max_new_tokens": _COMPLETION_TOKENS, **self._arguments(defaults)}
         if self.logprobs is not None:
             found["logprobs"] = self.logprobs
-        return found | guided_arguments(self.response_format, forced_tool=False)
+        return found
 
 
 def checked(kind: type[R], body: Any) -> R:

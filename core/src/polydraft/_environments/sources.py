@@ -6,12 +6,13 @@ import hashlib
 import json
 import tomllib
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from polydraft._environments.records import Environment, Source
@@ -80,13 +81,20 @@ def requirements(source: Source, engine: KnownEngine, packages: tuple[str, ...])
     Raises:
         EnvironmentSetupError: The source does not have one of them, or has another version than the one that runs.
     """
+    given, packages = packages, (*packages, *_structured())
     wanted = [(_CORE, _CORE_FOLDER), (_PAIRS, _PAIRS_FOLDER)]
-    if not packages:
+    if not given:
         wanted[1:1] = [*engine.also.items(), (engine.distribution, engine.folder)]
     if source.kind == "index":
         return [*(f"{name}=={version(_CORE)}" for name, _ in wanted), *packages]
     find = _from_clone if source.kind == "clone" else _from_wheels
     return [*(word for name, folder in wanted for word in find(source, name, folder)), *packages]
+
+
+def _structured() -> list[str]:
+    """What outputs that must match need, where the engine has no way of its own: the extra ``structured``."""
+    needed = map(Requirement, requires(_CORE) or ())
+    return [f"{one.name}{one.specifier}" for one in needed if one.marker and 'extra == "structured"' in str(one.marker)]
 
 
 def _from_clone(source: Source, name: str, folder: str) -> list[str]:
