@@ -20,7 +20,7 @@ def polydraft(data):
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         code = (
             "import polydraft._plugins as plugins, sys; from polydraft._cli.app import main; "
-            "plugins._installed = lambda: ([], []); "
+            "plugins.installed_plugins = lambda: ([], []); "
             f"sys.argv = ['polydraft', *{list(arguments)!r}]; main()"
         )
         return subprocess.run(

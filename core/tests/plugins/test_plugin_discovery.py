@@ -253,7 +253,7 @@ def test_factories_that_do_not_work(factory, said):
         ("transformer", "Did you mean 'transformers'?"),
         ("llama.cpp", "polydraft engines install llama_cpp"),
         ("ollama", "polydraft engines install ollama"),
-        ("litert", "no backend for litert_lm; installed are: good."),
+        ("litert", "polydraft engines install litert_lm"),
         ("zzzz", "Installed are: good."),
     ],
 )
