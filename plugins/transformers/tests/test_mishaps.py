@@ -24,7 +24,8 @@ LOCAL = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
 
 @pytest.fixture
 def session():
-    with polydraft.load("builtin:tiny-e2b", **LOCAL) as loaded:
+    # Nothing is kept between calls: each takes its buffers from those that the last one gave back.
+    with polydraft.load("builtin:tiny-e2b", prefix_cache_bytes=0, **LOCAL) as loaded:
         yield loaded
 
 

@@ -89,8 +89,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             notes=[_PLAIN_NOTE] if found.start_plain else [],
         )
         undo.pop_all()
-        reuses = request.prefix_cache_bytes != 0
-        return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free, reuses=reuses)
+        return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free)
 
 
 def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:
