@@ -332,8 +332,8 @@ def _request(generation: Generation) -> dict[str, Any]:
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,
         "timings_per_token": True,
-        # A first request runs its whole prompt: with what its slot held, the suite found other outputs after cancelled and
-        # concurrent requests. A continuation reuses its prefix.
+        # A first request runs its whole prompt: with what its slot held, the suite found other outputs after cancelled
+        # and concurrent requests. A continuation reuses its prefix.
         "cache_prompt": bool(emitted),
         **({} if settings.guided is None else {"grammar": gbnf_of(settings.guided)}),
     }
