@@ -58,6 +58,8 @@ EXAMPLE_PLUGIN = "examples/third_party_plugin"
 GGUF = "plugins/gguf"
 """What the plugins for llama.cpp share; no plugin."""
 XLLAMACPP = "plugins/xllamacpp"
+ADAPTERS = ("adapters/llm", "adapters/langchain")
+"""polydraft as a model of other programs."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,14 @@ BACKENDS = {
         minutes=16,
     ),
 }
-DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER)
+DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER, *ADAPTERS)
 
 MINUTES = {
     "lint": 0,
     "types": 2,
     "wheels": 3,
     "third_party": 2,
+    "adapters": 1,
     "unit": 9,
     "suite": 8,
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
@@ -398,7 +401,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, EXAMPLE_PLUGIN)
+    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, *ADAPTERS, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
@@ -411,9 +414,9 @@ def types(session: nox.Session) -> None:
     prepare(session)
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, SERVER, BACKENDS["transformers"].folder))
     plugins = [GGUF, *(backend.folder for backend in BACKENDS.values())]
-    install(session, "--no-deps", *folders(*plugins))
+    install(session, "--no-deps", *folders(*plugins, *ADAPTERS))
     # At once: one call after the other would check the core again where it is imported as installed.
-    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins))
+    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins, *ADAPTERS))
     session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/benchmarks")
 
 
@@ -524,6 +527,14 @@ def clients(session: nox.Session) -> None:
     session.run(str(programs / "pip"), "install", "--quiet", "--no-compile", "aiperf==0.13.0", external=True)
     session.env["POLYDRAFT_AIPERF"] = str(programs / "aiperf")
     pytest(session, f"{SERVER}/tests/clients", *session.posargs)
+
+
+@nox.session
+def adapters(session: nox.Session) -> None:
+    """polydraft as a model of `llm` and of LangChain, in those programs."""
+    prepare(session)
+    install(session, "pytest", *folders(CORE, PAIRS, BACKENDS["reference"].folder, *ADAPTERS))
+    pytest(session, *(f"{folder}/tests" for folder in ADAPTERS), *session.posargs)
 
 
 @nox.session
