@@ -14,6 +14,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -37,6 +38,8 @@ nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "ci"))  # sessions import modules from there
+# nox looks for uv even where no session uses it, and says that it found none.
+logging.getLogger("nox").addFilter(lambda record: record.getMessage() != "uv binary not found.")
 CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 TOOLS = ROOT / "ci/tools.txt"
@@ -487,6 +490,8 @@ def workers_here() -> str:
 @nox.session
 def report(session: nox.Session) -> None:
     """One HTML page and one Markdown table of all results in conformance-reports/."""
+    if not any(REPORTS.rglob("conformance-report.json")):
+        session.error(f"{REPORTS.name}/ holds no report yet. Make one: nox -s \"conformance(reference)\"")
     install(session, *folders(CORE, CONFORMANCE))
     page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
     session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
