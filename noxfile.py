@@ -491,7 +491,7 @@ def workers_here() -> str:
 def report(session: nox.Session) -> None:
     """One HTML page and one Markdown table of all results in conformance-reports/."""
     if not any(REPORTS.rglob("conformance-report.json")):
-        session.error(f"{REPORTS.name}/ holds no report yet. Make one: nox -s \"conformance(reference)\"")
+        session.error(f'{REPORTS.name}/ holds no report yet. Make one: nox -s "conformance(reference)"')
     install(session, *folders(CORE, CONFORMANCE))
     page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
     session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
