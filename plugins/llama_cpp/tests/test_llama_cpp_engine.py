@@ -10,9 +10,9 @@ from polydraft.errors import (
     SessionBusyError,
     SpeculationUnavailableError,
 )
+from polydraft.hardware import multiplies_natively
 from polydraft.verification import first_difference, measure_noise
 from polydraft_conformance.testing import GreedySampler
-from polydraft.hardware import multiplies_natively
 from polydraft_llama_cpp import bindings
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64 tokens, and past one batch

@@ -201,8 +201,8 @@ def _matrix(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     group = None
     for name, check in ordered_checks(reports):
         if name != group:
-            title = escape(_spaced(name))
-            lines.append(f"<tr class=group><th colspan={len(reports) + 1} scope=rowgroup><span>{title}</span></th></tr>")
+            title = f"<span>{escape(_spaced(name))}</span>"
+            lines.append(f"<tr class=group><th colspan={len(reports) + 1} scope=rowgroup>{title}</th></tr>")
             group = name
         cells = "".join(
             _cell(number, data, [row for row in data["checks"] if (row["group"], row["check"]) == (name, check)])
