@@ -82,6 +82,8 @@ def test_settings_of_the_model_and_of_the_call(toy):
     assert model.invoke(STORY, seed=4).content == toy.generate(CHAT, max_new_tokens=20, temperature=1, seed=4).text
     assert model.invoke(STORY, max_tokens=5).usage_metadata["output_tokens"] == 5
     assert model.invoke(STORY, max_new_tokens=5).usage_metadata["output_tokens"] == 5
+    with pytest.raises(InvalidRequestError, match="max_new_tokens"):
+        model.invoke(STORY, max_new_tokens=0)
     stop = expected.text[3]
     assert model.invoke(STORY, stop=[stop]).content == expected.text[: expected.text.index(stop)]
     assert model.invoke(STORY, speculate="off").response_metadata["speculation_off"]
@@ -118,7 +120,9 @@ def test_cut_structured_output_is_no_answer(model):
     assert cut["parsing_error"] is not None
 
 
-def test_thinking_is_beside_the_answer():
+def test_thinking_is_beside_the_answer_and_not_sent_again():
+    said = AIMessage([{"type": "reasoning", "reasoning": "B"}, {"type": "text", "text": "A"}])
+    assert chat_models._to_chat([said]) == [{"role": "assistant", "content": [{"type": "text", "text": "A"}]}]
     chunk = polydraft.Chunk(token_ids=(1,), text="A", thinking="B", num_accepted_tokens=None)
     message = chat_models._piece(chunk).message
     assert (message.content, message.additional_kwargs) == ("A", {"reasoning_content": "B"})

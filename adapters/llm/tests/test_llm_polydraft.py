@@ -135,6 +135,16 @@ def test_thinking_is_shown_and_not_sent_again():
     assert messages.to_chat([said]) == [{"role": "assistant", "content": "A"}]
 
 
+def test_attachments_are_refused():
+    picture = llm.Attachment(type="image/png", content=b"")
+    for role, part in (
+        ("user", llm.parts.AttachmentPart(picture)),
+        ("tool", llm.parts.ToolResultPart(name="draw", output="", attachments=[picture])),
+    ):
+        with pytest.raises(llm.ModelError, match="text only"):
+            messages.to_chat([llm.parts.Message(role, [part])])
+
+
 def test_one_load_serves_all_calls_with_its_arguments(toy, monkeypatch):
     loaded = []
 

@@ -140,8 +140,7 @@ class ChatPolydraft(BaseChatModel):
         """Keyword arguments of ``generate``: the model's, then those of the call."""
         own = {name: getattr(self, name) for name in _SETTINGS} | self.model_kwargs
         called = own | given | ({} if stop is None else {"stop": stop})
-        called["max_new_tokens"] = called.pop("max_new_tokens", None) or called["max_tokens"]
-        del called["max_tokens"]
+        called.setdefault("max_new_tokens", called.pop("max_tokens"))
         return {name: value for name, value in called.items() if value is not None}
 
     def _result(self, session: Session, result: GenerationResult) -> ChatResult:
@@ -234,8 +233,13 @@ class ChatPolydraft(BaseChatModel):
 
 
 def _to_chat(messages: list[BaseMessage]) -> list[dict[str, Any]]:
-    chat = convert_to_openai_messages(messages)
-    return chat if isinstance(chat, list) else [chat]
+    """Messages in OpenAI's shapes. Earlier thinking is left out, as chat templates expect."""
+    chat: list[dict[str, Any]] = list(convert_to_openai_messages(messages))
+    for message in chat:
+        if message["role"] == "assistant" and isinstance(message["content"], list):
+            parts = [part for part in message["content"] if part.get("type") not in {"reasoning", "thinking"}]
+            message["content"] = parts
+    return chat
 
 
 def _piece(chunk: Chunk) -> ChatGenerationChunk:

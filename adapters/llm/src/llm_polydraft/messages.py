@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import llm
-from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
+from llm.parts import AttachmentPart, Message, TextPart, ToolCallPart, ToolResultPart
 
 __all__ = ["to_chat", "to_tools"]
 
@@ -18,9 +18,9 @@ def to_chat(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 def _to_chat(message: Message) -> Iterator[dict[str, Any]]:
     results = [part for part in message.parts if isinstance(part, ToolResultPart)]
+    if any(isinstance(part, AttachmentPart) for part in message.parts) or any(part.attachments for part in results):
+        raise llm.ModelError("polydraft's models read text only. Leave the attachment out.")
     for part in results:
-        if part.attachments:
-            raise llm.ModelError(f"The tool {part.name} gave an attachment, and polydraft's models read text only.")
         yield {"role": "tool", "tool_call_id": part.tool_call_id, "name": part.name, "content": part.output}
     if message.role == "tool":
         return
