@@ -14,6 +14,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -37,6 +38,8 @@ nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "ci"))  # sessions import modules from there
+# nox looks for uv even where no session uses it, and says that it found none.
+logging.getLogger("nox").addFilter(lambda record: record.getMessage() != "uv binary not found.")
 CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 TOOLS = ROOT / "ci/tools.txt"
@@ -58,6 +61,8 @@ EXAMPLE_PLUGIN = "examples/third_party_plugin"
 GGUF = "plugins/gguf"
 """What the plugins for llama.cpp share; no plugin."""
 XLLAMACPP = "plugins/xllamacpp"
+ADAPTERS = ("adapters/llm", "adapters/langchain")
+"""polydraft as a model of other programs."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +193,14 @@ BACKENDS = {
         minutes=16,
     ),
 }
-DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER)
+DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER, *ADAPTERS)
 
 MINUTES = {
     "lint": 0,
     "types": 2,
     "wheels": 3,
     "third_party": 2,
+    "adapters": 1,
     "unit": 9,
     "suite": 8,
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
@@ -398,7 +404,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, EXAMPLE_PLUGIN)
+    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, *ADAPTERS, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
@@ -411,9 +417,9 @@ def types(session: nox.Session) -> None:
     prepare(session)
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, SERVER, BACKENDS["transformers"].folder))
     plugins = [GGUF, *(backend.folder for backend in BACKENDS.values())]
-    install(session, "--no-deps", *folders(*plugins))
+    install(session, "--no-deps", *folders(*plugins, *ADAPTERS))
     # At once: one call after the other would check the core again where it is imported as installed.
-    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins))
+    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins, *ADAPTERS))
     session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/benchmarks")
 
 
@@ -484,6 +490,8 @@ def workers_here() -> str:
 @nox.session
 def report(session: nox.Session) -> None:
     """One HTML page and one Markdown table of all results in conformance-reports/."""
+    if not any(REPORTS.rglob("conformance-report.json")):
+        session.error(f'{REPORTS.name}/ holds no report yet. Make one: nox -s "conformance(reference)"')
     install(session, *folders(CORE, CONFORMANCE))
     page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
     session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
@@ -524,6 +532,14 @@ def clients(session: nox.Session) -> None:
     session.run(str(programs / "pip"), "install", "--quiet", "--no-compile", "aiperf==0.13.0", external=True)
     session.env["POLYDRAFT_AIPERF"] = str(programs / "aiperf")
     pytest(session, f"{SERVER}/tests/clients", *session.posargs)
+
+
+@nox.session
+def adapters(session: nox.Session) -> None:
+    """polydraft as a model of `llm` and of LangChain, in those programs."""
+    prepare(session)
+    install(session, "pytest", *folders(CORE, PAIRS, BACKENDS["reference"].folder, *ADAPTERS))
+    pytest(session, *(f"{folder}/tests" for folder in ADAPTERS), *session.posargs)
 
 
 @nox.session

@@ -15,6 +15,7 @@ DOCUMENTS = sorted(
         "docs/**/*.md",
         "*/README.md",
         "plugins/*/README.md",
+        "adapters/*/README.md",
         "examples/*/README.md",
         ".github/**/*.md",
     )
