@@ -59,13 +59,13 @@ class AnswersFile:
             raise InvalidRequestError(f"{path} is the file of the requests.", "Name another file for the answers.")
         lock = path.with_name(f"{path.name}.lock")
         self._lock = FileLock(lock, thread_local=False)
-        try:
-            with _writing(path):
+        with _writing(path):
+            try:
                 self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InvalidRequestError(
-                f"Another process is at work on {path}.", "Wait until it has ended, or name another file."
-            ) from None
+            except Timeout:
+                raise InvalidRequestError(
+                    f"Another process is at work on {path}.", "Wait until it has ended, or name another file."
+                ) from None
         try:
             with _writing(path):
                 self._take_up()
