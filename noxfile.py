@@ -200,7 +200,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -524,6 +524,15 @@ def clients(session: nox.Session) -> None:
     session.run(str(programs / "pip"), "install", "--quiet", "--no-compile", "aiperf==0.13.0", external=True)
     session.env["POLYDRAFT_AIPERF"] = str(programs / "aiperf")
     pytest(session, f"{SERVER}/tests/clients", *session.posargs)
+
+
+@nox.session
+def batches(session: nox.Session) -> None:
+    """Batches on two Ray nodes of this machine, one of which is killed."""
+    prepare(session)
+    needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[ray,test]")
+    install(session, "psutil", *needed)
+    pytest(session, "-s", f"{SERVER}/long_tests", *session.posargs)
 
 
 @nox.session

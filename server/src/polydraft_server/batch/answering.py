@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -74,7 +74,7 @@ class Answering:
     ) -> None:
         await self._lifespan.__aexit__(kind, error, traceback)
 
-    async def answers(self, lines: Iterator[RequestLine]) -> AsyncIterator[dict[str, Any]]:
+    async def answers(self, lines: Iterator[RequestLine]) -> AsyncGenerator[dict[str, Any], None]:
         """The answers, as objects of the file of answers, in the order in which they are ready.
 
         Raises:

@@ -89,7 +89,7 @@ def batch(
             'Install it: `pip install "polydraft[server]"`.',
         ) from error
     asked = {"workers": workers, "cpus": worker_cpus, "gpus": worker_gpus}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if given and ray is None:
         raise InvalidRequestError("--workers, --worker-cpus and --worker-gpus need --ray.", "Add --ray ADDRESS.")
     defaults = checked_settings(settings)
