@@ -1,4 +1,4 @@
-"""``polydraft batch --ray`` on two Ray nodes, two raylets on this machine: one dies in mid-run, and the command, too."""
+"""``polydraft batch --ray`` on two Ray nodes, two raylets on this machine: one dies in mid-run, then the command."""
 
 import json
 import os
