@@ -17,12 +17,16 @@ ROWS = 160
 
 @pytest.fixture
 def cluster():
-    """A head node and another one, each with room for two workers: those of a dead node start again on the other."""
+    """A head node and another one, each with room for two workers: those of a dead node start again on the other.
+
+    They have addresses of their own, as machines do: a driver joins the node of its own address.
+    """
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    made = Cluster(initialize_head=True, head_node_args={"node_ip_address": "127.0.0.1", **node})
     try:
-        yield made, made.add_node(num_cpus=2, object_store_memory=100 << 20)
+        yield made, made.add_node(node_ip_address="127.0.0.2", **node)
     finally:
         made.shutdown()
 

@@ -12,7 +12,7 @@ import polydraft
 import pytest
 from polydraft.errors import EngineCrashedError, EngineError, InvalidRequestError, PolydraftError
 from polydraft_server import ServerSettings, served
-from polydraft_server.batch import RayWorkers, run_batch
+from polydraft_server.batch import RayWorkers, ray_data, run, run_batch
 from polydraft_server.batch.requests_file import RequestsFile
 from scripted import Script, Scripted, scripted_session
 
@@ -386,6 +386,32 @@ def test_the_command(files, capfd):
         out, err = capfd.readouterr()
         assert says in out + err
         assert "Traceback" not in err
+
+
+def test_what_workers_lose_is_done_again(files, monkeypatch):
+    """A worker without Ray, whose cluster loses a block, repeats another, and then fails."""
+    worker = ray_data._Worker(lambda: scripted_session(Script()), ServerSettings(names=("scripted",)))
+    rounds = []
+
+    def answers(lines, load, settings, workers):
+        lines = list(lines)
+        rounds.append([line.custom_id for line in lines])
+        done = [json.loads(answer) for answer in worker.answers([*map(ray_data._packed, lines[:3])])]
+        yield from (*done, *done)
+        if len(rounds) != 2:
+            raise EngineError("A machine has died.", "Start it again.")
+
+    monkeypatch.setattr(run, "answers_of_workers", answers)
+    files.write([*many(5), request("\ud83d", prompt="x")])
+    summary = run_batch(files.source, files.output, "scripted", lambda: None, ray=RayWorkers())
+    assert rounds == [["r0", "r1", "r2", "r3", "r4", "\ud83d"], ["r3", "r4", "\ud83d"]]
+    assert (summary.completed, len(files.answers())) == (6, 6)
+    files.output.unlink()
+    monkeypatch.setattr(worker, "answers", lambda lines: [])
+    for says in ("has died", "without an answer"):
+        with pytest.raises(EngineError, match=says):
+            run_batch(files.source, files.output, "scripted", lambda: None, ray=RayWorkers())
+        rounds[:] = [1]
 
 
 def test_without_ray(files):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from itertools import islice
@@ -44,13 +45,25 @@ class _Worker:
         self._answering = Answering(load(), load, settings)
         self._loop.run_until_complete(self._answering.__aenter__())
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        """The answers to a block of lines."""
-        lines = iter([RequestLine(*json.loads(line)) for line in block["line"]])
-        return {"answer": self._loop.run_until_complete(self._answers(lines))}
+    def __call__(self, block: Any) -> Any:
+        """The answers to a block of lines, both as Arrow tables."""
+        import pyarrow
 
-    async def _answers(self, lines: Iterator[RequestLine]) -> list[str]:
-        return [json.dumps(answer) async for answer in self._answering.answers(lines)]
+        answers = self.answers(block["line"].to_pylist())
+        return pyarrow.table({"answer": pyarrow.array(answers, pyarrow.large_string())})
+
+    def answers(self, lines: list[str]) -> list[str]:
+        """The answers to lines; both are JSON, the lines that of ``_packed``."""
+
+        async def work() -> list[str]:
+            asked = iter([RequestLine(*json.loads(line)) for line in lines])
+            return [json.dumps(answer) async for answer in self._answering.answers(asked)]
+
+        return self._loop.run_until_complete(work())
+
+
+def _packed(line: RequestLine) -> str:
+    return json.dumps(astuple(line))
 
 
 def answers_of_workers(
@@ -66,7 +79,8 @@ def answers_of_workers(
         workers: How many, and where.
 
     Raises:
-        PolydraftError: Ray is not installed, the cluster is not there, or a worker cannot load or has lost its engine.
+        EngineError: A worker cannot load its session, has lost its engine, or Ray has lost answers.
+        PolydraftError: Ray is not installed, or the cluster is not there.
     """
     try:
         import pyarrow
@@ -80,7 +94,7 @@ def answers_of_workers(
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=workers.address, log_to_driver=False, logging_level="WARNING")
+            ray.init(address=workers.address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise PolydraftError(
                 f"There is no Ray cluster at {workers.address}: {_last_line(error)}",
@@ -90,11 +104,12 @@ def answers_of_workers(
         ray.data.DataContext.get_current().enable_progress_bars = False
         blocks = []
         while block := list(islice(lines, workers.block)):
-            blocks.append(ray.put(pyarrow.table({"line": [json.dumps(astuple(line)) for line in block]})))
+            blocks.append(ray.put(pyarrow.table({"line": [*map(_packed, block)]})))
         answers = ray.data.from_arrow_refs(blocks).map_batches(
             _Worker,
             fn_constructor_args=(load, settings),
             batch_size=None,  # a block
+            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers.workers),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus or None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft import Session
+from polydraft.errors import EngineError
 from pydantic import BaseModel, ConfigDict, Field
 
 from polydraft_server.batch.answering import Answering
@@ -75,12 +76,10 @@ def run_batch(
     with AnswersFile(output, requests) as answers:
         counter = _Counter(len(requests), answers, say)
         if counter.left:
-            todo = requests.without(answers.done)
-            if ray is not None:
-                for answer in answers_of_workers(todo, load, settings, ray):
-                    counter.add(answer)
+            if ray is None:
+                _answer_here(requests.without(answers.done), load, settings, counter)
             else:
-                _answer_here(todo, load, settings, counter)
+                _answer_on_ray(requests, answers, load, settings, ray, counter)
         return counter.summary()
 
 
@@ -98,6 +97,30 @@ def _answer_here(
         asyncio.run(work(session))
     finally:
         session.close()
+
+
+def _answer_on_ray(
+    requests: RequestsFile,
+    answers: AnswersFile,
+    load: Callable[[], Session],
+    settings: ServerSettings,
+    ray: RayWorkers,
+    counter: _Counter,
+) -> None:
+    """Go on as long as that leads on: what was lost with a machine is done once more."""
+    counter.start()
+    while left := counter.left:
+        try:
+            for answer in answers_of_workers(requests.without(answers.done), load, settings, ray):
+                counter.add(answer)
+        except EngineError:
+            if counter.left == left:
+                raise
+        else:
+            if counter.left == left:
+                raise EngineError(
+                    f"{left} lines came back without an answer.", "Answers so far are kept. Run the same command again."
+                )
 
 
 class _Counter:
