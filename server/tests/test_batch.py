@@ -202,6 +202,10 @@ def test_outputs_that_are_not_this_batchs(files):
     files.output.mkdir()
     with pytest.raises(InvalidRequestError):
         files.run()
+    files.output = files.output.parent / "nowhere" / "out.jsonl"
+    with pytest.raises(InvalidRequestError, match="There is no folder"):
+        files.run()
+    assert not files.output.parent.exists()
 
 
 def test_what_is_done_is_kept(files):
@@ -379,6 +383,7 @@ def test_the_command(files, capfd):
         ([request("a"), request("b", model="x")], [], 1, "1 of 2 lines answered, 1 with an error"),
         ([request("a"), request("a")], [], 2, "has the `custom_id` of line 1"),
         ([request("a")], ["--workers", "2"], 2, "need --ray"),
+        ([request("a")], ["--max-running", "0"], 2, "--max-running"),
         ([request("a")], ["--temperature", "-1"], 2, "--temperature -1"),
     ):
         files.write(rows)

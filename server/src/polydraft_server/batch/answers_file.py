@@ -57,6 +57,10 @@ class AnswersFile:
         self._requests = requests
         if path.exists() and path.samefile(requests.path):
             raise InvalidRequestError(f"{path} is the file of the requests.", "Name another file for the answers.")
+        if not path.parent.is_dir():  # a lock would create it
+            raise InvalidRequestError(
+                f"There is no folder {path.parent}.", "Create it, or name another file for the answers."
+            )
         lock = path.with_name(f"{path.name}.lock")
         self._lock = FileLock(lock, thread_local=False)
         with _writing(path):

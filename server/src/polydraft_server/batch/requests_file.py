@@ -53,7 +53,7 @@ class RequestsFile:
         self.path = path
         self._run = json.dumps(run, sort_keys=True, default=repr)
         self.digests: dict[bytes, str] = {}
-        """``digest(custom_id)`` -> the request's digest: what has to be remembered of 100,000 lines takes 20 MB."""
+        """``digest(custom_id)`` -> the request's digest. All that is remembered of 100,000 lines takes some 40 MB."""
         lines: dict[bytes, int] = {}
         bad: list[str] = []
         count = 0

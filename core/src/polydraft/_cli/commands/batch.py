@@ -92,6 +92,11 @@ def batch(
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if given and ray is None:
         raise InvalidRequestError("--workers, --worker-cpus and --worker-gpus need --ray.", "Add --ray ADDRESS.")
+    if str(source) == "-" or str(output) == "-":
+        raise InvalidRequestError(
+            "A batch reads and writes files, not standard input and output: it is read twice, and can be resumed.",
+            "Name two files.",
+        )
     defaults = checked_settings(settings)
     target, arguments = load_arguments(loading, plain=plain)
     if plain:
