@@ -206,7 +206,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -540,6 +540,15 @@ def adapters(session: nox.Session) -> None:
     prepare(session)
     install(session, "pytest", *folders(CORE, PAIRS, BACKENDS["reference"].folder, *ADAPTERS))
     pytest(session, *(f"{folder}/tests" for folder in ADAPTERS), *session.posargs)
+
+
+@nox.session
+def batches(session: nox.Session) -> None:
+    """Batches on two Ray nodes of this machine, one of which is killed."""
+    prepare(session)
+    needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[ray,test]")
+    install(session, "psutil", *needed)
+    pytest(session, "-s", f"{SERVER}/long_tests", *session.posargs)
 
 
 @nox.session
