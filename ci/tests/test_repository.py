@@ -1,6 +1,7 @@
 """Facts that are stated in several places of the repository agree."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,20 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in slugs(target.read_text(encoding="utf-8")), link
+
+
+def test_all_txt_names_what_shares_one_environment() -> None:
+    lines = (ROOT / "all.txt").read_text(encoding="utf-8").splitlines()
+    named = {line.removeprefix("./") for line in lines if line.startswith("./")}
+    there = {
+        str(file.parent.relative_to(ROOT))
+        for pattern in ("*", "plugins/*")
+        for file in ROOT.glob(f"{pattern}/pyproject.toml")
+    }
+    data = ROOT / "core/src/polydraft/_registry/data/engines.toml"
+    apart = {
+        engine["folder"]
+        for engine in tomllib.loads(data.read_text(encoding="utf-8"))["engine"]
+        if engine["tested"] != "common.txt"
+    }
+    assert named == there - apart

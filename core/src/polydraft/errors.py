@@ -6,6 +6,8 @@ before the first token.
 
 Sentences write commands and arguments as code, arguments as Python takes them: "Use `drafter=None` for plain
 decoding.". The command line shows the same sentences with its flags in their place: "Use `--drafter none` ...".
+A hint's `pip install` commands are written as for the package index: ``hint`` has what installs the same into this
+environment, from where polydraft came from (`polydraft._pasteable`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Self
 
+from polydraft._pasteable import pasteable
 from polydraft._presentable import presentable
 
 __all__ = [
@@ -64,7 +67,7 @@ class PolydraftError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = presentable(message)
-        self.hint = presentable(hint)
+        self.hint = presentable(pasteable(hint))
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:

@@ -77,4 +77,4 @@ def test_without_the_server_it_says_how_to_install_it(monkeypatch, capfd):
     assert run(["serve", "-m", "x"]) == 1
     error, hint = capfd.readouterr().err.splitlines()
     assert error == "Error: The server is not installed: there is no module polydraft_server."
-    assert hint.startswith('Hint: Install it: `pip install "polydraft[server]"`.')
+    assert hint.startswith("Hint: Install it: `pip install 'polydraft[server]'`.")
