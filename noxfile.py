@@ -6,6 +6,7 @@ nox -s everything                    the same, with all that `tests` leaves out 
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s dist                          source archives and wheels for a release, into dist/
+nox -s release-check                 the same, and whether they can be released
 nox -s "conformance(transformers)"   the conformance suite on one backend
 nox -s docs                          the documentation as a site, in site/
 nox -s report                        one page of all results in conformance-reports/
@@ -578,6 +579,23 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def dist(session: nox.Session) -> None:
     """Build the source archive and the wheel of every distribution into dist/, for a release (RELEASING.md)."""
+    build_all(session)
+
+
+@nox.session(name="release-check")
+def release_check(session: nox.Session) -> None:
+    """Whether dist/ can be released: metadata, each extra in an empty environment with an old pip, commands of hints.
+
+    ``-- --only server,hints`` checks only these.
+    """
+    prepare(session)
+    build_all(session)
+    install(session, "packaging", "trove-classifiers")
+    session.run("python", "ci/release.py", "dist", *session.posargs)
+
+
+def build_all(session: nox.Session) -> None:
+    """Build the source archive of every distribution, and from it the wheel, into dist/."""
     install(session, "build", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:

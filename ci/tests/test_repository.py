@@ -58,10 +58,11 @@ def test_hosted_machines_have_supported_pythons(workflow: dict[str, Any]) -> Non
 def test_sessions_that_documents_name_exist() -> None:
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     sessions = {*re.findall(r"^def (\w+)\(session: nox\.Session", noxfile, re.MULTILINE)}
+    sessions |= {*re.findall(r"@nox\.session\(name=\"([\w-]+)\"", noxfile)}
     workflow = ROOT / ".github/workflows/tests.yml"
     for path in (*DOCUMENTS, workflow):
-        for named in re.findall(r"nox -s ((?:[a-z_]+ ?)+|\"\w+)", path.read_text(encoding="utf-8")):
-            assert {*re.findall(r"\w+", named)} <= sessions, (path.name, named)
+        for named in re.findall(r"nox -s ((?:[a-z_]+(?:-[a-z]+)* ?)+|\"\w+)", path.read_text(encoding="utf-8")):
+            assert {*re.findall(r"\w+(?:-\w+)*", named)} <= sessions, (path.name, named)
 
 
 COPIES = {
