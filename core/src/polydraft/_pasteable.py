@@ -11,7 +11,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,20 +86,28 @@ def _expanded(wanted: Requirement, projects: Mapping[str, tuple[Path, dict[str, 
     """Folders of a clone, and requirements from elsewhere, that bring a distribution of the clone with its extras."""
     name = canonicalize_name(wanted.name)
     folder, table = projects[name]
+    if name == CORE:  # it runs already
+        for need in _extras_of_the_core(wanted):
+            own = canonicalize_name(need.name) in projects
+            yield from _expanded(need, projects) if own else (f"{need.name}{need.specifier}",)
+        if not wanted.extras:
+            yield str(folder)
+        return
     offered = {canonicalize_name(extra): needs for extra, needs in table.get("optional-dependencies", {}).items()}
     further = [need for extra in sorted(wanted.extras) for need in offered.get(canonicalize_name(extra), ())]
-    if name != CORE:
-        further += table.get("dependencies", ())
-    elif not wanted.extras:
-        yield str(folder)
-    for need in map(Requirement, further):
-        if canonicalize_name(need.name) in projects:
-            if canonicalize_name(need.name) != CORE:  # it runs already
-                yield from _expanded(need, projects)
-        elif name == CORE:
-            yield str(need)
-    if name != CORE:
-        yield f"{folder}[{','.join(sorted(wanted.extras))}]" if wanted.extras else str(folder)
+    for need in map(Requirement, (*table.get("dependencies", ()), *further)):
+        if canonicalize_name(need.name) in projects.keys() - {CORE}:
+            yield from _expanded(need, projects)
+    yield f"{folder}[{','.join(sorted(wanted.extras))}]" if wanted.extras else str(folder)
+
+
+def _extras_of_the_core(wanted: Requirement) -> list[Requirement]:
+    """What the extras need, as the installed metadata says; nothing if there is none."""
+    with suppress(PackageNotFoundError):
+        needs = [need for need in map(Requirement, requires(CORE) or ()) if need.marker is not None]
+        extras = sorted(map(canonicalize_name, wanted.extras))
+        return [need for extra in extras for need in needs if need.marker and need.marker.evaluate({"extra": extra})]
+    return []
 
 
 @cache
