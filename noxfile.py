@@ -448,7 +448,8 @@ def unit(session: nox.Session) -> None:
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     # uv: an environment is made in a test
-    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed, f"{SERVER}[test]"))
+    tools = ("pytest", "hypothesis", "matplotlib", "trove-classifiers", "uv")
+    install(session, *tools, *folders(*needed, f"{SERVER}[test]"))
     tested = (CORE, SERVER, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 WIDTH = 92
 """In characters."""
+_PROGRESS = re.compile(r"^.* \.\.\. \d+:\d\d\n", re.MULTILINE)
+"""Lines that a slow machine shows while one waits."""
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
@@ -23,7 +25,7 @@ def drawn(output: str, title: str) -> str:
     from rich.text import Text
 
     console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(output.rstrip()))
+    console.print(Text.from_ansi(_PROGRESS.sub("", output).rstrip()))
     found = console.export_svg(title=title, unique_id="demo")
     return "".join(f"{line.rstrip()}\n" for line in _FONTS.sub("", found).splitlines())
 
