@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from polydraft._pasteable import pasteable
+from polydraft._pasteable import pasteable, with_program
 
 __all__ = ["FLAGS", "in_flags", "words"]
 
@@ -66,7 +66,7 @@ def words(argument: str, value: Any) -> list[str]:
 
 
 def in_flags(sentence: str) -> str:
-    """A sentence with its arguments written as flags, and commands of pip that work here.
+    """A sentence with its arguments written as flags, and commands that work here.
 
     Arguments without a flag stay as they are.
 
@@ -74,7 +74,7 @@ def in_flags(sentence: str) -> str:
     'Use `--drafter none` or `--device cuda:1`, or log in with `hf auth login`.'
     """
     # Other code between backticks, and a backtick in a value that a user gave, are left alone.
-    return _ARGUMENT.sub(lambda found: f"`{_in_flags(*found.groups())}`", pasteable(sentence))
+    return _ARGUMENT.sub(lambda found: f"`{_in_flags(*found.groups())}`", with_program(pasteable(sentence)))
 
 
 _ARGUMENT = re.compile(rf"`({'|'.join(FLAGS)})(?:=([^`]*))?`")

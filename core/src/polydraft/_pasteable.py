@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 from polydraft._origin import CORE, Origin, origin, project
 
-__all__ = ["pasteable"]
+__all__ = ["pasteable", "with_program"]
 
 _WORD = r"""(?:'[^'`\n]*'|"[^"`\n]*"|[^\s`'",;()&|]+)"""
 _COMMAND = re.compile(rf"(?<!-m )(?<!uv )(?<![\w./-])pip (install|uninstall)((?: {_WORD})+)")
@@ -35,6 +35,27 @@ _OWN = re.compile(r"(['\"]?)(polydraft(?:-[a-z0-9-]+)?(?:\[[\w,-]+\])?)\1(\.?)")
 def pasteable(text: str) -> str:
     """The text, with what pip is told to install in the words that work here."""
     return _COMMAND.sub(_here, text) if "pip " in text else text
+
+
+def with_program(text: str) -> str:
+    """The text, with polydraft's own commands in code as they work from a shell; for the command line alone.
+
+    An error in Python may come from an engine's environment, whose program is not the user's.
+    """
+    return text.replace("`polydraft ", f"`{_program()} ") if "`polydraft " in text else text
+
+
+@cache
+def _program() -> str:
+    if _in_this_environment(shutil.which("polydraft")):
+        return "polydraft"
+    beside = Path(sys.executable).with_name("polydraft")
+    python = shlex.quote(sys.executable)
+    return shlex.quote(str(beside)) if beside.is_file() else f"{python} -m polydraft"
+
+
+def _in_this_environment(program: str | None) -> bool:
+    return program is not None and Path(program).parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def _here(found: re.Match[str]) -> str:
@@ -54,8 +75,7 @@ def _here(found: re.Match[str]) -> str:
 @cache
 def _pip(verb: str) -> tuple[str, ...]:
     """The words that run pip, or what stands for it, on this process's environment."""
-    program = shutil.which("pip")
-    if program is not None and Path(program).parent.resolve() == Path(sys.executable).parent.resolve():
+    if _in_this_environment(shutil.which("pip")):
         return "pip", verb
     python = shlex.quote(sys.executable)
     if find_spec("pip") is not None:

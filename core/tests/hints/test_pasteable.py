@@ -116,6 +116,24 @@ def test_the_environment_is_this_process_s(monkeypatch, tmp_path):
     assert words("install") == ("uv", "pip", "install", "--python", str(python))
 
 
+def test_the_command_line_names_its_own_program(monkeypatch, tmp_path):
+    monkeypatch.setattr(_pasteable.sys, "executable", str(tmp_path / "python"))
+    here = {"polydraft": "/elsewhere/polydraft"}
+    monkeypatch.setattr(_pasteable.shutil, "which", here.get)
+
+    def shown():
+        _pasteable._program.cache_clear()
+        return in_flags("Install it: `polydraft engines install mlx`; `polydraft.load` finds it.")
+
+    rest = "engines install mlx`; `polydraft.load` finds it."
+    assert shown() == f"Install it: `{tmp_path}/python -m polydraft {rest}"
+    (tmp_path / "polydraft").touch()
+    assert shown() == f"Install it: `{tmp_path}/polydraft {rest}"
+    here["polydraft"] = str(tmp_path / "polydraft")
+    assert shown() == f"Install it: `polydraft {rest}"
+    _pasteable._program.cache_clear()
+
+
 def test_commands_that_name_their_environment_are_left_alone():
     for command in (
         f"{sys.executable} -m pip install 'polydraft[charts]'",

@@ -113,7 +113,11 @@ def doctor_report(findings: Findings) -> RenderableType:
         lines += [Text(), *_block(found)]
     for known in findings.missing:
         lines += [Text(), _heading(known.name, "not installed", "dim")]
-        lines.append(_line("install", known.install) if known.install else Text(f"  {known.why_not}", style="dim"))
+        lines.append(
+            _line("install", in_flags(f"`{known.install}`").strip("`"))
+            if known.install
+            else Text(f"  {known.why_not}", style="dim")
+        )
     for status in findings.plugins:
         where = f" ({status.distribution} {status.version})" if status.distribution else ""
         style = "red" if status.state == "broken" else "yellow"
