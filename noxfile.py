@@ -6,7 +6,9 @@ nox -s everything                    the same, with all that `tests` leaves out 
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s dist                          source archives and wheels for a release, into dist/
+nox -s release-check                 the same, and whether they can be released
 nox -s "conformance(transformers)"   the conformance suite on one backend
+nox -s docs                          the documentation as a site, in site/
 nox -s report                        one page of all results in conformance-reports/
 
 What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --prompt "def main():" -n 100``.
@@ -221,6 +223,12 @@ DEMO_PROMPT = """class Stack:
 
     def push(self, item):
 """
+# float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
+# Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
+DEMO = (
+    *("--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32"),
+    *("--temperature", "0.7", "--seed", "4"),
+)
 
 
 def prepare(session: nox.Session) -> None:
@@ -308,11 +316,27 @@ def demo(session: nox.Session) -> None:
     """Generate with speculation on the built-in pair, drafts in colour, and compare with plain decoding."""
     prepare(session)
     install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
-    # float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
-    # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
-    sampling = ["--temperature", "0.7", "--seed", "4"]
-    arguments = session.posargs or ["--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling]
-    session.run("polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *arguments)
+    session.run("polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *(session.posargs or DEMO))
+
+
+@nox.session
+def picture(session: nox.Session) -> None:
+    """Draw the README's picture: what the demo shows. On a machine that does nothing else, for its speeds."""
+    prepare(session)
+    install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
+    demo = ["polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *DEMO]
+    session.run("python", "ci/picture.py", "docs/demo.svg", "nox -s demo", *demo)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into site/; once this session is installed, without network."""
+    prepare(session)
+    tools = ("mkdocs", "mkdocs-material", "mkdocstrings[python]")
+    install(session, *tools, *folders(CORE, CONFORMANCE))
+    session.run("python", "ci/pages.py", "--check")
+    session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.log("Open site/index.html, or run `nox -s docs -- --help` for mkdocs' options.")
 
 
 @nox.session(venv_backend="none")
@@ -430,7 +454,8 @@ def unit(session: nox.Session) -> None:
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     # uv: an environment is made in a test
-    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed, f"{SERVER}[test]"))
+    tools = ("pytest", "hypothesis", "matplotlib", "trove-classifiers", "uv")
+    install(session, *tools, *folders(*needed, f"{SERVER}[test]"))
     tested = (CORE, SERVER, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 
@@ -561,7 +586,7 @@ def litertlm(session: nox.Session) -> None:
 
 @nox.session
 def readme(session: nox.Session) -> None:
-    """Write the README's table of backends from their declarations."""
+    """Write the README's table of speeds from a benchmark, and the table of backends from their declarations."""
     install(session, *folders(CORE))
     install(session, "--no-deps", *folders(GGUF, *(backend.folder for backend in BACKENDS.values())))
     session.run("python", "ci/readme.py", *session.posargs)
@@ -580,6 +605,23 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def dist(session: nox.Session) -> None:
     """Build the source archive and the wheel of every distribution into dist/, for a release (RELEASING.md)."""
+    build_all(session)
+
+
+@nox.session(name="release-check")
+def release_check(session: nox.Session) -> None:
+    """Whether dist/ can be released: metadata, each extra in an empty environment with an old pip, commands of hints.
+
+    ``-- --only server,hints`` checks only these.
+    """
+    prepare(session)
+    build_all(session)
+    install(session, "packaging", "trove-classifiers")
+    session.run("python", "ci/release.py", "dist", *session.posargs)
+
+
+def build_all(session: nox.Session) -> None:
+    """Build the source archive of every distribution, and from it the wheel, into dist/."""
     install(session, "build", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:

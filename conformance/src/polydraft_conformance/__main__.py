@@ -21,6 +21,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from polydraft.errors import PolydraftError
+
 from polydraft_conformance.explain import to_list, to_text, write_pages
 from polydraft_conformance.imports import private_imports, source_of
 from polydraft_conformance.rendering.diff import THRESHOLD, compare_all
@@ -163,11 +165,11 @@ def _defects(names: list[str] | None, *, full: bool, full_only: bool) -> int:
     try:
         from polydraft_conformance.defects.running import matching, run, to_table
     except ImportError as error:
-        print(
-            f"polydraft-conformance: The catalogue's backends are variants of the reference engine, and {error.name} "
-            'is not installed. Run: pip install "polydraft-conformance[defects]"',
-            file=sys.stderr,
+        missing = PolydraftError(
+            f"The catalogue's backends are variants of the reference engine, and {error.name} is not installed.",
+            "Run: pip install 'polydraft-conformance[defects]'",
         )
+        print(f"polydraft-conformance: {missing}", file=sys.stderr)
         return 2
     if names is None:
         print(to_table(full_only=full_only))
