@@ -81,4 +81,4 @@ def test_without_the_server_it_says_how_to_install_it(monkeypatch, capfd):
     assert run(["batch", "in.jsonl", "out.jsonl", "-m", "x"]) == 1
     error, hint = capfd.readouterr().err.splitlines()
     assert "Batches need polydraft's server" in error
-    assert hint == "Hint: Install it: `pip install "polydraft[server]"`.'
+    assert hint == "Hint: Install it: `pip install 'polydraft[server]'`."
