@@ -54,7 +54,7 @@ SMOKE = {
                     "--polydraft-quick -k availability"),
     "server": ("server,reference", "polydraft serve --help && python -c 'import polydraft_server'"),
     "structured": ("structured,reference", f"{GENERATE} reference --model builtin:toy --guided regex=[a-z]+"),
-    "charts": ("charts", "python -c 'from polydraft._tune._chart import check_can_draw; check_can_draw()'"),
+    "charts": ("charts", "python -c 'from polydraft._measuring.charts import check_can_draw; check_can_draw()'"),
 }  # fmt: skip
 """Extra -> the extras to install, and a command that shows that what it brings works."""
 

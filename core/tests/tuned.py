@@ -2,8 +2,9 @@
 
 from polydraft._load import prepare
 from polydraft._load_arguments import checked_arguments
+from polydraft._measuring import identity
 from polydraft._plugins import default_host
-from polydraft._tune import _identity, _store
+from polydraft._tune import _store
 from polydraft._tune._choice import asked_of
 from polydraft._tune._records import TunedRow, TuningResult
 
@@ -26,10 +27,10 @@ def rows_of(speeds, target=TOY, backend="reference", **options):
                 num_speculative_tokens=k,
                 state="measured",
                 tokens_per_second=speed,
-                versions=_identity.installed(default_host(), found.state.record),
-                hardware=_identity.hardware_of(found),
-                target_weights=_identity.weights_of(found.request.target, hub),
-                drafter_weights=_identity.weights_of(plan.drafter, hub) if plan.drafter else None,
+                versions=identity.installed(default_host(), found.state.record),
+                hardware=identity.hardware_of(found),
+                target_weights=identity.weights_of(found.request.target, hub),
+                drafter_weights=identity.weights_of(plan.drafter, hub) if plan.drafter else None,
             )
         )
     return rows
@@ -40,7 +41,7 @@ def keep(speeds=SPEEDS, target=TOY, rows=None, name=None, **options):
     result = TuningResult(
         target=name or rows[0].target_weights.id,
         asked=asked_of(checked_arguments(target, options)),
-        processor=_identity.cpu_model(),
+        processor=identity.cpu_model(),
         created="2026-11-27T01:02:03+00:00",
         seconds=60.0,
         prompts={"code": 2},

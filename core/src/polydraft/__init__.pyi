@@ -1,9 +1,14 @@
 # The names that apps use; `__init__.py` loads each of them on first use.
 from . import contract as contract
 from . import errors as errors
+from ._bench.command import bench as bench
+from ._bench.records import BenchResult as BenchResult
+from ._bench.records import BenchRow as BenchRow
+from ._bench.records import RoundTimes as RoundTimes
 from ._environments.listing import engines as engines
 from ._environments.records import EngineState as EngineState
 from ._load import load as load
+from ._measuring.bench import MeasuredWeights as MeasuredWeights
 from ._plugins import PluginHost as PluginHost
 from ._plugins import PluginStatus as PluginStatus
 from ._plugins import default_host as default_host
@@ -19,7 +24,6 @@ from ._session.session import Session as Session
 from ._session.stream import TokenStream as TokenStream
 from ._tune._command import tune as tune
 from ._tune._records import TunedRow as TunedRow
-from ._tune._records import TunedWeights as TunedWeights
 from ._tune._records import TuningResult as TuningResult
 from .contract.packings import Packing as Packing
 from .contract.processors import LogitsProcessor as LogitsProcessor

@@ -39,7 +39,7 @@ _LONG = (
     *("min_new_tokens", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "acceptance", "seed", "stop", "ignore_eos", "guided"),
-    *("prompts", "load_limit"),
+    *("prompts", "load_limit", "sweep_k", "against", "synthetic_acceptance", "repeats"),
 )
 FLAGS: dict[str, tuple[str, ...]] = _SHORT | {name: (f"--{name.replace('_', '-')}",) for name in _LONG}
 """Argument -> its flags, the one that sentences show first. Arguments that are not here have none."""

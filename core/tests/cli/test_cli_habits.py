@@ -47,7 +47,7 @@ def test_other_names_of_options(fake, command, option, meant):
 
 
 def test_no_option_shows_a_type_of_python(command):
-    for name in ("generate", "chat", "verify", "tune", "serve", "pairs"):
+    for name in ("generate", "chat", "verify", "tune", "bench", "serve", "pairs"):
         text = command(name, "--help").out
         assert "--help" in text
         assert "bool" not in text.lower().replace("boolean", "")

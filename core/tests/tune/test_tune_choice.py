@@ -5,8 +5,9 @@ import json
 import polydraft
 import pytest
 from polydraft._load import prepare
-from polydraft._tune import _identity, _store
-from polydraft._tune._records import FORMAT, TunedWeights
+from polydraft._measuring import identity
+from polydraft._tune import _store
+from polydraft._tune._records import FORMAT, MeasuredWeights
 from polydraft.contract import BackendRecord, hookimpl
 from polydraft.errors import SpeculationUnavailableError
 from tuned import SPEEDS, TOY, keep, rows_of
@@ -113,8 +114,8 @@ def test_what_was_refused_is_never_chosen():
     [
         ({"versions": {"polydraft": "0.0.1"}}, "another version or build of numpy, polydraft,"),
         ({"hardware": "another; cuda:0 H100"}, "the devices were another; cuda:0 H100"),
-        ({"target_weights": TunedWeights(id=TOY, fingerprint="0", state="0")}, "the target's files have changed"),
-        ({"drafter_weights": TunedWeights(id="x", fingerprint="", state="")}, "the drafter's files have changed"),
+        ({"target_weights": MeasuredWeights(id=TOY, fingerprint="0", state="0")}, "the target's files have changed"),
+        ({"drafter_weights": MeasuredWeights(id="x", fingerprint="", state="")}, "the drafter's files have changed"),
         ({"drafter": "builtin:another"}, "the drafter was builtin:another"),
         ({"backend": "gone"}, "the backend gone, the fastest then, is not installed any more"),
     ],
@@ -223,7 +224,7 @@ def test_no_large_file_is_read_for_a_look(monkeypatch, tmp_path):
     hub = HubOptions()
     monkeypatch.setattr(contents, "_SETTLED", -1.0)
     one = model("one")
-    kept = _identity.weights_of(one, hub)
+    kept = identity.weights_of(one, hub)
     copy = model("copy")
     read = contents._hashed
 
@@ -232,10 +233,10 @@ def test_no_large_file_is_read_for_a_look(monkeypatch, tmp_path):
         return read(path)
 
     monkeypatch.setattr(contents, "_hashed", only_small)
-    assert _identity.same_weights(kept, one, hub)
-    assert not _identity.same_weights(kept, copy, hub), "its bytes are not known yet"
+    assert identity.same_weights(kept, one, hub)
+    assert not identity.same_weights(kept, copy, hub), "its bytes are not known yet"
     monkeypatch.setattr(contents, "_hashed", read)
-    assert _identity.weights_of(copy, hub).fingerprint == kept.fingerprint
+    assert identity.weights_of(copy, hub).fingerprint == kept.fingerprint
     if contents._keeps_time_of_change(copy.path / "model.safetensors"):
         monkeypatch.setattr(contents, "_hashed", only_small)
-        assert _identity.same_weights(kept, copy, hub), "the same bytes, known from before"
+        assert identity.same_weights(kept, copy, hub), "the same bytes, known from before"

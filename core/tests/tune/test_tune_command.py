@@ -7,12 +7,12 @@ import time
 import polydraft
 import pytest
 from polydraft._load_arguments import checked_arguments
-from polydraft._tune import _chart, _command, _processes, _store
-from polydraft._tune._bench import Group, LoadedInfo, NotMeasurable, Way
-from polydraft._tune._loaded import LoadedEngine
-from polydraft._tune._processes import BenchInProcesses
-from polydraft._tune._prompts import TunePrompt
-from polydraft._tune._records import TunedWeights
+from polydraft._measuring import processes
+from polydraft._measuring.bench import Group, LoadedInfo, MeasuredWeights, NotMeasurable, Way
+from polydraft._measuring.loaded import LoadedEngine
+from polydraft._measuring.processes import BenchInProcesses
+from polydraft._measuring.prompts import MeasuredPrompt
+from polydraft._tune import _chart, _command, _store
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
 from polydraft.verification._command import verify
 from tuned import keep
@@ -146,7 +146,7 @@ def test_k_that_is_too_large_is_refused_by_name_and_plain_decoding_is_measured()
 
 
 def test_what_does_not_exist_is_refused_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(_processes, "_Process", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(processes, "_Process", lambda *_: pytest.fail("a process was started"))
     with pytest.raises(polydraft.errors.ModelNotFoundError):
         polydraft.tune("builtin:toi")
     with pytest.raises(polydraft.errors.BackendNotFoundError):
@@ -159,7 +159,7 @@ def test_what_does_not_exist_is_refused_before_anything_starts(monkeypatch):
 
 @posix
 def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(monkeypatch, data_home):
-    monkeypatch.setattr(_processes, "_Process", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(processes, "_Process", lambda *_: pytest.fail("a process was started"))
     data_home.parent.parent.mkdir(parents=True)
     data_home.parent.write_text("a file where the folder would be")
     with pytest.raises(PolydraftError, match="cannot be kept") as raised:
@@ -190,7 +190,7 @@ def bench(tmp_path, script, **options):
     ],
 )
 def test_a_process_that_fails_is_a_reason(tmp_path, monkeypatch, script, state, says):
-    monkeypatch.setattr(_processes, "_LOOK", 1.0)
+    monkeypatch.setattr(processes, "_LOOK", 1.0)
     started = time.monotonic()
     with pytest.raises(NotMeasurable) as raised:
         bench(tmp_path, script).ways("reference")
@@ -209,12 +209,12 @@ def test_an_engine_that_is_killed_in_the_middle_is_a_reason_and_the_next_load_wo
         assert measuring.load(group).any_k
         process = measuring._running[group]._child
         os.kill(process.pid, 9)
-        prompt = TunePrompt(kind="x", prompt="a")
+        prompt = MeasuredPrompt(kind="x", prompt="a")
         with pytest.raises(NotMeasurable, match="SIGKILL"):
             measuring.measure(group, 2, prompt, 4, 5.0)
         assert not measuring.together([group])
         assert measuring.measure(group, 2, prompt, 4, 5.0).num_tokens == 4, "it was loaded again"
-        chat = TunePrompt(kind="x", prompt=({"role": "user", "content": "a"},), raw="a")
+        chat = MeasuredPrompt(kind="x", prompt=({"role": "user", "content": "a"},), raw="a")
         assert measuring.measure(group, 0, chat, 4, 5.0).num_tokens == 4
         children = [process._child for process in measuring._running.values()]
     finally:
@@ -233,7 +233,7 @@ def test_engines_are_ended_before_another_one_where_memory_is_short(monkeypatch)
         def ask(self, job, *_):
             if job.what == "memory":
                 return {"peak_memory_bytes": 3 << 30, "device_memory_bytes": None}
-            weights = TunedWeights(id="t", fingerprint="f", state="s")
+            weights = MeasuredWeights(id="t", fingerprint="f", state="s")
             info = LoadedInfo(
                 any_k=True, load_seconds=1, dtype="float32", device=job.arguments["device"], versions={}, hardware="",
                 target_weights=weights,
@@ -243,7 +243,7 @@ def test_engines_are_ended_before_another_one_where_memory_is_short(monkeypatch)
         def end(self):
             self.alive = False
 
-    monkeypatch.setattr(_processes, "_Process", Process)
+    monkeypatch.setattr(processes, "_Process", Process)
     groups = [Group("reference", Way(), k) for k in range(3)]
     for device, free, together in (("cpu", 4 << 30, True), ("cpu", 3 << 30, False), ("cuda:0", 99 << 30, False)):
         given = checked_arguments(TOY, {"device": device})

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from polydraft._tune._prompts import CLASSES, TunePrompt, built_in_prompts, given_prompts, read_prompts
+from polydraft._measuring.prompts import CLASSES, MeasuredPrompt, built_in_prompts, given_prompts, read_prompts
 from polydraft.errors import InvalidRequestError
 
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -66,7 +66,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_prompts_from_python():
-    assert given_prompts(["x"]) == (TunePrompt(kind="yours", prompt="x"),)
+    assert given_prompts(["x"]) == (MeasuredPrompt(kind="yours", prompt="x"),)
     for wrong in ("x", 3, [], [None], [[]], [[-1]], {"a": "x"}):
         with pytest.raises(InvalidRequestError):
             given_prompts(wrong)

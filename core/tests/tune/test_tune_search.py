@@ -3,15 +3,14 @@
 import random
 
 import pytest
-from polydraft._tune._bench import Group, LoadedInfo, NotMeasurable, Sample, Way
-from polydraft._tune._prompts import built_in_prompts
-from polydraft._tune._records import TunedWeights
+from polydraft._measuring.bench import Group, LoadedInfo, MeasuredWeights, NotMeasurable, Sample, Way
+from polydraft._measuring.prompts import built_in_prompts
 from polydraft._tune._search import Limits, Search, slowdown, undisturbed
 from polydraft.contract import GenerationStats
 
 MTP = Way(method="mtp", drafter="d", argument="auto", recommended=4, most=16, any_k=True)
 NGRAM = Way(method="ngram", argument="ngram", recommended=4, most=16, any_k=True)
-WEIGHTS = TunedWeights(id="t", fingerprint="f", state="s")
+WEIGHTS = MeasuredWeights(id="t", fingerprint="f", state="s")
 
 
 class Clock:

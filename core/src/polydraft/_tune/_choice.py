@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from polydraft import reasons
 from polydraft._flags import FLAGS, words
 from polydraft._load_arguments import DEFAULTS
+from polydraft._measuring.identity import hardware_of, installed, name_of, options_of, same_weights
 from polydraft._registry.packing_choice import PackingNotFoundError
-from polydraft._tune._identity import hardware_of, installed, name_of, options_of, same_weights
 from polydraft._tune._records import Asked
 from polydraft._tune._store import kept
 from polydraft.contract.requests import SpeculationPlan

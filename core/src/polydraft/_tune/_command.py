@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load_arguments import checked_arguments
-from polydraft._numbers import as_float, as_int, shown
-from polydraft._plugins import default_host
+from polydraft._measuring.arguments import (
+    LOAD_LIMIT,
+    checked_backends,
+    checked_prompts,
+    checked_seconds,
+    checked_tokens,
+    classes,
+    open_bench,
+)
+from polydraft._measuring.calls import seconds_per_token
+from polydraft._measuring.charts import check_can_draw
+from polydraft._measuring.identity import name_of
 from polydraft._registry.resolver import Resolver
 from polydraft._sealed import check_writable, keep_result
 from polydraft._tune import _chart
-from polydraft._tune._bench import Bench
 from polydraft._tune._choice import asked_of
-from polydraft._tune._here import BenchHere
-from polydraft._tune._identity import name_of
-from polydraft._tune._processes import BenchInProcesses
-from polydraft._tune._prompts import TunePrompt, built_in_prompts, given_prompts, read_prompts
 from polydraft._tune._records import TunedRow, TuningResult
-from polydraft._tune._search import Candidate, Limits, Search, seconds_per_token, total_stats
+from polydraft._tune._search import Candidate, Limits, Search
 from polydraft._tune._store import folder, save
+from polydraft.contract.results import GenerationStats
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
 from polydraft.files import system_errors
 from polydraft.hardware import cpu_model
@@ -38,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SECONDS", "tune"]
 
 DEFAULT_SECONDS = 240.0
-_LOAD_LIMIT = 600.0
-_MOST_TOKENS = 1 << 20
 
 
 def tune(
@@ -49,7 +51,7 @@ def tune(
     prompts: str | Path | Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
     max_new_tokens: int | None = None,
     backends: Sequence[str] | None = None,
-    load_limit: float = _LOAD_LIMIT,
+    load_limit: float = LOAD_LIMIT,
     save_to: str | Path | None = None,
     keep: bool = True,
     progress: Callable[[str], None] | None = None,
@@ -96,31 +98,22 @@ def tune(
             "Leave it out, or give a number.",
             argument="num_speculative_tokens",
         )
-    limits = Limits(_checked_seconds("seconds", seconds), _checked_tokens(max_new_tokens), k)
-    load_limit = _checked_seconds("load_limit", load_limit)
-    chosen_prompts = _prompts(prompts)
+    limits = Limits(
+        checked_seconds("seconds", seconds), None if max_new_tokens is None else checked_tokens(max_new_tokens), k
+    )
+    load_limit = checked_seconds("load_limit", load_limit)
+    chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
-        _chart.check_can_draw()
+        check_can_draw()
         save_to = Path(save_to).expanduser()
     with system_errors(f"{target} cannot be measured"):
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
-        host = given["host"] or default_host()
         resolver = Resolver(given)
         source = resolver.target(target)
         names = _names(backends, given, resolver, source)
         named = backends is not None or given["backend"] != "auto"
-        bench: Bench = (
-            BenchHere(target, given, host, named=named)
-            if given["host"] is not None
-            else BenchInProcesses(
-                target,
-                given,
-                named=named,
-                load_limit=load_limit,
-                python=lambda name: home.python if (home := host.home(name)) else Path(sys.executable),
-            )
-        )
+        bench = open_bench(target, given, named=named, load_limit=load_limit)
         search = Search(bench, chosen_prompts, limits, clock=time.monotonic, progress=progress or (lambda _: None))
         result = TuningResult(
             target=name_of(source),
@@ -129,7 +122,7 @@ def tune(
             processor=cpu_model(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=0.0,
-            prompts={kind: sum(one.kind == kind for one in chosen_prompts) for kind in _classes(chosen_prompts)},
+            prompts=classes(chosen_prompts),
             max_new_tokens=0,
             rows=(),
         )
@@ -217,9 +210,9 @@ def _rows(search: Search) -> tuple[TunedRow, ...]:
 def _row(search: Search, one: Candidate, plain: Candidate | None) -> TunedRow:
     info = search.bench.info(one.group)
     samples = list(one.samples.values())
-    stats = total_stats(samples) if samples else None
+    stats = GenerationStats.total(one.stats for one in samples) if samples else None
     by_class: dict[str, float] = {}
-    for kind in _classes(search.prompts):
+    for kind in classes(search.prompts):
         keys = [key for key in one.samples if search.prompts[key[0]].kind == kind]
         if keys:
             by_class[kind] = _rate(one, keys)
@@ -268,51 +261,10 @@ def _rate(one: Candidate, calls: Iterable[tuple[int, int]]) -> float:
     return 1 / seconds_per_token({key: one.samples[key] for key in calls}, median, one.undisturbed)
 
 
-def _classes(prompts: Sequence[TunePrompt]) -> list[str]:
-    return list(dict.fromkeys(one.kind for one in prompts))
-
-
 def _names(backends: Sequence[str] | None, given: LoadArguments, resolver: Resolver, source: ModelSource) -> list[str]:
     """The backends to measure: those that are named, else all that load this format."""
     if backends is not None:
-        if isinstance(backends, str) or not backends:
-            raise InvalidRequestError(
-                f"`backends={shown(backends)}` is not understood.", "Give a list of names.", argument="backends"
-            )
-        for name in backends:
-            resolver.host.backend(name)  # unknown: an error with what is meant
-        return list(dict.fromkeys(backends))
+        return checked_backends(backends, resolver.host)
     if given["backend"] != "auto":
-        resolver.host.backend(given["backend"])
-        return [given["backend"]]
+        return checked_backends([given["backend"]], resolver.host)
     return [record.name for record in resolver.candidates(source)]
-
-
-def _prompts(given: Any) -> tuple[TunePrompt, ...]:
-    if given is None:
-        return built_in_prompts()
-    if isinstance(given, str | Path):
-        return read_prompts(Path(given).expanduser())
-    return given_prompts(given)
-
-
-def _checked_seconds(name: str, given: object) -> float:
-    seconds = as_float(given)
-    if not (seconds and 0 < seconds < inf):  # NaN is not above 0
-        raise InvalidRequestError(
-            f"`{name}={shown(given)}` is not a number of seconds.", "Give a positive number.", argument=name
-        )
-    return seconds
-
-
-def _checked_tokens(given: object) -> int | None:
-    if given is None:
-        return None
-    number = as_int(given)
-    if number is None or not 2 <= number <= _MOST_TOKENS:
-        raise InvalidRequestError(
-            f"`max_new_tokens={shown(given)}` is not a length of outputs to measure.",
-            "Give a whole number of at least 2.",
-            argument="max_new_tokens",
-        )
-    return number

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from polydraft._measuring.bench import MeasuredWeights
 from polydraft.contract.records import DrafterKind, Exactness, Record
 from polydraft.verification._verdict import Verdict
 
-__all__ = ["FORMAT", "Asked", "RowState", "TunedRow", "TunedWeights", "TuningResult"]
+__all__ = ["FORMAT", "Asked", "RowState", "TunedRow", "TuningResult"]
 
 FORMAT = 1
 """Version of the kept files; files of other versions are not read."""
@@ -17,14 +18,6 @@ FORMAT = 1
 RowState = Literal["measured", "dropped", "refused", "failed", "slow"]
 """``measured``: to the end. ``dropped``: after some rounds, being surely slower. ``refused``: it cannot load this, and
 says why. ``failed``: an error or the end of its process. ``slow``: it did not load or answer in time."""
-
-
-class TunedWeights(Record):
-    """The files of a model that was measured."""
-
-    id: str = Field(description="Hub id, ``builtin:<name>``, or the absolute path.")
-    fingerprint: str = Field(description="Of all bytes; empty where they are not on this machine.")
-    state: str = Field(description="Of names, inodes, sizes and times of the same files: read in no time.")
 
 
 class Asked(Record):
@@ -84,8 +77,8 @@ class TunedRow(Record):
         default_factory=dict, description="Distribution -> version and build; the measurement holds for these."
     )
     hardware: str = Field(default="", description="The processor, and the devices that the backend saw.")
-    target_weights: TunedWeights | None = None
-    drafter_weights: TunedWeights | None = None
+    target_weights: MeasuredWeights | None = None
+    drafter_weights: MeasuredWeights | None = None
 
     @property
     def label(self) -> str:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
-from polydraft._tune._bench import Bench, Group, LoadedInfo, NotMeasurable, Sample, Way
-from polydraft._tune._prompts import TunePrompt
+from polydraft._measuring.bench import Bench, CallSettings, Group, LoadedInfo, NotMeasurable, Sample, Way
+from polydraft._measuring.calls import seconds_per_token, undisturbed, usual
+from polydraft._measuring.prompts import MeasuredPrompt
 from polydraft._tune._records import RowState
-from polydraft.contract.results import GenerationStats
 from polydraft.verification._verdict import Verdict
 
-__all__ = ["WITHIN", "Candidate", "Limits", "Search", "Skipped", "seconds_per_token", "slowdown", "total_stats"]
+__all__ = ["WITHIN", "Candidate", "Limits", "Search", "Skipped", "slowdown"]
 
 _log = logging.getLogger("polydraft.tune")
 
@@ -117,45 +117,6 @@ class Skipped:
     reason: str
 
 
-def usual(values: Iterable[float]) -> float:
-    """The lower quartile: of up to four calls the fastest. What disturbs a machine only makes calls slower."""
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 4]
-
-
-def undisturbed(samples: Iterable[Sample]) -> Callable[[Sample], float]:
-    """How long a call would take if no other program used the processor, as far as that can be told.
-
-    An engine that computes in its process, on the processor, uses it all the time, with one thread or several. Where it
-    got less than in its best calls, it has waited for other programs: the call counts with the processor time alone.
-
-    Args:
-        samples: Calls of one process.
-    """
-    used = sorted(one.cpu_seconds / one.seconds for one in samples if one.cpu_seconds and one.seconds > 0)
-    # One thread uses one processor; of several, few calls are so disturbed that this is not seen.
-    threads = max(1.0, used[(len(used) - 1) * 9 // 10]) if used else 1.0
-    return lambda sample: min(sample.seconds, sample.cpu_seconds / threads) if sample.cpu_seconds else sample.seconds
-
-
-def seconds_per_token(
-    samples: Mapping[tuple[int, int], Sample],
-    of: Callable[[Iterable[float]], float],
-    seconds: Callable[[Sample], float],
-) -> float:
-    """Over all prompts, of whose calls ``of`` makes one number; ``seconds`` says how long a call took."""
-    by_prompt: dict[int, list[Sample]] = {}
-    for (prompt, _), sample in samples.items():
-        by_prompt.setdefault(prompt, []).append(sample)
-    # Cut outputs are shorter: a prompt counts with the length that its outputs usually have.
-    lengths = {prompt: median(one.num_tokens for one in found) for prompt, found in by_prompt.items()}
-    total = sum(
-        lengths[prompt] * of(seconds(one) / max(one.num_tokens, 1) for one in found)
-        for prompt, found in by_prompt.items()
-    )
-    return total / max(sum(lengths.values()), 1)
-
-
 def slowdown(one: Candidate, other: Candidate, rounds: Sequence[int] | None = None) -> float:
     """How many times as long ``one`` takes for a token, on the calls that both made; of ``rounds``, as often as given.
 
@@ -201,7 +162,7 @@ class Search:
     def __init__(
         self,
         bench: Bench,
-        prompts: Sequence[TunePrompt],
+        prompts: Sequence[MeasuredPrompt],
         limits: Limits,
         *,
         clock: Callable[[], float],
@@ -342,7 +303,7 @@ class Search:
         longest = self.limits.seconds / _CALLS
         started = self._clock()
         try:
-            few = self.bench.measure(group, k, self.prompts[0], _FIRST_TOKENS, longest)
+            few = self.bench.measure(group, k, self.prompts[0], CallSettings(max_new_tokens=_FIRST_TOKENS), longest)
         except NotMeasurable:
             return _MOST_TOKENS  # the next call says why
         finally:
@@ -496,7 +457,8 @@ class Search:
     def _call(self, candidate: Candidate, prompt: int, limit: float, number: int) -> bool:
         started = self._clock()
         try:
-            sample = self.bench.measure(candidate.group, candidate.k, self.prompts[prompt], self.max_new_tokens, limit)
+            settings = CallSettings(max_new_tokens=self.max_new_tokens)
+            sample = self.bench.measure(candidate.group, candidate.k, self.prompts[prompt], settings, limit)
         except NotMeasurable as error:
             candidate.state, candidate.reason = error.state, error.reason
             return False
@@ -512,11 +474,6 @@ class Search:
     def _cost_of_round(self) -> float:
         """Seconds that a round of all that are left may take."""
         return sum(one.seconds_per_token * self.max_new_tokens * len(self._batch) for one in self.leaders)
-
-
-def total_stats(samples: Sequence[Sample]) -> GenerationStats:
-    """The counts of several calls."""
-    return GenerationStats.total(one.stats for one in samples)
 
 
 def _label(group: Group, k: int) -> str:

@@ -16,6 +16,7 @@ from polydraft.contract import (
     results,
     stepping,
     tokenizer,
+    upstream,
     whole,
 )
 from polydraft.contract.arrays import *
@@ -29,6 +30,7 @@ from polydraft.contract.requests import *
 from polydraft.contract.results import *
 from polydraft.contract.stepping import *
 from polydraft.contract.tokenizer import *
+from polydraft.contract.upstream import *
 from polydraft.contract.whole import *
 
 __all__: list[str] = []
@@ -43,4 +45,5 @@ __all__ += requests.__all__
 __all__ += results.__all__
 __all__ += stepping.__all__
 __all__ += tokenizer.__all__
+__all__ += upstream.__all__
 __all__ += whole.__all__

@@ -14,6 +14,7 @@ from polydraft.errors import UnsupportedError
 if TYPE_CHECKING:
     from polydraft.contract.requests import LoadRequest, ModelSource, SpeculationPlan
     from polydraft.contract.stepping import SteppingEngine
+    from polydraft.contract.upstream import Upstream
     from polydraft.contract.whole import WholeEngine
 
 __all__ = ["Backend", "EngineOptions"]
@@ -90,6 +91,14 @@ class Backend(ABC):
             f"The backend {request.backend} has no server.",
             "Choose one that has (`polydraft backends` lists the installed backends).",
         )
+
+    def upstream(self, request: LoadRequest) -> Upstream | None:
+        """The engine's own speculative decoding of this pair, for ``polydraft bench --against upstream``.
+
+        Called before loading. The default is None: the engine has none for this kind of drafter, or polydraft runs it
+        anyway, as with a whole engine.
+        """
+        return None
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:
         """Conformance checks that this backend does not pass, each with its reason."""

@@ -18,6 +18,9 @@ from polydraft.contract import (
     ModelSource,
     SpeculationPlan,
     SteppingEngine,
+    Upstream,
+    UpstreamCall,
+    WholeEngine,
 )
 from polydraft.files import system_error
 
@@ -85,6 +88,20 @@ class MlxBackend(Backend):
         from polydraft_mlx.loading import load_pair
 
         return load_pair(request)
+
+    def upstream(self, request: LoadRequest) -> Upstream | None:
+        """mlx-lm drafts with draft models alone."""
+        if request.plan.kind != "draft-model":
+            return None
+
+        def opened(engine: SteppingEngine | WholeEngine) -> UpstreamCall:
+            from polydraft_mlx.engine import MlxEngine
+            from polydraft_mlx.upstream import StreamGenerate
+
+            assert isinstance(engine, MlxEngine)
+            return StreamGenerate(engine, request)
+
+        return Upstream("stream_generate(draft_model=)", opened)
 
 
 def _devices() -> tuple[DeviceRecord, ...]:

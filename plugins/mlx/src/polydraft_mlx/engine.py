@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
@@ -70,6 +71,11 @@ class MlxEngine(SteppingEngine):
         """The target; gone after ``close``."""
         assert self._target is not None
         return self._target
+
+    @property
+    def draft_model(self) -> Any:
+        """mlx-lm's module of the draft model; None where none drafts."""
+        return self._drafter.model if isinstance(self._drafter, Decoder) else None
 
     @staticmethod
     def peak_memory_bytes() -> int:

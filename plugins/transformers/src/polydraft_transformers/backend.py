@@ -14,6 +14,9 @@ from polydraft.contract import (
     ModelSource,
     SpeculationPlan,
     SteppingEngine,
+    Upstream,
+    UpstreamCall,
+    WholeEngine,
 )
 from polydraft.files import system_error
 
@@ -82,6 +85,19 @@ class TransformersBackend(Backend):
         from polydraft_transformers.loading import load_pair
 
         return load_pair(request)
+
+    def upstream(self, request: LoadRequest) -> Upstream:
+        """Transformers' ``generate``."""
+
+        def opened(engine: SteppingEngine | WholeEngine) -> UpstreamCall:
+            from polydraft_transformers.engine import TransformersEngine
+            from polydraft_transformers.upstream import Generate
+
+            assert isinstance(engine, TransformersEngine)
+            return Generate(engine)
+
+        how = "assistant_model" if request.plan.drafter else "prompt_lookup_num_tokens"
+        return Upstream(f"generate({how}=)", opened)
 
 
 def _devices() -> tuple[DeviceRecord, ...]:

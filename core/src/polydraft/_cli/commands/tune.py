@@ -129,8 +129,8 @@ def tune(
 
 def _forget(loading: dict[str, Any]) -> int:
     from polydraft._load_arguments import checked_arguments
+    from polydraft._measuring.identity import name_of
     from polydraft._registry.resolver import Resolver
-    from polydraft._tune._identity import name_of
     from polydraft._tune._store import forget
     from polydraft.errors import PolydraftError
 

@@ -114,7 +114,7 @@ def verify(
 
 
 def _own_prompts(file: Path) -> list[Any]:
-    from polydraft._tune._prompts import read_prompts
+    from polydraft._measuring.prompts import read_prompts
 
     try:
         return [one.prompt for one in read_prompts(file)]

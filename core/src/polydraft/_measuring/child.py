@@ -1,4 +1,4 @@
-"""The process of one engine that is measured: ``python -m polydraft._tune._child``.
+"""The process of one engine that is measured: ``python -m polydraft._measuring.child``.
 
 Requests are lines of JSON on standard input, answers lines of JSON on what standard output was: nothing else is written
 there. It ends when standard input does, in the middle of a call, too: with the process that started it.
@@ -16,10 +16,10 @@ from typing import Any, TextIO
 from pydantic import Field, TypeAdapter
 
 from polydraft._load_arguments import checked_arguments
+from polydraft._measuring.bench import AnyK, CallSettings, Group, NotMeasurable, Way, failure_of
+from polydraft._measuring.loaded import LoadedEngine, ways_of
+from polydraft._measuring.prompts import MeasuredPrompt
 from polydraft._plugins import default_host
-from polydraft._tune._bench import Group, NotMeasurable, Way, failure_of
-from polydraft._tune._loaded import LoadedEngine, ways_of
-from polydraft._tune._prompts import TunePrompt
 from polydraft.contract.records import Record
 from polydraft.errors import PolydraftError
 
@@ -37,9 +37,9 @@ class Job(Record):
     backend: str = ""
     named: bool = False
     group: dict[str, Any] | None = None
-    k: int = 0
-    prompt: TunePrompt | None = None
-    max_new_tokens: int = 0
+    k: AnyK = 0
+    prompt: MeasuredPrompt | None = None
+    settings: CallSettings | None = None
     seconds: float = 0.0
 
 
@@ -72,9 +72,11 @@ class _Worker:
         if job.what == "memory":
             return self.engine.memory()
         if job.what == "verdict":
+            assert isinstance(job.k, int)
             return self.engine.verdict(job.k, job.seconds)
         assert job.prompt is not None
-        return self.engine.measure(job.k, job.prompt, job.max_new_tokens, job.seconds).model_dump(mode="json")
+        assert job.settings is not None
+        return self.engine.measure(job.k, job.prompt, job.settings, job.seconds).model_dump(mode="json")
 
 
 def answer_to(worker: _Worker, job: Job) -> Answer:
@@ -100,7 +102,7 @@ def main() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")  # low acceptance is what is measured
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin, jobs), name="polydraft-tune-jobs", daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin, jobs), name="polydraft-measuring-jobs", daemon=True).start()
     worker = _Worker()
     while True:
         answer = answer_to(worker, Job.model_validate_json(jobs.get()))

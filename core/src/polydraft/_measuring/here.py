@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft._tune._loaded import LoadedEngine, ways_of
+from polydraft._measuring.loaded import LoadedEngine, ways_of
+from polydraft._session.monitor import SpeculationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from polydraft._measuring.bench import AnyK, CallSettings, Group, LoadedInfo, Sample, Way
+    from polydraft._measuring.prompts import MeasuredPrompt
     from polydraft._plugins import PluginHost
-    from polydraft._tune._bench import Group, LoadedInfo, Sample, Way
-    from polydraft._tune._prompts import TunePrompt
     from polydraft.verification._verdict import Verdict
 
 __all__ = ["BenchHere"]
@@ -52,9 +54,11 @@ class BenchHere:
             self._infos[group] = self._infos[group].model_copy(update=self._loaded[group].memory())
         return self._infos[group]
 
-    def measure(self, group: Group, k: int, prompt: TunePrompt, max_new_tokens: int, limit: float) -> Sample:
+    def measure(self, group: Group, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
         """As ``Bench.measure``."""
-        return self._engine(group).measure(k, prompt, max_new_tokens, limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpeculationWarning)  # low acceptance is what is measured
+            return self._engine(group).measure(k, prompt, settings, limit)
 
     def verdict(self, group: Group, k: int, seconds: float) -> Verdict | None:
         """As ``Bench.verdict``."""

@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session
+from polydraft._measuring.bench import (
+    AnyK,
+    CallSettings,
+    Group,
+    LoadedInfo,
+    NotMeasurable,
+    Sample,
+    Way,
+    failure_of,
+)
+from polydraft._measuring.identity import device_peak, hardware_of, installed, peak_memory, weights_of
+from polydraft._measuring.timed import TimedEngine
 from polydraft._registry.resolver import Prepared, Resolver
 from polydraft._session.session import Session
-from polydraft._tune._bench import Group, LoadedInfo, NotMeasurable, Sample, Way, failure_of
-from polydraft._tune._identity import device_peak, hardware_of, installed, peak_memory, weights_of
+from polydraft.contract.results import GenerationStats
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification._plan import sliding_window
@@ -21,10 +32,11 @@ from polydraft.verification._store import find, save
 from polydraft.verification._subject import subject_of, with_running
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from polydraft._measuring.prompts import MeasuredPrompt
     from polydraft._plugins import PluginHost
-    from polydraft._tune._prompts import TunePrompt
+    from polydraft.contract.upstream import UpstreamCall
     from polydraft.verification._records import Subject
     from polydraft.verification._verdict import Verdict
 
@@ -65,9 +77,10 @@ def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named
     found = [Way()]
     for drafter in (given["drafter"], "ngram") if given["drafter"] == "auto" else (given["drafter"],):
         try:
-            plan = (first if drafter == given["drafter"] else prepare(drafter)).request.plan
+            prepared = first if drafter == given["drafter"] else prepare(drafter)
         except PolydraftError:  # no n-gram drafting here
             continue
+        plan = prepared.request.plan
         if plan.kind is not None and plan.kind not in {way.method for way in found}:
             found.append(
                 Way(
@@ -77,6 +90,7 @@ def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named
                     recommended=min(plan.num_speculative_tokens, most),
                     most=most,
                     any_k=capabilities.exposes_logits and given["exactness"] == "standard",
+                    upstream=own.name if (own := first.backend.upstream(prepared.request)) else "",
                 )
             )
     return tuple(found)
@@ -104,7 +118,7 @@ class LoadedEngine:
             **given,
             "backend": group.backend,
             "drafter": group.way.argument,
-            "num_speculative_tokens": group.k or None,
+            "num_speculative_tokens": "auto" if group.picks_k else group.k or None,
         }
         started = time.monotonic()
         try:
@@ -123,8 +137,12 @@ class LoadedEngine:
         self._computes_here = isinstance(
             self._session.engine, SteppingEngine
         ) and self._session.running.device.startswith("cpu")
-        self._sessions = {group.k: self._session}
-        self._warm: set[int] = set()
+        self._sessions: dict[tuple[AnyK, TimedEngine | None], Session] = {}
+        self._timed: dict[tuple[bool, float | None], TimedEngine] = {}
+        """By ``split`` and ``synthetic_acceptance``."""
+        self._upstream: UpstreamCall | None = None
+        self._prompt_ids: dict[str, tuple[int, ...]] = {}
+        self._warm: set[tuple[AnyK, bool]] = set()
 
     def info(self) -> LoadedInfo:
         """What it says of itself."""
@@ -132,6 +150,7 @@ class LoadedEngine:
         drafter, packing = request.plan.drafter, request.packing
         return LoadedInfo(
             any_k=self._any_k,
+            steps=isinstance(self._session.engine, SteppingEngine),
             load_seconds=self._load_seconds,
             dtype=running.dtype,
             device=running.device,
@@ -152,36 +171,46 @@ class LoadedEngine:
             "device_memory_bytes": device_peak(self._session) if on_device else None,
         }
 
-    def measure(self, k: int, prompt: TunePrompt, max_new_tokens: int, limit: float) -> Sample:
+    def measure(self, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
         """As ``Bench.measure``.
 
         Raises:
             NotMeasurable: It failed.
         """
+        call = self._upstream_call if settings.upstream else self._call
         try:
-            if k not in self._warm:
-                self._call(k, prompt, min(_WARM_UP, max_new_tokens), limit)
-                self._warm.add(k)
-            return self._call(k, prompt, max_new_tokens, limit)
+            if (k, settings.upstream) not in self._warm:
+                few = min(_WARM_UP, settings.max_new_tokens)
+                call(k, prompt, settings.model_copy(update={"max_new_tokens": few}), limit)
+                self._warm.add((k, settings.upstream))
+            return call(k, prompt, settings, limit)
         except PolydraftError as error:
             raise NotMeasurable("failed", str(error)) from error
         except Exception as error:
             raise NotMeasurable("failed", failure_of(error)) from error
 
-    def _call(self, k: int, prompt: TunePrompt, max_new_tokens: int, limit: float) -> Sample:
+    def _call(self, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
         """What a user's call does, from its first line to its result."""
-        session = self._of(k)
+        timed = self._timed_engine(settings)
+        session = self._of(k, timed)
         given: Any = prompt.prompt if isinstance(prompt.prompt, str) else list(prompt.prompt)
-        speculate: Any = "auto" if k or self._group.way.method is None else "off"
+        # What is not asked for is not given: not every engine takes everything.
+        arguments: Any = {
+            "max_new_tokens": settings.max_new_tokens,
+            "speculate": "auto" if k or self._group.way.method is None else "off",
+            **({"ignore_eos": True} if settings.ignore_eos else {}),
+            **({"temperature": settings.temperature} if settings.temperature else {}),
+            **({"seed": settings.seed} if settings.seed is not None else {}),
+        }
         first = None
         computed = time.process_time()
         started = time.perf_counter()
         try:
-            stream = session.stream(given, max_new_tokens=max_new_tokens, speculate=speculate)
+            stream = session.stream(given, **arguments)
         except PolydraftError:
             if not prompt.raw:
                 raise
-            stream = session.stream(prompt.raw, max_new_tokens=max_new_tokens, speculate=speculate)  # no template
+            stream = session.stream(prompt.raw, **arguments)  # no template
         cut = False
         with stream:
             for chunk in stream:
@@ -195,24 +224,82 @@ class LoadedEngine:
         computed = time.process_time() - computed
         result = stream.result
         assert result is not None
+        self._prompt_ids[prompt.model_dump_json()] = result.prompt_token_ids
         return Sample(
             seconds=seconds,
             cpu_seconds=computed if self._computes_here else None,
             first_token_seconds=first,
             num_tokens=len(result.token_ids),
-            digest=hashlib.sha256(repr(result.token_ids).encode()).hexdigest()[:16],
+            digest=_digest(result.token_ids),
             cut=cut and result.finish_reason == "cancelled",
             stats=result.stats,
+            parts=timed.parts() if timed is not None and timed.split else None,
         )
 
-    def _of(self, k: int) -> Session:
+    def _upstream_call(self, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
+        """The same by the engine's own loop."""
+        assert isinstance(k, int)
+        key = prompt.model_dump_json()
+        if key not in self._prompt_ids:
+            self._call(k, prompt, settings.model_copy(update={"max_new_tokens": 1, "upstream": False}), limit)
+        if self._upstream is None:
+            own = self._prepared.backend.upstream(self._prepared.request)
+            assert own is not None
+            self._upstream = own.open(self._session.engine)
+        ends = frozenset() if settings.ignore_eos else self._session.tokenizer.eos_token_ids
+        token_ids: list[int] = []
+        rounds: list[tuple[int, float]] = []
+        computed = time.process_time()
+        started = time.perf_counter()
+
+        def emit(new: Sequence[int]) -> None:
+            passed = time.perf_counter() - started
+            rounds.append((len(new), passed))
+            token_ids.extend(new)
+            if passed > limit:
+                raise _TooLong
+
+        cut = False
+        try:
+            self._upstream(self._prompt_ids[key], k, settings.max_new_tokens, ends, emit)
+        except _TooLong:
+            cut = True
+        seconds = time.perf_counter() - started
+        computed = time.process_time() - computed
+        return Sample(
+            seconds=seconds,
+            cpu_seconds=computed if self._computes_here else None,
+            first_token_seconds=rounds[0][1] if rounds else None,
+            num_tokens=len(token_ids),
+            digest=_digest(token_ids),
+            cut=cut,
+            stats=_counted(rounds, k),
+        )
+
+    def _timed_engine(self, settings: CallSettings) -> TimedEngine | None:
+        """What stands between the loop and the engine; None: nothing, as in every other session."""
+        engine, key = self._session.engine, (settings.split, settings.synthetic_acceptance)
+        if not isinstance(engine, SteppingEngine) or key == (False, None):
+            return None
+        if key not in self._timed:
+            self._timed[key] = TimedEngine(engine, split=key[0], synthetic_acceptance=key[1])
+        return self._timed[key]
+
+    def _of(self, k: AnyK, timed: TimedEngine | None = None) -> Session:
         """The session with this k, over the one engine."""
-        if k == 0 or not self._any_k:
+        if not self._any_k:
+            k = self._group.k
+        if timed is None and (k in {0, self._group.k} or not self._any_k):
             return self._session
-        if k not in self._sessions:
-            running = self._session.running.model_copy(update={"num_speculative_tokens": k})
-            self._sessions[k] = Session(self._session.engine, running, self._prepared.backend.capabilities())
-        return self._sessions[k]
+        if (k, timed) not in self._sessions:
+            running = self._session.running
+            if k == "auto":
+                running = running.model_copy(update={"max_speculative_tokens": self._group.k})
+            elif k:
+                running = running.model_copy(update={"num_speculative_tokens": k})
+            engine = self._session.engine if timed is None else timed
+            self._sessions[k, timed] = Session(engine, running, self._prepared.backend.capabilities())
+        return self._sessions[k, timed]
 
     def verdict(self, k: int, seconds: float) -> Verdict | None:
         """As ``Bench.verdict``; what is found is kept, as ``polydraft verify`` keeps it."""
@@ -247,3 +334,31 @@ class LoadedEngine:
     def close(self) -> None:
         """Free the engine; the sessions of other k hold nothing of their own."""
         self._session.close()
+
+
+class _TooLong(Exception):  # noqa: N818 - ends a call of the engine's own loop
+    """The time is over."""
+
+
+def _digest(token_ids: Sequence[int]) -> str:
+    return hashlib.sha256(repr(tuple(token_ids)).encode()).hexdigest()[:16]
+
+
+def _counted(rounds: Sequence[tuple[int, float]], k: int) -> GenerationStats:
+    """Statistics of rounds of which the numbers of tokens and the times are known: each ends with a bonus token."""
+    seconds = [passed for _, passed in rounds] or [0.0]
+    told: dict[str, Any] = {}
+    if k:
+        accepted = [tokens - 1 for tokens, _ in rounds]
+        told = {
+            "num_drafts": len(rounds),
+            "num_accepted_tokens": sum(accepted),
+            "accepted_per_position": tuple(sum(one > at for one in accepted) for at in range(k)),
+        }
+    return GenerationStats(
+        num_tokens=sum(tokens for tokens, _ in rounds),
+        num_target_steps=max(len(rounds) - 1, 0),
+        prefill_seconds=seconds[0],
+        decode_seconds=seconds[-1] - seconds[0],
+        **told,
+    )

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from polydraft._measuring.bench import AnyK, CallSettings, Group, LoadedInfo, NotMeasurable, Sample, Way
+from polydraft._measuring.child import Answer, Job
 from polydraft._presentable import presentable
-from polydraft._tune._bench import Group, LoadedInfo, NotMeasurable, Sample, Way
-from polydraft._tune._child import Answer, Job
 from polydraft.errors import InvalidRequestError
 from polydraft.files import system_errors
 from polydraft.hardware import free_memory
@@ -26,7 +26,7 @@ from polydraft.secrets import Secret
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from polydraft._tune._prompts import TunePrompt
+    from polydraft._measuring.prompts import MeasuredPrompt
     from polydraft.verification._verdict import Verdict
 
 __all__ = ["BenchInProcesses"]
@@ -113,9 +113,9 @@ class BenchInProcesses:
                 self._infos[group] = self._infos[group].model_copy(update=memory)
         return self._infos[group]
 
-    def measure(self, group: Group, k: int, prompt: TunePrompt, max_new_tokens: int, limit: float) -> Sample:
+    def measure(self, group: Group, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
         """As ``Bench.measure``."""
-        job = Job(what="measure", k=k, prompt=prompt, max_new_tokens=max_new_tokens, seconds=limit)
+        job = Job(what="measure", k=k, prompt=prompt, settings=settings, seconds=limit)
         # Twice: the call before the first one that counts.
         return Sample.model_validate(self._ask(group, job, 2 * limit + _GRACE, "It did not answer a call"))
 
@@ -172,14 +172,14 @@ class _Process:
         # -P: a file in the current folder must not stand in for a module. Ctrl+C is this process's own.
         with system_errors("A process for an engine cannot be started"):
             self._child = subprocess.Popen(
-                [str(python), "-P", "-m", "polydraft._tune._child"],
+                [str(python), "-P", "-m", "polydraft._measuring.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 start_new_session=True,
             )
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="polydraft-tune-answers", daemon=True).start()
+        threading.Thread(target=self._read, name="polydraft-measuring-answers", daemon=True).start()
 
     @property
     def alive(self) -> bool:

@@ -7,13 +7,28 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from polydraft._tune._prompts import TunePrompt
-from polydraft._tune._records import TunedWeights
+from polydraft._measuring.prompts import MeasuredPrompt
 from polydraft.contract.records import DrafterKind, Record
 from polydraft.contract.results import GenerationStats
 from polydraft.verification._verdict import Verdict
 
-__all__ = ["Bench", "Group", "LoadedInfo", "NotMeasurable", "Sample", "Way", "failure_of"]
+__all__ = [
+    "AnyK",
+    "Bench",
+    "CallSettings",
+    "Group",
+    "LoadedInfo",
+    "MeasuredWeights",
+    "NotMeasurable",
+    "RoundSeconds",
+    "Sample",
+    "Way",
+    "failure_of",
+]
+
+
+AnyK = int | Literal["auto"]
+"""k, 0 for plain decoding, or ``auto``: picked for each round."""
 
 
 class Way(Record):
@@ -27,6 +42,32 @@ class Way(Record):
     any_k: bool = Field(
         default=False, description="Whether its engine probably decodes with every k up to that of the load."
     )
+    upstream: str = Field(default="", description="Name of the engine's own speculative decoding, if it has one.")
+
+
+class CallSettings(Record):
+    """How a call is made."""
+
+    max_new_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    seed: int | None = None
+    split: bool = Field(
+        default=False, description="Whether to split the rounds of a stepping engine, which slows them down."
+    )
+    upstream: bool = Field(default=False, description="Whether the engine's own loop makes it; then it is greedy.")
+    synthetic_acceptance: float | None = Field(
+        default=None, description="Chance that a draft is accepted, whatever the target chooses."
+    )
+
+
+class RoundSeconds(Record):
+    """Where the time of a call's rounds went, the prefill not counted. None: the parts are not known."""
+
+    engine: float = Field(description="In the engine; the rest of the call's rounds is the loop's.")
+    draft: float | None = None
+    verify: float | None = None
+    choose: float | None = Field(default=None, description="Choosing tokens from logits, drafts included.")
 
 
 class Sample(Record):
@@ -42,12 +83,22 @@ class Sample(Record):
     digest: str = Field(description="Of the output's token ids.")
     cut: bool = Field(description="Whether it was ended by the time limit.")
     stats: GenerationStats
+    parts: RoundSeconds | None = None
+
+
+class MeasuredWeights(Record):
+    """The files of a model that was measured."""
+
+    id: str = Field(description="Hub id, ``builtin:<name>``, or the absolute path.")
+    fingerprint: str = Field(description="Of all bytes; empty where they are not on this machine.")
+    state: str = Field(description="Of names, inodes, sizes and times of the same files: read in no time.")
 
 
 class LoadedInfo(Record):
     """What an engine says of itself once it is loaded."""
 
     any_k: bool = Field(description="Whether it decodes with every k up to that of the load, 0 included.")
+    steps: bool = Field(default=False, description="Whether polydraft runs its loop, in the process that measures.")
     load_seconds: float
     dtype: str
     device: str
@@ -55,8 +106,8 @@ class LoadedInfo(Record):
     quantized: bool = Field(default=False, description="Whether they are quantized though nobody asked for that.")
     versions: dict[str, str]
     hardware: str
-    target_weights: TunedWeights
-    drafter_weights: TunedWeights | None = None
+    target_weights: MeasuredWeights
+    drafter_weights: MeasuredWeights | None = None
     peak_memory_bytes: int | None = None
     device_memory_bytes: int | None = None
 
@@ -69,6 +120,8 @@ class Group:
     way: Way
     k: int
     """As loaded; engines that take any k decode with smaller ones as well."""
+    picks_k: bool = False
+    """Loaded with ``num_speculative_tokens="auto"``."""
 
 
 class NotMeasurable(Exception):  # noqa: N818 - an outcome that becomes a row
@@ -100,14 +153,14 @@ class Bench(Protocol):
     def info(self, group: Group) -> LoadedInfo:
         """What was loaded, with the peaks of memory so far."""
 
-    def measure(self, group: Group, k: int, prompt: TunePrompt, max_new_tokens: int, limit: float) -> Sample:
-        """One call of ``generate``, greedy; before the first with this k a few tokens are decoded and not counted.
+    def measure(self, group: Group, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
+        """One call of ``generate``; before the first with this k a few tokens are decoded and not counted.
 
         Args:
             group: What is loaded; if it no longer is, it is loaded again.
             k: 0: plain decoding.
             prompt: The prompt.
-            max_new_tokens: The output's limit.
+            settings: How the call is made.
             limit: Seconds after which the call is ended early.
 
         Raises:

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft._measuring.bench import MeasuredWeights
 from polydraft._registry.versions import installed_version
-from polydraft._tune._records import TunedWeights
 from polydraft.contract.backend import EngineOptions
 from polydraft.hardware import cpu_model
 from polydraft.secrets import Secret, names_a_secret
@@ -41,12 +41,12 @@ def name_of(source: ModelSource) -> str:
     return str(source.path.resolve()) if source.kind == "local" and source.path else source.id
 
 
-def weights_of(source: ModelSource, hub: HubOptions) -> TunedWeights:
+def weights_of(source: ModelSource, hub: HubOptions) -> MeasuredWeights:
     """The identity of a model's files; reads every byte the first time."""
-    return TunedWeights(id=name_of(source), fingerprint=fingerprint(source, hub), state=_state(source, hub))
+    return MeasuredWeights(id=name_of(source), fingerprint=fingerprint(source, hub), state=_state(source, hub))
 
 
-def same_weights(kept: TunedWeights, source: ModelSource, hub: HubOptions) -> bool:
+def same_weights(kept: MeasuredWeights, source: ModelSource, hub: HubOptions) -> bool:
     """Whether a model's files are those that were measured. No large file is read.
 
     They are if names, inodes, sizes and times are the same. If not, as after a copy, their bytes count, as far as they

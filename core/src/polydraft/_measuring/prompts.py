@@ -12,7 +12,7 @@ from polydraft.contract.records import Record
 from polydraft.errors import InvalidRequestError
 from polydraft.files import read_bytes, system_errors
 
-__all__ = ["CLASSES", "TunePrompt", "built_in_prompts", "given_prompts", "read_prompts"]
+__all__ = ["CLASSES", "MeasuredPrompt", "built_in_prompts", "given_prompts", "read_prompts"]
 
 CLASSES = ("code", "prose", "chat", "list")
 """Of the built-in prompts: drafters do well on some and badly on others."""
@@ -25,7 +25,7 @@ _FORMS = (
 )
 
 
-class TunePrompt(Record):
+class MeasuredPrompt(Record):
     """One prompt, as ``Session.generate`` takes it."""
 
     kind: str
@@ -34,20 +34,20 @@ class TunePrompt(Record):
     """What a chat is for a model without a chat template; empty: an error then."""
 
 
-def built_in_prompts() -> tuple[TunePrompt, ...]:
+def built_in_prompts() -> tuple[MeasuredPrompt, ...]:
     """Two of each class, the classes in turn."""
     found = []
     for number in (1, 2):
         for kind in CLASSES:
-            text = files(__package__).joinpath("prompts", f"{kind}-{number}.txt").read_text(encoding="utf-8")
+            text = files(__package__).joinpath("texts", f"{kind}-{number}.txt").read_text(encoding="utf-8")
             if kind == "chat":
-                found.append(TunePrompt(kind=kind, prompt=({"role": "user", "content": text},), raw=text))
+                found.append(MeasuredPrompt(kind=kind, prompt=({"role": "user", "content": text},), raw=text))
             else:
-                found.append(TunePrompt(kind=kind, prompt=text))
+                found.append(MeasuredPrompt(kind=kind, prompt=text))
     return tuple(found)
 
 
-def read_prompts(path: Path) -> tuple[TunePrompt, ...]:
+def read_prompts(path: Path) -> tuple[MeasuredPrompt, ...]:
     """Prompts from a file, by its suffix.
 
     Raises:
@@ -76,7 +76,7 @@ def read_prompts(path: Path) -> tuple[TunePrompt, ...]:
     return given_prompts([part.removesuffix("\n").removesuffix("\r") for part in parts if part.strip()])
 
 
-def given_prompts(given: Any) -> tuple[TunePrompt, ...]:
+def given_prompts(given: Any) -> tuple[MeasuredPrompt, ...]:
     """Prompts from a list, or from a mapping of classes to lists.
 
     Raises:
@@ -88,7 +88,9 @@ def given_prompts(given: Any) -> tuple[TunePrompt, ...]:
         listed = [_with_class(one) for one in _listed(given)]
     if not listed:
         raise _wrong("There are no prompts.", _FORMS)
-    return tuple(TunePrompt(kind=kind, prompt=_checked(one, number)) for number, (kind, one) in enumerate(listed, 1))
+    return tuple(
+        MeasuredPrompt(kind=kind, prompt=_checked(one, number)) for number, (kind, one) in enumerate(listed, 1)
+    )
 
 
 def _listed(given: Any) -> Sequence[Any]:

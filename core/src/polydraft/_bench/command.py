@@ -1,0 +1,284 @@
+"""``bench``: speculative decoding beside plain decoding. What ``polydraft.bench`` and ``polydraft bench`` call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from polydraft._bench import chart
+from polydraft._bench.records import BenchResult
+from polydraft._bench.rows import rows_of
+from polydraft._bench.turns import Turns
+from polydraft._load import prepare
+from polydraft._load_arguments import checked_arguments
+from polydraft._measuring.arguments import (
+    LOAD_LIMIT,
+    checked_backends,
+    checked_prompts,
+    checked_seconds,
+    checked_tokens,
+    classes,
+    open_bench,
+)
+from polydraft._measuring.bench import AnyK, CallSettings
+from polydraft._measuring.charts import check_can_draw
+from polydraft._measuring.identity import name_of
+from polydraft._numbers import as_float, as_int, shown
+from polydraft._plugins import default_host
+from polydraft._registry.resolver import Resolver
+from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
+from polydraft.files import system_errors
+from polydraft.hardware import cpu_model
+
+if TYPE_CHECKING:
+    from polydraft._bench.records import BenchRow
+
+__all__ = ["bench"]
+
+
+def bench(
+    target: str | Path,
+    *,
+    num_speculative_tokens: AnyK | Sequence[AnyK] | None = None,
+    sweep_k: bool = False,
+    against: Literal["upstream"] | None = None,
+    synthetic_acceptance: float | None = None,
+    prompts: str | Path | Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
+    max_new_tokens: int = 64,
+    ignore_eos: bool = False,
+    temperature: float = 0.0,
+    repeats: int = 5,
+    backends: Sequence[str] | None = None,
+    load_limit: float = LOAD_LIMIT,
+    save_to: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    **arguments: Any,
+) -> BenchResult:
+    """Measure speculative decoding beside plain decoding, on any backend and pair.
+
+    All sides decode the same prompts in alternating order, after a round that does not count; figures are medians, with
+    the slowest and the fastest repeat. Each engine runs in a process of its own, in which plain decoding uses the
+    engine's fastest path. Do nothing else on the machine meanwhile. Ctrl+C ends it early: the result holds what was
+    measured so far.
+
+    Args:
+        target: As for ``polydraft.load``.
+        num_speculative_tokens: k, several of them, or ``"auto"`` among them; None: the recommended one.
+        sweep_k: Measure every k from 1 to 8, or to twice the recommended one.
+        against: ``"upstream"``: the engine's own speculative decoding takes part, too, such as Transformers'
+            ``generate(assistant_model=)``, with the same weights, k and limits.
+        synthetic_acceptance: Accept each draft with this chance if those before it were, whatever the target chooses:
+            for random weights, or to ask what a better drafter would bring. Every output names it.
+        prompts: What to decode: a list of prompts as ``Session.generate`` takes them, a mapping of classes to such
+            lists, or a file: plain text with lines of ``---`` between prompts, ``.json`` or ``.jsonl``. None: a
+            built-in set of code, prose, chats and lists.
+        max_new_tokens: Length of the outputs.
+        ignore_eos: Do not end outputs early; so it is with ``synthetic_acceptance``.
+        temperature: 0 is greedy; else repeat i samples with the seed i.
+        repeats: How often each prompt counts.
+        backends: Names of backends to compare; None: the one that ``load`` would choose.
+        load_limit: Seconds after which an engine that has not been loaded is given up.
+        save_to: A folder for ``bench.json``, ``bench.png`` and ``bench.svg``; the charts need ``polydraft[charts]``.
+        progress: Called with a sentence on what has been done, or is done next.
+        **arguments: Further arguments of ``polydraft.load``. With ``host`` all engines are loaded into this process.
+
+    Raises:
+        InvalidRequestError: An argument is wrong.
+        UnsupportedError: A backend has no speculative decoding of its engine's own for this drafter, or keeps its own
+            loop, in which acceptance cannot be set.
+        BackendUnavailableError: Nothing could be measured; the reasons are in the sentence.
+        PolydraftError: As for ``load``; or the result cannot be saved.
+    """
+    ks = _checked_ks(target, num_speculative_tokens, sweep_k, arguments)
+    given = checked_arguments(target, arguments)  # type: ignore[arg-type]
+    chance = _checked_chance(synthetic_acceptance)
+    settings = CallSettings(
+        max_new_tokens=checked_tokens(max_new_tokens),
+        ignore_eos=ignore_eos or chance is not None,
+        temperature=_checked_temperature(temperature),
+        synthetic_acceptance=chance,
+    )
+    _check_together(against, settings, given["drafter"])
+    repeats = _checked_repeats(repeats)
+    load_limit = checked_seconds("load_limit", load_limit)
+    chosen = checked_prompts(prompts)
+    if save_to is not None:
+        check_can_draw()
+        save_to = Path(save_to).expanduser()
+    with system_errors(f"{target} cannot be measured"):
+        host = given["host"] or default_host()
+        if backends is not None:
+            names = checked_backends(backends, host)
+        elif given["backend"] != "auto":
+            names = checked_backends([given["backend"]], host)
+        else:
+            names = [prepare(target, **arguments).request.backend]
+        source = Resolver(given).target(target)
+        turns = Turns(
+            open_bench(target, given, named=True, load_limit=load_limit),
+            chosen,
+            settings,
+            repeats,
+            progress or (lambda _: None),
+        )
+        result = BenchResult(
+            target=name_of(source),
+            revision=source.revision,
+            processor=cpu_model(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=0.0,
+            prompts=classes(chosen),
+            max_new_tokens=settings.max_new_tokens,
+            ignore_eos=settings.ignore_eos,
+            temperature=settings.temperature,
+            repeats=repeats,
+            synthetic_acceptance=chance,
+            rows=(),
+        )
+        result = _measured(turns, names, ks, result, against=against)
+    if save_to is not None:
+        chart.save(result, Path(save_to))
+    return result
+
+
+def _measured(
+    turns: Turns,
+    names: Sequence[str],
+    ks: Sequence[AnyK] | Literal["sweep"] | None,
+    result: BenchResult,
+    *,
+    against: str | None,
+) -> BenchResult:
+    """Have the sides take turns, and put what they did into the result."""
+    interrupted = False
+    try:
+        try:
+            for name in names:
+                turns.add(name, ks, upstream=against is not None)
+            turns.run()
+        except KeyboardInterrupt:
+            interrupted = True
+        compares = result.synthetic_acceptance is None
+        rows = rows_of(turns.sides, turns.bench, turns.prompts, compares_outputs=compares)
+    finally:
+        with suppress(PolydraftError):  # an engine that cannot be closed has been measured
+            turns.bench.close()
+    if not interrupted and not any(row.tokens_per_second for row in rows):
+        raise BackendUnavailableError(
+            f"Nothing could be measured for {result.target}. "
+            + " ".join(f"{row.label}: {row.reason}" for row in rows if row.reason),
+            "`polydraft doctor` shows more about each backend.",
+        )
+    return result.model_copy(
+        update={
+            "seconds": round(turns.seconds, 1),
+            "rows": rows,
+            "interrupted": interrupted,
+            "notes": tuple(_notes(turns, rows, interrupted)),
+        }
+    )
+
+
+def _notes(turns: Turns, rows: Sequence[BenchRow], interrupted: bool) -> list[str]:
+    notes = []
+    if interrupted:
+        notes.append("It was interrupted: this is what was measured so far.")
+    if not turns.alternated:
+        notes.append("Not all engines fit into memory at once, so they were measured one after the other.")
+    notes += [f"upstream: {name}." for name in dict.fromkeys(row.upstream for row in rows if row.upstream)]
+    whole = dict.fromkeys(
+        row.backend for row in rows if row.state == "measured" and not row.upstream and not _is_split(row)
+    )
+    if whole:
+        notes.append(
+            f"Rounds are not split where the engine keeps its own loop, or runs them in one piece: {', '.join(whole)}."
+        )
+    if not any(row.method for row in rows):
+        notes.append("No drafter was asked for or found: only plain decoding was measured.")
+    if any(row.same_as_plain is False for row in rows):
+        notes.append("Outputs differ: `polydraft verify` says whether by near ties or by a defect.")
+    return notes
+
+
+def _is_split(row: BenchRow) -> bool:
+    return row.round_ms is not None and row.round_ms.verify is not None
+
+
+def _checked_ks(
+    target: str | Path, given: Any, sweep_k: bool, arguments: Mapping[str, Any]
+) -> Sequence[AnyK] | Literal["sweep"] | None:
+    """The ks, each checked as ``load`` checks it; None: the recommended one."""
+    name = "num_speculative_tokens"
+    if given is None:
+        return "sweep" if sweep_k else None
+    if sweep_k:
+        raise InvalidRequestError(
+            f"`sweep_k=True` and `{name}={shown(given)}` both say which k to measure.",
+            "Leave one of them out.",
+            argument="sweep_k",
+        )
+    listed = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not listed:
+        raise InvalidRequestError(f"`{name}` is an empty list.", "Give a k, or leave it out.", argument=name)
+    for k in listed:
+        checked_arguments(target, {**arguments, name: k})  # type: ignore[typeddict-item]
+    return [k if k == "auto" else int(k) for k in dict.fromkeys(listed)]
+
+
+def _checked_chance(given: object) -> float | None:
+    if given is None:
+        return None
+    chance = as_float(given)
+    if chance is None or not 0 <= chance <= 1:
+        raise InvalidRequestError(
+            f"`synthetic_acceptance={shown(given)}` is not a chance.",
+            "Give a number from 0 to 1.",
+            argument="synthetic_acceptance",
+        )
+    return chance
+
+
+def _checked_temperature(given: object) -> float:
+    temperature = as_float(given)
+    if temperature is None or not 0 <= temperature <= 100:
+        raise InvalidRequestError(
+            f"`temperature={shown(given)}` is not a temperature.", "Give 0 or more.", argument="temperature"
+        )
+    return temperature
+
+
+def _checked_repeats(given: object) -> int:
+    repeats = as_int(given)
+    if repeats is None or not 1 <= repeats <= 1000:
+        raise InvalidRequestError(
+            f"`repeats={shown(given)}` is not a number of repeats.", "Give 1 to 1000.", argument="repeats"
+        )
+    return repeats
+
+
+def _check_together(against: object, settings: CallSettings, drafter: object) -> None:
+    """Refuse what cannot be measured together."""
+    if against not in {None, "upstream"}:
+        raise InvalidRequestError(
+            f"`against={shown(against)}` is unknown.", "Give 'upstream', or leave it out.", argument="against"
+        )
+    if drafter is None and (against or settings.synthetic_acceptance is not None):
+        name = "against" if against else "synthetic_acceptance"
+        raise InvalidRequestError(
+            f"`drafter=None` is plain decoding, and `{name}` is about drafts.", "Leave one of them out.", argument=name
+        )
+    if against and settings.synthetic_acceptance is not None:
+        raise InvalidRequestError(
+            "`synthetic_acceptance` sets what polydraft accepts, and not what the engine's own loop does.",
+            "Leave it or `against='upstream'` out.",
+            argument="synthetic_acceptance",
+        )
+    if against and settings.temperature:
+        raise InvalidRequestError(
+            "The engine's own loop is measured greedily: its samples are others.",
+            "Leave out `temperature`, or `against='upstream'`.",
+            argument="temperature",
+        )
