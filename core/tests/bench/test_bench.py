@@ -167,6 +167,24 @@ def test_a_loop_that_fails_or_differs_is_a_row(monkeypatch):
     assert any("Outputs differ" in note for note in found.notes)
 
 
+def test_all_sides_have_the_same_clock(monkeypatch):
+    """A side whose processor time is not known must not be the only one that pays for other programs."""
+    call = LoadedEngine._call
+
+    def disturbed(self, k, *arguments):
+        # Nine tenths of each second belong to another program.
+        sample = call(self, k, *arguments)
+        cpu = None if k and self._unknown else sample.cpu_seconds
+        return sample.model_copy(update={"seconds": 10 * sample.seconds, "cpu_seconds": cpu})
+
+    monkeypatch.setattr(LoadedEngine, "_call", disturbed)
+    monkeypatch.setattr(LoadedEngine, "_unknown", False, raising=False)
+    arguments = {"num_speculative_tokens": 2, "repeats": 1, "max_new_tokens": 24}
+    known = measured(**arguments).rows[0].tokens_per_second
+    monkeypatch.setattr(LoadedEngine, "_unknown", True)
+    assert measured(**arguments).rows[0].tokens_per_second < known / 2
+
+
 # Ends and refusals ---------------------------------------------------------------------------------------------------
 
 

@@ -161,8 +161,7 @@ def _measured(
             turns.run()
         except KeyboardInterrupt:
             interrupted = True
-        compares = result.synthetic_acceptance is None
-        rows = rows_of(turns.sides, turns.bench, turns.prompts, compares_outputs=compares)
+        rows = rows_of(turns, compares_outputs=result.synthetic_acceptance is None)
     finally:
         with suppress(PolydraftError):  # an engine that cannot be closed has been measured
             turns.bench.close()

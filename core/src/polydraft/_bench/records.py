@@ -45,7 +45,8 @@ class BenchRow(Record):
     tokens_per_second: float | None = Field(
         default=None,
         description="Tokens over the time of whole calls, prompts included: of each prompt the median over the "
-        "repeats. Of an engine that computes on the processor, the time in which other programs had it does not count.",
+        "repeats. Where all sides compute in their process, on the processor, the time in which other programs had it "
+        "does not count.",
     )
     spread: Spread | None = Field(default=None, description="The same of the slowest and of the fastest repeat.")
     runs: tuple[float, ...] = Field(default=(), description="The same of each repeat, in their order.")

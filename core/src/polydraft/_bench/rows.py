@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._bench.records import BenchRow, RoundTimes
 from polydraft._measuring.arguments import classes
-from polydraft._measuring.calls import seconds_per_token, undisturbed
+from polydraft._measuring.calls import seconds_per_token
 from polydraft.contract.results import GenerationStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from polydraft._bench.turns import Side
-    from polydraft._measuring.bench import Bench, Sample
+    from polydraft._bench.turns import Side, Turns
+    from polydraft._measuring.bench import Sample
     from polydraft._measuring.prompts import MeasuredPrompt
 
 __all__ = ["rows_of"]
@@ -27,12 +27,13 @@ class _Measured:
 
     Args:
         side: The side, which was measured.
+        seconds: How long a call took.
     """
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, seconds: Callable[[Sample], float]) -> None:
         self.side = side
         self.calls: Calls = side.samples
-        self.seconds: Callable[[Sample], float] = undisturbed(side.samples.values())
+        self.seconds = seconds
 
     @property
     def repeats(self) -> list[int]:
@@ -79,18 +80,15 @@ class _Measured:
         return found
 
 
-def rows_of(
-    sides: Sequence[Side], bench: Bench, prompts: Sequence[MeasuredPrompt], *, compares_outputs: bool
-) -> tuple[BenchRow, ...]:
+def rows_of(turns: Turns, *, compares_outputs: bool) -> tuple[BenchRow, ...]:
     """A row for each side, in their order.
 
     Args:
-        sides: Those that took turns.
-        bench: Has what was loaded.
-        prompts: What they decoded.
+        turns: What was measured.
         compares_outputs: Whether equal prompts must give equal outputs.
     """
-    measured = [_Measured(side) for side in sides if side.samples]
+    sides, prompts = turns.sides, turns.prompts
+    measured = [_Measured(side, turns.clock(side)) for side in sides if side.samples]
     found = {one.side: one for one in measured}
 
     def like(side: Side, *, k: Any, upstream: bool) -> _Measured | None:
@@ -122,7 +120,7 @@ def rows_of(
         rates = [one.rate(one.of(repeat)) for repeat in one.repeats]
         firsts = one.each(one.first_token)
         stats = GenerationStats.total(call.stats for call in one.calls.values())
-        info = bench.info(side.group)
+        info = turns.bench.info(side.group)
         rows.append(
             BenchRow(
                 **_what(side),

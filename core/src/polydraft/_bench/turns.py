@@ -47,15 +47,6 @@ class Side:
         how = f"{self.group.way.method} k={self.k}" if self.k else "plain"
         return f"{self.group.backend}{' upstream' if self.upstream else ''} {how}"
 
-    @property
-    def speed(self) -> float | None:
-        """Tokens/s of its newest repeat."""
-        last = max((repeat for _, repeat in self.samples), default=0)
-        calls = [one for (_, repeat), one in self.samples.items() if repeat == last]
-        undisturbed_seconds = undisturbed(self.samples.values())
-        seconds = sum(map(undisturbed_seconds, calls))
-        return sum(one.num_tokens for one in calls) / seconds if seconds else None
-
 
 class Turns:
     """One benchmark in progress; ``sides`` hold what it has found, whenever it is ended.
@@ -86,6 +77,22 @@ class Turns:
         self._settings = settings
         self._repeats = repeats
         self._say = progress
+
+    def clock(self, side: Side) -> Callable[[Sample], float]:
+        """How long a call of a side took: all by the same clock.
+
+        Where each side computes in its process, on the processor, the time in which other programs had it does not
+        count. Where one does not, nobody knows how long others had it then: the clock on the wall counts for all.
+        """
+        if all(one.cpu_seconds is not None for other in self.sides for one in other.samples.values()):
+            return undisturbed(side.samples.values())
+        return lambda sample: sample.seconds
+
+    def _speed(self, side: Side, repeat: int) -> float | None:
+        """Tokens/s of a repeat."""
+        calls = [one for (_, number), one in side.samples.items() if number == repeat]
+        seconds = sum(map(self.clock(side), calls))
+        return sum(one.num_tokens for one in calls) / seconds if seconds else None
 
     def add(self, backend: str, ks: Sequence[AnyK] | Literal["sweep"] | None, *, upstream: bool) -> None:
         """Load a backend, and add its sides: plain decoding, and speculation with each k.
@@ -196,8 +203,8 @@ class Turns:
             self._all_prompts(order, what, repeat)
             seconds = time.monotonic() - started
             if repeat:
-                speeds = (f"{side.label} {side.speed:.1f}" for side in sides if side.speed)
-                self._say(f"{what}, tokens/s: {', '.join(speeds)}")
+                speeds = ((side.label, self._speed(side, repeat)) for side in sides)
+                self._say(f"{what}, tokens/s: {', '.join(f'{name} {speed:.1f}' for name, speed in speeds if speed)}")
             else:
                 self._say(f"Warmed up; {self._repeats} repeats of about {seconds:.0f} s follow")
         self._all_prompts([side for side in sides if not side.upstream], "Splitting rounds", None)
