@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import polydraft
 import pytest
@@ -44,16 +45,18 @@ class Again:
 def loaded(monkeypatch):
     """Loads a pair: ``rounds=True`` runs it as on a GPU."""
     monkeypatch.setattr(kv_cache, "Captured", Again)
+    monkeypatch.setattr(device_rounds, "Captured", Again)
     ran = []
-    run = device_rounds.DeviceRounds.run
+    run = device_rounds.Lane.run
 
     def recorded(self, *arguments):
-        ahead = self._ahead
+        ahead = self._rounds._ahead
         found = run(self, *arguments)
-        ran.append((found, ahead is not None and found is not None and found.hidden is ahead.hidden))
+        was_ahead = ahead is not None and found is not None and found.hidden.data_ptr() == ahead.hidden.data_ptr()
+        ran.append((found, was_ahead))
         return found
 
-    monkeypatch.setattr(device_rounds.DeviceRounds, "run", recorded)
+    monkeypatch.setattr(device_rounds.Lane, "run", recorded)
 
     @contextlib.contextmanager
     def load(pair, *, rounds, **options):
@@ -164,6 +167,37 @@ def test_the_host_takes_part_where_it_must(loaded):
             session.engine.target._free.clear()  # what stands in for captures holds on to its sequence
             assert outputs(session, settings) == expected
             assert {found is not None for found, _ in session.rounds_ran} == parts
+
+
+def test_sequences_that_share_rounds(loaded):
+    """Prompts of other lengths, two kinds of choices, outputs of other lengths: each as if it were alone."""
+    prompts = [[2, *(300 + (number + 7 * i) % 600 for i in range(40 + 13 * number))] for number in range(5)]
+    calls = [
+        (prompt, {**settings, "max_new_tokens": 30 + 5 * number, "ignore_eos": True, "seed": number})
+        for number, prompt in enumerate(prompts)
+        for settings in (SETTINGS["greedy"], {"temperature": 1.0})
+    ]
+    with loaded("tiny-e2b", rounds=False) as session:
+        wanted = [session.generate(prompt, **given).token_ids for prompt, given in calls]
+        many = session.generate_many(prompts, max_new_tokens=20, temperature=1.0, seed=3)
+    with loaded("tiny-e2b", rounds=True) as session:
+        with ThreadPoolExecutor(len(calls)) as threads:
+            found = [threads.submit(session.generate, prompt, **given) for prompt, given in calls]
+        assert [call.result().token_ids for call in found] == wanted
+        again = session.generate_many(prompts, max_new_tokens=20, temperature=1.0, seed=3)
+        assert [result.token_ids for result in again] == [result.token_ids for result in many]
+        (rounds,) = session.engine._rounds.values()
+        assert max(lanes for lanes, _, _ in rounds._recorded) >= 4
+
+
+def test_a_sequence_that_pauses_holds_up_no_other(loaded):
+    with loaded("tiny-e2b", rounds=True) as session:
+        paused = session.stream(PROMPT, max_new_tokens=60, ignore_eos=True, temperature=0.0)
+        wanted = outputs(session, {"temperature": 0.0, "max_new_tokens": 60})[0]
+        tokens = [*next(paused).token_ids, *next(paused).token_ids]
+        assert outputs(session, {"temperature": 0.0, "max_new_tokens": 60})[0] == wanted
+        tokens += [token for chunk in paused for token in chunk.token_ids]
+        assert tuple(tokens) == tuple(wanted)
 
 
 def test_a_round_that_is_not_sound(loaded):

@@ -5,7 +5,8 @@
 Reading the weights is all that takes time, and a matrix of a layer is so small that its rows alone do not keep all of
 the GPU reading: the sums over its columns are split too. The parts are added by what reads the product next
 (``fused_layers``, ``step_experts``), which saves a launch. How the sums are split depends on the weights' shape alone,
-and a row of a tile of tensor cores reads no other: a row's bits do not depend on its neighbours.
+and a row of a tile of tensor cores reads no other: a row's bits depend neither on its neighbours nor on how many there
+are. More rows than a tile has are more tiles, which read the same weights at the same time, once from memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 
 __all__ = ["add_parts", "multiply", "multiply_gated", "part_strides", "splits"]
 
-_MOST_ROWS = 32
+_MOST_ROWS = 128  # of a step that sequences share
+_TILE_ROWS = 32
 _PROGRAMS = 256  # about two for each multiprocessor
 _MOST_PARTS = 8
 _N, _K = 32, 128  # weights of a tile
@@ -77,9 +79,10 @@ def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     chunk = -(-width // (parts * _K)) * _K
     parts = -(-width // chunk)
     product = torch.empty(parts, count, out, device=rows.device, dtype=torch.float32)
-    _multiply[(blocks, parts)](
+    tile = 16 if count <= 16 else _TILE_ROWS
+    _multiply[(-(-count // tile), blocks, parts)](
         *(rows, weight, product, count, width, out, rows.stride(0), chunk),
-        ROWS=16 if count <= 16 else _MOST_ROWS,
+        ROWS=tile,
         **_TILE,
     )
     return product
@@ -102,9 +105,10 @@ def multiply_gated(rows: Tensor, weight: Tensor) -> Tensor | None:
         return None
     count, width = rows.shape
     product = torch.empty(count, inner, device=rows.device, dtype=rows.dtype)
-    _multiply_gated[(blocks,)](
+    tile = 16 if count <= 16 else _TILE_ROWS
+    _multiply_gated[(-(-count // tile), blocks)](
         *(rows, weight, product, count, width, inner, rows.stride(0)),
-        ROWS=16 if count <= 16 else _MOST_ROWS,
+        ROWS=tile,
         **_TILE,
     )
     return product
@@ -121,11 +125,11 @@ def sum_parts(pointers, stride, exists, PARTS: tl.constexpr, dtype: tl.constexpr
 def _multiply_kernel(
     X, W, P, rows, width, out, x_row, chunk, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    part = tl.program_id(1)
+    part = tl.program_id(2)
     first = part * chunk
     last = tl.minimum(first + chunk, width)
-    row, k = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     x_at = X + row[:, None] * x_row + k[None, :]
     w_at = W + column[:, None].to(tl.int64) * width + k[None, :]
     product = tl.zeros((ROWS, BLOCK_N), tl.float32)
@@ -142,8 +146,8 @@ def _multiply_gated_kernel(
     X, W, Y, rows, width, inner, x_row, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     dtype: tl.constexpr = Y.dtype.element_ty
-    row, k = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     x_at = X + row[:, None] * x_row + k[None, :]
     gates = W + column[:, None].to(tl.int64) * width + k[None, :]
     ups = gates + tl.cast(inner, tl.int64) * width
