@@ -210,9 +210,8 @@ class Session:
         """Generate for each prompt; results in the prompts' order.
 
         Prompt i uses noise stream i of the same seed: equal prompts give different samples, and the first result is
-        that of ``generate``. An engine works on all prompts at once where that is faster, else on one after the
-        other. Keyword
-        arguments and errors are those of ``generate``. All prompts are checked before any runs.
+        that of ``generate``. An engine works on all prompts at once where that is faster, else on one after the other.
+        Keyword arguments and errors are those of ``generate``. All prompts are checked before any runs.
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
@@ -226,7 +225,7 @@ class Session:
                 for stream in streams:
                     stream.start()
                 # A processor may keep a state, which is the caller's: it is not used by several threads.
-                if isinstance(self._engine, SteppingEngine) and arguments.get("logits_processor") is None:
+                if arguments.get("logits_processor") is None:
                     read_together(streams, self._engine.shared_sequences)
             for stream in streams:
                 for _ in stream:

@@ -16,11 +16,11 @@ from polydraft_transformers.kv_cache import KvCache
 from polydraft_transformers.prompt_attention import can_attend_prompt
 from polydraft_transformers.step_attention import can_attend
 
-__all__ = ["Decoder", "fixed_rows"]
+__all__ = ["CHUNK", "LONG_CHUNK", "Decoder", "fixed_rows"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-_CHUNK = 512
-_LONG_CHUNK = 4096  # keeps a GPU busy; without masks, which would grow with it
+CHUNK = 512
+LONG_CHUNK = 4096  # keeps a GPU busy; without masks, which would grow with it
 _KEPT_CACHES = 2
 """Caches of closed sequences kept for the next ones; what was captured over them is kept with them."""
 
@@ -122,7 +122,7 @@ class Decoder:
         sizes = self.network.head_dims if isinstance(self.network, Gemma4Network) else {0}
         self._by_positions = can_attend(self.device, sizes)
         self._prompts_by_positions = can_attend_prompt(self.device, self.dtype, sizes)
-        self.chunk = _LONG_CHUNK if self._prompts_by_positions else _CHUNK
+        self.chunk = LONG_CHUNK if self._prompts_by_positions else CHUNK
         """Tokens of a prompt that are run in one forward, unless the user says otherwise."""
         # No lock: the garbage collector may close a sequence at any point.
         self._free: deque[KvCache] = deque(maxlen=_KEPT_CACHES)
@@ -167,16 +167,6 @@ class Decoder:
     def give_back(self, cache: KvCache) -> None:
         """Take back a cache that is no longer used, and in which no forward failed."""
         self._free.append(cache)
-
-    def kv_bytes(self, tokens: int) -> int:
-        """Size of the full layers' KV of this many tokens; layers that share another's store nothing."""
-        rows = 0
-        for kind, layer in zip(self.layer_types, self.layers, strict=True):
-            keys = getattr(getattr(layer, "self_attn", None), "k_proj", None)
-            if kind == "full_attention" and keys is not None:
-                # k_proj has kv_heads * head_dim rows; values are as wide as keys.
-                rows += 2 * int(keys.weight.shape[0])
-        return rows * tokens * self.dtype.itemsize
 
 
 def _layer_types(config: Any) -> list[str]:
