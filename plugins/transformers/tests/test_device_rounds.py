@@ -191,7 +191,7 @@ def test_sequences_that_share_rounds(loaded):
 
 
 def turns_of(session, number):
-    """Two turns, the second of which goes on with the first one's answer: their tokens, and how many are reused of it."""
+    """Two turns; the second goes on with the first one's answer: their tokens, and how many of it are reused."""
     given = {**list(SETTINGS.values())[number % 3], "max_new_tokens": 15, "ignore_eos": True, "seed": number}
     first = [2, *(300 + (number + 7 * i) % 600 for i in range(60 + 13 * number))]
     answer = session.generate(first, **given)

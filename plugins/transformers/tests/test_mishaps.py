@@ -15,7 +15,7 @@ pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pair
 
 import polydraft_transformers.kv_cache  # noqa: E402
 import polydraft_transformers.loading  # noqa: E402
-import polydraft_transformers.resources  # noqa: E402
+import polydraft_transformers.memory  # noqa: E402
 from polydraft.engine_parts.memory import MemoryEstimate  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import GraniteConfig, GraniteForCausalLM  # noqa: E402
@@ -274,7 +274,7 @@ def test_caches_of_past_calls_are_few(session):
 def test_weights_are_counted_in_the_dtype_that_they_are_loaded_in(monkeypatch):
     # The file holds bfloat16: float32 takes twice its size, and bfloat16 its size.
     size = (pairs.path("tiny-llama") / "model.safetensors").stat().st_size
-    monkeypatch.setattr(polydraft_transformers.resources, "available_memory", lambda _: int(1.5 * size))
+    monkeypatch.setattr(polydraft_transformers.memory, "available_memory", lambda _: int(1.5 * size))
     with pytest.raises(OutOfMemoryError, match="weights"):
         polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL)
     polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL | {"dtype": "bfloat16"}).close()
@@ -284,7 +284,7 @@ def test_a_context_that_is_larger_than_memory(monkeypatch):
     """Refused before the weights are read."""
     monkeypatch.setattr(polydraft_transformers.loading, "_model", lambda *_: pytest.fail("the weights are read"))
     size = (pairs.path("tiny-llama") / "model.safetensors").stat().st_size
-    monkeypatch.setattr(polydraft_transformers.resources, "available_memory", lambda _: 2 * size + (1 << 20))
+    monkeypatch.setattr(polydraft_transformers.memory, "available_memory", lambda _: 2 * size + (1 << 20))
     with pytest.raises(OutOfMemoryError, match="8192 tokens"):
         polydraft.load("builtin:tiny-llama", drafter=None, context_length=8192, **LOCAL)
 

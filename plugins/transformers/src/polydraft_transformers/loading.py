@@ -25,7 +25,8 @@ from polydraft_transformers.drafters.mtp import MtpDrafter
 from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.experts import experts_implementation, set_experts
 from polydraft_transformers.logits_check import check_logits
-from polydraft_transformers.resources import check_dtype, check_memory, choose_device, choose_dtype, out_of_memory
+from polydraft_transformers.memory import check_memory
+from polydraft_transformers.resources import check_dtype, choose_device, choose_dtype, out_of_memory
 
 __all__ = ["load_pair"]
 
