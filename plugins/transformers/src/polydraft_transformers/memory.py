@@ -51,7 +51,7 @@ def work_bytes(
     sizes on an H200, within 0.15 GiB.
     """
     text = text_config(config)
-    kind = text.get("model_type")
+    kind = str(text.get("model_type"))
     # config.json leaves out what is the default of its kind.
     sizes = {**(CONFIG_MAPPING[kind]().to_dict() if kind in CONFIG_MAPPING else {}), **text}
 
