@@ -5,7 +5,7 @@
 The position of a row decides what it sees (``KvCache.begin_step`` has the rule), so no mask is made or read. A program
 runs all query heads of a KV head over one part of the slots; a second kernel joins the parts. A part takes one block of
 slots of so many, so that all have equally much to do wherever the text ends. How many parts there are depends on the
-number of slots alone, and a slot that a row does not see adds exactly 0: a row's bits do not depend on the rows next to
+kind of layer alone, and a slot that a row does not see adds exactly 0: a row's bits do not depend on the rows next to
 it. ``gemma4`` has the definition in torch's operations, which runs where Triton is missing.
 """
 
