@@ -6,7 +6,9 @@ nox -s everything                    the same, with all that `tests` leaves out 
 nox -s lint types unit wheels        single checks
 nox -s third_party                   the example plugin from a wheel, outside the repository
 nox -s dist                          source archives and wheels for a release, into dist/
+nox -s release-check                 the same, and whether they can be released
 nox -s "conformance(transformers)"   the conformance suite on one backend
+nox -s docs                          the documentation as a site, in site/
 nox -s report                        one page of all results in conformance-reports/
 
 What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --prompt "def main():" -n 100``.
@@ -14,6 +16,7 @@ What follows ``--`` goes to the command that a session runs: ``nox -s demo -- --
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -37,6 +40,8 @@ nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "ci"))  # sessions import modules from there
+# nox looks for uv even where no session uses it, and says that it found none.
+logging.getLogger("nox").addFilter(lambda record: record.getMessage() != "uv binary not found.")
 CONSTRAINTS = Path(os.environ.get("POLYDRAFT_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 """The versions to install; CONTRIBUTING.md says when to name another file."""
 TOOLS = ROOT / "ci/tools.txt"
@@ -58,6 +63,8 @@ EXAMPLE_PLUGIN = "examples/third_party_plugin"
 GGUF = "plugins/gguf"
 """What the plugins for llama.cpp share; no plugin."""
 XLLAMACPP = "plugins/xllamacpp"
+ADAPTERS = ("adapters/llm", "adapters/langchain")
+"""polydraft as a model of other programs."""
 
 
 @dataclass(frozen=True)
@@ -188,19 +195,20 @@ BACKENDS = {
         minutes=16,
     ),
 }
-DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER)
+DISTRIBUTIONS = (CORE, GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, CONFORMANCE, SERVER, *ADAPTERS)
 
 MINUTES = {
     "lint": 0,
     "types": 2,
     "wheels": 3,
     "third_party": 2,
+    "adapters": 1,
     "unit": 9,
     "suite": 8,
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -215,6 +223,12 @@ DEMO_PROMPT = """class Stack:
 
     def push(self, item):
 """
+# float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
+# Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
+DEMO = (
+    *("--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32"),
+    *("--temperature", "0.7", "--seed", "4"),
+)
 
 
 def prepare(session: nox.Session) -> None:
@@ -302,11 +316,27 @@ def demo(session: nox.Session) -> None:
     """Generate with speculation on the built-in pair, drafts in colour, and compare with plain decoding."""
     prepare(session)
     install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
-    # float32: in bfloat16 a near tie may flip, and CPUs are slow at it.
-    # Sampled with a seed: with greedy decoding, so small a model soon repeats itself.
-    sampling = ["--temperature", "0.7", "--seed", "4"]
-    arguments = session.posargs or ["--prompt", DEMO_PROMPT, "--max-new-tokens", "120", "--dtype", "float32", *sampling]
-    session.run("polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *arguments)
+    session.run("polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *(session.posargs or DEMO))
+
+
+@nox.session
+def picture(session: nox.Session) -> None:
+    """Draw the README's picture: what the demo shows. On a machine that does nothing else, for its speeds."""
+    prepare(session)
+    install(session, *folders(CORE, BACKENDS["transformers"].folder, PAIRS))
+    demo = ["polydraft", "generate", "--show-drafts", "--compare", "--runs", "5", *DEMO]
+    session.run("python", "ci/picture.py", "docs/demo.svg", "nox -s demo", *demo)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into site/; once this session is installed, without network."""
+    prepare(session)
+    tools = ("mkdocs", "mkdocs-material", "mkdocstrings[python]")
+    install(session, *tools, *folders(CORE, CONFORMANCE))
+    session.run("python", "ci/pages.py", "--check")
+    session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.log("Open site/index.html, or run `nox -s docs -- --help` for mkdocs' options.")
 
 
 @nox.session(venv_backend="none")
@@ -398,7 +428,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/version.py")
-    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, EXAMPLE_PLUGIN)
+    plugins = (GGUF, *(backend.folder for backend in BACKENDS.values()), PAIRS, SERVER, *ADAPTERS, EXAMPLE_PLUGIN)
     session.run("polydraft-conformance", "imports", *(f"{folder}/src" for folder in plugins))
 
 
@@ -411,9 +441,9 @@ def types(session: nox.Session) -> None:
     prepare(session)
     install(session, "mypy", "nox", *folders(CORE, PAIRS, CONFORMANCE, SERVER, BACKENDS["transformers"].folder))
     plugins = [GGUF, *(backend.folder for backend in BACKENDS.values())]
-    install(session, "--no-deps", *folders(*plugins))
+    install(session, "--no-deps", *folders(*plugins, *ADAPTERS))
     # At once: one call after the other would check the core again where it is imported as installed.
-    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins))
+    sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins, *ADAPTERS))
     session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/benchmarks")
 
 
@@ -424,7 +454,8 @@ def unit(session: nox.Session) -> None:
     # Some of the core's tests are about Transformers.
     needed = [CORE, PAIRS, CONFORMANCE, *(BACKENDS[name].folder for name in ("transformers", "reference"))]
     # uv: an environment is made in a test
-    install(session, "pytest", "hypothesis", "matplotlib", "uv", *folders(*needed, f"{SERVER}[test]"))
+    tools = ("pytest", "hypothesis", "matplotlib", "trove-classifiers", "uv")
+    install(session, *tools, *folders(*needed, f"{SERVER}[test]"))
     tested = (CORE, SERVER, PAIRS, BACKENDS["reference"].folder, "ci")
     pytest(session, *(f"{folder}/tests" for folder in tested), *session.posargs)
 
@@ -484,6 +515,8 @@ def workers_here() -> str:
 @nox.session
 def report(session: nox.Session) -> None:
     """One HTML page and one Markdown table of all results in conformance-reports/."""
+    if not any(REPORTS.rglob("conformance-report.json")):
+        session.error(f'{REPORTS.name}/ holds no report yet. Make one: nox -s "conformance(reference)"')
     install(session, *folders(CORE, CONFORMANCE))
     page, table = str(REPORTS / "index.html"), str(REPORTS / "matrix.md")
     session.run("polydraft-conformance", "report", str(REPORTS), "--html", page, "--matrix", table, *session.posargs)
@@ -527,6 +560,23 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def adapters(session: nox.Session) -> None:
+    """polydraft as a model of `llm` and of LangChain, in those programs."""
+    prepare(session)
+    install(session, "pytest", *folders(CORE, PAIRS, BACKENDS["reference"].folder, *ADAPTERS))
+    pytest(session, *(f"{folder}/tests" for folder in ADAPTERS), *session.posargs)
+
+
+@nox.session
+def batches(session: nox.Session) -> None:
+    """Batches on two Ray nodes of this machine, one of which is killed."""
+    prepare(session)
+    needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[ray,test]")
+    install(session, "psutil", *needed)
+    pytest(session, "-s", f"{SERVER}/long_tests", *session.posargs)
+
+
+@nox.session
 def litertlm(session: nox.Session) -> None:
     """Convert the built-in pair for LiteRT-LM anew, with 3 GB of converters; what is checked in is replaced."""
     folder = f"{BACKENDS['litert_lm'].folder}/pair"
@@ -536,7 +586,7 @@ def litertlm(session: nox.Session) -> None:
 
 @nox.session
 def readme(session: nox.Session) -> None:
-    """Write the README's table of backends from their declarations."""
+    """Write the README's table of speeds from a benchmark, and the table of backends from their declarations."""
     install(session, *folders(CORE))
     install(session, "--no-deps", *folders(GGUF, *(backend.folder for backend in BACKENDS.values())))
     session.run("python", "ci/readme.py", *session.posargs)
@@ -555,6 +605,23 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def dist(session: nox.Session) -> None:
     """Build the source archive and the wheel of every distribution into dist/, for a release (RELEASING.md)."""
+    build_all(session)
+
+
+@nox.session(name="release-check")
+def release_check(session: nox.Session) -> None:
+    """Whether dist/ can be released: metadata, each extra in an empty environment with an old pip, commands of hints.
+
+    ``-- --only server,hints`` checks only these.
+    """
+    prepare(session)
+    build_all(session)
+    install(session, "packaging", "trove-classifiers")
+    session.run("python", "ci/release.py", "dist", *session.posargs)
+
+
+def build_all(session: nox.Session) -> None:
+    """Build the source archive of every distribution, and from it the wheel, into dist/."""
     install(session, "build", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:

@@ -1,6 +1,7 @@
-"""Fill the README's table of backends from the declarations of the installed ones: ``python ci/readme.py [--check]``.
+"""Fill two tables: the README's of speeds, and that of backends in docs/choosing-an-engine.md.
 
-With ``--check`` nothing is written; the exit code is 1 if the README differs.
+``python ci/readme.py [--check]``: with ``--check`` nothing is written; the exit code is 1 if a page differs. Speeds are
+those of a benchmark's file, backends those that are installed, as they declare themselves.
 """
 
 from __future__ import annotations
@@ -8,15 +9,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import update
+import benchmarks
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN = "<!-- backends: begin; written by `nox -s readme`, do not edit -->\n"
-END = "<!-- backends: end -->\n"
+ROOT = Path(__file__).parents[1]
+README, BACKENDS_PAGE = ROOT / "README.md", ROOT / "docs/choosing-an-engine.md"
+SPEEDS = ROOT / "plugins/transformers/benchmarks/results/rounds_at_real_shapes_h100.json"
 KINDS = ("mtp", "draft-model", "ngram")
+MODELS = ("E2B", "E4B", "26B-A4B", "31B")
+TOKENS = (2, 3, 4)
+"""Tokens a round, of which the table shows the speed."""
 
 
-def table() -> str:
+def marks(what: str) -> tuple[str, str]:
+    """The lines around a table."""
+    return f"<!-- {what}: begin; written by `nox -s readme`, do not edit -->\n", f"<!-- {what}: end -->\n"
+
+
+def backends_table() -> str:
     """The Markdown table, one row per backend."""
     from polydraft._plugins import default_host
 
@@ -33,27 +42,53 @@ def table() -> str:
                 record.summary,
             ]
         )
+    return as_markdown(rows)
+
+
+def speed_table() -> str:
+    """Milliseconds at real shapes, and the speed over plain decoding for some lengths of accepted drafts."""
+    result = benchmarks.load(SPEEDS)
+    head = ["Gemma 4", "plain: ms a token", "a round: ms", *(f"speed at {count} tokens a round" for count in TOKENS)]
+    rows = [head, ["---"] * len(head)]
+    for model in MODELS:
+        case = {"model": model, "settings": "greedy", "side": "rounds"}
+        (values,) = (row.values for row in result.rows if row.case == case)
+        plain, round_ = (float(str(values[name])) for name in ("plain_ms", "round_ms"))
+        rows.append([model, f"{plain:.1f}", f"{round_:.1f}", *(f"{n * plain / round_:.1f}x" for n in TOKENS)])
+    about = f"{result.hardware.accelerator}, {result.settings['dtype']}, torch {result.versions['torch']}"
+    link = "[figures](docs/benchmarks.md#transformers-rounds-at-real-shapes)"
+    return (
+        f"{as_markdown(rows)}\nBackend `transformers` on an {about}, context {result.settings['context']} ({link}).\n"
+    )
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """Rows as a Markdown table."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def filled(text: str, inside: str) -> str:
-    """The README with ``inside`` between the marks of the table.
+def filled(text: str, what: str, inside: str) -> str:
+    """The page with ``inside`` between the marks of a table.
 
     Raises:
-        SystemExit: The README lacks a mark.
+        SystemExit: The page lacks a mark.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks(what)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{README.name} lacks the marks of the table.")
+        raise SystemExit(f"A page lacks the marks of the table of {what}.")
     return f"{before}{begin}{inside}{end}{after}"
 
 
 def main() -> int:
-    """Write the table, or with ``--check`` compare it."""
-    text = filled(README.read_text(encoding="utf-8"), table())
-    complaint = "The README's table of backends does not match their declarations: run `nox -s readme`."
-    return update(README, text, complaint)
+    """Write the tables, or with ``--check`` compare them."""
+    failed = 0
+    for page, what, table in ((README, "speed", speed_table()), (BACKENDS_PAGE, "backends", backends_table())):
+        text = filled(page.read_text(encoding="utf-8"), what, table)
+        complaint = f"The table of {what} in {page.name} is out of date: run `nox -s readme`."
+        failed |= benchmarks.update(page, text, complaint)
+    return failed
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 _VERSION = r"\d+\.\d+\.\d+"
 _STATED = re.compile(rf'^((?:version|VERSION|__version__) = "){_VERSION}"', re.MULTILINE)
-_REQUIRED = re.compile(r"(\bpolydraft(?:-[a-z-]+)?)>=[\d.]+,<[\d.]+")
+_REQUIRED = re.compile(r"(\bpolydraft(?:-[a-z-]+)?(?:\[[\w,-]+\])?)>=[\d.]+,<[\d.]+")
 _UNRELEASED = "## [Unreleased]\n"
 _RELEASE = re.compile(rf"^## \[({_VERSION})\]", re.MULTILINE)
 
@@ -38,7 +38,7 @@ def current(root: Path) -> str:
 def files(root: Path) -> Iterator[Path]:
     """All files that may contain the version."""
     yield from (root / "docs").glob("*.md")
-    for folder in ("*", "plugins/*", "examples/*"):
+    for folder in ("*", "plugins/*", "adapters/*", "examples/*"):
         yield from root.glob(f"{folder}/pyproject.toml")
         yield from root.glob(f"{folder}/src/*/*.py")
 

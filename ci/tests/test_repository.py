@@ -1,6 +1,7 @@
 """Facts that are stated in several places of the repository agree."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ DOCUMENTS = sorted(
         "docs/**/*.md",
         "*/README.md",
         "plugins/*/README.md",
+        "adapters/*/README.md",
         "examples/*/README.md",
         ".github/**/*.md",
     )
@@ -57,10 +59,11 @@ def test_hosted_machines_have_supported_pythons(workflow: dict[str, Any]) -> Non
 def test_sessions_that_documents_name_exist() -> None:
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     sessions = {*re.findall(r"^def (\w+)\(session: nox\.Session", noxfile, re.MULTILINE)}
+    sessions |= {*re.findall(r"@nox\.session\(name=\"([\w-]+)\"", noxfile)}
     workflow = ROOT / ".github/workflows/tests.yml"
     for path in (*DOCUMENTS, workflow):
-        for named in re.findall(r"nox -s ((?:[a-z_]+ ?)+|\"\w+)", path.read_text(encoding="utf-8")):
-            assert {*re.findall(r"\w+", named)} <= sessions, (path.name, named)
+        for named in re.findall(r"nox -s ((?:[a-z_]+(?:-[a-z]+)* ?)+|\"\w+)", path.read_text(encoding="utf-8")):
+            assert {*re.findall(r"\w+(?:-\w+)*", named)} <= sessions, (path.name, named)
 
 
 COPIES = {
@@ -106,3 +109,31 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in slugs(target.read_text(encoding="utf-8")), link
+
+
+def test_all_txt_names_what_shares_one_environment() -> None:
+    lines = (ROOT / "all.txt").read_text(encoding="utf-8").splitlines()
+    named = {line.removeprefix("./") for line in lines if line.startswith("./")}
+    there = {
+        str(file.parent.relative_to(ROOT))
+        for pattern in ("*", "plugins/*")
+        for file in ROOT.glob(f"{pattern}/pyproject.toml")
+    }
+    data = ROOT / "core/src/polydraft/_registry/data/engines.toml"
+    apart = {
+        engine["folder"]
+        for engine in tomllib.loads(data.read_text(encoding="utf-8"))["engine"]
+        if engine["tested"] != "common.txt"
+    }
+    assert named == there - apart
+
+
+def test_the_addresses_are_the_same_everywhere() -> None:
+    """Of the repository and the documentation, in the metadata of each distribution and in the site's settings."""
+    core = tomllib.loads((ROOT / "core/pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    for pattern in ("*/pyproject.toml", "plugins/*/pyproject.toml"):
+        for file in ROOT.glob(pattern):
+            assert tomllib.loads(file.read_text(encoding="utf-8"))["project"]["urls"] == core, file
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"site_url: {core['Documentation']}\n" in site
+    assert f"repo_url: {core['Source']}\n" in site

@@ -32,13 +32,14 @@ def test_the_repository_states_one_version() -> None:
 
 def test_a_new_version_reaches_every_distribution_and_the_changelog_once(tree: Path) -> None:
     distributions = [path for path in version.files(tree) if path.name == "pyproject.toml"]
-    assert len(distributions) == 14
+    assert len(distributions) == 16
     for _ in range(2):
         version.set_version(tree, "7.9.3")
         assert version.problems(tree) == []
     for path in distributions:
         assert 'version = "7.9.3"' in path.read_text()
     assert '"polydraft>=7.9,<8"' in (tree / "plugins/vllm/pyproject.toml").read_text()
+    assert '"polydraft[structured]>=7.9,<8"' in (tree / "adapters/llm/pyproject.toml").read_text()
     assert '"polydraft-conformance>=7.9,<8"' in (tree / "examples/third_party_plugin/pyproject.toml").read_text()
     assert '"polydraft>=7.9,<8"' in (tree / "docs/plugin-guide.md").read_text()
     changelog = (tree / "CHANGELOG.md").read_text()

@@ -177,11 +177,15 @@ def test_the_matrix(folder, capsys):
     assert "- low-precision, float32, cpu: " in table
 
 
-def test_report_files_are_written(folder, tmp_path):
+def test_report_files_are_written(folder, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(f"Before.\n\n{BEGIN}old\n{END}\nAfter.\n", "utf-8")
     arguments = ["--html", str(tmp_path / "all.html"), "--matrix", str(tmp_path / "all.md"), "--readme", str(readme)]
     assert main(["report", str(folder / "honest" / JSON_NAME), str(folder / "absent"), *arguments]) == 0
+    said = capsys.readouterr()
+    assert f"Open {(tmp_path / 'all.html').as_uri()} in a browser: the page of 2 runs" in said.err
+    assert said.err.count("The table of 2 runs is in") == 2
+    assert said.out == ""
     assert "<h1>polydraft conformance</h1>" in (tmp_path / "all.html").read_text("utf-8")
     table = (tmp_path / "all.md").read_text("utf-8")
     assert readme.read_text("utf-8") == f"Before.\n\n{BEGIN}{table}{END}\nAfter.\n"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 import sys
 import threading
@@ -9,8 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from polydraft._origin import Origin
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules next to this file
+# As in an activated environment: hints say `pip`, and not which.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 BUILTIN_DATA = Path(__file__).parents[2] / "builtin_pairs/src/polydraft_builtin_pairs/data"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,6 +25,12 @@ def no_environments(monkeypatch, tmp_path_factory):
     """None of the user's own environments of engines."""
     monkeypatch.delenv("POLYDRAFT_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data-home"))
+
+
+@pytest.fixture(autouse=True)
+def hints_of_the_index(monkeypatch):
+    """Commands in hints are as polydraft from the package index shows them, not from this clone."""
+    monkeypatch.setattr("polydraft._pasteable.origin", lambda: Origin("index"))
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class Scripted(WholeEngine):
         pass
 
 
-def scripted_session(script, concurrency="serial", target="scripted", **changes):
+def scripted_session(script, concurrency="serial", target="scripted", *, engine=Scripted, **changes):
     """A session over the engine."""
     values = {
         "backend": "scripted",
@@ -104,5 +104,5 @@ def scripted_session(script, concurrency="serial", target="scripted", **changes)
         concurrent_calls=concurrency == "concurrent",
     )
     running = RunningInfo(**values)
-    engine = TextOnly(running) if script == "text only" else Scripted(script, running)
-    return Session(engine, running, capabilities)
+    made = TextOnly(running) if script == "text only" else engine(script, running)
+    return Session(made, running, capabilities)

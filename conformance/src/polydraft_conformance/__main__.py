@@ -19,6 +19,9 @@ import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
+
+from polydraft.errors import PolydraftError
 
 from polydraft_conformance.explain import to_list, to_text, write_pages
 from polydraft_conformance.imports import private_imports, source_of
@@ -115,16 +118,26 @@ def _merge(paths: list[Path], html: Path | None, matrix: str | None, readme: Pat
         if readme is not None:
             filled = fill(readme.read_text(encoding="utf-8"), table)
             readme.write_text(filled, encoding="utf-8")
+        if matrix not in {None, "-"}:
+            Path(str(matrix)).write_text(table, encoding="utf-8")
+        if html is not None:
+            html.write_text(to_page(reports), encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         print(f"polydraft-conformance: {error}", file=sys.stderr)
         return 1
-    if html is not None:
-        html.write_text(to_page(reports), encoding="utf-8")
-    if matrix not in {None, "-"}:
-        Path(str(matrix)).write_text(table, encoding="utf-8")
     if matrix == "-" or (html is None and matrix is None and readme is None):
         print(table)
+    # To stderr: a table on stdout may go into a file.
+    for written in (matrix if matrix != "-" else None, readme):
+        if written is not None:
+            print(f"The table of {_runs(reports)} is in {written}", file=sys.stderr)
+    if html is not None:
+        print(f"Open {html.resolve().as_uri()} in a browser: the page of {_runs(reports)}", file=sys.stderr)
     return 0
+
+
+def _runs(reports: list[dict[str, Any]]) -> str:
+    return f"{len(reports)} run{'' if len(reports) == 1 else 's'}"
 
 
 def _diff(old: Path, new: Path, threshold: float, *, as_json: bool) -> int:
@@ -152,11 +165,11 @@ def _defects(names: list[str] | None, *, full: bool, full_only: bool) -> int:
     try:
         from polydraft_conformance.defects.running import matching, run, to_table
     except ImportError as error:
-        print(
-            f"polydraft-conformance: The catalogue's backends are variants of the reference engine, and {error.name} "
-            'is not installed. Run: pip install "polydraft-conformance[defects]"',
-            file=sys.stderr,
+        missing = PolydraftError(
+            f"The catalogue's backends are variants of the reference engine, and {error.name} is not installed.",
+            "Run: pip install 'polydraft-conformance[defects]'",
         )
+        print(f"polydraft-conformance: {missing}", file=sys.stderr)
         return 2
     if names is None:
         print(to_table(full_only=full_only))

@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from polydraft._pasteable import pasteable, with_program
+
 __all__ = ["FLAGS", "in_flags", "words"]
 
 _SHORT = {
@@ -64,13 +66,15 @@ def words(argument: str, value: Any) -> list[str]:
 
 
 def in_flags(sentence: str) -> str:
-    """A sentence with its arguments written as flags; arguments without a flag stay as they are.
+    """A sentence with its arguments written as flags, and commands that work here.
+
+    Arguments without a flag stay as they are.
 
     >>> in_flags("Use `drafter=None` or `device='cuda:1'`, or log in with `hf auth login`.")
     'Use `--drafter none` or `--device cuda:1`, or log in with `hf auth login`.'
     """
     # Other code between backticks, and a backtick in a value that a user gave, are left alone.
-    return _ARGUMENT.sub(lambda found: f"`{_in_flags(*found.groups())}`", sentence)
+    return _ARGUMENT.sub(lambda found: f"`{_in_flags(*found.groups())}`", with_program(pasteable(sentence)))
 
 
 _ARGUMENT = re.compile(rf"`({'|'.join(FLAGS)})(?:=([^`]*))?`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from typing import Any
 
 from polydraft._presentable import presentable
 
@@ -49,7 +50,7 @@ def html_table(rows: Iterable[Mapping[str, str]], *, caption: str = "") -> str:
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-class Listing(tuple):  # type: ignore[type-arg]
+class Listing(tuple[Any, ...]):
     """Records that show themselves as a table: each has ``_row()``, from column names to cells."""
 
     __slots__ = ()

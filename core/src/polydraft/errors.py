@@ -6,6 +6,8 @@ before the first token.
 
 Sentences write commands and arguments as code, arguments as Python takes them: "Use `drafter=None` for plain
 decoding.". The command line shows the same sentences with its flags in their place: "Use `--drafter none` ...".
+A hint's `pip install` commands are written as for the package index: ``hint`` has what installs the same into this
+environment, from where polydraft came from (`polydraft._pasteable`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Self
 
+from polydraft._pasteable import pasteable
 from polydraft._presentable import presentable
 
 __all__ = [
@@ -64,7 +67,7 @@ class PolydraftError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = presentable(message)
-        self.hint = presentable(hint)
+        self.hint = presentable(pasteable(hint))
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
@@ -73,6 +76,8 @@ class PolydraftError(Exception):
 
 class InvalidRequestError(PolydraftError, ValueError):
     """An argument is of the wrong type or out of range.
+
+    To mend it: correct the argument that ``argument`` names; the message says what is allowed.
 
     Args:
         message: One sentence: what is wrong.
@@ -87,23 +92,40 @@ class InvalidRequestError(PolydraftError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt does not fit into the context, or the requested context is longer than the model's."""
+    """The prompt does not fit into the context, or the requested context is longer than the model's.
+
+    To mend it: shorten the prompt, lower ``max_new_tokens``, or load with a larger ``context_length`` if the model
+    has one.
+    """
 
 
 class UnsupportedError(PolydraftError):
-    """The request is valid, but this backend or model cannot do it: images, an exactness mode, ..."""
+    """The request is valid, but this backend or model cannot do it: images, an exactness mode, ...
+
+    To mend it: leave the request out, or take a backend that can do it: ``polydraft backends`` lists what each can.
+    """
 
 
 class SpeculationUnavailableError(UnsupportedError):
-    """``speculate="on"`` (or an explicit drafter) was asked for, and speculation cannot run."""
+    """``speculate="on"`` (or an explicit drafter) was asked for, and speculation cannot run.
+
+    To mend it: take another drafter (``drafter="ngram"`` needs no model), or leave ``speculate`` open: then the
+    call is decoded plainly, and ``result.speculation_off`` says why.
+    """
 
 
 class PluginError(PolydraftError):
-    """A plugin is broken: it cannot be imported, breaks the contract, or uses a name that is taken."""
+    """A plugin is broken: it cannot be imported, breaks the contract, or uses a name that is taken.
+
+    To mend it: update or uninstall the plugin, or name it in ``POLYDRAFT_DISABLE_PLUGINS``; ``polydraft doctor``
+    says which it is and why.
+    """
 
 
 class BackendNotFoundError(PolydraftError, LookupError):
     """No backend of that name is installed.
+
+    To mend it: run the command of the hint, usually ``polydraft engines install NAME``, or correct the name.
 
     Args:
         message: One sentence: what is wrong.
@@ -119,6 +141,8 @@ class BackendNotFoundError(PolydraftError, LookupError):
 class BackendUnavailableError(PolydraftError):
     """The backend is installed, but cannot run here: engine missing, version with a known fault, ...
 
+    To mend it: run the command of the hint; ``polydraft doctor`` shows it for every backend.
+
     Args:
         message: One sentence: what is wrong.
         hint: One sentence: what to do.
@@ -133,6 +157,9 @@ class BackendUnavailableError(PolydraftError):
 class EnvironmentSetupError(PolydraftError):
     """An engine's environment cannot be made, updated or removed. One that was there before is unchanged and in use.
 
+    To mend it: do what the hint says (room on the disk, network, a compiler) and repeat the command; the log has
+    the details.
+
     Args:
         message: One sentence: what is wrong.
         hint: One sentence: what to do.
@@ -145,38 +172,64 @@ class EnvironmentSetupError(PolydraftError):
 
 
 class ModelNotFoundError(PolydraftError, LookupError):
-    """The target or drafter does not exist, or may not be read (gated, offline)."""
+    """The target or drafter does not exist, or may not be read (gated, offline).
+
+    To mend it: correct the name, accept the model's terms and log in with ``hf auth login``, or, if offline, give a
+    folder.
+    """
 
 
 class ModelFormatError(PolydraftError):
-    """A checkpoint exists, but cannot be read: no config, a missing shard, an unknown architecture or format."""
+    """A checkpoint exists, but cannot be read: no config, a missing shard, an unknown architecture or format.
+
+    To mend it: download the model again if a file is missing or damaged; else take a backend that loads its format.
+    """
 
 
 class PairMismatchError(PolydraftError):
-    """Target and drafter do not belong together."""
+    """Target and drafter do not belong together.
+
+    To mend it: leave ``drafter`` open, name the drafter made for this target, or use ``drafter="ngram"``.
+    """
 
 
 class NotVerifiedError(PolydraftError):
-    """``load(verified="require")`` found no passed verification of this configuration. The hint names the command."""
+    """``load(verified="require")`` found no passed verification of this configuration. The hint names the command.
+
+    To mend it: run ``polydraft verify`` with the same model and options, as the hint says, or load without
+    ``verified``.
+    """
 
 
 class DeviceError(PolydraftError):
-    """The requested device does not exist."""
+    """The requested device does not exist.
+
+    To mend it: name one of the devices that the message lists; ``polydraft doctor`` shows all.
+    """
 
 
 class OutOfMemoryError(PolydraftError, MemoryError):
-    """The weights or the context do not fit into memory."""
+    """The weights or the context do not fit into memory.
+
+    To mend it: take smaller weights (``quantization``), a smaller ``context_length``, or another device;
+    ``polydraft pairs MODEL`` shows what fits.
+    """
 
 
 class SystemResourceError(PolydraftError):
     """The machine is short of something, or refuses it: a full disk, no file handles, a failing device.
 
     ``__cause__`` is the system's own error, with its ``errno``.
+
+    To mend it: free what the message names, and try again.
     """
 
 
 class EngineError(PolydraftError):
-    """The engine failed while running. ``partial_text`` holds the text generated until then."""
+    """The engine failed while running. ``partial_text`` holds the text generated until then.
+
+    To mend it: try again; if it happens again, report it with the message, which holds the engine's own words.
+    """
 
     def __init__(self, message: str, hint: str = "", *, partial_text: str = "") -> None:
         super().__init__(message, hint)
@@ -187,6 +240,9 @@ class EngineCrashedError(EngineError):
     """The worker process that an engine runs in has ended: an abort, a segmentation fault, out of memory, a kill.
 
     Other sessions go on. The session is of no more use; ``polydraft.load`` loads the same again.
+
+    To mend it: load it again; with ``out_of_memory``, with smaller weights or a smaller context. ``last_words`` is
+    what to report.
 
     Args:
         message: One sentence: what is wrong.
@@ -220,6 +276,8 @@ class NonFiniteLogitsError(EngineError):
 
     A row of logits is refused if it has NaN or +Inf, or no finite number at all; -Inf for single tokens is allowed.
     Causes are float16 that overflows, and damaged weights.
+
+    To mend it: use a ``dtype`` of larger range, ``bfloat16`` or ``float32``, or download the weights again.
     """
 
     @classmethod
@@ -247,15 +305,24 @@ class NonFiniteLogitsError(EngineError):
 
 
 class LogitsProcessorError(EngineError):
-    """The caller's logits processor failed, or returned unusable logits."""
+    """The caller's logits processor failed, or returned unusable logits.
+
+    To mend it: correct the processor: ``__cause__`` is what it raised.
+    """
 
 
 class StructuredOutputError(EngineError):
-    """An output that must match (``guided``) cannot go on: it needs too much work, or no token is left to choose."""
+    """An output that must match (``guided``) cannot go on: it needs too much work, or no token is left to choose.
+
+    To mend it: simplify the schema, expression or grammar, or allow more tokens.
+    """
 
 
 class SessionClosedError(PolydraftError, RuntimeError):
-    """The session was used after ``close()``."""
+    """The session was used after ``close()``.
+
+    To mend it: make the calls inside the session's ``with`` block, or load anew.
+    """
 
 
 class SessionBusyError(PolydraftError, RuntimeError):
@@ -263,8 +330,13 @@ class SessionBusyError(PolydraftError, RuntimeError):
 
     The session runs one call at a time and this thread or task holds an unfinished stream of it, or it was called from
     inside one of its own steps (by a logits processor or a signal handler).
+
+    To mend it: finish or close the open stream first, or use a second session or thread.
     """
 
 
 class ForkedSessionError(PolydraftError, RuntimeError):
-    """The session was used in a process forked from the one that loaded it."""
+    """The session was used in a process forked from the one that loaded it.
+
+    To mend it: load in the child process, or start it with ``multiprocessing``'s method ``spawn``.
+    """

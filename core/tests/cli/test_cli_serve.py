@@ -77,4 +77,8 @@ def test_without_the_server_it_says_how_to_install_it(monkeypatch, capfd):
     assert run(["serve", "-m", "x"]) == 1
     error, hint = capfd.readouterr().err.splitlines()
     assert error == "Error: The server is not installed: there is no module polydraft_server."
-    assert hint.startswith('Hint: Install it: `pip install "polydraft[server]"`.')
+    assert hint.startswith("Hint: Install it: `pip install 'polydraft[server]'`.")
+    assert run(["batch", "in.jsonl", "out.jsonl", "-m", "x"]) == 1
+    error, hint = capfd.readouterr().err.splitlines()
+    assert "Batches need polydraft's server" in error
+    assert hint == "Hint: Install it: `pip install 'polydraft[server]'`."

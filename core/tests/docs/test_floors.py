@@ -11,6 +11,8 @@ FLOORS = (
         "_containment",
         "_folders",
         "_numbers",
+        "_origin",
+        "_pasteable",
         "_presentable",
         "_sealed",
         "_shown",

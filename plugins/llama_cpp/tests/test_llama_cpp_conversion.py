@@ -198,3 +198,19 @@ def test_the_weights_decide_whether_the_head_is_the_embedding(name, data, tmp_pa
     assert found["untied"] == found["hidden"] != found["equal"] == found["none"]
     said = {case: [note for note in notes[case] if "output head" in note] for case in notes}
     assert [len(said[case]) for case in ("untied", "hidden", "equal", "none")] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("native", "free", "dtype", "said"),
+    [(True, 2**40, "bfloat16", ""), (False, 2**40, "float32", "has no"), (False, 1000, "bfloat16", "emulates")],
+)
+def test_auto_follows_the_rule_of_all_engines(data, monkeypatch, native, free, dtype, said):
+    """A checkpoint's bfloat16 becomes float32 on a CPU that would emulate it, where that fits."""
+    monkeypatch.setattr("polydraft.hardware.multiplies_natively", lambda name: native or name == "float32")
+    monkeypatch.setattr("polydraft.hardware.cpu_features", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("polydraft_gguf.files.free_memory", lambda: free)
+    pair = {"drafter": data / "tiny-llama-draft", "device": "cpu"}
+    with polydraft.load(data / "tiny-llama", backend="llama_cpp", **pair) as session:
+        assert session.running.dtype == dtype
+        notes = [note for note in session.running.notes if note.startswith("The dtype is")]
+        assert (said in notes[0]) if said else not notes

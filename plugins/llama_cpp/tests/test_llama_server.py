@@ -138,6 +138,18 @@ def test_a_stop_inside_an_answer_ends_it(gguf, stand_in):
         assert (result.finish_reason, result.token_ids) == ("stop", tuple(range(300, 306)))
 
 
+@pytest.mark.parametrize(("device", "weights"), [("cpu", "f32"), ("auto", "bf16")])
+def test_auto_is_what_the_device_multiplies(data, stand_in, monkeypatch, device, weights):
+    """On the processor by the rule of all engines; on a GPU the checkpoint's own."""
+    stand_in("gpu")
+    monkeypatch.setattr("polydraft.hardware.multiplies_natively", lambda name: name == "float32")
+    pair = {"drafter": data / "tiny-llama-draft", "device": device}
+    prepared = prepare(data / "tiny-llama", backend="llama-server", **pair)
+    command = prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123).arguments
+    for flag in ("--model", "--spec-draft-model"):
+        assert command[command.index(flag) + 1].endswith(f"-{weights}.gguf")
+
+
 def flags(session):
     """The command line of the server with the drafter."""
     line = Path(f"/proc/{session.engine.server.process.pid}/cmdline").read_text().split("\0")

@@ -74,3 +74,14 @@ def test_the_command_that_serves_a_pair(gguf):
         process.stop()
         process.discard_log()
     assert command(ServerSettings(model=Path("m"), ctx_size=1))[1:3] == ["-m", "polydraft_xllamacpp.program"]
+
+
+@pytest.mark.parametrize(("native", "weights"), [(True, "bf16"), (False, "f32")])
+def test_auto_follows_the_rule_of_all_engines(data, monkeypatch, native, weights):
+    """A checkpoint's bfloat16 becomes float32 on a CPU that would emulate it."""
+    monkeypatch.setattr("polydraft.hardware.multiplies_natively", lambda name: native or name == "float32")
+    pair = {"drafter": data / "tiny-llama-draft", "device": "cpu"}
+    prepared = prepare(data / "tiny-llama", backend="xllamacpp", **pair)
+    command = prepared.backend.server_command(prepared.request, host=LOOPBACK, port=8123).arguments
+    files = [word for word in command if word.endswith(".gguf")]
+    assert [file.rpartition("-")[2] for file in files] == [f"{weights}.gguf"] * 2

@@ -201,7 +201,7 @@ def _matrix(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     group = None
     for name, check in ordered_checks(reports):
         if name != group:
-            title = escape(_spaced(name))
+            title = f"<span>{escape(_spaced(name))}</span>"
             lines.append(f"<tr class=group><th colspan={len(reports) + 1} scope=rowgroup>{title}</th></tr>")
             group = name
         cells = "".join(

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from polydraft._cli.commands import engines
 from polydraft._cli.commands.backends import backends
+from polydraft._cli.commands.batch import batch
 from polydraft._cli.commands.cache import cache
 from polydraft._cli.commands.chat import chat
 from polydraft._cli.commands.create import create_command
@@ -90,7 +91,7 @@ def _help(docstring: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 
-for _command in (generate, chat, verify, tune, serve, backends, pairs, cache, doctor):
+for _command in (generate, chat, verify, tune, serve, batch, backends, pairs, cache, doctor):
     app.command(help=_help(_command.__doc__))(takes_options(_command))
 
 _engines = typer.Typer(help="Engines in environments of their own: list, install, update or remove them.")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import tomllib
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from polydraft._environments.records import Environment, Source
+from polydraft._origin import CORE, CORE_FOLDER, is_clone, origin, project, wheel_of
 from polydraft._registry.engines import known_engines
 from polydraft.errors import EnvironmentSetupError
 
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["code_stamp", "given_source", "own_source", "requirements", "stamp"]
 
-_CORE, _CORE_FOLDER = "polydraft", "core"
 _PAIRS, _PAIRS_FOLDER = "polydraft-builtin-pairs", "builtin_pairs"
 _OWN = "polydraft-"
 """Names of polydraft's own distributions begin so; all have the core's version."""
@@ -32,22 +27,13 @@ _OWN = "polydraft-"
 
 def own_source(engine: KnownEngine) -> Source:
     """Where the running polydraft came from, if the engine's plugin is there, too; else the index."""
-    import polydraft
-
-    # core/src/polydraft/__init__.py of a clone: installed editable, or on the path.
-    folder = Path(polydraft.__file__).resolve().parents[3]
-    if _is_clone(folder) and (folder / engine.folder / "pyproject.toml").is_file():
-        return Source(kind="clone", folder=folder, editable=True)
-    with suppress(PackageNotFoundError, OSError, ValueError, TypeError):
-        # PEP 610: `pip install ./core`, or a wheel's file.
-        origin: dict[str, Any] = json.loads(distribution(_CORE).read_text("direct_url.json") or "{}")
-        url = urlsplit(str(origin.get("url", "")))
-        if url.scheme == "file":
-            parent = Path(url2pathname(url.path)).parent
-            if "dir_info" in origin and _is_clone(parent) and _version_of(parent / _CORE_FOLDER) == version(_CORE):
-                return Source(kind="clone", folder=parent)
-            if "archive_info" in origin and engine.distribution and _wheel(parent, engine.distribution):
-                return Source(kind="wheels", folder=parent)
+    found = origin()
+    if found.folder is not None and (
+        (found.folder / engine.folder / "pyproject.toml").is_file()
+        if found.kind == "clone"
+        else engine.distribution and wheel_of(found.folder, engine.distribution)
+    ):
+        return Source(kind=found.kind, folder=found.folder, editable=found.editable)
     return Source(kind="index")
 
 
@@ -60,7 +46,7 @@ def given_source(text: str) -> Source:
     if text == "index":
         return Source(kind="index")
     folder = Path(text).expanduser().absolute()
-    if _is_clone(folder):
+    if is_clone(folder):
         return Source(kind="clone", folder=folder)
     if any(folder.glob("*.whl")):
         return Source(kind="wheels", folder=folder)
@@ -82,18 +68,18 @@ def requirements(source: Source, engine: KnownEngine, packages: tuple[str, ...])
         EnvironmentSetupError: The source does not have one of them, or has another version than the one that runs.
     """
     given, packages = packages, (*packages, *_structured())
-    wanted = [(_CORE, _CORE_FOLDER), (_PAIRS, _PAIRS_FOLDER)]
+    wanted = [(CORE, CORE_FOLDER), (_PAIRS, _PAIRS_FOLDER)]
     if not given:
         wanted[1:1] = [*engine.also.items(), (engine.distribution, engine.folder)]
     if source.kind == "index":
-        return [*(f"{name}=={version(_CORE)}" for name, _ in wanted), *packages]
+        return [*(f"{name}=={version(CORE)}" for name, _ in wanted), *packages]
     find = _from_clone if source.kind == "clone" else _from_wheels
     return [*(word for name, folder in wanted for word in find(source, name, folder)), *packages]
 
 
 def _structured() -> list[str]:
     """What outputs that must match need, where the engine has no way of its own: the extra ``structured``."""
-    needed = map(Requirement, requires(_CORE) or ())
+    needed = map(Requirement, requires(CORE) or ())
     return [f"{one.name}{one.specifier}" for one in needed if one.marker and 'extra == "structured"' in str(one.marker)]
 
 
@@ -105,20 +91,20 @@ def _from_clone(source: Source, name: str, folder: str) -> list[str]:
         raise EnvironmentSetupError(
             f"The clone {source.folder} has no {folder}.", "Name another one, or a folder of wheels, with `--from`."
         )
-    if found != version(_CORE):
+    if found != version(CORE):
         raise EnvironmentSetupError(
-            f"The clone {source.folder} has version {found} of {name}, and polydraft {version(_CORE)} runs here.",
-            f"Install that version here first: pip install {source.folder / _CORE_FOLDER}",
+            f"The clone {source.folder} has version {found} of {name}, and polydraft {version(CORE)} runs here.",
+            f"Install that version here first: pip install {source.folder / CORE_FOLDER}",
         )
     return ["-e", str(path)] if source.editable else [str(path)]
 
 
 def _from_wheels(source: Source, name: str, folder: str) -> list[str]:
     assert source.folder is not None
-    wheel = _wheel(source.folder, name)
+    wheel = wheel_of(source.folder, name)
     if wheel is None:
         raise EnvironmentSetupError(
-            f"{source.folder} holds no wheel of {name} {version(_CORE)}.",
+            f"{source.folder} holds no wheel of {name} {version(CORE)}.",
             "In a clone of that version, `nox -s dist` makes all wheels in dist/; name that folder with `--from`.",
         )
     return [f"{name} @ {wheel.as_uri()}"]
@@ -130,7 +116,7 @@ def stamp(source: Source, engine: KnownEngine) -> str:
         return ""
     if source.kind == "clone":
         return _digest(_code(source.folder, engine))
-    wheels = (_wheel(source.folder, name) for name in (_CORE, *engine.also, engine.distribution) if name)
+    wheels = (wheel_of(source.folder, name) for name in (CORE, *engine.also, engine.distribution) if name)
     return _digest([wheel for wheel in wheels if wheel is not None])
 
 
@@ -144,7 +130,7 @@ def code_stamp(environment: Environment) -> str:
 
 def _code(clone: Path, engine: KnownEngine | None) -> list[Path]:
     own = (*engine.also.values(), engine.folder) if engine is not None else ()
-    folders = [clone / name / "src" for name in (_CORE_FOLDER, *own) if name]
+    folders = [clone / name / "src" for name in (CORE_FOLDER, *own) if name]
     return [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix != ".pyc"]
 
 
@@ -159,28 +145,6 @@ def _digest(files: list[Path]) -> str:
     return ""
 
 
-def _is_clone(folder: Path) -> bool:
-    return _project(folder / _CORE_FOLDER).get("name") == _CORE
-
-
 def _version_of(folder: Path) -> str:
     """The version of a distribution's folder; empty if there is none."""
-    return str(_project(folder).get("version", ""))
-
-
-def _project(folder: Path) -> dict[str, Any]:
-    try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-    except (OSError, ValueError):
-        return {}
-    return project if isinstance(project, dict) else {}
-
-
-def _wheel(folder: Path, name: str) -> Path | None:
-    """The wheel of one of polydraft's distributions, in the version that runs."""
-    for path in sorted(folder.glob("*.whl")):
-        with suppress(InvalidWheelFilename):
-            found, number, _, _ = parse_wheel_filename(path.name)
-            if found == canonicalize_name(name) and str(number) == version(_CORE):
-                return path
-    return None
+    return str(project(folder).get("version", ""))

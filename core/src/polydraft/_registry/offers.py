@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from polydraft.checkpoints.safetensors import weight_files
 from polydraft.errors import ModelNotFoundError, PolydraftError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from polydraft._registry.packings import PackingRegistry
     from polydraft.contract.packings import PackingRecord
@@ -251,8 +251,8 @@ class Offers:
                 name_in_file(parts[0]) or UNSTATED,
                 name,
                 form,
-                lambda name=name: self._resolve(name),  # type: ignore[misc]
-                lambda parts=parts: sum(listing[part] for part in parts),  # type: ignore[misc]
+                partial(self._resolve, name),
+                partial(_total, listing, parts),
                 is_local=False,
             )
 
@@ -327,6 +327,11 @@ class Offers:
             path = path / source.file
         files = parts_of(path) if path.is_file() else weight_files(path)
         return sum(file.stat().st_size for file in files) or None
+
+
+def _total(listing: dict[str, int], files: Iterable[str]) -> int:
+    """Bytes of some of a repository's files."""
+    return sum(listing[name] for name in files)
 
 
 def _weights(listing: dict[str, int]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Record
+from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Pasteable, Record
 from polydraft.errors import BackendUnavailableError, DeviceError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class BackendState(Record):
     """The backend's own report; None if it was not asked, because something else is in the way."""
     problem: str = ""
     """Why it cannot run here, one sentence; empty if it can."""
-    remedy: str = ""
+    remedy: Pasteable = ""
     """The exact command or step that fixes it."""
     engine: str = ""
     """What ``polydraft engines install`` takes to mend it; empty: it does not."""

@@ -142,6 +142,10 @@ def expand(*texts: str | None) -> Iterator[tuple[str | None, ...]]:
         raise ValueError("the {A,B} groups of one entry must have equally many members")
     for i in range(sizes.pop() if sizes else 1):
         yield tuple(
-            _GROUP.sub(lambda _, part=parts[i]: part, text) if text and parts else text  # type: ignore[misc]
-            for text, parts in zip(texts, members, strict=True)
+            _with_member(text, parts[i]) if text and parts else text for text, parts in zip(texts, members, strict=True)
         )
+
+
+def _with_member(text: str, member: str) -> str:
+    """A text with one member in place of its ``{A,B}`` group."""
+    return _GROUP.sub(lambda _: member, text)

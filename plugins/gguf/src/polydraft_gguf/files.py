@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from polydraft.checkpoints.gguf_config import check_is_model, config_of
 from polydraft.checkpoints.gguf_files import fetch_gguf, parts_of
 from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.errors import InvalidRequestError, ModelFormatError, PairMismatchError
+from polydraft.hardware import cpu_dtype, free_memory
 
 from polydraft_gguf.conversion.cache import converted
 from polydraft_gguf.conversion.checkpoint import Checkpoint
@@ -43,6 +45,8 @@ class GgufFile:
     path: Path
     header: GgufHeader
     source: ModelSource
+    note: str = ""
+    """Why it was converted to this dtype, one sentence for ``RunningInfo.notes``."""
 
     @property
     def weights(self) -> str:
@@ -64,8 +68,13 @@ class GgufFile:
         return _NAMES.get(self.weights, self.weights)
 
 
-def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
+def fetch_pair(request: LoadRequest, *, on_cpu: bool) -> tuple[GgufFile, GgufFile | None]:
     """Target and drafter, on this machine and checked: llama.cpp would abort the process on a pair that does not fit.
+
+    Args:
+        request: The request. ``dtype="auto"`` is a GGUF file's own; that of a checkpoint, which is converted, is its
+            own as well, but on CPUs by ``polydraft.hardware.cpu_dtype``.
+        on_cpu: This machine's processor computes, and no GPU.
 
     Raises:
         PairMismatchError: They do not belong together.
@@ -73,7 +82,8 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
         InvalidRequestError: The dtype is not the file's.
     """
     plan = request.plan
-    target = _fetch(request.target, request)
+    choose = _chosen_on_cpu(request) if on_cpu else _own
+    target = _fetch(request.target, request, choose)
     check_target(target.source)
     if "tokenizer.ggml.tokens" not in target.header.metadata:
         raise ModelFormatError(
@@ -81,7 +91,7 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
         )
     if plan.drafter is None:
         return target, None
-    drafter = _fetch(plan.drafter, request)
+    drafter = _fetch(plan.drafter, request, choose)
     assert plan.kind is not None
     check_pair(target.source, drafter.source, plan.kind)
     if plan.kind == "mtp" and drafter.header.architecture != "gemma4-assistant":
@@ -93,7 +103,20 @@ def fetch_pair(request: LoadRequest) -> tuple[GgufFile, GgufFile | None]:
     return target, drafter
 
 
-def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
+def _own(source: ModelSource) -> tuple[str, str]:
+    return checkpoint_dtype(source.config), ""
+
+
+def _chosen_on_cpu(request: LoadRequest) -> Callable[[ModelSource], tuple[str, str]]:
+    """The dtype to convert a checkpoint to, and why; target and drafter share the memory that is free now."""
+    both = (request.target, request.plan.drafter)
+    folders = [one.path for one in both if one is not None and one.format != "gguf" and one.path is not None]
+    free = free_memory()
+    return lambda source: cpu_dtype(source.config, folders, free)
+
+
+def _fetch(source: ModelSource, request: LoadRequest, choose: Callable[[ModelSource], tuple[str, str]]) -> GgufFile:
+    note = ""
     if source.format == "gguf":
         path = fetch_gguf(source, request.hub)
     else:
@@ -101,11 +124,14 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
             raise ModelFormatError(
                 f"{source.id} is not a GGUF model.", "Load a GGUF file of it: `polydraft pairs` lists published ones."
             )
-        path = converted(source.path, _wanted(source, request.dtype))
+        dtype, note = choose(source) if request.dtype == "auto" else (request.dtype, "")
+        if request.dtype != "auto" and dtype not in _WEIGHTS:
+            raise InvalidRequestError(f"`dtype` is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
+        path = converted(source.path, _WEIGHTS.get(dtype, "f32"))
     header = read_header(path, source.id)
     check_is_model(header, source.id)
     check_header(header, source.id)
-    file = GgufFile(path, header, source.model_copy(update={"config": config_of(header), "path": path}))
+    file = GgufFile(path, header, source.model_copy(update={"config": config_of(header), "path": path}), note)
     if source is request.target and request.dtype != "auto" and source.format == "gguf":
         wanted = _WEIGHTS.get(request.dtype, request.dtype)
         if wanted != file.weights:
@@ -114,14 +140,6 @@ def _fetch(source: ModelSource, request: LoadRequest) -> GgufFile:
                 "Give `dtype='auto'`, or a GGUF file of that dtype.",
             )
     return file
-
-
-def _wanted(source: ModelSource, dtype: str) -> WeightType:
-    if dtype == "auto":
-        return _WEIGHTS.get(checkpoint_dtype(source.config), "f32")
-    if dtype not in _WEIGHTS:
-        raise InvalidRequestError(f"`dtype` is {dtype!r}.", f"Give auto, {', '.join(_WEIGHTS)}.")
-    return _WEIGHTS[dtype]
 
 
 def refusal(target: ModelSource, plan: SpeculationPlan) -> str | None:

@@ -49,7 +49,7 @@ def polydraft_backends() -> Iterable[BackendRecord]:
         drafter_kinds=DRAFTER_KINDS,
         engine="litert-lm-api",
         requires={"litert-lm-api": SUPPORTED_VERSIONS},
-        install_hint="pip install 'polydraft[litert_lm]'",
+        install_hint="pip install 'polydraft[litert-lm]'",
     )
 
 

@@ -64,7 +64,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
         raise UnsupportedError(
             "`exactness='bitwise'` has been measured with llama.cpp on the CPU only.", "Use `device='cpu'`."
         )
-    target, drafter = fetch_pair(request)
+    target, drafter = fetch_pair(request, on_cpu=not on_gpu)
     settings, length, note = _settings(request, options, target, drafter, on_gpu=on_gpu)
     with ExitStack() as undo:
         context = Context(_model(target, device, options.n_gpu_layers, request, undo), settings, keeps_hidden=is_mtp)
@@ -89,7 +89,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             device=device.name if device else ",".join(found.name for found in devices() if not found.is_cpu),
             context_length=length,
             concurrency="serial",
-            notes=[note],
+            notes=[note, target.note],
         )
         tokenizer = GgufTokenizer(context.model, gguf_special_tokens(target.header))
         return LlamaCppEngine(request, running, context, side, tokenizer, undo.pop_all())

