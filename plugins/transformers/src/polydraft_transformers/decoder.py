@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from polydraft.errors import UnsupportedError
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polydraft_transformers.fused_layers import is_fused
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
@@ -47,17 +51,24 @@ class _ModuleNetwork:
 
     def __init__(self, text_model: Any) -> None:
         self._model = text_model
+        # With one KV head, Transformers repeats it for the query heads as a view, of which torch's memory-efficient
+        # attention on a GPU reads wrong keys where a mask is given (torch 2.11, more than 64 keys).
+        views = text_model.config.num_key_value_heads == 1 and text_model.embed_tokens.weight.is_cuda
+        self._attention: Callable[[], AbstractContextManager[None]] = (
+            partial(sdpa_kernel, SDPBackend.MATH) if views else nullcontext
+        )
 
     def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
         masks = {kind: None if mask is None else mask[None, None] for kind, mask in cache.layout.masks.items()}
-        output = self._model(
-            input_ids=token_ids[None],
-            position_ids=cache.layout.positions[None],
-            # Models whose layers are all of one kind take one mask.
-            attention_mask=masks if len(masks) > 1 else masks["full_attention"],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._attention():
+            output = self._model(
+                input_ids=token_ids[None],
+                position_ids=cache.layout.positions[None],
+                # Models whose layers are all of one kind take one mask.
+                attention_mask=masks if len(masks) > 1 else masks["full_attention"],
+                past_key_values=cache,
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -366,6 +366,6 @@ def _rotate_kernel(
 
 if triton is not None:
     _gelu, _normed = triton.jit(_gelu), triton.jit(_normed)
-    _add_normed, _gated, _rotate = (
-        triton.jit(kernel) for kernel in (_add_normed_kernel, _gated_kernel, _rotate_kernel)
-    )
+    _add_normed, _gated = triton.jit(_add_normed_kernel), triton.jit(_gated_kernel)
+    # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
+    _rotate = triton.jit(_rotate_kernel, do_not_specialize=("own_rows",))

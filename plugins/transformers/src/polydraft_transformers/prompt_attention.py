@@ -133,4 +133,5 @@ def _attend_kernel(
 
 if triton is not None:
     _more = triton.jit(_more)
-    _attend = triton.jit(_attend_kernel)
+    # Else each kind of length would be compiled anew: divisible by 16, 1, and others.
+    _attend = triton.jit(_attend_kernel, do_not_specialize=("rows", "keys"))

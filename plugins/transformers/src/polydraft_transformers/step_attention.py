@@ -141,4 +141,6 @@ def _join_kernel(
 
 
 if triton is not None:
-    _part, _join = triton.jit(_part_kernel), triton.jit(_join_kernel)
+    # One kernel for plain steps, rounds and the drafter's rows, of one sequence and of several.
+    _part = triton.jit(_part_kernel, do_not_specialize=("rows", "tiles", "near"))
+    _join = triton.jit(_join_kernel)

@@ -573,7 +573,7 @@ if triton is not None:
         )
     )
     _keys, _best_part, _top_part, _narrow, _filter, _best, _rank, _cluster, _best_of_clusters, _top_of_clusters = (
-        triton.jit(kernel)
+        triton.jit(kernel, do_not_specialize=("own_rows", "count"))
         for kernel in (
             *(_keys_kernel, _best_part_kernel, _top_part_kernel, _narrow_kernel, _filter_kernel, _best_kernel),
             *(_rank_kernel, _cluster_kernel, _best_of_clusters_kernel, _top_of_clusters_kernel),

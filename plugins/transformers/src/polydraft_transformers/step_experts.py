@@ -236,4 +236,5 @@ def _outer_kernel(
 
 if triton is not None:
     _is_first, _rows_of = triton.jit(_is_first), triton.jit(_rows_of)
-    _route, _inner, _outer = (triton.jit(kernel) for kernel in (_route_kernel, _inner_kernel, _outer_kernel))
+    _route = triton.jit(_route_kernel)
+    _inner, _outer = (triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_inner_kernel, _outer_kernel))

@@ -28,11 +28,10 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 __all__ = ["add_parts", "multiply", "multiply_gated", "part_strides", "splits"]
 
 _MOST_ROWS = 128  # of a step that sequences share
-_TILE_ROWS = 32
 _PROGRAMS = 256  # about two for each multiprocessor
 _MOST_PARTS = 8
 _N, _K = 32, 128  # weights of a tile
-_TILE = {"BLOCK_N": _N, "BLOCK_K": _K, "num_stages": 4, "num_warps": 4}
+_TILE = {"BLOCK_N": _N, "BLOCK_K": _K, "num_warps": 4}
 
 
 def splits(rows: Tensor) -> bool:
@@ -79,10 +78,11 @@ def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     chunk = -(-width // (parts * _K)) * _K
     parts = -(-width // chunk)
     product = torch.empty(parts, count, out, device=rows.device, dtype=torch.float32)
-    tile = 16 if count <= 16 else _TILE_ROWS
+    tile, stages = _tile_of(count)
     _multiply[(-(-count // tile), blocks, parts)](
         *(rows, weight, product, count, width, out, rows.stride(0), chunk),
         ROWS=tile,
+        num_stages=stages,
         **_TILE,
     )
     return product
@@ -105,13 +105,19 @@ def multiply_gated(rows: Tensor, weight: Tensor) -> Tensor | None:
         return None
     count, width = rows.shape
     product = torch.empty(count, inner, device=rows.device, dtype=rows.dtype)
-    tile = 16 if count <= 16 else _TILE_ROWS
+    tile, stages = _tile_of(count)
     _multiply_gated[(-(-count // tile), blocks)](
         *(rows, weight, product, count, width, inner, rows.stride(0)),
         ROWS=tile,
+        num_stages=stages,
         **_TILE,
     )
     return product
+
+
+def _tile_of(rows: int) -> tuple[int, int]:
+    """How many rows a program multiplies, and how many tiles of weights are under way at a time."""
+    return (64, 3) if rows > 32 else (32 if rows > 16 else 16, 4)
 
 
 def sum_parts(pointers, stride, exists, PARTS: tl.constexpr, dtype: tl.constexpr):
@@ -169,4 +175,7 @@ def _multiply_gated_kernel(
 
 if triton is not None:
     sum_parts = triton.jit(sum_parts)
-    _multiply, _multiply_gated = triton.jit(_multiply_kernel), triton.jit(_multiply_gated_kernel)
+    # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
+    _multiply, _multiply_gated = (
+        triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_multiply_kernel, _multiply_gated_kernel)
+    )
