@@ -80,3 +80,18 @@ def test_what_keeps_checks_together(test, target):
     from polydraft_conformance.by_target import ByTarget
 
     assert ByTarget._split_scope(None, f"checks/{test}") == (target or f"checks/{test}")
+
+
+def test_a_process_without_a_target_ends():
+    from polydraft_conformance.by_target import ByTarget
+
+    class Process:
+        ended = False
+
+        def shutdown(self):
+            self.ended = True
+
+    scheduler, process = ByTarget.__new__(ByTarget), Process()
+    scheduler.workqueue, scheduler.assigned_work = {}, {process: {}}
+    scheduler._assign_work_unit(process)
+    assert process.ended

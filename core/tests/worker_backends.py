@@ -114,6 +114,8 @@ PROMPTS = {
 
 
 class Engine(WholeEngine):
+    shared_sequences = 3
+
     def __init__(self, request):
         options = request.engine_options
         self.tokenizer = Letters()

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import polydraft
 import pytest
+from polydraft_server.settings import ServerSettings
 from scripted import Script
 from serving import answer_of, eventually, serving
 
@@ -30,6 +32,14 @@ def test_as_many_at_once_as_the_engine_takes(scripted, concurrency, most):
         assert [answer.json["choices"][0]["text"] for answer in done] == ["abcdefghij"] * 9
         assert script.most == most
         assert sorted(script.prompts) == texts
+
+
+@pytest.mark.parametrize(("shared", "most"), [(1, 4), (16, 16)])
+def test_as_many_at_once_as_share_their_steps(shared, most):
+    session = SimpleNamespace(
+        running=SimpleNamespace(concurrency="concurrent"), engine=SimpleNamespace(shared_sequences=shared)
+    )
+    assert ServerSettings().running_at_once(session) == most
 
 
 def test_the_queue_is_bounded(scripted):

@@ -287,7 +287,9 @@ class Bench:
         expected = plain.token_ids[:length]
         other = found.token_ids if isinstance(found, GenerationResult) else tuple(found)
         prompt, session = plain.prompt_token_ids, self.session
-        judgement = judge_outputs(session, self.capabilities, prompt, plain.settings, expected, other)
+        results = (plain, found) if isinstance(found, GenerationResult) else (plain,)
+        reused = max(result.stats.num_reused_tokens or 0 for result in results)
+        judgement = judge_outputs(session, self.capabilities, prompt, plain.settings, expected, other, reused=reused)
         if judgement.verdict == "EXACT":
             self.suite.verdicts.append(("EXACT", {}))
             return True

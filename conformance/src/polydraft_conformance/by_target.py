@@ -35,6 +35,9 @@ class ByTarget(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdist has no
         return crashed
 
     def _assign_work_unit(self, node: Any) -> None:
+        if not self.workqueue:  # more processes than targets
+            node.shutdown()
+            return
         super()._assign_work_unit(node)
         # A process runs its last test only once it knows that none follows: with a single one it would wait forever.
         if self._pending_of(self.assigned_work[node]) < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from polydraft.checkpoints.config import checkpoint_dtype
-from polydraft.checkpoints.safetensors import header, weight_files
+from polydraft.checkpoints.safetensors import count_numbers
 
 __all__ = ["cpu_dtype", "cpu_features", "cpu_model", "free_memory", "multiplies_natively", "processor"]
 
@@ -105,15 +104,8 @@ def cpu_dtype(config: Mapping[str, Any], folders: Iterable[Path], free_bytes: in
     own = checkpoint_dtype(config)
     if own not in _NATIVE or multiplies_natively(own) or any(config.get(name) for name in _QUANTIZED):
         return own, ""
-    weights = sum(
-        math.prod(entry["shape"])
-        for folder in folders
-        for file in weight_files(folder)
-        for name, entry in header(file).items()
-        if name != "__metadata__"
-    )
     # Bytes: float32 has 4.
-    needed = 4 * weights
+    needed = 4 * count_numbers(folders)
     if needed > _SHARE_OF_MEMORY * free_bytes:
         return own, (
             f"The dtype is {own}, which this processor emulates: in float32 the weights would take "

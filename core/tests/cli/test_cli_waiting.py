@@ -68,6 +68,14 @@ def test_a_line_now_and_then_elsewhere(monkeypatch):
     assert set(lines) == {"Checking ..., at most 12 s left"}
 
 
+def test_what_a_pair_needs_stays(monkeypatch):
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    with waiting_for("Loading it"):
+        logging.getLogger("polydraft.progress.memory").info("It needs %s", "2 GiB")
+        progress.info("Converting it")
+    assert stream.getvalue() == "It needs 2 GiB.\n"
+
+
 def test_it_is_said_before_ten_seconds():
     assert waiting._LINE_EVERY < 10
     assert waiting._TICK < 2

@@ -324,6 +324,33 @@ def test_generate_many_keeps_the_order_and_gives_each_its_noise(session):
     assert [result.token_ids for result in results] == [result.token_ids for result in plain]
 
 
+def test_generate_many_steps_sequences_that_share_forwards_at_the_same_time(kit):
+    """As many threads as share one, each waiting for the others here; and one that fails ends all."""
+    meeting = threading.Barrier(3, timeout=20)
+
+    class Sharing(kit.sequence_class):
+        met, fails = False, False
+
+        def verify(self, token_ids, sampler, *, keep_logits=False):
+            if not self.met and not self.fails:
+                self.met = True
+                meeting.wait()
+            if self.fails and self.length > 20:
+                raise EngineError("The engine failed.", "Try again.")
+            return super().verify(token_ids, sampler, keep_logits=keep_logits)
+
+    prompts = [f"<bos>{number}" for number in range(6)]
+    given = {"max_new_tokens": 30, "temperature": 1.0, "seed": 4, "ignore_eos": True}
+    with kit.session("mtp", 4) as alone:
+        wanted = [one.token_ids for one in alone.generate_many(prompts, **given)]
+    with kit.session("mtp", 4, sequence_class=Sharing) as session:
+        session.engine.shared_sequences = 3
+        assert [one.token_ids for one in session.generate_many(prompts, **given)] == wanted
+        Sharing.fails = True
+        with pytest.raises(EngineError, match="engine failed"):
+            session.generate_many(prompts, **given)
+
+
 def test_generate_many_draws_a_seed_for_all_without_setting_one(kit):
     with kit.session("mtp", 4) as session:
         session._capabilities = session._capabilities.model_copy(

@@ -144,6 +144,36 @@ def test_noise_is_measured_and_the_plain_choice_found_again(session, temperature
     assert judge(plain, found, lambda _: measured).verdict == "DIVERGED"
 
 
+class SteppedPromptSequence(ReferenceSequence):
+    """After tokens of the prompt that a step has run, one logit is a little larger: their KV is of other sums."""
+
+    token, more, stepped = 0, 0.0, False
+
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        self.stepped |= self.length < len(PROMPT)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits = logits.copy()
+        logits[:, self.token] += self.more * self.stepped
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(("reused", "verdict"), [(0, "DIVERGED"), (len(PROMPT) - 1, "NEAR_TIE")])
+def test_what_an_earlier_turn_computed_is_in_the_control(session, reused, verdict):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    session.engine.sequence_class = type("Own", (SteppedPromptSequence,), {"token": found[9], "more": 1.1 * margin})
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=reused)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == verdict
+
+
 @pytest.mark.parametrize(
     "settings",
     [

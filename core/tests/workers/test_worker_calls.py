@@ -64,6 +64,10 @@ def test_a_worker_picks_k_where_it_is_asked_to():
         )
 
 
+def test_a_worker_says_how_many_sequences_share_their_steps(session):
+    assert session.engine.shared_sequences == 3
+
+
 def test_errors_arrive_with_their_class_their_hint_and_all_else(session):
     with pytest.raises(EngineError, match="The engine script failed: RuntimeError: the engine's own") as caught:
         session.generate("e")

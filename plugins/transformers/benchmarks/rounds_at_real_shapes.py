@@ -35,9 +35,11 @@ from polydraft.text.ids_only import IdsOnlyTokenizer
 from polydraft_transformers import device_rounds
 from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.device_rounds import DeviceRounds
 from polydraft_transformers.drafters.mtp import MtpDrafter, MtpSequence
 from polydraft_transformers.experts import experts_implementation
 from polydraft_transformers.graphs import Captured
+from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_choice import kind_of, state_of
 from torch.profiler import ProfilerActivity, profile
 from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4TextConfig
@@ -105,7 +107,7 @@ def request_of(arguments: argparse.Namespace, vocabulary: int, settings: dict[st
 def decoded(target: Decoder, drafter: MtpDrafter, request: TokenRequest) -> tuple[tuple[int, ...], dict[str, float]]:
     """The tokens, and medians over the rounds, in ms: ``round`` and, of it, ``host``."""
     vocabulary = target.lm_head.weight.shape[0]
-    sequence = MtpSequence(target, drafter, 512, threading.Lock())
+    sequence = MtpSequence(target, drafter, None, threading.Lock())
     tokenizer = IdsOnlyTokenizer(vocabulary)
     call = Call(request, OutputTracker(tokenizer, request, parse_chat=False), running=None)
     waited = [0.0]
@@ -156,21 +158,20 @@ def replay_ms(function: Callable[[], None], repeats: int = 20) -> float:
 
 def drafts_alone(target: Decoder, drafter: MtpDrafter, request: TokenRequest) -> dict[str, float]:
     """Time and kernels of the drafts of a round, replayed, and of the whole round."""
-    sequence, sampler = MtpSequence(target, drafter, 512, threading.Lock()), RuleSampler(TorchOps(), request)
+    sequence, sampler = MtpSequence(target, drafter, None, threading.Lock()), RuleSampler(TorchOps(), request)
     prompt = list(request.prompt_token_ids)
     sequence.prefill(prompt, sampler)
     choice = device_choice(sampler, len(prompt) + 1)
     assert choice is not None
     assert sequence._hidden is not None
-    state = torch.tensor(state_of(choice, prompt[-1], len(prompt)), device=target.device)
-    k, kind, span = request.num_speculative_tokens, kind_of(choice), 1 << len(prompt).bit_length()
-    sequence.cache.reserve(span)
-    rounds = sequence._rounds
-    assert rounds is not None
+    state = torch.tensor([state_of(choice, prompt[-1], len(prompt))], device=target.device)
+    k, kind = request.num_speculative_tokens, kind_of(choice)
+    sequence.cache.reserve(1 << (len(prompt) + 2 * target.step_rows).bit_length())
+    rounds, shared = DeviceRounds(target, drafter, threading.Lock()), SharedCaches([sequence.cache])
     values: dict[str, float] = {}
     for name, part in (
-        ("drafts", lambda state, hidden: sequence._draft(state, hidden, k, kind, span)),
-        ("device", lambda state, hidden: rounds._round(state, hidden, k, kind, span)),
+        ("drafts", lambda state, hidden: drafter.draft(state, hidden, k, kind, shared)),
+        ("device", lambda state, hidden: rounds._round(state, hidden, k, kind, shared)),
     ):
         captured = Captured(part, (state, sequence._hidden[-1:].clone()))
         values[f"{name}_ms"] = round(replay_ms(captured._graph.replay), 3)

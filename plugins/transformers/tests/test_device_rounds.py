@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import polydraft
 import pytest
@@ -44,16 +45,18 @@ class Again:
 def loaded(monkeypatch):
     """Loads a pair: ``rounds=True`` runs it as on a GPU."""
     monkeypatch.setattr(kv_cache, "Captured", Again)
+    monkeypatch.setattr(device_rounds, "Captured", Again)
     ran = []
-    run = device_rounds.DeviceRounds.run
+    run = device_rounds.Lane.run
 
     def recorded(self, *arguments):
-        ahead = self._ahead
+        ahead = self._rounds._ahead
         found = run(self, *arguments)
-        ran.append((found, ahead is not None and found is not None and found.hidden is ahead.hidden))
+        was_ahead = ahead is not None and found is not None and found.hidden.data_ptr() == ahead.hidden.data_ptr()
+        ran.append((found, was_ahead))
         return found
 
-    monkeypatch.setattr(device_rounds.DeviceRounds, "run", recorded)
+    monkeypatch.setattr(device_rounds.Lane, "run", recorded)
 
     @contextlib.contextmanager
     def load(pair, *, rounds, **options):
@@ -164,6 +167,105 @@ def test_the_host_takes_part_where_it_must(loaded):
             session.engine.target._free.clear()  # what stands in for captures holds on to its sequence
             assert outputs(session, settings) == expected
             assert {found is not None for found, _ in session.rounds_ran} == parts
+
+
+def test_sequences_that_share_rounds(loaded):
+    """Prompts of other lengths, two kinds of choices, outputs of other lengths: each as if it were alone."""
+    prompts = [[2, *(300 + (number + 7 * i) % 600 for i in range(40 + 13 * number))] for number in range(5)]
+    calls = [
+        (prompt, {**settings, "max_new_tokens": 30 + 5 * number, "ignore_eos": True, "seed": number})
+        for number, prompt in enumerate(prompts)
+        for settings in (SETTINGS["greedy"], {"temperature": 1.0})
+    ]
+    with loaded("tiny-e2b", rounds=False) as session:
+        wanted = [session.generate(prompt, **given).token_ids for prompt, given in calls]
+        many = session.generate_many(prompts, max_new_tokens=20, temperature=1.0, seed=3)
+    with loaded("tiny-e2b", rounds=True) as session:
+        with ThreadPoolExecutor(len(calls)) as threads:
+            found = [threads.submit(session.generate, prompt, **given) for prompt, given in calls]
+        assert [call.result().token_ids for call in found] == wanted
+        again = session.generate_many(prompts, max_new_tokens=20, temperature=1.0, seed=3)
+        assert [result.token_ids for result in again] == [result.token_ids for result in many]
+        (rounds,) = session.engine._rounds.values()
+        assert max(lanes for lanes, _, _ in rounds._recorded) >= 4
+
+
+def turns_of(session, number):
+    """Two turns; the second goes on with the first one's answer: their tokens, and how many of it are reused."""
+    given = {**SETTINGS["sorted"], "max_new_tokens": 15, "ignore_eos": True, "seed": number}
+    first = [2, *(300 + (number + 7 * i) % 600 for i in range(60 + 13 * number))]
+    answer = session.generate(first, **given)
+    second = [*first, *answer.token_ids, *range(400, 420)]
+    again = session.generate(second, **given)
+    return [*answer.token_ids, *again.token_ids], again.stats.num_reused_tokens - len(first)
+
+
+def test_turns_leave_their_rounds_and_join_again(loaded):
+    """Conversations at the same time: each kept sequence gives its buffers back, and takes others for its next turn."""
+    with loaded("tiny-e2b", rounds=False, prefix_cache_bytes=0) as session:
+        wanted = [turns_of(session, number)[0] for number in range(4)]
+    with loaded("tiny-e2b", rounds=True) as session:
+        with ThreadPoolExecutor(4) as threads:
+            found = [*threads.map(lambda number: turns_of(session, number), range(4))]
+        assert [tokens for tokens, _ in found] == wanted
+        # All of the answer; its newest token has been run if it was an accepted draft.
+        assert all(14 <= reused <= 15 for _, reused in found)
+        (rounds,) = session.engine._rounds.values()
+        assert max(lanes for lanes, _, _ in rounds._recorded) >= 2
+
+
+def test_a_guided_call_between_others(loaded):
+    """What a grammar must match is chosen on the host; calls without one go on in rounds beside it."""
+    pytest.importorskip("llguidance", reason="needs the extra structured")
+    plain = {"temperature": 0.0, "max_new_tokens": 25, "ignore_eos": True}
+    guided = {"guided": {"regex": "[a-z]{3,9} [0-9]{2}"}, "max_new_tokens": 40, "seed": 3}
+    with loaded("tiny-e2b", rounds=False) as session:
+        wanted = [session.generate(PROMPT, **given).token_ids for given in (plain, guided)]
+    with loaded("tiny-e2b", rounds=True) as session:
+        with ThreadPoolExecutor(3) as threads:
+            found = [threads.submit(session.generate, PROMPT, **given) for given in (plain, guided, plain)]
+        assert [call.result().token_ids for call in found] == [*wanted, wanted[0]]
+        ways = {ran is not None for ran, _ in session.rounds_ran}
+        assert ways == {True, False}
+
+
+def test_what_is_kept_of_a_cache_finds_its_place_in_another():
+    """Kernels find it by the other one's table, which says where the buffers are, before and after they grow."""
+    made = [kv_cache.KvCache([None, 32], 5, torch.float32, masked=False, masks_prompts=False) for _ in range(2)]
+    first, second = made
+    rows = torch.randn(2, 1, 2, 70, 16)  # keys and values of 70 tokens
+    for layer in range(2):
+        first.make_buffers(layer, rows, 2, 16)
+    first.reserve(76)
+    for layer in range(2):
+        for buffer, own in zip(first._buffers[layer], rows, strict=True):
+            slots = torch.arange(70) if layer == 0 else torch.arange(70 - first.ring, 70) % first.ring
+            buffer[:, :, slots] = own[:, :, -len(slots) :]
+    first.length = 70
+    first.wrote(75)
+    saved = first.saved()
+    assert saved.reaches(70)
+    assert not saved.reaches(50)
+    second.restore(saved)
+    assert (second.length, second.reaches(70), second.reaches(50)) == (70, True, False)
+    for size in (100, 2000):
+        second.reserve(size)
+        for layer, (keys, values) in second._buffers.items():
+            assert second.places(layer).tolist() == [[keys.data_ptr(), values.data_ptr(), keys.shape[2]]]
+            assert second.capacity >= size
+            for buffer, own in zip((keys, values), first._buffers[layer], strict=True):
+                stored = 70 if layer == 0 else first.ring
+                assert (buffer[:, :, :stored] == own[:, :, :stored]).all()
+
+
+def test_a_sequence_that_pauses_holds_up_no_other(loaded):
+    with loaded("tiny-e2b", rounds=True) as session:
+        paused = session.stream(PROMPT, max_new_tokens=60, ignore_eos=True, temperature=0.0)
+        wanted = outputs(session, {"temperature": 0.0, "max_new_tokens": 60})[0]
+        tokens = [*next(paused).token_ids, *next(paused).token_ids]
+        assert outputs(session, {"temperature": 0.0, "max_new_tokens": 60})[0] == wanted
+        tokens += [token for chunk in paused for token in chunk.token_ids]
+        assert tuple(tokens) == tuple(wanted)
 
 
 def test_a_round_that_is_not_sound(loaded):

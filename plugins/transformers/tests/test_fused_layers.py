@@ -37,6 +37,11 @@ def in_double(norm):
     return Norm(weight, norm._shape[0], norm.eps, like, factor=norm.factor)
 
 
+def places_of(pairs):
+    """As ``KvCache.places`` gives them: of several sequences, keys and values of each."""
+    return torch.tensor([[keys.data_ptr(), values.data_ptr(), keys.shape[2]] for keys, values in pairs], device="cuda")
+
+
 @needs_gpu
 @pytest.mark.parametrize("trial", range(24))
 def test_added_and_normed(trial):
@@ -121,7 +126,11 @@ def test_rotated_and_stored(trial):
     slots = torch.randperm(300, device="cuda")[:rows]
     buffers = [drawn(1, max(kv_heads, 1), 300, dim, dtype=dtype) for _ in range(2)]
     before = [buffer.clone() for buffer in buffers]
-    stored = (*buffers, slots) if kv_heads else None
+
+    def stored_in(pair, slots):
+        return fused_layers.Stored(places_of([pair]), slots, kv_heads) if kv_heads else None
+
+    stored = stored_in(buffers, slots)
     queries = fused_layers.rotate_and_store(projected, norm, gain, cos, sin, heads, stored)
     wanted = fused_layers.rotate_and_store_by_definition(
         projected.double().view(parts, rows, size, dim).sum(0),
@@ -141,7 +150,7 @@ def test_rotated_and_stored(trial):
     alone = fused_layers.rotate_and_store(
         projected[..., -1:, :, :].contiguous(),
         *(norm, gain, cos[-1:], sin[-1:], heads),
-        (*before, slots[-1:]) if kv_heads else None,
+        stored_in(before, slots[-1:]),
     )
     assert torch.equal(alone[0], queries[-1])
     assert all(map(torch.equal, before, buffers))

@@ -41,9 +41,12 @@ def test_the_short_way_is_taken(target):
 def test_prompts_in_chunks(target, upstream, chunk):
     sequence = opened(target)
     with torch.inference_mode():
-        hidden = [sequence.run_prompt(TOKENS[i : i + chunk]) for i in range(0, len(TOKENS), chunk)]
-        logits = sequence.logits(torch.cat(hidden))
-    assert (logits - upstream).abs().max() < 1e-3
+        for start in range(0, len(TOKENS), chunk):
+            hidden = sequence.run_prompt(TOKENS[start : start + chunk])
+            end = sequence.length
+            wanted = upstream[end - len(hidden) : end]
+            assert len(hidden) == min(target.step_rows, end - start)
+            assert (target.logits(hidden) - wanted).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("prompt", [1, 30, 63, 64, 65, 128])
@@ -69,7 +72,8 @@ def test_a_cache_that_was_used_before_remembers_nothing(target, upstream):
         first.close()
         again = opened(target)
         assert again.cache is cache
-        assert (again.logits(again.run_prompt(TOKENS)) - upstream).abs().max() < 1e-3
+        logits = target.logits(again.run_prompt(TOKENS))
+        assert (logits - upstream[-len(logits) :]).abs().max() < 1e-3
 
 
 def test_each_weight_is_stored_once(target):

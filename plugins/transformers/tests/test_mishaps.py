@@ -14,7 +14,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
 import polydraft_transformers.kv_cache  # noqa: E402
-import polydraft_transformers.resources  # noqa: E402
+import polydraft_transformers.loading  # noqa: E402
+import polydraft_transformers.memory  # noqa: E402
+from polydraft.engine_parts.memory import MemoryEstimate  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import GraniteConfig, GraniteForCausalLM  # noqa: E402
 
@@ -272,15 +274,32 @@ def test_caches_of_past_calls_are_few(session):
 def test_weights_are_counted_in_the_dtype_that_they_are_loaded_in(monkeypatch):
     # The file holds bfloat16: float32 takes twice its size, and bfloat16 its size.
     size = (pairs.path("tiny-llama") / "model.safetensors").stat().st_size
-    monkeypatch.setattr(polydraft_transformers.resources, "available_memory", lambda _: int(1.5 * size))
+    monkeypatch.setattr(polydraft_transformers.memory, "available_memory", lambda _: int(1.5 * size))
     with pytest.raises(OutOfMemoryError, match="weights"):
         polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL)
     polydraft.load("builtin:tiny-llama", drafter=None, **LOCAL | {"dtype": "bfloat16"}).close()
 
 
 def test_a_context_that_is_larger_than_memory(monkeypatch):
-    import polydraft_transformers.loading
-
-    monkeypatch.setattr(polydraft_transformers.loading, "available_memory", lambda _: 1 << 20)
+    """Refused before the weights are read."""
+    monkeypatch.setattr(polydraft_transformers.loading, "_model", lambda *_: pytest.fail("the weights are read"))
+    size = (pairs.path("tiny-llama") / "model.safetensors").stat().st_size
+    monkeypatch.setattr(polydraft_transformers.memory, "available_memory", lambda _: 2 * size + (1 << 20))
     with pytest.raises(OutOfMemoryError, match="8192 tokens"):
         polydraft.load("builtin:tiny-llama", drafter=None, context_length=8192, **LOCAL)
+
+
+@pytest.mark.parametrize("pair", ["tiny-e2b", "tiny-26b"])
+def test_memory_is_estimated_before_loading(pair, monkeypatch):
+    said = []
+    monkeypatch.setattr(MemoryEstimate, "announce", lambda self, *_: said.append(self))
+    with polydraft.load(f"builtin:{pair}", context_length=1024, prefix_cache_bytes=0, **LOCAL) as session:
+        session.generate([2, *(300 + i % 600 for i in range(999))], max_new_tokens=1)
+        engine = session.engine
+        modules = engine.target.model, engine.drafter_model
+        weights = {one.data_ptr(): one.nbytes for module in modules for one in module.parameters()}
+        kv = engine.target._free[0].num_bytes
+    (estimate,) = said
+    assert estimate.tokens == 1024
+    assert estimate.weights == pytest.approx(sum(weights.values()), rel=0.02)
+    assert estimate.weights + estimate.kv == pytest.approx(sum(weights.values()) + kv, rel=0.1)

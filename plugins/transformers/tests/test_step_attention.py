@@ -11,6 +11,11 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 LIMITS = {torch.float32: 2e-5, torch.float16: 6e-3, torch.bfloat16: 5e-2}
 
 
+def places_of(pairs):
+    """As ``KvCache.places`` gives them: of several sequences, keys and values of each."""
+    return torch.tensor([[keys.data_ptr(), values.data_ptr(), keys.shape[2]] for keys, values in pairs], device="cuda")
+
+
 def by_definition(queries, keys, values, positions, near, window):
     """In float64, with the masks of ``KvCache.begin_step``."""
     queries, keys, values = queries.double(), keys[0].double(), values[0].double()
@@ -36,18 +41,22 @@ def test_definition_and_rows_of_their_own(trial):
     slots = lots.choice([256, 1024, 8192]) if window is None else -(-(window + 2 * rows + 2) // 8) * 8
     edges = (0, 1, 31, 32, 63, 64, slots - rows) if window is None else (0, 1, slots - 1, slots, window, 70_000)
     positions = torch.arange(rows, device="cuda") + lots.choice(edges) + near
-    dtype = lots.choice(list(LIMITS))
-    size = (1, kv_heads, slots, dim)
-    queries = (torch.randn(rows, 2 * kv_heads * groups, dim, device="cuda") / dim**0.25).to(dtype)
+    dtype, sequences = lots.choice(list(LIMITS)), lots.choice([1, 1, 3])
+    queries = (torch.randn(sequences * rows, 2 * kv_heads * groups, dim, device="cuda") / dim**0.25).to(dtype)
     queries = queries[:, : kv_heads * groups]  # strided, as a part of a joined projection
-    keys, values = ((torch.randn(size, device="cuda") / dim**scale).to(dtype) for scale in (0.25, 0.0))
-    found = step_attention.attend(queries, keys, values, positions, near=near, window=window)
-    wanted = by_definition(queries, keys, values, positions, near, window)
-    assert (found.double() - wanted).abs().max() < LIMITS[dtype]
-    for row in range(rows):
-        alone = step_attention.attend(
-            queries[row : row + 1], keys, values, positions[row : row + 1], near=near, window=window
-        )
+    pairs, every, wanted = [], [], []
+    for number, own in enumerate(queries.split(rows)):
+        # Another length, and another size where the layer does not slide.
+        size = (1, kv_heads, slots if window is not None else slots << number, dim)
+        pairs.append([(torch.randn(size, device="cuda") / dim**scale).to(dtype) for scale in (0.25, 0.0)])
+        every.append(positions + 37 * number * (window is not None or slots - rows > int(positions[-1]) + 80))
+        wanted.append(by_definition(own, *pairs[-1], every[-1], near, window))
+    given = {"kv_heads": kv_heads, "near": near, "window": window}
+    found = step_attention.attend(queries, places_of(pairs), torch.cat(every), **given)
+    assert (found.double() - torch.cat(wanted)).abs().max() < LIMITS[dtype]
+    for row in range(sequences * rows):
+        place = places_of(pairs[row // rows : row // rows + 1])
+        alone = step_attention.attend(queries[row : row + 1], place, torch.cat(every)[row : row + 1], **given)
         assert torch.equal(alone[0], found[row])
 
 

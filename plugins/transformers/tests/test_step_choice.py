@@ -23,7 +23,7 @@ def prepared(device, position=POSITION, **settings):
     """The state and the kind of a choice, and the settings."""
     given = GenerationSettings(**settings)
     choice = DeviceChoice(key_base(SEED, STREAM), numbers_of(given) if given.temperature else None, None)
-    state = torch.tensor(step_choice.state_of(choice, 5, position), device=device)
+    state = torch.tensor([step_choice.state_of(choice, 5, position)], device=device)
     return state, step_choice.kind_of(choice), given
 
 
@@ -66,6 +66,29 @@ def test_the_choice_is_the_rules(device, trial):
     assert largest.tolist() == logits.float().amax(-1).tolist()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.05}])
+def test_each_sequence_has_a_state_of_its_own(device, settings):
+    torch.manual_seed(0)
+    numbers = range(1, 4)
+    states = []
+    for number in numbers:
+        own = settings or {"temperature": 0.5 * number}
+        state, kind, _ = prepared(device, POSITION * number, **{"temperature": 0.5 * number, **own})
+        state[0, 2] += number  # another seed
+        states.append(state)
+    every = torch.cat(states)
+    positions = (every[:, 1:2] + torch.arange(2, device=device)).flatten()
+    logits = torch.randn(6, 5000, device=device)
+    keys = step_choice.noise_keys(every, positions)
+    found = step_choice.choose(logits, keys, every, kind)
+    alone = [
+        step_choice.choose(rows, step_choice.noise_keys(state, at), state, kind)
+        for rows, at, state in zip(logits.split(2), positions.split(2), states, strict=True)
+    ]
+    assert all(torch.equal(one, torch.cat(parts)) for one, parts in zip(found, zip(*alone, strict=True), strict=True))
+
+
 @needs_gpu
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_sound_spoils_no_other(value):
@@ -103,7 +126,7 @@ def test_a_head_with_centroids(trial):
     equal = 0
     for step in range(6):
         state, kind, _ = prepared("cuda", POSITION + step, **{**drawn_settings(lots), "top_k": 0, "top_p": 1.0})
-        keys = step_choice.noise_keys(state, state[1:2])
+        keys = step_choice.noise_keys(state, state[:, 1].contiguous())
         row = torch.randn(1, width, device="cuda").to(dtype)
         for vocab in (clusters * size, clusters * size - 7):
             token, largest = head.choose(row, keys, state, kind, vocab)
@@ -116,10 +139,40 @@ def test_a_head_with_centroids(trial):
 
 
 @needs_gpu
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 40}])
+def test_rows_of_several_sequences_with_centroids(settings):
+    torch.manual_seed(0)
+    head = head_of("cuda", torch.bfloat16, 2048, 128, 32, 256)
+    states, kind = [], None
+    for number in range(3):
+        state, kind, _ = prepared("cuda", POSITION + number, **settings)
+        states.append(state)
+    rows = torch.randn(3, 256, device="cuda").bfloat16()
+    every = torch.cat(states)
+    keys = step_choice.noise_keys(every, every[:, 1].contiguous())
+    found = head.choose(rows, keys, every, kind, 262_144)
+    for index, state in enumerate(states):
+        alone = head.choose(rows[index : index + 1], keys[index : index + 1], state, kind, 262_144)
+        # The product with the centroids may round otherwise for one row.
+        assert torch.allclose(found[1][index], alone[1][0], rtol=2e-2)
+
+
+@needs_gpu
+def test_an_ordering_that_leaves_tokens_out_has_no_kernel():
+    weight = torch.randn(256, 32, device="cuda")
+    centroids = SimpleNamespace(weight=torch.randn(16, 32, device="cuda"))
+    embedder = SimpleNamespace(
+        centroids=centroids, num_centroids=16, centroid_intermediate_top_k=4, token_ordering=torch.zeros(256).cuda()
+    )
+    head = step_choice.ClusteredHead(embedder, weight)
+    assert not head._is_fused
+
+
+@needs_gpu
 def test_centroids_that_are_not_finite_show():
     head = head_of("cuda", torch.float32, 16, 16, 4, 32)
     state, kind, _ = prepared("cuda", temperature=0.0)
     row = torch.full((1, 32), torch.nan, device="cuda")
-    token, largest = head.choose(row, step_choice.noise_keys(state, state[1:2]), state, kind, 256)
+    token, largest = head.choose(row, step_choice.noise_keys(state, state[:, 1].contiguous()), state, kind, 256)
     assert 0 <= int(token) < 256
     assert largest.isnan().all()

@@ -152,3 +152,27 @@ def test_a_version_without_gemma_4_assistants_is_too_old(installed):
     installed("5.16.2")
     with pytest.raises(BackendUnavailableError, match=r"transformers >=5\.17"):
         polydraft.load("builtin:tiny-e2b", backend="transformers", drafter=None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_with_one_kv_head_attends_exactly(device):
+    """Its head is repeated as a view, of which torch's memory-efficient attention reads wrong keys: see ``decoder``."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    from polydraft_transformers.decoder import Decoder
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    token_ids = [(7 * index) % 300 for index in range(129)]
+    with torch.inference_mode():
+        wanted = model(torch.tensor([token_ids])).logits[0]
+        decoder = Decoder(model.to(device), 5)
+        cache = decoder.open_cache()
+        cache.begin_prompt(len(token_ids), decoder.device, kept=len(token_ids))
+        found = decoder.logits(decoder.network.run(torch.tensor(token_ids, device=device), cache)).cpu()
+    assert (found - wanted).abs().max() < 1e-4

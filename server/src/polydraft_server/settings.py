@@ -53,8 +53,10 @@ class ServerSettings(BaseModel):
         if self.max_running is not None:
             return self.max_running
         engine = session.engine
-        # Where polydraft's loop runs, here or in a worker, calls take turns step by step.
-        return _BATCHED if isinstance(engine, WholeEngine) and not engine.picks_k else _IN_TURN
+        if isinstance(engine, WholeEngine) and not engine.picks_k:
+            return _BATCHED
+        # Where polydraft's loop runs, here or in a worker, calls take turns step by step, or share them.
+        return max(_IN_TURN, engine.shared_sequences)
 
     def body_limit(self, context_length: int) -> int:
         """Bytes of a request's body."""

@@ -205,10 +205,10 @@ def test_every_k_drafts_k(polydraft_bench: Bench) -> None:
         chosen = [k for k in others if k > 8] if len(others) <= 16 else drawn.sample(others, 8)
     plain_prompt = polydraft_bench.prompt(max(4, polydraft_bench.window - 5), 3)
     for k in sorted({*chosen, *({most} - tested)}, reverse=True):
-        plain = polydraft_bench.plain(plain_prompt, **greedy_settings(3 * most + 8))
         case = pair.case(k)
         with closing(suite.load(case)) as session:
             bench = type(polydraft_bench)(suite, case, session, polydraft_bench.numbers)
+            plain = bench.plain(plain_prompt, **greedy_settings(3 * most + 8))
             running = session.running.num_speculative_tokens
             expect(running == k, f"k={k} was asked for, but session.running says k={running}.")
             with logged(session) as logs:

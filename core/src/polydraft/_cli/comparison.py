@@ -89,7 +89,9 @@ def compare_with_plain(
     if differ and (why := _may_differ(result.settings, capabilities)):
         return Comparison(plain, None, True, why, *speeds)
     with waiting_for("Measuring the difference") if differ else nullcontext():
-        judgement = judge_outputs(session, capabilities, plain.prompt_token_ids, plain.settings, expected, found)
+        reused = max(of.stats.num_reused_tokens or 0 for of in (plain, result))
+        prompt_ids = plain.prompt_token_ids
+        judgement = judge_outputs(session, capabilities, prompt_ids, plain.settings, expected, found, reused=reused)
     hint = _hint(judgement, session.running, capabilities, loaded) if differ else ""
     return Comparison(plain, judgement, judgement.passes, hint, *speeds)
 

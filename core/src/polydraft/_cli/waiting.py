@@ -2,7 +2,7 @@
 
 What goes on inside is told by the log ``polydraft.progress``, in this process and in workers: each of its records says
 what begins, such as "Downloading org/name". One with ``shows_itself`` has bars or a question of its own on the
-terminal, over which no line is written.
+terminal, over which no line is written. What ``polydraft.progress.memory`` tells stays: the memory that a pair needs.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class Waiting(logging.Handler):
             self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A step begins."""
-        self.step(record.getMessage(), hidden=getattr(record, "shows_itself", False))
+        """A step begins; or what the pair needs is said, which stays."""
+        if record.name == "polydraft.progress.memory":
+            self.line(f"{record.getMessage()}.")
+        else:
+            self.step(record.getMessage(), hidden=getattr(record, "shows_itself", False))
 
     def step(self, what: str, left: Callable[[], float] | None = None, *, hidden: bool = False) -> None:
         """Another step begins; ``left`` gives the seconds that are left at most, where they are known."""

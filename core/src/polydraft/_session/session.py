@@ -28,7 +28,7 @@ from polydraft._session.guided import check_guided_settings, guided_call, tool_c
 from polydraft._session.monitor import AcceptanceMonitor
 from polydraft._session.prompt_tokenizer import PromptTokenizer
 from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
-from polydraft._session.stream import TokenStream
+from polydraft._session.stream import TokenStream, read_together
 from polydraft.contract.requests import OffReason, TokenRequest
 from polydraft.contract.results import GenerationResult, Round, RunningInfo
 from polydraft.contract.stepping import SteppingEngine
@@ -210,8 +210,8 @@ class Session:
         """Generate for each prompt; results in the prompts' order.
 
         Prompt i uses noise stream i of the same seed: equal prompts give different samples, and the first result is
-        that of ``generate``. A concurrent engine works on all prompts at once, others on one after the other. Keyword
-        arguments and errors are those of ``generate``. All prompts are checked before any runs.
+        that of ``generate``. An engine works on all prompts at once where that is faster, else on one after the other.
+        Keyword arguments and errors are those of ``generate``. All prompts are checked before any runs.
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise InvalidRequestError("generate_many takes a sequence of prompts.", "For one prompt use generate.")
@@ -224,6 +224,9 @@ class Session:
             if self._running.concurrency == "concurrent":
                 for stream in streams:
                     stream.start()
+                # A processor may keep a state, which is the caller's: it is not used by several threads.
+                if arguments.get("logits_processor") is None:
+                    read_together(streams, self._engine.shared_sequences)
             for stream in streams:
                 for _ in stream:
                     pass

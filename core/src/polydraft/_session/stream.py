@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
@@ -18,9 +19,30 @@ if TYPE_CHECKING:
     from polydraft._session.guards import StepGuard
     from polydraft.contract.results import GenerationResult
 
-__all__ = ["TokenStream"]
+__all__ = ["TokenStream", "read_together"]
 
 R = TypeVar("R")
+
+
+def read_together(streams: Sequence[TokenStream], most: int) -> None:
+    """Read streams to their ends in threads, at most ``most`` at a time; the first error ends all of them."""
+    if min(most, len(streams)) < 2:
+        return
+    with ThreadPoolExecutor(min(most, len(streams)), thread_name_prefix="polydraft-call") as threads:
+        readers = [threads.submit(_read, stream) for stream in streams]
+        try:
+            wait(readers, return_when=FIRST_EXCEPTION)
+            for reader in readers:
+                if reader.done():
+                    reader.result()
+        finally:  # after an error or an interrupt
+            for stream in streams:
+                stream.cancel()
+
+
+def _read(stream: TokenStream) -> None:
+    for _ in stream:
+        pass
 
 
 class TokenStream(Iterator[Chunk]):

@@ -40,6 +40,7 @@ class WorkerEngine(WholeEngine):
         self._worker = worker
         self._checks_settings = loaded.checks_settings
         self.picks_k = loaded.picks_k
+        self.shared_sequences = loaded.shared_sequences
         self._levels = levels_here()
         self.tokenizer = tokenizer_of(worker, loaded.tokenizer)
         told = {"process": "worker", "process_reason": reason, "process_id": worker.pid}

@@ -228,6 +228,7 @@ class Loaded(Message):
     notes: tuple[str, ...] = ()
     checks_settings: bool = Field(description="Whether the engine is asked before each call what it refuses.")
     picks_k: bool = Field(description="``WholeEngine.picks_k``; a stepping engine's loop does.")
+    shared_sequences: int = Field(description="The engine's.")
 
 
 _FROM_APP = Annotated[Open | Question | Generate | Credit | Cancel, Field(discriminator="kind")]

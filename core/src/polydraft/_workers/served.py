@@ -189,6 +189,7 @@ class ServedEngine:
                 notes=tuple(notes),
                 checks_settings=asks,
                 picks_k=isinstance(engine, SteppingEngine) or engine.picks_k,
+                shared_sequences=engine.shared_sequences,
             )
             if isinstance(engine, SteppingEngine):
                 self._kept = KeptSequences(engine, capabilities, made.prefix_cache_bytes)

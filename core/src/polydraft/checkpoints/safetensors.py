@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ from polydraft.errors import ModelFormatError
 from polydraft.files import open_regular, parse_json, system_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_folder", "header", "is_read", "weight_files"]
+__all__ = ["check_folder", "count_numbers", "header", "is_read", "weight_files"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
@@ -39,6 +41,21 @@ def header(path: Path) -> dict[str, Any]:
         raise ModelFormatError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the file and its permissions."
         ) from error
+
+
+def count_numbers(folders: Iterable[Path]) -> int:
+    """How many numbers the weights in some folders are, by their headers.
+
+    Raises:
+        ModelFormatError: A file is missing or cut short.
+    """
+    return sum(
+        math.prod(entry["shape"])
+        for folder in folders
+        for file in weight_files(folder)
+        for name, entry in header(file).items()
+        if name != "__metadata__"
+    )
 
 
 def is_read(name: str) -> bool:

@@ -10,6 +10,7 @@ PUBLIC_MODULES = {
     "polydraft.errors": "all errors",
     "polydraft.files": "reading files safely; what the system refuses, as typed errors",
     "polydraft.engine_parts": "what several engines need: the context's length",
+    "polydraft.engine_parts.memory": "what a pair takes on its device: said before it is loaded, refused if too much",
     "polydraft.engine_parts.draft_model": "a draft model as a second sequence: drafting for any stepping engine",
     "polydraft.engine_parts.http_client": "a client of an engine's server: each answer has a deadline and a size limit",
     "polydraft.engine_parts.server_options": "the options that all servers' backends share: url, key, limits",

@@ -215,6 +215,10 @@ class SteppingEngine(ABC):
     max_sequences: int | None = None
     """How many sequences may be open at a time; None: limited by memory only."""
 
+    shared_sequences: int = 1
+    """How many sequences run in one forward if as many threads step one each: ``generate_many`` then uses that many
+    threads. 1: each has forwards of its own."""
+
     @property
     @abstractmethod
     def max_draft_tokens(self) -> int:

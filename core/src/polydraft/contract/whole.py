@@ -113,6 +113,9 @@ class WholeEngine(ABC):
     """Whether it takes k from each request, and picks it for each round where
     ``TokenRequest.least_speculative_tokens`` is set."""
 
+    shared_sequences: int = 1
+    """As ``SteppingEngine.shared_sequences``, of one in a worker. 1: an engine that runs all its calls by itself."""
+
     @abstractmethod
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Generate: yield ``generation.emit(...)`` for each round (or each output of the engine).

@@ -47,6 +47,8 @@ def judge_outputs(
     settings: GenerationSettings,
     expected: Sequence[int],
     found: Sequence[int],
+    *,
+    reused: int = 0,
 ) -> Judgement:
     """Judge two outputs of a session: what the conformance suite, ``polydraft verify`` and ``--compare`` call.
 
@@ -57,6 +59,7 @@ def judge_outputs(
         settings: Of both outputs, as they took effect: the seed among them, ``max_new_tokens`` not looked at.
         expected: The plain output, or the part of it that is compared.
         found: The output that must equal it.
+        reused: Leading tokens of the prompt whose KV one of the two took over from an earlier turn.
     """
 
     def measure(position: int) -> Tie | str:
@@ -74,7 +77,9 @@ def judge_outputs(
                 max_total_tokens=running.context_length,
             )
             k = running.max_draft_tokens
-            return measure_tie(session.engine, request, expected, found, position, k, dtype=running.dtype)
+            return measure_tie(
+                session.engine, request, expected, found, position, k, dtype=running.dtype, reused=reused
+            )
         if "logprobs" not in capabilities.sampling:
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."
         if not _by_logprobs(settings):

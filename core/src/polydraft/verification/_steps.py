@@ -13,7 +13,7 @@ from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps, array_ops_of
 from polydraft.sampling.structured import Grammars
-from polydraft.verification._noise import Logits, difference, measure_noise
+from polydraft.verification._noise import GreedySampler, Logits, difference, measure_noise
 from polydraft.verification._verdict import Tie
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def measure_tie(
     k: int,
     *,
     dtype: str = "",
+    reused: int = 0,
 ) -> Tie:
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
 
@@ -49,6 +50,9 @@ def measure_tie(
     output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
     their own error would widen the tolerance; so their noise is compared with what rounding explains
     (``Tie.explained``).
+
+    Where one of the outputs took over KV of an earlier turn, decoding steps have computed some of it, in other sums
+    than a prefill. The control then also runs these tokens in blocks, of each size.
 
     Args:
         engine: The engine; new sequences are opened, one at a time.
@@ -59,6 +63,7 @@ def measure_tie(
         position: Index of the first token that differs; both have one there.
         k: The other output's number of speculative tokens, at most ``engine.max_draft_tokens``.
         dtype: Of ``session.running``; names of quantised weights count as bfloat16.
+        reused: Leading tokens of the prompt that were taken over.
     """
     output = list(expected[: position + _AFTER])
     shown = range(max(0, position - _BEFORE), len(output))
@@ -81,8 +86,15 @@ def measure_tie(
     filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p or settings.typical_p < 1.0)
     # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
-    for offset in range(k + 1):
-        for row in _run(engine, request, output, k + 1, offset, shown):
+    controls: list[tuple[int, tuple[int, int, int] | None]] = [(offset, None) for offset in range(k + 1)]
+    controls += [
+        (0, (start, reused, size))
+        for start in sorted({1, max(1, reused // 2)})
+        for size in range(1, k + 2)
+        if reused > 1
+    ]
+    for offset, stepped in controls:
+        for row in _run(engine, request, output, k + 1, offset, shown, stepped):
             gap = difference(plain[row.index], row.seen)
             # Rounding is judged before settings scale the logits: they may shrink a defect, or blow rounding up.
             steps.append(difference(raw[row.index], row.raw))
@@ -91,7 +103,7 @@ def measure_tie(
                 noise_here.append(gap)
                 # Likewise in the control: the other token was chosen from behind.
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
-            elif row.index > 0:  # index 0 comes from the same prefill in both
+            elif row.index > 0 or stepped:  # index 0 comes from the same prefill in both
                 noise.append(gap)
     start = [*request.prompt_token_ids, *expected][: _CONTEXT * (k + 1)]
     return Tie(
@@ -147,9 +159,18 @@ class _Row:
 
 
 def _run(
-    engine: SteppingEngine, request: TokenRequest, output: Sequence[int], block: int, offset: int, shown: range
+    engine: SteppingEngine,
+    request: TokenRequest,
+    output: Sequence[int],
+    block: int,
+    offset: int,
+    shown: range,
+    stepped: tuple[int, int, int] | None = None,
 ) -> Iterator[_Row]:
-    """Run prompt and output in blocks (the first of ``offset`` tokens, if any); yields the rows in ``shown``."""
+    """Run prompt and output in blocks (the first of ``offset`` tokens, if any); yields the rows in ``shown``.
+
+    ``stepped``: the part of the prompt that is run in blocks, too: its first token, its end, and their size.
+    """
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
     run = output[:-1]  # nothing is chosen after the last token
     # A set, since an offset of 0 would give an empty first block.
@@ -166,7 +187,15 @@ def _run(
                     yield _Row(index, ops.numpy(seen)[0], ops.numpy(raw)[0], choice)
 
         # Prefill chooses output token 0, and the step that runs output token i chooses token i + 1.
-        yield from rows(sequence.prefill(prompt, sampler), 0)
+        rest = prompt
+        if stepped is not None:
+            start, end, size = stepped
+            ignored = GreedySampler(engine)
+            sequence.prefill(prompt[:start], ignored)
+            for at in range(start, end, size):
+                sequence.verify(prompt[at : min(at + size, end)], ignored)
+            rest = prompt[end:]
+        yield from rows(sequence.prefill(rest, sampler), 0)
         for start, end in pairwise(cuts):
             yield from rows(sequence.verify(run[start:end], sampler), start + 1)
 

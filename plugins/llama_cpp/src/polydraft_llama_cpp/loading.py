@@ -9,6 +9,7 @@ from dataclasses import replace
 from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo
 from polydraft.engine_parts import context_length
+from polydraft.engine_parts.memory import MemoryEstimate
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
 from polydraft_gguf.files import GgufFile, fetch_pair
@@ -147,8 +148,10 @@ def _settings(
 
     # Mapped weights can be dropped from memory and read again; others stay.
     stay = not on_gpu and (options.mlock or not options.mmap)
-    weights = sum(file.bytes for file in (target, drafter) if file is not None) if stay else 0
-    length, note = _context_length(request, target, needed, _free_after(weights))
+    weights = sum(file.bytes for file in (target, drafter) if file is not None)
+    length, note = _context_length(request, target, needed, _free_after(weights if stay else 0))
+    estimate = MemoryEstimate(weights=weights, kv=needed(length), tokens=length)
+    estimate.announce(request, "the GPU" if on_gpu else "cpu", None if on_gpu else free_memory())
     threads = options.threads or default_threads()
     settings = ContextSettings(
         length=_rounded(length + rows),

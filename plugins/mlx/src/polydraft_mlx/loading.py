@@ -13,6 +13,7 @@ from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engine_parts import context_length
+from polydraft.engine_parts.memory import MemoryEstimate, expected_tokens
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError, UnsupportedError
 from polydraft.files import system_error
 from polydraft.hardware import cpu_dtype
@@ -159,6 +160,9 @@ def _fit(
     fixed = sum(decoder.kv_bytes_fixed for decoder in decoders)
     left = free - weights - fixed - (request.prefix_cache_bytes or 0)  # what is kept by default gives way
     fits = wanted if growing * wanted <= left else left // growing
+    tokens = expected_tokens(request)
+    kv = fixed + (growing - scores) * tokens
+    MemoryEstimate(weights, kv, tokens, work=scores * tokens).announce(request, runtime.name, free)
     if fits < min(wanted, _LEAST_CONTEXT):
         raise OutOfMemoryError(
             f"The weights need {_gib(weights)}, the sliding layers {_gib(fixed)} and each token of context {growing} "

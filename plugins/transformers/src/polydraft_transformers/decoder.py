@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from polydraft.errors import UnsupportedError
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polydraft_transformers.fused_layers import is_fused
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache
+from polydraft_transformers.prompt_attention import can_attend_prompt
 from polydraft_transformers.step_attention import can_attend
 
-__all__ = ["Decoder", "fixed_rows"]
+__all__ = ["CHUNK", "LONG_CHUNK", "Decoder", "fixed_rows"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+CHUNK = 512
+LONG_CHUNK = 4096  # keeps a GPU busy; without masks, which would grow with it
 _KEPT_CACHES = 2
 """Caches of closed sequences kept for the next ones; what was captured over them is kept with them."""
 
@@ -29,8 +37,12 @@ def fixed_rows(k: int) -> int:
 class Network(Protocol):
     """Runs the layers."""
 
-    def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
-        """Tokens, shape (rows,), laid out in the cache, to final-normed hidden rows (rows, hidden_size)."""
+    def run(self, token_ids: Tensor, cache: Any) -> Tensor:
+        """Tokens, shape (rows,), laid out in the cache, to final-normed hidden rows (rows, hidden_size).
+
+        Of a prompt's chunk the last ``kept`` rows of its layout at least. Where rounds run, ``cache`` may be the
+        ``SharedCaches`` of several sequences.
+        """
         ...
 
 
@@ -39,17 +51,24 @@ class _ModuleNetwork:
 
     def __init__(self, text_model: Any) -> None:
         self._model = text_model
+        # With one KV head, Transformers repeats it for the query heads as a view, of which torch's memory-efficient
+        # attention on a GPU reads wrong keys where a mask is given (torch 2.11, more than 64 keys).
+        views = text_model.config.num_key_value_heads == 1 and text_model.embed_tokens.weight.is_cuda
+        self._attention: Callable[[], AbstractContextManager[None]] = (
+            partial(sdpa_kernel, SDPBackend.MATH) if views else nullcontext
+        )
 
     def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
         masks = {kind: None if mask is None else mask[None, None] for kind, mask in cache.layout.masks.items()}
-        output = self._model(
-            input_ids=token_ids[None],
-            position_ids=cache.layout.positions[None],
-            # Models whose layers are all of one kind take one mask.
-            attention_mask=masks if len(masks) > 1 else masks["full_attention"],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._attention():
+            output = self._model(
+                input_ids=token_ids[None],
+                position_ids=cache.layout.positions[None],
+                # Models whose layers are all of one kind take one mask.
+                attention_mask=masks if len(masks) > 1 else masks["full_attention"],
+                past_key_values=cache,
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -111,7 +130,11 @@ class Decoder:
         )
         self.runs_rounds = self.captures and is_fused(self.device)
         """Whether rounds run on the device (``device_rounds``)."""
-        self._by_positions = isinstance(self.network, Gemma4Network) and can_attend(self.device, self.network.head_dims)
+        sizes = self.network.head_dims if isinstance(self.network, Gemma4Network) else {0}
+        self._by_positions = can_attend(self.device, sizes)
+        self._prompts_by_positions = can_attend_prompt(self.device, self.dtype, sizes)
+        self.chunk = LONG_CHUNK if self._prompts_by_positions else CHUNK
+        """Tokens of a prompt that are run in one forward, unless the user says otherwise."""
         # No lock: the garbage collector may close a sequence at any point.
         self._free: deque[KvCache] = deque(maxlen=_KEPT_CACHES)
 
@@ -125,6 +148,16 @@ class Decoder:
             self._run_table = table.to(self.device)
         return self._run_table[token_ids]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
+        logits: Tensor = self.lm_head(hidden)
+        if self.softcap is not None:
+            capped = torch.tanh(logits / self.softcap) * self.softcap
+            # 0 * logits is 0, but NaN where they are infinite: the cap would hide it from the sampler.
+            logits = capped.add_(logits, alpha=0)
+        missing = self.missing_columns
+        return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
     def open_cache(self) -> KvCache:
         """An empty cache; one that was given back is used again, with what was captured over its buffers."""
         try:
@@ -132,23 +165,19 @@ class Decoder:
         except IndexError:
             window = self.config.sliding_window if "sliding_attention" in self.layer_types else None
             windows = [window if kind == "sliding_attention" else None for kind in self.layer_types]
-            return KvCache(windows, self.step_rows, self.dtype, masked=not self._by_positions)
+            return KvCache(
+                windows,
+                self.step_rows,
+                self.dtype,
+                masked=not self._by_positions,
+                masks_prompts=not self._prompts_by_positions,
+            )
         cache.clear()
         return cache
 
     def give_back(self, cache: KvCache) -> None:
         """Take back a cache that is no longer used, and in which no forward failed."""
         self._free.append(cache)
-
-    def kv_bytes(self, tokens: int) -> int:
-        """Size of the full layers' KV of this many tokens; layers that share another's store nothing."""
-        rows = 0
-        for kind, layer in zip(self.layer_types, self.layers, strict=True):
-            keys = getattr(getattr(layer, "self_attn", None), "k_proj", None)
-            if kind == "full_attention" and keys is not None:
-                # k_proj has kv_heads * head_dim rows; values are as wide as keys.
-                rows += 2 * int(keys.weight.shape[0])
-        return rows * tokens * self.dtype.itemsize
 
 
 def _layer_types(config: Any) -> list[str]:

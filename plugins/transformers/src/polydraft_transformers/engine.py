@@ -11,6 +11,7 @@ from polydraft.engine_parts.draft_model import DraftModelSequence
 
 from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder
+from polydraft_transformers.device_rounds import DeviceRounds
 from polydraft_transformers.drafters.mtp import MtpDrafter, MtpSequence
 from polydraft_transformers.sequence import TransformersSequence
 
@@ -43,7 +44,7 @@ class TransformersEngine(SteppingEngine):
         self.tokenizer = tokenizer
         self._target: Decoder | None = target
         self._drafter = drafter
-        self._chunk: int = request.engine_options.prefill_chunk_size
+        self._chunk: int | None = request.engine_options.prefill_chunk_size
         self._k = request.plan.max_draft_tokens
         self.running = RunningInfo.of(
             request,
@@ -56,11 +57,18 @@ class TransformersEngine(SteppingEngine):
             notes=notes,
         )
         self._lock = threading.Lock()
+        self._rounds: dict[Decoder, DeviceRounds] = {}
 
     @property
     def max_draft_tokens(self) -> int:
         """The session's largest k: each step has room for k drafts."""
         return self._k
+
+    @property
+    def shared_sequences(self) -> int:  # type: ignore[override]
+        """Sequences whose rounds on a GPU are one launch."""
+        rounds = self._rounds_of(self.target)
+        return 1 if rounds is None else rounds.most_lanes
 
     @property
     def target(self) -> Decoder:
@@ -77,15 +85,27 @@ class TransformersEngine(SteppingEngine):
 
     def open_sequence(self) -> EngineSequence:
         """A sequence with its own buffers."""
-        if isinstance(self._drafter, MtpDrafter):
-            return MtpSequence(self.target, self._drafter, self._chunk, self._lock)
-        sequence = TransformersSequence(self.target, self._chunk, self._lock)
-        if self._drafter is None:
+        drafter, rounds = self._drafter, self._rounds_of(self.target)
+        if isinstance(drafter, MtpDrafter):
+            return MtpSequence(self.target, drafter, self._chunk, self._lock, rounds)
+        sequence = TransformersSequence(self.target, self._chunk, self._lock, rounds)
+        if drafter is None:
             return sequence
-        draft = TransformersSequence(self._drafter, self._chunk, self._lock)
-        return DraftModelSequence(sequence, draft, self._drafter.step_rows)
+        draft = TransformersSequence(drafter, self._chunk, self._lock, self._rounds_of(drafter))
+        return DraftModelSequence(sequence, draft, drafter.step_rows)
+
+    def _rounds_of(self, decoder: Decoder) -> DeviceRounds | None:
+        """What the sequences of a model share; None if it runs no rounds."""
+        if not decoder.runs_rounds:
+            return None
+        if decoder not in self._rounds:
+            drafts = self._drafter if decoder is self._target and isinstance(self._drafter, MtpDrafter) else None
+            # Of two sequences that open at the same time, both get the same.
+            self._rounds.setdefault(decoder, DeviceRounds(decoder, drafts, self._lock))
+        return self._rounds[decoder]
 
     def close(self) -> None:
         """Drop the models."""
         self._target = None
         self._drafter = None
+        self._rounds.clear()

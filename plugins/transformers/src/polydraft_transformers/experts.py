@@ -24,7 +24,7 @@ WHOLE_STEP = "polydraft_whole_step"
 FEW_ROWS = "polydraft_few_rows"
 """Name of ``_few_rows``."""
 
-MOST_ROWS = 64
+MOST_ROWS = 128
 """Most rows of a step. More are a prompt's, which runs the same with and without speculation."""
 
 

@@ -9,7 +9,7 @@ or a part of one, and reads no other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["Norm", "add_normed", "gated", "is_fused", "mixed", "rotate_and_store"]
+__all__ = ["Norm", "Stored", "add_normed", "gated", "is_fused", "mixed", "rotate_and_store"]
 
 _PART = 1024  # elements that a program of `gated` computes
 
@@ -34,6 +34,17 @@ _PART = 1024  # elements that a program of `gated` computes
 def is_fused(device: torch.device) -> bool:
     """Whether the kernels run here: on a GPU, with Triton."""
     return device.type == "cuda" and triton is not None
+
+
+class Stored(NamedTuple):
+    """Where the keys and values of rows go."""
+
+    places: Tensor
+    """Int64, (sequences, 3): of each sequence's keys and values, (kv_heads, slots, head_dim), the addresses, and how
+    many slots they have. Each has as many of the rows, one sequence after the other."""
+    slots: Tensor
+    """Int64, (rows,): the slot of each row."""
+    kv_heads: int
 
 
 class Norm:
@@ -216,7 +227,7 @@ def rotate_and_store(
     cos: Tensor,
     signed_sin: Tensor,
     heads: int,
-    stored: tuple[Tensor, Tensor, Tensor] | None,
+    stored: Stored | None,
 ) -> Tensor:
     """As ``rotate_and_store_by_definition``, on a GPU with Triton, and keys and values go where they are stored.
 
@@ -227,20 +238,17 @@ def rotate_and_store(
         cos: As there.
         signed_sin: As there.
         heads: As there.
-        stored: Buffers of keys and values, (1, kv_heads, slots, head_dim), and the rows' slots, int64, (rows,). None:
-            the rows have queries alone.
+        stored: Where keys and values go. None: the rows have queries alone.
 
     Returns:
         The queries.
     """
     rows, all_heads, dim = projected.shape[-3:]
     queries = torch.empty(rows, heads, dim, device=projected.device, dtype=gain.dtype)
-    keys, values, slots = stored if stored is not None else (queries[None], queries[None], queries)
-    kv_heads = 0 if stored is None else keys.shape[1]
+    places, slots, kv_heads = (queries, queries, 0) if stored is None else stored
     _rotate[(rows, all_heads)](
-        *(projected, queries, keys, values, gain, cos, signed_sin, slots),
-        *(heads, kv_heads, norm.eps),
-        *(keys.stride(1), keys.stride(2), values.stride(1), values.stride(2), rows * all_heads * dim),
+        *(projected, queries, places, gain, cos, signed_sin, slots),
+        *(heads, kv_heads, norm.eps, rows // len(places), rows * all_heads * dim),
         PARTS=len(projected) if projected.dim() == 4 else 1,
         DIM=dim,
         STORES=stored is not None,
@@ -318,7 +326,7 @@ def _gated_kernel(
 
 
 def _rotate_kernel(
-    X, Q, K, V, gains, COS, SIN, slots, heads, kv_heads, eps, k_head, k_slot, v_head, v_slot, x_part,
+    X, Q, places, gains, COS, SIN, slots, heads, kv_heads, eps, own_rows, x_part,
     PARTS: tl.constexpr, DIM: tl.constexpr, STORES: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     row, head, all_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -327,6 +335,13 @@ def _rotate_kernel(
     other = (dim + DIM // 2) % DIM
     start = X + (row * all_heads + head) * DIM
     exists = dim < DIM
+    if STORES:
+        place = places + row // own_rows * 3
+        # Where the row begins in a KV head, and from one head to the next.
+        at = tl.load(slots + row) * DIM + dim
+        k_at = tl.multiple_of(tl.load(place).to(Q.dtype), 16) + at
+        v_at = tl.multiple_of(tl.load(place + 1).to(Q.dtype), 16) + at
+        to_head = tl.load(place + 2) * DIM
     x = sum_parts(start + dim, x_part, exists, PARTS, dtype)
     scale = tl.rsqrt(tl.sum(x * x, 0) / DIM + eps)
     normed = (x * scale).to(dtype)
@@ -342,16 +357,15 @@ def _rotate_kernel(
         if head < heads:
             tl.store(Q + (row * heads + head) * DIM + dim, rotated)
         elif STORES:
-            slot = tl.load(slots + row)
-            tl.store(K + (head - heads) * k_head + slot * k_slot + dim, rotated)
+            tl.store(k_at + (head - heads) * to_head, rotated)
             if SHARED:
-                tl.store(V + (head - heads) * v_head + slot * v_slot + dim, normed)
+                tl.store(v_at + (head - heads) * to_head, normed)
     elif STORES:
-        tl.store(V + (head - heads - kv_heads) * v_head + tl.load(slots + row) * v_slot + dim, normed)
+        tl.store(v_at + (head - heads - kv_heads) * to_head, normed)
 
 
 if triton is not None:
     _gelu, _normed = triton.jit(_gelu), triton.jit(_normed)
-    _add_normed, _gated, _rotate = (
-        triton.jit(kernel) for kernel in (_add_normed_kernel, _gated_kernel, _rotate_kernel)
-    )
+    _add_normed, _gated = triton.jit(_add_normed_kernel), triton.jit(_gated_kernel)
+    # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
+    _rotate = triton.jit(_rotate_kernel, do_not_specialize=("own_rows",))

@@ -19,20 +19,25 @@ from polydraft_transformers import step_attention, step_experts
 from polydraft_transformers.experts import FEW_ROWS, MOST_ROWS
 from polydraft_transformers.fused_layers import (
     Norm,
+    Stored,
     add_normed,
     gated,
     rotate_and_store,
     rotate_and_store_by_definition,
 )
 from polydraft_transformers.kv_cache import KvCache, StepLayout
+from polydraft_transformers.prompt_attention import attend_prompt
+from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_products import multiply, multiply_gated
 
-__all__ = ["Gemma4Network", "is_gemma4"]
+__all__ = ["Caches", "Context", "Gemma4Network", "is_gemma4"]
 
 _MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
 
-Context = tuple[Tensor, Tensor, Tensor | None]
-"""Of one kind of attention: cosines and signed sines, (rows, 1, head_dim), and the mask, (queries, keys)."""
+Context = tuple[Tensor, Tensor, list[Tensor | None]]
+"""Of one kind of attention: cosines and signed sines, (rows, 1, head_dim), and the mask of each sequence, (queries,
+keys)."""
+Caches = KvCache | SharedCaches
 
 
 def is_gemma4(text_model: Any) -> bool:
@@ -93,38 +98,68 @@ class _Attention:
         self.projection = _joined(*projections)
         self.gain = torch.cat(gains)
 
-    def run(self, hidden: Tensor, context: Context, cache: KvCache) -> Tensor:
+    def run(self, hidden: Tensor, context: Context, cache: Caches) -> Tensor:
         """Attend; shapes (rows, hidden_size) in and out, or (parts, rows, hidden_size) out: see ``multiply``."""
         rows = hidden.shape[0]
-        cos, signed_sin, mask = context
-        layout = cache.layout
-        if not (layout.masks or layout.is_prompt):
+        cos, signed_sin, masks = context
+        if not cache.layout.masks:
             projected = multiply(hidden, self.projection)
             projected = projected.view(*projected.shape[:-1], -1, self.head_dim)
-            stored = cache.stored_in(self.source, hidden, self.kv_heads, self.head_dim) if self.owner else None
-            queries = rotate_and_store(projected, self.normed, self.gain, cos, signed_sin, self.heads, stored)
-            keys, values = cache.attended(self.source)
-            window = cache.window_of(self.source)
-            seen = step_attention.attend(queries, keys, values, layout.positions, near=layout.near, window=window)
+            seen = self._attend_by_positions(projected, cos, signed_sin, cache)
             return multiply(seen.view(rows, -1), self.out)
         projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
         queries, new_keys, new_values = rotate_and_store_by_definition(
             projected, self.normed, self.gain, cos, signed_sin, self.heads, self.kv_heads
         )
+        if len(masks) == 1:
+            seen = self._attend_by_definition(queries, new_keys, new_values, masks[0], cache.each[0])
+        else:
+            size = rows // len(masks)
+            found = []
+            for index, (mask, one) in enumerate(zip(masks, cache.each, strict=True)):
+                own = slice(index * size, (index + 1) * size)
+                own_keys, own_values = (part if part is None else part[own] for part in (new_keys, new_values))
+                found.append(self._attend_by_definition(queries[own], own_keys, own_values, mask, one))
+            seen = torch.cat(found)
+        return functional.linear(seen.reshape(rows, -1), self.out)
+
+    def _attend_by_definition(
+        self, queries: Tensor, new_keys: Tensor | None, new_values: Tensor | None, mask: Tensor | None, cache: KvCache
+    ) -> Tensor:
+        """One sequence's rows, (rows, heads, head_dim) each, in torch's operations."""
         if new_keys is not None and new_values is not None:
             keys, values = cache.update(new_keys.transpose(0, 1)[None], new_values.transpose(0, 1)[None], self.source)
         else:
             keys, values = cache.attended(self.source)
-        if layout.is_prompt:
-            seen = self._attend_prompt(queries, keys, values, mask)
-        else:
-            # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
-            folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
-            folded = folded.reshape(1, -1, rows * self.groups, self.head_dim)
-            # scale=1: the norms of queries and keys replace the division by sqrt(head_dim).
-            seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
-            seen = seen.view(-1, rows, self.groups, self.head_dim).transpose(0, 1)
-        return functional.linear(seen.reshape(rows, -1), self.out)
+        if cache.layout.is_prompt:
+            return self._attend_prompt(queries, keys, values, mask)
+        rows = len(queries)
+        # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
+        folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
+        folded = folded.reshape(1, -1, rows * self.groups, self.head_dim)
+        # scale=1: the norms of queries and keys replace the division by sqrt(head_dim).
+        seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
+        return seen.view(-1, rows, self.groups, self.head_dim).transpose(0, 1)
+
+    def _attend_by_positions(self, projected: Tensor, cos: Tensor, signed_sin: Tensor, cache: Caches) -> Tensor:
+        """In kernels, from projections, (rows, heads of all, head_dim), or their parts: (rows, heads, head_dim)."""
+        layout, source, window = cache.layout, self.source, cache.window_of(self.source)
+        rotations = self.normed, self.gain, cos, signed_sin, self.heads
+        if self.owner and isinstance(cache, KvCache):
+            cache.make_buffers(source, self.out, self.kv_heads, self.head_dim)
+        if layout.is_prompt and isinstance(cache, KvCache):  # others run a prompt's last rows as a step
+            keys, values, place, slots = cache.prompt_room(source, self.kv_heads, self.head_dim)
+            queries = rotate_and_store(projected, *rotations, Stored(place, slots, self.kv_heads))
+            seen = attend_prompt(queries, keys, values, window=window)
+            cache.keep(source, keys, values)
+            return seen
+        places = cache.places(source)
+        stored = Stored(places, cache.slots_of(source), self.kv_heads) if self.owner else None
+        queries = rotate_and_store(projected, *rotations, stored)
+        kv_heads = self.heads // self.groups
+        return step_attention.attend(
+            queries, places, layout.positions, kv_heads=kv_heads, near=layout.near, window=window
+        )
 
     def _attend_prompt(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """A prompt's many rows: (rows, heads, head_dim) in and out, heads not folded."""
@@ -185,7 +220,7 @@ class _Layer:
         per_layer: Tensor | None,
         following: Norm,
         context: Context,
-        cache: KvCache,
+        cache: Caches,
     ) -> tuple[Tensor, ...]:
         """Run rows.
 
@@ -242,10 +277,13 @@ class Gemma4Network:
     def __init__(self, text_model: Any, target_sources: Mapping[str, tuple[int, int]] | None = None) -> None:
         self._model = text_model
         self._layers: list[_Layer] = []
+        self._storing = 0
+        """How many layers there are up to the last one that stores KV."""
         sources = dict(target_sources or {})
         for index, module in enumerate(text_model.layers):
             attention = module.self_attn
             if not attention.is_kv_shared_layer:
+                self._storing = index + 1
                 # Later layers overwrite earlier ones: sharing layers read the last owner of their kind.
                 sources[attention.layer_type] = (index, attention.k_proj.out_features // attention.head_dim)
             self._layers.append(_Layer(module, *sources[attention.layer_type]))
@@ -267,11 +305,28 @@ class Gemma4Network:
         frequencies = getattr(self._model.rotary_emb, f"{kind}_inv_freq").float()
         return torch.cat([-frequencies, frequencies])
 
-    def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
-        """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size)."""
+    def run(self, token_ids: Tensor, cache: Caches) -> Tensor:
+        """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size).
+
+        Of a prompt's chunk these are the last ``kept`` rows.
+        """
         embedded = _embedded(token_ids, self._model.embed_tokens)
         per_layer = self._per_layer_inputs(token_ids, embedded) if self._per_layer_width else None
-        return self.layers(embedded, self.contexts(cache.layout, embedded.dtype), cache, per_layer)
+        layout = cache.layout
+        contexts = self.contexts(layout, embedded.dtype)
+        if not (layout.is_prompt and isinstance(cache, KvCache)):
+            return self.layers(embedded, contexts, cache, per_layer)
+        storing = slice(self._storing)
+        hidden, normed = self._run_layers(storing, embedded, contexts, cache, per_layer)
+        last = slice(len(token_ids) - layout.kept, None)
+        if not layout.kept or self._storing == len(self._layers):
+            return normed[last]
+        # What no later layer stores is needed of the last rows only.
+        assert layout.slots is not None
+        cache.begin_step(layout.positions[last], layout.span, layout.slots[last])
+        contexts = self.contexts(cache.layout, embedded.dtype)
+        per_layer = per_layer if per_layer is None else per_layer[last]
+        return self._run_layers(slice(self._storing, None), hidden[last], contexts, cache, per_layer)[1]
 
     def contexts(self, layout: StepLayout, dtype: torch.dtype) -> dict[str, Context]:
         """By kind of attention what its layers share: rotations of the positions, and the mask."""
@@ -283,22 +338,36 @@ class Gemma4Network:
             scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
             if scale != 1.0:
                 cos, sin = cos * scale, sin * scale
-            mask = layout.masks.get(kind)
-            if mask is not None and not layout.is_prompt:
-                mask = mask.repeat_interleave(self._groups[kind], 0)  # a row for each folded query
-            contexts[kind] = cos.to(dtype), sin.to(dtype), mask
+            masks = [part.masks.get(kind) for part in layout.parts or (layout,)]
+            if not layout.is_prompt:  # a row for each folded query
+                groups = self._groups[kind]
+                masks = [mask if mask is None else mask.repeat_interleave(groups, 0) for mask in masks]
+            contexts[kind] = cos.to(dtype), sin.to(dtype), masks
         return contexts
 
     def layers(
-        self, hidden: Tensor, contexts: Mapping[str, Context], cache: KvCache, per_layer: Tensor | None = None
+        self, hidden: Tensor, contexts: Mapping[str, Context], cache: Caches, per_layer: Tensor | None = None
     ) -> Tensor:
         """From input embeddings (rows, hidden_size) to final-normed hidden rows of the same shape."""
-        normed = self._norms[0](hidden)
-        for index, layer in enumerate(self._layers):
+        return self._run_layers(slice(None), hidden, contexts, cache, per_layer)[1]
+
+    def _run_layers(
+        self,
+        which: slice,
+        hidden: Tensor,
+        contexts: Mapping[str, Context],
+        cache: Caches,
+        per_layer: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run some layers: the next ``hidden``, and the same normed for the layer after them."""
+        first, last, _ = which.indices(len(self._layers))
+        normed = self._norms[first](hidden)
+        for index in range(first, last):
+            layer = self._layers[index]
             own = None if per_layer is None else per_layer[:, index]
             following = self._norms[index + 1]
             hidden, normed = layer.run(hidden, normed, own, following, contexts[layer.attention.kind], cache)
-        return normed
+        return hidden, normed
 
     def _per_layer_inputs(self, token_ids: Tensor, embedded: Tensor) -> Tensor:
         """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""

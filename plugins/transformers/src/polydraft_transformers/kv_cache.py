@@ -9,8 +9,9 @@ draft overwrote never holds a position that is still seen. Rolling back, past a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from polydraft_transformers.graphs import Captured
 __all__ = ["KvCache", "SavedKv", "StepLayout", "capacity_at", "ring_slots"]
 
 _FIRST_CAPACITY = 256
+_MADE = itertools.count()
 
 
 def ring_slots(window: int, step_rows: int) -> int:
@@ -42,7 +44,7 @@ class StepLayout:
 
     A step stores its rows first and then attends to the buffers. A chunk of the prompt may be longer than a ring: its
     sliding layers see the slots in ``prefix``, in order, then the chunk's own rows, and store the last rows that the
-    ring has room for.
+    ring has room for. Later layers that share their KV run for the last rows alone, as a step.
     """
 
     positions: Tensor
@@ -51,7 +53,7 @@ class StepLayout:
     """Slots of the full layers that are attended."""
     masks: dict[str, Tensor | None]
     """For each kind of layer: additive (0 or -inf), shape (rows, keys), in the model's dtype; None: all is seen. Empty
-    for a step of a model whose attention goes by positions."""
+    where attention goes by positions."""
     near: int = 0
     """Distance of the nearest token that a row of a step sees: 1 for an MTP drafter's, which is not stored."""
     slots: Tensor | None = None
@@ -60,8 +62,12 @@ class StepLayout:
     """Int64: where sliding layers store the rows."""
     prefix: Tensor | None = None
     is_prompt: bool = False
-    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """What a chunk's sliding layers have seen, by layer: keys and values, for the layers that share them."""
+    room: tuple[Tensor, Tensor, Tensor] | None = None
+    """Keys and values of a chunk and of what it sees of a sliding layer, one layer after the other, and their place."""
+    parts: tuple[StepLayout, ...] = ()
+    """Of a step of several sequences that needs masks: the layout of each one's rows."""
+    kept: int = 0
+    """Of a chunk: how many of its last rows go on where no later layer stores KV; 0: only KV is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +103,34 @@ class KvCache:
         step_rows: Rows of a step at most.
         dtype: Of keys, values and masks.
         masked: Whether steps have masks, or their rows' positions say what they see.
+        masks_prompts: The same for prompts.
     """
 
     is_compileable = False
 
     def __init__(
-        self, windows: Sequence[int | None], step_rows: int, dtype: torch.dtype, *, masked: bool = True
+        self,
+        windows: Sequence[int | None],
+        step_rows: int,
+        dtype: torch.dtype,
+        *,
+        masked: bool = True,
+        masks_prompts: bool = True,
     ) -> None:
-        self._windows = windows
+        self.windows = windows
         self._window = next(filter(None, windows), None)
-        self._ring = ring_slots(self._window or 0, step_rows)
+        self.ring = ring_slots(self._window or 0, step_rows)
         self._spare = step_rows  # slots of full layers beyond the capacity, which the padding rows of a step write
         self._dtype = dtype
-        self._masked = masked
+        self.masked = masked
+        self._masks_prompts = masks_prompts
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._capacity = 0
+        self._table: Tensor | None = None
+        self._moved = False  # whether the table does not say where the buffers are
+        self.made = next(_MADE)
+        """Changes when buffers are made, and no other cache has the same: who knows where they were looks again."""
+        self.capacity = 0
+        """Tokens that full layers have room for."""
         self._captured: dict[tuple[Hashable, torch.Size, int], Captured] = {}
         self.length = 0
         self._written = 0  # end of the positions that have been written since the cache was empty
@@ -132,34 +151,36 @@ class KvCache:
         near = 1 if slots is None else 0  # distance of the nearest token that a row sees
         column = positions[:, None]
         masks: dict[str, Tensor | None] = {}
-        if self._masked:
+        if self.masked:
             seen = None if all_seen else torch.arange(near, near + span, device=positions.device) <= column
             masks["full_attention"] = seen if seen is None else self._additive(seen)
-        if self._masked and self._window is not None:
+        if self.masked and self._window is not None:
             # Distance from each row back to the newest position that a slot can hold, less `near`. A slot that a later
             # row or a rejected draft has overwritten seems at least `ring - 2 * step_rows` back: outside the window.
-            back = (column - torch.arange(near, near + self._ring, device=positions.device)) % self._ring
+            back = (column - torch.arange(near, near + self.ring, device=positions.device)) % self.ring
             masks["sliding_attention"] = self._additive(back < (column + 1 - near).clamp(max=self._window + near))
-        ring = None if slots is None else slots % self._ring
+        ring = None if slots is None else slots % self.ring
         self.layout = StepLayout(positions, span, masks, near, slots, ring)
-        self.reserve(capacity_at(span - 1))
+        self.reserve(span)
 
-    def begin_prompt(self, count: int, device: torch.device) -> None:
-        """Lay out a chunk of the prompt: ``count`` tokens after the stored ones."""
+    def begin_prompt(self, count: int, device: torch.device, *, kept: int) -> None:
+        """Lay out a chunk of the prompt: ``count`` tokens after the stored ones, of which the last ``kept`` go on."""
         first = self.length
         positions = torch.arange(first, first + count, device=device)
         column = positions[:, None]
-        full = self._additive(torch.arange(first + count, device=device) <= column)
-        layout = StepLayout(positions, first + count, {"full_attention": full}, slots=positions, is_prompt=True)
+        layout = StepLayout(positions, first + count, {}, slots=positions, is_prompt=True, kept=kept)
+        if self._masks_prompts:
+            layout.masks["full_attention"] = self._additive(torch.arange(first + count, device=device) <= column)
         if self._window is not None:
             # The tokens before the chunk that its first token sees.
             earlier = torch.arange(max(first - self._window + 1, 0), first, device=device)
-            seen = torch.cat([earlier, positions])
-            layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
-            layout.ring, layout.prefix = positions[-self._ring :] % self._ring, earlier % self._ring
+            if self._masks_prompts:
+                seen = torch.cat([earlier, positions])
+                layout.masks["sliding_attention"] = self._additive((seen <= column) & (seen > column - self._window))
+            layout.ring, layout.prefix = positions[-self.ring :] % self.ring, earlier % self.ring
         self.layout = layout
         # Leave room for one more step, so that buffers are rarely reallocated.
-        self.reserve(capacity_at(first + count + self._spare))
+        self.reserve(first + count + self._spare + 1)
 
     def _additive(self, visible: Tensor) -> Tensor:
         return torch.zeros_like(visible, dtype=self._dtype).masked_fill_(~visible, -torch.inf)
@@ -175,78 +196,130 @@ class KvCache:
         Returns:
             Keys and values, shape (1, kv_heads, keys of the layout's mask, head_dim).
         """
-        layout, slides = self.layout, self._windows[layer_idx] is not None
+        layout, slides = self.layout, self.windows[layer_idx] is not None
         buffers = self._buffers_of(layer_idx, keys, keys.shape[1], keys.shape[3])
         if slides and layout.prefix is not None:
-            layout.seen[layer_idx] = self._store_chunk(buffers, (keys, values), layout)
-            return layout.seen[layer_idx]
-        slots = layout.ring if slides else layout.slots
-        assert slots is not None
+            # The prefix is read before the chunk's rows overwrite it.
+            seen = [
+                torch.cat([buffer.index_select(2, layout.prefix), rows], dim=2)
+                for buffer, rows in zip(buffers, (keys, values), strict=True)
+            ]
+            self.keep(layer_idx, seen[0], seen[1])
+            return seen[0], seen[1]
+        slots = self.slots_of(layer_idx)
         for buffer, rows in zip(buffers, (keys, values), strict=True):
             # In place: captured graphs hold the buffers' addresses.
             buffer.index_copy_(2, slots, rows)
         return self.attended(layer_idx)
 
-    def stored_in(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where a step's rows of a layer are stored, for a kernel that stores them.
+    def make_buffers(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> None:
+        """Make sure that a layer has buffers; ``like`` is of their device and dtype."""
+        self._buffers_of(layer_idx, like, kv_heads, head_dim)
 
-        Args:
-            layer_idx: The layer.
-            like: Of the buffers' device and dtype.
-            kv_heads: Of the layer.
-            head_dim: Of the layer.
+    def places(self, layer_idx: int) -> Tensor:
+        """Where the KV of a layer with buffers lies: int64, (1, 3), addresses of keys and values, and their slots."""
+        return self.table()[layer_idx][None]
+
+    def table(self) -> Tensor:
+        """The ``places`` of all layers, (layers, 3), on the device; what layers without buffers have is not used."""
+        if self._moved:
+            nothing = (0, 0, 0)
+            rows = [nothing] * len(self.windows)
+            for layer, (keys, values) in self._buffers.items():
+                rows[layer] = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+                device = keys.device
+            table = torch.tensor(rows, device=device)
+            # In place: what has been captured reads it.
+            self._table = table if self._table is None else self._table.copy_(table)
+            self._moved = False
+        assert self._table is not None
+        return self._table
+
+    def prompt_room(self, layer_idx: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a chunk's rows of a layer see, for a kernel that stores them there; then ``keep`` it.
 
         Returns:
-            Buffers of keys and values, (1, kv_heads, slots, head_dim), and the slot of each row, int64, (rows,).
+            Keys and values, (1, kv_heads, keys, head_dim), the rows' own at the end; their place, as in ``places``,
+            and the slot of each row.
         """
-        slots = self.layout.slots if self._windows[layer_idx] is None else self.layout.ring
-        assert slots is not None
-        return *self._buffers_of(layer_idx, like, kv_heads, head_dim), slots
+        layout = self.layout
+        assert layout.slots is not None
+        keys, values = self._buffers[layer_idx]
+        if self.windows[layer_idx] is None:
+            return keys[:, :, : layout.span], values[:, :, : layout.span], self.places(layer_idx), layout.slots
+        assert layout.prefix is not None
+        earlier, count = len(layout.prefix), len(layout.positions)
+        shape = (1, kv_heads, earlier + count, head_dim)
+        if layout.room is None or layout.room[0].shape != shape:
+            room = keys.new_empty(shape), values.new_empty(shape)
+            place = torch.tensor([[room[0].data_ptr(), room[1].data_ptr(), shape[2]]], device=keys.device)
+            layout.room = *room, place
+        for part, buffer in zip(layout.room[:2], (keys, values), strict=True):
+            part[:, :, :earlier] = buffer.index_select(2, layout.prefix)
+        return *layout.room, layout.slots - (layout.span - count - earlier)
+
+    def keep(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
+        """Store what the next chunks and steps see of a chunk whose rows are the last of ``keys`` and ``values``."""
+        ring = self.layout.ring
+        if self.windows[layer_idx] is not None and ring is not None:
+            for buffer, rows in zip(self._buffers[layer_idx], (keys, values), strict=True):
+                buffer.index_copy_(2, ring, rows[:, :, -len(ring) :])
 
     def _buffers_of(self, layer_idx: int, like: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._buffers:
-            size = self._capacity + self._spare if self._windows[layer_idx] is None else self._ring
+            self._moved, self.made = True, next(_MADE)
+            size = self.capacity + self._spare if self.windows[layer_idx] is None else self.ring
             self._buffers[layer_idx] = (
                 self._empty(like, kv_heads, size, head_dim),
                 self._empty(like, kv_heads, size, head_dim),
             )
         return self._buffers[layer_idx]
 
+    def slots_of(self, layer_idx: int) -> Tensor:
+        """Where a step's rows of a layer are stored: int64, (rows,)."""
+        slots = self.layout.slots if self.windows[layer_idx] is None else self.layout.ring
+        assert slots is not None
+        return slots
+
+    @property
+    def each(self) -> tuple[KvCache]:
+        """The caches of the sequences whose rows run: this one."""
+        return (self,)
+
     def window_of(self, layer_idx: int) -> int | None:
         """The sliding window of a layer; None with full attention."""
-        return self._windows[layer_idx]
+        return self.windows[layer_idx]
 
     def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer whose rows are stored; layers that share its KV ask for them again."""
         keys, values = self._buffers[layer_idx]
-        if self._windows[layer_idx] is not None:
-            return self.layout.seen.get(layer_idx, (keys, values))
+        if self.windows[layer_idx] is not None:
+            return keys, values
         return keys[:, :, : self.layout.span], values[:, :, : self.layout.span]
 
-    @staticmethod
-    def _store_chunk(
-        buffers: tuple[Tensor, Tensor], chunk: tuple[Tensor, Tensor], layout: StepLayout
-    ) -> tuple[Tensor, Tensor]:
-        """Store a chunk of the prompt in a sliding layer: returns the rows that it sees, prefix and chunk."""
-        assert layout.prefix is not None
-        assert layout.ring is not None
-        seen = []
-        for buffer, rows in zip(buffers, chunk, strict=True):
-            # The prefix is read before the chunk's rows overwrite it.
-            seen.append(torch.cat([buffer.index_select(2, layout.prefix), rows], dim=2))
-            buffer.index_copy_(2, layout.ring, rows[:, :, -layout.ring.shape[0] :])
-        return seen[0], seen[1]
+    def reserve(self, tokens: int) -> None:
+        """Give the full layers room for so many tokens; captured steps with masks over smaller buffers are dropped."""
+        if tokens <= self.capacity:
+            return
+        if self.masked:
+            self._captured.clear()
+            self._grow(capacity_at(tokens - 1))
+        else:
+            quantum = max(_FIRST_CAPACITY, 1 << max(tokens.bit_length() - 5, 0))  # at most a 16th too many
+            self._grow(-(-tokens // quantum) * quantum)
 
-    def reserve(self, capacity: int) -> None:
-        """Give the full layers room for ``capacity`` tokens; what was captured over smaller buffers is dropped."""
-        if capacity > self._capacity:
-            self._grow(capacity)
+    def span_at(self, position: int) -> int:
+        """The span of a captured or fixed step at a position; it attends by positions, and needs none, or has masks."""
+        if self.masked:
+            return capacity_at(position)
+        self.reserve(position + 1)
+        return 0
 
     def _grow(self, capacity: int) -> None:
-        self._captured.clear()
+        self._moved, self.made = True, next(_MADE)
         # Rings keep their size: only full layers grow.
         for layer, old in self._buffers.items():
-            if self._windows[layer] is None:
+            if self.windows[layer] is None:
                 _, kv_heads, _, head_dim = old[0].shape
                 size = capacity + self._spare
                 grown = (
@@ -256,7 +329,9 @@ class KvCache:
                 for new, kept in zip(grown, old, strict=True):
                     new[:, :, : kept.shape[2]] = kept
                 self._buffers[layer] = grown
-        self._capacity = capacity
+        self.capacity = capacity
+        if self._table is not None:
+            self.table()  # what has been captured reads it without asking
 
     @staticmethod
     def _empty(like: Tensor, kv_heads: int, slots: int, head_dim: int) -> Tensor:
@@ -274,7 +349,7 @@ class KvCache:
 
     def reaches(self, length: int) -> bool:
         """As ``SavedKv.reaches``."""
-        return SavedKv(self.length, self._written, {}, self._window, self._ring).reaches(length)
+        return SavedKv(self.length, self._written, {}, self._window, self.ring).reaches(length)
 
     @property
     def num_bytes(self) -> int:
@@ -285,16 +360,16 @@ class KvCache:
         """A copy of what is stored, without room for more."""
         rows = {
             layer: (
-                keys[:, :, : self.length].clone() if self._windows[layer] is None else keys.clone(),
-                values[:, :, : self.length].clone() if self._windows[layer] is None else values.clone(),
+                keys[:, :, : self.length].clone() if self.windows[layer] is None else keys.clone(),
+                values[:, :, : self.length].clone() if self.windows[layer] is None else values.clone(),
             )
             for layer, (keys, values) in self._buffers.items()
         }
-        return SavedKv(self.length, self._written, rows, self._window, self._ring)
+        return SavedKv(self.length, self._written, rows, self._window, self.ring)
 
     def restore(self, saved: SavedKv) -> None:
         """Store what another cache of the same model had stored; this one is empty."""
-        self.reserve(capacity_at(saved.length + self._spare))
+        self.reserve(saved.length + self._spare + 1)
         for layer, rows in saved.rows.items():
             _, kv_heads, _, head_dim = rows[0].shape
             for buffer, kept in zip(self._buffers_of(layer, rows[0], kv_heads, head_dim), rows, strict=True):
@@ -314,7 +389,7 @@ class KvCache:
         for layer, buffers in self._buffers.items():
             size = buffers[0].shape[2]
             positions = torch.arange(first, first + count, device=buffers[0].device)
-            slots = positions.clamp(max=size - 1) if self._windows[layer] is None else positions % size
+            slots = positions.clamp(max=size - 1) if self.windows[layer] is None else positions % size
             for buffer in buffers:
                 buffer.index_fill_(2, slots, 0.0)
 

@@ -13,7 +13,7 @@ from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engine_parts import context_length
-from polydraft.errors import ModelFormatError, OutOfMemoryError
+from polydraft.errors import ModelFormatError
 from polydraft.files import system_error
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -25,14 +25,8 @@ from polydraft_transformers.drafters.mtp import MtpDrafter
 from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.experts import experts_implementation, set_experts
 from polydraft_transformers.logits_check import check_logits
-from polydraft_transformers.resources import (
-    available_memory,
-    check_dtype,
-    check_weights_fit,
-    choose_device,
-    choose_dtype,
-    out_of_memory,
-)
+from polydraft_transformers.memory import check_memory
+from polydraft_transformers.resources import check_dtype, choose_device, choose_dtype, out_of_memory
 
 __all__ = ["load_pair"]
 
@@ -60,7 +54,7 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     folders = [path for path in (target_path, drafter_path) if path is not None]
     dtype, note = choose_dtype(request, folders, device)
-    check_weights_fit(folders, dtype, device)
+    check_memory(request, folders, dtype, device)
     k = plan.max_draft_tokens
     fixed = request.exactness == "bitwise"
     experts = experts_implementation(options.experts_implementation, dtype, device, fixed=fixed)
@@ -75,8 +69,6 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         drafter = MtpDrafter(loaded, target) if plan.kind == "mtp" else Decoder(loaded, k + 1, vocab_size=vocab_size)
     longest = getattr(target.config, "max_position_embeddings", None)  # also where config.json leaves it out
     context = context_length(request, longest=longest)
-    if request.context_length is not None:
-        _check_kv_fits(target, context, request.prefix_cache_bytes or 0)
     for decoder in (target, drafter):
         if isinstance(decoder, Decoder):
             check_logits(decoder, drafter=decoder is drafter)
@@ -138,18 +130,6 @@ def _is_mixture(source: ModelSource) -> bool:
     text_config = source.config.get("text_config") or source.config
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any(text_config.get(name) for name in names)
-
-
-def _check_kv_fits(target: Decoder, context_length: int, kept: int) -> None:
-    """``kept``: bytes that the caller gives to the KV of earlier calls."""
-    needed, free = target.kv_bytes(context_length) + kept, available_memory(target.device)
-    if needed > free:
-        also = f" and `prefix_cache_bytes={kept}`" if kept else ""
-        raise OutOfMemoryError(
-            f"A context of {context_length} tokens{also} needs {needed / 2**30:.1f} GiB for its KV cache, and "
-            f"{target.device} has {free / 2**30:.1f} GiB free.",
-            f"Give a smaller `context_length`{' or `prefix_cache_bytes`' if kept else ''}.",
-        )
 
 
 def _tokenizer(path: Path, request: LoadRequest, vocab_size: int) -> Tokenizer:

@@ -36,7 +36,7 @@ def check_logits(decoder: Decoder, *, drafter: bool = False) -> None:
     vocabulary = int(decoder.lm_head.weight.shape[0])
     tokens = [(7 + 31 * index) % vocabulary for index in range(_TOKENS)]
     with closing(TransformersSequence(decoder, _TOKENS, threading.Lock())) as sequence, torch.inference_mode():
-        ours = sequence.logits(sequence.run_prompt(tokens))[:, :vocabulary].float()
+        ours = decoder.logits(sequence.run_prompt(tokens))[:, :vocabulary].float()
         theirs = decoder.model(torch.tensor([tokens], device=decoder.device)).logits[0, :, : ours.shape[1]].float()
     for position, largest in enumerate(ours.amax(dim=-1).tolist(), start=1):
         if not math.isfinite(largest):

@@ -16,7 +16,9 @@ class TransformersOptions(EngineOptions):
     num_threads: int | None = Field(
         default=None, ge=1, le=4096, description="torch.set_num_threads, for the whole process."
     )
-    prefill_chunk_size: int = Field(default=512, ge=1, description="Prompt tokens run in one forward.")
+    prefill_chunk_size: int | None = Field(
+        default=None, ge=1, description="Prompt tokens run in one forward; None: 512, and 4096 by our kernels on GPUs."
+    )
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
         default=None,
         description="How Transformers runs mixtures of experts; None: by kernels of ours on GPUs, else its own choice.",

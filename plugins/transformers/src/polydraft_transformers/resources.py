@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from polydraft.checkpoints.config import checkpoint_dtype
-from polydraft.checkpoints.safetensors import header, weight_files
 from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
 from polydraft.hardware import cpu_dtype, free_memory
 
-__all__ = ["available_memory", "check_dtype", "check_weights_fit", "choose_device", "choose_dtype", "out_of_memory"]
+__all__ = [
+    "available_memory",
+    "check_dtype",
+    "choose_device",
+    "choose_dtype",
+    "out_of_memory",
+]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -77,28 +81,6 @@ def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.de
     else:
         name, note = checkpoint_dtype(request.target.config), ""
     return _DTYPES.get(name, torch.float32), note
-
-
-def check_weights_fit(folders: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
-    """Compare the weights' size, in ``dtype``, with the free memory.
-
-    Raises:
-        OutOfMemoryError: They do not fit.
-        ModelFormatError: A file is missing or cut short.
-    """
-    elements = sum(
-        math.prod(entry["shape"])
-        for folder in folders
-        for file in weight_files(folder)
-        for name, entry in header(file).items()
-        if name != "__metadata__"
-    )
-    needed, free = elements * dtype.itemsize, available_memory(device)
-    if needed > free:
-        raise OutOfMemoryError(
-            f"The weights need about {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free.",
-            "Choose a smaller model, or `dtype='bfloat16'`.",
-        )
 
 
 def out_of_memory(error: BaseException, what: str, hint: str) -> OutOfMemoryError | None:

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 from polydraft.contract import EngineSequence, Sampler, Step
 from torch import Tensor
-from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
-from polydraft_transformers.device_rounds import DeviceRounds, Drafting, Ran
+from polydraft_transformers.device_rounds import DeviceRounds, Drafting, Lane, Ran
 from polydraft_transformers.kv_cache import KvCache, SavedKv, capacity_at
 from polydraft_transformers.resources import out_of_memory
 
@@ -38,26 +37,28 @@ class TransformersSequence(EngineSequence):
 
     Args:
         target: The model; of a draft model's sequence, the draft model.
-        chunk: Prompt tokens run in one forward.
+        chunk: Prompt tokens run in one forward; None: as the model likes it.
         lock: Held while the model runs.
+        rounds: That it shares with other sequences; None: its own, if the model runs rounds.
     """
 
-    def __init__(self, target: Decoder, chunk: int, lock: threading.Lock) -> None:
+    def __init__(
+        self, target: Decoder, chunk: int | None, lock: threading.Lock, rounds: DeviceRounds | None = None
+    ) -> None:
         self.target = target
         self.cache: KvCache = target.open_cache()
-        self._chunk = chunk
+        self._chunk = chunk or target.chunk
         self._lock = lock
         self._hidden: Tensor | None = None  # hidden rows of the tokens that the last forward ran
         self._hidden_from = 0  # position of the first of them
         self._sound = True
         self._ran: Ran | None = None
         """The round that ``propose`` has run, for ``verify``."""
-        self._rounds = self._device_rounds()
+        if rounds is None and target.runs_rounds:
+            rounds = DeviceRounds(target, self.drafting(), lock)
+        self._rounds = rounds
+        self._lane = None if rounds is None else Lane(rounds, self.cache)
         self._parked: SavedKv | None = None
-
-    def _device_rounds(self) -> DeviceRounds | None:
-        target = self.target
-        return DeviceRounds(target, self.cache, self.logits, self.drafting()) if target.runs_rounds else None
 
     def drafting(self) -> Drafting | None:
         """What drafts in rounds on a GPU; None: nothing."""
@@ -72,39 +73,42 @@ class TransformersSequence(EngineSequence):
         """Run the prompt, or the rest of it, in chunks; other sequences' forwards may run between them."""
         tokens = list(token_ids)
         self._go_another_way()
+        with self._computing(f"making room for a prompt of {len(tokens)} tokens"):
+            self.cache.reserve(self.length + len(tokens) + self.target.step_rows + 1)
         for start in range(0, len(tokens), self._chunk):
             self.check_cancelled()
             with self._computing(f"running a prompt of {len(tokens)} tokens"):
-                self._hidden_from = self.length
-                self._hidden = self.run_prompt(tokens[start : start + self._chunk])
+                end = start + self._chunk
+                self._hidden = self.run_prompt(tokens[start:end], last=end >= len(tokens))
+                self._hidden_from = self.length - len(self._hidden)
         with self._computing("choosing the first token"):
             assert self._hidden is not None
             # The head on one row: for a whole chunk its output would be (chunk, vocab).
-            logits = self.logits(self._hidden[-1:])
+            logits = self.target.logits(self._hidden[-1:])
             chosen, logprobs = sampler.choose(logits, self.length, tokens[-1:])
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
         """Run the newest token and the drafts in one forward, or in two where fixed steps must not cross a border."""
         tokens = list(token_ids)
+        ran = None if keep_logits else self._round_of(tokens, sampler)
+        if ran is not None:
+            first = self._hidden_from = ran.position
+            self._hidden = ran.hidden[: len(tokens)]
+            self.cache.length += len(tokens)
+            return Step(ran.choice.chosen(ran.chosen[: len(tokens)], first + 1, tokens))
         with self._computing("verifying drafts"):
-            ran = None if keep_logits else self._round_of(tokens, sampler)
-            if ran is not None:
-                first = self._hidden_from = ran.position
-                self._hidden = ran.hidden[: len(tokens)]
-                self.cache.length += len(tokens)
-                return Step(ran.choice.chosen(ran.chosen[: len(tokens)], first + 1, tokens))
             self._go_another_way()
             first = self._hidden_from = self.length
             # The span of a fixed step depends on its positions only: it ends where the span doubles.
-            border = capacity_at(first) - first if self.target.fixed else len(tokens)
+            border = capacity_at(first) - first if self.target.fixed and self.cache.masked else len(tokens)
             hidden, logits = self.run_step(tokens[:border])
             if border < len(tokens):
                 hidden, logits = hidden.clone(), logits.clone()  # the next step may overwrite them
                 more_hidden, more_logits = self.run_step(tokens[border:])
                 hidden, logits = torch.cat([hidden, more_hidden]), torch.cat([logits, more_logits])
             # A round may write over what a captured step gave.
-            self._hidden = hidden if self._rounds is None else hidden.clone()
+            self._hidden = hidden if self._lane is None else hidden.clone()
             # Row i chooses the token at position first + 1 + i.
             chosen, logprobs = sampler.choose(logits, first + 1, tokens)
             return Step(chosen, TorchLogits(logits.clone()) if keep_logits else None, logprobs)
@@ -112,15 +116,22 @@ class TransformersSequence(EngineSequence):
     def _round_of(self, tokens: list[int], sampler: Sampler) -> Ran | None:
         """The round that has run these tokens; a plain step runs as one without drafts."""
         ran, self._ran = self._ran, None
-        if ran is None and self._rounds is not None and len(tokens) == 1 and self._hidden is not None:
-            ran = self._rounds.run(tokens[0], 0, sampler, self._hidden[:1])
+        if ran is None and len(tokens) == 1 and self._hidden is not None:
+            ran = self._run_round(tokens[0], 0, sampler, self._hidden[:1], "verifying drafts")
         return ran if ran is not None and ran.answers(tokens, self.length, sampler) else None
+
+    def _run_round(self, newest: int, k: int, sampler: Sampler, hidden: Tensor, what: str) -> Ran | None:
+        """As ``Lane.run``; None, too, where no rounds run."""
+        if self._lane is None:
+            return None
+        with self._failing(what):
+            return self._lane.run(newest, k, sampler, hidden)
 
     def _go_another_way(self) -> None:
         """What has been run for tokens that may still come is not used."""
         self._ran = None
-        if self._rounds is not None:
-            self._rounds.forget()
+        if self._lane is not None:
+            self._lane.forget()
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
@@ -129,7 +140,7 @@ class TransformersSequence(EngineSequence):
             with self._computing("going back to kept tokens"):
                 self.cache = self.target.open_cache()
                 self.cache.restore(parked)
-            self._rounds = self._device_rounds()
+            self._lane = None if self._rounds is None else Lane(self._rounds, self.cache)
         self.cache.go_back(length)
 
     def reusable(self, length: int) -> int:
@@ -152,15 +163,18 @@ class TransformersSequence(EngineSequence):
                 self._parked = self.cache.saved()
             self._give_back()
 
-    def run_prompt(self, tokens: list[int]) -> Tensor:
-        """Run a chunk of the prompt after the stored tokens: final-normed hidden rows (tokens, hidden_size)."""
+    def run_prompt(self, tokens: list[int], *, last: bool = True) -> Tensor:
+        """Run a chunk of the prompt after the stored tokens.
+
+        Returns:
+            Final-normed hidden rows (rows, hidden_size) of its last tokens: of the last chunk at least as many as a
+            step has.
+        """
         target, cache = self.target, self.cache
         cache.wrote(cache.length + len(tokens))
-        cache.begin_prompt(len(tokens), target.device)
+        cache.begin_prompt(len(tokens), target.device, kept=min(target.step_rows, len(tokens)) if last else 0)
         run = torch.tensor([target.run_as.get(token, token) for token in tokens], device=target.device)
         hidden = target.network.run(run, cache)
-        # As large as the chunk, and not needed after it.
-        cache.layout.seen.clear()
         cache.length += len(tokens)
         return hidden
 
@@ -188,29 +202,19 @@ class TransformersSequence(EngineSequence):
             ],
             device=target.device,
         )
-        span = capacity_at(first + count - 1) if target.fixed or target.captures else first + count
+        span = cache.span_at(first + count - 1) if target.fixed or target.captures else first + count
         cache.wrote(first + rows)
 
         def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
             token_ids, positions, slots, row_of_token = inputs
             cache.begin_step(positions, span, slots)
             hidden = target.network.run(token_ids, cache)
-            logits = self.logits(hidden)
+            logits = target.logits(hidden)
             return (hidden[row_of_token], logits[row_of_token]) if target.fixed else (hidden, logits)
 
         hidden, logits = (cache.captured("step", span, forward, inputs) if target.captures else forward)(inputs)
         cache.length += count
         return hidden[:count], logits[:count]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
-        logits: Tensor = self.target.lm_head(hidden)
-        if self.target.softcap is not None:
-            capped = torch.tanh(logits / self.target.softcap) * self.target.softcap
-            # 0 * logits is 0, but NaN where they are infinite: the cap would hide it from the sampler.
-            logits = capped.add_(logits, alpha=0)
-        missing = self.target.missing_columns
-        return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
     def close(self) -> None:
         """Give the buffers back."""
@@ -219,18 +223,25 @@ class TransformersSequence(EngineSequence):
 
     def _give_back(self) -> None:
         if hasattr(self, "cache"):
+            # First: what another sequence may take up is no longer this one's.
+            if self._lane is not None:
+                self._lane.close()
             # Buffers in which a forward failed may hold NaN or part of a step.
             if self._sound:
                 self.target.give_back(self.cache)
             del self.cache
-            self._ran = self._rounds = None
-            self._hidden = None
+            self._lane = self._hidden = None
 
     @contextmanager
     def _computing(self, what: str) -> Iterator[None]:
         """Run the model: one sequence at a time, and never again with a cache in which a forward failed."""
+        with self._failing(what), self._lock:
+            yield
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
         try:
-            with self._lock, torch.inference_mode():
+            with torch.inference_mode():
                 yield
         except BaseException as error:
             self._sound = False

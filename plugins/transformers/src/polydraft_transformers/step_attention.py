@@ -1,11 +1,12 @@
-# ruff: noqa: N803, ANN001, ANN202 - Triton's kernels have untyped arguments, and constants in capitals
+# ruff: noqa: N803, N806, ANN001, ANN202 - Triton's kernels have untyped arguments, and constants in capitals
 # mypy: disable-error-code="import-not-found,no-untyped-def"
 """Attention of a step's few rows on a GPU: the keys are split over it, and only slots that are written are read.
 
 The position of a row decides what it sees (``KvCache.begin_step`` has the rule), so no mask is made or read. A program
-runs all query heads of a KV head over one part of the slots; a second kernel joins the parts. Where a part ends depends
-on the number of slots alone, and a slot that a row does not see adds exactly 0 to it: a row's bits do not depend on the
-rows next to it. ``gemma4`` has the definition in torch's operations, which runs where Triton is missing.
+runs all query heads of a KV head over one part of the slots; a second kernel joins the parts. A part takes one block of
+slots of so many, so that all have equally much to do wherever the text ends. How many parts there are depends on the
+kind of layer alone, and a slot that a row does not see adds exactly 0: a row's bits do not depend on the rows next to
+it. ``gemma4`` has the definition in torch's operations, which runs where Triton is missing.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 __all__ = ["attend", "can_attend"]
 
 _ROWS = 16  # of a tile, the fewest that tensor cores multiply
-_PROGRAMS = 512  # about four for each multiprocessor
-_SHORT, _SHORT_PARTS, _MOST_PARTS = 128, 40, 64  # joining takes time too: up to so many blocks have fewer parts
+_PARTS = 64  # of the slots of a full layer
+_WINDOW_PARTS = 40  # at most, of a sliding layer's
 
 
 def can_attend(device: torch.device, head_dims: set[int]) -> bool:
@@ -36,15 +37,16 @@ def can_attend(device: torch.device, head_dims: set[int]) -> bool:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, *, near: int, window: int | None
+    queries: Tensor, places: Tensor, positions: Tensor, *, kv_heads: int, near: int, window: int | None
 ) -> Tensor:
     """What each row sees.
 
     Args:
         queries: Shape (rows, heads, head_dim); rows may be strided.
-        keys: Shape (1, kv_heads, slots, head_dim); ``heads`` is a multiple of ``kv_heads``.
-        values: As ``keys``.
+        places: Int64, shape (sequences, 3): where each one's keys and values lie, and how many slots they have; see
+            ``KvCache.places``. Each has as many of the rows, one sequence after the other.
         positions: Int64, shape (rows,).
+        kv_heads: Of the layer; ``heads`` is a multiple of it.
         near: Distance of the nearest token that a row sees: 0, or 1 for a row that is not stored.
         window: Of a sliding layer, whose slots are a ring; None: slot p holds position p.
 
@@ -52,23 +54,18 @@ def attend(
         Shape (rows, heads, head_dim), in the queries' dtype; scores are not scaled.
     """
     rows, heads, dim = queries.shape
-    kv_heads, slots = keys.shape[1], keys.shape[2]
-    groups = heads // kv_heads
+    groups, own_rows = heads // kv_heads, rows // len(places)
     block = 32 if dim <= 256 else 16
-    blocks = -(-slots // block)
-    most = min(_PROGRAMS // kv_heads, _SHORT_PARTS if blocks <= _SHORT else _MOST_PARTS)
-    chunk = -(-blocks // max(most, 1)) * block
-    parts = -(-slots // chunk)
+    parts = _PARTS if window is None else min(_WINDOW_PARTS, -(-window // block) + 1)
     sums = torch.empty(rows, heads, parts, dim, device=queries.device, dtype=torch.float32)
     # Of each part: the largest score, and the sum of the exponentials of the others' distance to it.
     largest = torch.empty(rows, heads, parts, device=queries.device, dtype=torch.float32)
     weights = torch.empty_like(largest)
     seen = torch.empty(rows, heads, dim, device=queries.device, dtype=queries.dtype)
-    tiles = -(-rows * groups // _ROWS)
-    _part[(kv_heads, parts, tiles)](
-        *(queries, keys, values, positions, sums, largest, weights),
-        *(rows, groups, slots, near, window or 0, chunk),
-        *(queries.stride(0), queries.stride(1), keys.stride(1), keys.stride(2), values.stride(1), values.stride(2)),
+    tiles = -(-own_rows * groups // _ROWS)
+    _part[(kv_heads, parts, tiles * len(places))](
+        *(queries, places, positions, sums, largest, weights),
+        *(own_rows, groups, tiles, near, window or 0, queries.stride(0), queries.stride(1)),
         DIM=dim,
         BLOCK=block,
         ROWS=_ROWS,
@@ -82,29 +79,32 @@ def attend(
 
 
 def _part_kernel(
-    Q, K, V, P, sums, largest, weights, rows, groups, slots, near, window, chunk,
-    q_row, q_head, k_head, k_slot, v_head, v_slot,
+    Q, places, P, sums, largest, weights, rows, groups, tiles, near, window, q_row, q_head,
     DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SLIDES: tl.constexpr,
 ):  # fmt: skip
     head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    folded = tl.program_id(2) * ROWS + tl.arange(0, ROWS)  # row * groups + group
+    sequence = tl.program_id(2) // tiles
+    folded = tl.program_id(2) % tiles * ROWS + tl.arange(0, ROWS)  # row of the sequence * groups + group
     exists = folded < rows * groups
-    row, own_head = folded // groups, head * groups + folded % groups
+    row, own_head = sequence * rows + folded // groups, head * groups + folded % groups
     dim = tl.arange(0, DIM)
+    slots = tl.load(places + sequence * 3 + 2).to(tl.int32)
+    start_of_head = head.to(tl.int64) * slots * DIM
+    K = tl.multiple_of(tl.load(places + sequence * 3).to(Q.dtype), 16) + start_of_head
+    V = tl.multiple_of(tl.load(places + sequence * 3 + 1).to(Q.dtype), 16) + start_of_head
     position = tl.load(P + row, mask=exists, other=-1)
     q = tl.load(Q + row[:, None] * q_row + own_head[:, None] * q_head + dim[None, :], mask=exists[:, None], other=0.0)
     most = tl.full((ROWS,), -1e30, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     summed = tl.zeros((ROWS, DIM), tl.float32)
-    first = part * chunk
-    last = tl.minimum(first + chunk, slots)
+    last = slots
     if not SLIDES:
-        last = tl.minimum(last, tl.max(position, 0) + 1 - near)  # later slots hold nothing that is seen
-    for start in range(first, last, BLOCK):
+        last = tl.minimum(slots, tl.max(position, 0) + 1 - near)  # later slots hold nothing that is seen
+    for start in range(part * BLOCK, last, parts * BLOCK):
         slot = start + tl.arange(0, BLOCK)
         there = slot < last
-        k = tl.load(K + head * k_head + slot[:, None] * k_slot + dim[None, :], mask=there[:, None], other=0.0)
-        v = tl.load(V + head * v_head + slot[:, None] * v_slot + dim[None, :], mask=there[:, None], other=0.0)
+        k = tl.load(K + slot[:, None] * DIM + dim[None, :], mask=there[:, None], other=0.0)
+        v = tl.load(V + slot[:, None] * DIM + dim[None, :], mask=there[:, None], other=0.0)
         ahead = position[:, None] - near - slot[None, :]
         if SLIDES:
             # From each row back to the newest position that the slot can hold.
@@ -141,4 +141,6 @@ def _join_kernel(
 
 
 if triton is not None:
-    _part, _join = triton.jit(_part_kernel), triton.jit(_join_kernel)
+    # One kernel for plain steps, rounds and the drafter's rows, of one sequence and of several.
+    _part = triton.jit(_part_kernel, do_not_specialize=("rows", "tiles", "near"))
+    _join = triton.jit(_join_kernel)

@@ -72,7 +72,7 @@ def kind_of(choice: DeviceChoice) -> Kind:
 
 
 def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
-    """The state before a round, ``STATE`` numbers: what the kernels read."""
+    """The state of a sequence before a round, ``STATE`` numbers: what the kernels read."""
     numbers = choice.numbers
     floats = struct.pack(
         "ff", 0.0 if numbers is None else numbers.scale, 0.0 if numbers is None else numbers.min_p or 0.0
@@ -84,15 +84,16 @@ def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
 
 def noise_keys_by_definition(state: Tensor, positions: Tensor) -> Tensor:
     """``noise_keys`` in torch's operations."""
-    return torch.stack(keys_at(state[2], positions + 1), 1)
+    base = state[:, 2].repeat_interleave(len(positions) // len(state))
+    return torch.stack(keys_at(base, positions + 1), 1)
 
 
 def noise_keys(state: Tensor, positions: Tensor) -> Tensor:
     """The noise's keys for what follows the tokens at some positions.
 
     Args:
-        state: Of the round.
-        positions: Int64, shape (rows,), contiguous.
+        state: Of the round, (sequences, ``STATE``).
+        positions: Int64, shape (rows,), contiguous: as many of each sequence, one sequence after the other.
 
     Returns:
         Int64, shape (rows, 2): the low and the high halves.
@@ -101,12 +102,18 @@ def noise_keys(state: Tensor, positions: Tensor) -> Tensor:
         return noise_keys_by_definition(state, positions)
     count = len(positions)
     keys = torch.empty(count, 2, device=state.device, dtype=torch.int64)
-    _keys[(1,)](state, positions, keys, count, COUNT=triton.next_power_of_2(count), num_warps=1)
+    _keys[(1,)](state, positions, keys, count, count // len(state), COUNT=triton.next_power_of_2(count), num_warps=1)
     return keys
 
 
 def choose_by_definition(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     """``choose`` in torch's operations."""
+    if len(state) > 1:
+        rows = len(logits) // len(state)
+        parts = zip(logits.split(rows), keys.split(rows), state.split(1), strict=True)
+        tokens, most = zip(*(choose_by_definition(*part, kind) for part in parts), strict=True)
+        return torch.cat(tokens), torch.cat(most)
+    state = state[0]
     largest = logits.amax(-1).float()
     if not kind.sampled:
         return logits.argmax(-1), largest
@@ -125,9 +132,9 @@ def choose(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Ten
     """A token for each row by the core's rule.
 
     Args:
-        logits: Shape (rows, vocab), any float dtype.
+        logits: Shape (rows, vocab), any float dtype: as many rows of each sequence, one sequence after the other.
         keys: Of the rows' positions, as ``noise_keys`` gives them: (rows, 2).
-        state: Of the round.
+        state: Of the round, (sequences, ``STATE``).
         kind: Of its choices.
 
     Returns:
@@ -172,7 +179,7 @@ class _Parts:
         ids = torch.empty_like(self._largest, dtype=torch.int64)
         for finds_largest in (True, False) if self._kind.min_p else (False,):
             kernel[(self._rows, self._count)](
-                *(*given, keys, state, scores, ids, self._largest, self._vocab, self._count),
+                *(*given, keys, state, scores, ids, self._largest, self._vocab, self._count, self._rows // len(state)),
                 BLOCK=_BLOCK,
                 PARTS=self._parts,
                 SAMPLED=self._kind.sampled and not finds_largest,
@@ -190,7 +197,7 @@ class _Parts:
         kept = self._kind.kept
         narrowed = torch.empty(self._rows, self._count * kept, device=keys.device, dtype=torch.int64)
         kernel[(self._rows, self._count)](
-            *(*given, state, narrowed, self._largest, self._vocab, self._count),
+            *(*given, state, narrowed, self._largest, self._vocab, self._count, self._rows // len(state)),
             BLOCK=_BLOCK,
             KEPT=kept,
             **constants,
@@ -204,7 +211,7 @@ class _Parts:
             narrowed = fewer
         _filter[(self._rows,)](
             *(narrowed, keys, state, self._largest, self._tokens, self._most),
-            *(narrowed.shape[1], self._count),
+            *(narrowed.shape[1], self._count, self._rows // len(state)),
             SIZE=triton.next_power_of_2(narrowed.shape[1]),
             KEPT=kept,
             PARTS=self._parts,
@@ -230,7 +237,7 @@ class ClusteredHead:
         self._ordering: Tensor = embedder.token_ordering.long().view(self._clusters, -1)
         flat = self._ordering.view(-1)
         # Where each token stands in the ordering; only if each stands there once can columns be computed by token.
-        self._places = torch.empty_like(flat, dtype=torch.int32)
+        self._places = torch.zeros_like(flat, dtype=torch.int32)
         self._places[flat] = torch.arange(len(flat), device=flat.device, dtype=torch.int32)
         in_order = torch.arange(len(flat), device=flat.device)
         self._is_fused = (
@@ -238,7 +245,9 @@ class ClusteredHead:
         )
 
     def logits(self, row: Tensor) -> Tensor:
-        """Logits (1, vocab) of a hidden row (1, hidden_size); computed without waiting for the device."""
+        """Logits (rows, vocab) of hidden rows (rows, hidden_size); computed without waiting for the device."""
+        if len(row) > 1:
+            return torch.cat([self.logits(one) for one in row.split(1)])
         scores = functional.linear(row, self._centroids)
         best, top = scores.topk(self._top, dim=-1)
         ids = self._ordering[top[0]].view(1, -1)
@@ -252,27 +261,28 @@ class ClusteredHead:
         if kind.sorted is not None or not self._is_fused:
             return choose(self.logits(row)[:, :vocab], keys, state, kind)
         size = self._ordering.shape[1]
+        rows = len(row)
         scores = functional.linear(row, self._centroids)
-        ranks = torch.empty(self._clusters, device=row.device, dtype=torch.int32)
-        top = torch.empty(self._top, device=row.device, dtype=torch.int32)
-        spoilt = torch.empty(1, device=row.device, dtype=torch.float32)
-        _rank[(-(-self._clusters // _RANKED),)](
+        ranks = torch.empty(rows, self._clusters, device=row.device, dtype=torch.int32)
+        top = torch.empty(rows, self._top, device=row.device, dtype=torch.int32)
+        spoilt = torch.empty(rows, device=row.device, dtype=torch.float32)
+        _rank[(-(-self._clusters // _RANKED), rows)](
             *(scores, ranks, top, spoilt, self._clusters, self._top),
             OWN=_RANKED,
             ALL=triton.next_power_of_2(self._clusters),
             num_warps=4,
         )
-        chosen = torch.empty(self._top, size, device=row.device, dtype=row.dtype)
-        _cluster[(self._top, -(-size // _CLUSTER_ROWS))](
+        chosen = torch.empty(rows, self._top, size, device=row.device, dtype=row.dtype)
+        _cluster[(self._top, -(-size // _CLUSTER_ROWS), rows)](
             *(row, self._weight, self._ordering, top, spoilt, chosen, size, row.shape[1]),
             ROWS=_CLUSTER_ROWS,
             WIDTH=triton.next_power_of_2(row.shape[1]),
             num_warps=4,
         )
         vocab = min(vocab, len(self._weight))
-        return _Parts(1, vocab, row.device, kind).chosen(
+        return _Parts(rows, vocab, row.device, kind).chosen(
             (_best_of_clusters, _top_of_clusters),
-            (chosen, self._places, ranks, self._top, size),
+            (chosen, self._places, ranks, self._clusters, self._top, size),
             *(keys, state),
             CHOSEN=triton.next_power_of_2(self._top * size),
         )
@@ -282,11 +292,12 @@ _EXACT = {"num_warps": 4, "enable_fp_fusion": False}  # every product is rounded
 
 
 def _keys_kernel(
-    state, positions, keys, count, COUNT: tl.constexpr
+    state, positions, keys, count, own_rows, COUNT: tl.constexpr
 ):  # fmt: skip
     index = tl.arange(0, COUNT)
     position = tl.load(positions + index, mask=index < count, other=0)
-    key = _mixed(_mixed(position + 1) ^ tl.load(state + 2))
+    base = tl.load(state + index // own_rows * _STATE + 2, mask=index < count, other=0)
+    key = _mixed(_mixed(position + 1) ^ base)
     tl.store(keys + 2 * index, key & 0xFFFFFFFF, mask=index < count)
     tl.store(keys + 2 * index + 1, (key >> 32) & 0xFFFFFFFF, mask=index < count)
 
@@ -360,23 +371,25 @@ def _store_best(
 
 
 def _best_part_kernel(
-    X, x_row, keys, state, scores, ids, largest, vocab, parts,
+    X, x_row, keys, state, scores, ids, largest, vocab, parts, own_rows,
     BLOCK: tl.constexpr, PARTS: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     exists = column < vocab
     x = tl.load(X + row * x_row + column, mask=exists, other=float("-inf")).to(tl.float32)
+    state += row // own_rows * _STATE
     _store_best(x, column, exists, row, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P)
 
 
 def _top_part_kernel(
-    X, x_row, state, narrowed, largest, vocab, parts, BLOCK: tl.constexpr, KEPT: tl.constexpr
+    X, x_row, state, narrowed, largest, vocab, parts, own_rows, BLOCK: tl.constexpr, KEPT: tl.constexpr
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     exists = column < vocab
     x = tl.load(X + row * x_row + column, mask=exists, other=float("-inf")).to(tl.float32)
+    state += row // own_rows * _STATE
     _store_top(x, column, exists, row * parts + part, state, narrowed, largest, KEPT)
 
 
@@ -418,11 +431,12 @@ def _exp(x):
 
 
 def _filter_kernel(
-    narrowed, keys, state, largest, tokens, most, size, parts,
+    narrowed, keys, state, largest, tokens, most, size, parts, own_rows,
     SIZE: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
 ):  # fmt: skip
     """The choice among a row's best tokens; ``_filter_sorted`` and what follows it in the rule."""
     row, index = tl.program_id(0), tl.arange(0, SIZE)
+    state += row // own_rows * _STATE
     order = tl.load(narrowed + row * size + index, mask=index < size, other=-0x4000000000000000)
     order = tl.topk(order, KEPT)  # descending
     place = tl.arange(0, KEPT)
@@ -474,7 +488,10 @@ def _store_most(
 def _rank_kernel(
     scores, ranks, top, spoilt, clusters, count, OWN: tl.constexpr, ALL: tl.constexpr
 ):  # fmt: skip
-    own, every = tl.program_id(0) * OWN + tl.arange(0, OWN), tl.arange(0, ALL)
+    row, own, every = tl.program_id(1), tl.program_id(0) * OWN + tl.arange(0, OWN), tl.arange(0, ALL)
+    scores += row * clusters
+    ranks += row * clusters
+    top += row * count
     all_scores = tl.load(scores + every, mask=every < clusters, other=float("-inf")).to(tl.float32)
     # NaN compares with nothing: it gets a place in the order, so that the chosen clusters always exist and differ.
     order = tl.where(all_scores > float("-inf"), all_scores, float("-inf"))
@@ -487,7 +504,7 @@ def _rank_kernel(
     if tl.program_id(0) == 0:
         nan = (all_scores != all_scores) & (every < clusters)
         # 0, or NaN where the largest score is not finite
-        tl.store(spoilt, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), tl.max(order, 0) * 0.0))
+        tl.store(spoilt + row, tl.where(tl.max(nan.to(tl.int32), 0) > 0, float("nan"), tl.max(order, 0) * 0.0))
 
 
 def _cluster_kernel(
@@ -495,11 +512,12 @@ def _cluster_kernel(
 ):  # fmt: skip
     place = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, WIDTH)
-    token = tl.load(ordering + tl.load(top + tl.program_id(0)).to(tl.int64) * size + place, mask=place < size, other=0)
-    x = tl.load(X + k, mask=k < width, other=0.0).to(tl.float32)
+    row, at = tl.program_id(2), tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    token = tl.load(ordering + tl.load(top + at).to(tl.int64) * size + place, mask=place < size, other=0)
+    x = tl.load(X + row * width + k, mask=k < width, other=0.0).to(tl.float32)
     w = tl.load(W + token[:, None] * width + k[None, :], mask=(place[:, None] < size) & (k[None, :] < width), other=0.0)
-    logit = tl.sum(w.to(tl.float32) * x[None, :], 1) + tl.load(spoilt)
-    tl.store(chosen + tl.program_id(0) * size + place, logit.to(chosen.dtype.element_ty), mask=place < size)
+    logit = tl.sum(w.to(tl.float32) * x[None, :], 1) + tl.load(spoilt + row)
+    tl.store(chosen + at * size + place, logit.to(chosen.dtype.element_ty), mask=place < size)
 
 
 def _of_clusters(
@@ -517,25 +535,27 @@ def _of_clusters(
 
 
 def _best_of_clusters_kernel(
-    chosen, places, ranks, top, size, keys, state, scores, ids, largest, vocab, parts,
+    chosen, places, ranks, clusters, top, size, keys, state, scores, ids, largest, vocab, parts, own_rows,
     BLOCK: tl.constexpr, PARTS: tl.constexpr, CHOSEN: tl.constexpr, SAMPLED: tl.constexpr, MIN_P: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(1)
+    row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     exists = column < vocab
-    x = _of_clusters(chosen, places, ranks, column, exists, top, size, CHOSEN)
-    _store_best(x, column, exists, 0, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P)
+    x = _of_clusters(chosen + row * top * size, places, ranks + row * clusters, column, exists, top, size, CHOSEN)
+    state += row // own_rows * _STATE
+    _store_best(x, column, exists, row, part, parts, keys, state, scores, ids, largest, PARTS, SAMPLED, MIN_P)
 
 
 def _top_of_clusters_kernel(
-    chosen, places, ranks, top, size, state, narrowed, largest, vocab, parts,
+    chosen, places, ranks, clusters, top, size, state, narrowed, largest, vocab, parts, own_rows,
     BLOCK: tl.constexpr, CHOSEN: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(1)
+    row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     exists = column < vocab
-    x = _of_clusters(chosen, places, ranks, column, exists, top, size, CHOSEN)
-    _store_top(x, column, exists, part, state, narrowed, largest, KEPT)
+    x = _of_clusters(chosen + row * top * size, places, ranks + row * clusters, column, exists, top, size, CHOSEN)
+    state += row // own_rows * _STATE
+    _store_top(x, column, exists, row * parts + part, state, narrowed, largest, KEPT)
 
 
 if triton is not None:
@@ -543,6 +563,7 @@ if triton is not None:
         tl.constexpr(LOG_CONSTANTS[name]) for name in ("POLYNOMIAL", "LOG2_HIGH", "LOG2_LOW", "SQRT_2")
     )
     _EXP_POLYNOMIAL, _LOG2_E = tl.constexpr(EXP_CONSTANTS["POLYNOMIAL"]), tl.constexpr(EXP_CONSTANTS["LOG2_E"])
+    _STATE = tl.constexpr(STATE)
     _REACH, _SHARE_ONE = tl.constexpr(as_float32(REACH)), tl.constexpr(SHARE_ONE)
     _mixed, _hashed, _minus_log, _noise, _exp, _store_best, _store_top, _store_most, _of_clusters = (
         triton.jit(function)
@@ -552,7 +573,7 @@ if triton is not None:
         )
     )
     _keys, _best_part, _top_part, _narrow, _filter, _best, _rank, _cluster, _best_of_clusters, _top_of_clusters = (
-        triton.jit(kernel)
+        triton.jit(kernel, do_not_specialize=("own_rows", "count"))
         for kernel in (
             *(_keys_kernel, _best_part_kernel, _top_part_kernel, _narrow_kernel, _filter_kernel, _best_kernel),
             *(_rank_kernel, _cluster_kernel, _best_of_clusters_kernel, _top_of_clusters_kernel),

@@ -2,9 +2,10 @@
 # mypy: disable-error-code="import-not-found,no-untyped-def"
 """Mixtures of experts for a step's few rows on a GPU: each expert that a row chose is read once.
 
-Nothing is sorted or gathered. Of the places (row, choice) with one expert the first one works for all: its programs
-multiply all rows that chose the expert with a part of its weights. A row of a tile of tensor cores reads no other, so
-that a row's bits do not depend on what its neighbours chose. Beside each kernel is its definition in torch.
+Nothing is sorted or gathered. Of the places (row, choice) with one expert the first one in a tile of rows works for all
+of the tile: its programs multiply the rows that chose the expert with a part of its weights. A row of a tile of tensor
+cores reads no other, so that a row's bits depend neither on what its neighbours chose nor on how many there are. Beside
+each kernel is its definition in torch.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def mix(hidden: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: 
     shape = {
         "TOP": top_k,
         "TOPS": triton.next_power_of_2(top_k),
-        "PLACES": triton.next_power_of_2(places),
-        "ROWS": max(16, triton.next_power_of_2(rows)),
+        "PLACES": triton.next_power_of_2(min(places, _TILE_ROWS * top_k)),
+        "ROWS": 16 if rows <= 16 else _TILE_ROWS,
     }
     block = _INNER[hidden.itemsize]
     _inner[(-(-inner // block["BLOCK_N"]), places)](
@@ -116,6 +117,7 @@ def mix(hidden: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: 
     return found
 
 
+_TILE_ROWS = 32
 # By size of the weights' dtype in bytes: the tiles of weights that a program multiplies, and how many are on their way.
 _INNER = {
     2: {"BLOCK_N": 32, "BLOCK_K": 128, "num_stages": 4, "num_warps": 4},
@@ -152,16 +154,16 @@ def _route_kernel(
     tl.store(chosen + row * TOP + place, best, mask=place < TOP)
 
 
-def _is_first(chosen, place, expert, places, PLACES: tl.constexpr):
-    """Whether no earlier place has this expert."""
-    every = tl.arange(0, PLACES)
+def _is_first(chosen, first, place, expert, places, PLACES: tl.constexpr):
+    """Whether no earlier place from ``first`` on has this expert."""
+    every = first + tl.arange(0, PLACES)
     others = tl.load(chosen + every, mask=every < places, other=-1)
-    return tl.min(tl.where(others == expert, every, PLACES), 0) == place
+    return tl.min(tl.where(others == expert, every, places), 0) == place
 
 
-def _rows_of(chosen, expert, rows, TOP: tl.constexpr, TOPS: tl.constexpr, ROWS: tl.constexpr):
-    """Which rows chose an expert, and their places."""
-    row, choice = tl.arange(0, ROWS), tl.arange(0, TOPS)
+def _rows_of(chosen, expert, first, rows, TOP: tl.constexpr, TOPS: tl.constexpr, ROWS: tl.constexpr):
+    """Which rows of a tile chose an expert, and their places; ``first``: the tile's first row."""
+    row, choice = first + tl.arange(0, ROWS), tl.arange(0, TOPS)
     mine = tl.load(
         chosen + row[:, None] * TOP + choice[None, :], mask=(row[:, None] < rows) & (choice[None, :] < TOP), other=-1
     )
@@ -176,10 +178,11 @@ def _inner_kernel(
 ):  # fmt: skip
     place = tl.program_id(1)
     expert = tl.load(chosen + place)
-    if _is_first(chosen, place, expert, rows * TOP, PLACES):
+    first = place // (TOP * ROWS) * ROWS  # row of the tile
+    if _is_first(chosen, first * TOP, place, expert, rows * TOP, PLACES):
         dtype: tl.constexpr = Y.dtype.element_ty
-        here, at = _rows_of(chosen, expert, rows, TOP, TOPS, ROWS)
-        row = tl.arange(0, ROWS)
+        here, at = _rows_of(chosen, expert, first, rows, TOP, TOPS, ROWS)
+        row = first + tl.arange(0, ROWS)
         column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         k = tl.arange(0, BLOCK_K)
         gates = W + expert * (2 * inner * width) + column[:, None] * width + k[None, :]
@@ -213,8 +216,9 @@ def _outer_kernel(
 ):  # fmt: skip
     place = tl.program_id(1)
     expert = tl.load(chosen + place)
-    if _is_first(chosen, place, expert, rows * TOP, PLACES):
-        here, at = _rows_of(chosen, expert, rows, TOP, TOPS, ROWS)
+    first = place // (TOP * ROWS) * ROWS  # row of the tile
+    if _is_first(chosen, first * TOP, place, expert, rows * TOP, PLACES):
+        here, at = _rows_of(chosen, expert, first, rows, TOP, TOPS, ROWS)
         column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         k = tl.arange(0, BLOCK_K)
         w_at = W + expert * (width * inner) + column[:, None] * inner + k[None, :]
@@ -232,4 +236,5 @@ def _outer_kernel(
 
 if triton is not None:
     _is_first, _rows_of = triton.jit(_is_first), triton.jit(_rows_of)
-    _route, _inner, _outer = (triton.jit(kernel) for kernel in (_route_kernel, _inner_kernel, _outer_kernel))
+    _route = triton.jit(_route_kernel)
+    _inner, _outer = (triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_inner_kernel, _outer_kernel))

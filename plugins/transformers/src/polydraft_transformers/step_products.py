@@ -5,7 +5,8 @@
 Reading the weights is all that takes time, and a matrix of a layer is so small that its rows alone do not keep all of
 the GPU reading: the sums over its columns are split too. The parts are added by what reads the product next
 (``fused_layers``, ``step_experts``), which saves a launch. How the sums are split depends on the weights' shape alone,
-and a row of a tile of tensor cores reads no other: a row's bits do not depend on its neighbours.
+and a row of a tile of tensor cores reads no other: a row's bits depend neither on its neighbours nor on how many there
+are. More rows than a tile has are more tiles, which read the same weights at the same time, once from memory.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ except ImportError:  # torch brings it along on Linux with CUDA only
 
 __all__ = ["add_parts", "multiply", "multiply_gated", "part_strides", "splits"]
 
-_MOST_ROWS = 32
+_MOST_ROWS = 128  # of a step that sequences share
 _PROGRAMS = 256  # about two for each multiprocessor
 _MOST_PARTS = 8
 _N, _K = 32, 128  # weights of a tile
-_TILE = {"BLOCK_N": _N, "BLOCK_K": _K, "num_stages": 4, "num_warps": 4}
+_TILE = {"BLOCK_N": _N, "BLOCK_K": _K, "num_warps": 4}
 
 
 def splits(rows: Tensor) -> bool:
@@ -77,9 +78,11 @@ def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     chunk = -(-width // (parts * _K)) * _K
     parts = -(-width // chunk)
     product = torch.empty(parts, count, out, device=rows.device, dtype=torch.float32)
-    _multiply[(blocks, parts)](
+    tile, stages = _tile_of(count)
+    _multiply[(-(-count // tile), blocks, parts)](
         *(rows, weight, product, count, width, out, rows.stride(0), chunk),
-        ROWS=16 if count <= 16 else _MOST_ROWS,
+        ROWS=tile,
+        num_stages=stages,
         **_TILE,
     )
     return product
@@ -102,12 +105,19 @@ def multiply_gated(rows: Tensor, weight: Tensor) -> Tensor | None:
         return None
     count, width = rows.shape
     product = torch.empty(count, inner, device=rows.device, dtype=rows.dtype)
-    _multiply_gated[(blocks,)](
+    tile, stages = _tile_of(count)
+    _multiply_gated[(-(-count // tile), blocks)](
         *(rows, weight, product, count, width, inner, rows.stride(0)),
-        ROWS=16 if count <= 16 else _MOST_ROWS,
+        ROWS=tile,
+        num_stages=stages,
         **_TILE,
     )
     return product
+
+
+def _tile_of(rows: int) -> tuple[int, int]:
+    """How many rows a program multiplies, and how many tiles of weights are under way at a time."""
+    return (64, 3) if rows > 32 else (32 if rows > 16 else 16, 4)
 
 
 def sum_parts(pointers, stride, exists, PARTS: tl.constexpr, dtype: tl.constexpr):
@@ -121,11 +131,11 @@ def sum_parts(pointers, stride, exists, PARTS: tl.constexpr, dtype: tl.constexpr
 def _multiply_kernel(
     X, W, P, rows, width, out, x_row, chunk, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    part = tl.program_id(1)
+    part = tl.program_id(2)
     first = part * chunk
     last = tl.minimum(first + chunk, width)
-    row, k = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     x_at = X + row[:, None] * x_row + k[None, :]
     w_at = W + column[:, None].to(tl.int64) * width + k[None, :]
     product = tl.zeros((ROWS, BLOCK_N), tl.float32)
@@ -142,8 +152,8 @@ def _multiply_gated_kernel(
     X, W, Y, rows, width, inner, x_row, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     dtype: tl.constexpr = Y.dtype.element_ty
-    row, k = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     x_at = X + row[:, None] * x_row + k[None, :]
     gates = W + column[:, None].to(tl.int64) * width + k[None, :]
     ups = gates + tl.cast(inner, tl.int64) * width
@@ -165,4 +175,7 @@ def _multiply_gated_kernel(
 
 if triton is not None:
     sum_parts = triton.jit(sum_parts)
-    _multiply, _multiply_gated = triton.jit(_multiply_kernel), triton.jit(_multiply_gated_kernel)
+    # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
+    _multiply, _multiply_gated = (
+        triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_multiply_kernel, _multiply_gated_kernel)
+    )

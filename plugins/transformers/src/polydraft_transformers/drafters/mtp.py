@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.decoder import Decoder
-from polydraft_transformers.device_rounds import Drafting
-from polydraft_transformers.gemma4 import Context, Gemma4Network, is_gemma4
-from polydraft_transformers.kv_cache import KvCache, capacity_at
+from polydraft_transformers.device_rounds import DeviceRounds
+from polydraft_transformers.gemma4 import Caches, Context, Gemma4Network, is_gemma4
 from polydraft_transformers.sequence import TorchLogits, TransformersSequence
+from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_choice import ClusteredHead, Kind, choose, noise_keys
 
 __all__ = ["MtpDrafter", "MtpSequence"]
@@ -45,6 +45,7 @@ class MtpDrafter:
                 "Choose a Gemma 4 assistant, or `drafter='ngram'`.",
             )
         self.assistant = assistant
+        self._target = target
         shared = int(getattr(target.config, "num_kv_shared_layers", 0) or 0)
         sources: dict[str, tuple[int, int]] = {}
         for index, kind in enumerate(target.layer_types[: len(target.layer_types) - shared]):
@@ -58,7 +59,7 @@ class MtpDrafter:
         self._missing_columns = target.lm_head.weight.shape[0] - self._weight.shape[0]
 
     def step(
-        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
+        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: Caches
     ) -> tuple[Tensor, Tensor]:
         """One draft from the target's embedding of the token before it and h, both (1, hidden_size of the target).
 
@@ -75,12 +76,12 @@ class MtpDrafter:
         embedded: Tensor,
         hidden: Tensor,
         contexts: dict[str, Context],
-        cache: KvCache,
+        cache: Caches,
         choose_by: tuple[Tensor, Tensor, Kind],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``step``, and the draft is chosen by the key of its position, the round's state, and the kind of choice.
+        """As ``step`` for one row of each sequence, with choices by their positions' keys, the state, and their kind.
 
-        Returns the draft and its largest logit, (1,) each, and the h of the next step.
+        Returns the drafts and their largest logits, (sequences,) each, and the h of the next step.
         """
         row, following = self._rows(embedded, hidden, contexts, cache)
         # Columns that only the target has are never drafted.
@@ -92,11 +93,29 @@ class MtpDrafter:
         return token, largest, following
 
     def _rows(
-        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: KvCache
+        self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: Caches
     ) -> tuple[Tensor, Tensor]:
         inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
         row = self.network.layers(inputs, contexts, cache)
         return row, functional.linear(row, self.assistant.post_projection.weight)
+
+    def draft(self, state: Tensor, hidden: Tensor, k: int, kind: Kind, cache: SharedCaches) -> tuple[Tensor, Tensor]:
+        """Drafts of a round, recorded: see ``Drafting``."""
+        at = state[:, 1].contiguous()
+        # All steps of a round have one position and see the same keys: rotations and masks are made once.
+        cache.begin_step(at)
+        contexts = self.network.contexts(cache.layout, self._target.dtype)
+        positions = at[:, None] + torch.arange(k, device=at.device)
+        keys = noise_keys(state, positions.flatten()).view(-1, k, 2).transpose(0, 1).contiguous()
+        token = state[:, 0]
+        drafts: list[Tensor] = []
+        largest: list[Tensor] = []
+        for own_keys in keys:
+            embedded = self._target.embedding(token)
+            token, most, hidden = self.chosen_step(embedded, hidden, contexts, cache, (own_keys, state, kind))
+            drafts.append(token)
+            largest.append(most)
+        return torch.stack(drafts, 1), torch.stack(largest, 1)
 
 
 class MtpSequence(TransformersSequence):
@@ -105,35 +124,25 @@ class MtpSequence(TransformersSequence):
     Args:
         target: The target.
         drafter: Its assistant.
-        chunk: Prompt tokens run in one forward.
+        chunk: Prompt tokens run in one forward; None: as the model likes it.
         lock: Held while a model runs.
+        rounds: That it shares with other sequences of the pair; None: its own, if the model runs rounds.
     """
 
-    def __init__(self, target: Decoder, drafter: MtpDrafter, chunk: int, lock: threading.Lock) -> None:
+    def __init__(
+        self,
+        target: Decoder,
+        drafter: MtpDrafter,
+        chunk: int | None,
+        lock: threading.Lock,
+        rounds: DeviceRounds | None = None,
+    ) -> None:
         self._drafter = drafter
-        super().__init__(target, chunk, lock)
+        super().__init__(target, chunk, lock, rounds)
 
-    def drafting(self) -> Drafting:
+    def drafting(self) -> MtpDrafter:
         """The drafter."""
-        return self._draft
-
-    def _draft(self, state: Tensor, hidden: Tensor, k: int, kind: Kind, span: int) -> tuple[Tensor, Tensor]:
-        """Drafts of a round, recorded: see ``Drafting``."""
-        at = state[1:2]
-        # All steps of a round have one position and see the same keys: rotations and masks are made once.
-        contexts = self._contexts(at, span)
-        keys = noise_keys(state, at + torch.arange(k, device=at.device))
-        token = state[:1]
-        drafts: list[Tensor] = []
-        largest: list[Tensor] = []
-        for index in range(k):
-            embedded = self.target.embedding(token)
-            token, most, hidden = self._drafter.chosen_step(
-                embedded, hidden, contexts, self.cache, (keys[index : index + 1], state, kind)
-            )
-            drafts.append(token)
-            largest.append(most)
-        return torch.cat(drafts), torch.cat(largest)
+        return self._drafter
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
         """Draft k tokens; none where the hidden row before ``newest`` is not one of the last forward's."""
@@ -144,13 +153,12 @@ class MtpSequence(TransformersSequence):
         drafts: list[Tensor] = []
         kept: list[Tensor] = []
         prefix = [newest]
+        hidden = self._hidden[row : row + 1]
+        ran = self._ran = None if keep_logits else self._run_round(newest, k, sampler, hidden, "drafting tokens")
+        if ran is not None:
+            ran.choice.drafted(position + 1, ran.largest[:k])
+            return Proposal(ran.drafts[:k])
         with self._computing("drafting tokens"):
-            hidden = self._hidden[row : row + 1]
-            ran = None if keep_logits or self._rounds is None else self._rounds.run(newest, k, sampler, hidden)
-            self._ran = ran
-            if ran is not None:
-                ran.choice.drafted(position + 1, ran.largest[:k])
-                return Proposal(ran.drafts[:k])
             # One copy to the device for both; each has shape (1,).
             token, at = torch.tensor([[newest], [position]], device=hidden.device)
             # All steps of a round have one position and see the same keys: rotations and masks are made once.
@@ -174,7 +182,7 @@ class MtpSequence(TransformersSequence):
         return self._drafter.network.contexts(self.cache.layout, self.target.dtype)
 
     def _captured_step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        span = capacity_at(self.length)
+        span = self.cache.span_at(self.length)
 
         def draft(token: Tensor, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
             return self._drafter.step(self.target.embedding(token), hidden, self._contexts(at, span), self.cache)
