@@ -7,7 +7,7 @@ import time
 import polydraft
 import pytest
 from polydraft._load_arguments import checked_arguments
-from polydraft._measuring import processes
+from polydraft._measuring import charts, processes
 from polydraft._measuring.bench import Group, LoadedInfo, MeasuredWeights, NotMeasurable, Way
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft._measuring.processes import BenchInProcesses
@@ -151,7 +151,7 @@ def test_what_does_not_exist_is_refused_before_anything_starts(monkeypatch):
         polydraft.tune("builtin:toi")
     with pytest.raises(polydraft.errors.BackendNotFoundError):
         polydraft.tune(TOY, backends=["nonsense"])
-    monkeypatch.setattr(_chart, "find_spec", lambda _: None)
+    monkeypatch.setattr(charts, "find_spec", lambda _: None)
     with pytest.raises(PolydraftError, match="matplotlib") as raised:
         polydraft.tune(TOY, save_to="x")
     assert "pip install 'polydraft[charts]'" in raised.value.hint
