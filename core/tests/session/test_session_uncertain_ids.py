@@ -3,7 +3,7 @@
 import pytest
 from polydraft._session.session import Session
 from polydraft.contract import Capabilities
-from polydraft.verification import compared
+from polydraft.contract.results import compared
 from scripted_engines import Whole, emit
 
 CLAIMS = Capabilities(drafter_kinds=frozenset({"ngram"}), sampling=frozenset())

@@ -69,7 +69,8 @@ def compare_with_plain(
     ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies. More ``runs`` decode both ways
     again, in turn, for the speeds.
     """
-    from polydraft.verification import compared, first_difference, judge_outputs
+    from polydraft.contract.results import compared
+    from polydraft.verification import first_difference, judge_outputs
 
     capabilities = capabilities_of(session)
     seed = {"seed": result.settings.seed} if "seed" in capabilities.sampling else {}

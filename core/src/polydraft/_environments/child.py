@@ -29,7 +29,7 @@ def main() -> None:
 def _self_test(request: dict[str, str]) -> dict[str, Any]:
     """Decode greedily, with speculation and plainly."""
     import polydraft
-    from polydraft.verification import compared
+    from polydraft.contract.results import compared
 
     began = time.monotonic()
     with polydraft.load(request["target"], backend=request["backend"], dtype=request["dtype"]) as session:

@@ -25,6 +25,7 @@ __all__ = [
     "TokenLogprobs",
     "ToolCall",
     "Verified",
+    "compared",
 ]
 
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
@@ -447,3 +448,21 @@ def _pieces(text: str, segments: Iterable[Segment]) -> list[tuple[str, bool]]:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def compared(plain: GenerationResult, found: GenerationResult) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What two outputs are compared by: their tokens; where those of one are not certain, the characters of both.
+
+    Of outputs that were cancelled this is the part that both have; of characters, too, where a limit ended one of them,
+    as limits are of tokens.
+    """
+    ends = {plain.finish_reason, found.finish_reason}
+    if None in (plain.token_ids, found.token_ids):
+        own, other = (tuple(map(ord, result.raw_text)) for result in (plain, found))
+        cut = not ends.isdisjoint({"cancelled", "length", "context"})
+    else:
+        own, other = plain.token_ids, found.token_ids
+        cut = "cancelled" in ends
+    # Two finished outputs must also end at the same token.
+    most = min(len(own), len(other)) if cut else None
+    return own[:most], other[:most]

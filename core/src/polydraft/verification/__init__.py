@@ -25,7 +25,6 @@ from polydraft.verification._verdict import (
     Judgement,
     Tie,
     Verdict,
-    compared,
     first_difference,
     judge,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "Tie",
     "Verdict",
     "VerificationWarning",
-    "compared",
     "difference",
     "epsilon_of",
     "first_difference",

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract.results import GenerationStats
+from polydraft.contract.results import GenerationStats, compared
 from polydraft.contract.whole import WholeEngine
 from polydraft.errors import ContextLengthError, EngineError, InvalidRequestError, SpeculationUnavailableError
 from polydraft.text._prompts import encode_prompt
 from polydraft.verification._measure import judge_outputs, repeats_seeds
 from polydraft.verification._plan import PlannedCase, own_cases, planned_cases
 from polydraft.verification._records import CheckedCase, Subject, Verification
-from polydraft.verification._verdict import compared
 
 if TYPE_CHECKING:
     from polydraft._session.session import Session

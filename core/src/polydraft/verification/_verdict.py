@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from polydraft.contract.records import Record
 
-if TYPE_CHECKING:
-    from polydraft.contract.results import GenerationResult
-
-__all__ = ["MARGIN_LIMIT", "VERDICTS", "Judgement", "Tie", "Verdict", "compared", "first_difference", "judge"]
+__all__ = ["MARGIN_LIMIT", "VERDICTS", "Judgement", "Tie", "Verdict", "first_difference", "judge"]
 
 Verdict = Literal["EXACT", "NEAR_TIE", "DIVERGED"]
 """``EXACT``: the same tokens. ``NEAR_TIE``: they differ first where two tokens lie within the numeric noise, and a
@@ -109,24 +106,6 @@ class Judgement(Record):
         if self.tie is None or self.tie.margin is None or not self.tie.noise:
             return None
         return self.tie.margin / self.tie.noise
-
-
-def compared(plain: GenerationResult, found: GenerationResult) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What two outputs are compared by: their tokens; where those of one are not certain, the characters of both.
-
-    Of outputs that were cancelled this is the part that both have; of characters, too, where a limit ended one of them,
-    as limits are of tokens.
-    """
-    ends = {plain.finish_reason, found.finish_reason}
-    if None in (plain.token_ids, found.token_ids):
-        own, other = (tuple(map(ord, result.raw_text)) for result in (plain, found))
-        cut = not ends.isdisjoint({"cancelled", "length", "context"})
-    else:
-        own, other = plain.token_ids, found.token_ids
-        cut = "cancelled" in ends
-    # Two finished outputs must also end at the same token.
-    most = min(len(own), len(other)) if cut else None
-    return own[:most], other[:most]
 
 
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
