@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 from polydraft.contract import Backend, Capabilities, Diagnosis, EngineOptions, RunningInfo, WholeEngine
@@ -28,6 +29,15 @@ class Options(EngineOptions):
 def two_rounds(generation):
     for _ in range(2):
         yield emit(generation, (1, 2), drafted=1, accepted=1)
+
+
+def uncertain(generation, *, confirmed):
+    """Three rounds whose ids are a tokenizer's."""
+    for _ in range(3):
+        found = emit(generation, (1, 2), drafted=1, accepted=1, certain_ids=False)
+        if confirmed and generation.finish_reason is not None:
+            generation.confirm_ids()
+        yield found
 
 
 def then(act):
@@ -109,6 +119,8 @@ PROMPTS = {
     "j": then(ENDS["SIGSEGV"]),
     "k": then(ENDS["exit"]),
     "l": two_rounds,
+    "m": partial(uncertain, confirmed=True),
+    "n": partial(uncertain, confirmed=False),
 }
 """Prompt -> what its call does."""
 

@@ -23,6 +23,7 @@ def main(load: dict[str, Any], requests: list[dict[str, Any]], **more: Any) -> l
 
     outputs = []
     with polydraft.load(**load, **more) as session:
+        session.spells_ids = True  # as the suite
         for request in requests:
             result = session.generate(**request)
             stats = result.stats

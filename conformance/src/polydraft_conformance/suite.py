@@ -126,7 +126,10 @@ class Suite:
             "isolation": self.options.isolation,
             "prefix_cache_bytes": self.prefix_cache_bytes,
         }
-        return polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
+        session = polydraft.load(host=self.host, **{"target": case.pair.target, **arguments, **changes})
+        # What is compared here are tokens: those that an engine's text has, where it gives text.
+        session.spells_ids = True
+        return session
 
     def in_dtype(self, dtype: str) -> Suite:
         """The same run in another dtype, which shares nothing that was measured in this one's."""

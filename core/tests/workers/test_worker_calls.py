@@ -68,6 +68,13 @@ def test_a_worker_says_how_many_sequences_share_their_steps(session):
     assert session.engine.shared_sequences == 3
 
 
+def test_ids_that_are_not_certain_are_none(session):
+    for prompt, ids in (("m", (1, 2, 1, 2, 1, 2)), ("n", None)):
+        stream = session.stream(prompt, max_new_tokens=6)
+        assert [chunk.token_ids for chunk in stream] == [None, None, None]
+        assert (stream.result.token_ids, stream.result.text) == (ids, "bcbcbc")
+
+
 def test_errors_arrive_with_their_class_their_hint_and_all_else(session):
     with pytest.raises(EngineError, match="The engine script failed: RuntimeError: the engine's own") as caught:
         session.generate("e")

@@ -86,6 +86,21 @@ def test_drafts_change_nothing_and_are_counted(session):
     assert (plain.stats.num_draft_tokens, plain.stats.num_target_steps) == (0, 59)
 
 
+def test_ids_that_are_not_certain_are_none(session, monkeypatch):
+    """They are certain once LiteRT-LM has counted as many tokens."""
+    stream = session.stream(PROMPT, **LONG, speculate="on")
+    assert {chunk.token_ids for chunk in stream} == {None}
+    assert len(stream.result.token_ids) == 60
+    assert all(chunk.token_ids for chunk in session.stream(PROMPT, max_new_tokens=9, speculate="off"))
+    stopped = session.generate(PROMPT, **LONG, stop=["a.split"])  # LiteRT-LM was interrupted: it counts otherwise then
+    assert (stopped.token_ids, stopped.stats.num_accepted_tokens) == (None, None)
+    spelled = session.tokenizer.spelled
+    # As where the model wrote two tokens, and the tokenizer makes one of their text.
+    monkeypatch.setattr(session.tokenizer, "spelled", lambda text: [*spelled(text)][:1])
+    found = session.generate(PROMPT, **LONG)
+    assert (found.token_ids, found.stats.num_accepted_tokens) == (None, None)
+
+
 def test_a_temperature_is_decoded_plainly_or_refused(session):
     with pytest.raises(SpeculationUnavailableError, match="ignores the temperature and the seed"):
         session.generate(PROMPT, **LONG, temperature=0.7, speculate="on")

@@ -41,6 +41,15 @@ def answering(*lines, ended=True):
     return script
 
 
+def dying(handler):
+    """Half of what it has announced."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "999")
+    handler.end_headers()
+    handler.wfile.write(b'{"response": "Yes", "done": false}\n{"resp')
+    handler.close_connection = True
+
+
 def piece(text, **further):
     return {"model": "gemma4:e2b", "created_at": CREATED, "response": text, "done": False, **further}
 
@@ -228,6 +237,7 @@ def test_an_answer_without_text(server):
         (answering(piece("Yes"), {"error": "an error was encountered while running the model"}), "while running"),
         (answering(piece("Yes")), "ended its answer before its end"),
         (answering(piece("Yes"), ended=False), "broke|before its end"),
+        (dying, "broke"),
         (answering(piece("Yes"), b"{not json}\n"), "not JSON"),
         (answering(piece("Yes"), b"[1]\n"), "not a JSON object"),
         (answering(piece("Yes"), b'{"response": 7}\n'), "response is not text"),
@@ -245,6 +255,14 @@ def test_bad_answers_are_typed_errors_and_the_session_goes_on(server, script, wo
             session.generate("x")
         server.scripts.clear()
         assert session.generate("x", max_new_tokens=3).text
+
+
+@pytest.mark.parametrize("calls", [7, {"function": {"name": "f"}}, [{"function": {"name": "f", "arguments": [1]}}]])
+def test_bad_tool_calls(server, calls):
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    server.scripts["/api/chat"] = answering({"message": message, "done": False}, DONE)
+    with load() as session, pytest.raises(EngineError, match="tool"):
+        session.generate([{"role": "user", "content": "x"}], tools=TOOLS)
 
 
 def test_the_text_before_an_error_is_kept(server):
@@ -333,6 +351,13 @@ def test_drafts_that_are_asked_for_of_a_model_without_a_drafter(server):
     assert server.bodies("/api/generate")[0]["options"]["draft_num_predict"] == 3
 
 
+def test_what_a_template_says_is_no_drafter(server):
+    said = 'FROM x\nTEMPLATE """Answer:\nDRAFT an answer\n"""\nLICENSE """\nDRAFT of a license\n"""\n'
+    server.scripts["/api/show"] = lambda handler: handler.json({"modelfile": said})
+    with load() as session:
+        assert (session.running.num_speculative_tokens, session.running.speculation_off.code) == (0, "engine")
+
+
 def test_k_of_the_modelfile(server):
     server.models["gemma4:e2b"].parameters = {"draft_num_predict": 2}
     with load() as session:
@@ -356,6 +381,8 @@ def test_plain_decoding_is_never_left_to_the_server(server):
         ("https://example.com", "https://example.com:443"),
         ("http://example.com/path", "http://example.com:80/path"),
         ("[::]:1234", "http://[::1]:1234"),
+        ("fe80::1", "http://[fe80::1]:11434"),
+        ('"localhost:1234"', "http://localhost:1234"),
     ],
 )
 def test_addresses(monkeypatch, given, url):

@@ -23,6 +23,7 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft_xllamacpp import loading
+from polydraft_xllamacpp.probes import split_characters_lack_logprobs
 
 PROMPT = [2, *range(300, 340)]
 LOOP = [2, *[300, 301, 302, 303] * 8]
@@ -239,3 +240,4 @@ def test_characters_that_are_spread_over_tokens(gguf):
             assert loaded.generate(prompt, max_new_tokens=12, **settings).text.startswith("öße für g")
         with pytest.raises(EngineError, match="no log-probabilities for a character"):
             loaded.generate(prompt, max_new_tokens=12, logprobs=1)
+    assert split_characters_lack_logprobs()

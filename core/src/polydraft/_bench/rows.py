@@ -206,8 +206,9 @@ def _by_class(
 
 
 def _same(one: _Measured, plain: _Measured) -> bool | None:
-    common = one.calls.keys() & plain.calls.keys()
-    return all(one.calls[key].digest == plain.calls[key].digest for key in common) if common else None
+    both = ((one.calls[key].digest, plain.calls[key].digest) for key in one.calls.keys() & plain.calls.keys())
+    known = [(mine, its) for mine, its in both if mine and its]
+    return all(mine == its for mine, its in known) if known else None
 
 
 def _median(values: Iterable[float]) -> float | None:

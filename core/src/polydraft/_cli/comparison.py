@@ -69,6 +69,7 @@ def compare_with_plain(
     ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies. More ``runs`` decode both ways
     again, in turn, for the speeds.
     """
+    from polydraft.contract.results import compared
     from polydraft.verification import first_difference, judge_outputs
 
     capabilities = capabilities_of(session)
@@ -83,7 +84,7 @@ def compare_with_plain(
             fast.append(session.generate(prompt, **{**settings, **seed}).stats.tokens_per_second)
             slow.append(session.generate(prompt, **{**settings, **seed}, speculate="off").stats.tokens_per_second)
     speeds = runs, _median(fast), _median(slow)
-    expected, found = plain.token_ids, result.token_ids
+    expected, found = compared(plain, result)
     differ = first_difference(expected, found) is not None
     # A difference that breaks no promise is not measured.
     if differ and (why := _may_differ(result.settings, capabilities)):

@@ -140,9 +140,9 @@ def waiting_for_answer(view: AnswerView | None) -> Iterator[Callable[[Chunk], No
 
         def show(chunk: Chunk) -> None:
             nonlocal tokens
-            tokens += len(chunk.token_ids)
+            tokens += len(chunk.token_ids or ())
             if view is None or not view.on_terminal:
-                waiting.step(f"{tokens} tokens")
+                waiting.step(f"{tokens} tokens" if chunk.token_ids is not None else "Generating")
             else:
                 waiting.close()
             if view is not None:

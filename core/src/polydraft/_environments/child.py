@@ -29,6 +29,7 @@ def main() -> None:
 def _self_test(request: dict[str, str]) -> dict[str, Any]:
     """Decode greedily, with speculation and plainly."""
     import polydraft
+    from polydraft.contract.results import compared
 
     began = time.monotonic()
     with polydraft.load(request["target"], backend=request["backend"], dtype=request["dtype"]) as session:
@@ -36,10 +37,10 @@ def _self_test(request: dict[str, str]) -> dict[str, Any]:
             session.generate(_PROMPT, max_new_tokens=_TOKENS, temperature=0.0, speculate=speculate, ignore_eos=True)
             for speculate in ("on", "off")
         ]
-        speculative, plain = found
+        speculative, plain = compared(*found)
         return {
-            "tokens": [list(speculative.token_ids), list(plain.token_ids)],
-            "acceptance_rate": speculative.stats.acceptance_rate,
+            "tokens": [speculative, plain],
+            "acceptance_rate": found[0].stats.acceptance_rate,
             "device": session.running.device,
             "seconds": time.monotonic() - began,
         }

@@ -80,7 +80,7 @@ class Sample(Record):
     )
     first_token_seconds: float | None
     num_tokens: int
-    digest: str = Field(description="Of the output's token ids.")
+    digest: str = Field(description="Of the output's token ids; empty where those are not certain.")
     cut: bool = Field(description="Whether it was ended by the time limit.")
     stats: GenerationStats
     parts: RoundSeconds | None = None

@@ -215,7 +215,7 @@ class LoadedEngine:
         with stream:
             for chunk in stream:
                 passed = time.perf_counter() - started
-                if first is None and chunk.token_ids:
+                if first is None and chunk.token_ids != ():
                     first = passed
                 if passed > limit and not cut:
                     cut = True
@@ -229,8 +229,8 @@ class LoadedEngine:
             seconds=seconds,
             cpu_seconds=computed if self._computes_here else None,
             first_token_seconds=first,
-            num_tokens=len(result.token_ids),
-            digest=_digest(result.token_ids),
+            num_tokens=result.stats.num_tokens,
+            digest="" if result.token_ids is None else _digest(result.token_ids),
             cut=cut and result.finish_reason == "cancelled",
             stats=result.stats,
             parts=timed.parts() if timed is not None and timed.split else None,

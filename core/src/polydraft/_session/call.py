@@ -28,6 +28,7 @@ class Call:
         tracker: Gets every emitted token and decides when the output ends.
         running: Copied into the result.
         speculation_off: Why this call does not speculate; None if it does.
+        spells_ids: Whether ids that are not certain are shown: see ``Session.spells_ids``.
     """
 
     def __init__(
@@ -36,11 +37,16 @@ class Call:
         tracker: OutputTracker,
         running: RunningInfo,
         speculation_off: OffReason | None = None,
+        *,
+        spells_ids: bool = False,
     ) -> None:
         self.request = request
         self.tracker = tracker
         self.running = running
         self.speculation_off = speculation_off
+        self.spells_ids = spells_ids
+        self.certain_ids = True
+        """Whether all ids emitted so far are known to be the engine's."""
         # Of each round: tokens, drafted and accepted tokens (None: not reported), seconds.
         self._rounds: list[tuple[int, int | None, int | None, float]] = []
         self._reported: GenerationStats | None = None
@@ -91,6 +97,7 @@ class Call:
         draft_token_ids: Sequence[int] | None = None,
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
+        certain_ids: bool = True,
     ) -> Round:
         """Push a round's tokens to the tracker; return the round, cut after the token that ends the output."""
         settings = self.request.settings
@@ -123,13 +130,19 @@ class Call:
             raise defect("The engine gave no log-probabilities, which the request asks for.")
         self._unread = Round(
             token_ids=tuple(kept),
+            certain_ids=certain_ids,
             num_draft_tokens=drafted,
             num_accepted_tokens=None if reported is None else min(accepted, len(kept)),
             draft_token_ids=None if draft_token_ids is None else tuple(draft_token_ids),
             logprobs=None if logprobs is None else checked_logprobs(logprobs, kept),
             seconds=checked_seconds(seconds),
         )
+        self.certain_ids = self.certain_ids and certain_ids
         return self._unread
+
+    def confirm_ids(self) -> None:
+        """See ``Generation.confirm_ids``."""
+        self.certain_ids = True
 
     def report_reused(self, num_tokens: int) -> None:
         """See ``Generation.report_reused``."""
@@ -193,7 +206,7 @@ class Call:
         """The chunk of a round, with the text that became stable since the last one; all that is left if ``reason``."""
         delta = self.tracker.take() if reason is None else self.tracker.finish(reason)
         return Chunk(
-            token_ids=emitted.token_ids,
+            token_ids=emitted.token_ids if emitted.certain_ids or self.spells_ids else None,
             num_accepted_tokens=emitted.num_accepted_tokens,
             num_draft_tokens=emitted.num_draft_tokens,
             draft_token_ids=emitted.draft_token_ids,
@@ -217,7 +230,7 @@ class Call:
         return GenerationResult(
             text=tracker.text,
             raw_text=tracker.raw_text,
-            token_ids=tracker.token_ids,
+            token_ids=tracker.token_ids if self.certain_ids or self.spells_ids else None,
             prompt_token_ids=self.request.prompt_token_ids,
             segments=tracker.segments,
             finish_reason=tracker.finish_reason or "cancelled",

@@ -87,6 +87,9 @@ class Session:
         self._tokenizer = engine.tokenizer
         self._running = running
         self._capabilities = capabilities
+        self.spells_ids = False
+        """Where ``token_ids`` would be None, as the engine gives text and its tokens are not certain: give those that
+        its tokenizer makes of each piece of the text."""
         self._lock = CallLock(serial=running.concurrency == "serial")
         self._guard = StepGuard(os.getpid())
         self._closed = False
@@ -376,7 +379,7 @@ class Session:
                 tools=encoded.tools,
             )
         stream = TokenStream(
-            Call(request, tracker, self._running, off),
+            Call(request, tracker, self._running, off, spells_ids=self.spells_ids),
             self._start,
             self._acquire,
             self._release,

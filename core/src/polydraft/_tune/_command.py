@@ -221,9 +221,13 @@ def _row(search: Search, one: Candidate, plain: Candidate | None) -> TunedRow:
     same = None
     if plain is not None and one.k:
         # Greedy outputs of a prompt are the same in every round.
-        expected = {prompt: sample.digest for (prompt, _), sample in plain.samples.items() if not sample.cut}
+        expected = {
+            prompt: sample.digest for (prompt, _), sample in plain.samples.items() if sample.digest and not sample.cut
+        }
         found = [
-            (key[0], sample.digest) for key, sample in one.samples.items() if key[0] in expected and not sample.cut
+            (key[0], sample.digest)
+            for key, sample in one.samples.items()
+            if key[0] in expected and sample.digest and not sample.cut
         ]
         same = all(digest == expected[prompt] for prompt, digest in found) if found else None
     return TunedRow(

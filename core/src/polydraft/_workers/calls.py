@@ -85,6 +85,8 @@ class ServedCall(Call):
         return RoundDone(
             call=self._number,
             token_ids=emitted.token_ids,
+            certain=emitted.certain_ids,
+            all_certain=self.certain_ids,
             drafted=emitted.num_draft_tokens,
             accepted=emitted.num_accepted_tokens,
             drafts=emitted.draft_token_ids,

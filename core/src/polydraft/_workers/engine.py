@@ -120,7 +120,10 @@ class _Rounds(Iterator[Round]):
             draft_token_ids=done.drafts,
             logprobs=None if done.logprobs is None else [_logprobs(*entry) for entry in done.logprobs],
             seconds=done.seconds,
+            certain_ids=done.certain,
         )
+        if done.all_certain:
+            self._generation.confirm_ids()
         self._taken += 1
         if done.last:
             self._over = True

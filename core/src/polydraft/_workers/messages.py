@@ -157,6 +157,8 @@ class RoundDone(Message):
     kind: Literal["round"] = "round"
     call: int
     token_ids: tuple[int, ...]
+    certain: bool = True
+    all_certain: bool = Field(default=True, description="Whether the ids of all rounds so far are.")
     drafted: int | None
     accepted: int | None
     drafts: tuple[int, ...] | None = None

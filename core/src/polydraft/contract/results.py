@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import zip_longest
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -25,11 +25,17 @@ __all__ = [
     "TokenLogprobs",
     "ToolCall",
     "Verified",
+    "compared",
 ]
 
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
 """``length``: ``max_new_tokens``. ``eos``: an end-of-sequence id. ``stop``: a stop string or stop id. ``context``: the
 context is full. ``cancelled``: closed or cancelled by the caller."""
+
+if TYPE_CHECKING:
+    CertainIds = tuple[int, ...] | Any  # None is rare: as typeshed has it then, nobody is made to ask for it
+else:
+    CertainIds = tuple[int, ...] | None
 
 EndReason = Literal["length", "eos", "context"]
 """Those by which an engine ends its output itself."""
@@ -50,6 +56,9 @@ class Round(Record):
     """
 
     token_ids: tuple[int, ...]
+    certain_ids: bool = Field(
+        default=True, description="Whether ``token_ids`` are what the engine emitted, not a tokenizer's for its text."
+    )
     num_draft_tokens: int | None = Field(description="Tokens drafted in this round; 0: there was no draft.")
     num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` are accepted drafts.")
     draft_token_ids: tuple[int, ...] | None = Field(
@@ -86,9 +95,11 @@ class Chunk(Record):
     text that may be part of a stop string is held back, so ``text`` may be empty or include text of earlier tokens.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: CertainIds = Field(
+        description="None where an engine gives text, and which tokens it has is not certain, or not yet."
+    )
     text: str
-    num_accepted_tokens: int | None = Field(description="How many of ``token_ids`` were accepted drafts.")
+    num_accepted_tokens: int | None = Field(description="How many of the round's tokens were accepted drafts.")
     num_draft_tokens: int | None = None
     draft_token_ids: tuple[int, ...] | None = Field(
         default=None, description="The round's drafts: accepted ones, then rejected ones; None: not reported."
@@ -105,7 +116,8 @@ class Chunk(Record):
         accepted = "" if self.num_accepted_tokens is None else f", {self.num_accepted_tokens} accepted drafts"
         thinking = f", thinking {cut(self.thinking)}" if self.thinking else ""
         end = f", ended by {self.finish_reason}" if self.finish_reason else ""
-        return f"<Chunk {cut(self.text)}: {_counted(len(self.token_ids), 'token')}{accepted}{thinking}{end}>"
+        tokens = "tokens not known" if self.token_ids is None else _counted(len(self.token_ids), "token")
+        return f"<Chunk {cut(self.text)}: {tokens}{accepted}{thinking}{end}>"
 
     __str__ = __repr__
 
@@ -376,8 +388,9 @@ class GenerationResult(Record):
 
     text: str = Field(description="The answer, without special tokens, thinking and tool calls.")
     raw_text: str = Field(description="All emitted tokens as text, special tokens included.")
-    token_ids: tuple[int, ...] = Field(
-        description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string."
+    token_ids: CertainIds = Field(
+        description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string. None "
+        "where an engine gives text, and which tokens it has is not certain."
     )
     prompt_token_ids: tuple[int, ...]
     segments: tuple[Segment, ...] = Field(
@@ -435,3 +448,21 @@ def _pieces(text: str, segments: Iterable[Segment]) -> list[tuple[str, bool]]:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def compared(plain: GenerationResult, found: GenerationResult) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What two outputs are compared by: their tokens; where those of one are not certain, the characters of both.
+
+    Of outputs that were cancelled this is the part that both have; of characters, too, where a limit ended one of them,
+    as limits are of tokens.
+    """
+    ends = {plain.finish_reason, found.finish_reason}
+    if None in (plain.token_ids, found.token_ids):
+        own, other = (tuple(map(ord, result.raw_text)) for result in (plain, found))
+        cut = not ends.isdisjoint({"cancelled", "length", "context"})
+    else:
+        own, other = plain.token_ids, found.token_ids
+        cut = "cancelled" in ends
+    # Two finished outputs must also end at the same token.
+    most = min(len(own), len(other)) if cut else None
+    return own[:most], other[:most]

@@ -56,6 +56,7 @@ class Generation(Protocol):
         draft_token_ids: Sequence[int] | None = None,
         logprobs: Sequence[TokenLogprobs] | None = None,
         seconds: float | None = None,
+        certain_ids: bool = True,
     ) -> Round:
         """Emit the tokens of one round, up to the token that ends the output. Yield the returned round before the next.
 
@@ -71,11 +72,16 @@ class Generation(Protocol):
             logprobs: One entry per token; None unless the request asks for them.
             seconds: Time since the previous round (the first: since the request), for engines that generate ahead
                 of the consumer. None: the core measures how long the consumer waits.
+            certain_ids: False: the engine gave text, and ``token_ids`` are its tokenizer's for it. The user gets None
+                in their place, unless ``confirm_ids`` follows.
 
         Raises:
             EngineError: The output has already ended, the round before was not yielded, or an argument is not what it
                 should be.
         """
+
+    def confirm_ids(self) -> None:
+        """All ids emitted so far have turned out to be the engine's. Call it before the last round is yielded."""
 
     def report_reused(self, num_tokens: int) -> None:
         """Report how many of the prompt's tokens were not run, as an earlier call had left their KV.

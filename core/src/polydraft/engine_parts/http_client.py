@@ -567,7 +567,8 @@ class EventStream(Iterator[dict[str, Any]]):
     def _lines(self, *, last: bool = False) -> Iterator[bytes]:
         """The stream's lines, without their ends; with ``last`` also what comes after the last end of a line."""
         rest = bytearray()
-        while self._response is not None and (piece := self._response.read1(_PIECE)):
+        response = self._response
+        while response is not None and (piece := response.read1(_PIECE)):
             first, *lines = piece.split(b"\n")
             rest += first
             if lines:
@@ -576,6 +577,8 @@ class EventStream(Iterator[dict[str, Any]]):
                 rest = bytearray(lines[-1])
             if len(rest) > self._longest:
                 raise self._client.malformed(f"a line is longer than {self._longest} bytes")
+        if response is not None and response.length:  # what is left of the length that the server has claimed
+            raise http.client.IncompleteRead(b"", response.length)
         if last and rest:
             yield bytes(rest)
 

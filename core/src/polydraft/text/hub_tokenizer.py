@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from polydraft.checkpoints.special_tokens import SpecialTokens
 from polydraft.errors import ModelFormatError
-from polydraft.text.prompt_format import PromptFormat
+from polydraft.text.prompt_format import FormattedTokenizer, PromptFormat
 
 __all__ = ["HubTokenizer", "decoder_is_byte_level", "piece_bytes"]
 
@@ -51,7 +51,7 @@ def piece_bytes(piece: str, *, byte_level: bool) -> bytes:
     return piece.replace("\u2581", " ").encode()
 
 
-class HubTokenizer:
+class HubTokenizer(FormattedTokenizer):
     """Implements ``polydraft.contract.Tokenizer`` over a fast tokenizer object of Transformers.
 
     Args:
@@ -119,11 +119,6 @@ class HubTokenizer:
         known = getattr(self._tokenizer, "response_template", None)
         return getattr(self._tokenizer, "init_kwargs", {}).get("response_template") if known is None else known
 
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id that texts begin with: see ``PromptFormat``."""
-        return self._format.bos_token_id
-
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
         """All ids that end an output: see ``PromptFormat``."""
@@ -163,20 +158,6 @@ class HubTokenizer:
         """The id of the token of this name; None if the vocabulary lacks it."""
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-    ) -> list[int]:
-        """Token ids of the messages through the checkpoint's chat template.
-
-        Errors as for ``Tokenizer.chat``.
-        """
-        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)
 
 
 def _templates(tokenizer: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from polydraft.checkpoints.special_tokens import SpecialTokens, turn_ends
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.text._templates import render
 
-__all__ = ["PromptFormat"]
+__all__ = ["FormattedTokenizer", "PromptFormat", "utf8"]
 
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"  # Transformers' names
 _NAME = "chat_template"
@@ -107,3 +108,50 @@ class PromptFormat:
         raise UnsupportedError(
             "This model has no chat template.", "Give the prompt as text, or use an instruction-tuned model."
         )
+
+
+class FormattedTokenizer(ABC):
+    """The members of a ``polydraft.contract.Tokenizer`` that follow from its ``PromptFormat``."""
+
+    @property
+    @abstractmethod
+    def _format(self) -> PromptFormat:
+        """How prompts are laid out. Asked for often: keep it."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that texts begin with: see ``PromptFormat``."""
+        return self._format.bos_token_id
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """All ids that end an output: see ``PromptFormat``."""
+        return self._format.eos_token_ids
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of the messages through the checkpoint's chat template.
+
+        Errors as for ``Tokenizer.chat``.
+        """
+        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text.
+
+    Raises:
+        InvalidRequestError: It holds half of a surrogate pair.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"The text holds a lone surrogate at character {error.start}.", "Give text that is valid Unicode."
+        ) from error

@@ -19,7 +19,15 @@ from polydraft.verification._noise import (
     measure_noise,
 )
 from polydraft.verification._steps import measure_tie
-from polydraft.verification._verdict import MARGIN_LIMIT, VERDICTS, Judgement, Tie, Verdict, first_difference, judge
+from polydraft.verification._verdict import (
+    MARGIN_LIMIT,
+    VERDICTS,
+    Judgement,
+    Tie,
+    Verdict,
+    first_difference,
+    judge,
+)
 
 __all__ = [
     "EPSILON",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from polydraft.contract.results import GenerationStats
+from polydraft.contract.results import GenerationStats, compared
 from polydraft.contract.whole import WholeEngine
 from polydraft.errors import ContextLengthError, EngineError, InvalidRequestError, SpeculationUnavailableError
 from polydraft.text._prompts import encode_prompt
@@ -122,8 +122,8 @@ def check_session(
         f"There was no time for a prompt of this kind: {name}. A longer `time_limit` includes it."
         for name in sorted(skipped - {case.prompt for case in check.cases})
     ]
-    if (compared := sum(case.num_tokens for case in check.cases)) < _FEW:
-        notes.append(f"Only {compared} tokens were compared: a longer `time_limit` says more.")
+    if (tokens := sum(case.num_tokens for case in check.cases)) < _FEW:
+        notes.append(f"Only {tokens} tokens were compared: a longer `time_limit` says more.")
     if check.evidence:
         notes.append("Every token's log-probability was asked for, to see that it is finite; speeds include that.")
     if running.exactness == "bitwise":
@@ -212,11 +212,9 @@ class _Check:
                 return None
             results[way] = found
         plain, speculative = results["off"], results["on"]
-        cut = min(len(plain.token_ids), len(speculative.token_ids))
+        expected, other = compared(plain, speculative)
         ended = "cancelled" in (plain.finish_reason, speculative.finish_reason)
-        # A cancelled output shows nothing beyond its end; two finished ones must also end at the same token.
-        expected, other = (result.token_ids[: cut if ended else None] for result in (plain, speculative))
-        if ended and cut < 3:  # the first token is the prefill's: no round has been compared
+        if ended and len(expected) < 3:  # the first token is the prefill's: no round has been compared
             return None
         judgement = judge_outputs(
             self.session, self.capabilities, plain.prompt_token_ids, plain.settings, expected, other
@@ -270,4 +268,4 @@ class _Check:
         seconds = result.stats.prefill_seconds or 0.0
         # The worst rate, slowly forgotten: one slow prefill must not exclude long prompts for good.
         self._prefill_rate = max(self._prefill_rate * 0.9, seconds / len(planned.token_ids))
-        return result if result.token_ids else None
+        return result if result.raw_text or result.token_ids else None

@@ -25,9 +25,11 @@ _HALF = math.log(0.5)
 class Rounds:
     """The rounds of one generation. Where the engine ends at an id that does not end the output here, it goes on.
 
-    LiteRT-LM says neither ids nor what was accepted. A piece of text is what one round emitted, so accepted drafts are
-    counted from its tokens, if the output did not end with an end-of-sequence id: whether that was the last round's
-    bonus token, one of its accepted drafts or a round of its own, nothing tells.
+    LiteRT-LM says neither ids nor what was accepted. Plainly a piece of text is one token. With drafts it is what one
+    round emitted, and might be spelled in several ways: two newlines are one token or two. At the end of an answer
+    LiteRT-LM says how many tokens it had: if the pieces have as many, their ids are certain, and accepted drafts are
+    counted from them. Not if an end-of-sequence id ended the output: whether that was the last round's bonus token, one
+    of its accepted drafts or a round of its own, nothing tells.
 
     Args:
         runtime: The engine.
@@ -42,6 +44,12 @@ class Rounds:
         self._first = self._begun
         self._accepted: list[int] | None = []
         """Accepted drafts of each round; None: not known."""
+        self._written = self._most = 0
+        """Tokens of this answer, and how many it may have."""
+        self._certain = True
+        """Whether the ids of all answers that have ended are certain."""
+        self._settled = False
+        """Whether that is so of all ids."""
 
     def __iter__(self) -> Iterator[Round]:
         generation = self._generation
@@ -50,14 +58,11 @@ class Rounds:
         while generation.finish_reason is None and not generation.cancelled():
             text = [*request.prompt_token_ids, *generation.token_ids]
             left = min(settings.max_new_tokens - len(generation.token_ids), request.max_total_tokens - len(text))
-            answer = self._runtime.answer(
-                self._tokenizer.contents(text),
-                sampler,
-                # With drafts, LiteRT-LM counts rejected ones, too (LiteRT-LM#2816). Without, it waits with tokens that
-                # may begin a sequence at which it ends: some more, so that the last ones come.
-                None if self._drafts else left + self._tokenizer.held_tokens,
-                speculate=bool(self._drafts),
-            )
+            # It waits with tokens that may begin a sequence at which it ends: some more, so that the last ones come.
+            limit = left + self._tokenizer.held_tokens
+            # The last round is not cut.
+            self._written, self._most = 0, limit + self._drafts
+            answer = self._runtime.answer(self._tokenizer.contents(text), sampler, limit, speculate=bool(self._drafts))
             with closing(answer):
                 generation.on_cancel(answer.wake)
                 yield from self._rounds_of(answer)
@@ -71,13 +76,14 @@ class Rounds:
             if piece is None:
                 continue
             token_ids = self._tokenizer.spelled(piece.text)
+            self._written += len(token_ids)
             if self._drafts and not begins:
-                yield self._emit(token_ids, piece.received, drafted=True)
+                yield self._emit(token_ids, piece.received, answer, drafted=True)
             else:  # the prefill's token, or plain decoding
                 if self._drafts and (len(token_ids) > 1 or generation.token_ids):
                     self._accepted = None
                 for index in range(len(token_ids)):
-                    yield self._emit(token_ids[index : index + 1], piece.received, drafted=False)
+                    yield self._emit(token_ids[index : index + 1], piece.received, answer, drafted=False)
                     if generation.finish_reason is not None:
                         return
             if generation.finish_reason is not None:
@@ -85,16 +91,40 @@ class Rounds:
             begins = False
         if not generation.cancelled():
             self._accepted = None
-            yield self._emit([self._end()], time.perf_counter(), drafted=bool(self._drafts))
+            self._settle(answer)
+            yield self._emit([self._end()], time.perf_counter(), None, drafted=bool(self._drafts))
 
-    def _emit(self, token_ids: list[int], received: float, *, drafted: bool) -> Round:
+    def _settle(self, answer: Answer) -> None:
+        """The answer has ended: whether its ids are certain."""
+        self._certain = self._certain and answer.num_tokens == self._written
+        self._settled = self._certain
+        if self._certain:
+            self._generation.confirm_ids()
+
+    def _read_on(self, answer: Answer) -> None:
+        """A limit has cut the last round: what else it had."""
+        for piece in answer.pieces():
+            if piece is not None:
+                self._written += len(self._tokenizer.spelled(piece.text))
+            if self._written > self._most or self._generation.cancelled():
+                return
+
+    def _emit(self, token_ids: list[int], received: float, answer: Answer | None, *, drafted: bool) -> Round:
+        """Emit a round of an answer; of none: the id at which it ended."""
         generation = self._generation
         if self._begun == self._first:
             self._first = received
         unknown = None if drafted else 0
         emitted = generation.emit(
-            token_ids, num_draft_tokens=unknown, num_accepted_tokens=unknown, seconds=received - self._latest
+            token_ids,
+            num_draft_tokens=unknown,
+            num_accepted_tokens=unknown,
+            seconds=received - self._latest,
+            certain_ids=not self._drafts or answer is None,
         )
+        if self._drafts and answer is not None and generation.finish_reason in {"length", "context"}:
+            self._read_on(answer)
+            self._settle(answer)
         self._latest = received
         if drafted and self._accepted is not None:
             whole = len(token_ids) <= self._drafts + 1 and self._tokenizer.is_whole(token_ids)
@@ -102,7 +132,7 @@ class Rounds:
                 self._accepted.append(min(len(token_ids) - 1, len(emitted.token_ids)))
             else:
                 self._accepted = None
-        if generation.finish_reason is not None and self._drafts and self._accepted is not None:
+        if generation.finish_reason is not None and self._settled and self._accepted is not None:
             generation.report(self._stats(self._accepted))
         return emitted
 

@@ -81,6 +81,7 @@ class Runtime:
                 max_num_tokens=length,
                 cache_dir=":nocache" if cache_dir is None else str(cache_dir),
                 enable_speculative_decoding=speculates,
+                enable_benchmark=speculates,  # which counts an answer's tokens
             )
         except (RuntimeError, ValueError) as error:
             raise EngineError(
@@ -116,7 +117,7 @@ class Runtime:
             )
         except RuntimeError as error:
             raise EngineError(f"LiteRT-LM cannot start a session: {error}") from error
-        return Answer(session, contents)
+        return Answer(session, contents, counts=speculate)
 
     def score(self, contents: Sequence[str], text: str) -> float:
         """Natural log-probability of the tokens of a text after a prompt."""
@@ -138,12 +139,16 @@ class Answer:
     Args:
         session: A session of LiteRT-LM that has seen nothing.
         contents: The prompt.
+        counts: Whether the engine counts its tokens.
     """
 
-    def __init__(self, session: Any, contents: Sequence[str]) -> None:
+    def __init__(self, session: Any, contents: Sequence[str], *, counts: bool) -> None:
         self._session = session
         self._contents = list(contents)
+        self._counts = counts
         self._closed = False
+        self.num_tokens: int | None = None
+        """How many tokens the engine counted, of an answer with drafts that has ended by itself."""
         self._found: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, name="polydraft-litert-lm", daemon=True)
         self._thread.start()
@@ -154,6 +159,8 @@ class Answer:
             if not self._closed:
                 for responses in self._session.run_decode_async():
                     self._found.put(Piece(responses.texts[0], time.perf_counter()))
+                if self._counts and not self._closed:
+                    self.num_tokens = self._session.get_benchmark_info().last_decode_token_count
             self._found.put(None)
         except BaseException as error:  # raised again where the answer is read
             self._found.put(error)

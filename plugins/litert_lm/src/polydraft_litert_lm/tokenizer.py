@@ -6,14 +6,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from polydraft.checkpoints.litertlm import LitertlmFile, message_fields, read_section
 from polydraft.checkpoints.special_tokens import SpecialTokens, turn_ends
 from polydraft.errors import InvalidRequestError, ModelFormatError, UnsupportedError
 from polydraft.files import parse_json
 from polydraft.text.hub_tokenizer import decoder_is_byte_level, piece_bytes
-from polydraft.text.prompt_format import PromptFormat
+from polydraft.text.prompt_format import FormattedTokenizer, PromptFormat, utf8
 
 __all__ = ["LitertTokenizer", "Vocabulary", "read_vocabulary"]
 
@@ -72,7 +71,7 @@ def read_vocabulary(file: LitertlmFile, name: str) -> Vocabulary:
     return found
 
 
-class LitertTokenizer:
+class LitertTokenizer(FormattedTokenizer):
     """A ``polydraft.contract.Tokenizer``.
 
     Args:
@@ -98,16 +97,27 @@ class LitertTokenizer:
         self.special_token_ids = vocabulary.special.union(self.ends)
         names = {"bos_token": self.start, "eos_token": self.ends[0] if self.ends else None}
         template = said.chat_template or _template(said.affixes)
-        special = SpecialTokens(
+        self._special = SpecialTokens(
             names={name: self.name(token) for name, token in names.items() if token is not None},
             eos_token_ids=frozenset(self.ends),
             chat_templates={"default": template} if template else {},
             # The engine begins each prompt with it, whatever the tokenizer does.
             needs_bos=self.start is not None,
         )
-        self._format = PromptFormat(special, self.token_id, self.encode, adds_bos=self.start is not None)
-        self.bos_token_id = self.start
-        self.eos_token_ids = frozenset(self.ends) | (turn_ends(self.token_id) & self.special_token_ids)
+
+    @cached_property
+    def _format(self) -> PromptFormat:
+        return PromptFormat(self._special, self.token_id, self.encode, adds_bos=self.start is not None)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that the engine puts before each prompt."""
+        return self.start
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The ids at which the engine ends, and known ends of a turn."""
+        return frozenset(self.ends) | (turn_ends(self.token_id) & self.special_token_ids)
 
     def _sequence(self, token: tuple[int, ...] | int | str) -> tuple[int, ...]:
         """The ids of a token, or of a sequence, as the file writes it."""
@@ -152,20 +162,6 @@ class LitertTokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name."""
         return self.vocabulary.names.get(token)
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-    ) -> list[int]:
-        """Token ids of the messages through the file's chat template.
-
-        Errors as for ``Tokenizer.chat``.
-        """
-        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)
 
     # --- tokens and texts of a request ------------------------------------------------------------------------------
     def contents(self, token_ids: Sequence[int]) -> list[str]:
@@ -283,12 +279,7 @@ def _quoted(text: str) -> str:
 
 
 def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"The text holds a lone surrogate at character {error.start}.", "Give text that is valid Unicode."
-        ) from error
+    utf8(text)
     if "\0" in text:  # texts go to the engine as C strings
         raise InvalidRequestError("The text holds the character U+0000.", "Leave it out.")
 

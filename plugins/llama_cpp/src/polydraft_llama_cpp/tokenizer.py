@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from polydraft.checkpoints.special_tokens import SpecialTokens
 from polydraft.errors import InvalidRequestError
-from polydraft.text.prompt_format import PromptFormat
+from polydraft.text.prompt_format import utf8
+from polydraft_gguf.tokenizer import SHOWN_BY_CONVERTER, GgufTokenizerBase
 
 from polydraft_llama_cpp.bindings import library
 from polydraft_llama_cpp.model import Model
 
 __all__ = ["GgufTokenizer"]
 
-_SHOWN_BY_CONVERTER = frozenset(
-    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
-)
-"""Gemma 4's special tokens that llama.cpp's converter marks as text (``conversion/gemma.py``, visible_tokens)."""
 
-
-class GgufTokenizer:
+class GgufTokenizer(GgufTokenizerBase):
     """``polydraft.contract.Tokenizer`` over a loaded model's vocabulary; ``special`` is what its file says."""
 
     def __init__(self, model: Model, special: SpecialTokens) -> None:
+        super().__init__(special)
         self._model = model
-        self._special = special
         self._vocab: Any = model.vocab
         self._bytes: dict[int, bytes] = {}
 
@@ -37,31 +32,12 @@ class GgufTokenizer:
         return self._model.vocab_size
 
     @cached_property
-    def _format(self) -> PromptFormat:
-        return PromptFormat(self._special, self.token_id, self.encode, adds_bos=bool(self._special.adds_bos))
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id that texts begin with: see ``PromptFormat``."""
-        return self._format.bos_token_id
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """All ids that end an output: see ``PromptFormat``. llama.cpp's own list has others, and lacks some."""
-        return self._format.eos_token_ids
-
-    @property
-    def response_template(self) -> Any:
-        """How the checkpoint says that its answers are parsed, if it was converted here and says so."""
-        return self._special.response_template
-
-    @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """Ids of control tokens."""
         lib = library()
         control = lib.LLAMA_TOKEN_ATTR_CONTROL
         found = {index for index in range(self.vocab_size) if lib.llama_vocab_get_attr(self._vocab, index) & control}
-        return frozenset(found | {index for name in _SHOWN_BY_CONVERTER if (index := self._ids.get(name)) is not None})
+        return frozenset(found | {index for name in SHOWN_BY_CONVERTER if (index := self._ids.get(name)) is not None})
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -75,12 +51,7 @@ class GgufTokenizer:
         Raises:
             InvalidRequestError: The text cannot be written as UTF-8.
         """
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"The text holds a lone surrogate at character {error.start}.", "Give text that is valid Unicode."
-            ) from error
+        data = utf8(text)
         lib = library()
         # A token covers at least one byte, except those that the tokenizer inserts, such as a leading space.
         size = len(data) + 8
@@ -116,17 +87,3 @@ class GgufTokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name."""
         return self._ids.get(token)
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-    ) -> list[int]:
-        """Token ids of the messages through the file's chat template.
-
-        Errors as for ``Tokenizer.chat``.
-        """
-        return self._format.chat(messages, tools, template_kwargs, continue_final_message=continue_final_message)

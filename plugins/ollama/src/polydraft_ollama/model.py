@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["ServedModel", "digest_of", "served_model"]
 
 _DRAFT = re.compile(r"^\s*DRAFT\s+\S", re.MULTILINE | re.IGNORECASE)
+_QUOTED = re.compile(r'"""[\s\S]*?"""')
+"""Templates and licenses, whose lines are no instructions."""
 _K = re.compile(r"^\s*(?:PARAMETER\s+)?draft_num_predict\s+(\d+)", re.MULTILINE | re.IGNORECASE)
 
 
@@ -38,7 +40,7 @@ def served_model(client: OllamaClient, name: str) -> ServedModel:
         EngineError: It failed, or its answer is none.
     """
     found = client.show(name)
-    modelfile, parameters = (_text(found.get(field)) for field in ("modelfile", "parameters"))
+    modelfile, parameters = (_QUOTED.sub("", _text(found.get(field))) for field in ("modelfile", "parameters"))
     info, details = (_object(found.get(field)) for field in ("model_info", "details"))
     given = _K.search(parameters) or _K.search(modelfile)
     k = int(given[1]) if given else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -24,9 +26,11 @@ def _url(host: Any) -> Any:
     """The URL of what ``OLLAMA_HOST`` may hold: a host, ``:port``, ``host:port`` or a URL, with Ollama's defaults."""
     if not isinstance(host, str):
         return host
-    scheme, found, rest = host.strip().partition("://")
+    scheme, found, rest = host.strip().strip("\"'").partition("://")
     if not found:
         scheme, rest = "http", scheme
+    with suppress(ValueError):
+        rest = f"[{IPv6Address(rest)}]"  # without brackets, which Ollama takes, too
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         port = parts.port or (_PORTS.get(scheme, _USUAL_PORT) if found else _USUAL_PORT)

@@ -157,7 +157,9 @@ class Rounds(Iterator[Round]):
                     ids += [] if thinks else self._mark("<think>")
                     ids += self._tokenizer.encode(thinking)
                     thinks = True
-                done, calls = event.get("done") is True, told.get("tool_calls") or ()
+                done, calls = event.get("done") is True, told.get("tool_calls") or []
+                if not isinstance(calls, list):
+                    raise client.malformed("its tool_calls are not a list")
                 if thinks and (text or calls or done):
                     ids += self._mark("</think>")
                     thinks = False
@@ -196,7 +198,10 @@ class Rounds(Iterator[Round]):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise self._client.malformed("a tool call has no function")
-        told = {"name": function["name"], "arguments": function.get("arguments") or {}}
+        arguments = function.get("arguments") or {}
+        if not isinstance(arguments, dict | str):
+            raise self._client.malformed("the arguments of a tool call are not an object")
+        told = {"name": function["name"], "arguments": arguments}
         return [
             *self._mark("<tool_call>"),
             *self._tokenizer.encode(json.dumps(told, ensure_ascii=False)),

@@ -49,7 +49,7 @@ def generation_json(result: GenerationResult, comparison: Comparison | None = No
                 "plain": comparison.plain_tokens_per_second,
             },
             "plain": {
-                "token_ids": list(plain.token_ids),
+                "token_ids": plain.token_ids,
                 "text": plain.text,
                 "finish_reason": plain.finish_reason,
                 "stats": plain.stats.with_rates(),

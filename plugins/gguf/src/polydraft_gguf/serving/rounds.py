@@ -265,8 +265,7 @@ def _answers(
             answer = client.json("/completion", body, seconds=client.limits.read_timeout)
             missing = client.token_ids(answer.get("tokens"), vocab_size)[got:]
             if top is not None:
-                told = {"completion_probabilities": (answer.get("completion_probabilities") or [])[got:]}
-                now.logprobs.extend(_logprobs(client, told, missing, top))
+                raise _without_logprobs()
             now.token_ids.extend(missing)
             now.received, got = time.perf_counter(), got + len(missing)
         if now.token_ids:
@@ -295,15 +294,19 @@ def _whole(
     start = str(event.get("content", "")).encode().removesuffix(end)
     found = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in start]
     if top is not None:
-        raise EngineError(
-            "llama.cpp's server gives no log-probabilities for a character that is spread over several tokens.",
-            "Leave out `logprobs`, or use the backend llama_cpp.",
-        )
+        raise _without_logprobs()
     if len(found) == lost and None not in found:
         return [*(one for one in found if one is not None), *token_ids], []
     # In the same answer in one piece nothing is left out.
     answer = client.json("/completion", {**body, "n_predict": count}, seconds=client.limits.read_timeout)
     return client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:], []
+
+
+def _without_logprobs() -> EngineError:
+    return EngineError(
+        "llama.cpp's server gives no log-probabilities for a character that is spread over several tokens.",
+        "Leave out `logprobs`, or use the backend llama_cpp.",
+    )
 
 
 def _request(generation: Generation) -> dict[str, Any]:
