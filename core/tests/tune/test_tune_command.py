@@ -8,7 +8,7 @@ import polydraft
 import pytest
 from polydraft._load_arguments import checked_arguments
 from polydraft._measuring import charts, processes
-from polydraft._measuring.bench import Group, LoadedInfo, MeasuredWeights, NotMeasurable, Way
+from polydraft._measuring.bench import CallSettings, Group, LoadedInfo, MeasuredWeights, NotMeasurable, Way
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft._measuring.processes import BenchInProcesses
 from polydraft._measuring.prompts import MeasuredPrompt
@@ -211,9 +211,9 @@ def test_an_engine_that_is_killed_in_the_middle_is_a_reason_and_the_next_load_wo
         os.kill(process.pid, 9)
         prompt = MeasuredPrompt(kind="x", prompt="a")
         with pytest.raises(NotMeasurable, match="SIGKILL"):
-            measuring.measure(group, 2, prompt, 4, 5.0)
+            measuring.measure(group, 2, prompt, CallSettings(max_new_tokens=4), 5.0)
         assert not measuring.together([group])
-        assert measuring.measure(group, 2, prompt, 4, 5.0).num_tokens == 4, "it was loaded again"
+        assert measuring.measure(group, 2, prompt, CallSettings(max_new_tokens=4), 5.0).num_tokens == 4, "it was loaded again"
         chat = MeasuredPrompt(kind="x", prompt=({"role": "user", "content": "a"},), raw="a")
         assert measuring.measure(group, 0, chat, 4, 5.0).num_tokens == 4
         children = [process._child for process in measuring._running.values()]

@@ -51,7 +51,8 @@ class Engines:
     def info(self, group):
         return self.load(group)
 
-    def measure(self, group, k, prompt, max_new_tokens, limit):
+    def measure(self, group, k, prompt, settings, limit):
+        max_new_tokens = settings.max_new_tokens
         key = (group.backend, group.way.method if k else None, k)
         assert self.any_k or k == group.k
         self.calls.append((*key, prompt.kind))
