@@ -123,6 +123,28 @@ def test_a_change_of_text_is_noticed():
     assert hard.scheduled(session, range(50, 53)) <= 1.06 * min(hard.fixed(range(50, 53)))
 
 
+def test_easy_and_hard_stretches_are_told_apart():
+    """A stretch of twelve right drafts follows each of twelve wrong ones: no single k fits both."""
+
+    def run(call, k=None):
+        seconds, at, last = 0.0, 0, 400
+        while at < last:
+            drafted = min(call.pick(last - at) if k is None else k, last - at - 1)
+            accepted = 0
+            while accepted < drafted and (at + accepted) % 24 >= 12:
+                accepted += 1
+            drafting, verifying = 0.2 * drafted, 1 + 0.1 * drafted
+            seconds += drafting + verifying
+            at += accepted + 1
+            if k is None:
+                call.count(drafted, accepted, drafting, verifying)
+        return seconds
+
+    session = SessionSchedule(LARGEST)
+    run(session.call(20))
+    assert run(session.call(20)) <= 0.92 * min(run(None, k) for k in range(LARGEST + 1))
+
+
 def test_slow_first_measurements_are_forgotten():
     session = SessionSchedule(LARGEST)
     machine = Machine(0.1, 0.02, 0.9)
@@ -176,7 +198,7 @@ def test_weights_stay_finite():
     for _ in range(5000):
         k = call.pick(100)
         call.count(k, k // 2, 0.1 * k, 1.0)
-    assert all(0 <= rate <= 1 for rate in session.rates())
+    assert all(0 <= chance <= 1 for chance in session.acceptance().chances(LARGEST))
 
 
 # On the reference engine ---------------------------------------------------------------------------------------------

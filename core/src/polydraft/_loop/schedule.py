@@ -5,6 +5,9 @@ rounds, and emits 1 + a_1 + a_1 a_2 + ... + a_1...a_k tokens on average, a_i bei
 if those before it are. All are measured as the loop sees them, and k = 0 is one of the choices. The schedule takes the
 k with the most tokens per second.
 
+Two views say what a_i is: drafts of one position are alike; and so are drafts that come equally long after the last
+rejected one, since a text has easy and hard stretches. Each counts as much as it has been right lately.
+
 What it does not use it forgets how to judge: so it tries another k now and then, the more rarely the more that costs.
 The tokens are the same whatever it picks; only their number per round depends on time.
 """
@@ -12,7 +15,10 @@ The tokens are the same whatever it picks; only their number per round depends o
 from __future__ import annotations
 
 from math import exp, log
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["CallPicks", "CallSchedule", "Schedule", "SessionSchedule"]
 
@@ -20,17 +26,22 @@ _RECENT = 1 / 0.88
 """Growth of a trial's weight per round: an old trial counts 0.92 times as much as the one a round later."""
 _HEAVY = 1e9
 """Weights are scaled back beyond this."""
+_RECENT_RUN, _LONGER = 1 / 0.95, 1 / 0.99
+"""The same for what goes by the length of the run, and for the rates of a session."""
 _PRIOR, _SESSION_PRIOR = 4.0, 3.0
 """Trials that the session's rate counts for in a call, and the rate of the position before it in the session."""
-_LONGER = 1 / 0.99
-"""The same for the rates of a session."""
-_FIRST_RATE = 0.6
-"""Chance that a first draft is accepted, before anything has been drafted."""
-_FIRST_K = 3
+_FIRST_RATE, _FIRST_DRAFTS = 0.6, 5.0
+"""Chance that a first draft is accepted, before anything has been drafted, and the drafts that this is worth: each that
+is accepted makes the next one likelier."""
+_FIRST_K = 2
 """Drafts of the first round of a session."""
+_RUN = (0, 1, 2, 3, 4, 4, 5, 5, *(6,) * 4, *(7,) * 4, *(8,) * 16, 9)
+"""Class of a draft by the number of tokens since the last rejected draft; all longer runs are alike."""
+_RIGHT_LATELY, _SURPRISE = 0.9, 0.001
+"""How long a view's mistakes are remembered, and the least chance that it is held to."""
 _NOISE, _NOISE_LEAST, _NOISE_STEP = 0.02, 0.001, 0.05
 """Variance of the logarithm of a measurement: at first, at least, and how fast what is seen of it counts."""
-_LEVEL_FIRST, _LEVEL_WANDERS = 0.1, 0.001
+_LEVEL_FIRST, _LEVEL_WANDERS = 0.1, 0.003
 """The same of the level, before the first measurement and added by each."""
 _SLOPE_FIRST, _SLOPE_WANDERS = 1.0, 0.000002
 """Variance of the slope, relative to its square, and what each measurement adds, relative to the line's."""
@@ -154,6 +165,102 @@ class _Seconds:
             table[size] = level * (1 + slope * (size - 1)) * (1 + own[size])
 
 
+class _Rates:
+    """How often drafts of each class were accepted, where a trial counts less the older it is."""
+
+    def __init__(self, classes: int, longer: float) -> None:
+        self.accepted = [0.0] * classes
+        self.trials = [0.0] * classes
+        self.weight = 1.0
+        self._longer = longer
+
+    def add(self, classes: Sequence[int], accepted: int) -> None:
+        """A draft of each class was tried, and so many of them were accepted."""
+        weight = self.weight = self.weight * self._longer
+        for index, one in enumerate(classes):
+            self.trials[one] += weight
+            if index < accepted:
+                self.accepted[one] += weight
+        if weight > _HEAVY:
+            self.accepted = [one / weight for one in self.accepted]
+            self.trials = [one / weight for one in self.trials]
+            self.weight = 1.0
+
+    def chances(self) -> list[float]:
+        """Of each class; what has hardly been tried is a little likelier to be accepted than the class before it."""
+        chances, before, prior = [], _FIRST_RATE, _SESSION_PRIOR * self.weight
+        for number, (accepted, trials) in enumerate(zip(self.accepted, self.trials, strict=True)):
+            one = (accepted + prior * before) / (trials + prior)
+            chances.append(one)
+            before = one + (1 - one) / (_FIRST_DRAFTS + number)
+        return chances
+
+
+class _Acceptance:
+    """The chances of a call's drafts, in the light of its session's.
+
+    Args:
+        by_position: The session's rates of drafts by their position.
+        by_run: The same by the length of the run.
+        right: How right the two views have been in the session: sums of logarithms, changed by ``count``.
+    """
+
+    def __init__(self, by_position: _Rates, by_run: _Rates, right: list[float]) -> None:
+        self._sessions = by_position, by_run
+        self._right = right
+        self._by_position = _Rates(len(by_position.trials), _RECENT)
+        self._by_run = _Rates(len(by_run.trials), _RECENT_RUN)
+        chances = by_position.chances()
+        # A text that is easier or harder at one position than the session's others is so at the next one, too.
+        self._steps = [one / before for one, before in zip(chances, [1.0, *chances], strict=False)]
+        self._usual = by_run.chances()
+        self._run = 0
+        self._views: tuple[list[float], list[float]] = [], []
+
+    def chances(self, most: int) -> list[float]:
+        """That each of ``most`` drafts is accepted if those before it are."""
+        rates = self._by_position
+        prior = _PRIOR * rates.weight
+        chance, by_position = 1.0, []
+        for step, accepted, trials in zip(self._steps[:most], rates.accepted, rates.trials, strict=False):
+            chance *= step
+            chance = (accepted + prior * (chance if chance < 1.0 else 1.0)) / (trials + prior)
+            by_position.append(chance)
+        rates = self._by_run
+        prior = _PRIOR * rates.weight
+        by_run = [
+            (rates.accepted[one] + prior * self._usual[one]) / (rates.trials[one] + prior)
+            for one in self._classes(most)
+        ]
+        self._views = by_position, by_run
+        odds = exp(max(min(self._right[1] - self._right[0], 30.0), -30.0))
+        share = odds / (1 + odds)
+        return [one + share * (other - one) for one, other in zip(by_position, by_run, strict=True)]
+
+    def _classes(self, drafts: int) -> list[int]:
+        """By the run of each draft."""
+        last = len(_RUN) - 1
+        return [_RUN[run if run < last else last] for run in range(self._run, self._run + drafts)]
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Count a round's drafts."""
+        tried = accepted + 1 if accepted < drafted else drafted
+        if len(self._views[0]) < tried:
+            self.chances(tried)
+        for number, view in enumerate(self._views):
+            said = 1.0
+            for index in range(tried):
+                one = view[index] if index < accepted else 1 - view[index]
+                said *= one if one > _SURPRISE else _SURPRISE
+            self._right[number] = _RIGHT_LATELY * self._right[number] + log(said)
+        positions, runs = range(tried), self._classes(tried)
+        for rates in (self._by_position, self._sessions[0]):
+            rates.add(positions, accepted)
+        for rates in (self._by_run, self._sessions[1]):
+            rates.add(runs, accepted)
+        self._run = self._run + accepted + 1 if accepted == drafted else 0
+
+
 class SessionSchedule:
     """What a session has learnt: times, and acceptance over its recent calls. Calls at once may share it.
 
@@ -172,9 +279,9 @@ class SessionSchedule:
         self.catching_up = 0.0
         """Seconds for each token that the drafter has not followed."""
         self._catches: list[float] = []
-        self.accepted = [0.0] * largest
-        self.trials = [0.0] * largest
-        self.weight = 1.0
+        self._by_position = _Rates(largest, _LONGER)
+        self._by_run = _Rates(_RUN[-1] + 1, _LONGER)
+        self._right = [0.0, 0.0]
         self.rounds = 0
         self.tried = [0] * (largest + 1)
         """The round in which each k was last picked."""
@@ -196,13 +303,9 @@ class SessionSchedule:
         if len(self._catches) >= _ENOUGH:
             self.catching_up = min(self._catches)
 
-    def rates(self) -> list[float]:
-        """Chance that each draft is accepted if those before it are, over the recent calls."""
-        rates, before, prior = [], _FIRST_RATE, _SESSION_PRIOR * self.weight
-        for accepted, trials in zip(self.accepted, self.trials, strict=True):
-            before = (accepted + prior * before) / (trials + prior)
-            rates.append(before)
-        return rates
+    def acceptance(self) -> _Acceptance:
+        """That of a new call."""
+        return _Acceptance(self._by_position, self._by_run, self._right)
 
     def call(self, prompt_tokens: int, least: int = 0) -> CallSchedule:
         """The schedule of a call."""
@@ -216,15 +319,9 @@ class CallSchedule:
         self._session = session
         self._least = least
         self._missed = prompt_tokens  # tokens that the drafter has not been asked to follow
-        self._weight = 1.0
-        self._accepted = [0.0] * session.largest
-        self._trials = [0.0] * session.largest
-        rates = session.rates()
-        # A text that is easier or harder at one position than the session's others is so at the next one, too.
-        self._steps = [one / before for one, before in zip(rates, [1.0, *rates], strict=False)]
+        self._acceptance = session.acceptance()
         self._rounds = 0
         self._asked = 0
-        self._usual = -1  # the best k when it was looked for last; below 0: not yet
         self._alone = False  # whether the last round emitted a single token
         self._credit = 0.0  # plain rounds that may be lost by trying the nearest alternative
         self._trying = 0.0  # tokens per second of the best k, in a round that tries another one for the credit
@@ -242,8 +339,6 @@ class CallSchedule:
             asked = most
         elif not drafting.total:
             asked = max(least, min(_FIRST_K, most))
-        elif self._rounds % 2 and self._usual >= 0:
-            asked = min(self._usual, most)  # one round more changes little
         else:
             asked = self._best(most, left)
             if asked == 0 and drafting.total < _ENOUGH:
@@ -258,14 +353,10 @@ class CallSchedule:
         if session.rounds < _YOUNG or not session.rounds % _MEASURE_EVERY:
             session.measure()
         seconds, drawn = session.seconds, session.drawn
-        prior = _PRIOR * self._weight
-        chance, tokens, rate = 1.0, 1.0, 1.0
+        chance, tokens = 1.0, 1.0
         best, best_speed = 0, 1 / seconds[0]
         speeds = [best_speed]
-        known = zip(self._accepted[:most], self._trials, self._steps, strict=False)
-        for k, (accepted, trials, step) in enumerate(known, 1):
-            rate *= step
-            rate = (accepted + prior * (rate if rate < 1.0 else 1.0)) / (trials + prior)
+        for k, rate in enumerate(self._acceptance.chances(most), 1):
             chance *= rate
             if chance < _HARDLY:
                 break
@@ -280,7 +371,7 @@ class CallSchedule:
             # To let the drafter catch up is worth it only if the rest of the call is long enough.
             if left * (seconds[0] - 1 / best_speed) < missed:
                 best = 0
-        self._usual = best = max(best, least)
+        best = max(best, least)
         return self._trial(speeds, best, 0.0 if best else missed, left) if looks and best < len(speeds) else best
 
     def _trial(self, speeds: list[float], best: int, missed: float, left: int) -> int:
@@ -315,7 +406,7 @@ class CallSchedule:
     ) -> None:
         """Count the round of the last ``pick``."""
         session, asked = self._session, self._asked
-        # Every second round says enough about times: the others have the same k.
+        # Every second round says enough about times.
         timed = session.rounds < _YOUNG or not self._rounds % 2
         if self._alone and timed:
             session.between.add(1, between)
@@ -344,23 +435,5 @@ class CallSchedule:
             self._missed = 0
         elif drafted and timed:
             session.drafting.add(drafted, draft_seconds)
-        weight = self._weight = self._weight * _RECENT
-        session.weight *= _LONGER
-        # Every second round says enough about the session.
-        longer = 0.0 if self._rounds % 2 else session.weight
-        mine, its = self._accepted, session.accepted
-        for index in range(accepted):
-            mine[index] += weight
-            its[index] += longer
-        mine, its = self._trials, session.trials
-        for index in range(accepted + 1 if accepted < drafted else drafted):
-            mine[index] += weight
-            its[index] += longer
-        if weight > _HEAVY:
-            self._accepted = [one / weight for one in self._accepted]
-            self._trials = [one / weight for one in self._trials]
-            self._weight = 1.0
-        if session.weight > _HEAVY:
-            session.accepted = [one / session.weight for one in session.accepted]
-            session.trials = [one / session.weight for one in session.trials]
-            session.weight = 1.0
+        if drafted:
+            self._acceptance.count(drafted, accepted)
