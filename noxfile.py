@@ -208,7 +208,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -444,7 +444,7 @@ def types(session: nox.Session) -> None:
     install(session, "--no-deps", *folders(*plugins, *ADAPTERS))
     # At once: one call after the other would check the core again where it is imported as installed.
     sources = (f"{folder}/src" for folder in (CORE, PAIRS, CONFORMANCE, SERVER, *plugins, *ADAPTERS))
-    session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/benchmarks")
+    session.run("mypy", *sources, "noxfile.py", "ci", "examples", f"{SERVER}/long_tests/load.py")
 
 
 @nox.session
@@ -574,6 +574,14 @@ def batches(session: nox.Session) -> None:
     needed = folders(CORE, PAIRS, BACKENDS["reference"].folder, f"{SERVER}[ray,test]")
     install(session, "psutil", *needed)
     pytest(session, "-s", f"{SERVER}/long_tests", *session.posargs)
+
+
+@nox.session
+def load(session: nox.Session) -> None:
+    """64 clients of the server for five minutes, some of them badly behaved; its engine is killed in the middle."""
+    prepare(session)
+    install(session, *folders(CORE, PAIRS, BACKENDS["reference"].folder, SERVER))
+    session.run("python", f"{SERVER}/long_tests/load.py", *session.posargs)
 
 
 @nox.session

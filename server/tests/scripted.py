@@ -47,6 +47,25 @@ class TextOnly(WholeEngine):
         pass
 
 
+class CountsAtTheEnd(WholeEngine):
+    """Counts the drafts of a generation, and not those of its rounds, as LiteRT-LM and vLLM's server do."""
+
+    def __init__(self, script, running):
+        self.tokenizer = ByteTokenizer()
+        self.running = running
+
+    def rounds(self, generation):
+        generation.report_reused(2)
+        yield generation.emit([65], num_draft_tokens=0, num_accepted_tokens=0)
+        yield generation.emit([66, 67, 68], num_draft_tokens=None, num_accepted_tokens=None)
+        counts = {"num_drafts": 3, "num_draft_tokens": 6, "num_accepted_tokens": 3, "accepted_per_position": (2, 1)}
+        generation.report(GenerationStats(num_tokens=5, **counts))
+        yield generation.emit([257], num_draft_tokens=None, num_accepted_tokens=None)  # <eos>
+
+    def close(self):
+        pass
+
+
 class Scripted(WholeEngine):
     """Every token is a round of its own, without drafts."""
 

@@ -2,8 +2,12 @@
 
 import json
 
+import polydraft
 import pytest
+from scripted import CountsAtTheEnd, scripted_session
+from serving import serving
 
+USAGE = {"stream_options": {"include_usage": True}}
 CHAT = [{"role": "user", "content": "Tell me a story."}]
 STORY = {"messages": CHAT, "max_tokens": 40, "ignore_eos": True}
 
@@ -73,6 +77,38 @@ def test_without_speculation_nothing_was_rejected(toy):
     assert found["metrics"] is None
     assert found["choices"][0]["polydraft"]["speculation_off"] == "caller"
     assert found["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
+
+
+def test_drafts_that_an_engine_counts_at_the_end():
+    """LiteRT-LM and vLLM's server do not tell those of each round: null, and not 0."""
+    session = scripted_session(None, engine=CountsAtTheEnd, num_speculative_tokens=3, method="ngram")
+    with serving(session) as server:
+        for found in (server.complete("Hello").json, server.complete("Hello", stream=True, **USAGE).events[-1]):
+            assert found["usage"]["completion_tokens_details"] == {
+                "accepted_prediction_tokens": 3,
+                "rejected_prediction_tokens": 3,
+            }
+            assert found["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+            metrics = found["metrics"]["speculative_decoding"]
+            assert metrics["acceptance_histogram"] == [1, 1, 1, 0]
+            assert (metrics["num_spec_steps"], metrics["mean_acceptance_length"]) == (3, 2)
+            assert metrics["per_step_accepted"] is metrics["per_step_drafted"] is None
+        assert server.metric("vllm:spec_decode_num_accepted_tokens_total") == 6
+        assert server.metric("vllm:prefix_cache_hits_total") == 4
+
+
+def test_turns_tell_the_reused_tokens():
+    """Those of a prompt's first answer, and null where the engine does not tell."""
+    load = {"backend": "reference", "isolation": "none"}
+    with serving(polydraft.load("builtin:toy", **load)) as server:
+        first = server.complete([*range(65, 97)], max_tokens=4, ignore_eos=True, return_token_ids=True).json
+        assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        turn = [*range(65, 97), *first["choices"][0]["token_ids"][:3], 70]
+        usage = server.complete(turn, max_tokens=4, n=2, **USAGE, stream=True).events[-1]["usage"]
+        assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (36, {"cached_tokens": 35})
+        assert server.metric("vllm:prefix_cache_hits_total") >= 35
+    with serving(scripted_session("text only")) as server:
+        assert server.chat().json["usage"]["prompt_tokens_details"] == {"cached_tokens": None}
 
 
 def test_chunks_name_every_draft(toy):

@@ -208,12 +208,12 @@ def test_a_killed_engine_is_loaded_again():
 
 
 def test_nothing_is_lost_or_doubled(toy):
-    """A short version of ``server/benchmarks/load.py``."""
+    """A short version of ``server/long_tests/load.py``."""
     server, _ = toy
     import importlib.util
     from pathlib import Path
 
-    path = Path(__file__).parents[1] / "benchmarks/load.py"
+    path = Path(__file__).parents[1] / "long_tests/load.py"
     spec = importlib.util.spec_from_file_location("load", path)
     load = sys.modules["load"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)

@@ -147,6 +147,14 @@ def test_what_is_no_http(toy, data):
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
+def test_a_transfer_coding_that_is_not_known(toy):
+    server, _ = toy
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    got = raw(server, head + b"Transfer-Encoding: gzip, chunked\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 501 ")  # RFC 9112, 6.1
+    assert "`chunked`" in json.loads(got.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
 def test_a_connection_that_says_nothing(toy, monkeypatch):
     monkeypatch.setattr("polydraft_server.protocol._HEAD_SECONDS", 0.2)
     server, _ = toy

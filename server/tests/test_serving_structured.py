@@ -71,3 +71,36 @@ def test_a_function_that_is_called(toy):
         assert "tool" in done.json["error"]["message"]
         return
     assert done.json["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "wait"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+            "response_format",
+            "no text matches it",
+        ),
+        ({"structured_outputs": {"json": {"type": "bogus"}}}, "structured_outputs", "Invalid type: bogus. Correct"),
+        ({"guided_regex": "("}, "guided_regex", "unclosed group"),
+        (
+            {"guided_json": {"type": "array", "uniqueItems": True}},
+            "guided_json",
+            'Unimplemented keys: ["uniqueItems"].',
+        ),
+        (
+            {"guided_json": {"type": "array", "items": {"type": "null"}, "minItems": 10**5}},
+            "guided_json",
+            "Too many items",
+        ),
+    ],
+)
+def test_errors_name_the_field(toy, fields, field, says):
+    """The field of the request, not Python's argument; and no dump of llguidance's state."""
+    server, _ = toy
+    done = server.complete(max_tokens=5, **fields)
+    assert (done.status, done.error["param"]) == (400, field)
+    assert says in done.error["message"]
+    assert "`guided`" not in done.error["message"]
+    assert "start:" not in done.error["message"]
+    assert "<state>" not in done.error["message"]

@@ -98,10 +98,8 @@ class Answer(ABC):
         return {**self._envelope(self._stream_name(), []), **self._totals()}
 
     def _totals(self) -> dict[str, Any]:
-        # A prompt counts once, however many answers it has.
-        prompts = {result.prompt_token_ids: None for result in self._results.values()}
-        count = None if gives_text_only(self._tokenizer) else sum(map(len, prompts))
-        found: dict[str, Any] = {"usage": usage_of(self._results.values(), count)}
+        results = [self._results[index] for index in sorted(self._results)]
+        found: dict[str, Any] = {"usage": usage_of(results, text_only=gives_text_only(self._tokenizer))}
         if len(self._results) == 1:  # as vLLM: several generations have no common times
             found["metrics"] = self._counts[0].metrics(self._results[0])
         return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from polydraft import Session
 from polydraft.contract import Tokenizer
+from polydraft.errors import PolydraftError
 from polydraft.files import parse_json
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
@@ -270,8 +271,10 @@ class Api:
                 first = await self._first(run, request)
                 return _Stream(self, run, answer, first, asked.wants_usage, headers)
             await _unless_gone(_read(run, answer), request)
-        except BaseException:
+        except BaseException as error:
             await self._close(run)
+            if isinstance(error, PolydraftError):
+                raise ApiError(problem_of(error, asked.guided_field)) from error
             raise
         await self._close(run)
         return _json(answer.whole(), headers=headers)
@@ -310,7 +313,7 @@ class Api:
         ignored = asked.ignored()
         if not ignored:
             return {}
-        shown = ", ".join(ignored[:20])
+        shown = ", ".join(ignored)
         log.info("%s: ignored unknown fields: %s", request.state.request_id, shown)
         return {"x-polydraft-ignored": shown}
 

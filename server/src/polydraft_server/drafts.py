@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 from polydraft import Chunk, GenerationResult, GenerationStats
@@ -12,15 +12,27 @@ from polydraft.contract import Tokenizer
 __all__ = ["RoundCounts", "drafts_of", "gives_text_only", "token_text", "usage_of"]
 
 
-def usage_of(results: Iterable[GenerationResult], prompt_tokens: int | None) -> dict[str, Any]:
-    """OpenAI's ``usage`` of a request, whose prompts have so many tokens. What an engine does not report is None."""
+def usage_of(results: Collection[GenerationResult], *, text_only: bool) -> dict[str, Any]:
+    """OpenAI's ``usage`` of a request. What an engine does not report is None.
+
+    Args:
+        results: In the order of the choices.
+        text_only: Whether the engine gives text without tokens.
+    """
     stats = GenerationStats.total(result.stats for result in results)
+    # A prompt counts once, however many answers it has. The first of them began first: what it reused was there before.
+    reused: dict[tuple[int, ...], int | None] = {}
+    for result in results:
+        reused.setdefault(result.prompt_token_ids, result.stats.num_reused_tokens)
+    prompt_tokens = None if text_only else sum(map(len, reused))
+    cached = None if text_only or None in reused.values() else sum(count or 0 for count in reused.values())
     accepted, drafted = stats.num_accepted_tokens, stats.num_draft_tokens
     rejected = None if accepted is None or drafted is None else drafted - accepted
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": stats.num_tokens,
         "total_tokens": None if prompt_tokens is None else prompt_tokens + stats.num_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,
@@ -42,10 +54,14 @@ class RoundCounts:
     def metrics(self, result: GenerationResult) -> dict[str, Any] | None:
         """The metrics by vLLM's names; None if nothing was drafted, or the engine does not report it."""
         stats = result.stats
-        if not stats.num_drafts or stats.num_accepted_tokens is None or stats.num_draft_tokens is None:
+        if not stats.num_drafts or stats.accepted_per_position is None:
             return None
         k = result.running.max_draft_tokens
-        accepted = Counter(count for _, count in self._rounds)
+        # Rounds whose drafts were accepted up to each position: at first all, at last none.
+        reached = [stats.num_drafts, *stats.accepted_per_position]
+        reached += [0] * (k + 2 - len(reached))
+        # An engine may count the drafts of a request without telling those of each round.
+        rounds = self._rounds if len(self._rounds) == stats.num_drafts else None
         seconds = stats.prefill_seconds
         return {
             "time_to_first_token_ms": None if seconds is None else 1000 * seconds,
@@ -54,13 +70,13 @@ class RoundCounts:
             "speculative_decoding": {
                 "mean_acceptance_length": stats.mean_acceptance_length,
                 "draft_acceptance_rate": stats.acceptance_rate,
-                "acceptance_histogram": [accepted[count] for count in range(k + 1)],
+                "acceptance_histogram": [more - fewer for more, fewer in pairwise(reached)],
                 "num_spec_steps": stats.num_drafts,
                 "num_accepted_draft_tokens": stats.num_accepted_tokens,
                 "num_draft_tokens": stats.num_draft_tokens,
                 "num_spec_tokens": k,
-                "per_step_accepted": [count for _, count in self._rounds],
-                "per_step_drafted": [count for count, _ in self._rounds],
+                "per_step_accepted": None if rounds is None else [count for _, count in rounds],
+                "per_step_drafted": None if rounds is None else [count for count, _ in rounds],
             },
         }
 

@@ -54,6 +54,10 @@ class Metrics:
         for position in range(positions):  # from 0 on: of a series that begins later, its first counts are lost
             self._per_position.labels(*labels, str(position))
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens processed.")
+        self._queried = counter("vllm:prefix_cache_queries", "Prompt tokens whose KV was looked for.")
+        self._hit = counter(
+            "vllm:prefix_cache_hits", "Prompt tokens that were not run: an earlier call had left their KV."
+        )
         self._generated = counter("vllm:generation_tokens", "Tokens generated.")
         self._success = Counter(
             "vllm:request_success", "Generations that ended.", (*_LABELS, "finished_reason"), registry=registry
@@ -94,6 +98,9 @@ class Metrics:
         stats = result.stats
         self._success.labels(*self._labels, reason).inc()
         self._prompt.inc(prompt_tokens)
+        if stats.num_reused_tokens is not None:
+            self._queried.inc(prompt_tokens)
+            self._hit.inc(stats.num_reused_tokens)
         self._generated.inc(stats.num_tokens)
         self._whole.observe(seconds)
         if stats.prefill_seconds is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ _FIELDS = {
     "min_new_tokens": "min_tokens",
 }
 """Arguments of ``Session.generate`` whose field in the API has another name."""
-_ARGUMENT = re.compile(rf"`({'|'.join(_FIELDS)})\b")
+_ARGUMENT = re.compile(rf"`({'|'.join((*_FIELDS, 'guided'))})\b")
 # A path of two parts or more, not preceded by what makes it a part of a URL or of a word. All parts but the last may
 # have blanks, and the last does not end with a full stop.
 _PATH = re.compile(
@@ -80,22 +81,28 @@ class ApiError(Exception):
         return cls(Problem(status, f"{message} {hint}".strip(), **fields))
 
 
-def problem_of(error: BaseException) -> Problem:
-    """What a client is told of an error. What nobody expected is logged here, and told without its words."""
+def problem_of(error: BaseException, guided: str = "guided") -> Problem:
+    """What a client is told of an error. What nobody expected is logged here, and told without its words.
+
+    Args:
+        error: The error.
+        guided: The field of the request that says what the output must match: there are several.
+    """
+    fields = {**_FIELDS, "guided": guided}
     if isinstance(error, ApiError):
         return error.problem
     if not isinstance(error, PolydraftError):
         log.error("A request failed unexpectedly.", exc_info=error)
         return Problem(500, "The server failed unexpectedly. Its log says more.", "server_error", "internal_error")
-    message = _in_the_apis_words(str(error))
+    message = _in_the_apis_words(str(error), fields)
     if isinstance(error, InvalidRequestError):
-        param = _FIELDS.get(error.argument, error.argument) or None
+        param = fields.get(error.argument, error.argument) or None
         code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
         return Problem(400, message, code=code, param=param)
     if isinstance(error, UnsupportedError):
-        return Problem(400, message, code="unsupported", param=_named(error))
+        return Problem(400, message, code="unsupported", param=_named(_in_the_apis_words(error.message, fields)))
     if isinstance(error, StructuredOutputError):
-        return Problem(400, message, code="structured_output_failed", param="response_format")
+        return Problem(400, message, code="structured_output_failed", param=guided)
     if isinstance(error, ModelFormatError):  # a chat template that these messages break or that takes too long
         return Problem(400, message, code="chat_template_failed", param="messages")
     if isinstance(error, EngineCrashedError | SessionClosedError):
@@ -111,14 +118,14 @@ def problem_of(error: BaseException) -> Problem:
     return Problem(500, message, "server_error", code)
 
 
-def _named(error: PolydraftError) -> str | None:
+def _named(sentence: str) -> str | None:
     """The field that a sentence names first."""
-    found = re.search(r"`(\w+)", error.message)
-    return _FIELDS.get(found[1], found[1]) if found else None
+    found = re.search(r"`(\w+)", sentence)
+    return found[1] if found else None
 
 
-def _in_the_apis_words(sentence: str) -> str:
-    return without_paths(_ARGUMENT.sub(lambda found: f"`{_FIELDS[found[1]]}", sentence[:_LONGEST]))
+def _in_the_apis_words(sentence: str, fields: Mapping[str, str]) -> str:
+    return without_paths(_ARGUMENT.sub(lambda found: f"`{fields[found[1]]}", sentence[:_LONGEST]))
 
 
 def without_paths(text: str) -> str:

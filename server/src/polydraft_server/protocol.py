@@ -22,6 +22,11 @@ _LINGER_SECONDS = 2.0
 _FLUSH_SECONDS = 30.0
 """Time for a client to read the end of its last answer."""
 
+_SAID = {
+    431: "The headers of the request are too large.",
+    501: "The request has a transfer coding other than `chunked`. Send it chunked, or with its `Content-Length`.",
+}
+
 
 class Protocol(H11Protocol):
     """One connection."""
@@ -51,7 +56,7 @@ class Protocol(H11Protocol):
         """Refuse what is no HTTP, or has too large a head, and let the client read why."""
         error: Any = sys.exception()  # h11's, which uvicorn handles by this call
         status = getattr(error, "error_status_hint", 400)
-        said = "The headers of the request are too large." if status == 431 else "The request is not valid HTTP."
+        said = _SAID.get(status, "The request is not valid HTTP.")
         if self._refused or self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return

@@ -20,6 +20,8 @@ from polydraft_server.problems import ApiError
 __all__ = ["ChatRequest", "CompletionRequest", "checked", "client_of"]
 
 _MOST_ANSWERS = 128
+_MOST_TOLD = 20
+"""Unknown fields that an answer names: each is compared with all known ones."""
 _COMPLETION_TOKENS = 16
 """OpenAI's default for ``/v1/completions``. A chat answer may fill the context."""
 
@@ -80,7 +82,7 @@ class _Request(BaseModel):
     n: int | None = Field(default=None, ge=1, le=_MOST_ANSWERS)
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = Field(default=None, description="a text or a list of texts")
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     seed: int | None = None
@@ -95,7 +97,7 @@ class _Request(BaseModel):
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="a JSON schema, as an object or a text")
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
@@ -116,10 +118,11 @@ class _Request(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def ignored(self) -> list[str]:
-        """Fields that nobody knows, with what may have been meant."""
+        """The first fields that nobody knows, with what may have been meant."""
         known = {*type(self).model_fields, *_REFUSED}
-        unknown = sorted(set(self.model_extra or {}) - known - _WITHOUT_EFFECT)
-        return [_with_guess(name, known) for name in unknown if (self.model_extra or {})[name] is not None]
+        extra = self.model_extra or {}
+        unknown = sorted(name for name in extra.keys() - known - _WITHOUT_EFFECT if extra[name] is not None)
+        return [_with_guess(name, known) for name in unknown[:_MOST_TOLD]]
 
     def _arguments(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of ``Session.generate`` that both endpoints have."""
@@ -146,6 +149,12 @@ class _Request(BaseModel):
             if (given := getattr(self, f"guided_{kind}")) is not None:
                 found[kind] = given
         return {kind: given for kind, given in found.items() if given is not None} or None
+
+    @property
+    def guided_field(self) -> str:
+        """The field that says what the output must match."""
+        fields = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        return next((name for name in fields if getattr(self, name) is not None), "response_format")
 
     def _refuse(self) -> None:
         extra = self.model_extra or {}
@@ -182,7 +191,9 @@ class ChatRequest(_Request):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = Field(
+        default=None, description="'none', 'auto', 'required', or an object that names a function"
+    )
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -239,7 +250,9 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """The body of ``/v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="text, a list of texts, a list of token ids, or a list of such lists"
+    )
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -302,9 +315,14 @@ def checked(kind: type[R], body: Any) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else ""
+        if field not in kind.model_fields:
+            raise ApiError.of(
+                400, "The name of a field is not valid Unicode.", "Send a JSON object in UTF-8."
+            ) from None
         if first["type"] == "missing":
             raise ApiError.of(400, f"`{field}` is missing.", "Give it.", param=field) from None
-        said = first["msg"].removeprefix("Input should be ")
+        # Of a field with several types, pydantic names the first one.
+        said = kind.model_fields[field].description or first["msg"].removeprefix("Input should be ")
         raise ApiError.of(
             400, f"`{field}` is not of the right type or size.", f"It should be {said}.", param=field
         ) from None

@@ -151,11 +151,17 @@ class GrammarRun:
         return mask
 
     def _raise(self) -> None:
-        reason = " ".join(self._matcher.get_error().split())[:300]
+        reason = in_short(self._matcher.get_error())
         raise StructuredOutputError(
             f"llguidance cannot follow the output any further: {reason or self._matcher.stop_reason()}.",
             "Give a simpler schema, expression or grammar.",
         )
+
+
+def in_short(error: str) -> str:
+    """An error of llguidance without the state of its parser, which it appends."""
+    said = " ".join(error.split()).removeprefix("ERROR: ").partition(" <state>")[0].rstrip(".")
+    return said if len(said) < 400 else f"{said[:400]}..."
 
 
 def forbid(ops: ArrayOps[Any], logits: Any, masks: Sequence[npt.NDArray[np.uint8]]) -> Any:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
-from polydraft.sampling._grammar import GrammarRun
+from polydraft.sampling._grammar import GrammarRun, in_short
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _DEEPEST = 200
 _NAMES = {"json": "JSON schema", "regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}
 _NOT_TAKEN_BACK = re.compile(r"^\s*[\w-]+\s*\[[^\]]*\b(?:stop|max_tokens|temperature)\s*=[^\]]*\]\s*:", re.MULTILINE)
 """Attributes of a rule: llguidance does not roll back past them, or leaves the choice of tokens to others."""
+_OUR_LINES = re.compile(r"^(?:ERROR: )?at \d+\(\d+\): |\n\s*1 \| .*", re.DOTALL)
+"""Where an error of llguidance quotes the grammar that is made of a schema, an expression or choices."""
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
@@ -214,9 +216,9 @@ def _check_start(guided: Guided, matcher: Any) -> None:
     """Refuse what goes wrong at the first token, or allows none: some limits of llguidance show only there."""
     mask = matcher.compute_bitmask()
     matcher.compute_ff_tokens()
-    if matcher.is_error():
+    if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
         _refuse(guided, matcher.get_error())
-    if not any(mask) or (matcher.is_stopped() and not matcher.is_accepting()):
+    if matcher.is_error() or not any(mask) or (matcher.is_stopped() and not matcher.is_accepting()):
         _refuse(guided, "no text matches it")
 
 
@@ -232,8 +234,9 @@ def _check_size(guided: Guided) -> None:
 
 
 def _refuse(guided: Guided, reason: str) -> NoReturn:
-    reason = " ".join(reason.split()).removeprefix("ERROR: ").rstrip(".")
-    reason = reason if len(reason) < 400 else f"{reason[:400]}..."
+    if guided.kind != "grammar":  # the lines that are quoted, and their numbers, are not the caller's
+        reason = _OUR_LINES.sub("", reason)
+    reason = in_short(reason)
     if "nimplemented" in reason or "not supported" in reason:
         raise UnsupportedError(
             f"The {_NAMES[guided.kind]} in `guided` asks for what llguidance does not have: {reason}.",

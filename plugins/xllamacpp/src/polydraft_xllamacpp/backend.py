@@ -48,6 +48,7 @@ class XllamacppBackend(Backend):
             drafter_kinds=DRAFTER_KINDS,
             sampling=_SAMPLING,
             concurrent_calls=True,
+            reuses_prefixes=True,
             max_speculative_tokens=16,
         )
 

@@ -69,7 +69,8 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         )
         start_plain = partial(InProcessServer, settings.plain(), request.target.id)
         undo.pop_all()
-        return LlamaServerEngine(tokenizer, running, server, start_plain if speculates else None)
+        reuses = request.prefix_cache_bytes != 0
+        return LlamaServerEngine(tokenizer, running, server, start_plain if speculates else None, reuses=reuses)
 
 
 def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:

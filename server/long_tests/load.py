@@ -1,10 +1,11 @@
 """Many clients of a server for some minutes, some of them badly behaved: is every answer right, or a clear error?
 
-``python server/benchmarks/load.py [URL] --clients 64 --seconds 300`` loads a server that runs; without a URL it starts
+``python server/long_tests/load.py [URL] --clients 64 --seconds 300`` loads a server that runs; without a URL it starts
 one of ``builtin:toy`` in a worker process, kills the worker in the middle, and reports the memory of both.
 
 Each client picks what it does next: whole answers and streams whose text is known, cancelled streams, slow reading,
-bad input. Right is an answer equal to the first one to the same request, or a typed error; everything else is wrong.
+bad input. Right is an answer equal to the first one to the same request, or a typed error; everything else is wrong. At
+the end each request has had exactly one outcome, the server works on nothing, and it has counted what was answered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,24 @@ RETRIABLE = {429, 503}
 class Report:
     """What came of a run."""
 
+    sent: int = 0
     right: int = 0
     cancelled: int = 0
     refused: int = 0
     retried: int = 0
     tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """By status (that of a stream that had begun is 200), type and code."""
     wrong: list[str] = field(default_factory=list)
+
+    def lines(self, seconds: float) -> list[str]:
+        """What to print."""
+        return [
+            f"{self.sent} requests: {self.right} right, {self.cancelled} cancelled, {self.refused} refused, "
+            f"{self.retried} told to try again; {self.tokens / seconds:.0f} tokens/s",
+            *(f"  {count} times {error}" for error, count in sorted(self.errors.items())),
+            *(f"wrong: {what}" for what in self.wrong[:20]),
+        ]
 
 
 class Clients:
@@ -60,11 +74,13 @@ class Clients:
         self._seed = seed
         self._lenient = lenient
         self._known: dict[str, str] = {}
+        self._ids: set[str] = set()
         self._lock = threading.Lock()
         self.report = Report()
 
     def run(self, clients: int, seconds: float) -> Report:
         """Run so many clients for so long."""
+        self._before = self._metric("request_success_total")
         deadline = time.monotonic() + seconds
         threads = [threading.Thread(target=self._client, args=(number, deadline)) for number in range(clients)]
         for thread in threads:
@@ -73,11 +89,37 @@ class Clients:
             thread.join(seconds + 120)
             if thread.is_alive():
                 self._wrong("a client hangs")
-        return self.report
+        report = self.report
+        outcomes = report.right + report.cancelled + report.refused + report.retried + len(report.wrong)
+        if report.sent != outcomes:
+            self._wrong(f"{report.sent} requests had {outcomes} outcomes")
+        self._check_server()
+        return report
+
+    def _check_server(self) -> None:
+        """Whether the server has ended all generations, and counted those whose answers came."""
+        deadline = time.monotonic() + 20
+        while (busy := self._metric("num_requests_running") + self._metric("num_requests_waiting")) > 0:
+            if time.monotonic() > deadline:
+                self._wrong(f"the server is still at work on {busy:.0f} generations")
+                return
+            time.sleep(0.2)
+        # A client that left may have done so at the very end.
+        ended, right = self._metric("request_success_total"), self.report.right
+        if not right <= ended - self._before <= right + self.report.cancelled:
+            self._wrong(f"the server counted {ended - self._before:.0f} generations, and {right} answers came")
+
+    def _metric(self, name: str) -> float:
+        connection = http.client.HTTPConnection(*self._address, timeout=30)
+        connection.request("GET", "/metrics", headers=self._headers)
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
     def _client(self, number: int, deadline: float) -> None:
         draw = random.Random(self._seed * 1000 + number)
         while time.monotonic() < deadline:
+            self._count("sent")
             kind = draw.choices([self._whole, self._stream, self._cancel, self._slow, self._bad], [5, 5, 3, 1, 2])[0]
             try:
                 kind(draw)
@@ -108,7 +150,11 @@ class Clients:
         connection.request("POST", "/v1/completions", raw, self._headers)
         return connection, connection.getresponse()
 
-    def _check(self, asked: dict[str, Any], text: str) -> None:
+    def _check(self, asked: dict[str, Any], answer_id: str, text: str) -> None:
+        if answer_id in self._ids:
+            self._wrong(f"{answer_id} came twice")
+            return
+        self._ids.add(answer_id)
         # The text is the same with and without speculation.
         key = json.dumps({name: value for name, value in asked.items() if name not in ("speculate", "stream")})
         with self._lock:
@@ -121,12 +167,18 @@ class Clients:
 
     def _told(self, status: int, body: bytes) -> None:
         """An error: a typed one that may be tried again, or a wrong one."""
-        error = json.loads(body)["error"]
+        error = self._error(status, json.loads(body))
         if status in RETRIABLE and error["message"]:
             self._count("retried")
             time.sleep(0.05)
         else:
             self._wrong(f"{status}: {error}")
+
+    def _error(self, status: int, body: dict[str, Any]) -> dict[str, Any]:
+        error: dict[str, Any] = body["error"]
+        with self._lock:
+            self.report.errors[f"{status} {error['type']} {error['code']}"] += 1
+        return error
 
     def _whole(self, draw: random.Random) -> None:
         asked = self._request(draw)
@@ -134,7 +186,8 @@ class Clients:
         body = response.read()
         connection.close()
         if response.status == 200:
-            self._check(asked, json.loads(body)["choices"][0]["text"])
+            answer = json.loads(body)
+            self._check(asked, answer["id"], answer["choices"][0]["text"])
         else:
             self._told(response.status, body)
 
@@ -145,7 +198,7 @@ class Clients:
             self._told(response.status, response.read())
             connection.close()
             return
-        text, done = "", False
+        text, answer_id, done = "", "", False
         for line in response:
             time.sleep(pause)
             if line == b"data: [DONE]\n":
@@ -153,14 +206,17 @@ class Clients:
             elif line.startswith(b"data: "):
                 event = json.loads(line[6:])
                 if "error" in event:
-                    if not (self._lenient and event["error"]["code"] in ("engine_crashed", "engine_loading")):
+                    error = self._error(response.status, event)
+                    if self._lenient and error["code"] in ("engine_crashed", "engine_loading"):
+                        self._count("retried")
+                    else:
                         self._wrong(f"in a stream: {event}")
-                    self._count("retried")
                     break
+                answer_id = event["id"]
                 text += event["choices"][0]["text"]
         else:
             if done:
-                self._check(asked, text)
+                self._check(asked, answer_id, text)
             else:
                 self._wrong("a stream ended without an end")
         connection.close()
@@ -183,7 +239,8 @@ class Clients:
         connection, response = self._send(draw.choice(BAD))
         body = response.read()
         connection.close()
-        if response.status in (400, 404) and json.loads(body)["error"]["message"]:
+        error = self._error(response.status, json.loads(body))
+        if response.status in (400, 404) and error["message"]:
             self._count("refused")
         elif self._lenient and response.status in RETRIABLE:
             self._count("retried")
@@ -208,6 +265,22 @@ def children(pid: int) -> list[int]:
     return [int(one) for path in lists for one in path.read_text(encoding="ascii").split()]
 
 
+def memory_of(server: int) -> str:
+    """That of a server and of its engine."""
+    return " + ".join(f"{memory(pid):.0f}" for pid in (server, *engines(server)))
+
+
+def engines(server: int) -> list[int]:
+    """The processes of its engine."""
+    return [one for one in children(server) if b"polydraft" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+def kill(server: int) -> None:
+    """Kill its engine."""
+    for one in engines(server):
+        os.kill(one, signal.SIGKILL)
+
+
 def own(clients: int, seconds: float) -> Report:
     """Load a server of the toy whose engine is killed in the middle."""
     line = [sys.executable, "-m", "polydraft", "serve", "--model", "builtin:toy", "--backend", "reference"]
@@ -224,22 +297,21 @@ def own(clients: int, seconds: float) -> Report:
         url = said.partition(" at ")[2].partition(";")[0]
         log = threading.Thread(target=server.stderr.read, daemon=True)
         log.start()
-        sizes: list[float] = []
+        memories: list[str] = []
 
-        def watch() -> None:
-            while server.poll() is None:
-                sizes.append(memory(server.pid))
-                time.sleep(seconds / 20)
+        def look() -> None:
+            memories.append(memory_of(server.pid))
 
-        def kill() -> None:
-            for child in children(server.pid):
-                if b"polydraft" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(child, signal.SIGKILL)
-
-        threading.Thread(target=watch, daemon=True).start()
-        threading.Timer(seconds / 2, kill).start()
+        look()
+        timers = [threading.Timer(seconds / 2, kill, (server.pid,))]
+        timers += [threading.Timer(share * seconds, look) for share in (0.15, 0.45, 0.95)]
+        for timer in timers:
+            timer.start()
         report = run(url, clients, seconds, lenient=True)
-        print("memory of the server, MiB:", *(f"{size:.0f}" for size in sizes))
+        look()
+        print(
+            "MiB of the server + its engine: at rest; after 15%, 45% and 95% of the time; at rest:", "; ".join(memories)
+        )
         return report
     finally:
         server.terminate()
@@ -256,10 +328,7 @@ def main() -> None:
     given = parser.parse_args()
     key = given.key_file.read_text(encoding="ascii").strip() if given.key_file else ""
     report = run(given.url, given.clients, given.seconds, key=key) if given.url else own(given.clients, given.seconds)
-    print(f"{report.right} right, {report.refused} refused, {report.retried} told to try again, "
-          f"{report.cancelled} cancelled, {report.tokens / given.seconds:.0f} tokens/s")  # fmt: skip
-    for what in report.wrong[:20]:
-        print("wrong:", what)
+    print(*report.lines(given.seconds), sep="\n")
     sys.exit(bool(report.wrong))
 
 
