@@ -213,9 +213,11 @@ def test_an_engine_that_is_killed_in_the_middle_is_a_reason_and_the_next_load_wo
         with pytest.raises(NotMeasurable, match="SIGKILL"):
             measuring.measure(group, 2, prompt, CallSettings(max_new_tokens=4), 5.0)
         assert not measuring.together([group])
-        assert measuring.measure(group, 2, prompt, CallSettings(max_new_tokens=4), 5.0).num_tokens == 4, "it was loaded again"
+        assert measuring.measure(group, 2, prompt, CallSettings(max_new_tokens=4), 5.0).num_tokens == 4, (
+            "it was loaded again"
+        )
         chat = MeasuredPrompt(kind="x", prompt=({"role": "user", "content": "a"},), raw="a")
-        assert measuring.measure(group, 0, chat, 4, 5.0).num_tokens == 4
+        assert measuring.measure(group, 0, chat, CallSettings(max_new_tokens=4), 5.0).num_tokens == 4
         children = [process._child for process in measuring._running.values()]
     finally:
         measuring.close()
