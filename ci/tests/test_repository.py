@@ -126,14 +126,3 @@ def test_all_txt_names_what_shares_one_environment() -> None:
         if engine["tested"] != "common.txt"
     }
     assert named == there - apart
-
-
-def test_the_addresses_are_the_same_everywhere() -> None:
-    """Of the repository and the documentation, in the metadata of each distribution and in the site's settings."""
-    core = tomllib.loads((ROOT / "core/pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
-    for pattern in ("*/pyproject.toml", "plugins/*/pyproject.toml"):
-        for file in ROOT.glob(pattern):
-            assert tomllib.loads(file.read_text(encoding="utf-8"))["project"]["urls"] == core, file
-    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert f"site_url: {core['Documentation']}\n" in site
-    assert f"repo_url: {core['Source']}\n" in site
