@@ -622,10 +622,11 @@ def release_check(session: nox.Session) -> None:
 
 def build_all(session: nox.Session) -> None:
     """Build the source archive of every distribution, and from it the wheel, into dist/."""
-    install(session, "build", "twine")
+    install(session, "build", "hatchling", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:
-        session.run("python", "-m", "build", "--outdir", "dist", folder)
+        # As in `install`: one environment for all builds.
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", folder)
     session.run("twine", "check", "--strict", *(str(path) for path in sorted((ROOT / "dist").iterdir())))
 
 
