@@ -336,7 +336,7 @@ def docs(session: nox.Session) -> None:
     install(session, *tools, *folders(CORE, CONFORMANCE))
     session.run("python", "ci/pages.py", "--check")
     session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
-    session.log("Open site/index.html, or run `nox -s docs -- --help` for mkdocs' options.")
+    session.log("Open site/index.html; to search it, too: python3 -m http.server --directory site")
 
 
 @nox.session(venv_backend="none")
