@@ -174,14 +174,15 @@ def hint_problems(dist: Path) -> list[str]:
         with environment("hints") as (variables, folder):
             if origin == "an index":  # what the user's pip is told to ask
                 variables["PIP_FIND_LINKS"] = str(dist)
-            if problem := failed(f"pip install --no-compile {what}", variables, folder):
+            if problem := failed(f"pip install --no-compile hatchling {what}", variables, folder):
                 problems.append(f"{origin}: {problem}")
                 continue
             script = f"from polydraft._pasteable import pasteable\nfor one in {hints()!r}:\n    print(pasteable(one))"
             shown = subprocess.run(["python", "-c", script], env=variables, capture_output=True, text=True, check=True)
-            # What pip would install; nothing is.
-            dry = {**variables, "PIP_DRY_RUN": "1"}
-            found = (failed(line, dry, folder) for line in dict.fromkeys(shown.stdout.splitlines()))
+            # What pip would install; nothing is. An option and no variable, which pip's own builds would obey as well.
+            dry = (line.replace(" install ", " install --dry-run --no-build-isolation ", 1)
+                   for line in dict.fromkeys(shown.stdout.splitlines()))  # fmt: skip
+            found = (failed(line, variables, folder) for line in dry)
             problems += [f"{origin}: {problem}" for problem in found if problem]
     return problems
 
