@@ -180,7 +180,7 @@ def _place(source: str) -> str:
         source = posixpath.join(source, "README.md" if has_readme else "index.md")
     if source.startswith("docs/"):
         return source.removeprefix("docs/")
-    return f"repository/{source if source.endswith(('.md', '.txt', '.json')) else f'{source}.txt'}"
+    return f"repository/{source if source.endswith(('.md', '.txt', '.json', '.svg')) else f'{source}.txt'}"
 
 
 def _source(place: str) -> str:
