@@ -336,7 +336,7 @@ def docs(session: nox.Session) -> None:
     install(session, *tools, *folders(CORE, CONFORMANCE))
     session.run("python", "ci/pages.py", "--check")
     session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
-    session.log("Open site/index.html, or run `nox -s docs -- --help` for mkdocs' options.")
+    session.log("Open site/index.html; to search it, too: python3 -m http.server --directory site")
 
 
 @nox.session(venv_backend="none")
@@ -630,10 +630,11 @@ def release_check(session: nox.Session) -> None:
 
 def build_all(session: nox.Session) -> None:
     """Build the source archive of every distribution, and from it the wheel, into dist/."""
-    install(session, "build", "twine")
+    install(session, "build", "hatchling", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in DISTRIBUTIONS:
-        session.run("python", "-m", "build", "--outdir", "dist", folder)
+        # As in `install`: one environment for all builds.
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", folder)
     session.run("twine", "check", "--strict", *(str(path) for path in sorted((ROOT / "dist").iterdir())))
 
 

@@ -45,7 +45,7 @@ except PolydraftError as error:
     print(error.message)
 ```
 """
-_LINK = re.compile(r"(?<!!)\[((?:[^\]\\]|\\.)*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[((?:[^\]\\]|\\.)*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def errors_page() -> str:
@@ -78,7 +78,8 @@ def raised() -> dict[str, list[tuple[str, str]]]:
     for pattern in SOURCES:
         for folder in sorted(ROOT.glob(pattern)):
             for file in sorted(folder.rglob("*.py")):
-                for name, sentences in _raised_in(ast.parse(file.read_text(encoding="utf-8"))):
+                text = file.read_text(encoding="utf-8")
+                for name, sentences in _raised_in(ast.parse(text)) if "Error(" in text else ():
                     found.setdefault(name, {})[sentences] = None
     return {name: list(sentences) for name, sentences in found.items()}
 
@@ -106,7 +107,7 @@ def _template(node: ast.expr) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made for the site alone."""
+    """Add the pages that are made for the site alone, and the files of the repository that pages lead to."""
     from mkdocs.structure.files import File
     from polydraft.contract import PUBLIC_MODULES
 
@@ -118,6 +119,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in PUBLIC_MODULES:
         content = apps_page() if name == "polydraft" else f"# {name}\n\n::: {name}\n"
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    for name, content in repository_files().items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -135,24 +138,66 @@ def apps_page() -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files of the repository that the site does not have lead to the repository's own pages.
-
-    The page of errors gets the sentences that the code raises.
-    """
+    """Links to files of the repository lead to the site's copies. The page of errors gets the sentences of the code."""
     name = page.file.src_uri
-    if name == "errors.md":
-        markdown = with_sentences(markdown)
-    base = "" if name == "changelog.md" else f"docs/{posixpath.dirname(name)}"
+    return with_links(with_sentences(markdown) if name == "errors.md" else markdown, name)
+
+
+def with_links(markdown: str, page: str) -> str:
+    """The text of a page with its links as they are on the site."""
+    base = posixpath.dirname(_source(page))
 
     def leads(found: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(base, found[2]))
-        inside = posixpath.relpath(target, "docs")
-        if files.get_file_from_path(inside) is not None:
-            return found[0] if base else f"[{found[1]}]({inside}{found[3] or ''})"
-        kind = "tree" if (ROOT / target).is_dir() else "blob"
-        return f"[{found[1]}]({config.repo_url.rstrip('/')}/{kind}/main/{target}{found[3] or ''})"
+        place = _place(posixpath.normpath(posixpath.join(base, found[2])))
+        return f"[{found[1]}]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{found[3] or ''})"
 
-    return _LINK.sub(leads, markdown)
+    return markdown if page.startswith("reference/") else _LINK.sub(leads, markdown)
+
+
+def repository_files() -> dict[str, str]:
+    """The files of the repository that pages lead to, and those that these lead to: place on the site -> content."""
+    found: dict[str, str] = {}
+    waiting = [f"docs/{path.relative_to(ROOT / 'docs').as_posix()}" for path in sorted((ROOT / "docs").rglob("*.md"))]
+    waiting.append("CHANGELOG.md")
+    while waiting:
+        source = waiting.pop()
+        place, text = _place(source), _content(source)
+        if place.startswith("repository/"):
+            found[place] = text
+        if place.endswith(".md"):
+            base = posixpath.dirname(_source(place))
+            leads = (posixpath.normpath(posixpath.join(base, link[2])) for link in _LINK.finditer(text))
+            waiting += [one for one in leads if _place(one).startswith("repository/") and _place(one) not in found]
+    return found
+
+
+def _place(source: str) -> str:
+    """Where a file or a folder of the repository is on the site. Code is shown as text."""
+    if source == "CHANGELOG.md":
+        return "changelog.md"
+    if (ROOT / source).is_dir():
+        has_readme = (ROOT / source / "README.md").is_file()
+        source = posixpath.join(source, "README.md" if has_readme else "index.md")
+    if source.startswith("docs/"):
+        return source.removeprefix("docs/")
+    return f"repository/{source if source.endswith(('.md', '.txt', '.json', '.svg')) else f'{source}.txt'}"
+
+
+def _source(place: str) -> str:
+    """The file of the repository that is on the site at a place."""
+    if place == "changelog.md":
+        return "CHANGELOG.md"
+    return place.removeprefix("repository/") if place.startswith("repository/") else f"docs/{place}"
+
+
+def _content(source: str) -> str:
+    path = ROOT / source
+    if not path.is_dir():
+        return path.read_text(encoding="utf-8")
+    if (path / "README.md").is_file():
+        return (path / "README.md").read_text(encoding="utf-8")
+    names = sorted(one.name for one in path.iterdir() if not one.name.startswith(("_", ".")) or one.suffix == ".py")
+    return f"# {source}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
 
 
 def with_sentences(markdown: str) -> str:

@@ -1,6 +1,7 @@
-"""Whether what `nox -s dist` built can be released: ``python ci/release.py DIST [--only EXTRA,...]``.
+"""Whether what `nox -s dist` built can be released: ``python ci/release.py DIST [--only EXTRA,...] [--final]``.
 
-* The metadata of every wheel and source archive is complete, and all agree.
+* The metadata of every wheel and source archive is complete, and all agree. With ``--final`` it has addresses, too
+  (ci/addresses.py sets them).
 * Each extra of the core installs from the wheels into an empty environment, with the oldest pip that this Python came
   with, and what it brings works.
 * Each command that a hint shows can be run, for polydraft from a clone, from a folder of wheels, and from an index.
@@ -66,9 +67,10 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="EXTRA,...", help="check the metadata, and only these extras; hints: the hints"
     )
+    parser.add_argument("--final", action="store_true", help="what is checked goes to an index: it needs addresses")
     given = parser.parse_args()
     dist = given.dist.resolve()
-    wrong = [f"metadata: {problem}" for problem in metadata_problems(dist)]
+    wrong = [f"metadata: {problem}" for problem in metadata_problems(dist, final=given.final)]
     for problem in wrong:
         print(problem, flush=True)
     chosen = given.only.split(",") if given.only else [*SMOKE, "hints"]
@@ -79,7 +81,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def metadata_problems(dist: Path) -> list[str]:
+def metadata_problems(dist: Path, *, final: bool = False) -> list[str]:
     """What is wrong with the metadata, one phrase each."""
     found = {path: metadata(path) for path in sorted(dist.iterdir()) if path.suffix in {".whl", ".gz"}}
     versions = {told["Version"] for told in found.values()}
@@ -88,6 +90,14 @@ def metadata_problems(dist: Path) -> list[str]:
     archives = {canonicalize_name(told["Name"]) for path, told in found.items() if path.suffix == ".gz"}
     problems += [f"{name} lacks its wheel or its source archive" for name in sorted(wheels ^ archives)]
     problems += [f"{name} was not built" for name in sorted(own_names() ^ wheels)]
+    addresses = {frozenset(told.get_all("Project-URL", ())) for told in found.values()}
+    if len(addresses) > 1:
+        problems.append("their addresses differ: `python ci/addresses.py` sets them")
+    labels = {line.partition(",")[0] for told in addresses for line in told}
+    if labels != URLS and (labels or final):
+        problems.append(
+            f"their addresses are {', '.join(sorted(labels)) or 'missing'}: `python ci/addresses.py` sets them"
+        )
     for path, told in found.items():
         problems += [f"{path.name}: {problem}" for problem in _problems_of(told, wheels)]
     offered = {extra for path, told in found.items() for extra in told.get_all("Provides-Extra", ())
@@ -106,9 +116,6 @@ def _problems_of(told: Message, wheels: Set[str]) -> Iterator[str]:
         told["Summary"] and told["Description-Content-Type"] == "text/markdown" and str(told.get_payload()).strip()
     ):
         yield "no summary or no description"
-    urls = {line.partition(",")[0] for line in told.get_all("Project-URL", ())}
-    if urls != URLS:
-        yield f"its addresses are {', '.join(sorted(urls)) or 'missing'}"
     named = told.get_all("Classifier", [])
     yield from (f"{name!r} is no classifier" for name in named if name not in classifiers)
     yield from (f"no classifier {name}" for name in CLASSIFIERS if not any(one.startswith(name) for one in named))
@@ -137,7 +144,8 @@ def metadata(path: Path) -> Message:
 
 def own_names() -> set[str]:
     """Canonical names of the repository's distributions."""
-    files = [file for pattern in ("*/pyproject.toml", "plugins/*/pyproject.toml") for file in ROOT.glob(pattern)]
+    patterns = ("*/pyproject.toml", "plugins/*/pyproject.toml", "adapters/*/pyproject.toml")
+    files = [file for pattern in patterns for file in ROOT.glob(pattern)]
     return {canonicalize_name(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"]) for file in files}
 
 
@@ -166,14 +174,15 @@ def hint_problems(dist: Path) -> list[str]:
         with environment("hints") as (variables, folder):
             if origin == "an index":  # what the user's pip is told to ask
                 variables["PIP_FIND_LINKS"] = str(dist)
-            if problem := failed(f"pip install --no-compile {what}", variables, folder):
+            if problem := failed(f"pip install --no-compile hatchling {what}", variables, folder):
                 problems.append(f"{origin}: {problem}")
                 continue
             script = f"from polydraft._pasteable import pasteable\nfor one in {hints()!r}:\n    print(pasteable(one))"
             shown = subprocess.run(["python", "-c", script], env=variables, capture_output=True, text=True, check=True)
-            # What pip would install; nothing is.
-            dry = {**variables, "PIP_DRY_RUN": "1"}
-            found = (failed(line, dry, folder) for line in dict.fromkeys(shown.stdout.splitlines()))
+            # What pip would install; nothing is. An option and no variable, which pip's own builds would obey as well.
+            dry = (line.replace(" install ", " install --dry-run --no-build-isolation ", 1)
+                   for line in dict.fromkeys(shown.stdout.splitlines()))  # fmt: skip
+            found = (failed(line, variables, folder) for line in dry)
             problems += [f"{origin}: {problem}" for problem in found if problem]
     return problems
 

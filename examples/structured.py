@@ -1,6 +1,6 @@
 """Answers that a program can read: a JSON schema decides which tokens may come, with drafts as without.
 
-pip install "polydraft[transformers,structured]"
+It needs llguidance: `pip install './core[structured]'` in a clone; all.txt has it.
 """
 
 import json

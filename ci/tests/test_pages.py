@@ -4,8 +4,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -38,7 +37,8 @@ def test_every_error_has_a_cause_and_a_remedy(pages: ModuleType, name: str) -> N
     assert remedy.endswith(".")
 
 
-def test_the_sentences_of_the_code_are_found(pages: ModuleType) -> None:
+def test_the_sentences_of_the_code_are_found(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SOURCES", ("core/src",))
     found = pages.raised()
     assert len({*found} & {*errors.__all__}) > 15
     assert ("Charts need matplotlib, which is not installed.", "Run: pip install 'polydraft[charts]'") in found[
@@ -50,16 +50,24 @@ def test_the_sentences_of_the_code_are_found(pages: ModuleType) -> None:
     ("page", "link", "leads_to"),
     [
         ("models.md", "[x](tuning.md#how)", "[x](tuning.md#how)"),
-        ("models.md", "[x](../LICENSE)", "[x](https://repo/blob/main/LICENSE)"),
-        ("adr/0001.md", "[x](../../core/src)", "[x](https://repo/tree/main/core/src)"),
+        ("models.md", "[x](../LICENSE)", "[x](repository/LICENSE.txt)"),
+        ("models.md", "[x](../adapters/llm/README.md#use)", "[x](repository/adapters/llm/README.md#use)"),
+        ("adr/0001.md", "[x](../../plugins/reference/)", "[x](../repository/plugins/reference/README.md)"),
+        ("adr/0001.md", "[x](../tuning.md)", "[x](../tuning.md)"),
         ("changelog.md", "[x](docs/tuning.md)", "[x](tuning.md)"),
+        ("repository/CONTRIBUTING.md", "[x](docs/adr/) [y](ci/pages.py)", "[x](../adr/README.md) [y](ci/pages.py.txt)"),
         ("models.md", "[x](https://elsewhere) ![p](demo.svg)", "[x](https://elsewhere) ![p](demo.svg)"),
     ],
 )
-def test_links_out_of_the_site_lead_to_the_repository(pages: ModuleType, page: str, link: str, leads_to: str) -> None:
-    there: Any = SimpleNamespace(get_file_from_path=lambda name: name if name == "tuning.md" else None)
-    here = SimpleNamespace(file=SimpleNamespace(src_uri=page))
-    assert pages.on_page_markdown(link, here, SimpleNamespace(repo_url="https://repo"), there) == leads_to
+def test_links_out_of_the_site_lead_to_its_copies(pages: ModuleType, page: str, link: str, leads_to: str) -> None:
+    assert pages.with_links(link, page) == leads_to
+
+
+def test_the_site_has_what_its_pages_lead_to(pages: ModuleType) -> None:
+    found = pages.repository_files()
+    assert found["repository/SECURITY.md"] == (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "[__init__.py](__init__.py)" in found["repository/core/src/polydraft/_workers/index.md"]
+    assert "repository/core/src/polydraft/_workers/__init__.py.txt" in found
 
 
 def test_every_page_has_a_place() -> None:

@@ -58,14 +58,21 @@ def write(folder: Path, *, name: str = "polydraft", more: str = "Provides-Extra:
 
 def test_good_metadata(release: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("trove_classifiers")
-    assert release.metadata_problems(write(tmp_path)) == []
+    assert release.metadata_problems(write(tmp_path), final=True) == []
+
+
+def test_addresses_are_needed_at_last(release: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("trove_classifiers")
+    write(tmp_path, without="Project-URL")
+    assert release.metadata_problems(tmp_path) == []
+    assert "their addresses are missing" in str(release.metadata_problems(tmp_path, final=True))
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         ({"without": "License-File"}, "no licence"),
-        ({"without": "Project-URL: Issues"}, "its addresses are"),
+        ({"without": "Project-URL: Issues"}, "their addresses are"),
         ({"without": "Classifier: Typing"}, "no classifier Typing"),
         ({"more": "Provides-Extra: charts\nClassifier: Nonsense\n"}, "'Nonsense' is no classifier"),
         ({"more": "Provides-Extra: charts\nRequires-Dist: polydraft-gone>=0.1\n"}, "polydraft-gone is required"),

@@ -1,6 +1,7 @@
 """Facts that are stated in several places of the repository agree."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,13 @@ def test_all_txt_names_what_shares_one_environment() -> None:
     assert named == there - apart
 
 
-def test_the_addresses_are_the_same_everywhere() -> None:
-    """Of the repository and the documentation, in the metadata of each distribution and in the site's settings."""
-    core = tomllib.loads((ROOT / "core/pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
-    for pattern in ("*/pyproject.toml", "plugins/*/pyproject.toml"):
-        for file in ROOT.glob(pattern):
-            assert tomllib.loads(file.read_text(encoding="utf-8"))["project"]["urls"] == core, file
-    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert f"site_url: {core['Documentation']}\n" in site
-    assert f"repo_url: {core['Source']}\n" in site
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_install_lines_work_in_a_clone(path: Path) -> None:
+    """Nothing is on an index yet, so what is installed are the clone's folders."""
+    fences = re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"\bpip install ([^\n#]+)", "\n".join(fences).replace("\\\n", "")):
+        words = [word.partition("[")[0] for word in shlex.split(line.partition(" && ")[0])]
+        assert not [word for word in words if word.startswith("polydraft")], line
+        folders = [word for word in words if word.startswith(("./", "../"))]
+        here = path.parent if folders and folders[0].startswith("../") else ROOT
+        assert not [word for word in folders if not (here / word / "pyproject.toml").is_file()], line

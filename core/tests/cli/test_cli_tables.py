@@ -230,6 +230,7 @@ def test_doctor_where_nothing_is_usable(use, command, plugins):
     ran = command("doctor")
     assert ran.code == 1
     assert "No backend is usable here." in ran.out
+    assert ("Install one: `polydraft engines install" in " ".join(ran.out.split())) == (not plugins)
     assert ran.err == ""
     ran = command("doctor", "--json")
     assert ran.code == 1

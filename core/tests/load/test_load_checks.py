@@ -283,6 +283,8 @@ def test_what_is_installed_is_not_to_be_installed(host_of, monkeypatch):
     assert record.install_hint not in error.value.hint
     assert "polydraft backends" in error.value.hint
     assert format_hint("safetensors", but="other", installed=[record]) == "Use `backend='unusable'`, which does."
+    usual = record.model_copy(update={"name": "transformers"})
+    assert "backend='transformers'" in format_hint("safetensors", installed=[record, usual])
 
 
 def test_the_only_one_cannot(host_of):

@@ -80,7 +80,8 @@ def not_installed_hint(name: str, *, installed: Iterable[str]) -> str:
 def format_hint(form: str, *, but: str = "", installed: Iterable[BackendRecord] = ()) -> str:
     """Which backends load a weight format, other than ``but``, and how to get them; empty if none does."""
     if there := [record.name for record in installed if form in record.formats and record.name != but]:
-        return f"Use `backend={there[0]!r}`, which does."
+        usual = [known.name for known in known_backends() if known.name in there]
+        return f"Use `backend={(usual or there)[0]!r}`, which does."
     fitting = [known for known in known_backends() if form in known.formats and known.name != but]
     if not fitting:
         return ""

@@ -29,7 +29,7 @@ __all__ = ["resolve"]
 
 _progress = logging.getLogger("polydraft.progress")
 
-_BUILTIN_HINT = "`polydraft engines install transformers`, which brings them along, or pip install 'polydraft[builtin]'"
+_BUILTIN_HINT = "`polydraft engines install transformers`, which brings them, or `pip install 'polydraft[builtin]'`"
 _SINGLE_FILES = {".gguf": "gguf", ".litertlm": "litertlm"}
 """Suffix -> format, of models that are one file."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

@@ -85,6 +85,6 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         affects="sampling",
         severity="warn",
         summary="With speculation it ignores temperature and seed from the second token on, and is greedy.",
-        remedy="Nothing: calls with a temperature above 0 are decoded plainly, or refused with `speculate='on'`.",
+        remedy="Nothing to do: calls with a temperature above 0 are decoded plainly, or refused with `speculate='on'`.",
         link="https://github.com/google-ai-edge/LiteRT-LM/issues/3017",
     )

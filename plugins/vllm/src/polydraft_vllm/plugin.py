@@ -69,7 +69,7 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         severity="warn",
         summary="Without Triton, any temperature above 0 with speculation reads uninitialised sampling settings, for "
         "greedy requests of the same batch too.",
-        remedy="Nothing: polydraft-vllm replaces the faulty function, and tests the result at every load.",
+        remedy="Nothing to do: polydraft-vllm replaces the faulty function, and tests the result at every load.",
         link="https://github.com/vllm-project/vllm/pull/42638",
     )
     yield FaultRecord(
@@ -81,5 +81,5 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         severity="warn",
         summary="An assistant with a centroid head (E2B, E4B) starts only with CUDA-graph capture of the head switched "
         "off (Tried to instantiate dummy base class CUDAGraph).",
-        remedy="Nothing: polydraft-vllm switches it off.",
+        remedy="Nothing to do: polydraft-vllm switches it off.",
     )

@@ -42,5 +42,5 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         severity="warn",
         summary="In sliding-window layers an MTP drafter sees two tokens fewer than in Transformers: past the window "
         "drafts may differ, the output does not.",
-        remedy="Nothing: acceptance hardly changes.",
+        remedy="Nothing to do: acceptance hardly changes.",
     )

@@ -35,9 +35,7 @@ def pairs(
         str, typer.Option("--device", help="Whose memory packings must fit into: auto, cpu, cuda, ...")
     ] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub for the sizes of packings.")] = False,
-    every: Annotated[
-        bool, typer.Option("--all", help="Also pairs of kinds and formats that no backend here can run.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also pairs that no installed backend runs.")] = False,
     json: opt.Json = False,
 ) -> None:
     """List the known pairs of target and drafter, which backends run them here, and known faults that affect them.
@@ -65,6 +63,8 @@ def pairs(
     shown = [pair for pair in found if every or pair.can_run]
     if text is None:
         shown.sort(key=lambda pair: not pair.backends)
+        if not every:
+            shown = [pair for pair in shown if pair.backends] or shown
     listing = Listing(shown, len(found) - len(shown), packings, text)
     if json:
         print(pairs_json(listing), file=output, flush=True)

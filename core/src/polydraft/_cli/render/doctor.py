@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft._cli.render.backends import backend_data, state_of
 from polydraft._cli.render.tables import gigabytes, to_json
 from polydraft._flags import in_flags
+from polydraft._registry.backends import usual_install
 from polydraft._registry.versions import installed_alternative
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def doctor_report(findings: Findings) -> RenderableType:
         lines += [_line("why", environment.reason), _line("fix", environment.hint)]
     lines += [Text(f"\n{note}", style="yellow") for note in findings.notes]
     if not findings.usable:
-        lines.append(Text("\nNo backend is usable here.", style="bold red"))
+        advice = "" if findings.backends else f" Install one: {in_flags(usual_install())}"
+        lines.append(Text(f"\nNo backend is usable here.{advice}", style="bold red"))
     return Group(*lines)
 
 

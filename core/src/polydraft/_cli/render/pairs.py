@@ -27,7 +27,7 @@ class Listing:
 
     pairs: Sequence[PairDescription]
     hidden: int
-    """Further pairs, which no backend here can run."""
+    """Further pairs, which no installed backend runs."""
     packings: Sequence[PackingDescription]
     """Of the one model that was named; empty if none was."""
     text: str | None
@@ -63,7 +63,7 @@ def pairs_table(listing: Listing) -> RenderableType:
     hidden = []
     if listing.hidden:
         more = f"{listing.hidden} {'more pairs are' if listing.hidden > 1 else 'more pair is'}"
-        hidden = [Text(f"\n{more} of a kind or format that no backend here can run: --all lists them.", style="dim")]
+        hidden = [Text(f"\n{more} not for the backends that are installed: --all lists them.", style="dim")]
     if not found:
         what = f"No known pair matches {text!r}." if text else "No pair is known."
         plain = f"{what} Any target runs with --drafter ngram; add pairs of your own with POLYDRAFT_PAIRS."
