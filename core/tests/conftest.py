@@ -214,10 +214,11 @@ def broken(monkeypatch):
 
     def put(sequence_class):
         monkeypatch.setattr(ReferenceEngine, "sequence_class", sequence_class)
-        if dtype := getattr(sequence_class, "dtype", None):
+        said = {name: value for name in ("dtype", "device") if (value := getattr(sequence_class, name, None))}
+        if said:
 
             def init(self, target, drafter, running):
-                made(self, target, drafter, running.model_copy(update={"dtype": dtype}))
+                made(self, target, drafter, running.model_copy(update=said))
 
             monkeypatch.setattr(ReferenceEngine, "__init__", init)
 

@@ -1,6 +1,7 @@
 """Sequences of the reference engine with a defect each."""
 
 import time
+from typing import ClassVar
 
 import numpy as np
 from polydraft.contract import Proposal, Step
@@ -61,4 +62,18 @@ class Slow(ReferenceSequence):
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
         time.sleep(0.1)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
+
+
+class Compiling(ReferenceSequence):
+    """30 ms for the first step of each number of rows and length, as where kernels are compiled."""
+
+    device = "gpu"
+    compiled: ClassVar[set[tuple[int, int]]] = set()
+
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        step = (len(token_ids), self.length)
+        if step not in self.compiled:
+            self.compiled.add(step)
+            time.sleep(0.03)
         return super().verify(token_ids, sampler, keep_logits=keep_logits)

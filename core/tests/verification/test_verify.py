@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polydraft
 import pytest
-from defects import NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
+from defects import Compiling, NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
 from polydraft.errors import EngineError, InvalidRequestError, NonFiniteLogitsError, SpeculationUnavailableError
 from polydraft.verification import _run as run
 from polydraft.verification import difference
@@ -96,6 +96,17 @@ def test_the_time_limit_holds(broken):
     assert found.seconds < 6
     assert found.cases
     assert all(case.num_tokens < 64 for case in found.cases)
+
+
+def test_one_time_work_is_not_timed(broken, monkeypatch):
+    """Timed, it would leave 43 tokens a second."""
+    monkeypatch.setattr(run, "_NEW_TOKENS", 32)
+    broken(Compiling)
+    Compiling.compiled.clear()
+    found = verify("builtin:toy", prompts=["def count"], keep=False, **TOY)
+    assert len(Compiling.compiled) >= 31
+    assert found.plain_tokens_per_second > 60
+    assert found.speculative_tokens_per_second > 60
 
 
 def test_more_time_means_more_prompts(monkeypatch):

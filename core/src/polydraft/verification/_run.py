@@ -29,6 +29,8 @@ DEFAULT_SECONDS = 60.0
 _NEW_TOKENS, _FEWEST, _WARM_UP = 64, 12, 8
 _SHARE = 0.1
 """Share of the time that one case may take: outputs are shorter on a slow machine."""
+_WARM_UP_SHARE = 0.02
+"""Share of the time that decoding a prompt untimed may take: on a slow machine one-time work counts for little."""
 _FEW = 200
 """With fewer tokens compared, a note says that the result is weak."""
 _DEFECTS = 3
@@ -184,6 +186,10 @@ class _Check:
         self.conflict = ""
         """Why sampling cannot be combined with speculation here, if it cannot."""
         self._new_tokens = 0
+        self._token_rate = 0.0
+        """Seconds per token, summed over both ways: a case decodes each token twice."""
+        self._warm: set[str] = set()
+        """Prompts that have been decoded untimed."""
         self._prefill_rate = 0.0
         """Seconds per prompt token, at worst."""
 
@@ -195,7 +201,10 @@ class _Check:
     def run(self, planned: PlannedCase, limit: float) -> CheckedCase | None:
         """Decode both ways, alternating which comes first; None where time ran out before there was anything."""
         if not self._new_tokens:
-            self._new_tokens = self._warm_up(planned, limit)
+            self._new_tokens = self._first_tokens(planned, limit)
+        # On a CPU nothing is compiled for single lengths.
+        if not planned.sampling and self.session.running.device != "cpu":
+            self._warm_up(planned, limit)
         ways = ["off", "on"] if len(self.cases) % 2 == 0 else ["on", "off"]
         results: dict[str, GenerationResult] = {}
         for way in ways:
@@ -235,17 +244,26 @@ class _Check:
         self.cases.append(case)
         return case
 
-    def _warm_up(self, planned: PlannedCase, limit: float) -> int:
-        """A few tokens both ways, so that one-time work is not timed. Returns how many tokens a case may have."""
-        seconds = 0.0
-        for way in ("off", "on"):
-            found = self._generate(planned, way, _WARM_UP, self.deadline)
-            if found is not None:
-                # Seconds per token, summed over both ways: a case decodes each token twice.
-                seconds += (found.stats.decode_seconds or 0.0) / max(1, found.stats.num_tokens - 1)
+    def _first_tokens(self, planned: PlannedCase, limit: float) -> int:
+        """A few tokens both ways, and again without one-time work. Returns how many tokens a case may have."""
+        for _ in range(2):
+            self._token_rate = 0.0
+            for way in ("off", "on"):
+                found = self._generate(planned, way, _WARM_UP, self.deadline)
+                if found is not None:
+                    self._token_rate += (found.stats.decode_seconds or 0.0) / max(1, found.stats.num_tokens - 1)
         room = self.session.running.context_length - len(planned.token_ids)
-        wanted = int(limit * _SHARE / seconds) if seconds else _NEW_TOKENS
+        wanted = int(limit * _SHARE / self._token_rate) if self._token_rate else _NEW_TOKENS
         return min(max(_FEWEST, wanted), _NEW_TOKENS, room)
+
+    def _warm_up(self, planned: PlannedCase, limit: float) -> None:
+        """Decode a prompt untimed that has not been timed yet: some engines compile kernels for each length."""
+        length = len(planned.token_ids)
+        cost = 2 * self._prefill_rate * length + self._token_rate * self._new_tokens
+        if planned.prompt not in self._warm and cost < _WARM_UP_SHARE * limit:
+            for way in ("off", "on"):
+                self._generate(planned, way, self._new_tokens, self.deadline)
+        self._warm.add(planned.prompt)
 
     def _generate(
         self, planned: PlannedCase, speculate: Any, max_new_tokens: int, deadline: float
