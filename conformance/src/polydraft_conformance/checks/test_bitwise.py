@@ -15,7 +15,7 @@ from polydraft_conformance.counting import stepping_engine
 from polydraft_conformance.primitives import logits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from polydraft.contract import SteppingEngine
 
@@ -55,6 +55,7 @@ def test_bitwise_output_equals_plain(polydraft_bench: Bench) -> None:
     compared: dict[str, int] = {}
     made = polydraft_bench.suite.cache.once(("bitwise", polydraft_bench.case), lambda: _make(polydraft_bench))
     polydraft_bench.numbers["refused"] = made.refused
+    _need_a_session(made.by_dtype, made.refused)
     for dtype, runs in made.by_dtype.items():
         for run in runs:
             expect(not run.difference, run.difference)
@@ -74,6 +75,7 @@ def test_bitwise_logits_equal_plain(polydraft_bench: Bench) -> None:
     compared: dict[str, int] = {}
     made = polydraft_bench.suite.cache.once(("bitwise", polydraft_bench.case), lambda: _make(polydraft_bench))
     polydraft_bench.numbers["refused"] = made.refused
+    _need_a_session(made.by_dtype, made.refused)
     for dtype, runs in made.by_dtype.items():
         for run in runs:
             if made.whole:
@@ -102,7 +104,8 @@ def test_bitwise_rows_do_not_depend_on_their_place(polydraft_bench: Bench) -> No
     """
     text, window = polydraft_bench.context, polydraft_bench.window
     compared: dict[str, int] = {}
-    for bench in bitwise_sessions(polydraft_bench, polydraft_bench.numbers.setdefault("refused", {})):
+    refused = polydraft_bench.numbers.setdefault("refused", {})
+    for bench in bitwise_sessions(polydraft_bench, refused):
         dtype, k = bench.session.running.dtype, bench.k
         starts = (max(1, window // 2), max(1, window - 2), 2 * window)
         for start in starts[1:] if bench.quick else starts:
@@ -115,7 +118,14 @@ def test_bitwise_rows_do_not_depend_on_their_place(polydraft_bench: Bench) -> No
                 f"{'; '.join(other)} (of {len(found)} ways; sliding window {window}).",
             )
             compared[dtype] = compared.get(dtype, 0) + len(found)
+    _need_a_session(compared, refused)
     polydraft_bench.numbers["rows_compared"] = compared
+
+
+def _need_a_session(made: Mapping[str, Any], refused: Mapping[str, str]) -> None:
+    """The check is not claimed where every dtype was refused on this device."""
+    if not made:
+        not_claimed("; ".join(f"{dtype} is refused on this device: {reason}" for dtype, reason in refused.items()))
 
 
 def _in_every_row(engine: SteppingEngine, text: Sequence[int], start: int, k: int) -> Iterator[tuple[str, bytes]]:
