@@ -18,7 +18,7 @@ from polydraft.contract import (
 )
 
 from polydraft_llama_cpp.options import LlamaCppOptions
-from polydraft_llama_cpp.plugin import COMPILE
+from polydraft_llama_cpp.plugin import COMPILE, CUDA_FLAGS
 from polydraft_llama_cpp.wheel import TESTED
 
 __all__ = ["LlamaCppBackend"]
@@ -128,7 +128,7 @@ class LlamaCppBackend(Backend):
 
 
 def _gpu_hint() -> str:
-    flag = "-DGGML_METAL=on" if sys.platform == "darwin" else "-DGGML_CUDA=on"
+    flag = "-DGGML_METAL=on" if sys.platform == "darwin" else CUDA_FLAGS
     return (
         f"For a GPU: CMAKE_ARGS='{flag}' pip install --force-reinstall --no-cache-dir llama-cpp-python "
         "(Vulkan: -DGGML_VULKAN=on)."

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from polydraft.contract import BackendRecord, hookimpl
 
-__all__ = ["COMPILE", "polydraft_backends"]
+__all__ = ["COMPILE", "CUDA_FLAGS", "polydraft_backends"]
 
+# The linker's flag keeps the C++ library, where it is linked statically, from being each library's own to export: with
+# several copies in a process, loading a model ends in a segmentation fault.
+CUDA_FLAGS = "-DGGML_CUDA=on" + " -DCMAKE_SHARED_LINKER_FLAGS=-Wl,--exclude-libs,ALL" * (sys.platform == "linux")
 COMPILE = (
     "pip install llama-cpp-python  # compiles llama.cpp for some minutes, with a C++ compiler (apt install g++; "
-    "xcode-select --install); for a GPU, set CMAKE_ARGS='-DGGML_CUDA=on' first (Metal: -DGGML_METAL=on, Vulkan: "
+    f"xcode-select --install); for a GPU, set CMAKE_ARGS='{CUDA_FLAGS}' first (Metal: -DGGML_METAL=on, Vulkan: "
     "-DGGML_VULKAN=on)"
 )
 _CONVERTS: dict[str, tuple[str, ...]] = {"safetensors": ("none", "q8_0")}

@@ -11,6 +11,7 @@ from polydraft.errors import DeviceError
 from polydraft_gguf.resources import device_name
 
 from polydraft_llama_cpp.bindings import library
+from polydraft_llama_cpp.plugin import CUDA_FLAGS
 
 __all__ = ["Device", "devices", "find_device"]
 
@@ -80,6 +81,6 @@ def find_device(name: str) -> Device | None:
     raise DeviceError(
         f"The device {name} was asked for, and this build of llama.cpp sees: "
         f"{', '.join(device.name for device in found)}.",
-        "For a GPU, install llama-cpp-python, built with CMAKE_ARGS='-DGGML_CUDA=on' (Metal: -DGGML_METAL=on, Vulkan: "
+        f"For a GPU, install llama-cpp-python, built with CMAKE_ARGS='{CUDA_FLAGS}' (Metal: -DGGML_METAL=on, Vulkan: "
         "-DGGML_VULKAN=on).",
     )
