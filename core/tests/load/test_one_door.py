@@ -46,4 +46,6 @@ def test_every_command_takes_every_argument_that_has_a_flag():
     assert loading - {"target"} == set(LoadArguments.__annotations__) & set(FLAGS)
     # A command loads for one k: the flag of ``load`` is that of the call, too.
     assert settings == set(CallArguments.__annotations__) & set(FLAGS) - {"num_speculative_tokens"}
-    assert set(FLAGS) == loading | settings | {"time_limit", "seconds", "prompts", "load_limit", "save_to", "keep"}
+    measuring = {"time_limit", "seconds", "prompts", "load_limit", "save_to", "keep"}
+    measuring |= {"sweep_k", "against", "synthetic_acceptance", "repeats"}
+    assert set(FLAGS) == loading | settings | measuring
