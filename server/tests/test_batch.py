@@ -373,9 +373,11 @@ def test_killed_processes_lose_and_double_nothing(files):
     assert files.summary.done_before == kept.count(b"\n")
 
 
-def test_the_command(files, capfd):
+def test_the_command(files, capfd, monkeypatch):
     from polydraft._cli.app import run
+    from polydraft._cli.commands import batch
 
+    monkeypatch.setattr(batch, "claim_output", lambda: sys.stdout)  # it is claimed once in a process
     arguments = ["batch", str(files.source), str(files.output), "--model", "builtin:toy", "--backend", "reference"]
     for rows, further, code, says in (
         ([request("a")], [], 0, "1 of 1 lines answered, 0 with an error"),
