@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CallPicks", "CallSchedule", "Schedule", "SessionSchedule"]
 
 _RECENT = 1 / 0.88
-"""Growth of a trial's weight per round: an old trial counts 0.92 times as much as the one a round later."""
+"""Growth of a trial's weight per round: an old trial counts 0.88 times as much as the one a round later."""
 _HEAVY = 1e9
 """Weights are scaled back beyond this."""
 _RECENT_RUN, _LONGER = 1 / 0.95, 1 / 0.99
