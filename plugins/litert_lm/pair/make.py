@@ -40,6 +40,12 @@ _PARTS = {
     "per_layer_embedder.tflite": litertlm_builder.TfLiteModelType.PER_LAYER_EMBEDDER,
 }
 """What litert-torch writes for the target."""
+_METADATA = {
+    "Authors": "The polydraft developers",  # required by the builder
+    "uuid": "a080c2d9-2aec-44be-97bb-1f357ceeca16",
+    "creation_timestamp": "2026-11-27T09:52:59.064645+00:00",
+}
+"""The last two are those of the file that is checked in: another conversion gives the same bytes."""
 
 
 def main() -> None:
@@ -125,10 +131,11 @@ def last_layers(config: dict[str, Any]) -> dict[str, int]:
 def bundle(target: Path, parts: Path, drafter: Path, output: Path) -> None:
     """Put the parts of target and drafter into one file."""
     builder = litertlm_builder.LitertLmFileBuilder()
-    # Required by the builder.
-    builder.add_system_metadata(
-        litertlm_builder.Metadata(key="Authors", value="The polydraft developers", dtype=litertlm_builder.DType.STRING)
-    )
+    for key, value in _METADATA.items():
+        builder.add_system_metadata(
+            litertlm_builder.Metadata(key=key, value=value, dtype=litertlm_builder.DType.STRING)
+        )
+    litertlm_builder.populate_system_metadata = list  # its own puts in another uuid and time for each file
     for name, kind in _PARTS.items():
         if (parts / name).is_file():  # not every target has embeddings for each layer
             builder.add_tflite_model(str(parts / name), kind)

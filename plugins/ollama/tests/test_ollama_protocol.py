@@ -376,6 +376,7 @@ def test_plain_decoding_is_never_left_to_the_server(server):
         ("", "http://127.0.0.1:11434"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
         (":56789", "http://127.0.0.1:56789"),
+        (":0", "http://127.0.0.1:0"),
         ("example.com", "http://example.com:11434"),
         ("example.com:56789/", "http://example.com:56789"),
         ("https://example.com", "https://example.com:443"),
@@ -383,6 +384,9 @@ def test_plain_decoding_is_never_left_to_the_server(server):
         ("[::]:1234", "http://[::1]:1234"),
         ("fe80::1", "http://[fe80::1]:11434"),
         ('"localhost:1234"', "http://localhost:1234"),
+        (" ' localhost ' ", "http://localhost:11434"),
+        ("ollama.com", "https://ollama.com:443"),
+        ("http://::1/path", "http://[::1]:80/path"),
     ],
 )
 def test_addresses(monkeypatch, given, url):
@@ -391,7 +395,7 @@ def test_addresses(monkeypatch, given, url):
     assert OllamaOptions(url=given).url == url
 
 
-@pytest.mark.parametrize("given", ["http://user:hunter2@host", "host:port", "ftp://host", "a b"])
+@pytest.mark.parametrize("given", ["http://user:hunter2@host", "host:port", "ftp://host", "a b", ":66000"])
 def test_addresses_that_are_none(monkeypatch, given):
     monkeypatch.setenv("OLLAMA_HOST", given)
     with pytest.raises(InvalidRequestError) as failed:

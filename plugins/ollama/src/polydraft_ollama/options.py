@@ -18,6 +18,8 @@ HOST_VARIABLE = "OLLAMA_HOST"
 KEY_VARIABLE = "OLLAMA_API_KEY"
 _PORTS = {"http": 80, "https": 443}
 _USUAL_PORT = 11434
+_CLOUD = "ollama.com"
+"""Reached by HTTPS without being told to."""
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses that a server listens on -> those at which it is reached."""
 
@@ -26,14 +28,16 @@ def _url(host: Any) -> Any:
     """The URL of what ``OLLAMA_HOST`` may hold: a host, ``:port``, ``host:port`` or a URL, with Ollama's defaults."""
     if not isinstance(host, str):
         return host
-    scheme, found, rest = host.strip().strip("\"'").partition("://")
+    scheme, found, rest = host.strip().strip("\"'").strip().partition("://")
     if not found:
-        scheme, rest = "http", scheme
+        scheme, rest = ("https", f"{scheme}:443") if scheme == _CLOUD else ("http", scheme)
+    address, slash, path = rest.partition("/")
     with suppress(ValueError):
-        rest = f"[{IPv6Address(rest)}]"  # without brackets, which Ollama takes, too
+        rest = f"[{IPv6Address(address)}]{slash}{path}"  # without brackets, which Ollama takes, too
     try:
         parts = urlsplit(f"{scheme}://{rest}")
-        port = parts.port or (_PORTS.get(scheme, _USUAL_PORT) if found else _USUAL_PORT)
+        usual = _PORTS.get(scheme, _USUAL_PORT) if found else _USUAL_PORT
+        port = usual if parts.port is None else parts.port
         name = parts.hostname or "127.0.0.1"
     except ValueError:
         return host  # refused by the check that follows
