@@ -15,8 +15,10 @@ from polydraft.errors import InvalidRequestError, UnsupportedError
 
 __all__ = ["FORMATS", "MOST_REPEATED", "Pattern", "pattern_of"]
 
-MOST_REPEATED = 2000
-"""llama.cpp refuses grammars that repeat parts more often."""
+MOST_REPEATED = 1999
+"""llama.cpp refuses grammars that repeat parts more often; some of its versions refuse 2000."""
+_DEEPEST = 100
+"""Groups inside one another: llama.cpp reads them by recursion."""
 
 _DAYS = (
     "(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -51,8 +53,8 @@ class Pattern(NamedTuple):
     """Characters of the shortest match."""
     most: int | None
     """Of the longest one; None: without a bound."""
-    weight: int
-    """Symbols, with what is repeated as often as it is: llama.cpp writes them out."""
+    rules: int
+    """That llama.cpp makes of it: one for each group, and for each part that may come once more."""
 
 
 class _Set(NamedTuple):
@@ -95,6 +97,8 @@ class _Reader:
 
     def _alternatives(self) -> Pattern:
         self._depth += 1
+        if self._depth > _DEEPEST:
+            self._malformed(f"groups inside one another that are more than {_DEEPEST} deep")
         parts = [self._sequence()]
         while self._take("|"):
             parts.append(self._sequence())
@@ -102,7 +106,7 @@ class _Reader:
         longest = [part.most for part in parts]
         most = None if None in longest else max(one for one in longest if one is not None)
         text = f"({' | '.join(part.text for part in parts)})"
-        return Pattern(text, min(part.least for part in parts), most, sum(part.weight for part in parts))
+        return Pattern(text, min(part.least for part in parts), most, 1 + sum(part.rules for part in parts))
 
     def _sequence(self) -> Pattern:
         outer = self._depth == 1
@@ -121,7 +125,7 @@ class _Reader:
         longest = [part.most for part in parts]
         most = None if None in longest else sum(one for one in longest if one is not None)
         text = " ".join(part.text for part in parts) or '""'
-        return Pattern(text, sum(part.least for part in parts), most, sum(part.weight for part in parts))
+        return Pattern(text, sum(part.least for part in parts), most, sum(part.rules for part in parts))
 
     def _repeated(self, part: Pattern) -> Pattern:
         found = re.compile(r"[*+?]|\{(\d{1,9})(,?)(\d{0,9})\}").match(self._given, self._at)
@@ -136,14 +140,13 @@ class _Reader:
             most = int(found[3]) if found[2] else least
         if most is not None and most < least:
             self._malformed(f"the repetition {found[0]}")
-        weight = part.weight * max(least, most or 1, 1)
-        if weight > MOST_REPEATED:
+        if max(part.rules, 1) * max(least, most or 1) > MOST_REPEATED:
             self._unwritable(f"more than {MOST_REPEATED} parts, with what is repeated")
-        if most is None and not part.least:
-            self._unwritable("a repetition without end of what may be empty")
+        if most != 1 and not part.least:
+            self._unwritable("a repetition of what may be empty")
         longest = 0 if most == 0 else None if most is None or part.most is None else part.most * most
         text = '""' if most == 0 else f"{part.text}{{{least},{'' if most is None else most}}}"
-        return Pattern(text, part.least * least, longest, weight)
+        return Pattern(text, part.least * least, longest, part.rules + (1 if most is None else most - least))
 
     def _atom(self) -> Pattern:
         character = self._next()
@@ -229,7 +232,7 @@ class _Reader:
             parts.append(f"[{''.join(_range(first, last) for first, last in plain)}]")
         if not parts:
             self._malformed("a class that no character is in")
-        return Pattern(parts[0] if len(parts) == 1 else f"({' | '.join(parts)})", 1, 1, len(parts))
+        return Pattern(parts[0] if len(parts) == 1 else f"({' | '.join(parts)})", 1, 1, int(len(parts) > 1))
 
     def _next(self) -> str:
         if self._at == len(self._given):
