@@ -1,7 +1,9 @@
 """The engine on the built-in pairs: what the conformance suite does not ask."""
 
+import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -223,8 +225,10 @@ def test_outputs_that_must_match(gguf):
             "n": {"type": "integer", "minimum": -12, "exclusiveMaximum": 305},
             "list": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1, "maxItems": 3},
             "no": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/pair"}]},
+            "code": {"type": "string", "pattern": r'^(?:[A-Zé🚀"\\]{2}|x\n){1,2}-\d{1,3}$'},
+            "at": {"type": "string", "format": "date-time"},
         },
-        "required": ["größe", "n"],
+        "required": ["größe", "n", "code", "at"],
         "additionalProperties": False,
         "$defs": {"pair": {"type": "object", "properties": {"x": {"const": 1.5}}}},
     }
@@ -238,11 +242,15 @@ def test_outputs_that_must_match(gguf):
             assert -12 <= found["n"] < 305
             assert all(len(one) <= 3 for one in found.get("list", ["a"]))
             assert found.get("no") in (None, {}, {"x": 1.5})
+            assert re.search(schema["properties"]["code"]["pattern"], found["code"])
+            datetime.date.fromisoformat(found["at"][:10])
+        text = loaded.generate("x = ", guided={"regex": r"(?:é|[^\s\d]){2}\s(?:a{2}){1,2}"}, **given).text
+        assert re.fullmatch(r"\D{2}\s(?:aa){1,2}", text), text
         assert loaded.generate("x = ", guided={"choice": ["größer", "\x08"]}, max_new_tokens=20).text in (
             "größer",
             "\x08",
         )
-        for refused in ({"regex": "a"}, {"grammar": "start: /a/"}, {"json": {"type": "string", "pattern": "a"}}):
+        for refused in ({"regex": r"\bx"}, {"grammar": "start: /a/"}, {"json": {"type": "string", "format": "email"}}):
             with pytest.raises(UnsupportedError):
                 loaded.stream("x = ", guided=refused)
         with pytest.raises(InvalidRequestError, match="no number matches"):

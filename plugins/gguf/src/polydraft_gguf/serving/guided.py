@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
+from polydraft_gguf.serving.patterns import FORMATS, MOST_REPEATED, pattern_of
+
 if TYPE_CHECKING:
     from polydraft.contract import Guided
 
@@ -26,8 +28,6 @@ _ANNOTATIONS = {
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _DIGITS = 16
 """Of whole numbers: more are not exact in every reader of JSON."""
-_MOST_REPEATED = 2000
-"""llama.cpp refuses grammars that repeat a part more often."""
 _COMMON = {
     "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
     # Halves of surrogate pairs are no characters.
@@ -46,19 +46,19 @@ def check_guided(guided: Guided) -> None:
     """Refuse what the server cannot do.
 
     Raises:
-        UnsupportedError: A regular expression, a grammar of another dialect, a thought before the answer, or a schema
-            with a keyword that cannot be written here.
-        InvalidRequestError: The schema is malformed, or nothing can match it.
+        UnsupportedError: A grammar of another dialect, a thought before the answer, or an expression or a schema with
+            what cannot be written here.
+        InvalidRequestError: The schema or the expression is malformed, or nothing can match it.
     """
     if guided.thought is not None:
         raise UnsupportedError(
             "llama.cpp's server has no thoughts before an answer that must match.",
             "Turn thinking off in `chat_template_kwargs`, or use the backend llama_cpp.",
         )
-    if guided.kind == "regex" or (guided.kind == "grammar" and "::=" not in guided.text):
-        what = "regular expressions" if guided.kind == "regex" else "grammars other than GBNF, or tool calls"
+    if guided.kind == "grammar" and "::=" not in guided.text:
         raise UnsupportedError(
-            f"llama.cpp's server does not force {what}.", "Give a JSON schema, or use the backend llama_cpp."
+            "llama.cpp's server does not force grammars other than GBNF, or tool calls.",
+            "Give a JSON schema, or use the backend llama_cpp.",
         )
     gbnf_of(guided)
 
@@ -67,6 +67,8 @@ def gbnf_of(guided: Guided) -> str:
     """The grammar. Errors are those of ``check_guided``."""
     if guided.kind == "grammar":
         return guided.text
+    if guided.kind == "regex":
+        return f"root ::= {pattern_of(guided.text, quoted=False).text}\n"
     if guided.kind == "choice":
         return f"root ::= {' | '.join(map(_literal, guided.data))}\n"
     return _SchemaRules(guided.data).text()
@@ -130,14 +132,29 @@ class _SchemaRules:
         if kind == "array":
             return self._array(schema)
         if kind == "string":
-            least, most = schema.get("minLength", 0), schema.get("maxLength")
-            return "string" if not least and most is None else self._rule(rf'"\"" char{_times(least, most)} "\""')
+            return self._string(schema)
         if kind == "integer":
             return self._whole(schema) if any(name in schema for name in _BOUNDS) else "whole"
         found = {"number": "number", "boolean": '("true" | "false")', "null": '"null"'}.get(kind)
         if found is None:
             raise _malformed(f"the type {kind!r}")
         return found
+
+    def _string(self, schema: Mapping[str, Any]) -> str:
+        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        times = _times(least, most)
+        if not {"pattern", "format"} & schema.keys():
+            return self._rule(rf'"\"" char{times} "\""') if least or most is not None else "string"
+        if {"pattern", "format"} <= schema.keys():
+            raise _unwritable("both `pattern` and `format` for one string")
+        if not isinstance(schema.get("pattern", schema.get("format")), str):
+            raise _malformed("a `pattern` or `format` that is no text")
+        if "format" in schema and schema["format"] not in FORMATS:
+            raise _unwritable(f"the format {schema['format']!r}")
+        found = pattern_of(schema["pattern"] if "pattern" in schema else FORMATS[schema["format"]], quoted=True)
+        if found.least < least or (most is not None and (found.most is None or found.most > most)):
+            raise _unwritable("`minLength` or `maxLength` that a `pattern` or `format` does not keep by itself")
+        return self._rule(found.text)
 
     def _referenced(self, reference: str) -> str:
         known = self._references.get(reference)
@@ -204,7 +221,7 @@ class _SchemaRules:
 _OF_TYPE: dict[Any, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "minItems", "maxItems"),
-    "string": ("minLength", "maxLength"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
     "integer": _BOUNDS,
 }
 """Type -> keywords that are heeded for it."""
@@ -243,8 +260,8 @@ def _times(least: Any, most: Any) -> str:
         or (most is not None and most < least)
     ):
         raise _malformed(f"the lengths {least!r} to {most!r}")
-    if max(least, most or 0) > _MOST_REPEATED:
-        raise _unwritable(f"a length above {_MOST_REPEATED}")
+    if max(least, most or 0) > MOST_REPEATED:
+        raise _unwritable(f"a length above {MOST_REPEATED}")
     return f"{{{least},{'' if most is None else most}}}"
 
 
