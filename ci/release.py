@@ -119,7 +119,11 @@ def _problems_of(told: Message, wheels: Set[str]) -> Iterator[str]:
     named = told.get_all("Classifier", [])
     yield from (f"{name!r} is no classifier" for name in named if name not in classifiers)
     yield from (f"no classifier {name}" for name in CLASSIFIERS if not any(one.startswith(name) for one in named))
-    for requirement in map(Requirement, told.get_all("Requires-Dist", ())):
+    needs = told.get_all("Requires-Dist", ())
+    for extra in told.get_all("Provides-Extra", ()):
+        if not any(f"extra == '{extra}'" in need for need in needs):
+            yield f"the extra {extra} brings nothing"
+    for requirement in map(Requirement, needs):
         name = canonicalize_name(requirement.name)
         if name.startswith("polydraft") and name not in wheels:
             yield f"{name} is required, and was not built"

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CHARTS = "Provides-Extra: charts\nRequires-Dist: matplotlib>=3.8; extra == 'charts'\n"
 GOOD = """Metadata-Version: 2.4
 Name: {name}
 Version: 0.1.0
@@ -43,7 +44,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def write(folder: Path, *, name: str = "polydraft", more: str = "Provides-Extra: charts\n", without: str = "") -> Path:
+def write(folder: Path, *, name: str = "polydraft", more: str = CHARTS, without: str = "") -> Path:
     text = "".join(
         line for line in GOOD.format(name=name, more=more).splitlines(True) if not line.startswith(without or "\0")
     )
@@ -77,6 +78,7 @@ def test_addresses_are_needed_at_last(release: ModuleType, tmp_path: Path) -> No
         ({"more": "Provides-Extra: charts\nClassifier: Nonsense\n"}, "'Nonsense' is no classifier"),
         ({"more": "Provides-Extra: charts\nRequires-Dist: polydraft-gone>=0.1\n"}, "polydraft-gone is required"),
         ({"more": "Provides-Extra: new\n"}, "the extra charts is not checked, or is not there"),
+        ({"more": f"Provides-Extra: empty\n{CHARTS}"}, "the extra empty brings nothing"),
         ({"name": "polydraft-other"}, "polydraft was not built"),
     ],
 )

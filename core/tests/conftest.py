@@ -30,7 +30,7 @@ def no_environments(monkeypatch, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def hints_of_the_index(monkeypatch):
     """Commands in hints are as polydraft from the package index shows them, not from this clone."""
-    monkeypatch.setattr("polydraft._pasteable.origin", lambda: Origin("index"))
+    monkeypatch.setattr("polydraft._pip_command.origin", lambda: Origin("index"))
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from polydraft._pasteable import pasteable, with_program
+from polydraft._pasteable import pasteable
+from polydraft._program import with_program
 
 __all__ = ["FLAGS", "in_flags", "words"]
 

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
@@ -44,6 +43,8 @@ def origin() -> Origin:
         found: dict[str, Any] = json.loads(distribution(CORE).read_text("direct_url.json") or "{}")
         url = urlsplit(str(found.get("url", "")))
         if url.scheme == "file":
+            from urllib.request import url2pathname  # and with it the HTTP client
+
             parent = Path(url2pathname(url.path)).parent
             if "dir_info" in found and is_clone(parent) and _version_of(parent / CORE_FOLDER) == version(CORE):
                 return Origin("clone", parent)

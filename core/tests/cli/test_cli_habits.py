@@ -72,6 +72,15 @@ def test_versions_of_engines_are_read_and_not_imported():
         assert version("polydraft") in line or "environment" in line
 
 
+def test_the_commands_start_without_what_only_hints_and_records_need():
+    code = (
+        "import sys; import polydraft._cli.app\n"
+        "print([name for name in sys.modules if name in {'packaging', 'polydraft.contract', 'urllib.request'}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [

@@ -161,8 +161,14 @@ def test_pairs_of_nothing(use, command):
     use()
     ran = command("pairs", "no-such-model")
     assert ran.code == 0
-    assert "No known pair matches 'no-such-model'." in ran.out
+    assert "No known pair matches 'no-such-model'. Any target" in ran.out
     assert json.loads(command("pairs", "no-such-model", "--json").out) == []
+
+
+@pytest.mark.parametrize("text", ["google/gemma4-E4B-it", "gemma-4-E4B-itt", "gemma-4-E4-it"])
+def test_pairs_of_a_misspelt_model(use, command, text):
+    use()
+    assert "Did you mean 'google/gemma-4-E4B-it'" in command("pairs", text).out.replace("\n", " ")
 
 
 def test_pairs_with_a_broken_file(use, command, tmp_path, monkeypatch):

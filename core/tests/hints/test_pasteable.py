@@ -11,7 +11,7 @@ import polydraft._origin as origins
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from polydraft import _pasteable
+from polydraft import _pip_command, _program
 from polydraft._flags import in_flags
 from polydraft._origin import Origin
 from polydraft._pasteable import pasteable
@@ -31,8 +31,8 @@ def whence(monkeypatch):
     """Set where polydraft came from, and the words that run pip."""
 
     def set_it(kind, folder=None, *, editable=False, pip=("pip",)):
-        monkeypatch.setattr(_pasteable, "origin", lambda: Origin(kind, folder, editable))
-        monkeypatch.setattr(_pasteable, "_pip", lambda verb: (*pip, verb))
+        monkeypatch.setattr(_pip_command, "origin", lambda: Origin(kind, folder, editable))
+        monkeypatch.setattr(_pip_command, "_pip", lambda verb: (*pip, verb))
 
     return set_it
 
@@ -103,26 +103,26 @@ def test_the_environment_is_this_process_s(monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin/python"
     here = {"pip": str(tmp_path / "bin/pip"), "uv": None}
-    monkeypatch.setattr(_pasteable.shutil, "which", here.get)
-    monkeypatch.setattr(_pasteable.sys, "executable", str(python))
-    words = _pasteable._pip.__wrapped__
+    monkeypatch.setattr(_program.shutil, "which", here.get)
+    monkeypatch.setattr(_program.sys, "executable", str(python))
+    words = _pip_command._pip.__wrapped__
     assert words("install") == ("pip", "install")
     here["pip"] = "/elsewhere/pip"
-    monkeypatch.setattr(_pasteable, "find_spec", lambda name: name)
+    monkeypatch.setattr(_pip_command, "find_spec", lambda name: name)
     assert words("install") == (str(python), "-m", "pip", "install")
-    monkeypatch.setattr(_pasteable, "find_spec", lambda name: None)
+    monkeypatch.setattr(_pip_command, "find_spec", lambda name: None)
     assert words("uninstall") == ("pip", "--python", str(python), "uninstall")
     here["uv"] = "/usr/bin/uv"
     assert words("install") == ("uv", "pip", "install", "--python", str(python))
 
 
 def test_the_command_line_names_its_own_program(monkeypatch, tmp_path):
-    monkeypatch.setattr(_pasteable.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(_program.sys, "executable", str(tmp_path / "python"))
     here = {"polydraft": "/elsewhere/polydraft"}
-    monkeypatch.setattr(_pasteable.shutil, "which", here.get)
+    monkeypatch.setattr(_program.shutil, "which", here.get)
 
     def shown():
-        _pasteable._program.cache_clear()
+        _program._program.cache_clear()
         return in_flags("Install it: `polydraft engines install mlx`; `polydraft.load` finds it.")
 
     rest = "engines install mlx`; `polydraft.load` finds it."
@@ -131,7 +131,7 @@ def test_the_command_line_names_its_own_program(monkeypatch, tmp_path):
     assert shown() == f"Install it: `{tmp_path}/polydraft {rest}"
     here["polydraft"] = str(tmp_path / "polydraft")
     assert shown() == f"Install it: `polydraft {rest}"
-    _pasteable._program.cache_clear()
+    _program._program.cache_clear()
 
 
 def test_commands_that_name_their_environment_are_left_alone():

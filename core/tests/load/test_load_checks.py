@@ -299,6 +299,15 @@ def test_none_is_installed():
     assert "polydraft[builtin]" in error.value.hint
 
 
+@pytest.mark.parametrize("name", ["google/gemma-4-E4B-it", "google/gemma-4-E4B-it@main", "org/unknown"])
+def test_without_an_engine_the_hub_is_not_asked(name, host_of, monkeypatch):
+    monkeypatch.setattr("polydraft._registry.resolver.resolve", lambda *_, **__: pytest.fail("the Hub was asked"))
+    for host in (PluginHost({}), host_of("fast", own_names=True)):
+        with pytest.raises(BackendUnavailableError, match="No installed backend loads") as error:
+            load(name, host=host)
+        assert "polydraft engines install transformers" in error.value.hint
+
+
 def test_none_loads_the_format(host, tmp_path, gguf_bytes):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes())
     with pytest.raises(BackendUnavailableError, match="format is gguf") as error:

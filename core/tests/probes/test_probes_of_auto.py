@@ -147,6 +147,16 @@ def test_a_change_of_the_machine_makes_all_be_asked_again(change, machine, monke
     assert not set(before.values()) & set(after.values())
 
 
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "NO_COLOR", "COLUMNS"])
+def test_threads_and_output_change_nothing(name, machine, monkeypatch):
+    records = list(PluginHost().backends().values())
+    homes = dict.fromkeys(("first", "second"))
+    monkeypatch.delenv(name, raising=False)
+    before = kept._keys(records, homes)
+    monkeypatch.setenv(name, "3")
+    assert kept._keys(records, homes) == before
+
+
 def test_a_change_of_one_plugin_or_of_its_files_makes_that_one_be_asked_again(machine, chosen):
     chosen()
     machine.asked()

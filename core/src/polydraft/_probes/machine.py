@@ -16,13 +16,16 @@ from polydraft.secrets import names_a_secret
 
 __all__ = ["code", "file_state", "hardware", "packages", "variables"]
 
-_TERMINAL = re.compile(
+_CHANGING = re.compile(
     r"_|PWD|OLDPWD|SHLVL|TERM|TERM_.*|COLORTERM|COLUMNS|LINES|LS_COLORS|LESS.*|PS\d|HIST.*|WINDOWID|SSH_.*|DISPLAY|"
     r"DBUS_.*|XDG_SESSION_.*|GPG_.*|TMUX.*|STY|VTE_VERSION|PAGER|EDITOR|VISUAL|INVOCATION_ID|JOURNAL_STREAM|PYTEST_.*|"
     r"XAUTHORITY|WAYLAND_DISPLAY|SESSION_MANAGER|ICEAUTHORITY|DESKTOP_.*|SYSTEMD_EXEC_PID|KITTY_.*|ITERM_.*|KONSOLE_.*|"
-    r"ALACRITTY_.*|WEZTERM_.*|VSCODE_.*"
+    r"ALACRITTY_.*|WEZTERM_.*|VSCODE_.*|"
+    # How many threads compute and what is printed decide nothing about what an engine can do.
+    r"(?:OMP|MKL|OPENBLAS|NUMEXPR|RAYON)_NUM_THREADS|TOKENIZERS_PARALLELISM|NO_COLOR|FORCE_COLOR|HF_HUB_VERBOSITY"
 )
-"""Variables of a terminal, a desktop, a shell or a test runner, which differ from start to start. All others count."""
+"""Variables that differ from start to start: of a terminal, a desktop, a shell or a test runner, and of threads and
+output. All others count."""
 _DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
 """GPUs and what gives access to them, below /dev."""
 _DRIVERS = (
@@ -51,11 +54,11 @@ def file_state(path: str | Path) -> list[int] | None:
 
 
 def variables() -> list[tuple[str, str]]:
-    """The environment variables but for those of a terminal, and secrets."""
+    """The environment variables but for those that differ from start to start, and secrets."""
     return sorted(
         (name, value)
         for name, value in os.environ.items()
-        if not _TERMINAL.fullmatch(name) and not names_a_secret(name)
+        if not _CHANGING.fullmatch(name) and not names_a_secret(name)
     )
 
 

@@ -21,7 +21,7 @@ from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNot
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
 from polydraft._registry.states import BackendState
-from polydraft.checkpoints._names import KnownNames, Role, is_path, repository
+from polydraft.checkpoints._names import KnownNames, Role, is_path, parse, repository
 from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
 from polydraft.checkpoints.compatibility import check_target
@@ -105,6 +105,8 @@ class Resolver:
         if name != "auto":  # checked before the target is looked for: this needs no network
             check_options(self._isolator.backend(name).options, name, self._given["engine_options"])
             self._state(self._host.backends()[name]).check()
+        elif all(record.own_names for record in self._host.backends().values()):
+            self._refuse_without_hub(target)
         source = self.target(target)
         if self._given["drafter"] in {None, "auto", "ngram"}:  # a named drafter may show that the two are swapped
             check_target(source)
@@ -157,12 +159,14 @@ class Resolver:
         records = self._host.backends().values()
         found = [record for record in records if formats & record.formats and not record.own_names]
         if not found:
-            raise BackendUnavailableError(
-                f"No installed backend loads {source.id}: its format is {source.format}.",
-                format_hint(source.format) or f"Install one: {usual_install()}",
-                engine=format_engine(source.format),
-            )
+            raise _none_loads(f"{source.id}: its format is {source.format}", source.format)
         return found
+
+    def _refuse_without_hub(self, target: str | Path) -> None:
+        """Where no backend is installed that takes files, what the Hub says of a model changes nothing."""
+        named = parse(target)
+        if named.kind == "hub":
+            raise _none_loads(named.value, self._known.format_of(named.value) or "")
 
     def _choose(self, source: ModelSource) -> Prepared:
         """The usable backend of the highest rank that takes the target; by name where ranks are equal.
@@ -356,6 +360,14 @@ class Resolver:
         if isinstance(found, PolydraftError):
             raise found
         return found
+
+
+def _none_loads(what: str, form: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"No installed backend loads {what}.",
+        format_hint(form) or f"Install one: {usual_install()}",
+        engine=format_engine(form),
+    )
 
 
 def _is_quantized(prepared: Prepared) -> bool:

@@ -65,7 +65,8 @@ def pairs(
         shown.sort(key=lambda pair: not pair.backends)
         if not every:
             shown = [pair for pair in shown if pair.backends] or shown
-    listing = Listing(shown, len(found) - len(shown), packings, text)
+    meant = _meant(text) if text is not None and not found else ""
+    listing = Listing(shown, len(found) - len(shown), packings, text, meant)
     if json:
         print(pairs_json(listing), file=output, flush=True)
     else:
@@ -87,3 +88,11 @@ def _find(text: str | None) -> list[PairDescription]:
     ]
     # A target that is not listed may still be another packing of one that is.
     return holding or describe_pairs(target=text)
+
+
+def _meant(text: str) -> str:
+    from polydraft._registry.describe import describe_pairs
+    from polydraft.checkpoints._names import did_you_mean
+
+    known = [found.entry.pair for found in describe_pairs()]
+    return did_you_mean(text, filter(None, (name for pair in known for name in (pair.target, pair.drafter))))

@@ -31,6 +31,8 @@ class Listing:
     packings: Sequence[PackingDescription]
     """Of the one model that was named; empty if none was."""
     text: str | None
+    meant: str = ""
+    """Which names it may have meant, if it matches none; one sentence."""
 
 
 def pairs_json(listing: Listing) -> str:
@@ -65,7 +67,7 @@ def pairs_table(listing: Listing) -> RenderableType:
         more = f"{listing.hidden} {'more pairs are' if listing.hidden > 1 else 'more pair is'}"
         hidden = [Text(f"\n{more} not for the backends that are installed: --all lists them.", style="dim")]
     if not found:
-        what = f"No known pair matches {text!r}." if text else "No pair is known."
+        what = f"No known pair matches {text!r}. {listing.meant}".strip() if text else "No pair is known."
         plain = f"{what} Any target runs with --drafter ngram; add pairs of your own with POLYDRAFT_PAIRS."
         return Group(Text(plain), *_packings(listing.packings), *hidden)
     table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", "from")
