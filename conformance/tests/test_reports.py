@@ -165,6 +165,15 @@ def test_near_ties_are_counted_apart(folder):
     assert "## Near ties" in markdown
 
 
+def test_what_diverged_in_excluded_checks_is_counted_apart(folder):
+    (data,) = read_reports([folder / "honest"])
+    assert "more diverged" not in to_matrix([data])
+    row = next(row for row in data["checks"] if row["numbers"].get("verdicts"))
+    row["numbers"]["verdicts"]["DIVERGED"] = 2
+    row["status"] = "excluded"
+    assert re.search(r"\| \d+ / 0 / 0; 2 more diverged in excluded checks \|", to_matrix([data]))
+
+
 def test_the_matrix(folder, capsys):
     assert main(["report", str(folder)]) == 0
     table = capsys.readouterr().out

@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract import GenerationResult, GenerationSettings, WholeEngine
+from polydraft.contract.results import compared
 from polydraft.errors import UnsupportedError
 from polydraft.verification import Noise, epsilon_of, judge_outputs, measure_noise
 
@@ -270,6 +271,8 @@ class Bench:
     ) -> bool:
         """Fail the check unless two outputs are the same tokens, or nearly tied. The verdict goes into its row.
 
+        Where the tokens of one are not certain, as the engine gives text, the same characters are the same output.
+
         Args:
             plain: The reference output; its prompt and settings are those of both.
             found: The output that must equal it.
@@ -279,7 +282,7 @@ class Bench:
             near_ties: Whether a near tie passes.
 
         Returns:
-            True if all tokens are equal; False after a near tie: then what follows it cannot be compared.
+            True if the outputs are equal; False after a near tie: then what follows it cannot be compared.
 
         Raises:
             AssertionError: They diverge.
@@ -290,7 +293,7 @@ class Bench:
         results = (plain, found) if isinstance(found, GenerationResult) else (plain,)
         reused = max(result.stats.num_reused_tokens or 0 for result in results)
         judgement = judge_outputs(session, self.capabilities, prompt, plain.settings, expected, other, reused=reused)
-        if judgement.verdict == "EXACT":
+        if judgement.verdict == "EXACT" or _same_text(plain, found):
             self.suite.verdicts.append(("EXACT", {}))
             return True
         message, evidence = describe(
@@ -310,3 +313,11 @@ class Bench:
             f"{running.backend}, {running.engine} {running.engine_version}, {running.dtype}, {running.device}, "
             f"{self.suite.hardware}"
         )
+
+
+def _same_text(plain: GenerationResult, found: GenerationResult | Sequence[int]) -> bool:
+    """Whether two outputs, of which the tokens of one are not certain, are the same as far as that can be known."""
+    if not isinstance(found, GenerationResult) or (plain.certain_ids and found.certain_ids):
+        return False
+    expected, other = compared(plain, found)
+    return expected == other

@@ -68,9 +68,11 @@ class Report:
         return {status: counts[status] for status in STATUSES}
 
     def verdicts(self) -> dict[str, int]:
-        """Number of compared outputs by verdict."""
+        """Number of compared outputs by verdict, without those of excluded checks."""
         counts: Counter[str] = Counter()
         for row in self.rows:
+            if row.status == "excluded":
+                continue
             counts.update(row.numbers.get("verdicts", {}))
         return {verdict: counts[verdict] for verdict in VERDICTS}
 

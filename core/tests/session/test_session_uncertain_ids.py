@@ -50,3 +50,13 @@ def test_outputs_are_then_compared_by_their_characters():
     assert compared(plain, other) == (tuple(b"bcd"), tuple(b"bce"))
     assert compared(stopped, stopped) == (tuple(b"bc"), tuple(b"bc"))
     assert compared(plain, plain) == ((1, 2, 3), (1, 2, 3))
+
+
+def test_ids_that_a_session_was_told_to_give_are_compared_by_their_characters_too():
+    spelling = session(([1, 2], False))
+    spelling.spells_ids = True
+    plain, found = session(([1, 2], True)).generate("a", max_new_tokens=2), spelling.generate("a", max_new_tokens=2)
+    assert (plain.certain_ids, found.certain_ids) == (True, False)
+    assert found.token_ids == (1, 2)
+    assert "certain_ids" not in found.model_dump()
+    assert compared(plain, found) == (tuple(b"bc"), tuple(b"bc"))

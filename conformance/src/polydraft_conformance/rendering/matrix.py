@@ -26,6 +26,7 @@ class Cell:
     counts: Mapping[str, int]
     """Rows by status."""
     near_ties: int
+    diverged: int
 
     @property
     def total(self) -> int:
@@ -48,8 +49,10 @@ def ordered_checks(reports: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]
 def cell(rows: Iterable[Mapping[str, Any]]) -> Cell:
     """Sum up rows."""
     counted = list(rows)
-    near_ties = sum(row["numbers"].get("verdicts", {}).get("NEAR_TIE", 0) for row in counted)
-    return Cell(Counter(row["status"] for row in counted), near_ties)
+    verdicts: Counter[str] = Counter()
+    for row in counted:
+        verdicts.update(row["numbers"].get("verdicts", {}))
+    return Cell(Counter(row["status"] for row in counted), verdicts["NEAR_TIE"], verdicts["DIVERGED"])
 
 
 def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -64,6 +67,8 @@ def to_matrix(reports: Sequence[Mapping[str, Any]]) -> str:
         backend, options = data["backend"], data["options"]
         verdicts = data.get("verdicts", {})
         counts = " / ".join(str(verdicts.get(name, 0)) for name in ("EXACT", "NEAR_TIE", "DIVERGED"))
+        if excluded := cell(row for row in data["checks"] if row["status"] == "excluded").diverged:
+            counts += f"; {excluded} more diverged in excluded checks"
         usable = data["availability"]["usable"]
         cells = [
             f"`{backend['name']}`",

@@ -231,6 +231,7 @@ class Call:
             text=tracker.text,
             raw_text=tracker.raw_text,
             token_ids=tracker.token_ids if self.certain_ids or self.spells_ids else None,
+            certain_ids=self.certain_ids,
             prompt_token_ids=self.request.prompt_token_ids,
             segments=tracker.segments,
             finish_reason=tracker.finish_reason or "cancelled",

@@ -392,6 +392,12 @@ class GenerationResult(Record):
         description="Emitted tokens; the last is the EOS or stop token, or the one that completed a stop string. None "
         "where an engine gives text, and which tokens it has is not certain."
     )
+    certain_ids: bool = Field(
+        default=True,
+        exclude=True,
+        repr=False,
+        description="False: ``token_ids`` are None, or with ``Session.spells_ids`` the tokenizer's for a text.",
+    )
     prompt_token_ids: tuple[int, ...]
     segments: tuple[Segment, ...] = Field(
         default=(), description="``text`` split by origin; joined, they are ``text``. Neighbours differ in origin."
@@ -457,7 +463,7 @@ def compared(plain: GenerationResult, found: GenerationResult) -> tuple[tuple[in
     as limits are of tokens.
     """
     ends = {plain.finish_reason, found.finish_reason}
-    if None in (plain.token_ids, found.token_ids):
+    if None in (plain.token_ids, found.token_ids) or not (plain.certain_ids and found.certain_ids):
         own, other = (tuple(map(ord, result.raw_text)) for result in (plain, found))
         cut = not ends.isdisjoint({"cancelled", "length", "context"})
     else:
