@@ -158,14 +158,18 @@ def test_an_engine_that_fails_does(fake, command, monkeypatch):
     assert fake.session.closed == 1
 
 
-def test_on_a_terminal():
-    """Colours, dimmed thinking, the prompt, Ctrl-C while it answers and at the prompt."""
+def test_on_a_terminal(tmp_path):
+    """Colours, dimmed thinking, line editing, the history, Ctrl-C while it answers and at the prompt."""
     pty = pytest.importorskip("pty")
+    pytest.importorskip("readline")
+    history = tmp_path / "state/history"
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         # Where the tests run in the background, they were started with Ctrl-C ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import polydraft, time\nfrom fake_session import *\n"
+        "import polydraft, time\nfrom pathlib import Path\nfrom fake_session import *\n"
+        "from polydraft._cli import chat_input\n"
+        f"chat_input.history_file = lambda: Path({str(history)!r})\n"
         "from polydraft.contract import Chunk\n"
         "session = FakeSession((Chunk(token_ids=(1,), text='', thinking='hmm', num_accepted_tokens=None), *CHUNKS))\n"
         "def slow(index):\n"
@@ -201,13 +205,13 @@ def test_on_a_terminal():
 
     try:
         wait_for("> ")
-        os.write(terminal, b"Hi\n")
+        os.write(terminal, b"i\x1b[DH\n")  # arrow left
         wait_for("\x1b[2mhmm\x1b[0m")
         wait_for("WAITING")
         os.write(terminal, b"\x03")
         wait_for("ended by cancelled")
         wait_for("> ")
-        os.write(terminal, b"Again\n")
+        os.write(terminal, b"\x1b[A again\n")  # arrow up
         wait_for("\x1b[32m upon a\x1b[0m time")
         wait_for("> ")
         wait_for("/exit ends", again=b"\x03")  # Python may miss a signal that comes just before it waits for input
@@ -224,3 +228,4 @@ def test_on_a_terminal():
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+    assert history.read_text(encoding="utf-8").splitlines()[-3:] == ["Hi", "Hi again", "/exit"]

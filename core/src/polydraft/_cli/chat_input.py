@@ -90,10 +90,20 @@ def _line(prompt: str, interrupted: str) -> str | None:
         return (read_text(sys.stdin.buffer, "The message", line=True) if whole else sys.stdin.readline()) or None
     while True:
         try:
-            # input() writes its prompt to sys.stdout, which leads to standard error by now.
-            return given_text("The message", input(prompt))
+            with _line_editing():
+                return given_text("The message", input(prompt))
         except EOFError:
             print(file=sys.stderr)
             return None
         except KeyboardInterrupt:
             print(f"\n{interrupted}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _line_editing() -> Iterator[None]:
+    """``input`` edits lines only where ``sys.stdout`` is over descriptor 1, which leads to standard error by now."""
+    with (
+        open(1, "w", encoding=sys.stdin.encoding, errors="backslashreplace", closefd=False) as stream,
+        contextlib.redirect_stdout(stream),
+    ):
+        yield
