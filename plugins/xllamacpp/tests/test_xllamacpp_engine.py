@@ -70,22 +70,6 @@ def test_every_kind_of_ngram_drafts(gguf, kind):
     assert max(chunk.num_draft_tokens for chunk in chunks) == 3
 
 
-def test_greedy_requests_reuse_what_a_slot_holds(gguf, session):
-    """Others run their whole prompt: a draw near the limit of two tokens flips by the last bits."""
-    first = session.generate(PROMPT, **LONG)
-    turn = [*PROMPT, *first.token_ids, 310, 311]
-    drawn = session.generate(turn, **LONG, temperature=0.9, seed=1)
-    shown = session.generate(turn, max_new_tokens=4, logprobs=1)
-    found = session.generate(turn, **LONG)
-    assert (drawn.stats.num_reused_tokens, shown.stats.num_reused_tokens) == (0, 0)
-    assert found.stats.num_reused_tokens > len(PROMPT)
-    with load(gguf, prefix_cache_bytes=0) as fresh:
-        for _ in range(2):
-            expected = fresh.generate(turn, **LONG)
-            assert expected.stats.num_reused_tokens == 0
-    assert found.token_ids == expected.token_ids
-
-
 def test_log_probabilities_are_those_of_plain_decoding(session):
     """The server says 0 for tokens of rounds with drafts."""
     result = session.generate(PROMPT, max_new_tokens=8, logprobs=2)

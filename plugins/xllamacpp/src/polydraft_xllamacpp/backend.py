@@ -48,7 +48,6 @@ class XllamacppBackend(Backend):
             drafter_kinds=DRAFTER_KINDS,
             sampling=_SAMPLING,
             concurrent_calls=True,
-            reuses_prefixes=True,
             max_speculative_tokens=16,
         )
 

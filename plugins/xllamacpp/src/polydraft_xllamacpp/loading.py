@@ -69,8 +69,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
         )
         start_plain = partial(InProcessServer, settings.plain(), request.target.id)
         undo.pop_all()
-        reuses = request.prefix_cache_bytes != 0
-        return LlamaServerEngine(tokenizer, running, server, start_plain if speculates else None, reuses=reuses)
+        return LlamaServerEngine(tokenizer, running, server, start_plain if speculates else None)
 
 
 def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:

@@ -41,7 +41,6 @@ class LlamaServerEngine(WholeEngine):
         start_plain: Starts the server without a drafter, at the first plain call; None if ``server`` was not started
             here.
         release: Frees what the tokenizer needs, last of all.
-        reuses: Whether a request may reuse what its slot holds of its prompt.
     """
 
     def __init__(
@@ -51,8 +50,6 @@ class LlamaServerEngine(WholeEngine):
         server: RunningServer,
         start_plain: Callable[[], RunningServer] | None,
         release: Callable[[], None] = lambda: None,
-        *,
-        reuses: bool,
     ) -> None:
         self.tokenizer = tokenizer
         self.running = running
@@ -61,7 +58,6 @@ class LlamaServerEngine(WholeEngine):
         self._start_plain = start_plain
         self._starting = threading.Lock()
         self._release = release
-        self._reuses = reuses
 
     def rounds(self, generation: Generation) -> Iterator[Round]:
         """Send the request at once; errors while it is read are those of ``Rounds``.
@@ -70,14 +66,7 @@ class LlamaServerEngine(WholeEngine):
             UnsupportedError: Plain decoding was asked for, and the server that runs at the url drafts.
         """
         server = self.server if generation.request.speculate else self._plain()
-        return Rounds(
-            server.client,
-            generation,
-            self.tokenizer,
-            self.running.dtype,
-            check_alive=server.check_alive,
-            reuses=self._reuses,
-        )
+        return Rounds(server.client, generation, self.tokenizer, self.running.dtype, check_alive=server.check_alive)
 
     def check_settings(self, settings: GenerationSettings) -> None:
         """Refuse what llama.cpp's own grammars cannot say, or leave out in silence."""

@@ -54,7 +54,6 @@ class Rounds(Iterator[Round]):
         tokenizer: The target's.
         dtype: Of the weights, for errors.
         check_alive: Raises an ``EngineError`` that says more if the server has ended.
-        reuses: Whether it may reuse what the slot holds of the prompt.
 
     Raises:
         EngineError: The server failed, cannot be reached, or did not end in time; or it ended an output that must match
@@ -69,22 +68,19 @@ class Rounds(Iterator[Round]):
         tokenizer: Tokenizer,
         dtype: str,
         check_alive: Callable[[], None],
-        *,
-        reuses: bool,
     ) -> None:
         self._client = client
         self._generation = generation
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._check_alive = check_alive
-        self._reuses = reuses
         self._patience = client.patience(generation.request.settings.max_new_tokens)
         self._latest = time.perf_counter()
         self._answer = self._ask()
         self._ended = False
 
     def _ask(self) -> _Answer:
-        body = _request(self._generation, reuses=self._reuses)
+        body = _request(self._generation)
         top = self._generation.request.settings.logprobs
         return _Answer(self._client, body, top, self._tokenizer, self._patience)
 
@@ -313,7 +309,7 @@ def _without_logprobs() -> EngineError:
     )
 
 
-def _request(generation: Generation, *, reuses: bool) -> dict[str, Any]:
+def _request(generation: Generation) -> dict[str, Any]:
     """The body of a completion that continues the output so far."""
     request, emitted = generation.request, generation.token_ids
     settings, prompt = request.settings, [*request.prompt_token_ids, *emitted]
@@ -339,9 +335,9 @@ def _request(generation: Generation, *, reuses: bool) -> dict[str, Any]:
         "seed": (request.seed + 0x9E3779B1 * (request.stream + len(emitted))) % 0xFFFFFFFF,
         "return_tokens": True,
         "timings_per_token": True,
-        # What a slot holds was computed in steps of other sizes, and its bits are not those of a fresh prompt. That is
-        # a near tie's chance for the likeliest token; a drawn one is often near the limit of another.
-        "cache_prompt": bool(emitted) or (reuses and settings.temperature == 0 and settings.logprobs is None),
+        # A first request runs its whole prompt: with what its slot held, the suite found other outputs after cancelled
+        # and concurrent requests. A continuation reuses its prefix.
+        "cache_prompt": bool(emitted),
         **({} if settings.guided is None else {"grammar": gbnf_of(settings.guided)}),
     }
 

@@ -34,7 +34,6 @@ class LlamaServerBackend(Backend):
         return Capabilities(
             drafter_kinds=frozenset({"mtp", "draft-model"}),
             sampling=frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "guided"}),
-            reuses_prefixes=True,
             max_speculative_tokens=16,
         )
 

@@ -89,9 +89,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             notes=[_PLAIN_NOTE if found.start_plain else "", target.note],
         )
         undo.pop_all()
-        # What a server that somebody else started keeps, and how, is not known.
-        reuses = isinstance(place, Program) and request.prefix_cache_bytes != 0
-        return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free, reuses=reuses)
+        return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free)
 
 
 def server_command(request: LoadRequest, *, host: str, port: int) -> ServerCommand:
