@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,19 @@ import typer
 from polydraft._flags import FLAGS
 from polydraft._presentable import presentable
 
-__all__ = ["CommandState", "Debug", "Json", "Verbose", "takes_options"]
+__all__ = [
+    "MEASURING",
+    "CommandState",
+    "Debug",
+    "Json",
+    "LoadLimit",
+    "MeasuredPrompts",
+    "Verbose",
+    "takes_options",
+]
+
+MEASURING = "How it measures"
+"""The panel of what `bench` and `tune` have in common."""
 
 
 @dataclass
@@ -46,6 +59,25 @@ def _show_log(value: bool) -> bool:
     return value
 
 
+MeasuredPrompts = Annotated[
+    Path | None,
+    typer.Option(
+        *FLAGS["prompts"],
+        metavar="FILE",
+        help="Prompts to measure: plain text with lines of --- between them, .json or .jsonl. Default: code, "
+        "prose, chats and lists.",
+        rich_help_panel=MEASURING,
+    ),
+]
+LoadLimit = Annotated[
+    float | None,
+    typer.Option(
+        *FLAGS["load_limit"],
+        metavar="SECONDS",
+        help="Give up an engine that has not been loaded by then. Default: 600.",
+        rich_help_panel=MEASURING,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -16,7 +16,7 @@ from polydraft._flags import FLAGS
 
 __all__ = ["bench"]
 
-_PANEL = "How it measures"
+_PANEL = opt.MEASURING
 
 
 def bench(
@@ -49,16 +49,7 @@ def bench(
             rich_help_panel=_PANEL,
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            *FLAGS["prompts"],
-            metavar="FILE",
-            help="Prompts to measure: plain text with lines of --- between them, .json or .jsonl. Default: code, "
-            "prose, chats and lists.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
+    prompts: opt.MeasuredPrompts = None,
     max_new_tokens: Annotated[
         int,
         typer.Option(
@@ -83,15 +74,7 @@ def bench(
             rich_help_panel=_PANEL,
         ),
     ] = 5,
-    load_limit: Annotated[
-        float | None,
-        typer.Option(
-            *FLAGS["load_limit"],
-            metavar="SECONDS",
-            help="Give up an engine that has not been loaded by then. Default: 600.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
+    load_limit: opt.LoadLimit = None,
     save_to: Annotated[
         Path | None,
         typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from polydraft._cli.render.cache import size
+from polydraft._cli.render.loads import loads_table
 from polydraft._cli.render.tables import FittingTable
 from polydraft._flags import in_flags
 
@@ -31,7 +31,12 @@ def bench_summary(found: BenchResult) -> RenderableType:
     parts: list[RenderableType] = [Text(found.title, style="bold red" if synthetic else "bold"), Text()]
     measured = [row for row in found.rows if row.tokens_per_second]
     if measured:
-        for table in (_speeds(found), _rounds(measured), _classes(found, measured), _engines(measured)):
+        for table in (
+            _speeds(found),
+            _rounds(measured),
+            _classes(found, measured),
+            loads_table((row.backend, row) for row in measured),
+        ):
             if table is not None:
                 parts += [table, Text()]
     parts += [
@@ -84,23 +89,3 @@ def _classes(found: BenchResult, rows: list[BenchRow]) -> FittingTable | None:
 def _of_class(told: dict[str, float]) -> str:
     speed, times = told.get("tokens_per_second"), told.get("times_plain")
     return "" if speed is None else f"{speed:.1f}" + ("" if times is None else f" ({times:.2f})")
-
-
-def _engines(rows: list[BenchRow]) -> FittingTable:
-    """One row for each load."""
-    table = FittingTable("engine", "load", "peak memory", "on the device", "dtype", "device")
-    seen = set()
-    for row in rows:
-        load = (row.backend, row.load_seconds)
-        if load in seen:
-            continue
-        seen.add(load)
-        table.add_row(
-            row.backend,
-            "" if row.load_seconds is None else f"{row.load_seconds:.1f} s",
-            "" if row.peak_memory_bytes is None else size(row.peak_memory_bytes),
-            "" if row.device_memory_bytes is None else size(row.device_memory_bytes),
-            row.dtype,
-            row.device,
-        )
-    return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from polydraft._cli.render.cache import size
+from polydraft._cli.render.loads import loads_table
 from polydraft._cli.render.tables import FittingTable
 from polydraft._flags import in_flags
 
@@ -35,7 +35,14 @@ def tuning_summary(found: TuningResult) -> RenderableType:
     measured = [row for row in found.rows if row.tokens_per_second]
     parts: list[RenderableType] = []
     if measured:
-        parts += [_speeds(found, measured), Text(), _classes(found, measured), Text(), _engines(measured), Text()]
+        parts += [
+            _speeds(found, measured),
+            Text(),
+            _classes(found, measured),
+            Text(),
+            loads_table((f"{row.backend} {row.method or 'plain'}", row) for row in measured),
+            Text(),
+        ]
     for row in found.rows:
         if row.reason and row.state != "dropped":
             what = row.backend if row.state == "refused" and not row.method else row.label
@@ -75,26 +82,6 @@ def _classes(found: TuningResult, rows: list[TunedRow]) -> FittingTable:
     for row in rows:
         if row.state == "measured":
             table.add_row(row.label, *(f"{row.by_class[kind]:.1f}" if kind in row.by_class else "" for kind in kinds))
-    return table
-
-
-def _engines(rows: list[TunedRow]) -> FittingTable:
-    """One row for each load."""
-    table = FittingTable("engine", "load", "peak memory", "on the device", "dtype", "device")
-    seen = set()
-    for row in rows:
-        load = (row.backend, row.load_seconds)
-        if load in seen:
-            continue
-        seen.add(load)
-        table.add_row(
-            f"{row.backend} {row.method or 'plain'}",
-            "" if row.load_seconds is None else f"{row.load_seconds:.1f} s",
-            "" if row.peak_memory_bytes is None else size(row.peak_memory_bytes),
-            "" if row.device_memory_bytes is None else size(row.device_memory_bytes),
-            row.dtype,
-            row.device,
-        )
     return table
 
 
