@@ -22,7 +22,7 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +49,8 @@ class Times:
     drafting: list[float]
     verifying: list[float]
     between: float
+    change: float = 0.0
+    """More for a step of another number of rows than the step before it: its graph is built anew."""
 
 
 def line(each: float, plain: float, row: float, between: float = 0.1) -> Times:
@@ -58,13 +60,15 @@ def line(each: float, plain: float, row: float, between: float = 0.1) -> Times:
 
 
 def engines() -> dict[str, Times]:
-    """Models of Gemma 4's shapes on an H100 as they were measured, and two kinds of CPU engines in round figures."""
+    """Models of Gemma 4's shapes on an H100 as they were measured, and three kinds of CPU engines in round figures."""
     found = {
         # About what tiny-e2b takes in Transformers on a core: the first further row costs more than the next ones.
         "CPU, cheap rows": Times(
             [1.9 * k for k in range(LARGEST + 1)], [0.0, 4.5, 5.0, 5.3, 5.5, 5.7, 5.8, 5.9, 6.1, 6.4], 0.22
         ),
         "CPU, dear rows": line(0.25, 1.0, 0.35),
+        # About what tiny-e2b takes in llama.cpp on a core.
+        "CPU, dear changes": replace(line(0.12, 0.5, 0.05, 0.03), change=0.2),
     }
     rows = load(ROOT / "plugins/transformers/benchmarks/results/rounds_at_real_shapes_h100.json").rows
     measured = {
@@ -119,6 +123,7 @@ class Clock:
     def __init__(self, times: Times, seed: int) -> None:
         self.times = times
         self.told = self.real = 0.0
+        self.rows = 0
         self._noise = noise(seed)
 
     def goes_on(self, milliseconds: float) -> None:
@@ -166,7 +171,9 @@ class Replayed:
 
     def verify(self, token_ids: list[int]) -> Step:
         """Position after position."""
-        self._clock.goes_on(self._clock.times.verifying[len(token_ids)])
+        clock, rows = self._clock, len(token_ids)
+        clock.goes_on(clock.times.verifying[rows] + (clock.times.change if rows != clock.rows else 0.0))
+        clock.rows = rows
         return Step(tuple(range(token_ids[0] + 1, token_ids[0] + 1 + len(token_ids))), None)
 
     def rollback(self, length: int) -> None:

@@ -25,6 +25,8 @@ class Machine:
     """Per further row of a step."""
     accepted: float
     """Chance of each draft, if those before it were accepted."""
+    changing: float = 0.0
+    """More for a step of another number of rows than the one before it."""
     catching_up: float = 0.0
     """Per token that the drafter has not followed."""
     measured: random.Random | None = None
@@ -36,14 +38,15 @@ class Machine:
     def run(self, call, seed, k=None):
         """Seconds for a call's tokens after the first, with a fixed k or a schedule's."""
         draw = random.Random(seed)
-        seconds, missed, left = 0.0, 20, TOKENS - 1
+        seconds, missed, left, rows = 0.0, 20, TOKENS - 1, 0
         while left > 0:
             drafted = min(call.pick(left) if k is None else k, left - 1)
             accepted = 0
             while draw.random() < self.accepted and accepted < drafted:
                 accepted += 1
             drafting = self.draft * drafted + self.catching_up * missed if drafted else 0.0
-            verifying = 1 + self.row * drafted
+            verifying = 1 + self.row * drafted + (self.changing if drafted + 1 != rows else 0.0)
+            rows = drafted + 1
             missed = 0 if drafted else missed + 1
             seconds += drafting + verifying
             left -= accepted + 1
@@ -105,6 +108,18 @@ def test_texts_of_many_kinds_on_a_machine_whose_speed_wanders(draft, row):
             over_plain.append(seconds / fixed[0])
     assert sum(losses) / len(losses) <= 1.04
     assert max(over_plain) <= 1.08
+
+
+@pytest.mark.parametrize("accepted", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("noisy", [False, True], ids=["exact", "noisy"])
+def test_a_change_of_k_must_pay_for_itself(accepted, noisy):
+    """llama.cpp plans a step of another size anew: k that changes from round to round took longer than any k."""
+    machine = Machine(0.24, 0.1, accepted, changing=0.4, measured=random.Random(5) if noisy else None)
+    session = SessionSchedule(LARGEST)
+    machine.scheduled(session, range(3))
+    seconds, fixed = machine.scheduled(session, CALLS), machine.fixed(CALLS)
+    assert seconds <= 1.06 * min(fixed)
+    assert seconds <= 1.03 * fixed[0]
 
 
 def test_a_first_call_with_a_useless_drafter_loses_little():

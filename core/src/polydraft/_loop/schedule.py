@@ -55,10 +55,17 @@ _ENOUGH = 2
 """Measurements after which it is known what catching up costs: the first may include one-time work."""
 _HARDLY = 0.03
 """A longer draft is not thought of where all of it is accepted less often."""
+_STAY = 4.0
+"""Rounds that a change of k is thought to be for: what it costs is spread over them."""
+_CHANGE_STEP, _CHANGE_LEAST = 0.1, 0.02
+"""How fast what is seen of a change's cost counts, and the share of a step that is not told from noise."""
 _TICK = 1e-9
 """The shortest time, where the clock did not move."""
 _LOOK_EVERY = 4
 """Rounds between looks for a k that is worth trying."""
+_SETTLED, _LOOK_RARELY = 16, 8
+"""Choices in a row not to draft, after which only every so manieth round is thought about and measured: little is new,
+and where steps are short, thinking takes a share of them."""
 _GUARD, _REST = 0.006, 0.001
 """Share of the time that may be lost by trying the nearest alternative to plain decoding or to drafting, and others."""
 _FIRST_CREDIT, _MOST_CREDIT = 0.01, 2.0
@@ -276,19 +283,23 @@ class SessionSchedule:
         """Of a round that asks for k drafts, and gets none as often as lately."""
         self.between = _Seconds(1, slope=0.0)
         """From a round that emitted a single token to the next one. What a token costs there, it costs with every k."""
+        self.changing = 0.0
+        """Seconds that ``verify`` takes longer after one of another number of rows: some engines plan their work anew."""
+        self._change = 0.0
         self.catching_up = 0.0
         """Seconds for each token that the drafter has not followed."""
         self._catches: list[float] = []
         self._by_position = _Rates(largest, _LONGER)
         self._by_run = _Rates(_RUN[-1] + 1, _LONGER)
         self._right = [0.0, 0.0]
-        self.rounds = 0
+        self.rounds = self.measured = 0  # so far, and when the seconds were last brought up to date
         self.tried = [0] * (largest + 1)
         """The round in which each k was last picked."""
         self.drawn = 1.0  # of the rounds that asked for drafts, the share that got some
 
     def measure(self) -> None:
         """Bring the seconds up to date."""
+        self.measured = self.rounds
         for one in (self.drafting, self.verifying, self.between):
             one.fill()
         between, drawn = self.between.table[1], self.drawn
@@ -296,6 +307,16 @@ class SessionSchedule:
         plain = self.seconds[0] = verifying[1] + between
         for k in range(1, self.largest + 1):
             self.seconds[k] = drawn * (drafting[k] + verifying[k + 1] + between) + (1 - drawn) * plain
+
+    def changed(self, rows: int, seconds: float) -> None:
+        """Measured: what ``verify`` took after one of another number of rows."""
+        usual = self.verifying.table[rows]
+        if usual:
+            more = max(min(seconds - usual, usual / 2), -usual / 2)
+            self._change += _CHANGE_STEP * (more - self._change)
+            # What may be noise is none.
+            self.changing = max(self._change - _CHANGE_LEAST * usual, 0.0)
+        self.verifying.add(rows, seconds - self.changing)
 
     def caught_up(self, seconds: float) -> None:
         """Measured: what each token took that the drafter had to run before it drafted."""
@@ -322,7 +343,10 @@ class CallSchedule:
         self._acceptance = session.acceptance()
         self._rounds = 0
         self._asked = 0
+        self._rows = 0  # of the last round's ``verify``
+        self._plainly = 0  # choices in a row not to draft
         self._alone = False  # whether the last round emitted a single token
+        self._looked = 0  # the round of the last look
         self._credit = 0.0  # plain rounds that may be lost by trying the nearest alternative
         self._trying = 0.0  # tokens per second of the best k, in a round that tries another one for the credit
 
@@ -339,29 +363,36 @@ class CallSchedule:
             asked = most
         elif not drafting.total:
             asked = max(least, min(_FIRST_K, most))
+        elif self._settled():
+            asked = 0
         else:
             asked = self._best(most, left)
             if asked == 0 and drafting.total < _ENOUGH:
                 asked = min(2, most)
+            self._plainly = 0 if asked else self._plainly + 1
         self._asked = asked
         session.tried[asked] = session.rounds
         return asked
 
+    def _settled(self) -> bool:
+        """Whether this round is one of many without drafts, and not one that is looked at."""
+        return self._plainly >= _SETTLED and self._rounds % _LOOK_RARELY != 0
+
     def _best(self, most: int, left: int) -> int:
         session, least = self._session, self._least
         looks = self._rounds % _LOOK_EVERY == 0
-        if session.rounds < _YOUNG or not session.rounds % _MEASURE_EVERY:
+        if session.rounds < _YOUNG or session.rounds - session.measured >= _MEASURE_EVERY:
             session.measure()
-        seconds, drawn = session.seconds, session.drawn
+        seconds, drawn, change, rows = session.seconds, session.drawn, session.changing / _STAY, self._rows
         chance, tokens = 1.0, 1.0
-        best, best_speed = 0, 1 / seconds[0]
+        best, best_speed = 0, 1 / (seconds[0] + (0.0 if rows == 1 else change))
         speeds = [best_speed]
         for k, rate in enumerate(self._acceptance.chances(most), 1):
             chance *= rate
             if chance < _HARDLY:
                 break
             tokens += drawn * chance
-            speed = tokens / seconds[k]
+            speed = tokens / (seconds[k] + (0.0 if rows == k + 1 else change))
             speeds.append(speed)
             if speed > best_speed and k >= least:
                 best, best_speed = k, speed
@@ -382,9 +413,11 @@ class CallSchedule:
         session, rounds, tried = self._session, self._session.rounds, self._session.tried
         seconds, top = session.seconds, speeds[best]
         plain = seconds[0]
+        missed += 2 * session.changing  # to the other k and back
         if self._credit == -1.0:
             self._credit = min(_FIRST_CREDIT * left / top / plain, _MOST_CREDIT)
-        self._credit += _GUARD * _LOOK_EVERY * seconds[best] / plain
+        self._credit += _GUARD * (self._rounds - self._looked) * seconds[best] / plain
+        self._looked = self._rounds
         guard = 0 if best else 1
         age = rounds - tried[guard]
         if guard >= self._least and age >= (_GUARD_EVERY if best else _LOOK_EVERY) and guard < len(speeds):
@@ -406,6 +439,10 @@ class CallSchedule:
     ) -> None:
         """Count the round of the last ``pick``."""
         session, asked = self._session, self._asked
+        if self._settled() and not asked:
+            self._alone = False
+            self._missed += 1
+            return
         # Every second round says enough about times.
         timed = session.rounds < _YOUNG or not self._rounds % 2
         if self._alone and timed:
@@ -417,8 +454,12 @@ class CallSchedule:
             self._credit -= (seconds[asked] - (accepted + 1) / self._trying) / seconds[0]
             self._credit = min(self._credit, _MOST_CREDIT)
             self._trying = 0.0
-        if timed:
-            session.verifying.add(drafted + 1, verify_seconds)
+        rows = drafted + 1
+        if rows != self._rows:
+            session.changed(rows, verify_seconds)
+        elif timed:
+            session.verifying.add(rows, verify_seconds)
+        self._rows = rows
         if not asked:
             self._missed += 1
             return
