@@ -284,7 +284,7 @@ class SessionSchedule:
         self.between = _Seconds(1, slope=0.0)
         """From a round that emitted a single token to the next one. What a token costs there, it costs with every k."""
         self.changing = 0.0
-        """Seconds that ``verify`` takes longer after one of another number of rows: some engines plan their work anew."""
+        """Seconds more of ``verify`` after one of another number of rows: some engines plan their work anew."""
         self._change = 0.0
         self.catching_up = 0.0
         """Seconds for each token that the drafter has not followed."""
