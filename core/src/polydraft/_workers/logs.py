@@ -54,12 +54,23 @@ def forward_logs(send: Callable[[LogLine], None]) -> None:
                         line=record.lineno,
                         function=record.funcName,
                         traceback=found[-_LONGEST:],
+                        quiet=_has_own_handler(record.name),
                     )
                 )
             except Exception:  # of the record: its text cannot be made
                 self.handleError(record)
 
     logging.getLogger().addHandler(Forward())
+
+
+def _has_own_handler(name: str) -> bool:
+    """Whether the logger, or one above it that is not the root, has a handler: a ``NullHandler`` in most libraries."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not logging.getLogger():
+        if logger.handlers:
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 def forward_warnings(send: Callable[[Warned], None], current_call: Callable[[], int]) -> None:
@@ -82,7 +93,7 @@ def forward_warnings(send: Callable[[Warned], None], current_call: Callable[[], 
 def replay_log(line: LogLine) -> None:
     """Give a worker's record to this process's logger of the same name."""
     logger = logging.getLogger(line.name)
-    if not logger.isEnabledFor(line.level):
+    if not logger.isEnabledFor(line.level) or (line.quiet and not logger.hasHandlers()):
         return
     text = f"{line.message}\n{line.traceback}".rstrip() if line.traceback else line.message
     record = logger.makeRecord(line.name, line.level, line.path, line.line, text, (), None, line.function)
