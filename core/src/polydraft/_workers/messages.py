@@ -194,7 +194,7 @@ class LogLine(Message):
     line: int
     function: str | None = None
     traceback: str = ""
-    quiet: bool = Field(default=False, description="Not printed where the app has no handler: its library asks for that.")
+    quiet: bool = Field(default=False, description="Not printed where the app has no handler: its library asks so.")
 
 
 class Warned(Message):
