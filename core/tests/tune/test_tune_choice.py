@@ -102,6 +102,13 @@ def test_k_that_is_picked_for_each_round_stays_so():
     assert by(found.chosen_by) == ("measured", "measured", "caller")
 
 
+def test_what_was_refused_is_not_said_to_be_slower():
+    rows = rows_of({**SPEEDS, ("ngram", 1): 300.0, (None, 0): 200.0})
+    rows[0] = rows[0].model_copy(update={"state": "refused", "verdict": "DIVERGED", "reason": "It changed the output."})
+    keep(rows=[rows[1], rows[0], *rows[2:]])
+    assert "reference mtp k=2 makes 140.0 tokens/s, plain decoding 200.0" in prepare(TOY).request.plan.off.message
+
+
 def test_what_was_refused_is_never_chosen():
     rows = rows_of(SPEEDS)
     rows[0] = rows[0].model_copy(update={"state": "refused", "verdict": "DIVERGED", "reason": "It changed the output."})
