@@ -57,6 +57,10 @@ def make_record(name, factory="GoodBackend", **more):
     )
 
 
+class AskedBackend(GoodBackend):
+    diagnosis = Diagnosis(usable=True, engine_version="2.0", rank=0)
+
+
 class GoodPlugin:
     @hookimpl
     def polydraft_backends(self):
@@ -119,6 +123,20 @@ def test_backends(use, command):
         assert what in ran.out, what
     assert "BrokenPlugin" in ran.out
     assert "no such library" in ran.out
+
+
+def test_a_backend_that_auto_never_chooses_says_so_and_an_engine_of_several_is_the_installed_one(use, command):
+    class Plugin:
+        @hookimpl
+        def polydraft_backends(self):
+            yield make_record("asked", "AskedBackend")
+            yield make_record("either", requires={"an-engine|pluggy": ">=0"})
+
+    use(Plugin(), versions={"pluggy": "1.0"})
+    rows = {line.split()[0]: line for line in command("backends").out.splitlines() if line.strip()}
+    assert "usable if named" in rows["asked"]
+    assert "pluggy 2.0" in rows["either"], "the name of what is installed"
+    assert "asked: usable if named" in command("doctor").out
 
 
 def test_backends_json(use, command):

@@ -70,7 +70,8 @@ def pairs_table(listing: Listing) -> RenderableType:
         what = f"No known pair matches {text!r}. {listing.meant}".strip() if text else "No pair is known."
         plain = f"{what} Any target runs with --drafter ngram; add pairs of your own with POLYDRAFT_PAIRS."
         return Group(Text(plain), *_packings(listing.packings), *hidden)
-    table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", "from")
+    own = any(pair.entry.origin == "user" for pair in found)
+    table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", *(["from"] if own else []))
     for pair in found:
         entry = pair.entry.pair
         table.add_row(
@@ -80,7 +81,7 @@ def pairs_table(listing: Listing) -> RenderableType:
             entry.format,
             _k(pair),
             Text(", ".join(pair.backends) or "-", style="green" if pair.backends else "dim"),
-            pair.entry.source if pair.entry.origin == "user" else pair.entry.origin,
+            *([pair.entry.source if pair.entry.origin == "user" else pair.entry.origin] if own else []),
         )
     faults = {fault.id: fault for pair in found for fault in pair.faults}
     lines = [
