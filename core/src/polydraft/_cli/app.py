@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,4 +154,6 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if _COMPLETION in os.environ:  # a shell asks what may come next
         app(prog_name="polydraft")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # at exit Python would look through all objects of an engine, for a second
+    sys.exit(code)
