@@ -10,6 +10,7 @@ from polydraft._tune import _store
 from polydraft._tune._records import FORMAT, MeasuredWeights
 from polydraft.contract import BackendRecord, hookimpl
 from polydraft.errors import SpeculationUnavailableError
+from polydraft.verification._command import verify
 from tuned import SPEEDS, TOY, keep, rows_of
 
 
@@ -75,6 +76,9 @@ def test_speculation_that_is_slower_is_off_and_the_result_says_why():
         assert session.generate("a", max_new_tokens=4).speculation_off == off
         with pytest.raises(SpeculationUnavailableError, match="measured to be slower"):
             session.generate("a", max_new_tokens=4, speculate="on")
+    with pytest.raises(SpeculationUnavailableError) as raised:
+        verify(TOY)
+    assert raised.value.hint == "Give that k."
     for wanted in ({"num_speculative_tokens": 2}, {"drafter": "ngram"}):
         with polydraft.load(TOY, **wanted) as session:
             assert session.running.speculation_off is None
