@@ -173,6 +173,16 @@ def test_pairs_of_a_variant(use, command):
     found = json.loads(command("pairs", "someone/gemma-4-E4B-it-AWQ", "--json").out)
     assert found
     assert all(pair["variant"] for pair in found)
+    said = command("pairs", "someone/gemma-4-E4B-it-AWQ").out
+    assert "someone/gemma-4-E4B-it-AWQ is not listed. It is taken for another packing of google/gemma-4-E4B-it" in said
+
+
+@pytest.mark.parametrize("text", ["me/gemma-4-E4B-it-mine", "./gemma-4-e4b-it-mine-v2"])
+def test_pairs_of_what_was_made_from_a_known_model(use, command, text):
+    use()
+    said = command("pairs", text).out
+    assert "If it was made from google/gemma-4-E4B-it," in said
+    assert "`--drafter google/gemma-4-E4B-it-assistant`" in said
 
 
 def test_pairs_of_nothing(use, command):

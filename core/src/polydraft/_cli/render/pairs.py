@@ -83,6 +83,10 @@ def pairs_table(listing: Listing) -> RenderableType:
             Text(", ".join(pair.backends) or "-", style="green" if pair.backends else "dim"),
             *([pair.entry.source if pair.entry.origin == "user" else pair.entry.origin] if own else []),
         )
+    taken = []
+    if text and all(pair.entry.variant for pair in found):
+        of = found[0].entry.pair.target
+        taken = [Text(f"\n{text} is not listed. It is taken for another packing of {of}, by its name.", style="dim")]
     faults = {fault.id: fault for pair in found for fault in pair.faults}
     lines = [
         Text(
@@ -91,7 +95,7 @@ def pairs_table(listing: Listing) -> RenderableType:
         )
         for fault in faults.values()
     ]
-    return Group(table, *_packings(listing.packings), *lines, *hidden)
+    return Group(table, *taken, *_packings(listing.packings), *lines, *hidden)
 
 
 def _packings(found: Sequence[PackingDescription]) -> list[RenderableType]:
