@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="An engine that `polydraft engines list` shows.")]
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="An engine that `polydraft engines list` shows.", autocompletion=opt.engine_names
+    ),
+]
 _Again = Annotated[bool, typer.Option("--again", help="Make the environment anew even if it is up to date.")]
 _ACCELERATORS = ("auto", "cpu", "cuda", "metal")
 

@@ -116,7 +116,8 @@ def _stream_answer(
     session: Session, prompt: Prompt, settings: dict[str, Any], view: AnswerView | None
 ) -> tuple[GenerationResult, list[int]]:
     """Generate, showing each chunk as it is generated; also how many tokens each round gave."""
-    stream, rounds = session.stream(prompt, **settings), []
+    stream = session.stream(prompt, **settings)
+    rounds: list[int] = []
     try:
         with waiting_for_answer(view) as show:
             for chunk in stream:

@@ -23,6 +23,7 @@ def pairs(
             metavar="[TEXT]",
             help="Only pairs whose target, drafter or kind contains this; or a model (Hub id, folder, builtin:<name>), "
             "whose packings are shown as well.",
+            autocompletion=opt.target_names,
         ),
     ] = None,
     context_length: Annotated[

@@ -78,7 +78,7 @@ def backends_table(
     if not found and not others:
         return Text(f"No backend is installed. Install one: {usual_install()}")
     table = FittingTable("backend", "state", "engine", "drafters", "formats", "server")
-    lines = []
+    lines: list[str] = []
     for backend in sorted(found, key=lambda one: not one.state.usable):
         data = backend_data(backend)
         table.add_row(

@@ -40,7 +40,8 @@ class FittingTable:
         from rich.table import Table
 
         table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, _APART - 1, 0, 0))
-        least, widths = [], []
+        least: list[int] = []
+        widths: list[int] = []
         for index, column in enumerate(self._columns):
             cells = [column, *(row[index] for row in self._rows if index < len(row))]
             found = [Measurement.get(console, options.update(max_width=_UNLIMITED), _text(cell)) for cell in cells]
