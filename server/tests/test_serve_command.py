@@ -8,8 +8,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
+import polydraft
 import pytest
+from polydraft.errors import UnsupportedError
+from polydraft_server import run
+from polydraft_server.settings import ServerSettings
 
 TOY = ("--model", "builtin:toy", "--backend", "reference")
 
@@ -58,6 +63,31 @@ def test_it_serves_and_stops(number, code):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_what_an_engine_does_once_is_done_before_requests_come(monkeypatch):
+    asked = []
+
+    class Asked:
+        def __init__(self, session):
+            self._session, self.running = session, session.running
+
+        def generate(self, prompt, **settings):
+            asked.append(settings["speculate"])
+            raise UnsupportedError("It has no plain decoding.", "Ask for something else.")
+
+    class Ready:
+        def __init__(self, api, listening, started_up):
+            assert asked == ["auto", "off"]
+            listening.close()
+
+        def run_to_the_end(self):
+            return 0
+
+    monkeypatch.setattr(run, "Server", Ready)
+    with polydraft.load("builtin:toy", backend="reference") as session:
+        monkeypatch.setattr(run, "Api", lambda served, *_: SimpleNamespace(names=["toy"], session=served))
+        assert run.serve(lambda: Asked(session), ServerSettings(port=0), lambda _: None) == 0
 
 
 def test_what_cannot_be_served(command_line, monkeypatch):

@@ -22,4 +22,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("polydraft")
+    if name not in __all__:
+        import sys
+
+        # With what Python needs to say which name may have been meant.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return _load_name(name)

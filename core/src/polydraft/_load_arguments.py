@@ -210,7 +210,7 @@ def _check_k(k: object) -> None:
         return
     name = "num_speculative_tokens"
     if not _is_int(k):
-        raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, 'auto' or None")
+        raise _not_understood(name, k, f"a whole number from 1 to {MAX_SPECULATIVE_TOKENS}, or 'auto'")
     if k == 0:
         raise InvalidRequestError(
             f"`{name}=0` drafts nothing.", "Use `drafter=None` for plain decoding.", argument=name

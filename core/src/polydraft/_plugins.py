@@ -312,7 +312,7 @@ class PluginHost:
             )
         hint = not_installed_hint(name, installed=list(self.backends()))
         return BackendNotFoundError(
-            f"There is no backend {name!r}.",
+            f"There is no backend {name!r}." if engine is None else f"The backend {name} is not installed.",
             f"{hint} Broken plugins: {'; '.join(broken)}." if broken else hint,
             engine=engine.name if engine is not None else "",
         )

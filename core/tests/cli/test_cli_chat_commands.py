@@ -44,6 +44,7 @@ def test_settings_on_the_fly(conversation):
         ("/unset top_k", "top_k is set"),
         ("/rest", "Did you mean '/reset'"),
         ("/save", "name of a file"),
+        ("/save chat.md", "nothing to save yet"),
     ],
 )
 def test_what_is_wrong_with_a_command(conversation, line, said):

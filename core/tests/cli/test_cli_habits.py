@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 from polydraft._cli.versions import version_lines
+from polydraft.errors import EngineError
 
 GENERATE = ("generate", "--model", "org/target")
 
@@ -81,19 +82,39 @@ def test_the_commands_start_without_what_only_hints_and_records_need():
     assert done.stdout.strip() == "[]"
 
 
+def test_an_interrupt_that_became_another_error_is_one(fake, command, monkeypatch):
+    """Python 3.11 raises a RuntimeError from one that comes while a class is defined."""
+
+    def load(*_, **__):
+        try:
+            raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+        except RuntimeError as error:
+            raise EngineError("It could not load it.", "Report it.") from error
+
+    monkeypatch.setattr("polydraft.load", load)
+    ran = command(*GENERATE, "Once")
+    assert (ran.code, ran.err) == (130, "Interrupted.\n")
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
         ("polydraft gen", "generate"),
         ("polydraft generate --exactness b", "bitwise"),
         ("polydraft chat --mod", "--model"),
+        ("polydraft chat --model builtin : to", "toy"),
+        ("polydraft chat --model builtin :", "toy"),
+        ("polydraft generate --backend reference --model builtin : to", "toy"),
+        ("polydraft pairs builtin : to", "toy"),
+        ("polydraft pairs google/gemma-4-E4", "google/gemma-4-E4B-it"),
+        ("polydraft engines install vl", "vllm"),
     ],
 )
 def test_completion(typed, offered):
     variables = {
         **os.environ,
         "_POLYDRAFT_COMPLETE": "complete_bash",
-        "COMP_WORDS": typed,
+        "COMP_WORDS": typed.replace(" ", "\n"),
         "COMP_CWORD": str(len(typed.split()) - 1),
     }
     code = "from polydraft._cli.app import main; main()"

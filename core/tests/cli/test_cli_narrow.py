@@ -43,6 +43,29 @@ def test_a_block_has_a_line_for_each_cell_that_is_not_empty():
     assert shown(60).splitlines()[-2:] == ["short", "  note: x"]
 
 
+def test_a_block_puts_as_many_cells_on_a_line_as_fit():
+    table = FittingTable("target", "k", "kind", "note")
+    table.add_row(NAME, "4", "mtp", "several words that may be folded")
+    stream = io.StringIO()
+    console = console_for(stream)
+    console.width = 42
+    console.print(table)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    assert lines == [NAME, "  k: 4   kind: mtp", "  note: several words that may be folded"]
+
+
+@pytest.mark.parametrize("width", [40, 55, 62, 70, 100])
+def test_a_table_is_as_wide_as_the_terminal_and_folds_no_command(width):
+    table = FittingTable("engine", "state", "fix")
+    table.add_row("transformers", "usable, with known faults", "`polydraft engines install it`")
+    stream = io.StringIO()
+    console = console_for(stream)
+    console.width = width
+    console.print(table)
+    assert "`polydraft engines install it`" in stream.getvalue()
+    assert max(map(len, stream.getvalue().splitlines())) <= width
+
+
 @pytest.mark.parametrize("dumb", [False, True])
 def test_what_is_waited_for_is_said_on_terminals_only(monkeypatch, dumb, capsys):
     with waiting_for("Loading it"):

@@ -25,6 +25,15 @@ def polydraft(*arguments, stdin=None):
     )
 
 
+def test_the_process_ends_without_a_look_through_all_objects_of_an_engine():
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "from polydraft._cli.app import main; sys.argv = ['polydraft', '--help']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.endswith("True\n")
+
+
 def generate(*arguments):
     done = polydraft("generate", *TOY, "--json", *arguments)
     assert done.returncode == 0, done.stderr

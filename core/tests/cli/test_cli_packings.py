@@ -1,6 +1,7 @@
 """``polydraft pairs MODEL``: its packings, their sizes, and what fits here; and pairs that nothing here can run."""
 
 import json
+import shutil
 
 import pytest
 from polydraft.contract import BackendRecord, LocalModelRecord, hookimpl
@@ -33,6 +34,14 @@ def hub(fake_hub, builtin_data, monkeypatch):
     fake_hub.add(f"{MLX}-8bit", {"config.json": config, "model.safetensors": bytes(86_000)})
     fake_hub.add(GGUF, {"m-Q8_0.gguf": bytes(86_000), "m-BF16.gguf": bytes(160_000), "mmproj-F16.gguf": bytes(9)})
     return fake_hub
+
+
+def test_a_folder_is_listed_with_the_drafter_that_load_finds_beside_it(use, command, builtin_data, tmp_path):  # noqa: F811
+    for name in ("", "-assistant"):
+        shutil.copytree(builtin_data / f"tiny-e2b{name}", tmp_path / f"mine{name}")
+    use(GoodPlugin())
+    (pair,) = json.loads(command("pairs", str(tmp_path / "mine"), "--json").out)
+    assert (pair["drafter"], pair["kind"]) == (str(tmp_path / "mine-assistant"), "mtp")
 
 
 def packings(command, *words):

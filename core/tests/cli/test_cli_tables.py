@@ -57,6 +57,10 @@ def make_record(name, factory="GoodBackend", **more):
     )
 
 
+class AskedBackend(GoodBackend):
+    diagnosis = Diagnosis(usable=True, engine_version="2.0", rank=0)
+
+
 class GoodPlugin:
     @hookimpl
     def polydraft_backends(self):
@@ -121,6 +125,20 @@ def test_backends(use, command):
     assert "no such library" in ran.out
 
 
+def test_a_backend_that_auto_never_chooses_says_so_and_an_engine_of_several_is_the_installed_one(use, command):
+    class Plugin:
+        @hookimpl
+        def polydraft_backends(self):
+            yield make_record("asked", "AskedBackend")
+            yield make_record("either", requires={"an-engine|pluggy": ">=0"})
+
+    use(Plugin(), versions={"pluggy": "1.0"})
+    rows = {line.split()[0]: line for line in command("backends").out.splitlines() if line.strip()}
+    assert "usable if named" in rows["asked"]
+    assert "pluggy 2.0" in rows["either"], "the name of what is installed"
+    assert "asked: usable if named" in command("doctor").out
+
+
 def test_backends_json(use, command):
     use(GoodPlugin(), BadPlugin(), BrokenPlugin(), disabled=["GoodPlugin"])
     data = json.loads(command("backends", "--json").out)
@@ -155,6 +173,16 @@ def test_pairs_of_a_variant(use, command):
     found = json.loads(command("pairs", "someone/gemma-4-E4B-it-AWQ", "--json").out)
     assert found
     assert all(pair["variant"] for pair in found)
+    said = command("pairs", "someone/gemma-4-E4B-it-AWQ").out
+    assert "someone/gemma-4-E4B-it-AWQ is not listed. It is taken for another packing of google/gemma-4-E4B-it" in said
+
+
+@pytest.mark.parametrize("text", ["me/gemma-4-E4B-it-mine", "./gemma-4-e4b-it-mine-v2"])
+def test_pairs_of_what_was_made_from_a_known_model(use, command, text):
+    use()
+    said = command("pairs", text).out
+    assert "If it was made from google/gemma-4-E4B-it," in said
+    assert "`--drafter google/gemma-4-E4B-it-assistant`" in said
 
 
 def test_pairs_of_nothing(use, command):

@@ -433,7 +433,7 @@ def test_the_log_shows_what_is_passed_over(host_of, caplog):
         ({"num_speculative_tokens": 2.0}, InvalidRequestError, "whole number"),
         ({"num_speculative_tokens": True}, InvalidRequestError, "whole number"),
         ({"num_speculative_tokens": "4"}, InvalidRequestError, "whole number"),
-        ({"num_speculative_tokens": "adaptive"}, InvalidRequestError, "'auto' or None"),
+        ({"num_speculative_tokens": "adaptive"}, InvalidRequestError, "or 'auto'"),
         ({"exactness": "exact"}, InvalidRequestError, "'bitwise'"),
         ({"exactness": "bitwise", "backend": "fast"}, UnsupportedError, "no `exactness='bitwise'`"),
         ({"context_length": 0}, InvalidRequestError, "context_length=0"),

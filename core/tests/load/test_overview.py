@@ -18,6 +18,23 @@ def result():
     return found
 
 
+def test_a_stream_says_how_far_it_is():
+    with polydraft.load("builtin:toy", backend="reference") as session:
+        stream = session.stream("Once", max_new_tokens=9, ignore_eos=True)
+        assert repr(stream) == "<TokenStream, not begun>"
+        assert repr(session.astream("Once")) == "<AsyncTokenStream, not begun>"
+        next(stream)
+        assert repr(stream) == "<TokenStream, running>"
+        list(stream)
+        assert repr(stream) == f"<TokenStream, ended: {stream.result!r}>"
+
+
+def test_a_misspelt_name_is_an_error_that_python_can_help_with():
+    with pytest.raises(AttributeError, match="module 'polydraft' has no attribute 'lod'") as raised:
+        polydraft.lod  # noqa: B018
+    assert (raised.value.name, raised.value.obj) == ("lod", polydraft)
+
+
 def test_backends_and_devices():
     found = polydraft.backends()
     reference = next(one for one in found if one.name == "reference")

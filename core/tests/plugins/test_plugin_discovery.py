@@ -221,6 +221,13 @@ def test_nothing_of_a_broken_plugin_is_used():
     assert "half (polydraft_pairs fails" in error.value.hint
 
 
+def test_a_backend_that_is_known_is_not_installed_and_another_one_is_unknown():
+    for name, said in (("vllm", "The backend vllm is not installed."), ("vlm", "There is no backend 'vlm'.")):
+        with pytest.raises(BackendNotFoundError) as error:
+            PluginHost({}).backend(name)
+        assert error.value.message == said
+
+
 def test_backend_of_a_broken_plugin():
     host = PluginHost({"p": plugin(backends=lambda: [record("x", contract_version=9)])})
     for name in ("x", "p"):

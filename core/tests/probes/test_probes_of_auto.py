@@ -131,7 +131,10 @@ CHANGES = {
     "a variable": lambda machine, patch: patch.setenv("CUDA_VISIBLE_DEVICES", "1"),
     "a package": lambda machine, patch: (machine.folder / "torch-9.9.dist-info").mkdir(),
     "a module": lambda machine, patch: (machine.folder / "torch.py").touch(),
-    "the path": lambda machine, patch: patch.syspath_prepend(str(machine.folder.parent)),
+    "the path": lambda machine, patch: (
+        (machine.folder.parent / "torch.py").touch(),
+        patch.syspath_prepend(str(machine.folder.parent)),
+    ),
     "a driver": lambda machine, patch: patch.setattr(kept, "hardware", lambda: ["another GPU"]),
 }
 
@@ -155,6 +158,17 @@ def test_threads_and_output_change_nothing(name, machine, monkeypatch):
     before = kept._keys(records, homes)
     monkeypatch.setenv(name, "3")
     assert kept._keys(records, homes) == before
+
+
+def test_a_folder_of_the_path_without_modules_changes_nothing(machine, chosen, tmp_path, monkeypatch):
+    """``python -m`` puts the current folder there."""
+    chosen()
+    machine.asked()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    chosen()
+    assert machine.asked() == []
 
 
 def test_a_change_of_one_plugin_or_of_its_files_makes_that_one_be_asked_again(machine, chosen):

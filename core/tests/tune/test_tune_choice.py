@@ -10,6 +10,7 @@ from polydraft._tune import _store
 from polydraft._tune._records import FORMAT, MeasuredWeights
 from polydraft.contract import BackendRecord, hookimpl
 from polydraft.errors import SpeculationUnavailableError
+from polydraft.verification._command import verify
 from tuned import SPEEDS, TOY, keep, rows_of
 
 
@@ -75,6 +76,9 @@ def test_speculation_that_is_slower_is_off_and_the_result_says_why():
         assert session.generate("a", max_new_tokens=4).speculation_off == off
         with pytest.raises(SpeculationUnavailableError, match="measured to be slower"):
             session.generate("a", max_new_tokens=4, speculate="on")
+    with pytest.raises(SpeculationUnavailableError) as raised:
+        verify(TOY)
+    assert raised.value.hint == "Give that k."
     for wanted in ({"num_speculative_tokens": 2}, {"drafter": "ngram"}):
         with polydraft.load(TOY, **wanted) as session:
             assert session.running.speculation_off is None
@@ -100,6 +104,13 @@ def test_k_that_is_picked_for_each_round_stays_so():
     found = prepare(TOY, num_speculative_tokens="auto").request
     assert (found.plan.kind, found.plan.max_speculative_tokens is not None) == ("mtp", True)
     assert by(found.chosen_by) == ("measured", "measured", "caller")
+
+
+def test_what_was_refused_is_not_said_to_be_slower():
+    rows = rows_of({**SPEEDS, ("ngram", 1): 300.0, (None, 0): 200.0})
+    rows[0] = rows[0].model_copy(update={"state": "refused", "verdict": "DIVERGED", "reason": "It changed the output."})
+    keep(rows=[rows[1], rows[0], *rows[2:]])
+    assert "reference mtp k=2 makes 140.0 tokens/s, plain decoding 200.0" in prepare(TOY).request.plan.off.message
 
 
 def test_what_was_refused_is_never_chosen():

@@ -15,7 +15,7 @@ from polydraft._measuring.prompts import MeasuredPrompt
 from polydraft._tune import _chart, _command, _store
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
 from polydraft.verification._command import verify
-from tuned import keep
+from tuned import keep, rows_of
 
 TOY = "builtin:toy"
 PROMPTS = {"code": ["def f():"], "prose": ["a word"]}
@@ -80,6 +80,16 @@ def test_the_verdict_is_that_of_verify(broken):
     engine = LoadedEngine(TOY, given, Group("reference", way, 4), here())
     assert engine.verdict(4, 3.0) == "DIVERGED"
     engine.close()
+
+
+def test_speculation_that_changed_the_output_is_told_with_the_command_that_shows_where():
+    row = rows_of({("ngram", 2): 100.0})[0]
+    row = row.model_copy(update={"state": "refused", "verdict": "DIVERGED", "reason": "It changed the output."})
+    given = checked_arguments(TOY, {"dtype": "float32"})
+    assert _command._with_command(row, TOY, given).reason == (
+        "It changed the output. `polydraft verify --model builtin:toy --backend reference --drafter ngram -k 2 "
+        "--dtype float32 --time-limit 20` shows where."
+    )
 
 
 def test_an_interruption_gives_what_was_measured_and_keeps_nothing(monkeypatch):

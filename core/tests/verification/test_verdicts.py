@@ -174,6 +174,39 @@ def test_what_an_earlier_turn_computed_is_in_the_control(session, reused, verdic
     assert judgement.verdict == verdict
 
 
+class LongMemorySequence(ReferenceSequence):
+    """One logit is a little larger after a step of one token and one of two: their KV is of other sums."""
+
+    token, more, pair_run, last = 0, 0.0, False, 0
+
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        self.pair_run |= (self.last, len(token_ids)) == (1, 2)
+        self.last = len(token_ids)
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits = logits.copy()
+        logits[:, self.token] += self.more * self.pair_run
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "verdict"), [((), "DIVERGED"), ((1,) * 20, "DIVERGED"), ((1, 1, 2, *[1] * 16), "NEAR_TIE")]
+)
+def test_rounds_of_other_lengths_are_in_the_control(session, rounds, verdict):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    session.engine.sequence_class = type("Own", (LongMemorySequence,), {"token": found[9], "more": 1.1 * margin})
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4, rounds=rounds)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == verdict
+
+
 @pytest.mark.parametrize(
     "settings",
     [

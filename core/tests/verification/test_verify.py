@@ -63,6 +63,20 @@ def test_a_tie_that_flips_without_a_drafter_too_is_a_near_tie(broken):
     assert abs(tie.margin) <= 2 * tie.noise
 
 
+def test_the_control_knows_the_rounds_of_the_output(monkeypatch):
+    given = []
+
+    def judged(*arguments, rounds):
+        given.append((arguments[-1], rounds))
+        return run_judge(*arguments, rounds=rounds)
+
+    run_judge = run.judge_outputs
+    monkeypatch.setattr(run, "judge_outputs", judged)
+    verify("builtin:toy", keep=False, **TOY)
+    assert all(sum(rounds) == len(found) and rounds[0] == 1 for found, rounds in given)
+    assert max(max(rounds) for _, rounds in given) > 1
+
+
 @pytest.mark.parametrize("defect", [WrongBlocks, WrongBlocksInLowPrecision])
 def test_wrong_blocks_do_not_excuse_themselves(broken, defect):
     """The control without a drafter flips as well, and the "noise" is large: rounding does not explain it."""

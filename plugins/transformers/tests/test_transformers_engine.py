@@ -1,5 +1,8 @@
 """The engine on the built-in pairs, against Transformers' own forwards and generate()."""
 
+import subprocess
+import sys
+
 import polydraft
 import pytest
 from polydraft._registry import versions
@@ -107,6 +110,16 @@ def test_cuda_where_there_is_none():
         return
     with pytest.raises(DeviceError, match="cuda"):
         polydraft.load("builtin:tiny-e2b", backend="transformers", device="cuda")
+
+
+def test_an_unknown_dtype_is_told_before_transformers_is_imported():
+    code = (
+        "import sys, polydraft\n"
+        "try: polydraft.load('builtin:tiny-e2b', backend='transformers', dtype='float99')\n"
+        "except polydraft.errors.InvalidRequestError: print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

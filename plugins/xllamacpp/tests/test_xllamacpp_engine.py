@@ -25,11 +25,16 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft_xllamacpp import loading
+from polydraft_xllamacpp.backend import XllamacppBackend
 from polydraft_xllamacpp.probes import split_characters_lack_logprobs
 
 PROMPT = [2, *range(300, 340)]
 LOOP = [2, *[300, 301, 302, 303] * 8]
 LONG = {"max_new_tokens": 60, "ignore_eos": True}
+
+
+def test_what_it_said_about_the_machine_is_kept():
+    assert XllamacppBackend().diagnose().depends_on == ()
 
 
 def load(gguf, name="tiny-e2b", drafter="tiny-e2b-assistant", **arguments):

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from polydraft import Session
 from polydraft.engine_parts.serving import check_port
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import InvalidRequestError, PolydraftError
 from sse_starlette.sse import AppStatus
 
 from polydraft_server.app import Api
@@ -27,6 +27,7 @@ __all__ = ["Server", "listen", "serve"]
 
 _LARGEST_HEAD = 64 << 10
 """Bytes of a request's line and headers."""
+_WARM_UP_TOKENS = 6
 _AFTER_STOP = 5
 """Seconds that connections get to send what they were told at the end."""
 
@@ -48,8 +49,14 @@ def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[
     """
     with listen(settings) as listening:
         local = is_local(listening)
-        session = load()
-        api = Api(session, settings, load, local)
+
+        def warm() -> Session:
+            session = load()
+            _warm_up(session)
+            return session
+
+        session = warm()
+        api = Api(session, settings, warm, local)
         address, port = listening.getsockname()[:2]
         where = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         if not local and settings.key is None:
@@ -57,6 +64,13 @@ def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[
         what = f"{', '.join(api.names)} with {session.running.backend}"
         ready = f"Serving {what} at {where}/v1; a page to try it: {where}/; Ctrl+C stops it."
         return Server(api, listening, lambda: say(ready)).run_to_the_end()
+
+
+def _warm_up(session: Session) -> None:
+    """A few tokens both ways: what an engine does once is in no answer's time, nor in the page's speeds."""
+    for speculate in ("auto", "off"):
+        with contextlib.suppress(PolydraftError):  # whoever asks for the same is told
+            session.generate("Hello", max_new_tokens=_WARM_UP_TOKENS, speculate=speculate)
 
 
 def listen(settings: ServerSettings) -> socket.socket:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,11 +132,19 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return BROKEN_PIPE
     except Exception as error:
+        if _of_interrupt(error):
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
         code = report(error, debug=state.debug)
         if isinstance(error, OSError):
             abandon_output()  # it may be what cannot be written: the interpreter would try again at exit
         return code
     return SUCCESS
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Whether it comes of Ctrl+C: Python 3.11 makes another error of one while a class is defined, as in an import."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _of_interrupt(error.__cause__))
 
 
 def _show_no_types_of_flags(command: Any) -> None:
@@ -146,11 +157,36 @@ def _show_no_types_of_flags(command: Any) -> None:
         _show_no_types_of_flags(inner)
 
 
+def _complete() -> None:
+    """Answer a shell. bash ends words at colons: they are joined again, and answers lack what is typed already."""
+    if os.environ[_COMPLETION] != "complete_bash":
+        app(prog_name="polydraft")
+    words: list[str] = []
+    colon = False
+    for word in os.environ.get("COMP_WORDS", "").split("\n"):
+        if words and (colon or word == ":"):
+            words[-1] += word
+        else:
+            words.append(word)
+        colon = word == ":"
+    before, _, _ = words[-1].rpartition(":")
+    os.environ.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(len(words) - 1))
+    answers = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(answers):
+            app(prog_name="polydraft")
+    finally:
+        for answer in answers.getvalue().splitlines():
+            print(answer.removeprefix(f"{before}:") if before else answer)
+
+
 def main() -> None:
     """Entry point of the console script."""
     show_warnings()
     # huggingface_hub's warnings are mostly of retries; what comes of them is reported in one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if _COMPLETION in os.environ:  # a shell asks what may come next
-        app(prog_name="polydraft")
-    sys.exit(run(sys.argv[1:]))
+        _complete()
+    code = run(sys.argv[1:])
+    gc.freeze()  # at exit Python would look through all objects of an engine, for a second
+    sys.exit(code)

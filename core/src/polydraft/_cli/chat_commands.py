@@ -98,6 +98,8 @@ def _set(text: str, settings: dict[str, Any]) -> str:
 def _save(written: str, conversation: Conversation) -> str:
     if not written:
         raise InvalidRequestError("/save needs the name of a file.", "For example /save chat.json.")
+    if not conversation.messages:
+        raise InvalidRequestError("There is nothing to save yet.", "Send a message first.")
     path = Path(written).expanduser()
     if path.suffix.lower() in {".md", ".txt"}:
         text = "\n\n".join(f"**{one['role']}**\n\n{one['content']}" for one in conversation.messages)

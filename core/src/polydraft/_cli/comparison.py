@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft._cli.waiting import waiting_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from polydraft._session.session import Session
     from polydraft.contract import Capabilities, GenerationResult, Prompt, RunningInfo
@@ -60,18 +60,19 @@ def compare_with_plain(
     session: Session,
     prompt: Prompt,
     settings: dict[str, Any],
-    result: GenerationResult,
+    speculative: tuple[GenerationResult, Sequence[int]],
     loaded: Mapping[str, Any],
     runs: int = 1,
 ) -> Comparison:
-    """Decode the prompt once more without speculation, with the seed that ``result`` used, and judge the difference.
+    """Decode the prompt once more without speculation, with the same seed, and judge the difference.
 
-    ``loaded`` are the arguments of ``polydraft.load``, for the command that verifies. More ``runs`` decode both ways
-    again, in turn, for the speeds.
+    ``speculative`` is a result, and how many tokens each of its rounds gave. ``loaded`` are the arguments of
+    ``polydraft.load``, for the command that verifies. More ``runs`` decode both ways again, in turn, for the speeds.
     """
     from polydraft.contract.results import compared
     from polydraft.verification import first_difference, judge_outputs
 
+    result, rounds = speculative
     capabilities = capabilities_of(session)
     seed = {"seed": result.settings.seed} if "seed" in capabilities.sampling else {}
     with waiting_for("Decoding plainly"):
@@ -92,7 +93,9 @@ def compare_with_plain(
     with waiting_for("Measuring the difference") if differ else nullcontext():
         reused = max(of.stats.num_reused_tokens or 0 for of in (plain, result))
         prompt_ids = plain.prompt_token_ids
-        judgement = judge_outputs(session, capabilities, prompt_ids, plain.settings, expected, found, reused=reused)
+        judgement = judge_outputs(
+            session, capabilities, prompt_ids, plain.settings, expected, found, reused=reused, rounds=rounds
+        )
     hint = _hint(judgement, session.running, capabilities, loaded) if differ else ""
     return Comparison(plain, judgement, judgement.passes, hint, *speeds)
 

@@ -22,7 +22,9 @@ __all__ = [
     "LoadLimit",
     "MeasuredPrompts",
     "Verbose",
+    "engine_names",
     "takes_options",
+    "target_names",
 ]
 
 MEASURING = "How it measures"
@@ -111,7 +113,15 @@ def _backends(incomplete: str) -> list[str]:
     return _starting(incomplete, ["auto", *default_host().backends()])
 
 
-def _targets(incomplete: str) -> list[str]:
+def engine_names(incomplete: str) -> list[str]:
+    """For completion: the engines that can be installed."""
+    from polydraft._registry.engines import known_engines
+
+    return _starting(incomplete, known_engines())
+
+
+def target_names(incomplete: str) -> list[str]:
+    """For completion: the targets that have a name here."""
     from polydraft._plugins import default_host
     from polydraft._registry.pairs import PairRegistry
 
@@ -163,7 +173,7 @@ _GROUPS = {
             _TEXT,
             "Hub id, folder or builtin:<name> of the target. Default: the built-in pair, if installed.",
             metavar="TARGET",
-            complete=_targets,
+            complete=target_names,
         ),
         _loads(
             "drafter",

@@ -25,7 +25,7 @@ class Source(Record):
 
     def __str__(self) -> str:
         if self.kind == "clone":
-            return f"the clone {self.folder}" + (", where it lies" if self.editable else "")
+            return f"the clone {self.folder}" + (", which stays in use" if self.editable else "")
         return f"the wheels in {self.folder}" if self.kind == "wheels" else "the package index"
 
 

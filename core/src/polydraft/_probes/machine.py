@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,13 @@ def hardware() -> list[Any]:
 
 
 def packages() -> list[Any]:
-    """The interpreter, and what may be imported."""
+    """The interpreter, and what may be imported.
+
+    A folder from which nothing can be is left out: ``python -m`` puts the current one on the path.
+    """
     program = os.path.realpath(sys.executable)
-    return [sys.executable, sys.version, program, file_state(program), [*map(_folder, sys.path)]]
+    folders = [found for found in map(_folder, sys.path) if found[1] != _NOTHING]
+    return [sys.executable, sys.version, program, file_state(program), folders]
 
 
 def _folder(entry: str) -> tuple[str, str, list[int] | None]:
@@ -92,8 +97,14 @@ def _folder(entry: str) -> tuple[str, str, list[int] | None]:
         return entry, "", file_state(entry)
     # A package that is installed again, with the same version, changes the folder and no name in it.
     installed = any(name.endswith(tuple(_METADATA)) for name in names)
-    listed = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-    return entry, listed, file_state(entry) if installed else None
+    return entry, _digest(names), file_state(entry) if installed else None
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+_NOTHING = _digest(())
 
 
 def code(package: str) -> str:

@@ -29,6 +29,9 @@ class BackendInfo(Record):
     summary: str = ""
     installed: bool
     usable: bool = Field(description="Whether it can run here.")
+    only_if_named: bool = Field(
+        default=False, description="``auto`` never chooses it, as it needs something that the caller provides."
+    )
     problem: str = Field(default="", description="Why it cannot, one sentence.")
     remedy: str = Field(default="", description="The command or step that mends that.")
     engine: str = Field(default="", description="The engine's distribution.")
@@ -48,7 +51,8 @@ class BackendInfo(Record):
     __str__ = __repr__
 
     def _row(self) -> dict[str, str]:
-        state = "usable" if self.usable else "not usable" if self.installed else "not installed"
+        usable = "usable if named" if self.only_if_named else "usable"
+        state = usable if self.usable else "not usable" if self.installed else "not installed"
         return {
             "backend": self.name,
             "state": state,
@@ -163,9 +167,10 @@ def _backend(found: BackendDescription) -> BackendInfo:
         summary=state.record.summary,
         installed=True,
         usable=state.usable,
+        only_if_named=state.only_if_named,
         problem=state.problem,
         remedy=state.remedy,
-        engine=state.record.engine,
+        engine=state.distribution,
         engine_version=state.diagnosis.engine_version if state.diagnosis else None,
         formats=tuple(sorted(state.record.formats)),
         drafter_kinds=tuple(sorted(state.record.drafter_kinds)),

@@ -286,10 +286,10 @@ class PackingChoice:
 
     def _refuse_contradiction(self, offer: Offer, asked: str) -> NoReturn:
         base = self.offers.base_of(self.target)
-        are = f"quantized: {offer.name}" if offer.quantized else f"not quantized ({offer.name})"
+        are = f"quantized: {offer.name}" if offer.quantized else "not quantized"
         raise InvalidRequestError(
             f"{asked} contradicts {self.target.id}, whose weights are {are}.",
-            f"Leave it out{f', or load {base} with it' if base else f'; it has: {offer.name}'}.",
+            f"Leave it out{f', or load {base} with it' if base else ''}.",
             argument="quantization",
         )
 

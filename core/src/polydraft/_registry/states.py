@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from polydraft._registry.versions import installed_alternative
 from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Pasteable, Record
 from polydraft.errors import BackendUnavailableError, DeviceError
 
@@ -39,6 +40,19 @@ class BackendState(Record):
     def usable(self) -> bool:
         """Whether the backend can run here."""
         return not self.problem
+
+    @property
+    def only_if_named(self) -> bool:
+        """Whether ``backend="auto"`` never chooses it, as it needs something that the caller provides."""
+        return self.usable and self.diagnosis is not None and self.diagnosis.rank == 0
+
+    @property
+    def distribution(self) -> str:
+        """The engine's distribution: the installed one, where the record names several."""
+        engine = self.record.engine
+        names = next((key for key in self.record.requires if engine in key.split("|")), engine)
+        found = installed_alternative(names)
+        return found[0] if found else engine
 
     def check(self) -> None:
         """Raise if the backend is not usable.

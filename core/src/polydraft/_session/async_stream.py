@@ -33,6 +33,9 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         self._lock = lock
         self._reading = False
 
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._stream).removeprefix('<')}"
+
     @property
     def result(self) -> GenerationResult | None:
         """The result; None until the stream has ended."""

@@ -90,7 +90,7 @@ def _schema(argument: str, given: Any) -> str:
             raise
         reason = "it is nested too deeply, or contains itself" if isinstance(error, RecursionError) else str(error)
         raise InvalidRequestError(
-            f"The JSON schema in `{argument}` is none: {reason}.",
+            f"`{argument}` holds no JSON schema: {reason}.",
             "Give a dict, JSON text, or a pydantic model.",
             argument=argument,
         ) from error

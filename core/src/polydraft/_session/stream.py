@@ -76,6 +76,11 @@ class TokenStream(Iterator[Chunk]):
         # new -> running (holds the session's call lock) -> ended; without a step, new -> ended. Set last, for __del__.
         self._state = "new"
 
+    def __repr__(self) -> str:
+        if self._result is not None:
+            return f"<TokenStream, ended: {self._result!r}>"
+        return f"<TokenStream, {'not begun' if self._state == 'new' else 'running'}>"
+
     @property
     def result(self) -> GenerationResult | None:
         """The result; None until the stream has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from polydraft._flags import words
 from polydraft._load_arguments import checked_arguments
 from polydraft._measuring.arguments import (
     LOAD_LIMIT,
@@ -22,18 +24,19 @@ from polydraft._measuring.arguments import (
 )
 from polydraft._measuring.calls import seconds_per_token
 from polydraft._measuring.charts import check_can_draw
-from polydraft._measuring.identity import name_of
+from polydraft._measuring.identity import name_of, options_of
 from polydraft._registry.resolver import Resolver
 from polydraft._sealed import check_writable, keep_result
 from polydraft._tune import _chart
 from polydraft._tune._choice import asked_of
 from polydraft._tune._records import TunedRow, TuningResult
-from polydraft._tune._search import Candidate, Limits, Search
+from polydraft._tune._search import LONGEST_CHECK, Candidate, Limits, Search
 from polydraft._tune._store import folder, save
 from polydraft.contract.results import GenerationStats
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
 from polydraft.files import system_errors
 from polydraft.hardware import cpu_model
+from polydraft.verification._gate import command_of
 
 if TYPE_CHECKING:
     from polydraft._load_arguments import LoadArguments
@@ -126,7 +129,7 @@ def tune(
             max_new_tokens=0,
             rows=(),
         )
-        result = _measured(search, names, result)
+        result = _measured(search, names, result, given)
         if not result.interrupted and keep:
             result = result.model_copy(update={"kept": True})
             keep_result(lambda: save(result), f"A measurement of {target}")
@@ -135,15 +138,15 @@ def tune(
     return result
 
 
-def _measured(search: Search, names: Sequence[str], result: TuningResult) -> TuningResult:
-    """Run the search, and put what it found into the result."""
+def _measured(search: Search, names: Sequence[str], result: TuningResult, given: LoadArguments) -> TuningResult:
+    """Run the search with these arguments of ``load``, and put what it found into the result."""
     interrupted = False
     try:
         try:
             search.run(names)
         except KeyboardInterrupt:
             interrupted = True
-        rows = _rows(search)
+        rows = tuple(_with_command(row, result.target, given) for row in _rows(search))
     finally:
         with suppress(PolydraftError):  # an engine that cannot be closed has been measured
             search.bench.close()
@@ -167,6 +170,22 @@ def _measured(search: Search, names: Sequence[str], result: TuningResult) -> Tun
     )
 
 
+def _with_command(row: TunedRow, target: str, given: LoadArguments) -> TunedRow:
+    """With the command that shows how speculation changed the output, if it did."""
+    if row.verdict != "DIVERGED":
+        return row
+    arguments = {
+        **given,
+        "target": target,
+        "backend": row.backend,
+        "drafter": row.drafter or row.method,
+        "num_speculative_tokens": row.num_speculative_tokens,
+        "engine_options": options_of(given["engine_options"]),
+    }
+    longer = shlex.join(words("time_limit", f"{LONGEST_CHECK:g}"))
+    return row.model_copy(update={"reason": f"{row.reason} `{command_of(arguments)} {longer}` shows where."})
+
+
 def _notes(search: Search, rows: Sequence[TunedRow], interrupted: bool) -> list[str]:
     notes = []
     if interrupted:
@@ -180,7 +199,10 @@ def _notes(search: Search, rows: Sequence[TunedRow], interrupted: bool) -> list[
         notes.append("There was no time to verify it: `polydraft verify` does.")
     of_backend = [row for row in rows if row.backend == best.backend and row.tokens_per_second]
     plain = next((row for row in of_backend if not row.method), None)
-    if best.method is None and any(row.method and row.tokens_per_second for row in rows):
+    wrong = [row for row in of_backend if row.verdict == "DIVERGED"]
+    if best.method is None and wrong:
+        notes.append(f"{wrong[0].label} changed the output, so `load` leaves speculation off unless it is asked for.")
+    elif best.method is None and any(row.method and row.tokens_per_second for row in rows):
         notes.append("Speculation was slower than plain decoding here, so `load` leaves it off unless it is asked for.")
     elif best.method and plain and best.tokens_per_second and plain.tokens_per_second:
         notes.append(f"{best.label} is {best.tokens_per_second / plain.tokens_per_second:.2f} times as fast as plain.")

@@ -116,10 +116,13 @@ class TuningResult(Record):
         return None if self.chosen is None else self.rows[self.chosen]
 
     def fastest(self, backend: str, *, plain: bool) -> TunedRow | None:
-        """The fastest row of a backend, of plain decoding or of speculation, if any was measured."""
+        """The fastest row of a backend, of plain decoding or of speculation, if any was measured and can be used."""
         found = (
             row
             for row in self.rows
-            if row.backend == backend and (row.method is None) == plain and row.tokens_per_second
+            if row.backend == backend
+            and (row.method is None) == plain
+            and row.tokens_per_second
+            and row.state in {"measured", "dropped"}
         )
         return next(found, None)

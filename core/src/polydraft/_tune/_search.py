@@ -22,7 +22,7 @@ from polydraft._measuring.prompts import MeasuredPrompt
 from polydraft._tune._records import RowState
 from polydraft.verification._verdict import Verdict
 
-__all__ = ["WITHIN", "Candidate", "Limits", "Search", "Skipped", "slowdown"]
+__all__ = ["LONGEST_CHECK", "WITHIN", "Candidate", "Limits", "Search", "Skipped", "slowdown"]
 
 _log = logging.getLogger("polydraft.tune")
 
@@ -33,7 +33,7 @@ _BATCH, _ROUNDS_OF_BATCH = 4, 3
 _SHARE_OF_SURVEY, _SHARE_OF_VERDICTS = 0.25, 0.15
 _VERDICTS = 4
 """For so many of the fastest a kept verdict is looked for."""
-_LONGEST_CHECK = 20.0
+LONGEST_CHECK = 20.0
 """Seconds for the verdict on one candidate."""
 _SLOWER = (1.4, 1.2, 1.1)
 """After so many rounds together, how many times as long as the best a candidate may take; later 1 + ``_LATER``."""
@@ -417,7 +417,7 @@ class Search:
                 break
             drafter = (one.group.backend, one.group.way)
             left = self.limits.seconds - self.spent
-            seconds = 0.0 if checked or drafter in diverged else min(_LONGEST_CHECK, max(0.0, left))
+            seconds = 0.0 if checked or drafter in diverged else min(LONGEST_CHECK, max(0.0, left))
             if seconds:
                 self._progress(f"Verifying {_label(one.group, one.k)}")
             started = self._clock()
@@ -431,7 +431,8 @@ class Search:
             if one.verdict == "DIVERGED" or (one.verdict is None and drafter in diverged):
                 # The other ks of a drafter that was found wrong are not trusted either.
                 diverged.add(drafter)
-                one.state, one.reason = "refused", "Speculation changed the output: `polydraft verify` shows where."
+                one.state = "refused"
+                one.reason = f"{'Speculation' if one.verdict else 'Another k of this drafter'} changed the output."
             else:
                 checked = True
 

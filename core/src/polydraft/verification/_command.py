@@ -80,7 +80,8 @@ def _verify(
     plan = prepared.request.plan
     if plan.kind is None:
         why = plan.off.message if plan.off else "No drafter was found."
-        raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", "Give a drafter.")
+        hint = "Give that k." if plan.off and plan.off.code == "slower" else "Give a drafter."
+        raise SpeculationUnavailableError(f"There is nothing to verify, speculation is off: {why}", hint)
     host = arguments.get("host") or default_host()
     _progress.info("Reading the weights of %s", target)
     subject = subject_of(prepared, host)

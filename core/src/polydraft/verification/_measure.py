@@ -49,6 +49,7 @@ def judge_outputs(
     found: Sequence[int],
     *,
     reused: int = 0,
+    rounds: Sequence[int] = (),
 ) -> Judgement:
     """Judge two outputs of a session: what the conformance suite, ``polydraft verify`` and ``--compare`` call.
 
@@ -60,6 +61,7 @@ def judge_outputs(
         expected: The plain output, or the part of it that is compared.
         found: The output that must equal it.
         reused: Leading tokens of the prompt whose KV one of the two took over from an earlier turn.
+        rounds: How many tokens each round of ``found`` gave, the prefill's first; empty: not known.
     """
 
     def measure(position: int) -> Tie | str:
@@ -78,7 +80,15 @@ def judge_outputs(
             )
             k = running.max_draft_tokens
             return measure_tie(
-                session.engine, request, expected, found, position, k, dtype=running.dtype, reused=reused
+                session.engine,
+                request,
+                expected,
+                found,
+                position,
+                k,
+                dtype=running.dtype,
+                reused=reused,
+                rounds=rounds,
             )
         if "logprobs" not in capabilities.sampling:
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."

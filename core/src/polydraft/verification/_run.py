@@ -207,11 +207,12 @@ class _Check:
             self._warm_up(planned, limit)
         ways = ["off", "on"] if len(self.cases) % 2 == 0 else ["on", "off"]
         results: dict[str, GenerationResult] = {}
+        rounds: list[int] = []
         for way in ways:
             # Half of what is left: the second way takes as long as the first.
             share = (self.deadline - time.monotonic()) / (2 - len(results))
             try:
-                found = self._generate(planned, way, self._new_tokens, time.monotonic() + share)
+                found = self._generate(planned, way, self._new_tokens, time.monotonic() + share, rounds)
             except SpeculationUnavailableError as error:
                 if not planned.sampling:
                     raise
@@ -226,7 +227,7 @@ class _Check:
         if ended and len(expected) < 3:  # the first token is the prefill's: no round has been compared
             return None
         judgement = judge_outputs(
-            self.session, self.capabilities, plain.prompt_token_ids, plain.settings, expected, other
+            self.session, self.capabilities, plain.prompt_token_ids, plain.settings, expected, other, rounds=rounds
         )
         self.defects += judgement.verdict == "DIVERGED"
         self.tokens.update(expected)
@@ -266,9 +267,17 @@ class _Check:
         self._warm.add(planned.prompt)
 
     def _generate(
-        self, planned: PlannedCase, speculate: Any, max_new_tokens: int, deadline: float
+        self,
+        planned: PlannedCase,
+        speculate: Any,
+        max_new_tokens: int,
+        deadline: float,
+        rounds: list[int] | None = None,
     ) -> GenerationResult | None:
-        """Decode until the deadline; None where it passes before the first token."""
+        """Decode until the deadline; None where it passes before the first token.
+
+        ``rounds`` is filled with how many tokens each round gave, if they speculated.
+        """
         stream = self.session.stream(
             list(planned.token_ids),
             max_new_tokens=max_new_tokens,
@@ -277,7 +286,9 @@ class _Check:
             **self.evidence,
             **planned.sampling,
         )
-        for _ in stream:
+        for chunk in stream:
+            if rounds is not None and speculate == "on":
+                rounds.append(len(chunk.token_ids or ()))
             if time.monotonic() >= deadline:
                 stream.cancel()
         result = stream.result

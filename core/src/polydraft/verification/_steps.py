@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,13 +43,15 @@ def measure_tie(
     *,
     dtype: str = "",
     reused: int = 0,
+    rounds: Sequence[int] = (),
 ) -> Tie:
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
 
     The blocks are the control. They hold what plain decoding chose, so neither a drafter nor a rollback takes part. The
     output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
     their own error would widen the tolerance; so their noise is compared with what rounding explains
-    (``Tie.explained``).
+    (``Tie.explained``). With ``rounds``, the control also runs the output in steps of as many tokens as these had: what
+    sums an earlier step was computed in is in the KV of all later ones.
 
     Where one of the outputs took over KV of an earlier turn, decoding steps have computed some of it, in other sums
     than a prefill. The control then also runs these tokens in blocks, of each size.
@@ -64,11 +66,12 @@ def measure_tie(
         k: The other output's number of speculative tokens, at most ``engine.max_draft_tokens``.
         dtype: Of ``session.running``; names of quantised weights count as bfloat16.
         reused: Leading tokens of the prompt that were taken over.
+        rounds: How many tokens each round of the other output gave, the prefill's first; empty: not known.
     """
     output = list(expected[: position + _AFTER])
     shown = range(max(0, position - _BEFORE), len(output))
     plain, raw = {}, {}
-    for row in _run(engine, request, output, 1, 0, shown):
+    for row in _run(engine, request, output, _cuts(output, 1, 0), shown):
         plain[row.index], raw[row.index] = row.seen, row.raw
     tokens = (expected[position], found[position])
     terms = _noise_terms(request, len(request.prompt_token_ids) + position, tokens)
@@ -86,15 +89,19 @@ def measure_tie(
     filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p or settings.typical_p < 1.0)
     # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
-    controls: list[tuple[int, tuple[int, int, int] | None]] = [(offset, None) for offset in range(k + 1)]
+    controls: list[tuple[Sequence[int], tuple[int, int, int] | None]]
+    controls = [(_cuts(output, k + 1, offset), None) for offset in range(k + 1)]
+    if sum(rounds) > position:
+        ends = {total - 1 for total in accumulate(rounds)}
+        controls.append((sorted({0, *(end for end in ends if end < len(output) - 1), len(output) - 1}), None))
     controls += [
-        (0, (start, reused, size))
+        (_cuts(output, k + 1, 0), (start, reused, size))
         for start in sorted({1, max(1, reused // 2)})
         for size in range(1, k + 2)
         if reused > 1
     ]
-    for offset, stepped in controls:
-        for row in _run(engine, request, output, k + 1, offset, shown, stepped):
+    for cuts, stepped in controls:
+        for row in _run(engine, request, output, cuts, shown, stepped):
             gap = difference(plain[row.index], row.seen)
             # Rounding is judged before settings scale the logits: they may shrink a defect, or blow rounding up.
             steps.append(difference(raw[row.index], row.raw))
@@ -162,19 +169,15 @@ def _run(
     engine: SteppingEngine,
     request: TokenRequest,
     output: Sequence[int],
-    block: int,
-    offset: int,
+    cuts: Sequence[int],
     shown: range,
     stepped: tuple[int, int, int] | None = None,
 ) -> Iterator[_Row]:
-    """Run prompt and output in blocks (the first of ``offset`` tokens, if any); yields the rows in ``shown``.
+    """Run prompt and output in blocks, whose edges are ``cuts``; yields the rows in ``shown``.
 
     ``stepped``: the part of the prompt that is run in blocks, too: its first token, its end, and their size.
     """
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
-    run = output[:-1]  # nothing is chosen after the last token
-    # A set, since an offset of 0 would give an empty first block.
-    cuts = sorted({0, *range(offset, len(run), block), len(run)})
     with (
         closing(_Replay(engine, request, engine.running.dtype)) as sampler,
         closing(engine.open_sequence()) as sequence,
@@ -197,7 +200,12 @@ def _run(
             rest = prompt[end:]
         yield from rows(sequence.prefill(rest, sampler), 0)
         for start, end in pairwise(cuts):
-            yield from rows(sequence.verify(run[start:end], sampler), start + 1)
+            yield from rows(sequence.verify(output[start:end], sampler), start + 1)
+
+
+def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
+    """The edges of blocks, the first of ``offset`` tokens, if any. Nothing is chosen after the last token."""
+    return sorted({0, *range(offset, len(output) - 1, block), len(output) - 1})  # a set: an offset of 0 is an edge, too
 
 
 def _noise_terms(request: TokenRequest, position: int, token_ids: tuple[int, int]) -> tuple[float, float]:

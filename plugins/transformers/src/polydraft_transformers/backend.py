@@ -20,6 +20,7 @@ from polydraft.contract import (
 )
 from polydraft.files import system_error
 
+from polydraft_transformers.dtypes import check_dtype
 from polydraft_transformers.options import TransformersOptions
 
 __all__ = ["TransformersBackend"]
@@ -82,6 +83,7 @@ class TransformersBackend(Backend):
 
     def load_engine(self, request: LoadRequest) -> SteppingEngine:
         """Load target and drafter with Transformers, which is imported here."""
+        check_dtype(request.dtype)
         from polydraft_transformers.loading import load_pair
 
         return load_pair(request)

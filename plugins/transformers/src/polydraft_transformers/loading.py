@@ -26,7 +26,7 @@ from polydraft_transformers.engine import TransformersEngine
 from polydraft_transformers.experts import experts_implementation, set_experts
 from polydraft_transformers.logits_check import check_logits
 from polydraft_transformers.memory import check_memory
-from polydraft_transformers.resources import check_dtype, choose_device, choose_dtype, out_of_memory
+from polydraft_transformers.resources import choose_device, choose_dtype, out_of_memory
 
 __all__ = ["load_pair"]
 
@@ -45,7 +45,6 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         UnsupportedError: Layers, heads or experts that this backend cannot run as asked.
     """
     device = choose_device(request.device)
-    check_dtype(request.dtype)
     options = request.engine_options
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)

@@ -11,22 +11,14 @@ from polydraft.contract import LoadRequest
 from polydraft.errors import DeviceError, InvalidRequestError, OutOfMemoryError, UnsupportedError
 from polydraft.hardware import cpu_dtype, free_memory
 
+from polydraft_transformers.dtypes import DTYPES
+
 __all__ = [
     "available_memory",
-    "check_dtype",
     "choose_device",
     "choose_dtype",
     "out_of_memory",
 ]
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 def available_memory(device: torch.device) -> int:
@@ -63,24 +55,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check_dtype(name: str) -> None:
-    """Refuse an unknown dtype with ``InvalidRequestError``."""
-    if name != "auto" and name not in _DTYPES:
-        raise InvalidRequestError(f"`dtype={name!r}` is unknown.", f"Give auto, {', '.join(_DTYPES)}.")
-
-
 def choose_dtype(request: LoadRequest, folders: Iterable[Path], device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype that the request asks for, and a note on it, which may be empty.
 
     ``auto`` is the checkpoint's own (float32 where it names none), but on CPUs by ``polydraft.hardware.cpu_dtype``.
     """
     if request.dtype != "auto":
-        return _DTYPES[request.dtype], ""
-    if device.type == "cpu":
+        name, note = request.dtype, ""
+    elif device.type == "cpu":
         name, note = cpu_dtype(request.target.config, folders, available_memory(device))
     else:
         name, note = checkpoint_dtype(request.target.config), ""
-    return _DTYPES.get(name, torch.float32), note
+    dtype: torch.dtype = getattr(torch, DTYPES.get(name, "float32"))
+    return dtype, note
 
 
 def out_of_memory(error: BaseException, what: str, hint: str) -> OutOfMemoryError | None:

@@ -84,6 +84,7 @@ class XllamacppBackend(Backend):
             devices=(DeviceRecord(name="cpu", description="CPU"), *devices),
             notes=tuple(notes),
             rank=42,
+            depends_on=(),
         )
 
     def conformance_exclusions(self) -> Iterable[Exclusion]:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="An engine that `polydraft engines list` shows.")]
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="An engine that `polydraft engines list` shows.", autocompletion=opt.engine_names
+    ),
+]
 _Again = Annotated[bool, typer.Option("--again", help="Make the environment anew even if it is up to date.")]
 _ACCELERATORS = ("auto", "cpu", "cuda", "metal")
 
@@ -130,7 +135,9 @@ def path(name: _Name, json: opt.Json = False) -> None:
     known = engine_name(name)
     found = all_environments().get(known)
     if found is None:
-        raise EnvironmentSetupError(f"{known} is not installed.", f"Install it: `polydraft engines install {known}`")
+        raise EnvironmentSetupError(
+            f"{known} has no environment of its own.", f"Install it: `polydraft engines install {known}`"
+        )
     if isinstance(found, Broken):
         raise EnvironmentSetupError(f"The environment of {known} cannot be used. {found.reason}", found.hint)
     told = to_json({"name": known, "folder": str(found.folder), "python": str(found.python)})

@@ -93,7 +93,7 @@ def generate(
             view.legend()
         how = {**given, "speculate": "off"} if plain else given
         try:
-            result = _stream_answer(session, what, how, view)
+            result, rounds = _stream_answer(session, what, how, view)
         # After Ctrl+C, too: a message must not continue the line of the answer.
         except BaseException:
             if view is not None:
@@ -101,7 +101,7 @@ def generate(
             raise
         if view is not None:
             view.end()
-        comparison = compare_with_plain(session, what, given, result, arguments, runs) if compare else None
+        comparison = compare_with_plain(session, what, given, (result, rounds), arguments, runs) if compare else None
 
     if json:
         print(generation_json(result, comparison), file=output, flush=True)
@@ -114,15 +114,17 @@ def generate(
 
 def _stream_answer(
     session: Session, prompt: Prompt, settings: dict[str, Any], view: AnswerView | None
-) -> GenerationResult:
-    """Generate, showing each chunk as it is generated."""
+) -> tuple[GenerationResult, list[int]]:
+    """Generate, showing each chunk as it is generated; also how many tokens each round gave."""
     stream = session.stream(prompt, **settings)
+    rounds: list[int] = []
     try:
         with waiting_for_answer(view) as show:
             for chunk in stream:
                 show(chunk)
+                rounds.append(len(chunk.token_ids or ()))
     finally:
         stream.close()
     if stream.result is None:
         raise EngineError("The session ended a stream without a result.", "Report it to the plugin's author.")
-    return stream.result
+    return stream.result, rounds

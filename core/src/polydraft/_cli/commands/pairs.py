@@ -23,6 +23,7 @@ def pairs(
             metavar="[TEXT]",
             help="Only pairs whose target, drafter or kind contains this; or a model (Hub id, folder, builtin:<name>), "
             "whose packings are shown as well.",
+            autocompletion=opt.target_names,
         ),
     ] = None,
     context_length: Annotated[
@@ -92,7 +93,12 @@ def _find(text: str | None) -> list[PairDescription]:
 
 def _meant(text: str) -> str:
     from polydraft._registry.describe import describe_pairs
+    from polydraft._registry.pairs import base_name
     from polydraft.checkpoints._names import did_you_mean
 
     known = [found.entry.pair for found in describe_pairs()]
+    made_from = [pair for pair in known if pair.drafter and base_name(text).startswith(f"{base_name(pair.target)}-")]
+    if made_from:
+        pair = max(made_from, key=lambda pair: len(base_name(pair.target)))
+        return f"If it was made from {pair.target}, that one's drafter may fit: `--drafter {pair.drafter}`."
     return did_you_mean(text, filter(None, (name for pair in known for name in (pair.target, pair.drafter))))

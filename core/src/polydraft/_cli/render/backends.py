@@ -20,9 +20,11 @@ __all__ = ["backend_data", "backends_json", "backends_table", "state_of"]
 
 
 def state_of(found: BackendDescription) -> str:
-    """``usable``, ``usable, with known faults``, or ``not usable``."""
+    """``usable``, ``usable, with known faults``, ``usable if named`` (``auto`` never chooses it), or ``not usable``."""
     if not found.state.usable:
         return "not usable"
+    if found.state.only_if_named:
+        return "usable if named"
     return "usable, with known faults" if found.state.faults else "usable"
 
 
@@ -36,7 +38,7 @@ def backend_data(found: BackendDescription) -> dict[str, Any]:
         "usable": found.state.usable,
         "plugin": found.plugin.distribution if found.plugin else None,
         "plugin_version": found.plugin.version if found.plugin else None,
-        "engine": record.engine,
+        "engine": found.state.distribution,
         "engine_version": diagnosis.engine_version if diagnosis else None,
         "formats": sorted(record.formats),
         "drafter_kinds": sorted(record.drafter_kinds),
@@ -64,7 +66,10 @@ def backends_json(
 def backends_table(
     found: Sequence[BackendDescription], others: Sequence[PluginStatus], missing: Sequence[KnownBackend]
 ) -> RenderableType:
-    """One row per backend, those that run here first; then broken and disabled plugins, and what is not installed."""
+    """One row per backend, those that run here first; then broken and disabled plugins, and what is not installed.
+
+    Below, what is missing: the command or step for each.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -72,7 +77,8 @@ def backends_table(
 
     if not found and not others:
         return Text(f"No backend is installed. Install one: {usual_install()}")
-    table = FittingTable("backend", "state", "engine", "drafters", "formats", "server", "missing")
+    table = FittingTable("backend", "state", "engine", "drafters", "formats", "server")
+    lines: list[str] = []
     for backend in sorted(found, key=lambda one: not one.state.usable):
         data = backend_data(backend)
         table.add_row(
@@ -82,22 +88,29 @@ def backends_table(
             ", ".join(data["drafter_kinds"]),
             ", ".join(data["formats"]),
             {True: "yes", False: "no", None: ""}[data["serves"]],
-            f"{in_flags(data['problem'])} {in_flags(data['remedy'])}".strip(),
         )
+        if data["problem"]:
+            lines.append(f"{data['name']}: {in_flags(data['problem'])} {in_flags(data['remedy'])}".strip())
     for status in others:
-        engine = f"{status.distribution or ''} {status.version or ''}".strip()
+        name = ", ".join(status.backends) or status.name
         table.add_row(
-            Text(", ".join(status.backends) or status.name, style="bold"),
+            Text(name, style="bold"),
             Text(status.state, style="red" if status.state == "broken" else "dim"),
-            engine,
+            f"{status.distribution or ''} {status.version or ''}".strip(),
             *("", "", ""),
-            status.reason,
         )
+        lines.append(f"{name}: {status.reason}")
     for known in missing:
         table.add_row(
             Text(known.name, style="bold"),
             Text("not installed", style="dim"),
             *("", "", ", ".join(sorted(known.formats)), ""),
-            in_flags(f"`{known.install}`") if known.install else known.why_not,
         )
-    return Group(table, Text("\n`polydraft doctor` asks each engine anew, and shows more about each.", style="dim"))
+    # Some backends are installed together.
+    for how in dict.fromkeys(known.install or known.why_not for known in missing):
+        names = ", ".join(known.name for known in missing if how == (known.install or known.why_not))
+        install = any(known.install == how for known in missing)
+        lines.append(f"{names}: {in_flags(f'`{how}`') if install else how}")
+    parts = [Text("\n" + "\n".join(lines))] if lines else []
+    note = "\n`polydraft doctor` asks each engine anew, and shows more about each."
+    return Group(table, *parts, Text(note, style="dim"))

@@ -9,7 +9,6 @@ from polydraft._cli.render.backends import backend_data, state_of
 from polydraft._cli.render.tables import gigabytes, to_json
 from polydraft._flags import in_flags
 from polydraft._registry.backends import usual_install
-from polydraft._registry.versions import installed_alternative
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,16 +138,14 @@ def _block(found: BackendDescription) -> list[Text]:
     from rich.text import Text
 
     state, record = found.state, found.state.record
-    style = "green" if state.usable and not state.faults else "yellow" if state.usable else "red"
+    style = "green" if state_of(found) == "usable" else "yellow" if state.usable else "red"
     lines = [_heading(record.name, state_of(found), style)]
     if found.plugin and found.plugin.distribution:
         lines.append(_line("plugin", f"{found.plugin.distribution} {found.plugin.version}"))
     if found.folder is not None:
         lines.append(_line("folder", str(found.folder)))
     if diagnosis := state.diagnosis:
-        names = next((key for key in record.requires if record.engine in key.split("|")), record.engine)
-        engine, _ = installed_alternative(names) or (record.engine, "")
-        lines.append(_line("engine", f"{engine} {diagnosis.engine_version or '(not installed)'}"))
+        lines.append(_line("engine", f"{state.distribution} {diagnosis.engine_version or '(not installed)'}"))
         for device in diagnosis.devices:
             memory = gigabytes(device.total_memory_bytes)
             if memory and device.free_memory_bytes is not None:

@@ -70,7 +70,8 @@ def pairs_table(listing: Listing) -> RenderableType:
         what = f"No known pair matches {text!r}. {listing.meant}".strip() if text else "No pair is known."
         plain = f"{what} Any target runs with --drafter ngram; add pairs of your own with POLYDRAFT_PAIRS."
         return Group(Text(plain), *_packings(listing.packings), *hidden)
-    table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", "from")
+    own = any(pair.entry.origin == "user" for pair in found)
+    table = FittingTable("target", "drafter", "kind", "format", "k", "runs here on", *(["from"] if own else []))
     for pair in found:
         entry = pair.entry.pair
         table.add_row(
@@ -80,8 +81,12 @@ def pairs_table(listing: Listing) -> RenderableType:
             entry.format,
             _k(pair),
             Text(", ".join(pair.backends) or "-", style="green" if pair.backends else "dim"),
-            pair.entry.source if pair.entry.origin == "user" else pair.entry.origin,
+            *([pair.entry.source if pair.entry.origin == "user" else pair.entry.origin] if own else []),
         )
+    taken = []
+    if text and all(pair.entry.variant for pair in found):
+        of = found[0].entry.pair.target
+        taken = [Text(f"\n{text} is not listed. It is taken for another packing of {of}, by its name.", style="dim")]
     faults = {fault.id: fault for pair in found for fault in pair.faults}
     lines = [
         Text(
@@ -90,7 +95,7 @@ def pairs_table(listing: Listing) -> RenderableType:
         )
         for fault in faults.values()
     ]
-    return Group(table, *_packings(listing.packings), *lines, *hidden)
+    return Group(table, *taken, *_packings(listing.packings), *lines, *hidden)
 
 
 def _packings(found: Sequence[PackingDescription]) -> list[RenderableType]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["FittingTable", "gigabytes", "to_json"]
 
 _UNLIMITED = 10_000
+_APART = 3
+"""Columns between two cells."""
 
 
 def to_json(data: Any) -> str:
@@ -37,27 +39,45 @@ class FittingTable:
         from rich.measure import Measurement
         from rich.table import Table
 
-        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, _APART - 1, 0, 0))
+        least: list[int] = []
+        widths: list[int] = []
         for index, column in enumerate(self._columns):
             cells = [column, *(row[index] for row in self._rows if index < len(row))]
-            words = max(Measurement.get(console, options, _text(cell)).minimum for cell in cells)
-            table.add_column(column, overflow="fold", min_width=words)  # no word, such as a model's name, is folded
+            found = [Measurement.get(console, options.update(max_width=_UNLIMITED), _text(cell)) for cell in cells]
+            # No word, such as a model's name, is folded, and no command, which could not be pasted.
+            least.append(
+                max(size.maximum if "`" in str(c) else size.minimum for c, size in zip(cells, found, strict=True))
+            )
+            widths.append(max(size.maximum for size in found))
+        room = options.max_width - _APART * len(self._columns) + 1
+        if sum(least) > room:
+            yield self._blocks(options.max_width)
+            return
+        while sum(widths) > room:  # the widest gives way, as it has the most words to fold
+            widest = max((at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__)
+            widths[widest] -= 1
+        for column, width in zip(self._columns, widths, strict=True):
+            table.add_column(column, overflow="fold", width=width)
         for row in self._rows:
             table.add_row(*row)
-        if Measurement.get(console, options.update(max_width=_UNLIMITED), table).minimum <= options.max_width:
-            yield table
-        else:
-            yield self._blocks()
+        yield table
 
-    def _blocks(self) -> Text:
+    def _blocks(self, width: int) -> Text:
+        """Each row as its first cell, and below it the others with their columns' names, as many a line as fit."""
         from rich.text import Text
 
         text = Text(overflow="fold")
         for number, row in enumerate(self._rows):
-            text.append("\n" if number else "").append_text(_text(row[0])).append("\n")
+            text.append("\n" if number else "").append_text(_text(row[0]))
+            used = width
             for column, cell in zip(self._columns[1:], row[1:], strict=False):
                 if str(cell):
-                    text.append(f"  {column}: ", style="dim").append_text(_text(cell)).append("\n")
+                    entry = Text.assemble((f"{column}: ", "dim"), _text(cell))
+                    fits = used + _APART + entry.cell_len <= width
+                    used = used + _APART + entry.cell_len if fits else 2 + entry.cell_len
+                    text.append(" " * _APART if fits else "\n  ").append_text(entry)
+            text.append("\n")
         text.rstrip()
         return text
 

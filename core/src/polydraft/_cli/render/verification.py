@@ -70,13 +70,16 @@ def _verdict(found: Verification) -> RenderableType:
     from rich.text import Text
 
     what = f"{found.num_tokens} tokens of {len(found.cases)} outputs compared in {found.seconds:.0f} s"
-    ties = found.count("NEAR_TIE")
+    count = found.count("NEAR_TIE")
+    ties = f"{count} near tie{'' if count == 1 else 's'}"
     if found.verdict == "EXACT":
         return Text(f"identical: yes   EXACT, {what}", style="green")
     if found.verdict == "NEAR_TIE":
-        return Text(f"identical: up to {ties} near ties   NEAR_TIE, {what}", style="yellow")
+        return Text(f"identical: up to {ties}   NEAR_TIE, {what}", style="yellow")
     defects = found.count("DIVERGED")
-    return Text(f"identical: NO   DIVERGED in {defects} outputs ({ties} near ties), {what}", style="bold red")
+    return Text(
+        f"identical: NO   DIVERGED in {defects} output{'' if defects == 1 else 's'} ({ties}), {what}", style="bold red"
+    )
 
 
 def _tie(case: CheckedCase) -> str:
