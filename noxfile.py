@@ -167,7 +167,7 @@ BACKENDS = {
         # MLX multiplies matrices slowly on CPUs: of the pair with experts, what depends on the model.
         options=(
             *(*QUICK, "--polydraft-pairs", "tiny-e2b,tiny-26b", "-k"),
-            "not tiny-26b or generation or greedy or primitives or reference_logits or bitwise or drafter_context or turns",
+            "not tiny-26b or generation or greedy or primitives or reference_logits or bitwise or context or turns",
         ),
         minutes=7,
     ),
