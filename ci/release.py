@@ -183,7 +183,8 @@ def hint_problems(dist: Path) -> list[str]:
         with environment("hints") as (variables, folder):
             if origin == "an index":  # what the user's pip is told to ask
                 variables["PIP_FIND_LINKS"] = str(dist)
-            if problem := failed(f"pip install --no-compile hatchling {what}", variables, folder):
+            # What builds the folders of a clone, editable ones included.
+            if problem := failed(f"pip install --no-compile hatchling editables {what}", variables, folder):
                 problems.append(f"{origin}: {problem}")
                 continue
             script = f"from polydraft._pasteable import pasteable\nfor one in {hints()!r}:\n    print(pasteable(one))"
