@@ -111,3 +111,12 @@ def test_every_extra_is_checked() -> None:
     core = tomllib.loads((ROOT / "core/pyproject.toml").read_text(encoding="utf-8"))
     extras = {*core["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]}
     assert {*module.SMOKE} == extras | {name.replace("-", "_") for name in extras}
+
+
+def test_what_is_not_there_cannot_be_checked(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["release.py", str(tmp_path), "--only", "charts,chart"])
+    with pytest.raises(SystemExit):
+        release.main()
+    assert "there is no chart to check; there are charts and hints" in capsys.readouterr().err
