@@ -336,7 +336,7 @@ def picture(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation site into site/; once this session is installed, without network."""
     prepare(session)
-    tools = ("mkdocs", "mkdocs-material", "mkdocstrings[python]")
+    tools = ("mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff")  # ruff breaks long signatures into lines
     install(session, *tools, *folders(CORE, CONFORMANCE))
     session.run("python", "ci/pages.py", "--check")
     session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
 
+import addresses
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -69,11 +70,13 @@ def main() -> int:
     )
     parser.add_argument("--final", action="store_true", help="what is checked goes to an index: it needs addresses")
     given = parser.parse_args()
+    chosen = given.only.split(",") if given.only else [*SMOKE, "hints"]
+    if unknown := sorted({*chosen} - {*SMOKE, "hints"}):
+        parser.error(f"there is no {', '.join(unknown)} to check; there are {', '.join(SMOKE)} and hints")
     dist = given.dist.resolve()
     wrong = [f"metadata: {problem}" for problem in metadata_problems(dist, final=given.final)]
     for problem in wrong:
         print(problem, flush=True)
-    chosen = given.only.split(",") if given.only else [*SMOKE, "hints"]
     for name in chosen:
         problems = hint_problems(dist) if name == "hints" else extra_problems(dist, name)
         print(f"{name}: {'; '.join(problems) or 'good'}", flush=True)
@@ -90,16 +93,18 @@ def metadata_problems(dist: Path, *, final: bool = False) -> list[str]:
     archives = {canonicalize_name(told["Name"]) for path, told in found.items() if path.suffix == ".gz"}
     problems += [f"{name} lacks its wheel or its source archive" for name in sorted(wheels ^ archives)]
     problems += [f"{name} was not built" for name in sorted(own_names() ^ wheels)]
-    addresses = {frozenset(told.get_all("Project-URL", ())) for told in found.values()}
-    if len(addresses) > 1:
+    urls = {frozenset(told.get_all("Project-URL", ())) for told in found.values()}
+    if len(urls) > 1:
         problems.append("their addresses differ: `python ci/addresses.py` sets them")
-    labels = {line.partition(",")[0] for told in addresses for line in told}
+    labels = {line.partition(",")[0] for told in urls for line in told}
     if labels != URLS and (labels or final):
         problems.append(
             f"their addresses are {', '.join(sorted(labels)) or 'missing'}: `python ci/addresses.py` sets them"
         )
     for path, told in found.items():
         problems += [f"{path.name}: {problem}" for problem in _problems_of(told, wheels)]
+        if final and (links := addresses.LINK.findall(str(told.get_payload()))):
+            problems.append(f"{path.name}: its README links to {links[0]}, which no index has: run ci/addresses.py")
     offered = {extra for path, told in found.items() for extra in told.get_all("Provides-Extra", ())
                if told["Name"] == "polydraft" and path.suffix == ".whl"}  # fmt: skip
     return problems + [f"the extra {name} is not checked, or is not there" for name in sorted(offered ^ {*SMOKE})]
@@ -178,7 +183,8 @@ def hint_problems(dist: Path) -> list[str]:
         with environment("hints") as (variables, folder):
             if origin == "an index":  # what the user's pip is told to ask
                 variables["PIP_FIND_LINKS"] = str(dist)
-            if problem := failed(f"pip install --no-compile hatchling {what}", variables, folder):
+            # What builds the folders of a clone, editable ones included.
+            if problem := failed(f"pip install --no-compile hatchling editables {what}", variables, folder):
                 problems.append(f"{origin}: {problem}")
                 continue
             script = f"from polydraft._pasteable import pasteable\nfor one in {hints()!r}:\n    print(pasteable(one))"

@@ -28,7 +28,7 @@ Classifier: Typing :: Typed
 Requires-Python: >=3.11
 {more}Description-Content-Type: text/markdown
 
-Words.
+{words}
 """
 
 
@@ -44,10 +44,11 @@ def release(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def write(folder: Path, *, name: str = "polydraft", more: str = CHARTS, without: str = "") -> Path:
-    text = "".join(
-        line for line in GOOD.format(name=name, more=more).splitlines(True) if not line.startswith(without or "\0")
-    )
+def write(
+    folder: Path, *, name: str = "polydraft", more: str = CHARTS, words: str = "Words.", without: str = ""
+) -> Path:
+    whole = GOOD.format(name=name, more=more, words=words)
+    text = "".join(line for line in whole.splitlines(True) if not line.startswith(without or "\0"))
     with zipfile.ZipFile(folder / f"{name}-0.1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}-0.1.0.dist-info/METADATA", text)
     with tarfile.open(folder / f"{name}-0.1.0.tar.gz", "w:gz") as archive:
@@ -67,6 +68,13 @@ def test_addresses_are_needed_at_last(release: ModuleType, tmp_path: Path) -> No
     write(tmp_path, without="Project-URL")
     assert release.metadata_problems(tmp_path) == []
     assert "their addresses are missing" in str(release.metadata_problems(tmp_path, final=True))
+
+
+def test_links_of_a_readme_need_an_address_at_last(release: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("trove_classifiers")
+    write(tmp_path, words="[a](https://x/y) [b](#z) [c](../../docs/tuning.md#k)")
+    assert release.metadata_problems(tmp_path) == []
+    assert "links to ../../docs/tuning.md, which no index has" in str(release.metadata_problems(tmp_path, final=True))
 
 
 @pytest.mark.parametrize(
@@ -103,3 +111,12 @@ def test_every_extra_is_checked() -> None:
     core = tomllib.loads((ROOT / "core/pyproject.toml").read_text(encoding="utf-8"))
     extras = {*core["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]}
     assert {*module.SMOKE} == extras | {name.replace("-", "_") for name in extras}
+
+
+def test_what_is_not_there_cannot_be_checked(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["release.py", str(tmp_path), "--only", "charts,chart"])
+    with pytest.raises(SystemExit):
+        release.main()
+    assert "there is no chart to check; there are charts and hints" in capsys.readouterr().err
