@@ -22,8 +22,8 @@ OWN = {
     "mlx": "assistant config decoder kv_cache",
     "ollama": "create model request",
     "reference": "config kv_cache model text_habits tokenizer toys",
-    "transformers": "decoder device_rounds experts fused_layers fused_noise gemma4 graphs kv_cache logits_check memory "
-    "prompt_attention shared_caches step_attention step_choice step_experts step_products",
+    "transformers": "decoder device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache logits_check "
+    "memory prompt_attention shared_caches step_attention step_choice step_experts step_products",
     "vllm": "checks engine_args environment patches process_lock scheduler seeds self_test settings soundness "
     "speculation start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",

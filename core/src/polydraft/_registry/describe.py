@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from polydraft._plugins import PluginHost, PluginStatus, default_host
@@ -17,7 +16,6 @@ from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
 from polydraft._registry.states import BackendState
 from polydraft._registry.versions import VersionLookup, installed_version
 from polydraft.contract.records import FaultRecord, PairRecord, Record
-from polydraft.errors import PolydraftError
 
 __all__ = [
     "BackendDescription",
@@ -157,16 +155,10 @@ def _pair(entry: RegisteredPair, host: PluginHost, faults: FaultRegistry) -> Pai
     )
 
 
-def model_without_pair(target: str, form: str, host: PluginHost | None = None) -> PairDescription:
-    """A model that the registry does not know: with the drafter that ``load`` finds beside it, else with n-grams."""
-    from polydraft._load_arguments import checked_arguments
-    from polydraft._registry.resolver import Resolver
-
+def model_without_pair(
+    target: str, form: str, drafter: str | None, kind: str, host: PluginHost | None = None
+) -> PairDescription:
+    """A model that the registry does not know, of a format, with the drafter and kind that ``load`` would take."""
     host = default_host() if host is None else host
-    pair = PairRecord(target=target, drafter=None, kind="ngram", format=form)
-    with suppress(PolydraftError):  # none can be loaded here
-        given = checked_arguments(target, {"host": host, "local_files_only": True, "install": "no"})
-        plan = Resolver(given).prepare(target).request.plan
-        if plan.kind is not None and plan.drafter is not None:
-            pair = pair.model_copy(update={"drafter": plan.drafter.id, "kind": plan.kind})
+    pair = PairRecord(target=target, drafter=drafter, kind=kind, format=form)
     return _pair(RegisteredPair(pair=pair, origin="core", source="polydraft"), host, FaultRegistry.of(host))

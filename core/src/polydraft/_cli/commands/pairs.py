@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.streams import claim_output, console_for
 from polydraft._cli.waiting import waiting_for
+from polydraft.errors import PolydraftError
 
 if TYPE_CHECKING:
     from polydraft._registry.describe import PairDescription
@@ -48,7 +50,7 @@ def pairs(
     Your own pairs come first: those in the file that POLYDRAFT_PAIRS names, and in pairs.toml in the config folder.
     """
     from polydraft._cli.render.pairs import Listing, pairs_json, pairs_table
-    from polydraft._registry.describe import describe_pairs, model_without_pair
+    from polydraft._registry.describe import describe_pairs
     from polydraft._registry.describe_packings import describe_packings
 
     output = claim_output()
@@ -59,7 +61,7 @@ def pairs(
             packings = describe_packings(text, context_length=context_length, device=device, local_files_only=offline)
     if packings and not any(pair.entry.pair.target == packings[0].of for pair in found):
         known = describe_pairs(target=packings[0].of)
-        found = [*(known or [model_without_pair(packings[0].of, packings[0].format)]), *found]
+        found = [*(known or [_unregistered(packings[0].of, packings[0].format)]), *found]
     # Those that run here first; a model that was named stays on top.
     shown = [pair for pair in found if every or pair.can_run]
     if text is None:
@@ -89,6 +91,21 @@ def _find(text: str | None) -> list[PairDescription]:
     ]
     # A target that is not listed may still be another packing of one that is.
     return holding or describe_pairs(target=text)
+
+
+def _unregistered(target: str, form: str) -> PairDescription:
+    """With the drafter that ``load`` finds beside it, else with n-grams."""
+    from polydraft._load_arguments import checked_arguments
+    from polydraft._plugins import default_host
+    from polydraft._registry.describe import model_without_pair
+    from polydraft._registry.resolver import Resolver
+
+    with suppress(PolydraftError):  # none can be loaded here
+        given = checked_arguments(target, {"host": default_host(), "local_files_only": True, "install": "no"})
+        plan = Resolver(given).prepare(target).request.plan
+        if plan.kind is not None and plan.drafter is not None:
+            return model_without_pair(target, form, plan.drafter.id, plan.kind)
+    return model_without_pair(target, form, None, "ngram")
 
 
 def _meant(text: str) -> str:
