@@ -15,7 +15,7 @@ from polydraft._registry.faults import FaultRegistry
 from polydraft._registry.pairs import DEFAULT_K, PairRegistry, RegisteredPair
 from polydraft._registry.states import BackendState
 from polydraft._registry.versions import VersionLookup, installed_version
-from polydraft.contract.records import FaultRecord, PairRecord, Record
+from polydraft.contract.records import DrafterKind, FaultRecord, PairRecord, Record
 
 __all__ = [
     "BackendDescription",
@@ -156,7 +156,7 @@ def _pair(entry: RegisteredPair, host: PluginHost, faults: FaultRegistry) -> Pai
 
 
 def model_without_pair(
-    target: str, form: str, drafter: str | None, kind: str, host: PluginHost | None = None
+    target: str, form: str, drafter: str | None, kind: DrafterKind, host: PluginHost | None = None
 ) -> PairDescription:
     """A model that the registry does not know, of a format, with the drafter and kind that ``load`` would take."""
     host = default_host() if host is None else host
