@@ -1,9 +1,10 @@
 """numpy and MLX choose the same ids from the same logits."""
 
 import numpy as np
+import polydraft
 import pytest
 from polydraft.contract import GenerationSettings, TokenRequest
-from polydraft.errors import NonFiniteLogitsError
+from polydraft.errors import EngineError, NonFiniteLogitsError
 from polydraft.sampling._grammar import forbid
 from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.numpy_ops import NumpyOps
@@ -80,6 +81,25 @@ def test_rows_that_are_not_finite_are_refused(given, bad, dtype, ops):
     assert 0 <= int(draft) < 500
     with pytest.raises(NonFiniteLogitsError, match="drafter"):
         sampler.choose(rows[:2], 5, [9, 499])
+
+
+@pytest.mark.parametrize("name", ["tiny-e2b", "tiny-llama"])
+def test_greedy_drafts_do_not_wait_for_one_another(name, monkeypatch):
+    """In numpy, each draft would be evaluated before the next one's step."""
+    pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+    with polydraft.load(f"builtin:{name}", backend="mlx", dtype="float32", num_speculative_tokens=3) as session:
+        wanted = session.generate("def add(a, b):", max_new_tokens=24, logit_bias={0: 0.0})
+        assert wanted.stats.num_draft_tokens
+
+        def refused(*_):
+            raise AssertionError("asked the host for a draft")
+
+        monkeypatch.setattr(RuleSampler, "choose_draft", refused)
+        found = session.generate("def add(a, b):", max_new_tokens=24)
+        assert found.token_ids == wanted.token_ids
+        assert found.stats.num_accepted_tokens == wanted.stats.num_accepted_tokens
+        with pytest.raises(EngineError, match="asked the host"):
+            session.generate("def add(a, b):", max_new_tokens=24, temperature=1.0)
 
 
 def test_noise_and_its_functions_have_the_same_bits():

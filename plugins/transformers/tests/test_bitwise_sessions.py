@@ -31,7 +31,8 @@ def output(pair, dtype, temperature, **options):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("pair", "dtype"), [("tiny-e2b", "bfloat16"), ("tiny-31b", "float32"), ("tiny-26b", "float32")]
+    ("pair", "dtype"),
+    [("tiny-e2b", "bfloat16"), ("tiny-31b", "float32"), ("tiny-26b", "float32"), ("tiny-llama", "float32")],
 )
 def test_sessions_of_every_k_and_without_a_drafter_give_equal_bits(pair, dtype, temperature):
     tokens, logprobs, drafted = output(pair, dtype, temperature, drafter=None)
@@ -49,6 +50,7 @@ INSTRUCTION_SETS = {
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},  # without what bfloat16 and tiles have of their own
     "all": {},
 }
+COMPARED = ["tiny-26b,bfloat16", "tiny-26b,float32", "tiny-e2b,bfloat16", "tiny-llama,float32", "tiny-llama,bfloat16"]
 COMPARE = """
 import sys
 import polydraft
@@ -80,7 +82,7 @@ for pair, dtype in (given.split(",") for given in sys.argv[1:]):
 @pytest.mark.parametrize("limits", INSTRUCTION_SETS.values(), ids=INSTRUCTION_SETS)
 def test_log_probabilities_are_the_plain_ones_under_every_instruction_set(limits):
     done = subprocess.run(
-        [sys.executable, "-c", COMPARE, "tiny-26b,bfloat16", "tiny-26b,float32", "tiny-e2b,bfloat16"],
+        [sys.executable, "-c", COMPARE, *COMPARED],
         env={**os.environ, **limits},
         capture_output=True,
         text=True,
@@ -89,11 +91,7 @@ def test_log_probabilities_are_the_plain_ones_under_every_instruction_set(limits
     )
     assert done.returncode == 0, done.stderr
     # Rows are independent by construction, so nothing is refused either.
-    assert done.stdout.splitlines() == [
-        "tiny-26b bfloat16 0 of 120",
-        "tiny-26b float32 0 of 120",
-        "tiny-e2b bfloat16 0 of 120",
-    ]
+    assert done.stdout.splitlines() == [f"{one.replace(',', ' ')} 0 of 120" for one in COMPARED]
 
 
 @pytest.mark.parametrize("named", ["grouped_mm", "eager"])

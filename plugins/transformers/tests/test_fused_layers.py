@@ -161,6 +161,7 @@ def test_on_a_cpu_the_definition_runs():
     norm = Norm(torch.rand(24), 24, 1e-6, rows)
     assert not fused_layers.is_fused(rows.device)
     sums = fused_layers.add_normed(rows, rows, norm, [norm], mixture=(rows[:, None].expand(3, 2, 24), norm, norm))
-    mixed = norm(rows) + norm(2 * rows)
-    assert torch.equal(sums[0], rows + norm(mixed))
+    mixed = norm.added(norm(rows), 2 * rows)
+    assert torch.equal(sums[0], norm.added(rows, mixed))
+    assert (sums[0] - (rows + norm(norm(rows) + norm(2 * rows)))).abs().max() < 1e-5
     assert torch.equal(sums[1], norm(sums[0]))

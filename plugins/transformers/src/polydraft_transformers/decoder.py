@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polydraft_transformers.fused_layers import is_fused
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache
+from polydraft_transformers.llama import LlamaNetwork, is_llama
 from polydraft_transformers.prompt_attention import can_attend_prompt
 from polydraft_transformers.step_attention import can_attend
 
@@ -102,7 +103,7 @@ class Decoder:
             )
         self.layers: Any = text_model.layers
         self.embedding: Any = text_model.embed_tokens
-        """Module: token ids to input embeddings, scaled as the model scales them."""
+        """Token ids to input embeddings, scaled as the model scales them."""
         self.step_rows = step_rows
         self.fixed = fixed
         self.device: torch.device = self.lm_head.weight.device
@@ -118,10 +119,11 @@ class Decoder:
         self.network: Network
         if is_gemma4(text_model):
             self.network = Gemma4Network(text_model)
+            self.embedding = self.network.embedding
             if text_model is not base:
                 self.run_as |= _media_as_padding(model.config)
         else:
-            self.network = _ModuleNetwork(text_model)
+            self.network = LlamaNetwork(text_model) if is_llama(text_model) else _ModuleNetwork(text_model)
         # Capture only what has been tested: Gemma 4 layers whose experts do not synchronise with the host.
         self.captures = (
             self.device.type == "cuda"

@@ -69,7 +69,8 @@ class Norm:
         # be kept, these three take half the time of the seven it runs: x / sqrt(|x|**2 + width * eps) * sqrt(width).
         self._short = like.device.type == "cpu" and like.dtype == torch.float32
         self._floor = like.new_tensor((width * eps) ** 0.5)
-        self._gain: Tensor | float = width**0.5 if weight is None else weight.detach() * width**0.5
+        # A tensor in any case: torch takes longer to multiply by a number.
+        self._gain = like.new_tensor(width**0.5) if weight is None else weight.detach() * width**0.5
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Norm rows, shape (..., width)."""
@@ -77,10 +78,18 @@ class Norm:
             normed = functional.rms_norm(hidden, self._shape, None, self.eps)
             return (normed if self.weight is None else normed * self.weight) * self.factor
         if self._short:
-            length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-            short: Tensor = hidden / torch.hypot(length, self._floor) * self._gain
-            return short
+            return self._unit(hidden) * self._gain
         return functional.rms_norm(hidden, self._shape, self.weight, self.eps)
+
+    def added(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        """``hidden`` plus the normed ``branch``, both (rows, width)."""
+        if self._short and self.factor is None:
+            return torch.addcmul(hidden, self._unit(branch), self._gain)
+        return hidden + self(branch)
+
+    def _unit(self, hidden: Tensor) -> Tensor:
+        unit: Tensor = hidden / torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), self._floor)
+        return unit
 
 
 def mixed(dense: Tensor, found: Tensor, after_dense: Norm, after_experts: Norm) -> Tensor:
@@ -93,7 +102,7 @@ def mixed(dense: Tensor, found: Tensor, after_dense: Norm, after_experts: Norm) 
         after_dense: Of ``dense``.
         after_experts: Of the experts' sum.
     """
-    return after_dense(dense) + after_experts(found if found.dim() == 2 else found.sum(1).to(dense.dtype))
+    return after_experts.added(after_dense(dense), found if found.dim() == 2 else found.sum(1).to(dense.dtype))
 
 
 def add_normed_by_definition(
@@ -109,7 +118,7 @@ def add_normed_by_definition(
     branch = add_parts(branch, hidden.dtype)
     if mixture is not None:
         branch = mixed(branch, *mixture)
-    hidden = hidden + after(branch)
+    hidden = after.added(hidden, branch)
     if scalar is not None:
         hidden = hidden * scalar
     return hidden, *(norm(hidden) for norm in before)
@@ -137,7 +146,7 @@ def add_normed(
     Returns:
         The sum, and the sum normed by each of ``before``; all of the shape and dtype of ``hidden``.
     """
-    if not is_fused(hidden.device):
+    if triton is None or not hidden.is_cuda:  # ``is_fused``, sooner said
         return add_normed_by_definition(hidden, branch, after, before, scalar=scalar, mixture=mixture)
     rows, width = hidden.shape
     row_stride, part_stride, parts = part_strides(branch)
@@ -180,7 +189,7 @@ def gated(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
         up: As ``gate``.
         dtype: Of the result, (rows, width).
     """
-    if not is_fused(gate.device):
+    if triton is None or not gate.is_cuda:
         return gated_by_definition(gate, up, dtype)
     rows, width = gate.shape[-2:]
     product = torch.empty(rows, width, device=gate.device, dtype=dtype)

@@ -30,7 +30,7 @@ from polydraft_transformers.prompt_attention import attend_prompt
 from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_products import multiply, multiply_gated
 
-__all__ = ["Caches", "Context", "Gemma4Network", "is_gemma4"]
+__all__ = ["Caches", "Context", "Gemma4Network", "attend_by_definition", "is_gemma4", "is_plain", "joined"]
 
 _MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
 
@@ -47,11 +47,16 @@ def is_gemma4(text_model: Any) -> bool:
     """
     if type(text_model).__name__ not in _MODELS or text_model.config.hidden_activation != "gelu_pytorch_tanh":
         return False
+    return is_plain(text_model)
+
+
+def is_plain(text_model: Any) -> bool:
+    """Whether all projections are torch's own, without bias."""
     linears = (module for module in text_model.modules() if hasattr(module, "in_features"))
     return all(type(module) is torch.nn.Linear and module.bias is None for module in linears)
 
 
-def _joined(*modules: Any) -> Tensor:
+def joined(*modules: Any) -> Tensor:
     """One weight for projections of the same input; theirs become views of it."""
     if len(modules) == 1:
         alone: Tensor = modules[0].weight
@@ -95,7 +100,7 @@ class _Attention:
             # Without a v_proj, values are the normed key projection.
             projections += [module.k_proj] if module.v_proj is None else [module.k_proj, module.v_proj]
             gains.append(module.k_norm.weight.detach().expand(self.kv_heads, -1))
-        self.projection = _joined(*projections)
+        self.projection = joined(*projections)
         self.gain = torch.cat(gains)
 
     def run(self, hidden: Tensor, context: Context, cache: Caches) -> Tensor:
@@ -111,35 +116,18 @@ class _Attention:
         queries, new_keys, new_values = rotate_and_store_by_definition(
             projected, self.normed, self.gain, cos, signed_sin, self.heads, self.kv_heads
         )
+        kept = self.source, self.groups
         if len(masks) == 1:
-            seen = self._attend_by_definition(queries, new_keys, new_values, masks[0], cache.each[0])
+            seen = attend_by_definition(queries, new_keys, new_values, masks[0], cache.each[0], *kept)
         else:
             size = rows // len(masks)
             found = []
             for index, (mask, one) in enumerate(zip(masks, cache.each, strict=True)):
                 own = slice(index * size, (index + 1) * size)
                 own_keys, own_values = (part if part is None else part[own] for part in (new_keys, new_values))
-                found.append(self._attend_by_definition(queries[own], own_keys, own_values, mask, one))
+                found.append(attend_by_definition(queries[own], own_keys, own_values, mask, one, *kept))
             seen = torch.cat(found)
         return functional.linear(seen.reshape(rows, -1), self.out)
-
-    def _attend_by_definition(
-        self, queries: Tensor, new_keys: Tensor | None, new_values: Tensor | None, mask: Tensor | None, cache: KvCache
-    ) -> Tensor:
-        """One sequence's rows, (rows, heads, head_dim) each, in torch's operations."""
-        if new_keys is not None and new_values is not None:
-            keys, values = cache.update(new_keys.transpose(0, 1)[None], new_values.transpose(0, 1)[None], self.source)
-        else:
-            keys, values = cache.attended(self.source)
-        if cache.layout.is_prompt:
-            return self._attend_prompt(queries, keys, values, mask)
-        rows = len(queries)
-        # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
-        folded = queries.reshape(rows, -1, self.groups, self.head_dim).transpose(0, 1)
-        folded = folded.reshape(1, -1, rows * self.groups, self.head_dim)
-        # scale=1: the norms of queries and keys replace the division by sqrt(head_dim).
-        seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=1.0)
-        return seen.view(-1, rows, self.groups, self.head_dim).transpose(0, 1)
 
     def _attend_by_positions(self, projected: Tensor, cos: Tensor, signed_sin: Tensor, cache: Caches) -> Tensor:
         """In kernels, from projections, (rows, heads of all, head_dim), or their parts: (rows, heads, head_dim)."""
@@ -161,20 +149,63 @@ class _Attention:
             queries, places, layout.positions, kv_heads=kv_heads, near=layout.near, window=window
         )
 
-    def _attend_prompt(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """A prompt's many rows: (rows, heads, head_dim) in and out, heads not folded."""
-        # With a mask, torch's kernels for GPUs do not share a KV head between query heads; the one for CPUs does.
-        if self.groups > 1 and keys.device.type != "cpu":
-            keys, values = keys.repeat_interleave(self.groups, 1), values.repeat_interleave(self.groups, 1)
-        seen = functional.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            keys,
-            values,
-            attn_mask=mask,
-            scale=1.0,
-            enable_gqa=keys.shape[1] != self.heads,
-        )
-        return seen[0].transpose(0, 1)
+
+def attend_by_definition(
+    queries: Tensor,
+    new_keys: Tensor | None,
+    new_values: Tensor | None,
+    mask: Tensor | None,
+    cache: KvCache,
+    source: int,
+    groups: int,
+    scale: float = 1.0,
+) -> Tensor:
+    """One sequence's rows, (rows, heads, head_dim) each, in torch's operations.
+
+    Args:
+        queries: Of the rows.
+        new_keys: To be stored first; None: what is stored is attended.
+        new_values: As ``new_keys``.
+        mask: (rows, keys) for a prompt, else (rows * groups, keys).
+        cache: Where the rows are laid out.
+        source: The layer whose keys and values are read.
+        groups: Query heads per KV head.
+        scale: Of the scores. Gemma 4's: the norms of queries and keys replace the division by sqrt(head_dim).
+    """
+    if new_keys is not None and new_values is not None:
+        keys, values = cache.update(new_keys.transpose(0, 1)[None], new_values.transpose(0, 1)[None], source)
+    else:
+        keys, values = cache.attended(source)
+    if cache.layout.is_prompt:
+        return _attend_prompt(queries, keys, values, mask, groups, scale)
+    rows, heads, head_dim = queries.shape
+    in_order = rows == 1 or groups == heads
+    # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
+    if not in_order:
+        queries = queries.reshape(rows, -1, groups, head_dim).transpose(0, 1)
+    folded = queries.reshape(1, -1, rows * groups, head_dim)
+    seen = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    if in_order:
+        return seen.reshape(rows, heads, head_dim)
+    return seen.view(-1, rows, groups, head_dim).transpose(0, 1)
+
+
+def _attend_prompt(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, groups: int, scale: float
+) -> Tensor:
+    """A prompt's many rows: (rows, heads, head_dim) in and out, heads not folded."""
+    # With a mask, torch's kernels for GPUs do not share a KV head between query heads; the one for CPUs does.
+    if groups > 1 and keys.device.type != "cpu":
+        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    seen = functional.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None],
+        keys,
+        values,
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=keys.shape[1] != queries.shape[1],
+    )
+    return seen[0].transpose(0, 1)
 
 
 class _Layer:
@@ -189,7 +220,7 @@ class _Layer:
     def __init__(self, module: Any, source: int, read_heads: int) -> None:
         self.module = module
         self.attention = _Attention(module.self_attn, source, read_heads)
-        self.gate_up = _joined(module.mlp.gate_proj, module.mlp.up_proj)
+        self.gate_up = joined(module.mlp.gate_proj, module.mlp.up_proj)
         self.down: Tensor = module.mlp.down_proj.weight
         self.scalar: Tensor = module.layer_scalar
         self.experts = bool(getattr(module, "enable_moe_block", False))
@@ -291,8 +322,11 @@ class Gemma4Network:
         self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._groups}
         # Of each layer's input, and of the output.
         self._norms = [*(layer.before_attention for layer in self._layers), _norm(text_model.norm)]
+        self.embedding = _Embedding(text_model.embed_tokens)
+        """Token ids, shape (rows,), to input embeddings (rows, hidden_size)."""
         self._per_layer_width = int(getattr(text_model, "hidden_size_per_layer_input", 0) or 0)
         if self._per_layer_width:
+            self._per_layer_embedding = _Embedding(text_model.embed_tokens_per_layer)
             self._per_layer_norm = _norm(text_model.per_layer_projection_norm)
 
     @property
@@ -310,7 +344,7 @@ class Gemma4Network:
 
         Of a prompt's chunk these are the last ``kept`` rows.
         """
-        embedded = _embedded(token_ids, self._model.embed_tokens)
+        embedded = self.embedding(token_ids)
         per_layer = self._per_layer_inputs(token_ids, embedded) if self._per_layer_width else None
         layout = cache.layout
         contexts = self.contexts(layout, embedded.dtype)
@@ -373,14 +407,20 @@ class Gemma4Network:
         """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""
         model = self._model
         shape = (token_ids.shape[0], len(self._layers), self._per_layer_width)
-        looked_up = _embedded(token_ids, model.embed_tokens_per_layer).view(shape)
+        looked_up = self._per_layer_embedding(token_ids).view(shape)
         projected = functional.linear(embedded, model.per_layer_model_projection.weight)
         projected = (projected * model.per_layer_model_projection_scale).view(shape)
         scale: float = model.per_layer_input_scale
         return (self._per_layer_norm(projected) + looked_up) * scale
 
 
-def _embedded(token_ids: Tensor, table: Any) -> Tensor:
-    # Rounded to the weights' dtype before the product, as Transformers does.
-    scale: Tensor = table.embed_scale.to(table.weight.dtype)
-    return functional.embedding(token_ids, table.weight) * scale
+class _Embedding:
+    """A table's rows, scaled; ``Gemma4TextScaledWordEmbedding`` without the module around it."""
+
+    def __init__(self, table: Any) -> None:
+        self._weight: Tensor = table.weight.detach()
+        # Rounded to the weights' dtype before the product, as Transformers does.
+        self._scale: Tensor = table.embed_scale.to(table.weight.dtype)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        return functional.embedding(token_ids, self._weight) * self._scale

@@ -246,15 +246,16 @@ class ClusteredHead:
 
     def logits(self, row: Tensor) -> Tensor:
         """Logits (rows, vocab) of hidden rows (rows, hidden_size); computed without waiting for the device."""
-        if len(row) > 1:
+        if row.shape[0] > 1:
             return torch.cat([self.logits(one) for one in row.split(1)])
         scores = functional.linear(row, self._centroids)
         best, top = scores.topk(self._top, dim=-1)
-        ids = self._ordering[top[0]].view(1, -1)
+        # index_select copies whole rows, where indexing goes by element.
+        ids = self._ordering.index_select(0, top[0]).view(-1)
         # Scores that are not finite, which topk puts first, make all logits NaN: any clusters could have been chosen.
-        chosen = functional.linear(row, self._weight[ids[0]]) + best[:, :1] * 0
-        lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, len(self._weight))
-        return lowest.scatter(-1, ids, chosen)
+        chosen = functional.linear(row, self._weight.index_select(0, ids)) + best[:, :1] * 0
+        lowest = (chosen.amin(dim=-1, keepdim=True) - 1.0).expand(-1, self._weight.shape[0])
+        return lowest.scatter(-1, ids[None], chosen)
 
     def choose(self, row: Tensor, keys: Tensor, state: Tensor, kind: Kind, vocab: int) -> tuple[Tensor, Tensor]:
         """``choose`` from these logits, as many columns of them as there are below ``vocab``."""

@@ -13,6 +13,7 @@ import mlx.core as mx
 from polydraft.contract import Sampler
 
 from polydraft_mlx.decoder import Decoder, widened
+from polydraft_mlx.drafters.greedy import GreedyDrafts
 from polydraft_mlx.resources import start
 
 __all__ = ["DraftModel"]
@@ -61,6 +62,7 @@ class DraftModel:
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [token_ids[-1]]
+        greedy = GreedyDrafts.of(sampler, len(token_ids))
         for step in range(k):
             if step:
                 # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
@@ -68,13 +70,13 @@ class DraftModel:
                 _, logits = self._decoder.step(self.cache, token[None])
             row = widened(logits[-1:], self._vocab_size)
             prefix = known if sampler.needs_prefix else None
-            drafts.append(sampler.choose_draft(row, len(token_ids) + step, prefix))
+            drafts.append(greedy.choose(row) if greedy else sampler.choose_draft(row, len(token_ids) + step, prefix))
             start(drafts[-1])
             if sampler.needs_prefix:
                 known.append(int(drafts[-1]))
             if keep_logits:
                 kept.append(row)
-        found: Any = mx.concatenate(drafts).tolist()
+        found: Any = greedy.found(drafts) if greedy else mx.concatenate(drafts).tolist()
         self._shared = len(token_ids)
         # The last draft was chosen, but has not been run.
         self._run.extend(found[:-1])

@@ -16,6 +16,7 @@ from polydraft.contract import Sampler
 
 from polydraft_mlx.assistant import Assistant
 from polydraft_mlx.decoder import Decoder, widened
+from polydraft_mlx.drafters.greedy import GreedyDrafts
 from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
 from polydraft_mlx.resources import start
 
@@ -56,6 +57,7 @@ class MtpDrafter:
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [newest]
+        greedy = GreedyDrafts.of(sampler, cache.length + 1)
         for step in range(k):
             inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
             logits, hidden = self._assistant(inputs, shared, position)
@@ -63,14 +65,15 @@ class MtpDrafter:
             logits = widened(logits, self._target.vocab_size)
             prefix = known if sampler.needs_prefix else None
             # Noise belongs to the draft's own position, unlike the assistant's rotation.
-            token = sampler.choose_draft(logits, cache.length + 1 + step, prefix)
+            position_of_draft = cache.length + 1 + step
+            token = greedy.choose(logits) if greedy else sampler.choose_draft(logits, position_of_draft, prefix)
             start(token)
             drafts.append(token)
             if sampler.needs_prefix:
                 known.append(int(token))
             if keep_logits:
                 kept.append(logits)
-        found: Any = mx.concatenate(drafts).tolist()
+        found: Any = greedy.found(drafts) if greedy else mx.concatenate(drafts).tolist()
         return found, mx.concatenate(kept) if kept else None
 
     @staticmethod
