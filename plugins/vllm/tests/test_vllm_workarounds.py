@@ -27,9 +27,9 @@ workarounds.WORKAROUNDS = ()
 def main():
     from vllm.platforms import current_platform
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    # What gives kernels their CPU versions; before 0.31 a method of the runner that does not look at it.
-    replace_kernels = getattr(
-        current_platform, "register_triton_kernel_overrides", lambda: CPUModelRunner._postprocess_triton(None)
+    # What gives kernels their CPU versions; before 0.31 a method of the runner, which does not look at it.
+    replace_kernels = current_platform.register_triton_kernel_overrides or (
+        lambda: CPUModelRunner._postprocess_triton(None)  # before 0.31 platforms answer None to unknown names
     )
     replace_kernels()
     workarounds.apply_workarounds()
@@ -130,7 +130,7 @@ def test_with_the_workarounds_it_samples_correctly_and_starts_after_numba(mtp):
     from polydraft_vllm.self_test import sampling_fault
     from vllm.platforms import current_platform
 
-    if register := getattr(current_platform, "register_triton_kernel_overrides", None):
+    if register := current_platform.register_triton_kernel_overrides:
         register()
     assert sampling_fault() is None
 
