@@ -9,16 +9,16 @@ from packaging.version import Version
 from polydraft import default_host
 from polydraft._registry.faults import FaultRegistry
 from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
-from polydraft.errors import InvalidRequestError, SpeculationUnavailableError
+from polydraft.errors import BackendUnavailableError, InvalidRequestError, SpeculationUnavailableError
 from polydraft_vllm.checks import refusal
 from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments, engine_arguments
 from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
 from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
-from polydraft_vllm.versions import InstalledVllm
+from polydraft_vllm.versions import InstalledVllm, check_transformers
 
-V32, V33 = Version("0.32.0"), Version("0.33.0")
+OLDEST, NEWEST = Version("0.26.0"), Version("0.33.0")
 DRAFTER = Path("/models/drafter")
 TABLE = [
     ("mtp", DRAFTER, {"method": "mtp", "model": "/models/drafter"}),
@@ -29,7 +29,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("version", [V32, V33], ids=str)
+@pytest.mark.parametrize("version", [OLDEST, NEWEST], ids=str)
 @pytest.mark.parametrize(("kind", "drafter", "wanted"), TABLE, ids=[row[0] for row in TABLE])
 def test_the_table(kind, drafter, wanted, version):
     assert speculative_config(kind, drafter, 3, version) == {**wanted, "num_speculative_tokens": 3}
@@ -37,7 +37,7 @@ def test_the_table(kind, drafter, wanted, version):
 
 def test_every_kind_has_a_row_for_every_supported_version():
     for kind in DRAFTER_KINDS:
-        for version in (V32, V33):
+        for version in (OLDEST, NEWEST):
             speculative_config(kind, None if kind == "ngram" else DRAFTER, 1, version)
     assert {row.kind for row in METHODS} == DRAFTER_KINDS
 
@@ -74,29 +74,29 @@ def test_ngram_sizes_are_those_of_the_core():
 @pytest.mark.parametrize("key", ["method", "model", "num_speculative_tokens"])
 def test_what_polydraft_sets_is_not_the_users(key):
     with pytest.raises(InvalidRequestError, match=key):
-        speculative_config("ngram", None, 1, V32, {key: "x"})
+        speculative_config("ngram", None, 1, OLDEST, {key: "x"})
 
 
 def test_further_keys_go_through():
-    found = speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 2}, tensor_parallel_size=2)
+    found = speculative_config("mtp", DRAFTER, 1, OLDEST, {"draft_tensor_parallel_size": 2}, tensor_parallel_size=2)
     assert found["draft_tensor_parallel_size"] == 2
 
 
 def test_drafters_size_is_1_or_the_targets():
     with pytest.raises(InvalidRequestError, match="draft_tensor_parallel_size is 3"):
-        speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 3}, tensor_parallel_size=2)
+        speculative_config("mtp", DRAFTER, 1, OLDEST, {"draft_tensor_parallel_size": 3}, tensor_parallel_size=2)
 
 
 def test_a_draft_model_has_the_targets_size():
     with pytest.raises(InvalidRequestError, match=r"draft-model .*give 2"):
-        speculative_config("draft-model", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
-    assert speculative_config("mtp", DRAFTER, 1, V32, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
+        speculative_config("draft-model", DRAFTER, 1, OLDEST, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
+    assert speculative_config("mtp", DRAFTER, 1, OLDEST, {"draft_tensor_parallel_size": 1}, tensor_parallel_size=2)
 
 
 def test_a_path_that_vllm_would_misread_is_refused():
     with pytest.raises(InvalidRequestError, match="eagle3"):
-        speculative_config("mtp", Path("/models/my-eagle3-drafts/assistant"), 1, V32)
-    speculative_config("eagle3", Path("/models/my-eagle3"), 1, V32)
+        speculative_config("mtp", Path("/models/my-eagle3-drafts/assistant"), 1, OLDEST)
+    speculative_config("eagle3", Path("/models/my-eagle3"), 1, OLDEST)
 
 
 @pytest.mark.parametrize("name", sorted(OBSOLETE))
@@ -139,6 +139,18 @@ def test_vllm_finds_only_the_weights_that_were_checked(tmp_path, monkeypatch):
         found = [path for path in Path(given["model"]).rglob("*") if path.suffix in {".safetensors", ".pt"}]
         assert [path.name for path in found] == ["model.safetensors"]
         assert found[0].samefile(source.path / "model.safetensors")
+
+
+def test_older_versions_need_an_older_transformers_for_gemma4(monkeypatch):
+    gemma, llama = {"model_type": "gemma4"}, {"model_type": "llama"}
+    monkeypatch.setattr("polydraft_vllm.versions.version", lambda name: "5.15.0")
+    with pytest.raises(BackendUnavailableError, match=r"Transformers 5\.15") as caught:
+        check_transformers(InstalledVllm("vllm", "0.27.1"), gemma)
+    assert "transformers<5.15" in caught.value.hint
+    check_transformers(InstalledVllm("vllm", "0.27.1"), llama)
+    check_transformers(InstalledVllm("vllm", "0.28.0"), gemma)
+    monkeypatch.setattr("polydraft_vllm.versions.version", lambda name: "5.14.1")
+    check_transformers(InstalledVllm("vllm", "0.26.0"), gemma)
 
 
 def test_unknown_arguments_get_a_suggestion():
@@ -195,7 +207,7 @@ def test_head_sizes_without_a_cpu_kernel_are_refused():
     assert refusal(_source(head_dim=64), plan, cpu=True).startswith("d has attention heads of size 48")
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.32.0+cpu"])
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0", "0.33.0", "0.32.0+cpu"])
 def test_known_faults_of_the_cpu_build(version):
     """What ``doctor`` lists, and what ``load`` refuses, wherever this plugin is installed."""
     faults = FaultRegistry.of(default_host())

@@ -204,7 +204,8 @@ def shut_down(engine: Any, *, alone: bool) -> None:
         engine.engine_core.shutdown()
         return
     client = engine.engine_core
-    client._finalizer.detach()  # else its collection would do what is left out here
+    if (finalizer := getattr(client, "_finalizer", None)) is not None:  # since vLLM 0.31
+        finalizer.detach()  # else its collection would do what is left out here
     client.engine_core.structured_output_manager.clear_backend()
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()

@@ -12,6 +12,7 @@ from polydraft.errors import InvalidRequestError
 
 from polydraft_vllm.resources import choose_dtype, default_kv_bytes
 from polydraft_vllm.speculation import speculative_config
+from polydraft_vllm.versions import check_transformers
 
 if TYPE_CHECKING:
     from polydraft.contract import LoadRequest
@@ -83,8 +84,10 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         the user, which may be empty.
 
     Raises:
-        PolydraftError: A file is missing or damaged, or ``speculative_config`` cannot be made.
+        PolydraftError: A file is missing or damaged, ``speculative_config`` cannot be made, or another version of
+            Transformers is needed.
     """
+    check_transformers(installed, request.target.config)
     target = fetch(request.target, request.hub)
     drafter = fetch(request.plan.drafter, request.hub) if request.plan.drafter is not None else None
     dtype, note = choose_dtype(request, installed, target, drafter)

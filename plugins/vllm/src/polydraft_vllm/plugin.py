@@ -10,8 +10,8 @@ from polydraft_vllm.versions import DISTRIBUTIONS
 
 __all__ = ["DRAFTER_KINDS", "SUPPORTED_VERSIONS", "polydraft_backends", "polydraft_faults"]
 
-SUPPORTED_VERSIONS = ">=0.32,<0.34"
-"""The tests run 0.32; the source of 0.33 was read. Later versions may have other internals."""
+SUPPORTED_VERSIONS = ">=0.26,<0.34"
+"""The tests run 0.32, and ran 0.26 to 0.31; the source of 0.33 was read. Later versions may have other internals."""
 
 DRAFTER_KINDS: frozenset[DrafterKind] = frozenset({"mtp", "draft-model", "ngram", "eagle3", "dflash"})
 
@@ -49,7 +49,7 @@ def polydraft_faults() -> Iterable[FaultRecord]:
         yield FaultRecord(
             id=f"{distribution}-draft-model-sliding-window",
             distribution=distribution,
-            versions=">=0.32",
+            versions=">=0.26",
             affects="draft-model",
             architectures=(
                 *("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),

@@ -1,4 +1,4 @@
-"""Seeded requests whose prompt is prefilled in chunks, on CPU.
+"""Seeded requests on CPU: those whose prompt is prefilled in chunks, and those beside requests without a seed.
 
 After each chunk vLLM samples a token and discards it; it then rewinds the request's generator by an offset that only
 generators on GPUs have. Here the generator returns to its state before the step.
@@ -12,7 +12,7 @@ import torch
 
 from polydraft_vllm.patches import upstream
 
-__all__ = ["RewindableGenerator", "add_request", "sample"]
+__all__ = ["RewindableGenerator", "add_request", "sample", "sample_each"]
 
 
 class RewindableGenerator(torch.Generator):
@@ -58,3 +58,12 @@ def sample(self: Any, *arguments: Any) -> Any:
         if self.discard_request_mask.np[index]:
             generator.mark()
     return upstream("vllm.v1.worker.cpu_model_runner.CPUModelRunner._sample")(self, *arguments)
+
+
+def sample_each(self: Any, logits: torch.Tensor, generators: dict[int, torch.Generator], *filters: Any) -> Any:
+    """``TopKTopPSampler.forward_cpu``, which before vLLM 0.30 ignores the generators unless each row has one."""
+    if generators:
+        generators = {row: generators.get(row, torch.default_generator) for row in range(len(logits))}
+    return upstream("vllm.v1.sample.ops.topk_topp_sampler.TopKTopPSampler.forward_cpu")(
+        self, logits, generators, *filters
+    )

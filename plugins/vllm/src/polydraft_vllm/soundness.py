@@ -13,7 +13,7 @@ import torch
 
 from polydraft_vllm.patches import upstream
 
-__all__ = ["count_nans_per_row", "sample", "unsound_tokens"]
+__all__ = ["count_nans_by_request", "count_nans_per_row", "sample", "unsound_tokens"]
 
 
 def sample(self: Any, logits: torch.Tensor | None, spec_decode_metadata: Any) -> Any:
@@ -31,6 +31,12 @@ def count_nans_per_row(logits: torch.Tensor) -> torch.Tensor:
     """The function of ``gpu_model_runner``: the counts of ``sample``."""
     counts: torch.Tensor = logits.polydraft_unsound  # type: ignore[attr-defined]
     return counts
+
+
+def count_nans_by_request(self: Any, logits: torch.Tensor | None) -> dict[str, int]:
+    """``GPUModelRunner._get_nans_in_logits``, which counts by itself before vLLM 0.28: the counts of ``sample``."""
+    counts = [] if logits is None else count_nans_per_row(logits).tolist()
+    return dict(zip(self.input_batch.req_ids, counts, strict=False))
 
 
 def unsound_tokens(largest: torch.Tensor, token_ids: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:

@@ -30,11 +30,11 @@ class Method:
 
 
 METHODS: tuple[Method, ...] = (
-    Method("mtp", ">=0.32", "mtp", True, "config/speculative.py: gemma4_mtp is one of MTPModelTypes; run with 0.32.0"),
-    Method("draft-model", ">=0.32", "draft_model", True, "spec_decode/draft_model.py; run with 0.32.0"),
-    Method("ngram", ">=0.32", "ngram", False, "spec_decode/ngram_proposer.py; run with 0.32.0"),
-    Method("eagle3", ">=0.32", "eagle3", True, "spec_decode/eagle.py; read, not run"),
-    Method("dflash", ">=0.32", "dflash", True, "spec_decode/dflash.py; read, not run"),
+    Method("mtp", ">=0.26", "mtp", True, "config/speculative.py: gemma4_mtp, of MTPModelTypes; run with 0.27 to 0.32"),
+    Method("draft-model", ">=0.26", "draft_model", True, "spec_decode/draft_model.py; run with 0.27 to 0.32"),
+    Method("ngram", ">=0.26", "ngram", False, "spec_decode/ngram_proposer.py; run with 0.27 to 0.32"),
+    Method("eagle3", ">=0.26", "eagle3", True, "spec_decode/eagle.py; read, not run"),
+    Method("dflash", ">=0.26", "dflash", True, "spec_decode/dflash.py; read, not run"),
 )
 """One row per kind and range of versions. A version that names a method differently gets another row."""
 

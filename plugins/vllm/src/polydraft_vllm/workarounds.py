@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from packaging.specifiers import SpecifierSet
 
+from polydraft_vllm.older_models import initialize_text_config, load_weights, share_embeddings, share_kv
 from polydraft_vllm.patches import replace, upstream
-from polydraft_vllm.seeds import add_request, sample
-from polydraft_vllm.soundness import count_nans_per_row
+from polydraft_vllm.seeds import add_request, sample, sample_each
+from polydraft_vllm.soundness import count_nans_by_request, count_nans_per_row
 from polydraft_vllm.soundness import sample as sample_soundly
 from polydraft_vllm.versions import installed_vllm
 
@@ -35,6 +36,8 @@ class Workaround:
     why: str
     replacements: Mapping[str, Any]
     """Maps each replaced function to its replacement, as ``patches.replace`` takes them."""
+    cpu_only: bool = True
+    """Whether it concerns vLLM's CPU build only."""
 
 
 def expand_batch_to_tokens(
@@ -99,32 +102,56 @@ def rebind_kernels_without_llvmlite(overrides: Any) -> None:
         dispatcher.sys = sys
 
 
+def postprocess_triton(self: Any) -> None:
+    """``CPUModelRunner._postprocess_triton``, which replaces kernels in modules, but not in those who launch them."""
+    from vllm.model_executor.warmup.jit_warmup_triton_helper import VllmTritonJitKernel
+    from vllm.v1.sample import rejection_sampler
+    from vllm.v1.spec_decode import utils
+
+    upstream("vllm.v1.worker.cpu_model_runner.CPUModelRunner._postprocess_triton")(self)
+    for module in (rejection_sampler, utils):
+        for launcher in vars(module).values():
+            if isinstance(launcher, VllmTritonJitKernel):
+                launcher.kernel = getattr(module, getattr(launcher.kernel, "__name__", ""), launcher.kernel)
+
+
+_WHY_COUNTS = "With drafts, counts of NaN in logits are those of other rows; and infinities are left out."
+
 WORKAROUNDS: tuple[Workaround, ...] = (
-    # The first, since a later one builds upon ``_sample``.
+    # Those of the counts first, since a later one builds upon ``_sample``.
     Workaround(
         "cpu-nan-counts",
-        ">=0.32,<0.34",
-        "Counts of NaN in logits are those of other requests' rows when there are drafts, and leave out infinities.",
+        ">=0.28,<0.34",
+        _WHY_COUNTS,
         {
             "vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample": sample_soundly,
             "vllm.v1.worker.gpu_model_runner.count_nans_per_row": count_nans_per_row,
         },
     ),
     Workaround(
+        "cpu-nan-counts-by-request",
+        ">=0.26,<0.28",
+        _WHY_COUNTS,
+        {
+            "vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample": sample_soundly,
+            "vllm.v1.worker.gpu_model_runner.GPUModelRunner._get_nans_in_logits": count_nans_by_request,
+        },
+    ),
+    Workaround(
         "cpu-sampling",
-        ">=0.32,<0.34",
+        ">=0.26,<0.34",
         "With a temperature and drafts in one batch, the CPU verifier reads uninitialised sampling settings.",
         {"vllm.v1.sample.rejection_sampler.expand_batch_to_tokens": expand_batch_to_tokens},
     ),
     Workaround(
         "cpu-top-k",
-        ">=0.32,<0.34",
+        ">=0.26,<0.34",
         "A request with a top_k and without a top_p kills an engine that speculates, in the first step without drafts.",
         {"vllm.v1.sample.rejection_sampler.apply_top_k_top_p": apply_top_k_top_p},
     ),
     Workaround(
         "cpu-seeds",
-        ">=0.32,<0.34",
+        ">=0.26,<0.34",
         "A sampled request with a seed kills the engine if its prompt is prefilled in chunks ('CPU Generator does not "
         "use offset').",
         {
@@ -133,8 +160,14 @@ WORKAROUNDS: tuple[Workaround, ...] = (
         },
     ),
     Workaround(
+        "cpu-seeds-of-a-batch",
+        ">=0.26,<0.30",
+        "The seeds of sampled requests are ignored while a request without one, such as a greedy one, is in the batch.",
+        {"vllm.v1.sample.ops.topk_topp_sampler.TopKTopPSampler.forward_cpu": sample_each},
+    ),
+    Workaround(
         "cpu-compiled-helpers",
-        ">=0.32,<0.34",
+        ">=0.26,<0.34",
         "Small functions are compiled in eager mode too: the first request with logprobs takes many seconds, and "
         "without a C++ compiler it kills the engine.",
         {
@@ -144,15 +177,49 @@ WORKAROUNDS: tuple[Workaround, ...] = (
     ),
     Workaround(
         "cpu-centroid-head",
-        ">=0.32,<0.34",
+        ">=0.26,<0.34",
         "A drafter with a centroid head (E2B, E4B) cannot start on CPU, because it captures CUDA graphs.",
         {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._setup_centroids_cuda_graphs": _no_graphs},
     ),
     Workaround(
         "cpu-kernels-after-numba",
-        ">=0.32,<0.34",
+        ">=0.31,<0.34",
         "Once numba has been imported, no engine starts in this process ('_lib_fn_wrapper' has no 'get').",
         {"vllm.triton_utils.dispatcher._rebind_kernels": rebind_kernels_without_llvmlite},
+    ),
+    Workaround(
+        "cpu-kernels-of-the-verifier",
+        ">=0.30,<0.31",
+        "No engine with a drafter gets past its first round ('Cannot inspect kernel parameters').",
+        {"vllm.v1.worker.cpu_model_runner.CPUModelRunner._postprocess_triton": postprocess_triton},
+    ),
+    Workaround(
+        "cpu-drafter-kv",
+        ">=0.26,<0.27",
+        "An assistant of Gemma 4 writes KV of its own over the target's.",
+        {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._setup_gemma4_kv_sharing": share_kv},
+    ),
+    Workaround(
+        "gemma4-per-layer-config",
+        ">=0.26,<0.28",
+        "Gemma 4's configs are read as Transformers before 5.15 saved them only.",
+        {"transformers.models.gemma4.configuration_gemma4.Gemma4TextConfig.__init__": initialize_text_config},
+        cpu_only=False,
+    ),
+    Workaround(
+        "gemma4-shared-key-norms",
+        ">=0.26,<0.30",
+        "Checkpoints of Gemma 4 (E2B, E4B) that newer versions of Transformers saved are refused for want of norms "
+        "that are never used.",
+        {"vllm.model_executor.models.gemma4.Gemma4ForCausalLM.load_weights": load_weights},
+        cpu_only=False,
+    ),
+    Workaround(
+        "gemma4-drafter-embedding",
+        ">=0.26,<0.27",
+        "An assistant of Gemma 4 that is narrower than its target keeps an embedding of its own, and cannot start.",
+        {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._maybe_share_embeddings": share_embeddings},
+        cpu_only=False,
     ),
 )
 
@@ -164,10 +231,8 @@ def apply_workarounds() -> None:
         return
     from vllm.platforms import current_platform
 
-    # All of them concern vLLM's CPU build.
-    if not current_platform.is_cpu():
-        return
     for workaround in WORKAROUNDS:
-        if installed.release in SpecifierSet(workaround.versions):
+        needed = not workaround.cpu_only or current_platform.is_cpu()
+        if needed and installed.release in SpecifierSet(workaround.versions):
             for path, replacement in workaround.replacements.items():
                 replace(path, replacement)

