@@ -64,8 +64,8 @@ _TICK = 1e-9
 _LOOK_EVERY = 4
 """Rounds between looks for a k that is worth trying."""
 _SETTLED, _LOOK_RARELY = 16, 8
-"""Choices in a row not to draft, after which one round in so many is thought about and measured: little is new, and where
-steps are short, thinking takes a share of them."""
+"""Choices in a row not to draft, after which one round in so many is thought about and measured: little is new, and
+where steps are short, thinking takes a share of them."""
 _GUARD, _REST = 0.006, 0.001
 """Share of the time that may be lost by trying the nearest alternative to plain decoding or to drafting, and others."""
 _FIRST_CREDIT, _MOST_CREDIT = 0.01, 2.0
