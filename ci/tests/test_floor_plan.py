@@ -19,13 +19,13 @@ OWN = {
     "llama_cpp": "bindings context model tokenizer wheel",
     "litert_lm": "runtime tokenizer",
     "llama_cpp/server": "program",
-    "mlx": "assistant config decoder kv_cache",
+    "mlx": "assistant config decoder greedy_drafts kv_cache",
     "ollama": "create model request",
     "reference": "config kv_cache model text_habits tokenizer toys",
-    "transformers": "decoder device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache logits_check "
-    "memory prompt_attention shared_caches step_attention step_choice step_experts step_products",
-    "vllm": "checks engine_args environment patches process_lock scheduler seeds self_test settings soundness "
-    "speculation start_errors tokenizer versions",
+    "transformers": "decoder device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache llama "
+    "logits_check memory prompt_attention shared_caches step_attention step_choice step_experts step_products",
+    "vllm": "checks engine_args environment older_models patches process_lock scheduler seeds self_test settings "
+    "soundness speculation start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",
     "xllamacpp": "in_process program settings tokenizer",
 }

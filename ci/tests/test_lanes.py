@@ -41,7 +41,7 @@ spec = importlib.util.spec_from_file_location("lanes_there", sys.argv[1])
 lanes = sys.modules["lanes_there"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lanes)
 from pathlib import Path
-lanes.HEARTBEAT = 0.5
+lanes.HEARTBEAT, lanes.PATIENCE = 0.5, 60.0
 say = lambda text: print("say:", text, flush=True)
 lanes.run(sys.argv[4:], [sys.executable, sys.argv[2]], lanes=2, logs=Path(sys.argv[3]), folder=".", say=say)
 """
@@ -156,7 +156,7 @@ def test_signals_end_all(nox: Path, tmp_path: Path, number: signal.Signals, igno
             assert time.monotonic() < deadline, "it has not started"
             time.sleep(0.05)
         run.send_signal(number)
-        rest, errors = run.communicate(timeout=14)  # less than PATIENCE
+        rest, errors = run.communicate(timeout=50)  # less than PATIENCE
     assert run.returncode not in (0, None)
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "say: stubborn: interrupted after" in rest
