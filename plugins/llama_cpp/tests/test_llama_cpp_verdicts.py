@@ -52,6 +52,18 @@ def test_equal(gguf, name, weights):
     assert found.count("EXACT") > len(found) / 2  # near ties are rare, though not equally on all processors
 
 
+def test_a_difference_is_measured_where_kv_is_kept(gguf):
+    """llama.cpp's cache holds one sequence, and the one of the last call is kept for the next turn."""
+    claims = polydraft.default_host().backend("llama_cpp").capabilities()
+    with polydraft.load(gguf("tiny-e2b", "f32"), backend="llama_cpp", device="cpu") as session:
+        plain = session.generate("def add(a, b):", max_new_tokens=8, speculate="off", ignore_eos=True)
+        other = [*plain.token_ids[:4], (plain.token_ids[4] + 1) % session.tokenizer.vocab_size]
+        prompt, settings = plain.prompt_token_ids, plain.settings
+        judgement = judge_outputs(session, claims, prompt, settings, plain.token_ids[:5], other)
+    assert (judgement.verdict, judgement.position) == ("DIVERGED", 4)
+    assert judgement.tie is not None
+
+
 @pytest.mark.parametrize("weights", ["bf16", "q8_0"])
 @pytest.mark.parametrize("name", ["tiny-e2b", "tiny-26b"])
 def test_no_difference_but_near_ties(gguf, name, weights):

@@ -133,6 +133,14 @@ class Session:
         """The loaded engine, for tools that measure it, such as the conformance suite."""
         return self._engine
 
+    def forget_prefixes(self) -> None:
+        """Free the KV that is kept for later turns. Calls under way are not concerned.
+
+        For memory, and before a tool opens sequences of the engine itself: some engines hold one at a time.
+        """
+        if self._kept is not None:
+            self._kept.clear()
+
     @call_arguments
     def generate(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> GenerationResult:
         """Generate to the end.

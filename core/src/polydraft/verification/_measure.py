@@ -79,6 +79,7 @@ def judge_outputs(
                 max_total_tokens=running.context_length,
             )
             k = running.max_draft_tokens
+            session.forget_prefixes()
             return measure_tie(
                 session.engine,
                 request,
