@@ -227,6 +227,19 @@ def test_configs_of_newer_transformers(monkeypatch, own, wanted):
     assert "per_layer_config" not in fields
 
 
+def test_a_client_of_a_server_reads_configs_of_newer_transformers():
+    """Its process has no engine, and so none of the workarounds."""
+    script = (
+        "import polydraft_builtin_pairs as pairs\n"
+        "from polydraft._load import prepare\n"
+        "from polydraft_vllm.tokenizer import load_tokenizer\n"
+        "request = prepare('builtin:tiny-e2b', backend='vllm-server', drafter=None).request\n"
+        "print(load_tokenizer(pairs.path('tiny-e2b'), request).encode('def'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_norms_that_are_not_used_need_no_weights(monkeypatch):
     path = "vllm.model_executor.models.gemma4.Gemma4ForCausalLM.load_weights"
     monkeypatch.setitem(patches._originals, path, lambda self, weights: set(weights))

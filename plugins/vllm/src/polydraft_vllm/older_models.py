@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
+from packaging.version import Version
 from polydraft.errors import ModelFormatError
 
-from polydraft_vllm.patches import upstream
+from polydraft_vllm.patches import replace, upstream
 
-__all__ = ["initialize_text_config", "load_weights", "share_embeddings", "share_kv"]
+__all__ = ["initialize_text_config", "load_weights", "read_newer_configs", "share_embeddings", "share_kv"]
 
 _GLOBAL = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
 """Fields of a layer with full attention -> their names in configs that Transformers before 5.15 saved."""
@@ -32,6 +34,12 @@ def initialize_text_config(self: Any, *arguments: Any, per_layer_config: Any = N
             )
         fields |= {older: own.get(name, fields.get(name)) for name, older in _GLOBAL.items()}
     upstream("transformers.models.gemma4.configuration_gemma4.Gemma4TextConfig.__init__")(self, *arguments, **fields)
+
+
+def read_newer_configs() -> None:
+    """Let Transformers before 5.15 read Gemma 4's newer configs in this process, which may be a server's client."""
+    if Version(version("transformers")) < Version("5.15"):
+        replace("transformers.models.gemma4.configuration_gemma4.Gemma4TextConfig.__init__", initialize_text_config)
 
 
 def load_weights(self: Any, weights: Any) -> set[str]:

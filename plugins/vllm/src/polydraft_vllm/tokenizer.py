@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from polydraft.checkpoints.config import text_config
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.text.hub_tokenizer import HubTokenizer
+
+from polydraft_vllm.older_models import read_newer_configs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +25,8 @@ def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
     """The tokenizer, with the checkpoint's special tokens. ``trust_remote_code`` lets its code run."""
     from transformers import AutoTokenizer
 
+    if "per_layer_config" in text_config(request.target.config):
+        read_newer_configs()  # the tokenizer's class may depend on the config
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=request.trust_remote_code
     )
