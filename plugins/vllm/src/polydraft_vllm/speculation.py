@@ -30,9 +30,9 @@ class Method:
 
 
 METHODS: tuple[Method, ...] = (
-    Method("mtp", ">=0.26", "mtp", True, "config/speculative.py: gemma4_mtp, of MTPModelTypes; run with 0.27 to 0.32"),
-    Method("draft-model", ">=0.26", "draft_model", True, "spec_decode/draft_model.py; run with 0.27 to 0.32"),
-    Method("ngram", ">=0.26", "ngram", False, "spec_decode/ngram_proposer.py; run with 0.27 to 0.32"),
+    Method("mtp", ">=0.26", "mtp", True, "config/speculative.py: gemma4_mtp, of MTPModelTypes; run with 0.26 to 0.32"),
+    Method("draft-model", ">=0.26", "draft_model", True, "spec_decode/draft_model.py; run with 0.26 and 0.32"),
+    Method("ngram", ">=0.26", "ngram", False, "spec_decode/ngram_proposer.py; run with 0.26 and 0.32"),
     Method("eagle3", ">=0.26", "eagle3", True, "spec_decode/eagle.py; read, not run"),
     Method("dflash", ">=0.26", "dflash", True, "spec_decode/dflash.py; read, not run"),
 )
