@@ -11,7 +11,7 @@ from polydraft_vllm.versions import DISTRIBUTIONS
 __all__ = ["DRAFTER_KINDS", "SUPPORTED_VERSIONS", "polydraft_backends", "polydraft_faults"]
 
 SUPPORTED_VERSIONS = ">=0.26,<0.34"
-"""The tests run 0.32, and ran 0.26; 0.27 to 0.31 were run on one pair; the source of 0.33 was read. Others may differ."""
+"""The tests run 0.32, and ran 0.26; 0.27 to 0.31 were run on one pair; the source of 0.33 was read."""
 
 DRAFTER_KINDS: frozenset[DrafterKind] = frozenset({"mtp", "draft-model", "ngram", "eagle3", "dflash"})
 
