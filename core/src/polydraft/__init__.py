@@ -2,7 +2,7 @@
 
 >>> import polydraft
 >>> with polydraft.load("google/gemma-4-E4B-it") as session:  # doctest: +SKIP
-...     result = session.generate("Explain speculative decoding.", max_new_tokens=256)
+...     result = session.generate("def fibonacci(n):", max_new_tokens=256)
 
 Errors are in ``polydraft.errors``; plugins build on ``polydraft.contract``. Importing this package imports no engine
 and nothing else that is slow: the names, listed in ``__init__.pyi``, are loaded on first use.
