@@ -43,7 +43,8 @@ def bench_summary(found: BenchResult) -> RenderableType:
         Text(f"{row.label}: {row.state}: {in_flags(row.reason)}", style="yellow") for row in found.rows if row.reason
     ]
     parts += [Text(in_flags(note), style="dim") for note in found.notes]
-    parts.append(Text(f"{found.repeats} repeats; {found.seconds:.0f} s of measuring", style="dim"))
+    repeats = f"{found.repeats} repeat{'' if found.repeats == 1 else 's'}"
+    parts.append(Text(f"{repeats}; {found.seconds:.0f} s of measuring", style="dim"))
     return Group(*parts)
 
 
