@@ -212,7 +212,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "kernels": 4}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -534,6 +534,21 @@ def long(session: nox.Session, backend: str) -> None:
     install_engine(session, plugin)
     install(session, "ray[data]", constraints=plugin.constraints)
     pytest(session, "-s", f"{plugin.folder}/long_tests", *session.posargs)
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """The Transformers plugin's Triton kernels against their definitions, without a GPU: in Triton's interpreter."""
+    if sys.platform != "linux":
+        session.skip("Triton has packages for Linux only")
+    prepare(session)
+    folder = BACKENDS["transformers"].folder
+    install(session, "pytest", "pytest-xdist", "triton", *folders(CORE, PAIRS, folder))
+    # Of the tests of rounds those that run them on kernels.
+    names = ("fused_layers", "prompt_attention", "step_attention", "step_choice", "step_experts", "step_products")
+    chosen = (*(f"{folder}/tests/test_{name}.py" for name in (*names, "device_rounds")), "-k", "not rounds or kernels")
+    session.env["TRITON_INTERPRET"] = "1"
+    pytest(session, "-n", workers_here(), *chosen, *session.posargs)
 
 
 @nox.session

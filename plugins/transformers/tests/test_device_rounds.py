@@ -12,7 +12,7 @@ pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are no
 
 from polydraft.contract import GenerationSettings, TokenRequest  # noqa: E402
 from polydraft.sampling._sampler import RuleSampler  # noqa: E402
-from polydraft_transformers import device_rounds, kv_cache  # noqa: E402
+from polydraft_transformers import device_rounds, kv_cache, step_attention, step_products  # noqa: E402
 from polydraft_transformers.array_ops import TorchOps  # noqa: E402
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
@@ -90,6 +90,36 @@ def test_rounds_give_the_tokens_of_single_steps(loaded, pair, name):
             assert all(found)
             # All but the first ones ran before they were asked for, and the last ones, which are shorter.
             assert sum(ahead) >= len(ahead) - 6
+
+
+@pytest.fixture
+def interpreted(device, small, monkeypatch):
+    """Kernels run in the interpreter from now on; ``definitions()``: no longer."""
+    if not small:
+        pytest.skip("the conformance suite runs sessions on a GPU")
+    monkeypatch.setattr(step_attention, "_PARTS", 2)
+    return lambda: monkeypatch.setattr(step_products, "_DEVICE", "cuda")
+
+
+@pytest.mark.parametrize(("pair", "name"), [("tiny-e2b", "sorted"), ("tiny-26b", "min_p")])
+def test_sessions_on_kernels_give_the_tokens_of_definitions(loaded, interpreted, pair, name):
+    given = {**SETTINGS[name], "max_new_tokens": 6}
+    with loaded(pair, rounds=True) as session:
+        found = [outputs(session, given, speculate=way) for way in ("on", "off")]
+        assert all(ran for ran, _ in session.rounds_ran)
+    interpreted()
+    with loaded(pair, rounds=True) as session:
+        assert [outputs(session, given, speculate=way) for way in ("on", "off")] == found
+
+
+@pytest.mark.parametrize("lots", range(2), indirect=True)
+def test_bitwise_sessions_on_kernels(loaded, interpreted, lots):
+    """In 16 bits, where products and prompts have kernels, too: plain and speculative decoding agree."""
+    prompt = [2, *lots.choices(range(300, 900), k=lots.randint(1, 90))]
+    given = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 1.0, "seed": lots.randrange(1000)}
+    with loaded("tiny-e2b", rounds=True, exactness="bitwise", dtype="bfloat16") as session:
+        found = [session.generate(prompt, speculate=way, **given).token_ids for way in ("on", "off")]
+    assert found[0] == found[1]
 
 
 def sampler_of(prompt, **settings):

@@ -1,21 +1,22 @@
 """The kernels between a layer's products against their definitions, over shapes and edges, and row by row."""
 
-import random
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 fused_layers = pytest.importorskip("polydraft_transformers.fused_layers")
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Of float64, relative to the largest number: a few roundings of each dtype, one after the other.
 LIMITS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = list(LIMITS)
 Norm = fused_layers.Norm
 
 
-def drawn(*shape, dtype, scale=1.0):
-    return (torch.randn(shape, device="cuda") * scale).to(dtype)
+@pytest.fixture
+def drawn(device):
+    def draw(*shape, dtype, scale=1.0):
+        return (torch.randn(shape, device=device) * scale).to(dtype)
+
+    return draw
 
 
 def close(found, wanted):
@@ -24,30 +25,33 @@ def close(found, wanted):
     return found.dtype in LIMITS and error < LIMITS[found.dtype]
 
 
-def in_parts(rows, width, dtype, parts, scale=1.0):
+@pytest.fixture
+def in_parts(drawn):
     """Rows that are strided, or that are the sum of parts."""
-    if parts > 1:
-        return drawn(parts, rows, width, dtype=torch.float32, scale=scale)
-    return drawn(rows, 2 * width, dtype=dtype, scale=scale)[:, :width]
+
+    def draw(rows, width, dtype, parts, scale=1.0):
+        if parts > 1:
+            return drawn(parts, rows, width, dtype=torch.float32, scale=scale)
+        return drawn(rows, 2 * width, dtype=dtype, scale=scale)[:, :width]
+
+    return draw
 
 
 def in_double(norm):
     weight = None if norm.weight is None else norm.weight.double()
-    like = torch.empty(0, device="cuda", dtype=torch.float64)
+    like = norm._gain.double()
     return Norm(weight, norm._shape[0], norm.eps, like, factor=norm.factor)
 
 
 def places_of(pairs):
     """As ``KvCache.places`` gives them: of several sequences, keys and values of each."""
-    return torch.tensor([[keys.data_ptr(), values.data_ptr(), keys.shape[2]] for keys, values in pairs], device="cuda")
+    rows = [[keys.data_ptr(), values.data_ptr(), keys.shape[2]] for keys, values in pairs]
+    return torch.tensor(rows, device=pairs[0][0].device)
 
 
-@needs_gpu
-@pytest.mark.parametrize("trial", range(24))
-def test_added_and_normed(trial):
-    lots = random.Random(trial)
-    torch.manual_seed(trial)
-    dtype, rows, width = lots.choice(DTYPES), lots.choice([1, 2, 5, 8, 70]), lots.choice([16, 200, 1536, 2816, 5376])
+@pytest.mark.parametrize("lots", range(24), indirect=True)
+def test_added_and_normed(device, small, drawn, in_parts, lots):
+    dtype, rows, width = lots.choice(DTYPES), lots.between(1, 5, 70), lots.between(16, 1536, 5376)
 
     def norm(**options):
         weight = 1 + drawn(width, dtype=dtype, scale=0.1) if options or lots.random() < 0.9 else None
@@ -55,12 +59,12 @@ def test_added_and_normed(trial):
 
     # Residual rows are much larger than what is added, or much smaller, or 0.
     hidden = drawn(rows, width, dtype=dtype, scale=lots.choice([1.0, 50.0, 0.0]))
-    branch = in_parts(rows, width, dtype, lots.choice([1, 1, 2, 8]), scale=lots.choice([1.0, 1e-3]))
+    branch = in_parts(rows, width, dtype, lots.between(1, 1, 2, 8), scale=lots.choice([1.0, 1e-3]))
     before = [norm() for _ in range(lots.randrange(4))]
     if before and lots.random() < 0.5:
         before[-1] = norm(factor=width**-0.5)
-    scalar = lots.choice([None, torch.tensor([0.7], device="cuda", dtype=dtype)])
-    top_k = lots.choice([0, 0, 2, 8])
+    scalar = lots.choice([None, torch.tensor([0.7], device=device, dtype=dtype)])
+    top_k = lots.between(0, 0, 2, 8)
     found = drawn(rows, top_k, width, dtype=torch.float32) if top_k else hidden
     mixture = (found, norm(), norm()) if top_k or lots.random() < 0.3 else None
     after = norm()
@@ -75,29 +79,27 @@ def test_added_and_normed(trial):
     )
     assert len(sums) == len(wanted) == 1 + len(before)
     assert all(close(*pair) for pair in zip(sums, wanted, strict=True))
-    for row in range(rows):
+    for row in lots.sample(range(rows), min(rows, 3) if small else rows):
         part = slice(row, row + 1)
         own = None if mixture is None else (found[part], *mixture[1:])
         alone = fused_layers.add_normed(hidden[part], branch[..., part, :], after, before, scalar=scalar, mixture=own)
         assert all(torch.equal(one[0], every[row]) for one, every in zip(alone, sums, strict=True))
 
 
-@needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 256, 1023, 1025, 21504])
-def test_gated(dtype, width):
+def test_gated(device, in_parts, dtype, width):
     for gate_parts, up_parts in ((1, 1), (4, 1), (2, 2)):
         gate, up = in_parts(5, width, dtype, gate_parts, scale=4.0), in_parts(5, width, dtype, up_parts)
         # From far below 0 to far above: the approximation's tails.
-        gate[..., 0, :] = torch.linspace(-60, 60, width, device="cuda") / gate_parts
+        gate[..., 0, :] = torch.linspace(-60, 60, width, device=device) / gate_parts
         found = fused_layers.gated(gate, up, dtype)
         assert close(found, fused_layers.gated_by_definition(gate.double(), up.double(), torch.float64))
         assert torch.equal(fused_layers.gated(gate[..., 2:3, :], up[..., 2:3, :], dtype)[0], found[2])
 
 
-@needs_gpu
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(value):
+def test_what_is_not_finite_stays_so(drawn, value):
     rows = drawn(3, 64, dtype=torch.bfloat16)
     rows[1, 5] = value
     norm = Norm(None, 64, 1e-6, rows)
@@ -109,21 +111,19 @@ def test_what_is_not_finite_stays_so(value):
         assert found[[0, 2]].isfinite().all()
 
 
-@needs_gpu
-@pytest.mark.parametrize("trial", range(16))
-def test_rotated_and_stored(trial):
-    lots = random.Random(trial)
-    torch.manual_seed(trial)
-    dtype, rows, dim = lots.choice(DTYPES), lots.choice([1, 5, 8, 17]), lots.choice([16, 64, 128, 256, 512])
-    heads, kv_heads, shared = lots.choice([1, 4, 32]), lots.choice([0, 1, 16]), lots.random() < 0.5
+@pytest.mark.parametrize("lots", range(16), indirect=True)
+def test_rotated_and_stored(device, small, drawn, lots):
+    dtype, rows, dim = lots.choice(DTYPES), lots.between(1, 5, 8, 17), lots.choice([16, 64, 128, 256, 512])
+    heads, kv_heads = lots.between(1, 4 if small else 32), lots.between(0, 1, 2 if small else 16)
+    shared = lots.random() < 0.5
     size = heads + kv_heads * (1 if shared else 2)
     parts = lots.choice([1, 1, 3])
     projected = drawn(parts, rows, size, dim, dtype=torch.float32) if parts > 1 else drawn(rows, size, dim, dtype=dtype)
     gain = 1 + drawn(heads + kv_heads, dim, dtype=dtype, scale=0.1)
-    angles = torch.rand(rows, 1, dim, device="cuda") * 7
+    angles = torch.rand(rows, 1, dim, device=device) * 7
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     norm = Norm(None, dim, 1e-6, gain)
-    slots = torch.randperm(300, device="cuda")[:rows]
+    slots = torch.randperm(300, device=device)[:rows]
     buffers = [drawn(1, max(kv_heads, 1), 300, dim, dtype=dtype) for _ in range(2)]
     before = [buffer.clone() for buffer in buffers]
 
@@ -159,7 +159,6 @@ def test_rotated_and_stored(trial):
 def test_on_a_cpu_the_definition_runs():
     rows = torch.randn(3, 24)
     norm = Norm(torch.rand(24), 24, 1e-6, rows)
-    assert not fused_layers.is_fused(rows.device)
     sums = fused_layers.add_normed(rows, rows, norm, [norm], mixture=(rows[:, None].expand(3, 2, 24), norm, norm))
     mixed = norm.added(norm(rows), 2 * rows)
     assert torch.equal(sums[0], norm.added(rows, mixed))

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from polydraft_transformers.fused_layers import is_fused
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
 from polydraft_transformers.kv_cache import KvCache
 from polydraft_transformers.llama import LlamaNetwork, is_llama
 from polydraft_transformers.prompt_attention import can_attend_prompt
 from polydraft_transformers.step_attention import can_attend
+from polydraft_transformers.step_products import runs_kernels
 
 __all__ = ["CHUNK", "LONG_CHUNK", "Decoder", "fixed_rows"]
 
@@ -130,7 +130,7 @@ class Decoder:
             and isinstance(self.network, Gemma4Network)
             and getattr(self.config, "_experts_implementation", None) != "eager"
         )
-        self.runs_rounds = self.captures and is_fused(self.device)
+        self.runs_rounds = self.captures and runs_kernels(self.device)
         """Whether rounds run on the device (``device_rounds``)."""
         sizes = self.network.head_dims if isinstance(self.network, Gemma4Network) else {0}
         self._by_positions = can_attend(self.device, sizes)

@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers.integrations import moe
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from polydraft_transformers.step_experts import ACTIVATIONS, can_mix, mix
+from polydraft_transformers.step_experts import ACTIVATIONS, mix
+from polydraft_transformers.step_products import runs_kernels
 
 __all__ = ["FEW_ROWS", "MOST_ROWS", "WHOLE_STEP", "experts_implementation", "set_experts"]
 
@@ -49,7 +50,7 @@ def experts_implementation(named: str | None, dtype: torch.dtype, device: torch.
             "rows that do not depend on one another.",
             "Leave the option out, give 'batched_mm', or use `exactness='standard'`.",
         )
-    if named is None and can_mix(device):
+    if named is None and runs_kernels(device):
         ALL_EXPERTS_FUNCTIONS.register(FEW_ROWS, _few_rows)
         return FEW_ROWS
     if on_gpu and named is None and (fixed or dtype == torch.float32):

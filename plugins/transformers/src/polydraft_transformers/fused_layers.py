@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polydraft_transformers.step_products import add_parts, part_strides, sum_parts
+from polydraft_transformers.step_products import add_parts, part_strides, runs_kernels, sum_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,14 +26,9 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["Norm", "Stored", "add_normed", "gated", "is_fused", "mixed", "rotate_and_store"]
+__all__ = ["Norm", "Stored", "add_normed", "gated", "mixed", "rotate_and_store"]
 
 _PART = 1024  # elements that a program of `gated` computes
-
-
-def is_fused(device: torch.device) -> bool:
-    """Whether the kernels run here: on a GPU, with Triton."""
-    return device.type == "cuda" and triton is not None
 
 
 class Stored(NamedTuple):
@@ -146,7 +141,7 @@ def add_normed(
     Returns:
         The sum, and the sum normed by each of ``before``; all of the shape and dtype of ``hidden``.
     """
-    if triton is None or not hidden.is_cuda:  # ``is_fused``, sooner said
+    if not runs_kernels(hidden.device):
         return add_normed_by_definition(hidden, branch, after, before, scalar=scalar, mixture=mixture)
     rows, width = hidden.shape
     row_stride, part_stride, parts = part_strides(branch)
@@ -189,7 +184,7 @@ def gated(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
         up: As ``gate``.
         dtype: Of the result, (rows, width).
     """
-    if triton is None or not gate.is_cuda:
+    if not runs_kernels(gate.device):
         return gated_by_definition(gate, up, dtype)
     rows, width = gate.shape[-2:]
     product = torch.empty(rows, width, device=gate.device, dtype=dtype)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polydraft_transformers.step_products import runs_kernels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +30,7 @@ __all__ = ["attend_prompt", "can_attend_prompt"]
 def can_attend_prompt(device: torch.device, dtype: torch.dtype, head_dims: set[int]) -> bool:
     """Whether the kernel runs here: on a GPU, with Triton, in 16 bits, for heads whose size is a power of two."""
     fits = all(16 <= size <= 512 and not size & (size - 1) for size in head_dims)
-    return device.type == "cuda" and triton is not None and dtype.itemsize == 2 and fits
+    return runs_kernels(device) and dtype.itemsize == 2 and fits
 
 
 def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, *, window: int | None) -> Tensor:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polydraft_transformers.step_products import runs_kernels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,7 +35,7 @@ _WINDOW_PARTS = 40  # at most, of a sliding layer's
 
 def can_attend(device: torch.device, head_dims: set[int]) -> bool:
     """Whether the kernel runs here: on a GPU, with Triton, for heads whose size is a power of two."""
-    return device.type == "cuda" and triton is not None and all(16 <= n <= 512 and not n & (n - 1) for n in head_dims)
+    return runs_kernels(device) and all(16 <= n <= 512 and not n & (n - 1) for n in head_dims)
 
 
 def attend(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.array_ops import TorchOps
-from polydraft_transformers.fused_layers import is_fused
+from polydraft_transformers.step_products import runs_kernels
 
 if TYPE_CHECKING:
     from polydraft.sampling.on_device import DeviceChoice
@@ -98,7 +98,7 @@ def noise_keys(state: Tensor, positions: Tensor) -> Tensor:
     Returns:
         Int64, shape (rows, 2): the low and the high halves.
     """
-    if not is_fused(state.device):
+    if not runs_kernels(state.device):
         return noise_keys_by_definition(state, positions)
     count = len(positions)
     keys = torch.empty(count, 2, device=state.device, dtype=torch.int64)
@@ -140,7 +140,7 @@ def choose(logits: Tensor, keys: Tensor, state: Tensor, kind: Kind) -> tuple[Ten
     Returns:
         The tokens, int64, and the largest number of each row, float32, NaN if it has one: both (rows,).
     """
-    if kind.sorted is not None or not is_fused(logits.device):
+    if kind.sorted is not None or not runs_kernels(logits.device):
         tokens, largest = choose_by_definition(logits, keys, state, kind)
         # Where a row is not sound, no token may come out as chosen: the drafter needs one that exists.
         return tokens.clamp(max=logits.shape[1] - 1), largest
@@ -240,8 +240,8 @@ class ClusteredHead:
         self._places = torch.zeros_like(flat, dtype=torch.int32)
         self._places[flat] = torch.arange(len(flat), device=flat.device, dtype=torch.int32)
         in_order = torch.arange(len(flat), device=flat.device)
-        self._is_fused = (
-            is_fused(weight.device) and len(flat) == len(weight) and torch.equal(flat[self._places.long()], in_order)
+        self._is_fused = runs_kernels(weight.device) and (
+            len(flat) == len(weight) and torch.equal(flat[self._places.long()], in_order)
         )
 
     def logits(self, row: Tensor) -> Tensor:

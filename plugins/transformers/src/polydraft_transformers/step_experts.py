@@ -22,15 +22,10 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["ACTIVATIONS", "can_mix", "mix", "route"]
+__all__ = ["ACTIVATIONS", "mix", "route"]
 
 ACTIVATIONS = ("gelu_pytorch_tanh", "silu")
 """Of the gates; names as in Transformers' configs."""
-
-
-def can_mix(device: torch.device) -> bool:
-    """Whether the kernels run here: on a GPU, with Triton."""
-    return device.type == "cuda" and triton is not None
 
 
 def route_by_definition(scores: Tensor, scale: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,9 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["add_parts", "multiply", "multiply_gated", "part_strides", "splits"]
+__all__ = ["add_parts", "multiply", "multiply_gated", "part_strides", "runs_kernels", "splits"]
 
+_DEVICE = "cuda"  # another one only in tests, whose interpreter runs kernels on a CPU
 _MOST_ROWS = 128  # of a step that sequences share
 _PROGRAMS = 256  # about two for each multiprocessor
 _MOST_PARTS = 8
@@ -34,9 +35,14 @@ _N, _K = 32, 128  # weights of a tile
 _TILE = {"BLOCK_N": _N, "BLOCK_K": _K, "num_warps": 4}
 
 
+def runs_kernels(device: torch.device) -> bool:
+    """Whether this plugin's kernels run on a device: on a GPU, with Triton."""
+    return triton is not None and device.type == _DEVICE
+
+
 def splits(rows: Tensor) -> bool:
     """Whether the kernels run for these rows: few, in a 16-bit dtype, on a GPU with Triton."""
-    return rows.is_cuda and triton is not None and rows.itemsize == 2 and rows.shape[0] <= _MOST_ROWS
+    return runs_kernels(rows.device) and rows.itemsize == 2 and rows.shape[0] <= _MOST_ROWS
 
 
 def add_parts(product: Tensor, dtype: torch.dtype) -> Tensor:
