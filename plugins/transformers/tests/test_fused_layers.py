@@ -98,6 +98,16 @@ def test_gated(device, in_parts, dtype, width):
         assert torch.equal(fused_layers.gated(gate[..., 2:3, :], up[..., 2:3, :], dtype)[0], found[2])
 
 
+def test_more_elements_than_32_bits_count(device, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # only three rows are touched
+    stride = 2**30 + 16
+    gate = torch.empty(2 * stride + 64, device=device, dtype=torch.float16).as_strided((3, 64), (stride, 1))
+    gate.copy_(torch.randn(3, 64, device=device))
+    up = torch.randn(3, 64, device=device).half()
+    found = fused_layers.gated(gate, up, torch.float16)
+    assert close(found, fused_layers.gated_by_definition(gate.double(), up.double(), torch.float64))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(drawn, value):
     rows = drawn(3, 64, dtype=torch.bfloat16)

@@ -321,7 +321,8 @@ def _gated_kernel(
     gate, up, product, width, gate_row, gate_part, up_row, up_part,
     GATE_PARTS: tl.constexpr, UP_PARTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
+    # A chunk of 50,000 tokens has more than 2**31 elements.
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * PART + tl.arange(0, PART)
     exists = column < width
     dtype: tl.constexpr = product.dtype.element_ty
     g = sum_parts(gate + row * gate_row + column, gate_part, exists, GATE_PARTS, dtype)
@@ -337,7 +338,7 @@ def _rotate_kernel(
     dtype: tl.constexpr = Q.dtype.element_ty
     dim = tl.arange(0, DIM)
     other = (dim + DIM // 2) % DIM
-    start = X + (row * all_heads + head) * DIM
+    start = X + (row.to(tl.int64) * all_heads + head) * DIM
     exists = dim < DIM
     if STORES:
         place = places + row // own_rows * 3
@@ -359,7 +360,7 @@ def _rotate_kernel(
         crossed = (rolled.to(tl.float32) * rolled_gain).to(dtype).to(tl.float32)
         rotated = ((straight * cos).to(dtype).to(tl.float32) + crossed * sin).to(dtype)
         if head < heads:
-            tl.store(Q + (row * heads + head) * DIM + dim, rotated)
+            tl.store(Q + (row.to(tl.int64) * heads + head) * DIM + dim, rotated)
         elif STORES:
             tl.store(k_at + (head - heads) * to_head, rotated)
             if SHARED:

@@ -106,7 +106,10 @@ def _attend_kernel(
     head = tl.program_id(0)
     first_row = (tl.num_programs(1) - 1 - tl.program_id(1)) * ROWS  # tiles that see most come first
     row, dim = first_row + tl.arange(0, ROWS), tl.arange(0, DIM)
-    at = (row[:, None] * heads + head) * DIM + dim[None, :]
+    at = (tl.arange(0, ROWS)[:, None] * heads + head) * DIM + dim[None, :]
+    # A long chunk has more than 2**31 elements.
+    Q += first_row.to(tl.int64) * heads * DIM
+    O += first_row.to(tl.int64) * heads * DIM
     q = tl.load(Q + at, mask=row[:, None] < rows, other=0.0)
     own = row + (keys - rows)  # each row's own key
     first_own = first_row + (keys - rows)
