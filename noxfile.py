@@ -212,7 +212,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "kernels": 4}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "kernels": 6}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
