@@ -212,7 +212,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "peers": 3}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -534,6 +534,15 @@ def long(session: nox.Session, backend: str) -> None:
     install_engine(session, plugin)
     install(session, "ray[data]", constraints=plugin.constraints)
     pytest(session, "-s", f"{plugin.folder}/long_tests", *session.posargs)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """mlx-vlm's own speculative decoding, which `polydraft bench --against upstream` runs beside MLX's."""
+    plugin = BACKENDS["mlx"]
+    install_engine(session, plugin)
+    install(session, "mlx-vlm==0.7.10", constraints=plugin.constraints)
+    pytest(session, f"{plugin.folder}/tests/test_mlx_upstream.py", *session.posargs)
 
 
 @nox.session
