@@ -88,7 +88,7 @@ def note_survival() -> None:
 
 
 def _survival() -> tuple[Path, str]:
-    from polydraft._plugins import plugin_modules
+    from polydraft._discovery.installed import plugin_modules
 
     found = [_FORMAT, packages(), variables(), code("polydraft"), *map(code, plugin_modules())]
     return diagnosis_folder() / "survived.json", hashlib.sha256(json.dumps(found).encode()).hexdigest()
