@@ -22,7 +22,7 @@ def request_of(
     body: Mapping[str, Any],
     options: Mapping[str, Any],
     *,
-    drafts: bool,
+    num_speculative_tokens: int | None,
 ) -> tuple[str, dict[str, Any]]:
     """Path and body of the request.
 
@@ -31,14 +31,16 @@ def request_of(
         prompt: Its prompt, as text or as a chat.
         body: What each request begins with.
         options: Those that all requests share.
-        drafts: Whether the server knows ``draft_num_predict``: 0 then decodes plainly.
+        num_speculative_tokens: k of the loaded model; 0: it decodes plainly. None: the server knows no k.
 
     Raises:
-        InvalidRequestError: A variable for the chat template that Ollama does not have.
+        InvalidRequestError: A variable for the chat template that Ollama does not have, or two that contradict.
     """
     asked = {**options, **sampling_options(request)}
-    if drafts:
-        asked["draft_num_predict"] = request.num_speculative_tokens if request.speculate else 0
+    if (k := num_speculative_tokens) is not None:
+        # Of so few tokens none is drafted, and another k would make the server load the model anew.
+        few = request.settings.max_new_tokens <= 2
+        asked["draft_num_predict"] = request.num_speculative_tokens if request.speculate else k if few else 0
     whole = {
         **body,
         "options": asked,
@@ -47,7 +49,8 @@ def request_of(
         "shift": False,
     }
     if isinstance(prompt, str):
-        return "/api/generate", {**whole, "prompt": prompt, "raw": True}
+        # The stop strings of a Modelfile belong to its chats.
+        return "/api/generate", {**whole, "options": {**asked, "stop": []}, "prompt": prompt, "raw": True}
     chat = {**whole, "messages": _messages(prompt["messages"])}
     if prompt["tools"]:
         chat["tools"] = prompt["tools"]
@@ -56,6 +59,12 @@ def request_of(
         raise InvalidRequestError(
             f"`chat_template_kwargs` holds {unknown[0]!r}: Ollama lays out chats by itself.",
             f"It takes {' or '.join(sorted(_THINK))}.",
+            argument="chat_template_kwargs",
+        )
+    if len(set(map(str, variables.values()))) > 1:
+        raise InvalidRequestError(
+            "`chat_template_kwargs` holds two values for Ollama's `think`.",
+            "Give `enable_thinking` or `think`.",
             argument="chat_template_kwargs",
         )
     if variables:
