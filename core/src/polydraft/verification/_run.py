@@ -125,7 +125,8 @@ def check_session(
         for name in sorted(skipped - {case.prompt for case in check.cases})
     ]
     if (tokens := sum(case.num_tokens for case in check.cases)) < _FEW:
-        notes.append(f"Only {tokens} tokens were compared: a longer `time_limit` says more.")
+        unit = check.cases[0].judgement.unit
+        notes.append(f"Only {tokens} {unit}s were compared: a longer `time_limit` says more.")
     if check.evidence:
         notes.append("Every token's log-probability was asked for, to see that it is finite; speeds include that.")
     if running.exactness == "bitwise":
