@@ -44,6 +44,8 @@ __all__ = ["LoadedEngine", "ways_of"]
 
 _WARM_UP = 8
 """Tokens of the call before the first one that counts."""
+_THE_SERVERS = "the server's"
+"""How the device of a server is called that runs apart: its memory is not that of a process here."""
 
 
 def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named: bool) -> tuple[Way, ...]:
@@ -165,9 +167,10 @@ class LoadedEngine:
 
     def memory(self) -> dict[str, int | None]:
         """The fields of ``LoadedInfo`` that grow."""
-        on_device = not self._session.running.device.startswith("cpu")
+        running = self._session.running
+        on_device = not running.device.startswith("cpu")
         return {
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": None if running.device.startswith(_THE_SERVERS) else peak_memory(),
             "device_memory_bytes": device_peak(self._session) if on_device else None,
         }
 
