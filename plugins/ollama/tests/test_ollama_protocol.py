@@ -502,6 +502,23 @@ def test_addresses_that_are_none(monkeypatch, given):
     assert "hunter2" not in str(failed.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "argument"),
+    [("num_ctx", "context_length"), ("draft_num_predict", "num_speculative_tokens"), ("temperature", "temperature")],
+)
+def test_what_is_no_engine_option_but_an_argument(server, option, argument):
+    with pytest.raises(InvalidRequestError, match=f"no option '{option}'") as failed:
+        load(engine_options={option: 5})
+    assert failed.value.hint.startswith(f"`{argument}` is an argument of its own. Known options of ollama: ")
+
+
+def test_what_the_server_says_ends_like_a_sentence(server):
+    with load() as session:
+        server.scripts["/api/generate"] = lambda handler: handler.json({"error": "boom"}, 500)
+        with pytest.raises(EngineError, match=r"failed \(500\): boom\. Look at"):
+            session.generate("x")
+
+
 def test_doctor_says_what_it_found(server, monkeypatch):
     from polydraft_ollama.backend import OllamaBackend
 

@@ -54,7 +54,7 @@ class OllamaBackend(Backend):
             notes.append(f"Its models: {models}.")
         except PolydraftError as error:
             # A server elsewhere may be named when a model is loaded.
-            notes.append(f"{error.message} {error.hint}")
+            notes.append(str(error))
         return Diagnosis(
             usable=True,
             engine_version=found or package_version("ollama"),
