@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import polydraft
 import pytest
-from polydraft._cli.app import run
+from polydraft._cli.render.verification import case_line, verification_summary
 from polydraft.contract import ChosenBy, SpeculationPlan
 from polydraft.errors import (
     BackendUnavailableError,
@@ -20,9 +20,10 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft.verification._command import verify
 from polydraft_ollama.client import OllamaClient
 from polydraft_ollama.loading import _speculation
-from polydraft_ollama.model import served_model
+from polydraft_ollama.model import digest_of, served_model
 from polydraft_ollama.options import OllamaOptions
 
 CREATED = "2023-08-04T08:52:19.385406455-07:00"
@@ -366,6 +367,12 @@ def test_an_unknown_model(server):
     assert "It has: gemma4:e2b, plain:latest. Download it: `ollama pull qwen3:8b`" in failed.value.hint
 
 
+@pytest.mark.parametrize(("name", "known"), [("plain", True), ("Plain:Latest", True), ("ns/plain", False)])
+def test_the_digest_of_a_name(server, name, known):
+    digest = server.models["plain:latest"].digest
+    assert digest_of(OllamaClient(OllamaOptions()), name) == (digest if known else "")
+
+
 def test_no_server(monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
     with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:1") as failed:
@@ -430,8 +437,9 @@ def test_k_of_the_modelfile(server):
         assert session.running.num_speculative_tokens == 2
 
 
-def test_a_modelfile_without_drafts(server):
-    server.models["gemma4:e2b"].parameters = {"draft_num_predict": 0}
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_modelfile_without_drafts(server, k):
+    server.models["gemma4:e2b"].parameters = {"draft_num_predict": k}
     with load() as session:
         assert (session.running.num_speculative_tokens, session.running.method) == (0, None)
         assert "sets draft_num_predict to 0" in session.running.speculation_off.message
@@ -534,13 +542,14 @@ def test_doctor_says_what_it_found(server, monkeypatch):
     assert "ollama serve" in found.notes[0]
 
 
-def test_verify_counts_characters(server, monkeypatch, tmp_path, capfd):
-    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path))
+def test_verify_counts_characters(server):
     server.models["gemma4:e2b"].parameters = {"num_ctx": 64}
-    assert run(["verify", "-m", "gemma4:e2b", "-b", "ollama", "--time-limit", "2"]) == 0
-    told = capfd.readouterr()
-    assert re.search(r"EXACT +\d+ characters after 32 of code, greedy", told.err)
-    assert re.search(r"EXACT, \d+ characters of \d+ outputs compared", told.out)
+    told = []
+    found = verify("gemma4:e2b", backend="ollama", time_limit=2, keep=False, progress=told.append)
+    assert re.fullmatch(r"EXACT +\d+ characters after 32 of code, greedy", case_line(told[0]))
+    assert re.match(
+        r"identical: yes   EXACT, \d+ characters of \d+ outputs", verification_summary(found).renderables[0].plain
+    )
 
 
 @pytest.mark.parametrize("arguments", [{}, {"device": "cpu"}])

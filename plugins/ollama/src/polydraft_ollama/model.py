@@ -14,7 +14,7 @@ __all__ = ["ServedModel", "digest_of", "served_model"]
 _DRAFT = re.compile(r"^\s*DRAFT\s+\S", re.MULTILINE | re.IGNORECASE)
 _QUOTED = re.compile(r'"""[\s\S]*?"""')
 """Templates and licenses, whose lines are no instructions."""
-_PARAMETER = r"^\s*(?:PARAMETER\s+)?{}\s+(\d+)"
+_PARAMETER = r"^\s*(?:PARAMETER\s+)?{}\s+(-?\d+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def served_model(client: OllamaClient, name: str) -> ServedModel:
     return ServedModel(
         name=name,
         has_drafter=True if drafts else (False if modelfile.strip() else None),
-        num_speculative_tokens=k,
+        num_speculative_tokens=None if k is None else max(k, 0),
         context_length=next(filter(None, lengths), None) or _number(details.get("context_length")),
         given_context_length=_number(length),
         quantization=_text(details.get("quantization_level")),
@@ -60,9 +60,10 @@ def served_model(client: OllamaClient, name: str) -> ServedModel:
 
 
 def digest_of(client: OllamaClient, name: str) -> str:
-    """The digest of a model's files, with and without ``:latest`` in its name; empty: not told."""
+    """The digest of a model's files, with and without ``:latest`` in its name, in any letter case; empty: not told."""
+    name = name.lower()
     names = {name, f"{name}:latest"} if ":" not in name.rpartition("/")[2] else {name}
-    return next((_text(model.get("digest")) for model in client.models() if model["name"] in names), "")
+    return next((_text(model.get("digest")) for model in client.models() if model["name"].lower() in names), "")
 
 
 def _parameter(name: str, *texts: str) -> int | None:
