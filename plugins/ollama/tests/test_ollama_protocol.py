@@ -465,8 +465,33 @@ def test_few_tokens_do_not_make_the_server_load_the_model_anew(server):
     assert [body["options"]["draft_num_predict"] for body in server.bodies("/api/generate")] == [3, 3]
 
 
-def test_two_values_for_thinking(server):
-    kwargs = {"think": "high", "enable_thinking": False}
+@pytest.mark.parametrize(
+    ("kwargs", "think"),
+    [
+        ({"enable_thinking": False}, False),
+        ({"think": "low"}, "low"),
+        ({"think": None}, None),
+        # As polydraft's server hands on OpenAI's `reasoning_effort`.
+        ({"reasoning_effort": "high", "enable_thinking": True}, "high"),
+        ({"reasoning_effort": "minimal", "enable_thinking": True}, "low"),
+        ({"reasoning_effort": "none", "enable_thinking": False}, False),
+    ],
+)
+def test_thinking(server, kwargs, think):
+    with load() as session:
+        session.generate([{"role": "user", "content": "x"}], max_new_tokens=3, chat_template_kwargs=kwargs)
+    assert server.bodies("/api/chat")[0].get("think") == think
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"think": "high", "enable_thinking": False},
+        {"think": True, "reasoning_effort": "none"},
+        {"think": "low", "reasoning_effort": "high"},
+    ],
+)
+def test_two_values_for_thinking(server, kwargs):
     with load() as session, pytest.raises(InvalidRequestError, match="two values for Ollama's `think`"):
         session.generate([{"role": "user", "content": "x"}], chat_template_kwargs=kwargs)
 

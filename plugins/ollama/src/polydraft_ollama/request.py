@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["request_of", "sampling_options"]
 
-_THINK = {"enable_thinking", "think"}
+_THINK = {"enable_thinking", "reasoning_effort", "think"}
+_EFFORTS = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
+"""OpenAI's efforts -> Ollama's, where they are called otherwise, as its own server for OpenAI's API has them."""
 
 
 def request_of(
@@ -58,17 +60,11 @@ def request_of(
     if unknown := sorted(variables.keys() - _THINK):
         raise InvalidRequestError(
             f"`chat_template_kwargs` holds {unknown[0]!r}: Ollama lays out chats by itself.",
-            f"It takes {' or '.join(sorted(_THINK))}.",
+            f"It takes {', '.join(sorted(_THINK))}.",
             argument="chat_template_kwargs",
         )
-    if len(set(map(str, variables.values()))) > 1:
-        raise InvalidRequestError(
-            "`chat_template_kwargs` holds two values for Ollama's `think`.",
-            "Give `enable_thinking` or `think`.",
-            argument="chat_template_kwargs",
-        )
-    if variables:
-        chat["think"] = next(iter(variables.values()))
+    if (think := _think(variables)) is not None:
+        chat["think"] = think
     return "/api/chat", chat
 
 
@@ -89,6 +85,21 @@ def sampling_options(request: TokenRequest) -> dict[str, Any]:
         # 31 bits fit into any integer of the server; each stream of a batch has a seed of its own.
         "seed": (request.seed + 0x9E3779B1 * request.stream) % 0x7FFFFFFF,
     }
+
+
+def _think(variables: Mapping[str, Any]) -> Any:
+    """Ollama's ``think``: whether, or how much; None: it is not said."""
+    given = [_EFFORTS.get(value, value) if isinstance(value, str) else value for value in variables.values()]
+    found = {str(value): value for value in given if value is not None}
+    if "True" in found and "False" not in found and len(found) > 1:
+        del found["True"]  # how much says that it thinks
+    if len(found) > 1:
+        raise InvalidRequestError(
+            "`chat_template_kwargs` holds two values for Ollama's `think`.",
+            f"Give one of {', '.join(sorted(_THINK))}.",
+            argument="chat_template_kwargs",
+        )
+    return next(iter(found.values()), None)
 
 
 def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
