@@ -21,6 +21,7 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.verification._command import verify
+from polydraft_ollama.backend import OllamaBackend
 from polydraft_ollama.client import OllamaClient
 from polydraft_ollama.loading import _speculation
 from polydraft_ollama.model import digest_of, served_model
@@ -530,9 +531,16 @@ def test_addresses(monkeypatch, given, url):
 @pytest.mark.parametrize("given", ["http://user:hunter2@host", "host:port", "ftp://host", "a b", ":66000"])
 def test_addresses_that_are_none(monkeypatch, given):
     monkeypatch.setenv("OLLAMA_HOST", given)
-    with pytest.raises(InvalidRequestError) as failed:
+    with pytest.raises(InvalidRequestError, match=r"'url' of ollama is wrong: .* OLLAMA_HOST holds it\.") as failed:
         load()
     assert "hunter2" not in str(failed.value)
+    with pytest.raises(InvalidRequestError) as failed:
+        load(engine_options={"url": given})
+    assert "OLLAMA_HOST" not in str(failed.value)
+    found = OllamaBackend().diagnose()
+    assert found.usable
+    assert found.notes[0].endswith("OLLAMA_HOST holds it.")
+    assert "hunter2" not in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -553,8 +561,6 @@ def test_what_the_server_says_ends_like_a_sentence(server):
 
 
 def test_doctor_says_what_it_found(server, monkeypatch):
-    from polydraft_ollama.backend import OllamaBackend
-
     found = OllamaBackend().diagnose()
     assert found.engine_version == "0.32.14"
     assert found.rank == 0

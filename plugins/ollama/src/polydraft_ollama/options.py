@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from ipaddress import IPv6Address
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from polydraft.engine_parts.server_options import ServerOptions, ServerUrl
+from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, variable
 from pydantic import AfterValidator, BeforeValidator, Field
 
 __all__ = ["HOST_VARIABLE", "KEY_VARIABLE", "OllamaOptions"]
@@ -71,7 +70,7 @@ class OllamaOptions(ServerOptions):
     key_variables = (KEY_VARIABLE,)
 
     url: Annotated[ServerUrl, BeforeValidator(_url)] | None = Field(
-        default_factory=lambda: os.environ.get(HOST_VARIABLE) or "",
+        default_factory=lambda: variable(HOST_VARIABLE),
         validate_default=True,
         description=f"The server, as {HOST_VARIABLE} takes it: ``host:port``, or a URL. Default: that variable, else "
         f"127.0.0.1:{_USUAL_PORT}.",
