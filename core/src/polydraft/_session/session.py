@@ -331,6 +331,11 @@ class Session:
         settings = effective_settings(given, vocab_size)
         tools = arguments.get("tools")
         tool_choice = tool_choice_of(arguments.get("tool_choice"), tools)
+        if tool_choice not in ("auto", "none") and "guided" not in self._capabilities.sampling:
+            raise UnsupportedError(
+                f"The backend {self._running.backend} does not support a `tool_choice` that forces a call.",
+                "Give 'auto' or 'none', or choose another backend (`polydraft backends` lists them).",
+            )
         self._check_settings(settings)
         if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
             raise UnsupportedError(
