@@ -183,9 +183,7 @@ class Api:
         echoed = [str(job.prompt) for job in jobs] if asked.echo else None
         ids = bool(asked.return_token_ids)
         _refuse_ids(tokenizer, return_token_ids=ids, prompt=not isinstance(prompts[0], str))
-        answer = CompletionAnswer(
-            model, tokenizer, len(jobs), prompts=len(prompts), token_ids=ids, echoed=echoed
-        )
+        answer = CompletionAnswer(model, tokenizer, len(jobs), prompts=len(prompts), token_ids=ids, echoed=echoed)
         return await self._answer(request, asked, jobs, answer)
 
     # How a request is answered ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.text._call_values import QUOTES
 
@@ -24,6 +25,8 @@ _ANNOTATIONS = {
 }
 """Keywords of a schema that allow and forbid nothing here: a call has no properties but those that are listed."""
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_LISTS = ("enum", "anyOf", "oneOf", "allOf")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 _NOT_IN_KEYS = frozenset('{}[],:"\\ \t\n\r<>')
 _ANY = {"type": ["string", "number", "boolean", "null"]}
 """In place of a value without a schema."""
@@ -38,10 +41,18 @@ def tool_grammar(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]], name:
         name: The one that is called, once; None: any of them, at least once.
 
     Raises:
-        InvalidRequestError: There is no such tool.
+        InvalidRequestError: There is no such tool, or what a tool says of its arguments is no schema.
         UnsupportedError: The model's format is not known, or an argument's schema cannot be written in it.
     """
-    functions = [tool["function"] for tool in tools]
+    try:
+        return _grammar(tokenizer, [tool["function"] for tool in tools], name)
+    except RecursionError:
+        raise InvalidRequestError(
+            "The schema of a tool's arguments is nested too deeply.", "Give a flatter one.", argument="tools"
+        ) from None
+
+
+def _grammar(tokenizer: Tokenizer, functions: Sequence[Mapping[str, Any]], name: str | None) -> str:
     if name is not None:
         known = [function["name"] for function in functions]
         functions = [function for function in functions if function["name"] == name]
@@ -125,11 +136,14 @@ class _GemmaRules:
             schema = _ANY
         if not isinstance(schema, Mapping):
             raise _unwritable(where, f"the schema {schema!r}")
-        if isinstance(reference := schema.get("$ref"), str):
-            return self._referenced(reference, where)
+        _check(schema, where)
+        if "$ref" in schema:
+            return self._referenced(schema["$ref"], where)
         if "const" in schema:
+            self._only(schema, {"const", "enum", "type"}, where)
             return self._rule(self._literal(schema["const"], where))
         if "enum" in schema:
+            self._only(schema, {"enum", "type"}, where)
             return self._rule(" | ".join(self._literal(one, where) for one in schema["enum"]))
         for union in ("anyOf", "oneOf"):
             if union in schema:
@@ -189,6 +203,8 @@ class _GemmaRules:
         self._only(schema, {"type", "items", "minItems", "maxItems"}, where)
         item = self._value(schema.get("items", True), where)
         least, most = schema.get("minItems", 0), schema.get("maxItems")
+        if most is not None and least > most:
+            raise _unwritable(where, "more minItems than maxItems")
         if most == 0:
             return '"[" "]"'
         more = f'{item} ("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
@@ -199,17 +215,14 @@ class _GemmaRules:
         properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
         if not required <= properties.keys():
             raise _unwritable(where, f"a property that is required and not listed: {min(required - properties.keys())}")
-        pairs = [
-            (f'"{_key(key)}:" {self._value(value, f"{where}.{key}")}', key in required)
-            for key, value in properties.items()
-        ]
-        # Each property, or a list of them, by which one comes first: only the others have a comma before them.
-        begins = []
-        for index, (pair, must) in enumerate(pairs):
-            rest = [f'"," {later}' if needed else f'("," {later})?' for later, needed in pairs[index + 1 :]]
-            begins.append(" ".join([pair, *rest]))
-            if must:
-                break
+        # By which property comes first: only the others have a comma before them.
+        begins: list[str] = []
+        rest = '""'  # the rule of all later ones
+        for key, value in reversed(properties.items()):
+            pair = f'"{_key(key)}:" {self._value(value, f"{where}.{key}")}'
+            must = key in required
+            begins = [f"{pair} {rest}", *([] if must else begins)]
+            rest = self._rule(f'"," {pair} {rest}' if must else f'"," {pair} {rest} | {rest}')
         if not begins:
             return '"{" "}"'
         inner = f"({' | '.join(begins)})"
@@ -219,6 +232,26 @@ class _GemmaRules:
         unknown = sorted(str(key) for key in schema if key not in known and key not in _ANNOTATIONS)
         if unknown:
             raise _unwritable(where, f"the keyword {unknown[0]}")
+
+
+def _check(schema: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords whose values are none of a JSON schema."""
+    required = schema.get("required") or []
+    allowed = {
+        **{key: isinstance(schema.get(key), list) and schema[key] != [] for key in _LISTS},
+        **{key: type(schema.get(key)) is int and schema[key] >= 0 for key in _COUNTS},
+        "type": schema.get("type") != [],
+        "properties": isinstance(schema.get("properties") or {}, Mapping),
+        "required": isinstance(required, list) and all(isinstance(one, str) for one in required),
+        "$ref": isinstance(schema.get("$ref"), str),
+    }
+    for key, fits in allowed.items():
+        if key in schema and not fits:
+            raise InvalidRequestError(
+                f"The tool's argument {where} has `{key}: {shown(schema[key])}`, not allowed in a JSON schema.",
+                "Correct the tool's `parameters`.",
+                argument="tools",
+            )
 
 
 def _key(name: str) -> str:
