@@ -151,7 +151,7 @@ def test_tools_with_very_many_properties(session):
     grammar = tool_grammar(session.tokenizer, tools[300])
     assert len(grammar) < 200 * 300
     check_guided(Guided(kind="grammar", text=grammar))
-    with pytest.raises(InvalidRequestError, match="calls that `tool_choice` asks for .* are the most") as caught:
+    with pytest.raises(InvalidRequestError, match=r"calls that `tool_choice` asks for .* are the most") as caught:
         session.stream(MESSAGES, tools=tools[3000], tool_choice="required")
     assert caught.value.argument == "tools"
 

@@ -95,6 +95,34 @@ def test_lengths_that_a_pattern_keeps_by_itself():
             check_guided(schema(**keywords))
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        *({name: value} for name in ("enum", "anyOf") for value in (None, 5, "ab", {}, [])),
+        *({"type": kind} for kind in ({}, [[]], 5, None)),
+        *({"type": "object", "properties": value} for value in ([1], 5, "ab")),
+        *({"type": "object", "required": value} for value in (5, [["a"]], "ab")),
+        *({"type": "array", name: value} for name in ("minItems", "maxItems") for value in ("1", -1, [], 2.5)),
+        {"type": "string", "maxLength": "1"},
+        {"$ref": 5},
+    ],
+)
+def test_what_is_no_schema(keywords):
+    with pytest.raises(InvalidRequestError):
+        check_guided(Guided(kind="json", text=json.dumps(keywords)))
+
+
+def test_objects_with_very_many_properties():
+    """Their rule grows with the square."""
+    for count, allowed in ((300, True), (301, False)):
+        found = schema(type="object", properties={f"p{at}": {"type": "integer"} for at in range(count)})
+        if allowed:
+            assert len(gbnf_of(found)) < 2 << 20
+        else:
+            with pytest.raises(UnsupportedError, match="more than 300 properties"):
+                check_guided(found)
+
+
 def test_dates_are_those_of_the_calendar():
     days = [datetime.date.fromordinal(number) for number in range(1, 3652059, 997)]
     days += [datetime.date(year, 2, 29) for year in range(4, 9999, 52) if year % 100 or year % 400 == 0]

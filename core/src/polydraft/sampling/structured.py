@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling._grammar import GrammarRun, in_short
 from polydraft.sampling._grammar_depth import depth_of
+from polydraft.sampling._schema_shape import misused_keyword
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import Guided, TokenRequest
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "lark_of"]
+__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "lark_of", "misused_keyword"]
 
 JSON_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON on one line, as ``json.dumps`` writes it: with free white space, a model may go on with it to no end. A schema

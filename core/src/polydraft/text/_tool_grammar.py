@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling._schema_shape import misused_keyword
 from polydraft.text._call_values import QUOTES
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ _ANNOTATIONS = {
 }
 """Keywords of a schema that allow and forbid nothing here: a call has no properties but those that are listed."""
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_LISTS = ("enum", "anyOf", "oneOf", "allOf")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 _NOT_IN_KEYS = frozenset('{}[],:"\\ \t\n\r<>')
 _ANY = {"type": ["string", "number", "boolean", "null"]}
 """In place of a value without a schema."""
@@ -136,7 +135,12 @@ class _GemmaRules:
             schema = _ANY
         if not isinstance(schema, Mapping):
             raise _unwritable(where, f"the schema {schema!r}")
-        _check(schema, where)
+        if (misused := misused_keyword(schema)) is not None:
+            raise InvalidRequestError(
+                f"The tool's argument {where} has `{misused}: {shown(schema[misused])}`, not allowed in a JSON schema.",
+                "Correct the tool's `parameters`.",
+                argument="tools",
+            )
         if "$ref" in schema:
             return self._referenced(schema["$ref"], where)
         if "const" in schema:
@@ -232,26 +236,6 @@ class _GemmaRules:
         unknown = sorted(str(key) for key in schema if key not in known and key not in _ANNOTATIONS)
         if unknown:
             raise _unwritable(where, f"the keyword {unknown[0]}")
-
-
-def _check(schema: Mapping[str, Any], where: str) -> None:
-    """Refuse keywords whose values are none of a JSON schema."""
-    required = schema.get("required") or []
-    allowed = {
-        **{key: isinstance(schema.get(key), list) and schema[key] != [] for key in _LISTS},
-        **{key: type(schema.get(key)) is int and schema[key] >= 0 for key in _COUNTS},
-        "type": schema.get("type") != [],
-        "properties": isinstance(schema.get("properties") or {}, Mapping),
-        "required": isinstance(required, list) and all(isinstance(one, str) for one in required),
-        "$ref": isinstance(schema.get("$ref"), str),
-    }
-    for key, fits in allowed.items():
-        if key in schema and not fits:
-            raise InvalidRequestError(
-                f"The tool's argument {where} has `{key}: {shown(schema[key])}`, not allowed in a JSON schema.",
-                "Correct the tool's `parameters`.",
-                argument="tools",
-            )
 
 
 def _key(name: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling.structured import misused_keyword
 
 from polydraft_gguf.serving.patterns import FORMATS, MOST_REPEATED, pattern_of
 
@@ -28,6 +29,8 @@ _ANNOTATIONS = {
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _DIGITS = 16
 """Of whole numbers: more are not exact in every reader of JSON."""
+_MOST_PROPERTIES = 300
+"""Of an object: its rule grows with their square."""
 _COMMON = {
     "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
     # Halves of surrogate pairs are no characters.
@@ -103,15 +106,15 @@ class _SchemaRules:
             return "value"
         if not isinstance(schema, Mapping):
             raise _malformed(f"{schema!r}, which is no schema that a value can match")
+        if (misused := misused_keyword(schema)) is not None:
+            raise _malformed(f"the keyword {misused} with a value that no schema has")
         keywords = schema.keys() - _ANNOTATIONS
         if "$ref" in keywords:
             _only(keywords, {"$ref"})
-            return self._referenced(str(schema["$ref"]))
+            return self._referenced(schema["$ref"])
         if "const" in keywords or "enum" in keywords:
             _only(keywords, {"const", "type"} if "const" in keywords else {"enum", "type"})
             values = [schema["const"]] if "const" in keywords else schema["enum"]
-            if not isinstance(values, list) or not values:
-                raise _malformed("an `enum` without values")
             return self._rule(" | ".join(_literal(json.dumps(one, ensure_ascii=False)) for one in values))
         if "anyOf" in keywords:
             _only(keywords, {"anyOf"})
@@ -179,6 +182,8 @@ class _SchemaRules:
 
     def _object(self, schema: Mapping[str, Any]) -> str:
         properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
+        if len(properties) > _MOST_PROPERTIES:
+            raise _unwritable(f"an object with more than {_MOST_PROPERTIES} properties")
         more = schema.get("additionalProperties", True)
         if not required <= properties.keys():
             raise _unwritable(f"the property {min(required - properties.keys())}, which is required and not listed")
