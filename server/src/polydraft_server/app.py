@@ -116,6 +116,8 @@ class Api:
             exception_handlers={HTTPException: self._no_route},
             lifespan=self._lifespan,
         )
+        # A redirect would name the address that the client named, and plain HTTP behind a proxy's TLS.
+        self.app.router.redirect_slashes = False
         self.app.state.api = self
 
     async def stop(self) -> None:
