@@ -137,7 +137,7 @@ class _GemmaRules:
             raise _unwritable(where, f"the schema {schema!r}")
         if (misused := misused_keyword(schema)) is not None:
             raise InvalidRequestError(
-                f"The tool's argument {where} has `{misused}: {shown(schema[misused])}`, not allowed in a JSON schema.",
+                f"In `tools`, the argument {where} has `{misused}: {shown(schema[misused])}`, not allowed in a JSON schema.",
                 "Correct the tool's `parameters`.",
                 argument="tools",
             )
@@ -246,6 +246,6 @@ def _key(name: str) -> str:
 
 def _unwritable(where: str, what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"The tool's argument {where} has {what}, which polydraft cannot force in this model's format of calls.",
+        f"In `tools`, the argument {where} has {what}, which polydraft cannot force in this model's format of calls.",
         "Leave it out of the tool's schema, or use `tool_choice='auto'`.",
     )
