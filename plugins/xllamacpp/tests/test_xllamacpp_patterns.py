@@ -112,12 +112,27 @@ def test_what_is_no_schema(keywords):
         check_guided(Guided(kind="json", text=json.dumps(keywords)))
 
 
+@pytest.mark.parametrize(
+    "rule", ['r{} ::= ("," "x")? r{}', "r{} ::= [/] r{}  # '\"[", 'r{} ::= "\\"[" (r{} | "/#")', "r{} ::= [^\\]/] r{}"]
+)
+def test_long_chains_of_rules(rule):
+    """llama.cpp would need minutes to read them."""
+    for count, allowed in ((200, True), (3000, False)):
+        chain = "\n".join(rule.format(at, at + 1) for at in range(count))
+        found = Guided(kind="grammar", text=f'root ::= r0\n{chain}\nr{count} ::= "a"\n')
+        if allowed:
+            check_guided(found)
+        else:
+            with pytest.raises(InvalidRequestError, match="500 are the most"):
+                check_guided(found)
+
+
 def test_objects_with_very_many_properties():
-    """Their rule grows with the square."""
+    """Their rules do not grow with the square."""
     for count, allowed in ((300, True), (301, False)):
         found = schema(type="object", properties={f"p{at}": {"type": "integer"} for at in range(count)})
         if allowed:
-            assert len(gbnf_of(found)) < 2 << 20
+            assert len(gbnf_of(found)) < 100 * 300
         else:
             with pytest.raises(UnsupportedError, match="more than 300 properties"):
                 check_guided(found)

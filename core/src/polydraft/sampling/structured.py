@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import Guided, TokenRequest
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "lark_of", "misused_keyword"]
+__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "depth_of", "lark_of", "misused_keyword"]
 
 JSON_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON on one line, as ``json.dumps`` writes it: with free white space, a model may go on with it to no end. A schema

@@ -137,7 +137,7 @@ class _GemmaRules:
             raise _unwritable(where, f"the schema {schema!r}")
         if (misused := misused_keyword(schema)) is not None:
             raise InvalidRequestError(
-                f"In `tools`, the argument {where} has `{misused}: {shown(schema[misused])}`, not allowed in a JSON schema.",
+                f"In `tools`, the argument {where} has `{misused}: {shown(schema[misused])}`, which no schema has.",
                 "Correct the tool's `parameters`.",
                 argument="tools",
             )

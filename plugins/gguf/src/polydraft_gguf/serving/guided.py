@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
-from polydraft.sampling.structured import misused_keyword
+from polydraft.sampling.structured import depth_of, misused_keyword
 
 from polydraft_gguf.serving.patterns import FORMATS, MOST_REPEATED, pattern_of
 
@@ -30,7 +30,11 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _DIGITS = 16
 """Of whole numbers: more are not exact in every reader of JSON."""
 _MOST_PROPERTIES = 300
-"""Of an object: its rule grows with their square."""
+"""Of an object: llama.cpp needs a second to read the rules of as many, and minutes for 3,000."""
+_LONGEST_CHAIN = 500
+"""Rules and brackets inside one another: llama.cpp needs minutes for 3,000, if they may be empty."""
+_NO_NAMES = re.compile(r'\#[^\n]*|"(?:\\.|[^"\\\n])*"?|\[(?:\\.|[^\]\\])*\]?')
+"""Comments, texts and classes of characters, where a grammar has no names of rules."""
 _COMMON = {
     "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
     # Halves of surrogate pairs are no characters.
@@ -63,7 +67,14 @@ def check_guided(guided: Guided) -> None:
             "llama.cpp's server does not force grammars other than GBNF, or tool calls.",
             "Give a JSON schema, or use the backend llama_cpp.",
         )
-    gbnf_of(guided)
+    written = gbnf_of(guided)
+    if guided.kind == "grammar" and (depth := depth_of(_NO_NAMES.sub("", written))) > _LONGEST_CHAIN:
+        raise InvalidRequestError(
+            f"The grammar in `guided` has rules that lie {depth} deep inside one another, and {_LONGEST_CHAIN} are the "
+            "most.",
+            "Write it with shorter chains of rules.",
+            argument="guided",
+        )
 
 
 def gbnf_of(guided: Guided) -> str:
@@ -190,17 +201,14 @@ class _SchemaRules:
         if not properties:
             pair = f'string ": " {self._value(more)}' if more is not False else ""
             return self._rule(f'"{{" ({pair} (", " {pair})*)? "}}"') if pair else '"{}"'
-        pairs = [
-            (f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(value)}", key in required)
-            for key, value in properties.items()
-        ]
         # By which property comes first: only the others have a comma before them.
-        begins = []
-        for index, (pair, must) in enumerate(pairs):
-            rest = [f'", " {later}' if needed else f'(", " {later})?' for later, needed in pairs[index + 1 :]]
-            begins.append(" ".join([pair, *rest]))
-            if must:
-                break
+        begins: list[str] = []
+        rest = '""'  # the rule of all later ones
+        for key, value in reversed(properties.items()):
+            pair = f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(value)}"
+            must = key in required
+            begins = [f"{pair} {rest}", *([] if must else begins)]
+            rest = self._rule(f'", " {pair} {rest}' if must else f'", " {pair} {rest} | {rest}')
         return self._rule(f'"{{" ({" | ".join(begins)}){"" if required else "?"} "}}"')
 
     def _whole(self, schema: Mapping[str, Any]) -> str:
