@@ -127,6 +127,31 @@ def test_long_chains_of_rules(rule):
                 check_guided(found)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "\x00"),
+        ("regex", r"a\x00"),
+        ("choice", '["a\\u0000"]'),
+        ("grammar", 'root ::= "a\x00"\n'),
+        ("grammar", 'root ::= "\\u0000"\n'),
+        ("regex", ".*" * 201),
+        ("regex", "(?:a?b){0,2}" * 101),
+        ("grammar", f'root ::= {"[*] b? " * 201}\nb ::= "b"\n'),
+    ],
+)
+def test_what_llama_cpps_grammars_cannot_have(kind, text):
+    """U+0000 ends their texts, and very many optional parts take minutes."""
+    with pytest.raises((InvalidRequestError, UnsupportedError)):
+        check_guided(Guided(kind=kind, text=text))
+
+
+def test_what_they_can_have():
+    assert pattern_of(r"[\x00-\x09]", quoted=False).text == r"([\x01-\x09])"
+    assert r"\u0000" in pattern_of(r"\x00", quoted=True).text
+    check_guided(Guided(kind="grammar", text="root ::= " + '"a*" ' * 300 + "#" + "?" * 300))
+
+
 def test_objects_with_very_many_properties():
     """Their rules do not grow with the square."""
     for count, allowed in ((300, True), (301, False)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling.structured import depth_of, misused_keyword
 
-from polydraft_gguf.serving.patterns import FORMATS, MOST_REPEATED, pattern_of
+from polydraft_gguf.serving.patterns import FORMATS, MOST_OPTIONAL, MOST_REPEATED, pattern_of
 
 if TYPE_CHECKING:
     from polydraft.contract import Guided
@@ -35,6 +35,8 @@ _LONGEST_CHAIN = 500
 """Rules and brackets inside one another: llama.cpp needs minutes for 3,000, if they may be empty."""
 _NO_NAMES = re.compile(r'\#[^\n]*|"(?:\\.|[^"\\\n])*"?|\[(?:\\.|[^\]\\])*\]?')
 """Comments, texts and classes of characters, where a grammar has no names of rules."""
+_OPTIONAL = re.compile(r"[*?]|\{0*,|\{0+\}")
+_NUL = re.compile(r"\x00|\\(?:x00|u0000|U00000000)")
 _COMMON = {
     "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
     # Halves of surrogate pairs are no characters.
@@ -67,14 +69,24 @@ def check_guided(guided: Guided) -> None:
             "llama.cpp's server does not force grammars other than GBNF, or tool calls.",
             "Give a JSON schema, or use the backend llama_cpp.",
         )
-    written = gbnf_of(guided)
-    if guided.kind == "grammar" and (depth := depth_of(_NO_NAMES.sub("", written))) > _LONGEST_CHAIN:
-        raise InvalidRequestError(
-            f"The grammar in `guided` has rules that lie {depth} deep inside one another, and {_LONGEST_CHAIN} are the "
-            "most.",
-            "Write it with shorter chains of rules.",
-            argument="guided",
-        )
+    gbnf_of(guided)
+    if guided.kind == "grammar":
+        _check_grammar(guided.text)
+
+
+def _check_grammar(text: str) -> None:
+    """Refuse what llama.cpp would need minutes for, or read otherwise."""
+    bare = _NO_NAMES.sub("", text)
+    depth, optional = depth_of(bare), len(_OPTIONAL.findall(bare))
+    wrong = None
+    if depth > _LONGEST_CHAIN:
+        wrong = f"rules that lie {depth} deep inside one another, and {_LONGEST_CHAIN} are the most"
+    elif optional > MOST_OPTIONAL:
+        wrong = f"{optional} parts that may be empty, and {MOST_OPTIONAL} are the most"
+    elif _NUL.search(text):
+        wrong = "the character U+0000, which llama.cpp's grammars cannot have"
+    if wrong is not None:
+        raise InvalidRequestError(f"The grammar in `guided` has {wrong}.", "Change it.", argument="guided")
 
 
 def gbnf_of(guided: Guided) -> str:
@@ -84,6 +96,11 @@ def gbnf_of(guided: Guided) -> str:
     if guided.kind == "regex":
         return f"root ::= {pattern_of(guided.text, quoted=False).text}\n"
     if guided.kind == "choice":
+        if any("\x00" in one for one in guided.data):
+            raise UnsupportedError(
+                "A choice in `guided` has the character U+0000, which llama.cpp's grammars cannot have.",
+                "Leave it out.",
+            )
         return f"root ::= {' | '.join(map(_literal, guided.data))}\n"
     return _SchemaRules(guided.data).text()
 
