@@ -135,6 +135,8 @@ def test_settings_that_leave_no_token(toys):
         {"guided": {"json": {"type": "string", "pattern": "("}}},
         {"guided": {"regex": "(a"}},
         {"guided": {"regex": "\ud800"}},
+        {"guided": {"json": {"const": ["\ud800"]}}},
+        {"guided": {"json": '{"properties": {"\\ud800": {}}}'}},
         {"guided": {"regex": "(" * 100_000}},
         {"guided": {"grammar": "start: nothing"}},
         {"guided": {"regex": r"[^\x00-\x{10FFFF}]"}},

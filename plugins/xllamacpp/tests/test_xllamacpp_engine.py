@@ -17,7 +17,6 @@ import polydraft
 import pytest
 from polydraft.errors import (
     DeviceError,
-    EngineError,
     InvalidRequestError,
     ModelFormatError,
     OutOfMemoryError,
@@ -258,6 +257,6 @@ def test_characters_that_are_spread_over_tokens(gguf):
     with load(gguf, drafter="ngram") as loaded:
         for settings in ({}, {"speculate": "off"}):
             assert loaded.generate(prompt, max_new_tokens=12, **settings).text.startswith("öße für g")
-        with pytest.raises(EngineError, match="no log-probabilities for a character"):
+        with pytest.raises(UnsupportedError, match="no log-probabilities for a character"):
             loaded.generate(prompt, max_new_tokens=12, logprobs=1)
     assert split_characters_lack_logprobs()

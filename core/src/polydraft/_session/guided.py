@@ -84,7 +84,10 @@ def _schema(argument: str, given: Any) -> str:
             given = json.loads(given)
         if not isinstance(given, Mapping | bool):
             raise TypeError(f"a schema is an object, and this is of type {type(given).__name__}")
-        return _text(argument, json.dumps(given, allow_nan=False, default=dict))
+        text = json.dumps(given, allow_nan=False, default=dict)
+        if "\\ud" in text:  # written as an escape, halves of surrogate pairs would pass
+            _text(argument, json.dumps(given, ensure_ascii=False, default=dict))
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidRequestError):
             raise
