@@ -27,6 +27,18 @@ from worker_helpers import RECORD, alive, scripted_request, wait_until
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 TESTS = Path(__file__).parents[1]
 
+ELSEWHERE = """
+import sys
+sys.path[:] = PATH
+from polydraft._load import open_session
+from polydraft._workers.backend import WorkerBackend
+from worker_helpers import RECORD, scripted_request
+backend = WorkerBackend(RECORD)
+with open_session(backend, scripted_request(backend)) as session:
+    print(session.running.process)
+"""
+"""An app whose Python would not find polydraft by itself, such as one that was built into a folder or an archive."""
+
 APP = """
 import os, signal, sys, threading, time
 sys.path.insert(0, TESTS)
@@ -47,6 +59,24 @@ def run_app(body, **options):
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True, **options
     )
+
+
+def test_a_worker_imports_from_where_its_app_does(tmp_path):
+    for name in ("runpy", "pkgutil", "polydraft"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    code = ELSEWHERE.replace("PATH", repr([str(TESTS), *filter(None, sys.path)]))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.stdout, done.returncode) == ("worker\n", 0), done.stderr
+
+
+def test_a_program_without_a_python_starts_no_worker(monkeypatch):
+    """A frozen app would start itself again."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(BackendUnavailableError, match="no Python to start one with") as refused:
+        WorkerBackend(RECORD)
+    assert "set_executable" in refused.value.hint
 
 
 @posix

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polydraft._probes.interpreter import command_of, is_own
 from polydraft._workers.crashes import Death, oom_kills
 from polydraft._workers.failures import error_of
 from polydraft._workers.logs import replay_log, replay_warning
@@ -39,7 +40,7 @@ from polydraft._workers.messages import (
 from polydraft.errors import BackendUnavailableError, PolydraftError, SessionClosedError
 from polydraft.files import system_error
 
-__all__ = ["Inbox", "WorkerProcess", "same_python"]
+__all__ = ["Inbox", "WorkerProcess"]
 
 _log = logging.getLogger("polydraft.workers")
 
@@ -435,7 +436,7 @@ class _Inner:
 
 def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ}
-    if not same_python(python):
+    if not is_own(python):
         for name in _FOREIGN:
             environment.pop(name, None)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -447,8 +448,9 @@ def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True
+    module, parent = "polydraft._workers.child", str(os.getpid())
     # -P: a folder named like a module, where the app was started, must not be imported.
-    command = [str(python), "-P", "-m", "polydraft._workers.child", str(os.getpid())]
+    command = command_of(python, module, parent) if is_own(python) else [str(python), "-P", "-m", module, parent]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -458,11 +460,6 @@ def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         env=environment,
         **options,
     )
-
-
-def same_python(python: Path) -> bool:
-    """Whether an interpreter is this process's own, with the same packages."""
-    return os.path.abspath(python) == os.path.abspath(sys.executable)  # noqa: PTH100 - a link is another environment
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
