@@ -20,6 +20,7 @@ from polydraft.errors import (
     EngineCrashedError,
     EngineError,
     SessionClosedError,
+    SystemResourceError,
     UnsupportedError,
 )
 from worker_helpers import RECORD, alive, scripted_request, wait_until
@@ -65,9 +66,8 @@ def test_a_worker_imports_from_where_its_app_does(tmp_path):
     for name in ("runpy", "pkgutil", "polydraft"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
     code = ELSEWHERE.replace("PATH", repr([str(TESTS), *filter(None, sys.path)]))
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    base = getattr(sys, "_base_executable", sys.executable)  # a virtual environment's has no polydraft
+    done = subprocess.run([base, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.stdout, done.returncode) == ("worker\n", 0), done.stderr
 
 
@@ -77,6 +77,22 @@ def test_a_program_without_a_python_starts_no_worker(monkeypatch):
     with pytest.raises(BackendUnavailableError, match="no Python to start one with") as refused:
         WorkerBackend(RECORD)
     assert "set_executable" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["polydraft-worker-scripted", "polydraft-worker-errors", "polydraft-worker-writer"])
+def test_a_worker_for_which_no_thread_can_be_started(backend, name, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    request = scripted_request(backend)
+    backend.release()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(SystemResourceError, match="cannot be started: the system has no resources left"):
+        backend.load_engine(request)
 
 
 @posix

@@ -38,7 +38,7 @@ from polydraft._workers.messages import (
     spelling,
 )
 from polydraft.errors import BackendUnavailableError, PolydraftError, SessionClosedError
-from polydraft.files import system_error
+from polydraft.files import system_error, system_errors
 
 __all__ = ["Inbox", "WorkerProcess"]
 
@@ -187,7 +187,8 @@ class _Inner:
         self._buried = threading.Event()
         # The thread that starts the process also outlives it: Linux kills a process when the *thread* that started it
         # ends, if it asks for a signal on its parent's death.
-        threading.Thread(target=self._run, name=f"polydraft-worker-{name}", daemon=True).start()
+        with system_errors(f"The worker of {name} cannot be started"):
+            threading.Thread(target=self._run, name=f"polydraft-worker-{name}", daemon=True).start()
 
     def await_hello(self) -> None:
         """Wait for the first message, and compare versions."""
@@ -281,23 +282,27 @@ class _Inner:
 
     def _run(self) -> None:
         kills = oom_kills()
+        process = None
         try:
             process = _start(self._python, self._variables)
-        except OSError as error:
-            refused = system_error(error, f"The worker of {self.name} cannot be started")
+            errors = threading.Thread(target=self._listen, args=(process,), name="polydraft-worker-errors", daemon=True)
+            errors.start()
+            threading.Thread(target=self._write, args=(process,), name="polydraft-worker-writer", daemon=True).start()
+        except (OSError, MemoryError, RuntimeError) as error:
+            if process is not None:
+                _kill_group(process)
+                process.wait()
             self._hello.put(
-                refused
+                system_error(error, f"The worker of {self.name} cannot be started")
                 or BackendUnavailableError(
-                    f"The worker of {self.name} cannot be started ({self._python}): {error.strerror or error}.",
+                    f"The worker of {self.name} cannot be started ({self._python}): "
+                    f"{getattr(error, 'strerror', '') or error}.",
                     self._mending,
                 )
             )
             return
         self._process, self.pid = process, process.pid
         _open.add(self)
-        threading.Thread(target=self._write, args=(process,), name="polydraft-worker-writer", daemon=True).start()
-        errors = threading.Thread(target=self._listen, args=(process,), name="polydraft-worker-errors", daemon=True)
-        errors.start()
         try:
             self._read(process)
         except FrameError as error:
