@@ -208,14 +208,15 @@ class PluginHost:
         with self._lock:
             if (name, environment.folder) not in self._instances:
                 found = environment.backend(name)
+                # ``update`` keeps the source, which may be a clone that is not this one.
+                verb = "update" if environment.packages else "install"
                 self._instances[name, environment.folder] = WorkerBackend(
                     found.record,
                     environment.python,
                     reason=f"The engine {environment.name} is installed in an environment of its own.",
                     capabilities=found.capabilities,
                     options=found.options_schema,
-                    # ``update`` keeps the source, which may be a clone that is not this one.
-                    mend=f"polydraft engines {'update' if environment.packages else 'install'} {environment.name}",
+                    mend=f"polydraft engines {verb} {environment.name} --again",
                 )
             return self._instances[name, environment.folder]
 
