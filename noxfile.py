@@ -212,7 +212,7 @@ MINUTES = {
     **{f"conformance({name})": backend.minutes for name, backend in BACKENDS.items()},
 }
 """The sessions of `tests`, and about how many minutes they take on one Intel core: the longest start first."""
-LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "kernels": 6}
+LONG = {"long(vllm)": 30, "clients": 12, "browser": 3, "batches": 5, "load": 6, "kernels": 6, "peers": 3}
 """Those that only `everything` runs, besides the others in full."""
 MOST_LANES = 4
 """How many of them run at a time at most. More would gain nothing: the longest takes a quarter of the total time."""
@@ -549,6 +549,15 @@ def kernels(session: nox.Session) -> None:
     chosen = (*(f"{folder}/tests/test_{name}.py" for name in (*names, "device_rounds")), "-k", "not rounds or kernels")
     session.env["TRITON_INTERPRET"] = "1"
     pytest(session, "-n", workers_here(), *chosen, *session.posargs)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """mlx-vlm's own speculative decoding, which `polydraft bench --against upstream` runs beside MLX's."""
+    plugin = BACKENDS["mlx"]
+    install_engine(session, plugin)
+    install(session, "mlx-vlm==0.7.10", constraints=plugin.constraints)
+    pytest(session, f"{plugin.folder}/tests/test_mlx_upstream.py", *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,7 @@ from polydraft_conformance.checks import test_availability as availability
 from polydraft_conformance.defects import stepping
 from polydraft_conformance.defects.making import PluginOf, defective
 from polydraft_conformance.options import SuiteOptions
+from polydraft_conformance.pairs import NoPairsError
 from polydraft_conformance.prompts import prompts_that_fit
 from polydraft_conformance.signals import ModelsDoNotSuit
 from polydraft_conformance.suitability import PROPERTIES, lacking, least_context, said_of_models
@@ -50,6 +51,12 @@ def names(bench):
 def test_models_that_suit_lack_nothing(benches):
     for kind in ("draft-model", "ngram", "mtp"):
         assert names(benches(kind)) == {}
+
+
+def test_models_of_a_server_are_not_the_suites():
+    host = PluginHost({"mine": PluginOf(defective(), name="served", own_names=True)})
+    with pytest.raises(NoPairsError, match="`polydraft verify --backend served --model NAME`"):
+        open_suite(SuiteOptions("served"), host)
 
 
 def test_every_property_names_checks_that_exist():

@@ -66,6 +66,27 @@ class CountsAtTheEnd(WholeEngine):
         pass
 
 
+class CertainAtTheEnd(WholeEngine):
+    """Is certain of the ids after its first round only at the end, or never, as LiteRT-LM with speculation is."""
+
+    def __init__(self, script, running):
+        self.certain = script
+        self.tokenizer = ByteTokenizer()
+        self.running = running
+
+    def rounds(self, generation):
+        counts = {"num_draft_tokens": None, "num_accepted_tokens": None}
+        yield generation.emit([65], **counts)
+        yield generation.emit([66, 67], certain_ids=False, **counts)
+        last = generation.emit([68, 257], **counts)  # <eos>
+        if self.certain:
+            generation.confirm_ids()
+        yield last
+
+    def close(self):
+        pass
+
+
 class Scripted(WholeEngine):
     """Every token is a round of its own, without drafts."""
 

@@ -137,7 +137,7 @@ GOOD = json.dumps(request("good"))
         ([GOOD, json.dumps(request("x")), GOOD], 'Line 3 has the `custom_id` of line 1, "good".'),
         ([json.dumps(request(""))], "Line 1 has no `custom_id`, or it is not text."),
         ([json.dumps(request(7))], "Line 1 has no `custom_id`, or it is not text."),
-        ([json.dumps(request("x", url="/v1/chat/completion"))], "did you mean /v1/chat/completions?"),
+        ([json.dumps(request("x", url="/v1/chat/completion"))], "(did you mean /v1/chat/completions?)."),
         ([json.dumps(request("x", url="/v1/embeddings" * 99))], "Line 1 has the `url`"),
         ([json.dumps(request("x", url=None))], "Line 1 has the `url` null"),
         ([json.dumps(request("x", method="GET"))], 'Line 1 has another `method` than "POST".'),

@@ -4,7 +4,7 @@ import json
 
 import polydraft
 import pytest
-from scripted import CountsAtTheEnd, scripted_session
+from scripted import CertainAtTheEnd, CountsAtTheEnd, scripted_session
 from serving import serving
 
 USAGE = {"stream_options": {"include_usage": True}}
@@ -166,6 +166,25 @@ def test_completions(toy, stream):
     many = server.complete([[256, 65], [256, 66]], max_tokens=3).json["choices"]
     assert [choice["index"] for choice in many] == [0, 1]
     assert len(server.complete("x").json["choices"][0]["text"]) <= 16  # OpenAI's default
+
+
+def test_prompts_that_are_the_same_count_each(toy):
+    """As in OpenAI's API; answers to one prompt do not."""
+    server, _ = toy
+    once = server.complete("Hello", max_tokens=2).json["usage"]["prompt_tokens"]
+    usage = server.complete(["Hello", "Hello"], n=2, max_tokens=2).json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2 * once, 8)
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_streams_tell_all_token_ids(certain):
+    """Joined they are those of the whole answer; null where they are not certain, or not yet."""
+    with serving(scripted_session(certain, engine=CertainAtTheEnd)) as server:
+        whole = server.complete(return_token_ids=True).json["choices"][0]
+        events = server.complete(return_token_ids=True, stream=True).events
+        told = [choice["token_ids"] for event in events for choice in event["choices"]]
+        assert whole["token_ids"] == ([65, 66, 67, 68, 257] if certain else None)
+        assert told == [[65], None, None, [66, 67, 68, 257] if certain else None]
 
 
 def test_stops(toy):

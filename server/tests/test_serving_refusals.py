@@ -4,8 +4,14 @@ import json
 import time
 
 import pytest
+from polydraft.errors import StructuredOutputError
+from scripted import Script
 
 USER = [{"role": "user", "content": "Hi"}]
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string", "pattern": "x"}}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -14,7 +20,7 @@ USER = [{"role": "user", "content": "Hi"}]
         ({"temperature": -1}, 400, "temperature", "-1"),
         ({"temperature": "hot"}, 400, "temperature", "number"),
         ({"max_tokens": 0}, 400, "max_tokens", "`max_tokens=0`"),
-        ({"max_completion_tokens": -3}, 400, "max_tokens", "-3"),
+        ({"max_completion_tokens": -3}, 400, "max_completion_tokens", "`max_completion_tokens=-3`"),
         ({"max_tokens": 2.5}, 400, "max_tokens", "integer"),
         ({"n": 0}, 400, "n", "1"),
         ({"n": 500}, 400, "n", "128"),
@@ -29,11 +35,11 @@ USER = [{"role": "user", "content": "Hi"}]
         ({"speculate": "maybe"}, 400, "speculate", "auto"),
         ({"num_speculative_tokens": 99}, 400, "num_speculative_tokens", "99"),
         ({"num_speculative_tokens": 0}, 400, "num_speculative_tokens", "0"),
-        ({"messages": []}, 400, None, "empty"),
+        ({"messages": []}, 400, "messages", "empty"),
         ({"messages": "Hi"}, 400, "messages", "list"),
-        ({"messages": [{"role": "user"}]}, 400, None, "content"),
-        ({"messages": [{"role": "chef", "content": "x"}]}, 400, None, "chef"),
-        ({"messages": [{"role": "user", "content": "half \ud800"}]}, 400, None, "surrogate"),
+        ({"messages": [{"role": "user"}]}, 400, "messages", "content"),
+        ({"messages": [{"role": "chef", "content": "x"}]}, 400, "messages", "chef"),
+        ({"messages": [{"role": "user", "content": "half \ud800"}]}, 400, "messages", "surrogate"),
         ({"response_format": {"type": "xml"}}, 400, "response_format", "json_schema"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, 400, "structured_outputs", "regex"),
@@ -49,6 +55,9 @@ USER = [{"role": "user", "content": "Hi"}]
         ({"model": "builtin:tyo"}, 404, "model", "Did you mean `builtin:toy`?"),
         ({"model": "half \ud800"}, 404, "model", "no model"),
         ({"stream": "yes"}, 400, "stream", "boolean"),
+        ({"chat_template_kwargs": {"tools": 5}}, 400, "chat_template_kwargs", "tools"),
+        ({"messages": USER * 2000}, 400, "messages", "context"),
+        ({"tools": [TOOL], "tool_choice": "required"}, 400, "tools", "f.a has the keyword pattern"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -59,6 +68,32 @@ def test_wrong_requests(toy, fields, status, param, says, stream):
     assert says in done.error["message"]
     assert done.error["param"] == param
     assert done.error["type"] == "invalid_request_error"
+    assert done.error["code"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": None, "messages": None}, "invalid_type"),
+        ({"temperature": "hot"}, "invalid_type"),
+        ({"max_tokens": 2.5}, "invalid_type"),
+        ({"n": 0}, "invalid_value"),
+        ({"speculate": "maybe"}, "invalid_value"),
+        ({"top_p": 7}, "invalid_value"),
+    ],
+)
+def test_codes_of_wrong_values(toy, fields, code):
+    """OpenAI's."""
+    server, _ = toy
+    for path, asked in (("chat/completions", {"messages": USER}), ("completions", {"prompt": "x"})):
+        assert server.post(f"/v1/{path}", {**asked, **fields}).error["code"] == code
+        assert server.post(f"/v1/{path}", {"max_tokens": 1}).error["code"] == "missing_required_parameter"
+
+
+def test_errors_of_streams_name_the_requests_fields(scripted):
+    with scripted(Script(error=StructuredOutputError("`guided` leads nowhere.", "Mend it."))) as server:
+        error = server.chat(stream=True).events[-1]["error"]
+        assert (error["message"], error["param"]) == ("`response_format` leads nowhere. Mend it.", "response_format")
 
 
 def test_what_does_not_fit(toy):

@@ -135,8 +135,41 @@ def test_headers_of_a_megabyte(toy):
     for head in (b"X: " + b"a" * (1 << 20), b"\r\n".join(b"X%d: y" % i for i in range(100_000))):
         got = raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
         assert got.startswith(b"HTTP/1.1 431 "), got[:100]
-        assert "headers" in json.loads(got.partition(b"\r\n\r\n")[2])["error"]["message"]
+        error = json.loads(got.partition(b"\r\n\r\n")[2])["error"]
+        assert ("headers" in error["message"], error["code"]) == (True, "request_too_large")
     assert server.get("/health").status == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/completions", 413), ("/v1/completion", 404), ("/", 405)])
+def test_an_answer_before_the_end_of_a_request(toy, path, status):
+    """It arrives, though the connection ends with it: clients send what they have before they read."""
+    server, _ = toy
+    done = server.post(path, b"x" * 30_000_000, Connection="close")
+    assert done.status == status
+    assert done.error["message"]
+
+
+def test_a_request_without_an_end(toy, monkeypatch):
+    monkeypatch.setattr("polydraft_server.gate._LINGER_SECONDS", 0.2)
+    server, _ = toy
+    head = b"POST /v1/completion HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 30000000\r\n\r\n"
+    assert raw(server, head + b"x" * 1000).startswith(b"HTTP/1.1 404 ")
+
+
+def test_no_redirects(toy):
+    """They would lead to the address that the client names, and to plain HTTP behind a proxy's TLS."""
+    server, _ = toy
+    done = server.post("/v1/chat/completions/", {"messages": []})
+    assert (done.status, done.error["code"]) == (404, "not_found")
+    assert "Did you mean /v1/chat/completions?" in done.error["message"]
+
+
+def test_upgrades_are_not_taken(toy, caplog):
+    server, _ = toy
+    for name in (b"websocket", b"h2c"):
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: %s\r\n\r\n" % name
+        assert raw(server, head).startswith(b"HTTP/1.1 200 ")
+    assert "pip install" not in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\r\n\r\n\x00", b"HELO x\r\n\r\n"])

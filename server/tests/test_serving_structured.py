@@ -60,6 +60,44 @@ def test_completions_have_it_too(toy):
     assert json.loads(done.json["choices"][0]["text"]).keys() == {"on", "watts"}
 
 
+CHAIN = {
+    "$defs": {f"d{at}": {"items": {"$ref": f"#/$defs/d{at + 1}"}} for at in range(3000)},
+    "$ref": "#/$defs/d0",
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_json": CHAIN}, "guided_json"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": CHAIN}}},
+            "response_format",
+        ),
+        (
+            {"guided_grammar": "start: r0\n" + "".join(f'r{at}: "a" r{at + 1}\n' for at in range(9000)) + 'r9000: "b"'},
+            "guided_grammar",
+        ),
+        *(
+            ({"tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}, "tools")
+            for parameters in (
+                {"properties": [1]},
+                {"type": "object", "required": 5},
+                {"enum": None},
+                {"properties": {f"p{at}": {"type": "null"} for at in range(2000)}},
+            )
+        ),
+    ],
+)
+def test_hostile_schemas(toy, fields, param):
+    """They ended the server, or were told as its failures."""
+    server, _ = toy
+    more = {"tool_choice": "required"} if "tools" in fields else {}
+    done = server.post("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2, **fields, **more})
+    assert (done.status, done.error["param"]) == (400, param)
+    assert server.get("/health").status == 200
+
+
 def test_a_function_that_is_called(toy):
     server, _ = toy
     forced = {"type": "function", "function": {"name": "wait"}}

@@ -20,7 +20,7 @@ from polydraft.verification import VERDICTS
 
 from polydraft_conformance.cache import RunCache
 from polydraft_conformance.exclusions import Exclusions
-from polydraft_conformance.pairs import find_pairs
+from polydraft_conformance.pairs import NoPairsError, find_pairs
 from polydraft_conformance.signals import LeftOut
 from polydraft_conformance.varied import varied_pairs
 
@@ -198,6 +198,11 @@ def open_suite(options: SuiteOptions, host: PluginHost | None = None) -> Suite:
     isolator = Isolator(host, options.isolation)
     backend = isolator.backend(options.backend)
     record = host.backends()[options.backend]
+    if record.own_names:
+        raise NoPairsError(
+            f"The backend {record.name} runs models of its server, by their names there, and the suite's models are "
+            f"files. Check a model of the server: `polydraft verify --backend {record.name} --model NAME`."
+        )
     # As `load` does: the record's requirements come first, since `diagnose` may rely on them.
     state = backend_state(isolator, record, FaultRegistry.of(host))
     diagnosis = state.diagnosis or Diagnosis(usable=False, reason=state.problem, remedy=state.remedy)

@@ -5,12 +5,12 @@ from ._bench.command import bench as bench
 from ._bench.records import BenchResult as BenchResult
 from ._bench.records import BenchRow as BenchRow
 from ._bench.records import RoundTimes as RoundTimes
+from ._discovery.installed import PluginStatus as PluginStatus
 from ._environments.listing import engines as engines
 from ._environments.records import EngineState as EngineState
 from ._load import load as load
 from ._measuring.bench import MeasuredWeights as MeasuredWeights
 from ._plugins import PluginHost as PluginHost
-from ._plugins import PluginStatus as PluginStatus
 from ._plugins import default_host as default_host
 from ._registry.overview import BackendInfo as BackendInfo
 from ._registry.overview import DeviceInfo as DeviceInfo

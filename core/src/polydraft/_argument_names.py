@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["did_you_mean_argument"]
+__all__ = ["argument_meant", "did_you_mean_argument"]
 
 _ELSEWHERE = {
     **dict.fromkeys(
@@ -28,7 +28,8 @@ _ELSEWHERE = {
         ("assistant", "assistant_model", "draft", "draft_model", "speculative_model", "model_draft"), "drafter"
     ),
     **dict.fromkeys(
-        ("k", "num_draft_tokens", "draft_max", "draft_tokens", "num_assistant_tokens"), "num_speculative_tokens"
+        ("k", "num_draft_tokens", "draft_max", "draft_num_predict", "draft_tokens", "num_assistant_tokens"),
+        "num_speculative_tokens",
     ),
     **dict.fromkeys(("engine", "runtime", "framework"), "backend"),
     **dict.fromkeys(("max_model_len", "num_ctx", "n_ctx", "ctx_size", "max_context"), "context_length"),
@@ -39,6 +40,11 @@ _ELSEWHERE = {
     **dict.fromkeys(("options", "model_kwargs", "engine_kwargs"), "engine_options"),
 }
 """Names of other programs -> ours."""
+
+
+def argument_meant(name: str) -> str:
+    """The argument that has this name, here or in another program; empty: none."""
+    return name if name in _ELSEWHERE.values() else _ELSEWHERE.get(name, "")
 
 
 def did_you_mean_argument(wrong: str, known: Iterable[str]) -> str:

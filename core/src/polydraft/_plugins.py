@@ -10,28 +10,23 @@ of polydraft's own distributions has it. Environment:
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
 from packaging.utils import canonicalize_name
-from pydantic import ValidationError
 
-from polydraft._containment import TookTooLong, described, first_line, is_callers_own, within
+from polydraft._containment import TookTooLong, described, is_callers_own, within
+from polydraft._discovery.hooks import BrokenPlugin, ask_all, check_names, import_plugin, of_kind
+from polydraft._discovery.installed import Found, PluginStatus, installed_plugins
 
-# Same floor: plugins' records are checked like the registry's own, and what is missing is looked up in its list.
-from polydraft._registry.tables import check_pair_record, core_table
+# Same floor: what is missing is looked up in its list.
+from polydraft._registry.tables import core_table
 from polydraft._registry.versions import in_range, installed_alternative
 from polydraft.contract.backend import Backend
-from polydraft.contract.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, PolydraftSpec
 from polydraft.contract.records import (
-    CONTRACT_VERSION,
     BackendRecord,
     CacheRecord,
     FaultRecord,
@@ -48,48 +43,13 @@ if TYPE_CHECKING:
 
     from polydraft._environments.records import Environment
 
-__all__ = ["PluginHost", "PluginStatus", "default_host", "installed_plugins", "plugin_modules"]
+__all__ = ["PluginHost", "default_host"]
 
 _VARIABLE = "POLYDRAFT_DISABLE_PLUGINS"
 _IMPORT_LIMIT, _HOOKS_LIMIT = 30.0, 10.0
 """Seconds that a plugin may take to be imported, and for all its hooks together."""
-_MOST_RECORDS = 10_000
-"""Records that one hook may give."""
-
-_HOOKS: dict[str, type[Record]] = {
-    "polydraft_backends": BackendRecord,
-    "polydraft_pairs": PairRecord,
-    "polydraft_faults": FaultRecord,
-    "polydraft_local_models": LocalModelRecord,
-    "polydraft_caches": CacheRecord,
-}
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
-
-
-class PluginStatus(Record):
-    """One plugin that was found, and whether it is used."""
-
-    name: str
-    distribution: str | None = None
-    version: str | None = None
-    state: Literal["loaded", "disabled", "broken"] = "loaded"
-    reason: str = ""
-    backends: tuple[str, ...] = ()
-    environment: str = ""
-    """The engine whose environment it is installed in; empty: this process's own."""
-
-
-_Found = tuple[PluginStatus, "Callable[[], Any]"]
-"""A plugin before it is imported, with what imports it."""
-
-
-class _BrokenPlugin(Exception):  # noqa: N818 - caught in this module, never seen outside
-    """Why a plugin is not used, one sentence; ``backend`` is the name of the one at fault, if known."""
-
-    def __init__(self, reason: str, backend: str | None = None) -> None:
-        super().__init__(reason)
-        self.backend = backend
 
 
 class PluginHost:
@@ -148,7 +108,7 @@ class PluginHost:
 
     def pairs(self) -> list[tuple[str, PairRecord]]:
         """The pairs of all plugins, each with its plugin's name."""
-        found = [(name, pair) for name, loaded in self._discover().items() for pair in _of(PairRecord, loaded)]
+        found = [(name, pair) for name, loaded in self._discover().items() for pair in of_kind(PairRecord, loaded)]
         for environment in self._environments():
             there = [pair for _, pair in found]
             found += [(name, pair) for name, pair in environment.catalogue.pairs if pair not in there]
@@ -216,7 +176,9 @@ class PluginHost:
         if (home := self.home(name)) is not None:
             return home.backend(name).plugin
         loaded = self._discover()
-        owners = (owner for owner, mine in loaded.items() if any(one.name == name for one in _of(BackendRecord, mine)))
+        owners = (
+            owner for owner, mine in loaded.items() if any(one.name == name for one in of_kind(BackendRecord, mine))
+        )
         return next(owners, None)
 
     def backend(self, name: str) -> Backend:
@@ -246,14 +208,15 @@ class PluginHost:
         with self._lock:
             if (name, environment.folder) not in self._instances:
                 found = environment.backend(name)
+                # ``update`` keeps the source, which may be a clone that is not this one.
+                verb = "update" if environment.packages else "install"
                 self._instances[name, environment.folder] = WorkerBackend(
                     found.record,
                     environment.python,
                     reason=f"The engine {environment.name} is installed in an environment of its own.",
                     capabilities=found.capabilities,
                     options=found.options_schema,
-                    # ``update`` keeps the source, which may be a clone that is not this one.
-                    mend=f"polydraft engines {'update' if environment.packages else 'install'} {environment.name}",
+                    mend=f"polydraft engines {verb} {environment.name} --again",
                 )
             return self._instances[name, environment.folder]
 
@@ -282,7 +245,7 @@ class PluginHost:
         return list({environment.name: environment for environment in self._homes().values()}.values())
 
     def _records(self, kind: type[R]) -> list[R]:
-        return [record for loaded in self._discover().values() for record in _of(kind, loaded)]
+        return [record for loaded in self._discover().values() for record in of_kind(kind, loaded)]
 
     def _not_found(self, name: str) -> PluginError | BackendNotFoundError | BackendUnavailableError:
         from polydraft._environments.store import broken_environment
@@ -342,18 +305,18 @@ class PluginHost:
                 elif status.state == "broken":
                     outcome = {}  # found out before it could be loaded
                 elif status.name in self._broken:
-                    raise _BrokenPlugin(self._broken[status.name])
+                    raise BrokenPlugin(self._broken[status.name])
                 elif status.name in loaded:
                     owner = homes[status.name] or "the caller"
-                    raise _BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")
+                    raise BrokenPlugin(f"Another plugin is already named {status.name!r}, that of {owner}.")
                 else:
                     homes[status.name] = status.distribution or ""
                     mine = self._load(status.name, load)
-                    _check_names(mine, loaded)
+                    check_names(mine, loaded)
                     # After all checks: nothing of a broken plugin is ever visible.
                     loaded[status.name] = mine
-                    outcome = {"backends": tuple(record.name for record in _of(BackendRecord, mine))}
-            except _BrokenPlugin as reason:
+                    outcome = {"backends": tuple(record.name for record in of_kind(BackendRecord, mine))}
+            except BrokenPlugin as reason:
                 at_fault = (reason.backend,) if reason.backend else ()
                 outcome = {"state": "broken", "reason": str(reason), "backends": at_fault}
             self._statuses.append(status.model_copy(update=outcome))
@@ -361,7 +324,7 @@ class PluginHost:
         self._notes += unreadable
         return loaded
 
-    def _find(self) -> tuple[list[_Found], list[str]]:
+    def _find(self) -> tuple[list[Found], list[str]]:
         """The plugins in the order in which they may claim names, and notes on packages that cannot be read.
 
         polydraft's own come first, then by plugin name and distribution.
@@ -372,7 +335,7 @@ class PluginHost:
         own = {canonicalize_name(table["distribution"]) for table in core_table("plugin")}
 
         # Entry points come in the order of the file system, and the first plugin keeps a name that two claim.
-        def rank(plugin: _Found) -> tuple[bool, str, str]:
+        def rank(plugin: Found) -> tuple[bool, str, str]:
             home = plugin[0].distribution or ""
             return canonicalize_name(home) not in own, plugin[0].name, home
 
@@ -382,8 +345,8 @@ class PluginHost:
         """Import one plugin and ask it for its records, each within a time limit; the working directory is kept."""
         folder = _working_directory()
         try:
-            plugin = self._within(_IMPORT_LIMIT, "Its import", partial(_import, name, load))
-            return self._within(_HOOKS_LIMIT, "Its hooks", partial(_ask_all, name, plugin))
+            plugin = self._within(_IMPORT_LIMIT, "Its import", partial(import_plugin, name, load))
+            return self._within(_HOOKS_LIMIT, "Its hooks", partial(ask_all, name, plugin))
         finally:
             if folder is not None and _working_directory() != folder:
                 os.chdir(folder)
@@ -399,7 +362,7 @@ class PluginHost:
         try:
             return within(seconds, run)
         except TookTooLong:
-            raise _BrokenPlugin(f"{what} did not end within {seconds:g} seconds.") from None
+            raise BrokenPlugin(f"{what} did not end within {seconds:g} seconds.") from None
 
 
 def _working_directory() -> str | None:
@@ -409,183 +372,12 @@ def _working_directory() -> str | None:
         return None
 
 
-def installed_plugins() -> tuple[list[_Found], list[str]]:
-    """The entry points of the group, and notes on packages whose entry points cannot be read.
-
-    One package after the other, which ``importlib.metadata.entry_points`` does not: one malformed file ends it.
-    """
-    found: list[_Found] = []
-    unreadable: list[str] = []
-    seen: set[str] = set()
-    for package in distributions():
-        try:
-            text = package.read_text("entry_points.txt")
-        except Exception as error:  # not UTF-8, for example: whether it has a plugin is not known
-            unreadable.append(f"The entry points of {_title(package)} cannot be read: {described(error)}.")
-            continue
-        if not text or ENTRY_POINT_GROUP not in text:
-            continue
-        name, version = _identity(package)
-        if name is not None and canonicalize_name(name) in seen:
-            continue  # an older copy later on the path
-        seen.add(canonicalize_name(name or ""))
-        status = PluginStatus(name=name or "unknown", distribution=name, version=version)
-        try:
-            counts = package if name is None else _first_on_path(name) or package
-            found += [
-                (status.model_copy(update={"name": entry.name}), entry.load)
-                for entry in counts.entry_points.select(group=ENTRY_POINT_GROUP)
-            ]
-        except Exception as error:
-            broken = {"state": "broken", "reason": f"Its entry_points.txt cannot be read: {described(error)}."}
-            found.append((status.model_copy(update=broken), dict))
-    return found, unreadable
-
-
-def plugin_modules() -> list[str]:
-    """The top-level modules of the installed plugins, which are not imported."""
-    points = [getattr(load, "__self__", None) for _, load in installed_plugins()[0]]
-    return sorted({point.module.partition(".")[0] for point in points if isinstance(point, EntryPoint)})
-
-
-def _title(package: Distribution) -> str:
-    return " ".join(part for part in _identity(package) if part) or "a package without metadata"
-
-
-def _identity(package: Distribution) -> tuple[str | None, str | None]:
-    """Name and version of a package; None where its metadata does not say."""
-    try:
-        metadata: Any = package.metadata
-        name, version = metadata.get("Name"), metadata.get("Version")
-    except Exception:  # no metadata, or unreadable ones
-        return None, None
-    return str(name) if name else None, str(version) if version else None
-
-
-def _first_on_path(name: str) -> Distribution | None:
-    """The package that counts of several of one name; None if its folder has another name."""
-    try:
-        return distribution(name)
-    except (PackageNotFoundError, ValueError):
-        return None
-
-
 def _engine_is_here(record: BackendRecord) -> bool:
     """Whether this process's environment has what a backend requires; nothing is imported."""
     return all(
         (found := installed_alternative(names)) is not None and in_range(found[1], specifier)
         for names, specifier in record.requires.items()
     )
-
-
-def _of(kind: type[R], records: Iterable[Record]) -> list[R]:
-    return [record for record in records if isinstance(record, kind)]
-
-
-def _import(name: str, load: Callable[[], Any]) -> Any:
-    try:
-        # A module may even call sys.exit() when it is imported. Ctrl+C reaches only the thread that waits.
-        plugin = load()
-        return plugin() if inspect.isclass(plugin) else plugin
-    except BaseException as error:
-        if refused := exhausted(error, f"The plugin {name} cannot be imported"):
-            raise refused from error
-        raise _BrokenPlugin(f"It cannot be imported: {described(error)}.") from error
-
-
-def _ask_all(name: str, plugin: Any) -> list[Record]:
-    """Register one plugin and call its hooks. Each has a separate manager, so that none can affect another."""
-    manager = pluggy.PluginManager(PROJECT_NAME)
-    manager.add_hookspecs(PolydraftSpec)
-    try:
-        manager.register(plugin, name=name)
-    except BaseException as error:  # pluggy looks at every attribute, so a plugin may raise anything here
-        raise _BrokenPlugin(f"It cannot be registered: {described(error)}.") from error
-    _check_unknown_hooks(manager, plugin)
-    return [record for hook, kind in _HOOKS.items() for record in _ask(getattr(manager.hook, hook), hook, kind)]
-
-
-def _ask(caller: Callable[[], Any], hook: str, kind: type[Record]) -> list[Record]:
-    """Call one hook of one plugin and check the records."""
-    records: list[Record] = []
-    try:
-        # Inside the ``try``: a hook may return a generator, which fails only when it is read.
-        for result in caller():
-            if isinstance(result, Record):
-                raise _BrokenPlugin(f"{hook} gives one {type(result).__name__}, not a list of them.")
-            records.extend(_checked(record, hook, kind) for record in islice(result, _MOST_RECORDS + 1))
-        if len(records) > _MOST_RECORDS:
-            raise _BrokenPlugin(f"{hook} gives more than {_MOST_RECORDS} records.")
-    except _BrokenPlugin:
-        raise
-    except ValidationError as error:
-        raise _BrokenPlugin(f"{hook} makes an invalid record: {_describe_invalid(error)}.") from error
-    except BaseException as error:
-        if refused := exhausted(error, f"{hook} of a plugin fails"):
-            raise refused from error
-        raise _BrokenPlugin(f"{hook} fails: {described(error)}.") from error
-    return records
-
-
-def _checked(given: Any, hook: str, kind: type[Record]) -> Record:
-    if not isinstance(given, kind):
-        raise _BrokenPlugin(f"{hook} gives a {type(given).__name__}, not a {kind.__name__}.")
-    # Again: a record that was copied with changes, or constructed without validation, has not been checked.
-    record = type(given).model_validate(vars(given))
-    if isinstance(record, BackendRecord) and record.contract_version != CONTRACT_VERSION:
-        newer = record.contract_version > CONTRACT_VERSION
-        raise _BrokenPlugin(
-            f"Its backend {record.name!r} was written for version {record.contract_version} of the contract, this "
-            f"polydraft has version {CONTRACT_VERSION}: update {'polydraft' if newer else 'the plugin'}.",
-            record.name,
-        )
-    try:
-        _check_contents(record)
-    except ValueError as error:
-        raise _BrokenPlugin(f"{hook} makes an invalid record: {first_line(error)}.") from error
-    return record
-
-
-def _check_contents(record: Record) -> None:
-    """Check what the records' types do not express: PEP 440 version ranges, at most one group in a pair's ids."""
-    from packaging.specifiers import SpecifierSet
-
-    if isinstance(record, BackendRecord):
-        for specifier in record.requires.values():
-            SpecifierSet(specifier)
-    elif isinstance(record, FaultRecord):
-        SpecifierSet(record.versions)
-    elif isinstance(record, PairRecord):
-        check_pair_record(record)
-
-
-def _check_unknown_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """Refuse unknown hooks: a misspelt one would never be called (``optionalhook=True``: of another version)."""
-    for caller in manager.get_hookcallers(plugin) or ():
-        if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise _BrokenPlugin(f"It implements an unknown hook, {caller.name!r}.")
-
-
-def _check_names(mine: Iterable[Record], others: Mapping[str, Iterable[Record]]) -> None:
-    """Check that names of backends and local models are unique; the plugin that comes first keeps them."""
-    taken = {name: plugin for plugin, loaded in others.items() for name in _names(loaded)}
-    seen: set[tuple[str, str]] = set()
-    for what, name in _names(mine):
-        owner = taken.get((what, name))
-        if owner is not None:
-            raise _BrokenPlugin(f"Its {what} {name!r} is already provided by the plugin {owner!r}.")
-        if (what, name) in seen:
-            raise _BrokenPlugin(f"It provides the {what} {name!r} twice.")
-        seen.add((what, name))
-
-
-def _names(records: Iterable[Record]) -> list[tuple[str, str]]:
-    kinds: dict[str, type[BackendRecord | LocalModelRecord | CacheRecord]] = {
-        "backend": BackendRecord,
-        "local model": LocalModelRecord,
-        "cache": CacheRecord,
-    }
-    return [(what, one.name) for what, kind in kinds.items() for one in _of(kind, records)]
 
 
 def _instantiate(record: BackendRecord) -> Backend:
@@ -607,14 +399,6 @@ def _instantiate(record: BackendRecord) -> Backend:
             f"{record.factory} of the backend {record.name!r} is not a Backend.", "Report it to the plugin's author."
         )
     return backend
-
-
-def _describe_invalid(error: ValidationError) -> str:
-    """The first error of a record, as part of a sentence: the record, the field, what is wrong."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{error.title}{'.' if where else ''}{where}: {first['msg']}{more}"
 
 
 @cache

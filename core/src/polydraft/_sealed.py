@@ -95,7 +95,7 @@ def read_sealed(path: Path) -> Any:
         ):
             return None
         return data["record"]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         _refuse_if_exhausted(error, path)
         return None
 

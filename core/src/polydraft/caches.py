@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft._folders import cache_folder
 from polydraft.checkpoints.contents import file_digest
 from polydraft.errors import InvalidRequestError, PolydraftError
 from polydraft.files import exhausted, read_json, system_error
@@ -92,10 +93,8 @@ class CacheFolder:
     """
 
     def __init__(self, name: str, variable: str) -> None:
-        from platformdirs import user_cache_path
-
         given = os.environ.get(variable)
-        self.path = Path(given).expanduser() if given else user_cache_path("polydraft") / name
+        self.path = Path(given).expanduser() if given else cache_folder() / name
         self.name, self.variable = name, variable
 
     def file(self, name: str, make: Callable[[Path], None]) -> Path:

@@ -71,7 +71,9 @@ class PolydraftError(Exception):
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        # What a server or a file has said is quoted as it is, with or without the end of a sentence.
+        end = "." if self.hint and self.message and self.message[-1] not in ".!?:" else ""
+        return f"{self.message}{end} {self.hint}".strip()
 
 
 class InvalidRequestError(PolydraftError, ValueError):

@@ -69,6 +69,8 @@ def system_error(error: BaseException, what: str = "") -> PolydraftError | None:
         number = int(found[1] or found[2])
     if number is None and isinstance(error, ImportError):
         number = next((code for words, code in _LINKER.items() if words in str(error)), None)
+    if number is None and isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        number = errno.EAGAIN
     if isinstance(error, MemoryError) or number == errno.ENOMEM:
         return OutOfMemoryError(
             _sentence(what, "memory ran out"), "Free some memory, or raise its limit (`ulimit -v`)."
@@ -97,14 +99,14 @@ def system_errors(what: str) -> Iterator[None]:
     """Raise what ``system_error`` knows as its typed error; other exceptions pass. ``what`` as there.
 
     Raises:
-        SystemResourceError: The disk is full or read-only, file handles have run out, and so on.
+        SystemResourceError: The disk is full or read-only, file handles or threads have run out, and so on.
         OutOfMemoryError: Memory ran out.
     """
     try:
         yield
     except PolydraftError:
         raise
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         typed = system_error(error, what)
         if typed is None:
             raise

@@ -88,7 +88,7 @@ class FakeSession:
 
     def __init__(self, chunks=CHUNKS):
         self.chunks = chunks
-        self.engine = None
+        self.engine = self.tokenizer = None
         self.running = make_running()
         self.calls = []
         self.streams = []

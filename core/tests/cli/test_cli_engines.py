@@ -48,3 +48,16 @@ def test_one_engine_through_all_commands(data, command):
     assert json.loads(command("engines", "remove", "reference", "--json").out) == {"name": "reference", "removed": True}
     assert "not installed" in command("engines", "remove", "reference").out
     assert command("engines", "update", "reference").code == 1
+
+
+def test_an_update_that_fails_keeps_no_other_from_being_made(data, command):
+    assert command("engines", "install", "reference").code == 0
+    for name in ("another", "broken"):
+        folder = data / "engines" / name
+        folder.mkdir()
+        (folder / "state.json").write_text("{")
+    ran = command("engines", "update", "--json")
+    assert [one["name"] for one in json.loads(ran.out)["engines"]] == ["reference"]
+    assert ran.code == 2
+    assert "'another'" in ran.err
+    assert "'broken'" in ran.err

@@ -5,11 +5,13 @@ import logging
 import os
 import pty
 import time
+from types import SimpleNamespace
 
 import pytest
 from polydraft._cli import waiting
 from polydraft._cli.waiting import waiting_for, waiting_for_answer
 from polydraft.contract import Chunk
+from polydraft.text.text_only import TextOnlyTokenizer
 
 progress = logging.getLogger("polydraft.progress")
 
@@ -93,8 +95,18 @@ def test_an_answer_ends_the_waiting(terminal):
             self.given += (chunk.text,)
 
     view = View()
-    with waiting_for_answer(view) as show:
+    with waiting_for_answer(view, SimpleNamespace(tokenizer=None)) as show:
         show(Chunk(token_ids=(1,), text="a", num_accepted_tokens=None))
         show(Chunk(token_ids=(1,), text="b", num_accepted_tokens=None))
     assert view.given == ("a", "b")
     assert shown().count("Reading the prompt") == 1
+
+
+@pytest.mark.parametrize(("tokenizer", "step"), [(None, "3 tokens"), (TextOnlyTokenizer(), "3 characters")])
+def test_what_is_counted_while_an_answer_is_waited_for(monkeypatch, tokenizer, step):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    steps = []
+    monkeypatch.setattr(waiting.Waiting, "step", lambda self, what: steps.append(what))
+    with waiting_for_answer(None, SimpleNamespace(tokenizer=tokenizer)) as show:
+        show(Chunk(token_ids=(1, 2, 3), text="abc", num_accepted_tokens=None))
+    assert steps == [step]

@@ -27,7 +27,7 @@ FLOORS = (
     {"engine_parts", "hardware", "reasons", "_argument_names", "_signatures"},
     {"_loop"},
     {"_session"},
-    {"_environments", "_isolation", "_plugins", "_probes", "_registry", "_workers"},
+    {"_discovery", "_environments", "_isolation", "_plugins", "_probes", "_registry", "_workers"},
     {"_flags", "_load", "_load_arguments"},
     {"verification"},
     {"_measuring"},

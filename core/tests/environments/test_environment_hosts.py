@@ -70,6 +70,7 @@ def test_an_environment_serves_what_does_not_run_here(installed):
         backend = host.backend("vllm")
         assert isinstance(backend, WorkerBackend)
         assert backend.python == installed.python
+        assert backend._mend == "polydraft engines install vllm --again"  # without: it is up to date
         assert host.backend("vllm") is backend
     for host in (
         PluginHost({"vllm": Fit()}, environments=True),  # its own plugin and engine are here

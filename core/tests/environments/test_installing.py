@@ -175,6 +175,14 @@ FAILURES = [
         "--from DIR",
     ),
     ("Because polydraft was not found in the package registry", "has no polydraft", "--from DIR"),
+    ("ERROR: No matching distribution found for polydraft-markov>=1", "no polydraft-markov>=1 for this", "pip config"),
+    (
+        "cause: Failed to resolve requirements from `build-system.requires`\n"
+        "cause: Because hatchling was not found in the package registry and you require hatchling>=1.26, ...",
+        "has no hatchling",
+        "pip config list",
+    ),
+    ("NameResolutionError: Failed to resolve 'pypi.org' ([Errno -3] Try again)", "cannot be reached", "--from DIR"),
     ("ERROR: No matching distribution found for numpy==2.4.6", "has no numpy==2.4.6", "--python 3.12"),
     ("OSError: [Errno 28] No space left on device", "disk of .* is full", "POLYDRAFT_DATA_DIR"),
     ("error: failed to write: No space left on device (os error 28)", "disk of .* is full", "POLYDRAFT_DATA_DIR"),
@@ -254,6 +262,12 @@ def test_an_interrupted_installation_is_made_anew(number, uv, data, silent, quic
     environment, _ = install("reference", silent)
     assert left_over("reference") == []
     assert environment.python.exists()
+    # One that was killed beside an environment that is up to date.
+    for folder in (environment.folder.with_name("7"), data / "engines/reference/tmp"):
+        folder.mkdir()
+    assert install("reference", silent) == (environment, False)
+    assert left_over("reference") == []
+    assert not (data / "engines/reference/tmp").exists()
 
 
 def test_what_is_known_before_anything_is_done(uv, data, silent, monkeypatch, tmp_path):
@@ -271,6 +285,9 @@ def test_what_is_known_before_anything_is_done(uv, data, silent, monkeypatch, tm
         with pytest.raises(InvalidRequestError, match="no engine") as unknown:
             plan_for(name)
         assert hint in unknown.value.hint
+    for name in ("../x", "", ".locks", "a@1"):
+        with pytest.raises(InvalidRequestError, match="cannot be a plugin's name"):
+            install(name, silent, packages=("numpy",))
     for name, engine in (("llama.cpp", "llama_cpp"), ("vllm-server", "vllm"), ("polydraft-mlx", "mlx")):
         assert plan.engine_named(name).name == engine
     with pytest.raises(EnvironmentSetupError, match="not installed") as missing:
@@ -338,6 +355,72 @@ def test_states_of_other_versions_and_damaged_ones(data):
         PluginHost({}, environments=True).backend("vllm")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accelerator": 5},
+        {"packages": "abc"},
+        {"packages": [1]},
+        {"python_wanted": 3},
+        {"python_wanted": "/no/python"},
+        {"source": {"kind": "clone"}},
+        {"source": {"kind": "clone", "folder": "/no/clone"}},
+        {"source": {"kind": "wheels", "folder": str(ROOT)}},
+        "[" * 100_000,
+        "[]",
+        None,
+    ],
+)
+def test_an_update_mends_what_its_state_cannot_tell_any_more(change, uv, data, silent, quick):
+    """Damage, and a source or a Python that has gone: ``update`` has no options for them."""
+    path = install("reference", silent)[0].folder.parents[1] / "state.json"
+    text = change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **(change or {})})
+    path.unlink()
+    if change is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(text)
+    assert state_of("reference").name == "reference"  # a damaged state concerns no other engine's
+    mended, made = update("reference", silent, again=True)
+    assert made
+    assert mended.source == sources.Source(kind="clone", folder=ROOT, editable=True)
+    assert state_of("reference").state == "installed"
+
+
+def test_an_environment_of_another_version_of_polydraft_is_made_anew(uv, data, silent, quick):
+    environment, _ = install("reference", silent)
+    path = environment.folder.parents[1] / "state.json"
+    for source in ({"kind": "index"}, {"kind": "wheels", "folder": "/no/wheels"}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "polydraft": "0.0.1", "source": source}))
+        state = state_of("reference")
+        assert state.state == "installed"
+        assert "It has polydraft 0.0.1" in state.update
+        assert update("reference", silent)[1]
+        assert state_of("reference").update == ""
+
+
+def test_an_environment_works_only_where_it_was_made(uv, data, silent, quick, monkeypatch):
+    environment, _ = install("reference", silent)
+    shutil.copytree(data / "engines/reference", data / "engines/vllm")  # another's state
+    states = {state.name: state for state in engines()}
+    assert "state is that of reference" in states["vllm"].reason
+    assert states["reference"].state == "installed"
+
+    link = data.with_name("link")
+    link.symlink_to(data)
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(link))
+    assert environments() == {"reference": environment}
+    copy = data.with_name("copy")
+    shutil.copytree(data, copy, symlinks=True)
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(copy))
+    state = state_of("reference")
+    assert (state.state, state.command) == ("broken", "polydraft engines update reference")
+    assert str(environment.folder) in state.reason
+    moved, _ = update("reference", silent)
+    assert moved.folder.is_relative_to(copy)
+    assert environments() == {"reference": moved}
+
+
 def test_where_polydraft_comes_from(tmp_path, monkeypatch):
     engine = known_engines()["reference"]
     index = sources.requirements(sources.given_source("index"), engine, ())
@@ -386,6 +469,54 @@ def test_a_full_disk_in_mid_installation(uv, data, silent, monkeypatch):
         install("reference", silent)
     assert "POLYDRAFT_DATA_DIR" in failed.value.hint
     assert left_over("reference") == []
+
+
+def test_what_is_up_to_date_needs_no_space(uv, data, silent, quick, monkeypatch):
+    environment, _ = install("reference", silent)
+    killed = environment.folder.with_name("7")
+    killed.mkdir()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6 if killed.exists() else 10**9)
+    )
+    assert update("reference", silent) == (environment, False)
+    killed.mkdir()
+    assert install("reference", silent, again=True)[1]  # what was killed may be what fills the disk
+
+
+def test_an_environment_that_may_not_be_read_concerns_no_other(uv, data, silent, quick, monkeypatch):
+    install("reference", silent)
+
+    def refuse(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "samefile", refuse)
+    state = state_of("reference")
+    assert (state.state, state.command) == ("broken", "polydraft engines update reference")
+    assert "Permission denied" in state.reason
+
+
+def test_the_log_holds_no_password(uv, data, silent, quick, monkeypatch):
+    address = "https://user:passw0rd@index/simple"
+    monkeypatch.setattr("polydraft._environments.tools._settings_of_pip", lambda: (["--index-url", address], ""))
+    uv.tell({"pip install": [f"error: {address} answers no", 2]})
+    with pytest.raises(EnvironmentSetupError, match="index/simple answers no") as failed:
+        install("reference", silent)
+    assert address in uv.calls[1]
+    log = failed.value.log.read_text()
+    assert log.count("https://***@index/simple") == 2
+    assert "passw0rd" not in log + str(failed.value)
+
+
+def test_a_read_only_disk(uv, data, silent, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", "/disk/x.lock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    for call in (install, remove_engine):
+        with pytest.raises(EnvironmentSetupError, match=r"cannot be written into .*Read-only") as failed:
+            call("reference", silent)
+        assert "POLYDRAFT_DATA_DIR" in failed.value.hint
 
 
 def test_json_of_a_state_can_be_read_back(data):

@@ -5,8 +5,10 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from polydraft._folders import cache_folder, data_folder
 from polydraft._load import prepare
 from polydraft._plugins import PluginHost
 from polydraft._registry.pairs import PairRegistry
@@ -134,6 +136,33 @@ def test_other_files_of_a_model_folder(name, tmp_path):
         with nullcontext() if not refused else pytest.raises(ModelFormatError, match="not a regular file"):
             assert resolve(tmp_path, known=KnownNames()).format == "gguf"
         file.rmdir() if make is os.mkdir else file.unlink()
+
+
+@pytest.mark.parametrize("given", ["~nobody-of-this-name/data", "data", ""])
+def test_folders_of_a_user_without_a_home(given, tmp_path, monkeypatch):
+    def fail(name):
+        raise RuntimeError("could not determine the home directory")
+
+    for kind in ("data", "cache"):
+        monkeypatch.setattr(f"platformdirs.user_{kind}_path", fail)
+    monkeypatch.setattr("os.getcwd", Path("/no/folder").stat)
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", given)
+    for folder, variable in ((data_folder, "POLYDRAFT_DATA_DIR"), (cache_folder, "XDG_CACHE_HOME")):
+        with pytest.raises(SystemResourceError, match="no home folder") as caught:
+            folder()
+        assert variable in caught.value.hint
+    # Older versions of platformdirs.
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: Path("~/.cache") / name)
+    with pytest.raises(SystemResourceError, match="no home folder"):
+        cache_folder()
+
+
+def test_a_record_that_is_nested_as_deeply_as_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path))
+    write_sealed(tmp_path / "record.json", {})
+    for depth in range(900, 1000, 7):
+        (tmp_path / "record.json").write_text('{"seal": "x", "record": ' + "[" * depth + "]" * depth + "}")
+        assert read_sealed(tmp_path / "record.json") is None
 
 
 def test_check_writable(tmp_path, monkeypatch):

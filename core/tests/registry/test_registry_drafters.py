@@ -123,6 +123,13 @@ def test_given_drafter_of_a_kind_the_backend_has_not(plan):
         plan("builtin:tiny-e2b", "builtin:tiny-e2b-assistant", record=backend(drafter_kinds=["ngram"]))
 
 
+def test_a_reason_is_told_once(plan):
+    """The draft model of the registry also lies next to its target."""
+    pair = PairRecord(target="builtin:tiny-llama", drafter="builtin:tiny-llama-draft", kind="draft-model")
+    found = plan("builtin:tiny-llama", record=backend(drafter_kinds=["mtp"]), pairs=registry(pair))
+    assert found.note.count("no drafters of kind draft-model") == 1
+
+
 def test_given_drafter_of_another_format(plan, tmp_path, gguf_bytes):
     (tmp_path / "x.gguf").write_bytes(gguf_bytes({"general.architecture": "llama"}))
     with pytest.raises(SpeculationUnavailableError, match="format is gguf"):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, Guided
 from polydraft.errors import InvalidRequestError, StructuredOutputError, UnsupportedError
+from polydraft.sampling._grammar_depth import depth_of
 
 pytest.importorskip("llguidance", reason="polydraft[structured]")
 pytest.importorskip("polydraft_reference", reason="settings are tested on the reference engine: polydraft-reference")
@@ -134,6 +135,8 @@ def test_settings_that_leave_no_token(toys):
         {"guided": {"json": {"type": "string", "pattern": "("}}},
         {"guided": {"regex": "(a"}},
         {"guided": {"regex": "\ud800"}},
+        {"guided": {"json": {"const": ["\ud800"]}}},
+        {"guided": {"json": '{"properties": {"\\ud800": {}}}'}},
         {"guided": {"regex": "(" * 100_000}},
         {"guided": {"grammar": "start: nothing"}},
         {"guided": {"regex": r"[^\x00-\x{10FFFF}]"}},
@@ -188,6 +191,63 @@ def test_a_schema_that_contains_itself(toys):
     endless.append(endless)
     with pytest.raises(InvalidRequestError, match="Circular reference"):
         toys.session("mtp", 3, 0.5).stream([5], guided={"json": {"enum": endless}})
+
+
+def chained(rule, count):
+    return "".join(rule.format(at, at + 1) for at in range(count))
+
+
+DEFINITIONS = {
+    "array": {"type": "array", "items": {"$ref": "#/$defs/d{}"}},
+    "union": {"anyOf": [{"$ref": "#/$defs/d{}"}, {"const": 1}]},
+    "whole": {"allOf": [{"$ref": "#/%24defs/d{}"}]},
+    "anchor": {"items": {"$ref": "#a{}"}},
+}
+
+
+def chained_schema(kind, count):
+    """Definitions of which each refers to the next one."""
+    written = json.dumps(DEFINITIONS[kind])
+    found = {f"d{at}": json.loads(written.replace("{}", str(at + 1))) for at in range(count)}
+    if kind == "anchor":
+        found = {name: {**one, "$anchor": f"a{name[1:]}"} for name, one in found.items()}
+    last = {f"d{count}": {"type": "null", "$anchor": f"a{count}"}}
+    return {"$defs": {**found, **last}, "$ref": "#/$defs/d0"}
+
+
+@pytest.mark.parametrize(
+    "guided",
+    [
+        *({"json": chained_schema(kind, 900)} for kind in DEFINITIONS),
+        {"json": chained_schema("array", 5000)},
+        {"grammar": "start: r0\n" + chained("r{}: r{}\n", 3000) + 'r3000: "a"'},
+        {"grammar": "start: R0\n" + chained('R{}: "a" R{}\n', 3000) + 'R3000: "a"'},
+        {"grammar": "start: r0\n" + chained('r{}: /x\ny: z/ ("," r{})?\n', 3000) + 'r3000: "a"'},
+        {"grammar": "root ::= r0\n" + chained('r{} ::= "a" r{}\n', 3000) + 'r3000 ::= "a"'},
+        {"grammar": f'start: "x" %json {json.dumps(chained_schema("union", 900))}'},
+    ],
+)
+def test_long_chains_of_rules_are_refused(toys, guided):
+    """They end the process in llguidance's recursion."""
+    with pytest.raises(InvalidRequestError, match="are the most"):
+        toys.session("mtp", 3, 0.5).stream([5], guided=guided)
+
+
+@pytest.mark.parametrize("length", [1 << 17])
+@pytest.mark.parametrize("piece", ["\n", '\\"', "\\/", " ", "a[", "a::", "%json ", "a:b\n"])
+def test_the_depth_of_odd_grammars(piece, length):
+    """It is found in a time that grows with their length."""
+    for before in ("", '"', "/", "a"):
+        assert depth_of(before + piece * (length // len(piece))) > 0
+
+
+def test_rules_in_a_circle_all_count():
+    circle = 'start: a\na: "x" (b | "y")\nb: [a] c // d\nc: "d" "z"\nd: start\n'
+    assert depth_of(circle) == 1 + (2 + 2) + 1 + 1
+    tree = {"$defs": {"t": {"items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}
+    assert depth_of(f"start: %json {json.dumps(tree)}") < 10
+    wide = chained('r{}: "a" | "b"\n', 3000)
+    assert depth_of(f"start: {' '.join(f'r{at}' for at in range(3000))}\n{wide}") == 2
 
 
 def test_openais_words(toys):

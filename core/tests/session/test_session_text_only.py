@@ -1,10 +1,15 @@
 """Engines that take and give text alone: the engine keeps the limits and counts the tokens."""
 
 import pytest
+from polydraft._cli.render.verification import case_line
 from polydraft._session.session import Session
 from polydraft.contract import Capabilities, GenerationStats
+from polydraft.contract.requests import DEFAULT_SETTINGS
 from polydraft.errors import EngineError, UnsupportedError
 from polydraft.text.text_only import TextOnlyTokenizer
+from polydraft.verification import judge_outputs
+from polydraft.verification._plan import planned_cases
+from polydraft.verification._records import CheckedCase
 from scripted_engines import Whole
 
 CLAIMS = Capabilities(drafter_kinds=frozenset({"ngram"}), sampling=frozenset(), ignores_eos=False)
@@ -82,3 +87,27 @@ def test_engines_that_give_tokens_do_not_end_by_word():
     engine = Whole(lambda generation: iter([generation.finish("eos")]))
     with pytest.raises(EngineError, match="tokens have to show the end"):
         Session(engine, engine.running, CLAIMS).generate("ab")
+
+
+def test_a_forced_call_is_refused_by_its_own_name():
+    tool = {"type": "function", "function": {"name": "clock"}}
+    messages = [{"role": "user", "content": "hi"}]
+    for choice in ("required", {"name": "clock"}):
+        with pytest.raises(UnsupportedError, match="`tool_choice` that forces a call"):
+            session("x").generate(messages, tools=[tool], tool_choice=choice)
+
+
+def test_what_is_compared_is_characters():
+    judgement = judge_outputs(session("x"), CLAIMS, [97], DEFAULT_SETTINGS, [98, 99], [98])
+    assert (judgement.verdict, judgement.unit, judgement.position) == ("DIVERGED", "character", 1)
+    assert judgement.reason == "One output ended after 1 characters, the other went on."
+    case = CheckedCase(prompt="code", num_prompt_tokens=3, sampling={}, num_tokens=1, judgement=judgement)
+    assert case_line(case) == "DIVERGED    1 characters after 3 of code, greedy: output character 1 differs"
+
+
+def test_a_chat_is_not_cut_to_fit_the_context():
+    tokenizer = TextOnlyTokenizer()
+    cases = [next(iter(planned_cases(tokenizer, None, length, seeds=False)))[1] for length in (4096, 64)]
+    assert [case.prompt for case in cases] == ["a chat", "code"]
+    for case in cases:
+        tokenizer.prompt(case.token_ids)

@@ -1,7 +1,9 @@
 """``tool_choice``: calls that are forced, in the model's own format."""
 
 import pytest
+from polydraft.contract import Guided
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling.structured import check_guided
 from polydraft.text._tool_grammar import tool_grammar
 
 pytest.importorskip("llguidance", reason="polydraft[structured]")
@@ -94,6 +96,64 @@ def test_what_cannot_be_written_in_the_format_is_refused(session):
     }
     with pytest.raises(UnsupportedError, match=r"f\.a has the keyword pattern"):
         session.stream(MESSAGES, tools=[odd], tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": None},
+        {"enum": []},
+        {"enum": "ab"},
+        {"anyOf": 5},
+        {"oneOf": []},
+        {"allOf": {}},
+        {"type": []},
+        {"$ref": 5},
+        {"type": "object", "properties": [1]},
+        {"type": "object", "required": 5},
+        {"type": "object", "required": [["a"]]},
+        {"type": "string", "minLength": "1}})/ /(x{1"},
+        {"type": "string", "maxLength": -1},
+        {"type": "array", "minItems": None},
+        {"type": "array", "maxItems": True},
+    ],
+)
+def test_what_is_no_schema_is_refused(session, schema):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+    with pytest.raises(InvalidRequestError, match=r"argument f\.a has `\S+: .* which no schema has") as caught:
+        session.stream(MESSAGES, tools=[tool], tool_choice="required")
+    assert caught.value.argument == "tools"
+
+
+@pytest.mark.parametrize("required", [[], ["p0", "p3"], ["p2"], ["p4"]])
+def test_properties_may_be_left_out(session, required):
+    """Each one that is not required; those that are there come in order, with commas between them."""
+    properties = {f"p{at}": {"enum": [at]} for at in range(5)}
+    parameters = {"type": "object", "properties": properties, "required": required}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    found = set()
+    for seed in range(12):
+        settings = {"temperature": 5.0, "seed": seed, "max_new_tokens": 200}
+        result = session.generate(MESSAGES, tools=[tool], tool_choice={"name": "f"}, **settings)
+        (call,) = result.tool_calls
+        assert set(required) <= call.arguments.keys()
+        assert call.arguments == {name: int(name[1]) for name in sorted(call.arguments)}
+        found.add(tuple(call.arguments))
+    assert len(found) > 3
+
+
+def test_tools_with_very_many_properties(session):
+    """Their grammar does not grow with the square, and is refused before it ends the process."""
+    tools = {}
+    for count in (300, 3000):
+        parameters = {"type": "object", "properties": {f"p{at}": {"type": "integer"} for at in range(count)}}
+        tools[count] = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    grammar = tool_grammar(session.tokenizer, tools[300])
+    assert len(grammar) < 200 * 300
+    check_guided(Guided(kind="grammar", text=grammar))
+    with pytest.raises(InvalidRequestError, match=r"calls that `tool_choice` asks for .* are the most") as caught:
+        session.stream(MESSAGES, tools=tools[3000], tool_choice="required")
+    assert caught.value.argument == "tools"
 
 
 class Tokens:

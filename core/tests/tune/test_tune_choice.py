@@ -59,6 +59,12 @@ def test_the_session_says_so_with_figures():
         assert session.generate("a", max_new_tokens=4).running == running
 
 
+def test_it_is_kept_in_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert keep().is_relative_to(tmp_path / "elsewhere/tuned")
+    assert by(choice()[3]) == ("measured", "measured", "measured")
+
+
 def test_without_a_tuning_nothing_changes():
     with polydraft.load(TOY) as session:
         assert by(session.running.chosen_by) == ("rule", "recommended", "recommended")

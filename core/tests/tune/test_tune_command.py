@@ -12,6 +12,7 @@ from polydraft._measuring.bench import CallSettings, Group, LoadedInfo, Measured
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft._measuring.processes import BenchInProcesses
 from polydraft._measuring.prompts import MeasuredPrompt
+from polydraft._probes.interpreter import own_python
 from polydraft._tune import _chart, _command, _store
 from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError
 from polydraft.verification._command import verify
@@ -210,9 +211,16 @@ def test_a_process_that_fails_is_a_reason(tmp_path, monkeypatch, script, state, 
 
 
 @posix
+def test_another_environments_python_does_not_import_what_this_ones_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/packages/of/this/one")
+    with pytest.raises(NotMeasurable, match="Its last words: <>"):
+        bench(tmp_path, 'echo "<$PYTHONPATH>" >&2; exit 7').ways("reference")
+
+
+@posix
 def test_an_engine_that_is_killed_in_the_middle_is_a_reason_and_the_next_load_works(tmp_path):
     given = checked_arguments(TOY, {})
-    measuring = BenchInProcesses(TOY, given, named=False, load_limit=60.0)
+    measuring = BenchInProcesses(TOY, given, named=False, load_limit=60.0, python=lambda _: own_python())
     try:
         plain, mtp, _ = measuring.ways("reference")
         group = Group("reference", mtp, 4)
@@ -259,7 +267,9 @@ def test_engines_are_ended_before_another_one_where_memory_is_short(monkeypatch)
     groups = [Group("reference", Way(), k) for k in range(3)]
     for device, free, together in (("cpu", 4 << 30, True), ("cpu", 3 << 30, False), ("cuda:0", 99 << 30, False)):
         given = checked_arguments(TOY, {"device": device})
-        measuring = BenchInProcesses(TOY, given, named=False, load_limit=1.0, free_memory=lambda free=free: free)
+        measuring = BenchInProcesses(
+            TOY, given, named=False, load_limit=1.0, python=lambda _: own_python(), free_memory=lambda free=free: free
+        )
         for group in groups:
             measuring.load(group)
         assert measuring.together(groups) == together
@@ -271,7 +281,7 @@ def test_engines_are_ended_before_another_one_where_memory_is_short(monkeypatch)
 
 def test_secrets_cross_in_the_pipe_only_and_are_not_kept():
     given = checked_arguments(TOY, {"token": "hf_abc", "engine_options": {"api_key": "k", "threads": 2}})
-    measuring = BenchInProcesses(TOY, given, named=False, load_limit=1.0)
+    measuring = BenchInProcesses(TOY, given, named=False, load_limit=1.0, python=lambda _: own_python())
     assert measuring._arguments["token"] == "hf_abc"
     assert measuring._arguments["engine_options"] == {"api_key": "k", "threads": 2}
     assert _command.asked_of(given).engine_options == {"threads": 2}

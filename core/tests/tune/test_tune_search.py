@@ -41,8 +41,9 @@ class Engines:
     def load(self, group):
         self.clock.now += 100  # a start is not counted
         self.loads.append(group)
-        if error := self.fails.get(("load", group.backend, group.way.method)):
-            raise error
+        for key in (("load", group.backend, group.way.method), ("load", group.backend, group.way.method, group.k)):
+            if error := self.fails.get(key):
+                raise error
         return LoadedInfo(
             any_k=self.any_k, load_seconds=1, dtype="float32", device="cpu", versions={}, hardware="h",
             target_weights=WEIGHTS,
@@ -174,6 +175,22 @@ def test_a_whole_engine_is_loaded_for_each_k_and_not_for_many():
     assert {0, 4} <= loaded
     assert len(loaded) <= 6
     assert engines.speed("a", "mtp", found.leaders[0].k) <= 1.05 * 0.005
+
+
+def test_a_k_that_the_file_fixes_is_the_only_one():
+    way = MTP.model_copy(update={"any_k": False, "one_k": True})
+    engines = Engines(parabola(6, 0.005, 0.01), {"a": (Way(), way)}, any_k=False)
+    searched(engines, 120)
+    assert [group.k for group in engines.loads if group.k not in (0, 4)] == []
+
+
+def test_a_k_that_is_refused_is_not_asked_for_again():
+    way = MTP.model_copy(update={"any_k": False})
+    fails = {("load", "a", "mtp", k): NotMeasurable("refused", "Never.") for k in range(17) if k != 4}
+    engines = Engines(parabola(6, 0.005, 0.01), {"a": (Way(), way)}, any_k=False, fails=fails)
+    refused = [one.k for one in searched(engines, 120).skipped]
+    assert refused
+    assert len({*refused}) == len(refused)
 
 
 def test_what_cannot_be_measured_is_a_reason_not_an_end():

@@ -9,6 +9,7 @@ import numpy as np
 import polydraft
 import pytest
 from defects import Compiling, NearlyTied, Silent, Slow, Unverified, WrongBlocks, WrongBlocksInLowPrecision
+from polydraft.contract import OffReason
 from polydraft.errors import EngineError, InvalidRequestError, NonFiniteLogitsError, SpeculationUnavailableError
 from polydraft.verification import _run as run
 from polydraft.verification import difference
@@ -199,6 +200,25 @@ def test_a_whole_engine_whose_log_probabilities_are_nan_is_not_verified(example,
     with pytest.raises(NonFiniteLogitsError, match="not finite"):
         verify("builtin:markov", backend="markov-whole", host=example)
     assert not data_home.exists()
+
+
+def test_an_engine_that_does_not_draft_with_log_probabilities_is_verified_without(example, monkeypatch):
+    backend = importlib.import_module("polydraft_markov.whole")
+    [whole] = [one for one in vars(backend).values() if isinstance(one, type) and "capabilities" in vars(one)]
+    claimed = whole.capabilities
+
+    def capabilities(self):
+        own = claimed(self)
+        return own.model_copy(update={"sampling": own.sampling | {"logprobs"}})
+
+    def conflict(self, settings):
+        return None if settings.logprobs is None else OffReason(code="settings", message="Not both.")
+
+    monkeypatch.setattr(whole, "capabilities", capabilities)
+    monkeypatch.setattr(backend.MarkovLoop, "speculation_conflict", conflict)
+    found = verify("builtin:markov", backend="markov-whole", host=example, keep=False)
+    assert found.verdict == "EXACT"
+    assert not any("log-probability was asked for" in note for note in found.notes)
 
 
 def test_one_token_over_and_over_is_no_evidence(example, monkeypatch, data_home):

@@ -20,12 +20,25 @@ from polydraft.errors import (
     EngineCrashedError,
     EngineError,
     SessionClosedError,
+    SystemResourceError,
     UnsupportedError,
 )
 from worker_helpers import RECORD, alive, scripted_request, wait_until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 TESTS = Path(__file__).parents[1]
+
+ELSEWHERE = """
+import sys
+sys.path[:] = PATH
+from polydraft._load import open_session
+from polydraft._workers.backend import WorkerBackend
+from worker_helpers import RECORD, scripted_request
+backend = WorkerBackend(RECORD)
+with open_session(backend, scripted_request(backend)) as session:
+    print(session.running.process)
+"""
+"""An app whose Python would not find polydraft by itself, such as one that was built into a folder or an archive."""
 
 APP = """
 import os, signal, sys, threading, time
@@ -47,6 +60,39 @@ def run_app(body, **options):
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True, **options
     )
+
+
+def test_a_worker_imports_from_where_its_app_does(tmp_path):
+    for name in ("runpy", "pkgutil", "polydraft"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    code = ELSEWHERE.replace("PATH", repr([str(TESTS), *filter(None, sys.path)]))
+    base = getattr(sys, "_base_executable", sys.executable)  # a virtual environment's has no polydraft
+    done = subprocess.run([base, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.stdout, done.returncode) == ("worker\n", 0), done.stderr
+
+
+def test_a_program_without_a_python_starts_no_worker(monkeypatch):
+    """A frozen app would start itself again."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(BackendUnavailableError, match="no Python to start one with") as refused:
+        WorkerBackend(RECORD)
+    assert "set_executable" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["polydraft-worker-scripted", "polydraft-worker-errors", "polydraft-worker-writer"])
+def test_a_worker_for_which_no_thread_can_be_started(backend, name, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    request = scripted_request(backend)
+    backend.release()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(SystemResourceError, match="cannot be started: the system has no resources left"):
+        backend.load_engine(request)
 
 
 @posix

@@ -221,3 +221,8 @@ def test_the_pair_is_the_one_that_was_checked_in():
     digest, _, name = (folder / "SHA256SUMS").read_text("utf-8").strip().partition("  ")
     assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert (folder / name).stat().st_size < 6_000_000
+
+
+def test_a_sweep_has_the_files_k_only():
+    found = polydraft.bench(TARGET, sweep_k=True, max_new_tokens=4, repeats=1, prompts=[PROMPT])
+    assert [(row.num_speculative_tokens, row.state) for row in found.rows] == [(0, "measured"), (4, "measured")]

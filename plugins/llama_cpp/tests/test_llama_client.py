@@ -75,7 +75,7 @@ def server(gguf):
 
 
 def load(gguf, server, **options):
-    options = {"url": server.url, "read_timeout": 0.5, "token_timeout": 0.1, **options}
+    options = {"url": server.url, "read_timeout": 2, "token_timeout": 0.1, **options}
     return polydraft.load(gguf("tiny-e2b"), backend="llama-server", drafter=None, engine_options=options)
 
 
@@ -93,8 +93,8 @@ ANSWER = GOOD[:2]
 EMPTY = {"content": "", "tokens": [], "stop": False}
 HOSTILE = {
     "more tokens than were asked for": (lambda: [event([300]), event([301, 302, 303])], "after the 3 tokens"),
-    "nothing more": (lambda: itertools.chain(ANSWER, slowly(*[b""] * 99)), "sent no event for 0.5 seconds"),
-    "only comments": (lambda: itertools.chain(ANSWER, slowly(*[b": ping\n\n"] * 99)), "no event for 0.5 seconds"),
+    "nothing more": (lambda: itertools.chain(ANSWER, slowly(*[b""] * 99)), "sent no event for 2 seconds"),
+    "only comments": (lambda: itertools.chain(ANSWER, slowly(*[b": ping\n\n"] * 99)), "no event for 2 seconds"),
     "empty events, slowly": (
         lambda: itertools.chain(ANSWER, slowly(*[EMPTY] * 99)),
         "did not end its answer in time",
@@ -130,7 +130,7 @@ def test_hostile_answers_end_in_time_and_the_session_goes_on(gguf, server):
             with pytest.raises(EngineError) as caught:
                 generate(session)
             assert says in str(caught.value), name
-            assert time.monotonic() - started < 5, name
+            assert time.monotonic() - started < 30, name
             assert caught.value.partial_text == "" or text.startswith(caught.value.partial_text), name
             server.answer = lambda: GOOD
             assert generate(session).text == text
@@ -154,7 +154,7 @@ def test_cancelled_from_another_thread_while_the_server_is_silent(gguf, server):
         threading.Timer(0.3, stream.cancel).start()
         started = time.monotonic()
         assert [chunk.finish_reason for chunk in stream][-1] == "cancelled"
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
         server.answer = lambda: GOOD
         assert generate(session).token_ids == (300, 301, 302)
 

@@ -77,6 +77,24 @@ def test_chunks_of_a_prompt_make_no_difference(greedy):
     assert abs(logits[1] - logits[2]).max() < 1e-4
 
 
+def test_the_last_token_of_a_long_chunk_runs_alone_where_layers_store_no_kv(greedy, monkeypatch):
+    """Nothing needs those layers for the other tokens, and MLX runs only what is needed."""
+    with polydraft.load("builtin:tiny-e2b", backend="mlx", dtype="float32", device="cpu") as session:
+        target, runs = session.engine.target, []
+        forward = target._forward
+        monkeypatch.setattr(
+            target, "_forward", lambda cache, tokens: runs.append(tokens.shape[1]) or forward(cache, tokens)
+        )
+        for length in (1, 63, 64, 65, 127, 128, 129, 192):
+            tokens = LONG[:length]
+            got = session.engine.open_sequence().prefill(tokens, greedy, keep_logits=True).logits.numpy()
+            assert runs == ([length] if length < 64 else [length - 1, 1])
+            runs.clear()
+            with session.engine._runtime.use("mlx-lm ran"):
+                want = np.array(target.model(mx.array([tokens]))[0, -1:])
+            assert abs(got - want).max() < 1e-3, length
+
+
 def test_weights_stored_by_columns_give_the_same_bits(session, greedy):
     """``lay_by_columns`` changes nothing on other platforms; this test then compares equal layouts."""
     engine = session.engine

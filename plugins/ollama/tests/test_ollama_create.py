@@ -124,7 +124,7 @@ def test_on_llama_cpp(pairs, tmp_path, monkeypatch, capfd):
         assert len({*drafted.text}) > 5
         assert counted["draft_n_accepted"] > 0
         assert "draft_n" not in server.timings
-        ended = run(["verify", "-m", "mine", "-b", "ollama", "--time-limit", "5"])
+        ended = run(["verify", "-m", "mine", "-b", "ollama"])  # each prompt once, however long that takes
         said = capfd.readouterr().err
         # Two or three of a hundred such outputs differ by rounding: which, depends on the processor. Ollama shows no
         # log-probabilities that could tell a near tie from a defect; the suite does, on the server itself.

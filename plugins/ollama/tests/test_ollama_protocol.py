@@ -1,11 +1,15 @@
 """The backend against a stand-in that speaks Ollama's API: what it sends, what it makes of answers, and of bad ones."""
 
 import json
+import re
 import threading
 import time
+from types import SimpleNamespace
 
 import polydraft
 import pytest
+from polydraft._cli.render.verification import case_line, verification_summary
+from polydraft.contract import ChosenBy, SpeculationPlan
 from polydraft.errors import (
     BackendUnavailableError,
     ContextLengthError,
@@ -16,6 +20,11 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft.verification._command import verify
+from polydraft_ollama.backend import OllamaBackend
+from polydraft_ollama.client import OllamaClient
+from polydraft_ollama.loading import _speculation
+from polydraft_ollama.model import digest_of, served_model
 from polydraft_ollama.options import OllamaOptions
 
 CREATED = "2023-08-04T08:52:19.385406455-07:00"
@@ -104,7 +113,29 @@ def test_settings_by_its_names(server):
         "repeat_last_n": -1,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
+        "stop": [],
     }
+
+
+def test_a_modelfiles_stop_strings_belong_to_its_chats(server):
+    with load() as session:
+        session.generate([{"role": "user", "content": "x"}], max_new_tokens=5)
+    assert "stop" not in server.bodies("/api/chat")[0]["options"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [("10m", "10m"), ("1h1.5s", "1h1.5s"), ("300", 300.0), ("-1", -1.0), (-1, -1.0), (0, 0.0)]
+)
+def test_keep_alive(server, given, sent):
+    with load(engine_options={"keep_alive": given}) as session:
+        session.generate("x", max_new_tokens=5)
+    assert server.bodies("/api/generate")[0]["keep_alive"] == sent
+
+
+@pytest.mark.parametrize("given", ["forever", "5 m", "", "nan", float("inf")])
+def test_keep_alive_that_is_no_time(server, given):
+    with pytest.raises(InvalidRequestError, match=r"keep_alive.*not a duration"):
+        load(engine_options={"keep_alive": given})
 
 
 @pytest.mark.parametrize(
@@ -180,12 +211,31 @@ def test_eos_and_the_end_of_the_context(server):
         with pytest.raises(SpeculationUnavailableError, match="polydraft ollama create"):
             session.generate("x", speculate="on")
         server.scripts["/api/generate"] = answering(
-            piece("a"), DONE | {"done_reason": "length", "prompt_eval_count": 8189}
+            piece("a"), DONE | {"done_reason": "length", "prompt_eval_count": 4092}
         )
+        # The server may have loaded the model with a shorter context than the model's own.
         assert session.generate("x", max_new_tokens=50).finish_reason == "context"
+        assert session.generate("x", max_new_tokens=3).finish_reason == "length"
         server.scripts.clear()
         with pytest.raises(ContextLengthError, match="prompt is longer"):
             session.generate("x " * 9000)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "length"),
+    [
+        ({}, {}, 8192),
+        ({"num_ctx": 64}, {}, 64),
+        ({"num_ctx": 9000}, {}, 8192),
+        ({"num_ctx": 64}, {"context_length": 99}, 99),
+    ],
+)
+def test_the_length_of_the_context(server, parameters, arguments, length):
+    server.models["gemma4:e2b"].parameters = parameters
+    with load(**arguments) as session:
+        assert session.running.context_length == length
+        chooses = [note for note in session.running.notes if "Ollama chooses the length of the context" in note]
+        assert len(chooses) == (not parameters)
 
 
 def test_cancelling_ends_the_request(server):
@@ -279,6 +329,7 @@ def test_the_text_before_an_error_is_kept(server):
         (400, "invalid options: num_ctx", InvalidRequestError),
         (400, "invalid option: draft_num_predict", SpeculationUnavailableError),
         (401, "unauthorized", BackendUnavailableError),
+        (403, "ollama cloud is disabled: remote inference is unavailable", BackendUnavailableError),
         (500, "model runner has unexpectedly stopped", EngineError),
         (404, "model 'gemma4:e2b' not found, try pulling it first", ModelNotFoundError),
     ],
@@ -288,6 +339,21 @@ def test_what_the_server_refuses(server, status, said, error):
         server.scripts["/api/generate"] = lambda handler: handler.json({"error": said}, status)
         with pytest.raises(error):
             session.generate("x")
+
+
+@pytest.mark.parametrize(
+    ("status", "key", "words"),
+    [
+        (401, "", "without an API key. Set the environment variable OLLAMA_API_KEY to it; .* `ollama signin`"),
+        (401, "canary", "does not accept the API key. Set the environment variable OLLAMA_API_KEY to the right one"),
+        (403, "", "forbids the request: ollama cloud is disabled"),
+    ],
+)
+def test_whom_the_server_refuses(server, monkeypatch, status, key, words):
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    server.scripts["/api/show"] = lambda handler: handler.json({"error": "ollama cloud is disabled"}, status)
+    with pytest.raises(BackendUnavailableError, match=words):
+        load()
 
 
 def test_a_slow_server(server):
@@ -300,6 +366,12 @@ def test_an_unknown_model(server):
     with pytest.raises(ModelNotFoundError, match="no model 'qwen3:8b'") as failed:
         load("qwen3:8b")
     assert "It has: gemma4:e2b, plain:latest. Download it: `ollama pull qwen3:8b`" in failed.value.hint
+
+
+@pytest.mark.parametrize(("name", "known"), [("plain", True), ("Plain:Latest", True), ("ns/plain", False)])
+def test_the_digest_of_a_name(server, name, known):
+    digest = server.models["plain:latest"].digest
+    assert digest_of(OllamaClient(OllamaOptions()), name) == (digest if known else "")
 
 
 def test_no_server(monkeypatch):
@@ -315,7 +387,9 @@ def test_another_server(server):
         load()
 
 
-@pytest.mark.parametrize(("version", "drafts"), [("0.29.9", 0), ("0.30.0-rc1", 4), ("0.0.0", 4), ("unknown", 4)])
+@pytest.mark.parametrize(
+    ("version", "drafts"), [("0.29.9", 0), ("0.12.6-3-g1a2b3c4", 0), ("0.30.0-rc1", 4), ("0.0.0", 4), ("unknown", 4)]
+)
 def test_versions(server, version, drafts):
     server.version = version
     with load() as session:
@@ -364,6 +438,65 @@ def test_k_of_the_modelfile(server):
         assert session.running.num_speculative_tokens == 2
 
 
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_modelfile_without_drafts(server, k):
+    server.models["gemma4:e2b"].parameters = {"draft_num_predict": k}
+    with load() as session:
+        assert (session.running.num_speculative_tokens, session.running.method) == (0, None)
+        assert "sets draft_num_predict to 0" in session.running.speculation_off.message
+    with load(num_speculative_tokens=3) as session:
+        assert session.running.num_speculative_tokens == 3
+
+
+def test_a_measured_k_is_not_the_modelfiles(server):
+    server.models["gemma4:e2b"].parameters = {"draft_num_predict": 2}
+    model = served_model(OllamaClient(OllamaOptions()), "gemma4:e2b")
+    for chosen_by, k in (("rule", 2), ("measured", 8), ("caller", 8)):
+        request = SimpleNamespace(
+            plan=SpeculationPlan(kind="mtp", num_speculative_tokens=8),
+            chosen_by=ChosenBy(num_speculative_tokens=chosen_by),
+        )
+        assert _speculation(request, model, None)[0] == k
+
+
+def test_few_tokens_do_not_make_the_server_load_the_model_anew(server):
+    with load(num_speculative_tokens=3) as session:
+        session.generate("x", max_new_tokens=9)
+        assert session.generate("x", max_new_tokens=2).stats.num_draft_tokens == 0
+    assert [body["options"]["draft_num_predict"] for body in server.bodies("/api/generate")] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "think"),
+    [
+        ({"enable_thinking": False}, False),
+        ({"think": "low"}, "low"),
+        ({"think": None}, None),
+        # As polydraft's server hands on OpenAI's `reasoning_effort`.
+        ({"reasoning_effort": "high", "enable_thinking": True}, "high"),
+        ({"reasoning_effort": "minimal", "enable_thinking": True}, "low"),
+        ({"reasoning_effort": "none", "enable_thinking": False}, False),
+    ],
+)
+def test_thinking(server, kwargs, think):
+    with load() as session:
+        session.generate([{"role": "user", "content": "x"}], max_new_tokens=3, chat_template_kwargs=kwargs)
+    assert server.bodies("/api/chat")[0].get("think") == think
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"think": "high", "enable_thinking": False},
+        {"think": True, "reasoning_effort": "none"},
+        {"think": "low", "reasoning_effort": "high"},
+    ],
+)
+def test_two_values_for_thinking(server, kwargs):
+    with load() as session, pytest.raises(InvalidRequestError, match="two values for Ollama's `think`"):
+        session.generate([{"role": "user", "content": "x"}], chat_template_kwargs=kwargs)
+
+
 def test_plain_decoding_is_never_left_to_the_server(server):
     with load(drafter=None) as session:
         session.generate("x", max_new_tokens=2)
@@ -398,14 +531,36 @@ def test_addresses(monkeypatch, given, url):
 @pytest.mark.parametrize("given", ["http://user:hunter2@host", "host:port", "ftp://host", "a b", ":66000"])
 def test_addresses_that_are_none(monkeypatch, given):
     monkeypatch.setenv("OLLAMA_HOST", given)
-    with pytest.raises(InvalidRequestError) as failed:
+    with pytest.raises(InvalidRequestError, match=r"'url' of ollama is wrong: .* OLLAMA_HOST holds it\.") as failed:
         load()
     assert "hunter2" not in str(failed.value)
+    with pytest.raises(InvalidRequestError) as failed:
+        load(engine_options={"url": given})
+    assert "OLLAMA_HOST" not in str(failed.value)
+    found = OllamaBackend().diagnose()
+    assert found.usable
+    assert found.notes[0].endswith("OLLAMA_HOST holds it.")
+    assert "hunter2" not in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "argument"),
+    [("num_ctx", "context_length"), ("draft_num_predict", "num_speculative_tokens"), ("temperature", "temperature")],
+)
+def test_what_is_no_engine_option_but_an_argument(server, option, argument):
+    with pytest.raises(InvalidRequestError, match=f"no option '{option}'") as failed:
+        load(engine_options={option: 5})
+    assert failed.value.hint.startswith(f"`{argument}` is an argument of its own. Known options of ollama: ")
+
+
+def test_what_the_server_says_ends_like_a_sentence(server):
+    with load() as session:
+        server.scripts["/api/generate"] = lambda handler: handler.json({"error": "boom"}, 500)
+        with pytest.raises(EngineError, match=r"failed \(500\): boom\. Look at"):
+            session.generate("x")
 
 
 def test_doctor_says_what_it_found(server, monkeypatch):
-    from polydraft_ollama.backend import OllamaBackend
-
     found = OllamaBackend().diagnose()
     assert found.engine_version == "0.32.14"
     assert found.rank == 0
@@ -416,6 +571,39 @@ def test_doctor_says_what_it_found(server, monkeypatch):
     found = OllamaBackend().diagnose()
     assert found.usable
     assert "ollama serve" in found.notes[0]
+
+
+def test_verify_counts_characters(server):
+    server.models["gemma4:e2b"].parameters = {"num_ctx": 64}
+    told = []
+    found = verify("gemma4:e2b", backend="ollama", time_limit=2, keep=False, progress=told.append)
+    assert re.fullmatch(r"EXACT +\d+ characters after 32 of code, greedy", case_line(told[0]))
+    assert re.match(
+        r"identical: yes   EXACT, \d+ characters of \d+ outputs", verification_summary(found).renderables[0].plain
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"device": "cpu"}])
+def test_a_bench_does_not_take_the_clients_memory_for_the_servers(server, arguments):
+    found = polydraft.bench("plain", backends=["ollama"], max_new_tokens=4, repeats=1, prompts=["x"], **arguments)
+    assert [row.peak_memory_bytes for row in found.rows] == [None, None]
+    assert [row.state for row in found.rows] == ["measured", "measured"]
+    # Both are one model of the server: taking turns, each call would make it load that anew.
+    assert "Not all engines can be loaded at once, so they were measured one after the other." in found.notes
+
+
+def test_tune_by_the_servers_name(server):
+    found = polydraft.tune(
+        "gemma4:e2b",
+        backends=["ollama"],
+        keep=False,
+        seconds=1,
+        max_new_tokens=4,
+        num_speculative_tokens=2,
+        prompts=["x"],
+    )
+    assert {row.backend for row in found.rows} == {"ollama"}
+    assert found.target == "gemma4:e2b"
 
 
 def test_in_a_worker(server):

@@ -169,8 +169,8 @@ def metrics(**changed):
 FIRST, LAST, EMPTY = event([300]), event([301, 302], "length"), {"choices": []}
 HOSTILE = {
     "more tokens than were asked for": (lambda: itertools.repeat(FIRST), "after the 3 tokens that were asked for"),
-    "nothing more": (lambda: itertools.chain([FIRST], slowly(*[b""] * 99)), "sent no event for 0.5 seconds"),
-    "only comments": (lambda: itertools.chain([FIRST], slowly(*[b": ping\n\n"] * 99)), "no event for 0.5 seconds"),
+    "nothing more": (lambda: itertools.chain([FIRST], slowly(*[b""] * 99)), "sent no event for 2 seconds"),
+    "only comments": (lambda: itertools.chain([FIRST], slowly(*[b": ping\n\n"] * 99)), "no event for 2 seconds"),
     "empty events, slowly": (lambda: itertools.chain([FIRST], slowly(*[EMPTY] * 99)), "did not end its answer in time"),
     "empty events": (lambda: itertools.chain([FIRST], itertools.repeat({"choices": [], "x": "y" * 9999})), "sent more"),
     "an endless line": (
@@ -196,7 +196,7 @@ HOSTILE = {
 def test_hostile_answers_end_in_time_and_the_session_goes_on():
     good = [*EVENTS[:1], event([7], "length")]
     events = list(good)
-    with serving(OK, events) as (url, _), load(url, read_timeout=0.5, token_timeout=0.1) as session:
+    with serving(OK, events) as (url, _), load(url, read_timeout=2, token_timeout=0.1) as session:
         text = session.generate(PROMPT, max_new_tokens=3, ignore_eos=True).text
         for name, (answer, says) in HOSTILE.items():
             events[:] = [answer]
@@ -206,7 +206,7 @@ def test_hostile_answers_end_in_time_and_the_session_goes_on():
             assert says in str(caught.value), name
             assert url in str(caught.value), name
             assert caught.value.partial_text, name
-            assert time.monotonic() - started < 5, name
+            assert time.monotonic() - started < 30, name
             events[:] = good
             assert session.generate(PROMPT, max_new_tokens=3, ignore_eos=True).text == text
 
@@ -260,7 +260,7 @@ def test_cancelled_from_another_thread_while_the_server_is_silent():
         threading.Timer(0.2, stream.cancel).start()
         started = time.monotonic()
         assert [chunk.finish_reason for chunk in stream][-1] == "cancelled"
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import polydraft
 import pytest
 from polydraft.errors import (
     DeviceError,
-    EngineError,
     InvalidRequestError,
     ModelFormatError,
     OutOfMemoryError,
@@ -242,6 +241,13 @@ def test_outputs_that_must_match(gguf):
         for refused in ({"regex": r"\bx"}, {"grammar": "start: /a/"}, {"json": {"type": "string", "format": "email"}}):
             with pytest.raises(UnsupportedError):
                 loaded.stream("x = ", guided=refused)
+        many = {"properties": {f"p{at}": {"type": "boolean"} for at in range(300)}, "required": ["p7", "p250"]}
+        result = loaded.generate("x = ", guided={"json": many}, max_new_tokens=3000, temperature=1.0, seed=1)
+        assert not result.matches or {"p7", "p250"} <= json.loads(result.text).keys()
+        for broken in ("root ::= x\n", 'root ::= root "a" | "b"\n', 'x ::= "a"\n', 'root ::= "a"{100000}\n'):
+            with pytest.raises(InvalidRequestError, match="cannot be read"):
+                loaded.generate("x = ", guided={"grammar": broken}, max_new_tokens=2)
+        assert loaded.generate("x = ", guided={"grammar": 'root ::= "a"\n'}, max_new_tokens=20).text == "a"
         with pytest.raises(InvalidRequestError, match="no number matches"):
             loaded.stream("x = ", guided={"json": {"type": "integer", "minimum": 3, "maximum": 2}})
 
@@ -251,6 +257,6 @@ def test_characters_that_are_spread_over_tokens(gguf):
     with load(gguf, drafter="ngram") as loaded:
         for settings in ({}, {"speculate": "off"}):
             assert loaded.generate(prompt, max_new_tokens=12, **settings).text.startswith("öße für g")
-        with pytest.raises(EngineError, match="no log-probabilities for a character"):
+        with pytest.raises(UnsupportedError, match="no log-probabilities for a character"):
             loaded.generate(prompt, max_new_tokens=12, logprobs=1)
     assert split_characters_lack_logprobs()

@@ -95,6 +95,74 @@ def test_lengths_that_a_pattern_keeps_by_itself():
             check_guided(schema(**keywords))
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        *({name: value} for name in ("enum", "anyOf") for value in (None, 5, "ab", {}, [])),
+        *({"type": kind} for kind in ({}, [[]], 5, None)),
+        *({"type": "object", "properties": value} for value in ([1], 5, "ab")),
+        *({"type": "object", "required": value} for value in (5, [["a"]], "ab")),
+        *({"type": "array", name: value} for name in ("minItems", "maxItems") for value in ("1", -1, [], 2.5)),
+        {"type": "string", "maxLength": "1"},
+        {"$ref": 5},
+    ],
+)
+def test_what_is_no_schema(keywords):
+    with pytest.raises(InvalidRequestError):
+        check_guided(Guided(kind="json", text=json.dumps(keywords)))
+
+
+@pytest.mark.parametrize(
+    "rule", ['r{} ::= ("," "x")? r{}', "r{} ::= [/] r{}  # '\"[", 'r{} ::= "\\"[" (r{} | "/#")', "r{} ::= [^\\]/] r{}"]
+)
+def test_long_chains_of_rules(rule):
+    """llama.cpp would need minutes to read them."""
+    for count, allowed in ((200, True), (3000, False)):
+        chain = "\n".join(rule.format(at, at + 1) for at in range(count))
+        found = Guided(kind="grammar", text=f'root ::= r0\n{chain}\nr{count} ::= "a"\n')
+        if allowed:
+            check_guided(found)
+        else:
+            with pytest.raises(InvalidRequestError, match="500 are the most"):
+                check_guided(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "\x00"),
+        ("regex", r"a\x00"),
+        ("choice", '["a\\u0000"]'),
+        ("grammar", 'root ::= "a\x00"\n'),
+        ("grammar", 'root ::= "\\u0000"\n'),
+        ("regex", ".*" * 201),
+        ("regex", "(?:a?b){0,2}" * 101),
+        ("grammar", f'root ::= {"[*] b? " * 201}\nb ::= "b"\n'),
+    ],
+)
+def test_what_llama_cpps_grammars_cannot_have(kind, text):
+    """U+0000 ends their texts, and very many optional parts take minutes."""
+    with pytest.raises((InvalidRequestError, UnsupportedError)):
+        check_guided(Guided(kind=kind, text=text))
+
+
+def test_what_they_can_have():
+    assert pattern_of(r"[\x00-\x09]", quoted=False).text == r"([\x01-\x09])"
+    assert r"\u0000" in pattern_of(r"\x00", quoted=True).text
+    check_guided(Guided(kind="grammar", text="root ::= " + '"a*" ' * 300 + "#" + "?" * 300))
+
+
+def test_objects_with_very_many_properties():
+    """Their rules do not grow with the square."""
+    for count, allowed in ((300, True), (301, False)):
+        found = schema(type="object", properties={f"p{at}": {"type": "integer"} for at in range(count)})
+        if allowed:
+            assert len(gbnf_of(found)) < 100 * 300
+        else:
+            with pytest.raises(UnsupportedError, match="more than 300 properties"):
+                check_guided(found)
+
+
 def test_dates_are_those_of_the_calendar():
     days = [datetime.date.fromordinal(number) for number in range(1, 3652059, 997)]
     days += [datetime.date(year, 2, 29) for year in range(4, 9999, 52) if year % 100 or year % 400 == 0]

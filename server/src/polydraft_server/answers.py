@@ -34,6 +34,7 @@ class Answer(ABC):
         model: What the request calls the model.
         tokenizer: The target's.
         choices: Number of choices.
+        prompts: Number of prompts, each with as many choices.
         one_call: Whether each ends with its first tool call.
         token_ids: Whether token ids are wanted.
     """
@@ -42,16 +43,27 @@ class Answer(ABC):
     name: str
 
     def __init__(
-        self, model: str, tokenizer: Tokenizer, choices: int, *, one_call: bool = False, token_ids: bool = False
+        self,
+        model: str,
+        tokenizer: Tokenizer,
+        choices: int,
+        *,
+        prompts: int = 1,
+        one_call: bool = False,
+        token_ids: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._prompts = prompts
         self._one_call = one_call
         self._wants_ids = token_ids
         self._id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._counts = [RoundCounts() for _ in range(choices)]
         self._results: dict[int, GenerationResult] = {}
+        self._ids_told = [0] * choices
+        """Token ids of each choice that chunks had before the first whose ids are not certain yet."""
+        self._ids_open = [False] * choices
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -81,13 +93,23 @@ class Answer(ABC):
             part = self._part(index, event)
             part["polydraft"] = drafts_of(event, self._tokenizer)
             if self._wants_ids:
-                part["token_ids"] = event.token_ids
+                part["token_ids"] = self._certain(index, event)
         else:
             part = self._last(index, event)
             part["polydraft"] = {"stats": event.stats.with_rates(), **self._off(event)}
             if self._wants_ids:
+                rest = None if event.token_ids is None else event.token_ids[self._ids_told[index] :]
+                part["token_ids"] = rest if self._ids_open[index] else []
                 part["prompt_token_ids"] = event.prompt_token_ids
         yield self._envelope(self._stream_name(), [part])
+
+    def _certain(self, index: int, chunk: Chunk) -> Sequence[int] | None:
+        """A chunk's token ids; None from the first on that are not certain yet: the last chunk has the rest."""
+        self._ids_open[index] |= chunk.token_ids is None
+        if self._ids_open[index]:
+            return None
+        self._ids_told[index] += len(chunk.token_ids)
+        return chunk.token_ids
 
     def beginning(self) -> Iterator[dict[str, Any]]:
         """The chunks before the first token."""
@@ -99,7 +121,7 @@ class Answer(ABC):
 
     def _totals(self) -> dict[str, Any]:
         results = [self._results[index] for index in sorted(self._results)]
-        found: dict[str, Any] = {"usage": usage_of(results, text_only=gives_text_only(self._tokenizer))}
+        found: dict[str, Any] = {"usage": usage_of(results, self._prompts, text_only=gives_text_only(self._tokenizer))}
         if len(self._results) == 1:  # as vLLM: several generations have no common times
             found["metrics"] = self._counts[0].metrics(self._results[0])
         return found

@@ -7,7 +7,7 @@ import difflib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -116,6 +116,8 @@ class Api:
             exception_handlers={HTTPException: self._no_route},
             lifespan=self._lifespan,
         )
+        # A redirect would name the address that the client named, and plain HTTP behind a proxy's TLS.
+        self.app.router.redirect_slashes = False
         self.app.state.api = self
 
     async def stop(self) -> None:
@@ -183,7 +185,7 @@ class Api:
         echoed = [str(job.prompt) for job in jobs] if asked.echo else None
         ids = bool(asked.return_token_ids)
         _refuse_ids(tokenizer, return_token_ids=ids, prompt=not isinstance(prompts[0], str))
-        answer = CompletionAnswer(model, tokenizer, len(jobs), token_ids=ids, echoed=echoed)
+        answer = CompletionAnswer(model, tokenizer, len(jobs), prompts=len(prompts), token_ids=ids, echoed=echoed)
         return await self._answer(request, asked, jobs, answer)
 
     # How a request is answered ----------------------------------------------------------------------------------------
@@ -269,12 +271,12 @@ class Api:
             await run.open()
             if asked.stream:
                 first = await self._first(run, request)
-                return _Stream(self, run, answer, first, asked.wants_usage, headers)
+                return _Stream(self, run, answer, first, asked, headers)
             await _unless_gone(_read(run, answer), request)
         except BaseException as error:
             await self._close(run)
             if isinstance(error, PolydraftError):
-                raise ApiError(problem_of(error, asked.guided_field)) from error
+                raise ApiError(problem_of(error, asked.fields)) from error
             raise
         await self._close(run)
         return _json(answer.whole(), headers=headers)
@@ -322,14 +324,14 @@ class Api:
     def _failed(self, problem: Problem) -> None:
         self.metrics.failed(problem.kind, problem.code)
 
-    def problem(self, error: BaseException) -> Problem:
-        """What a client is told of an error, which is counted."""
-        problem = problem_of(error)
+    def problem(self, error: BaseException, fields: Mapping[str, str]) -> Problem:
+        """What a client is told of an error, which is counted. ``fields``: as of ``problem_of``."""
+        problem = problem_of(error, fields)
         self._failed(problem)
         return problem
 
     def _error(self, error: BaseException) -> Response:
-        problem = self.problem(error)
+        problem = self.problem(error, {})
         return _json(problem.body(), problem.status, problem.headers())
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
@@ -378,11 +380,11 @@ class _Stream(EventSourceResponse):
         run: Run,
         answer: Answer,
         first: asyncio.Task[Event | None],
-        wants_usage: bool,
+        asked: ChatRequest | CompletionRequest,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            self._events(api, run, answer, first, wants_usage),
+            self._events(api, run, answer, first, asked),
             headers=headers,
             ping=_PING_EVERY,
             sep="\n",
@@ -409,7 +411,12 @@ class _Stream(EventSourceResponse):
                 await self._api._close(self._run)
 
     async def _events(
-        self, api: Api, run: Run, answer: Answer, first: asyncio.Task[Event | None], wants_usage: bool
+        self,
+        api: Api,
+        run: Run,
+        answer: Answer,
+        first: asyncio.Task[Event | None],
+        asked: ChatRequest | CompletionRequest,
     ) -> AsyncIterator[ServerSentEvent]:
         try:
             for part in answer.beginning():
@@ -419,11 +426,11 @@ class _Stream(EventSourceResponse):
                 for part in answer.parts(*event):
                     yield _sse(part)
                 event = await run.next()
-            if wants_usage:
+            if asked.wants_usage:
                 yield _sse(answer.usage())
             yield ServerSentEvent(data="[DONE]", sep="\n")
         except Exception as error:
-            yield _sse(api.problem(error).body())
+            yield _sse(api.problem(error, asked.fields).body())
 
 
 def _refuse_ids(tokenizer: Tokenizer, **fields: bool) -> None:

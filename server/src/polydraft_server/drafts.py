@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,20 +12,20 @@ from polydraft.contract import Tokenizer
 __all__ = ["RoundCounts", "drafts_of", "gives_text_only", "token_text", "usage_of"]
 
 
-def usage_of(results: Collection[GenerationResult], *, text_only: bool) -> dict[str, Any]:
+def usage_of(results: Sequence[GenerationResult], prompts: int, *, text_only: bool) -> dict[str, Any]:
     """OpenAI's ``usage`` of a request. What an engine does not report is None.
 
     Args:
-        results: In the order of the choices.
+        results: In the order of the choices: all of the first prompt, then those of the next one.
+        prompts: Number of prompts.
         text_only: Whether the engine gives text without tokens.
     """
     stats = GenerationStats.total(result.stats for result in results)
     # A prompt counts once, however many answers it has. The first of them began first: what it reused was there before.
-    reused: dict[tuple[int, ...], int | None] = {}
-    for result in results:
-        reused.setdefault(result.prompt_token_ids, result.stats.num_reused_tokens)
-    prompt_tokens = None if text_only else sum(map(len, reused))
-    cached = None if text_only or None in reused.values() else sum(count or 0 for count in reused.values())
+    firsts = results[:: len(results) // prompts]
+    reused = [result.stats.num_reused_tokens for result in firsts]
+    prompt_tokens = None if text_only else sum(len(result.prompt_token_ids) for result in firsts)
+    cached = None if text_only or None in reused else sum(count or 0 for count in reused)
     accepted, drafted = stats.num_accepted_tokens, stats.num_draft_tokens
     rejected = None if accepted is None or drafted is None else drafted - accepted
     return {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from polydraft.secrets import Secret
@@ -22,6 +24,9 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """What needs no key: it says nothing about the model, and starts nothing."""
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _MEDIA = "application/json"
+_LINGER_SECONDS = 2.0
+"""Time for what a client still sends when it has its answer: closed at once, the connection would be reset by it, and
+the answer lost."""
 
 
 class Gate:
@@ -52,11 +57,24 @@ class Gate:
         request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
 
+        unread = _closes(scope)
+
+        async def reading() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread &= bool(message.get("more_body"))
+            return message
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
+            elif not message.get("more_body"):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER_SECONDS):
+                        while unread:
+                            await reading()
             await send(message)
 
         try:
@@ -65,7 +83,7 @@ class Gate:
             self._failed(error.problem)
             await send_problem(error.problem, with_headers)
             return
-        await self._app(scope, receive, with_headers)
+        await self._app(scope, reading, with_headers)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -92,6 +110,13 @@ class Gate:
         # Other types can be sent by any web page without the browser asking first.
         if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != _MEDIA:
             raise ApiError.of(415, "The body is not sent as JSON.", f"Send the header `Content-Type: {_MEDIA}`.")
+
+
+def _closes(scope: Scope) -> bool:
+    """Whether the connection ends with this answer, and the client sends on: one that waits for a 100 does not."""
+    headers = Headers(scope=scope)
+    closing = scope["http_version"] == "1.0" or "close" in headers.get("connection", "").lower()
+    return closing and "expect" not in headers
 
 
 async def send_problem(problem: Problem, send: Send) -> None:

@@ -29,9 +29,12 @@ class Metrics:
 
     def __init__(self, model: str, running: Callable[[], int], waiting: Callable[[], int], positions: int) -> None:
         self._registry = registry = CollectorRegistry()
+        self._of_drafts = of_drafts = CollectorRegistry()
+        self._reports_drafts: bool | None = None
+        """Whether the engine reports what it drafts; None: nothing has been drafted yet."""
         self._labels = labels = (model, "0")
 
-        def counter(name: str, text: str) -> Counter:
+        def counter(name: str, text: str, registry: CollectorRegistry = registry) -> Counter:
             return Counter(name, text, _LABELS, registry=registry).labels(*labels)
 
         def times(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -42,14 +45,18 @@ class Metrics:
             ("vllm:num_requests_waiting", "Generations that wait for their turn.", waiting),
         ):
             Gauge(name, text, _LABELS, registry=registry).labels(*labels).set_function(value)
-        self._drafts = counter("vllm:spec_decode_num_drafts", "Rounds: target forwards that verified a draft.")
-        self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.")
-        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.")
+        self._drafts = counter(
+            "vllm:spec_decode_num_drafts", "Rounds: target forwards that verified a draft.", of_drafts
+        )
+        self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", of_drafts)
+        self._accepted = counter(
+            "vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.", of_drafts
+        )
         self._per_position = Counter(
             "vllm:spec_decode_num_accepted_tokens_per_pos",
             "Accepted tokens per draft position.",
             (*_LABELS, "position"),
-            registry=registry,
+            registry=of_drafts,
         )
         for position in range(positions):  # from 0 on: of a series that begins later, its first counts are lost
             self._per_position.labels(*labels, str(position))
@@ -111,6 +118,8 @@ class Metrics:
             self._per_token.observe(1 / stats.tokens_per_second)
             speculation = "off" if result.speculation_off is not None else "on"
             self._rate.labels(*self._labels, speculation).observe(stats.tokens_per_second)
+        if result.speculation_off is None:
+            self._reports_drafts = bool(self._reports_drafts) or stats.num_drafts is not None
         self._count_drafts(stats)
 
     def _count_drafts(self, stats: GenerationStats) -> None:
@@ -129,5 +138,6 @@ class Metrics:
         self._cancelled.inc()
 
     def page(self) -> bytes:
-        """The metrics as Prometheus reads them."""
-        return generate_latest(self._registry)
+        """The metrics as Prometheus reads them; without those of drafts where the engine does not report any."""
+        drafts = b"" if self._reports_drafts is False else generate_latest(self._of_drafts)
+        return generate_latest(self._registry) + drafts

@@ -33,9 +33,11 @@ log = logging.getLogger("polydraft.server")
 _FIELDS = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
+    "guided": "guided",
+    "prompt": "prompt",
 }
-"""Arguments of ``Session.generate`` whose field in the API has another name."""
-_ARGUMENT = re.compile(rf"`({'|'.join((*_FIELDS, 'guided'))})\b")
+"""Arguments of ``Session.generate`` whose field in the API has another name; a request may have its own for them."""
+_ARGUMENT = re.compile(rf"`({'|'.join(_FIELDS)})\b")
 # A path of two parts or more, not preceded by what makes it a part of a URL or of a word. All parts but the last may
 # have blanks, and the last does not end with a full stop.
 _PATH = re.compile(
@@ -78,33 +80,36 @@ class ApiError(Exception):
     @classmethod
     def of(cls, status: int, message: str, hint: str = "", **fields: Any) -> ApiError:
         """From the sentences that say what is wrong and what to do."""
+        if status == 400:
+            fields = {"code": "invalid_value", **fields}
         return cls(Problem(status, f"{message} {hint}".strip(), **fields))
 
 
-def problem_of(error: BaseException, guided: str = "guided") -> Problem:
+def problem_of(error: BaseException, fields: Mapping[str, str] = _FIELDS) -> Problem:
     """What a client is told of an error. What nobody expected is logged here, and told without its words.
 
     Args:
         error: The error.
-        guided: The field of the request that says what the output must match: there are several.
+        fields: Argument of ``Session.generate`` -> the request's field for it, where they differ.
     """
-    fields = {**_FIELDS, "guided": guided}
+    fields = {**_FIELDS, **fields}
     if isinstance(error, ApiError):
         return error.problem
     if not isinstance(error, PolydraftError):
         log.error("A request failed unexpectedly.", exc_info=error)
         return Problem(500, "The server failed unexpectedly. Its log says more.", "server_error", "internal_error")
     message = _in_the_apis_words(str(error), fields)
+    named = _named(_in_the_apis_words(error.message, fields))
     if isinstance(error, InvalidRequestError):
-        param = fields.get(error.argument, error.argument) or None
-        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+        param = fields.get(error.argument, error.argument) or named or fields["prompt"]
+        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
         return Problem(400, message, code=code, param=param)
     if isinstance(error, UnsupportedError):
-        return Problem(400, message, code="unsupported", param=_named(_in_the_apis_words(error.message, fields)))
+        return Problem(400, message, code="unsupported", param=named or fields["prompt"])
     if isinstance(error, StructuredOutputError):
-        return Problem(400, message, code="structured_output_failed", param=guided)
+        return Problem(400, message, code="structured_output_failed", param=fields["guided"])
     if isinstance(error, ModelFormatError):  # a chat template that these messages break or that takes too long
-        return Problem(400, message, code="chat_template_failed", param="messages")
+        return Problem(400, message, code="chat_template_failed", param=fields["prompt"])
     if isinstance(error, EngineCrashedError | SessionClosedError):
         # Its last words are the log's: they may hold anything.
         log.error("The engine is lost: %s", error)

@@ -62,7 +62,7 @@ class Protocol(H11Protocol):
             return
         self._refused = True
         self._forget_head()
-        body = encoded(Problem(status, said).body())
+        body = encoded(Problem(status, said, code="request_too_large" if status == 431 else None).body())
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         response = h11.Response(status_code=status, headers=headers, reason=http.HTTPStatus(status).phrase.encode())
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
@@ -71,6 +71,10 @@ class Protocol(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
+    def _should_upgrade(self) -> bool:
+        """There is nothing to upgrade to; uvicorn would advise whoever reads the log to install WebSockets."""
+        return False
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; what its client does not read is dropped after a while."""

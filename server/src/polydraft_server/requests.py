@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from polydraft import Prompt, Speculate
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,6 +75,7 @@ class _Request(BaseModel):
     """Fields of both endpoints. None is the default of each."""
 
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
+    prompt_field: ClassVar[str]
 
     model: str | None = None
     stream: bool | None = None
@@ -151,10 +152,11 @@ class _Request(BaseModel):
         return {kind: given for kind, given in found.items() if given is not None} or None
 
     @property
-    def guided_field(self) -> str:
-        """The field that says what the output must match."""
-        fields = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-        return next((name for name in fields if getattr(self, name) is not None), "response_format")
+    def fields(self) -> dict[str, str]:
+        """Arguments of ``Session.generate`` -> this request's fields for them, where they differ."""
+        guided = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        given = (name for name in guided if getattr(self, name) is not None)
+        return {"guided": next(given, "response_format"), "prompt": self.prompt_field}
 
     def _refuse(self) -> None:
         extra = self.model_extra or {}
@@ -186,6 +188,8 @@ R = TypeVar("R", bound=_Request)
 class ChatRequest(_Request):
     """The body of ``/v1/chat/completions``."""
 
+    prompt_field = "messages"
+
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -198,6 +202,12 @@ class ChatRequest(_Request):
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """As of both endpoints, and the name that the request has for its limit."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {**super().fields, "max_new_tokens": limit}
 
     @property
     def one_call(self) -> bool:
@@ -249,6 +259,8 @@ class ChatRequest(_Request):
 
 class CompletionRequest(_Request):
     """The body of ``/v1/completions``."""
+
+    prompt_field = "prompt"
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         description="text, a list of texts, a list of token ids, or a list of such lists"
@@ -320,11 +332,15 @@ def checked(kind: type[R], body: Any) -> R:
                 400, "The name of a field is not valid Unicode.", "Send a JSON object in UTF-8."
             ) from None
         if first["type"] == "missing":
-            raise ApiError.of(400, f"`{field}` is missing.", "Give it.", param=field) from None
+            raise ApiError.of(
+                400, f"`{field}` is missing.", "Give it.", code="missing_required_parameter", param=field
+            ) from None
         # Of a field with several types, pydantic names the first one.
         said = kind.model_fields[field].description or first["msg"].removeprefix("Input should be ")
+        of_size = first["type"] in ("literal_error", "greater_than_equal", "less_than_equal")
+        code = "invalid_value" if of_size else "invalid_type"
         raise ApiError.of(
-            400, f"`{field}` is not of the right type or size.", f"It should be {said}.", param=field
+            400, f"`{field}` is not of the right type or size.", f"It should be {said}.", code=code, param=field
         ) from None
 
 

@@ -116,7 +116,9 @@ def bench(
             names = checked_backends([given["backend"]], host)
         else:
             names = [prepare(target, **arguments).request.backend]
-        source = Resolver(given).target(target)
+        resolver = Resolver(given)
+        # A server's names are known by the backend.
+        source = (resolver.asking(backend=names[0]) if len(names) == 1 else resolver).target(target)
         turns = Turns(
             open_bench(target, given, named=True, load_limit=load_limit),
             chosen,
@@ -186,7 +188,7 @@ def _notes(turns: Turns, rows: Sequence[BenchRow], interrupted: bool) -> list[st
     if interrupted:
         notes.append("It was interrupted: this is what was measured so far.")
     if not turns.alternated:
-        notes.append("Not all engines fit into memory at once, so they were measured one after the other.")
+        notes.append("Not all engines can be loaded at once, so they were measured one after the other.")
     notes += [f"upstream: {name}." for name in dict.fromkeys(row.upstream for row in rows if row.upstream)]
     whole = dict.fromkeys(
         row.backend for row in rows if row.state == "measured" and not row.upstream and not _is_split(row)

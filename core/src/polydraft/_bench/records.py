@@ -81,7 +81,7 @@ class BenchRow(Record):
     peak_memory_bytes: int | None = Field(
         default=None,
         description="Peak of resident memory of the process that ran it, with its children and with the other sides "
-        "that share the engine.",
+        "that share the engine; None: a server that runs apart.",
     )
     device_memory_bytes: int | None = Field(default=None, description="Peak on the device, where the engine tells.")
     dtype: str = ""

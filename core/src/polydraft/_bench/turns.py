@@ -118,7 +118,8 @@ class Turns:
         if ks is None:
             ks = [way.recommended]
         elif ks == "sweep":
-            ks = list(range(1, min(way.most, max(_SWEEP, 2 * way.recommended)) + 1))
+            most = min(way.most, max(_SWEEP, 2 * way.recommended))
+            ks = [way.recommended] if way.one_k else list(range(1, most + 1))
         fitting = [k for k in ks if k == "auto" or k <= way.most]
         own = way.upstream if upstream else ""
         if upstream and not own:

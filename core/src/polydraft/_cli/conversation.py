@@ -23,7 +23,7 @@ class Conversation:
     """
 
     def __init__(self, session: Session, settings: dict[str, Any], system: str | None = None) -> None:
-        self._session = session
+        self.session = session
         self.settings = settings
         self._system = system
         self.messages: list[dict[str, Any]] = []
@@ -42,7 +42,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         answer: list[str] = []
         with interrupt_flag() as interrupted:
-            stream = self._session.stream(messages, **self.settings)
+            stream = self.session.stream(messages, **self.settings)
             try:
                 for chunk in stream:
                     answer.append(chunk.text)

@@ -15,8 +15,8 @@ __all__ = ["version_lines"]
 
 def version_lines() -> list[str]:
     """polydraft's version, then a line for each engine: here, and in environments of their own."""
+    from polydraft._discovery.installed import installed_plugins
     from polydraft._environments.store import environments
-    from polydraft._plugins import installed_plugins
     from polydraft._registry.engines import known_engines
     from polydraft._registry.faults import distributions
 

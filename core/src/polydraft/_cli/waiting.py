@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from polydraft._cli.render.answer import AnswerView
+    from polydraft._session.session import Session
     from polydraft.contract import Chunk
 
 __all__ = ["Waiting", "waiting_for", "waiting_for_answer"]
@@ -129,20 +130,21 @@ def waiting_for(what: str) -> Iterator[Waiting]:
 
 
 @contextmanager
-def waiting_for_answer(view: AnswerView | None) -> Iterator[Callable[[Chunk], None]]:
+def waiting_for_answer(view: AnswerView | None, session: Session) -> Iterator[Callable[[Chunk], None]]:
     """Gives a function that shows chunks; until the first one, and where none shows on a terminal, what is waited for.
 
     Args:
         view: Where chunks are shown; None: nowhere.
+        session: Whose answer it is: its engine may give text, not tokens.
     """
-    tokens = 0
+    tokens, unit = 0, "characters" if getattr(session.tokenizer, "text_only", False) else "tokens"
     with waiting_for("Reading the prompt") as waiting:
 
         def show(chunk: Chunk) -> None:
             nonlocal tokens
             tokens += len(chunk.token_ids or ())
             if view is None or not view.on_terminal:
-                waiting.step(f"{tokens} tokens" if chunk.token_ids is not None else "Generating")
+                waiting.step(f"{tokens} {unit}" if chunk.token_ids is not None else "Generating")
             else:
                 waiting.close()
             if view is not None:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from polydraft._environments.runner import CommandFailedError
+from polydraft._environments.sources import own_distributions
 from polydraft.errors import EnvironmentSetupError
 
 __all__ = ["explained", "no_space"]
@@ -16,7 +17,7 @@ _LONGEST = 300
 _NO_NETWORK = (
     *("NewConnectionError", "Temporary failure in name resolution", "Name or service not known", "ConnectTimeoutError"),
     *("Network is unreachable", "No route to host", "Connection refused", "Connection reset", "ConnectionError"),
-    *("Max retries exceeded", "ReadTimeoutError", "dns error", "error sending request", "Failed to resolve"),
+    *("Max retries exceeded", "ReadTimeoutError", "dns error", "error sending request", "Failed to resolve '"),
     *("client error (Connect)", "ProxyError", "nodename nor servname", "getaddrinfo failed", "timed out"),
 )
 _REFUSED = re.compile(r"\b(401|403|407)\b.{0,40}(Error|Unauthorized|Forbidden|Proxy)", re.IGNORECASE)
@@ -90,7 +91,7 @@ def explained(name: str, doing: str, failed: CommandFailedError, folder: Path, l
     if _says(text, *_WRONG_PYTHON) and not missing:
         return error(_last(failed), "Choose another Python with `--python 3.12`.")
     if missing and not _says(text, "ResolutionImpossible"):
-        if missing.startswith("polydraft"):
+        if re.split(r"[^\w.-]", missing)[0] in own_distributions():
             return error(
                 f"the package index has no {missing}",
                 "Install from a clone of polydraft or from a folder of its wheels: `--from DIR`.",

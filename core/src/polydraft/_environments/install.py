@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
 from polydraft._environments.child import ANSWER
 from polydraft._environments.failures import explained, no_space
-from polydraft._environments.plan import InstallPlan, plan_digest, plan_for
+from polydraft._environments.interpreters import interpreter_for
+from polydraft._environments.plan import InstallPlan, check_disk, engine_named, plan_digest, plan_for
 from polydraft._environments.progress import Progress
 from polydraft._environments.records import Environment, SelfTest, Source
 from polydraft._environments.runner import CommandFailedError, child_environ, run
+from polydraft._environments.sources import requirements
 from polydraft._environments.store import (
     FORMAT,
     activate,
@@ -35,13 +37,14 @@ from polydraft._environments.store import (
     remove,
     written,
 )
-from polydraft._environments.tools import python_of
+from polydraft._environments.tools import python_of, uv_here
 from polydraft._probes.asking import ask
 from polydraft._probes.interpreter import command_of
 from polydraft._probes.records import CataloguedBackend, PluginCatalogue
-from polydraft._registry.engines import Step
-from polydraft.contract.records import CONTRACT_VERSION
+from polydraft._registry.engines import Accelerator, Step
+from polydraft.contract.records import CONTRACT_VERSION, Record
 from polydraft.errors import EnvironmentSetupError
+from polydraft.files import read_json
 from polydraft.hardware import cpu_model
 
 __all__ = ["install", "remove_engine", "update"]
@@ -82,12 +85,14 @@ def install(
         EnvironmentSetupError: It cannot be installed. An environment that was there before is still in use.
         SystemResourceError: The disk is full or fails, and so on.
     """
-    plan = plan_for(name, accelerator=accelerator, source=source, python=python, packages=packages)
+    plan = plan_for(name, accelerator=accelerator, source=source, python=python, packages=packages, check_space=False)
     engine = plan.engine.name
     with locked(engine, lambda: progress.note(f"Another process changes the environment of {engine}: waiting for it.")):
+        clear_unused(engine)  # of an installation that was killed: it may be what fills the disk
         there = environments().get(engine)
         if there is not None and not again and not plan.differs_from(there):
             return there, False
+        check_disk(plan)
         return _make(plan, progress), True
 
 
@@ -108,27 +113,49 @@ def update(name: str, progress: Progress, *, again: bool = False) -> tuple[Envir
     there = all_environments().get(name)
     if there is None:
         raise EnvironmentSetupError(f"{name} is not installed.", f"Install it: `polydraft engines install {name}`.")
-    accelerator, packages, wanted, source = _as_it_was(name)
-    if source is not None and source.folder is not None and not source.folder.is_dir():
-        progress.note(f"{source.folder}, from where it was installed, is gone.")
-        source = None
+    made = _as_it_was(name)
+    engine = engine_named(name, made.packages)
+    source, python = made.source, made.python_wanted or None
+    # What cannot be had again is chosen anew, since `update` has no options for it.
+    if source is not None:
+        try:
+            requirements(source, engine, made.packages)
+        except EnvironmentSetupError as error:
+            progress.note(f"{error.message} It is installed from where this polydraft came from.")
+            source = None
+    if python is not None:
+        try:
+            interpreter_for(engine, python, uv_here())
+        except EnvironmentSetupError as error:
+            progress.note(f"{error.message} Another Python is taken.")
+            python = None
     return install(
-        name, progress, accelerator=accelerator, source=source, python=wanted or None, packages=packages, again=again
+        name,
+        progress,
+        accelerator=made.accelerator,
+        source=source,
+        python=python,
+        packages=made.packages,
+        again=again,
     )
 
 
-def _as_it_was(name: str) -> tuple[str, tuple[str, ...], str, Source | None]:
-    """Accelerator, packages, Python and source of an environment, perhaps of another version of polydraft."""
+class _Made(Record):
+    """What an environment was made for and of."""
+
+    accelerator: Accelerator | Literal["auto"] = "auto"
+    packages: tuple[str, ...] = ()
+    python_wanted: str = ""
+    source: Source | None = None
+
+
+def _as_it_was(name: str) -> _Made:
+    """What is known of an environment, perhaps of another version of polydraft; a damaged state says nothing."""
     try:
-        told = json.loads((engine_folder(name) / "state.json").read_text(encoding="utf-8"))
-        return (
-            told["accelerator"],
-            tuple(told["packages"]),
-            told["python_wanted"],
-            Source.model_validate(told["source"]),
-        )
+        told = read_json(engine_folder(name) / "state.json")
+        return _Made.model_validate({field: told[field] for field in _Made.model_fields})
     except (OSError, ValueError, TypeError, KeyError):
-        return "auto", (), "", None
+        return _Made()
 
 
 def remove_engine(name: str, progress: Progress) -> bool:
@@ -187,7 +214,6 @@ def _make(plan: InstallPlan, progress: Progress) -> Environment:
     """Make an environment and put it in the place of the one before."""
     name = plan.engine.name
     with written(name):
-        clear_unused(name)
         number, folder = new_build(name)
         making = _Making(plan, progress, number, folder)
         (making.home / "tmp").mkdir(exist_ok=True)

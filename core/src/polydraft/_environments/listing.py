@@ -6,7 +6,7 @@ from typing import Any
 
 from polydraft._environments.interpreters import interpreter_for
 from polydraft._environments.machine import lacking, variant_for
-from polydraft._environments.plan import engine_named, plan_for
+from polydraft._environments.plan import engine_named, of_other_version, plan_for
 from polydraft._environments.records import EngineState, Environment
 from polydraft._environments.store import Broken, all_environments, left_over
 from polydraft._environments.tools import uv_here
@@ -71,7 +71,6 @@ def _installed(found: Environment) -> EngineState:
     wanted = dict.fromkeys(
         ["polydraft", *(each for record in found.backends.values() for each in distributions(record))]
     )
-    update = ""
     try:
         engine = engine_named(found.name, found.packages)
         plan = plan_for(
@@ -80,11 +79,11 @@ def _installed(found: Environment) -> EngineState:
             source=found.source,
             python=found.python_wanted or None,
             packages=found.packages,
-            check_disk=False,
+            check_space=False,
         )
         update = plan.differs_from(found)
-    except PolydraftError:  # it could not be made now, which is no reason against one that is there
-        update = ""
+    except PolydraftError:  # it could not be made like that now, which is no reason against one that is there
+        update = of_other_version(found)
     return EngineState(
         name=found.name,
         state="installed",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -19,12 +20,20 @@ from polydraft._environments.sources import given_source, own_source, requiremen
 from polydraft._environments.store import all_environments
 from polydraft._environments.tools import Pip, Uv, tool_here, uv_here
 from polydraft._folders import data_folder
+from polydraft._origin import CORE
 from polydraft._registry.backends import known_backends
-from polydraft._registry.engines import KnownEngine, Variant, engine_of, known_engines, pinned_versions
+from polydraft._registry.engines import (
+    KnownEngine,
+    Variant,
+    engine_of,
+    is_engine_name,
+    known_engines,
+    pinned_versions,
+)
 from polydraft.checkpoints._names import did_you_mean
 from polydraft.errors import InvalidRequestError
 
-__all__ = ["InstallPlan", "engine_name", "engine_named", "plan_digest", "plan_for"]
+__all__ = ["InstallPlan", "check_disk", "engine_name", "engine_named", "of_other_version", "plan_digest", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class InstallPlan:
 
     def differs_from(self, environment: Environment) -> str:
         """Why another environment than the given one would result, one sentence; empty if the same would."""
+        if reason := of_other_version(environment):
+            return reason
         if environment.accelerator != self.variant.accelerator:
             return f"It was made for {environment.accelerator}, and is to be for {self.variant.accelerator}."
         if environment.source != self.source:
@@ -77,6 +88,11 @@ def engine_named(name: str, packages: tuple[str, ...] = ()) -> KnownEngine:
         InvalidRequestError: There is none.
     """
     if packages:
+        if not is_engine_name(name):
+            raise InvalidRequestError(
+                f"{name!r} cannot be a plugin's name.",
+                "It begins with a letter or a digit; letters, digits, `_`, `.` and `-` follow.",
+            )
         for package in packages:
             if not Path(package).expanduser().exists():
                 try:
@@ -106,6 +122,12 @@ def engine_named(name: str, packages: tuple[str, ...] = ()) -> KnownEngine:
     )
 
 
+def of_other_version(environment: Environment) -> str:
+    """That an environment has another version of polydraft than this one, one sentence; empty if it has not."""
+    mine = version(CORE)
+    return f"It has polydraft {environment.polydraft}, and {mine} runs here." if environment.polydraft != mine else ""
+
+
 def engine_name(name: str) -> str:
     """The name of an engine that is known or installed, from its own or one of its backends'.
 
@@ -129,7 +151,7 @@ def plan_for(
     source: str | Source | None = None,
     python: str | None = None,
     packages: tuple[str, ...] = (),
-    check_disk: bool = True,
+    check_space: bool = True,
 ) -> InstallPlan:
     """Decide how an engine is installed here. Nothing is changed, and the network is not used.
 
@@ -139,7 +161,7 @@ def plan_for(
         source: A clone, a folder of wheels or ``index``; None: where the running polydraft came from.
         python: A path or a version; None: this process's if it fits.
         packages: Requirements of a plugin that polydraft does not know.
-        check_disk: Whether too little space is an error.
+        check_space: Whether too little space on the disk is an error.
 
     Raises:
         InvalidRequestError: There is no such engine.
@@ -168,13 +190,17 @@ def plan_for(
         tool=tool_here(),
         constraints=pinned_versions(engine.tested),
     )
-    if check_disk:
-        _check_disk(plan)
+    if check_space:
+        check_disk(plan)
     return plan
 
 
-def _check_disk(plan: InstallPlan) -> None:
-    """Refuse an installation for which there is certainly too little space."""
+def check_disk(plan: InstallPlan) -> None:
+    """Refuse an installation for which there is certainly too little space.
+
+    Raises:
+        EnvironmentSetupError: There is.
+    """
     folder = data_folder()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polydraft._probes.records import CataloguedBackend, PluginCatalogue
 from polydraft._registry.engines import Accelerator
@@ -22,6 +22,12 @@ class Source(Record):
     """The clone, or the folder of wheels."""
     editable: bool = False
     """Whether a clone's code is used where it lies, as the running polydraft's is."""
+
+    @model_validator(mode="after")
+    def _check_folder(self) -> Self:
+        if (self.folder is None) != (self.kind == "index"):
+            raise ValueError("a clone and wheels have a folder, the index has none")
+        return self
 
     def __str__(self) -> str:
         if self.kind == "clone":

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from polydraft._presentable import presentable
+
 __all__ = ["CommandFailedError", "child_environ", "run"]
 
 _KEPT = 400
@@ -71,7 +73,7 @@ def run(
     """
     last: deque[str] = deque(maxlen=_KEPT)
     with log.open("a", encoding="utf-8", errors="backslashreplace") as written:
-        print(f"$ {' '.join(command)}", file=written, flush=True)
+        print(presentable(f"$ {' '.join(command)}"), file=written, flush=True)
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -90,11 +92,12 @@ def run(
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(given)
                 process.stdin.close()
-            for line in process.stdout:
-                print(line, end="", file=written, flush=True)
-                if line.strip():
-                    last.append(line.rstrip())
-                    heard(line.rstrip())
+            for said in process.stdout:
+                line = presentable(said.rstrip())  # without the password of a package index
+                print(line, file=written, flush=True)
+                if line:
+                    last.append(line)
+                    heard(line)
             code = process.wait()
         except BaseException:
             _end(process)

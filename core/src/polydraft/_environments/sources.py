@@ -18,7 +18,7 @@ from polydraft.errors import EnvironmentSetupError
 if TYPE_CHECKING:
     from polydraft._registry.engines import KnownEngine
 
-__all__ = ["code_stamp", "given_source", "own_source", "requirements", "stamp"]
+__all__ = ["code_stamp", "given_source", "own_distributions", "own_source", "requirements", "stamp"]
 
 _PAIRS, _PAIRS_FOLDER = "polydraft-builtin-pairs", "builtin_pairs"
 _OWN = "polydraft-"
@@ -35,6 +35,12 @@ def own_source(engine: KnownEngine) -> Source:
     ):
         return Source(kind=found.kind, folder=found.folder, editable=found.editable)
     return Source(kind="index")
+
+
+def own_distributions() -> set[str]:
+    """polydraft's own distributions, which a clone and a folder of its wheels hold."""
+    engines = known_engines().values()
+    return {CORE, _PAIRS, *(name for engine in engines for name in (engine.distribution, *engine.also))}
 
 
 def given_source(text: str) -> Source:

@@ -8,6 +8,7 @@ over, or about to take its place. ``engines/.locks/NAME.lock`` is held by whoeve
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -22,9 +23,10 @@ from pydantic import ValidationError
 
 from polydraft._environments.records import Environment
 from polydraft._folders import data_folder
+from polydraft._registry.engines import is_engine_name
 from polydraft.contract.records import CONTRACT_VERSION, Record
 from polydraft.errors import EnvironmentSetupError
-from polydraft.files import read_bytes, read_json, system_errors
+from polydraft.files import read_bytes, read_json, system_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +53,6 @@ __all__ = [
 
 FORMAT = 1
 """Version of the state file."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _held: dict[Path, BaseFileLock] = {}
 """Environments that this process uses, until it ends."""
 _holding = threading.Lock()
@@ -80,7 +81,7 @@ def _engines() -> Path:
 
 def engine_folder(name: str) -> Path:
     """Where everything of an engine lies."""
-    assert _NAME.fullmatch(name), name
+    assert is_engine_name(name), name
     return _engines() / name
 
 
@@ -97,7 +98,7 @@ def environments() -> dict[str, Environment]:
 def all_environments() -> dict[str, Environment | Broken]:
     """All environments by engine, those that cannot be used included."""
     try:
-        names = sorted(entry.name for entry in _engines().iterdir() if _NAME.fullmatch(entry.name))
+        names = sorted(entry.name for entry in _engines().iterdir() if is_engine_name(entry.name))
     except OSError:  # there is none yet
         return {}
     found = {name: _look_at(name) for name in names}
@@ -122,10 +123,20 @@ def _look_at(name: str) -> Environment | Broken | None:
     if path not in _read or _read[path][0] != key:
         _read[path] = (key, _parse(name, path))
     found = _read[path][1]
-    if isinstance(found, Environment):
-        missing = next((proof for proof in (found.python, *found.proofs) if not proof.exists()), None)
-        if missing is not None:
-            return _broken(name, f"Files of it are gone: {missing}.", "update")
+    try:
+        return _checked(found) if isinstance(found, Environment) else found
+    except OSError as error:  # of another user, who keeps it to himself
+        return _broken(name, f"It cannot be read: {error.strerror or error} ({error.filename}).", "update")
+
+
+def _checked(found: Environment) -> Environment | Broken:
+    """Look whether it is there, and where it was made."""
+    missing = next((proof for proof in (found.python, *found.proofs) if not proof.exists()), None)
+    if missing is not None:
+        return _broken(found.name, f"Files of it are gone: {missing}.", "update")
+    place = engine_folder(found.name) / "builds" / str(found.build)
+    if not place.exists() or not place.samefile(found.folder):
+        return _broken(found.name, f"It was made as {found.folder}, and cannot be used from another folder.", "update")
     return found
 
 
@@ -140,6 +151,8 @@ def _parse(name: str, path: Path) -> Environment | Broken:
         if re.search(rb'"format": ?(\d+)', text) and b'"polydraft"' in text:
             return _broken(name, f"{other}.", "update")
         return _broken(name, f"Its state is damaged: {path}.", "install")
+    if found.name != name:
+        return _broken(name, f"Its state is that of {found.name}.", "install")
     if found.format != FORMAT or found.contract_version != CONTRACT_VERSION:
         return _broken(name, f"{other}, {found.polydraft}.", "update")
     return found
@@ -187,11 +200,13 @@ def written(name: str) -> Iterator[None]:
     """
     what = f"The environment of {name} cannot be written into {data_folder()}"
     try:
-        with system_errors(what):
-            yield
-    except OSError as error:
+        yield
+    except (OSError, MemoryError) as error:
+        read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+        if (refused := system_error(error, what)) and not read_only:
+            raise refused from error
         raise EnvironmentSetupError(
-            f"{what}: {error.strerror or error}.",
+            f"{what}: {getattr(error, 'strerror', '') or error}.",
             "Set POLYDRAFT_DATA_DIR to a folder that you may write, and run the command again.",
         ) from error
 
@@ -229,7 +244,11 @@ def left_over(name: str) -> list[Path]:
 
 
 def clear_unused(name: str) -> None:
-    """Remove the environments that the state does not name and no process uses; only while it is locked."""
+    """Remove the environments that the state does not name and no process uses; only while it is locked.
+
+    What an installation that was killed was working with is removed, too.
+    """
+    shutil.rmtree(engine_folder(name) / "tmp", ignore_errors=True)
     for build in left_over(name):
         _remove_build(name, build)
 

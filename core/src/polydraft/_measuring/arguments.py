@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from polydraft._measuring.processes import BenchInProcesses
 from polydraft._measuring.prompts import MeasuredPrompt, built_in_prompts, given_prompts, read_prompts
 from polydraft._numbers import as_float, as_int, shown
 from polydraft._plugins import default_host
+from polydraft._probes.interpreter import own_python
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def open_bench(target: str | Path, given: Mapping[str, Any], *, named: bool, loa
         load_limit: Seconds that an engine may take to load.
     """
     host: PluginHost | None = given["host"]
-    if host is not None:
-        return BenchHere(target, given, host, named=named)
+    own = own_python()
+    if host is not None or own is None:
+        return BenchHere(target, given, host or default_host(), named=named)
 
     def python(backend: str) -> Path:
         home = default_host().home(backend)
-        return home.python if home else Path(sys.executable)
+        return home.python if home else own
 
     return BenchInProcesses(target, given, named=named, load_limit=load_limit, python=python)
 

@@ -42,6 +42,7 @@ class Way(Record):
     any_k: bool = Field(
         default=False, description="Whether its engine probably decodes with every k up to that of the load."
     )
+    one_k: bool = Field(default=False, description="Whether the target's file fixes k.")
     upstream: str = Field(default="", description="Name of the engine's own speculative decoding, if it has one.")
 
 

@@ -23,6 +23,7 @@ from polydraft._measuring.identity import device_peak, hardware_of, installed, p
 from polydraft._measuring.timed import TimedEngine
 from polydraft._registry.resolver import Prepared, Resolver
 from polydraft._session.session import Session
+from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.contract.results import GenerationStats
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
@@ -44,6 +45,8 @@ __all__ = ["LoadedEngine", "ways_of"]
 
 _WARM_UP = 8
 """Tokens of the call before the first one that counts."""
+_THE_SERVERS = "the server's"
+"""How the device of a server is called that runs apart: its memory is not that of a process here."""
 
 
 def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named: bool) -> tuple[Way, ...]:
@@ -80,7 +83,7 @@ def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named
             prepared = first if drafter == given["drafter"] else prepare(drafter)
         except PolydraftError:  # no n-gram drafting here
             continue
-        plan = prepared.request.plan
+        plan, source = prepared.request.plan, prepared.request.target
         if plan.kind is not None and plan.kind not in {way.method for way in found}:
             found.append(
                 Way(
@@ -90,6 +93,7 @@ def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named
                     recommended=min(plan.num_speculative_tokens, most),
                     most=most,
                     any_k=capabilities.exposes_logits and given["exactness"] == "standard",
+                    one_k=source.format == "litertlm" and DRAFTER_INSIDE in source.config,
                     upstream=own.name if (own := first.backend.upstream(prepared.request)) else "",
                 )
             )
@@ -165,9 +169,10 @@ class LoadedEngine:
 
     def memory(self) -> dict[str, int | None]:
         """The fields of ``LoadedInfo`` that grow."""
-        on_device = not self._session.running.device.startswith("cpu")
+        running = self._session.running
+        on_device = not running.device.startswith("cpu")
         return {
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": None if running.device.startswith(_THE_SERVERS) else peak_memory(),
             "device_memory_bytes": device_peak(self._session) if on_device else None,
         }
 

@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from polydraft._measuring.bench import AnyK, CallSettings, Group, LoadedInfo, NotMeasurable, Sample, Way
 from polydraft._measuring.child import Answer, Job
 from polydraft._presentable import presentable
+from polydraft._probes.interpreter import command_of, environment_of
 from polydraft.errors import InvalidRequestError
 from polydraft.files import system_errors
 from polydraft.hardware import free_memory
@@ -64,7 +64,7 @@ class BenchInProcesses:
         *,
         named: bool,
         load_limit: float,
-        python: Callable[[str], Path] = lambda _: Path(sys.executable),
+        python: Callable[[str], Path],
         free_memory: Callable[[], int] = free_memory,
     ) -> None:
         self._target = str(target)
@@ -169,10 +169,11 @@ class _Process:
 
     def __init__(self, python: Path) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by ``end``
-        # -P: a file in the current folder must not stand in for a module. Ctrl+C is this process's own.
+        # Ctrl+C is this process's own.
         with system_errors("A process for an engine cannot be started"):
             self._child = subprocess.Popen(
-                [str(python), "-P", "-m", "polydraft._measuring.child"],
+                command_of(python, "polydraft._measuring.child"),
+                env=environment_of(python),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

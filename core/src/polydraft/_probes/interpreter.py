@@ -8,7 +8,11 @@ from pathlib import Path
 
 __all__ = ["command_of", "environment_of", "is_own", "own_python"]
 
-_START = "import sys, runpy; sys.path[:] = sys.argv.pop().split({0!r}); runpy.run_module({1!r}, run_name='__main__')"
+# alter_sys: pydantic looks for the module of a record in ``sys.modules``.
+_START = (
+    "import sys, runpy; sys.path[:] = sys.argv.pop().split({0!r}); "
+    "runpy.run_module({1!r}, run_name='__main__', alter_sys=True)"
+)
 _SEPARATOR = "\n"
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
 """Variables with which this program's packages would be imported in another environment."""
@@ -32,15 +36,17 @@ def is_own(python: Path) -> bool:
     return python == own_python()
 
 
-def command_of(python: Path, module: str) -> list[str]:
-    """The command that runs a module of polydraft.
+def command_of(python: Path, module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of polydraft, with arguments in ``sys.argv[1:]``.
 
     This program's own interpreter gets its ``sys.path``, as it is now. Another one imports from its own environment
     only: neither from the working directory, nor from PYTHONPATH, nor from the user's packages.
     """
     if not is_own(python):
-        return [str(python), "-I", "-m", module]
-    return [str(python), "-c", _START.format(_SEPARATOR, module), _SEPARATOR.join(map(str, sys.path))]
+        return [str(python), "-I", "-m", module, *arguments]
+    # -P: what is imported before the path is set must not come from the working directory.
+    start = _START.format(_SEPARATOR, module)
+    return [str(python), "-P", "-c", start, *arguments, _SEPARATOR.join(map(str, sys.path))]
 
 
 def environment_of(python: Path) -> dict[str, str]:

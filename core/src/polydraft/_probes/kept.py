@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from polydraft._environments.sources import code_stamp
+from polydraft._folders import cache_folder
 from polydraft._probes.asking import ask_all
 from polydraft._probes.machine import code, file_state, hardware, packages, variables
 from polydraft._probes.records import Answer
@@ -69,9 +70,7 @@ def asked(
 
 def diagnosis_folder() -> Path:
     """Where answers are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("polydraft") / "diagnoses"
+    return cache_folder() / "diagnoses"
 
 
 def have_survived() -> bool:
@@ -88,7 +87,7 @@ def note_survival() -> None:
 
 
 def _survival() -> tuple[Path, str]:
-    from polydraft._plugins import plugin_modules
+    from polydraft._discovery.installed import plugin_modules
 
     found = [_FORMAT, packages(), variables(), code("polydraft"), *map(code, plugin_modules())]
     return diagnosis_folder() / "survived.json", hashlib.sha256(json.dumps(found).encode()).hexdigest()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from polydraft._plugins import PluginHost, PluginStatus, default_host
+from polydraft._discovery.installed import PluginStatus
+from polydraft._plugins import PluginHost, default_host
 from polydraft._probes.asking import find_deadly_plugins
 from polydraft._probes.interpreter import own_python
 from polydraft._probes.kept import have_survived, note_survival

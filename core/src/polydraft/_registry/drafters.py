@@ -102,7 +102,7 @@ class DrafterChoice:
             else:
                 return self._plan(candidate.kind, source, candidate.chosen_by, candidate.note, candidate.entry)
             _log.info("Drafter passed over: %s", refusals[-1])
-        why = " ".join(refusals) or f"No drafter is known for {self.target.id}."
+        why = " ".join(dict.fromkeys(refusals)) or f"No drafter is known for {self.target.id}."
         forbidden = self.faults.refusal(self.backend, ["ngram"], self._types(None))
         if "ngram" in self.backend.drafter_kinds and forbidden is None:
             return self._plan("ngram", None, "fallback", f"Drafts are looked up in the text so far (n-gram): {why}")

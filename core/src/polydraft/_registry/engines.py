@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -14,7 +15,16 @@ from pydantic import Field
 from polydraft._registry.tables import core_table
 from polydraft.contract.records import Record
 
-__all__ = ["Accelerator", "KnownEngine", "Step", "Variant", "engine_of", "known_engines", "pinned_versions"]
+__all__ = [
+    "Accelerator",
+    "KnownEngine",
+    "Step",
+    "Variant",
+    "engine_of",
+    "is_engine_name",
+    "known_engines",
+    "pinned_versions",
+]
 
 Accelerator = Literal["cpu", "cuda", "metal"]
 
@@ -90,6 +100,11 @@ def known_engines() -> dict[str, KnownEngine]:
     """The core's list, by name."""
     found = [KnownEngine.model_validate(table) for table in core_table("engine")]
     return {engine.name: engine for engine in found}
+
+
+def is_engine_name(text: str) -> bool:
+    """Whether a text can be an engine's name, which names its folder."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text) is not None
 
 
 def engine_of(backend: str) -> KnownEngine | None:

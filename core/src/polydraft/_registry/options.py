@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from polydraft._argument_names import argument_meant
 from polydraft.checkpoints._names import did_you_mean
 from polydraft.contract.backend import EngineOptions
 from polydraft.errors import InvalidRequestError
@@ -41,5 +42,7 @@ def check_options(
         problem, hint = f"The option {option!r} of {name} is wrong: {said}.", listed
         if first["type"] == "extra_forbidden":
             problem = f"The backend {name} has no option {option!r}."
-            hint = f"{did_you_mean(option, known)} {listed}".strip()
+            meant = argument_meant(option)
+            other = f"`{meant}` is an argument of its own." if meant else did_you_mean(option, known)
+            hint = f"{other} {listed}".strip()
         raise InvalidRequestError(problem, hint, argument="engine_options") from error

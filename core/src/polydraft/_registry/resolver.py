@@ -212,7 +212,7 @@ class Resolver:
         raised = classes.pop() if len(classes) == 1 and classes <= askable else BackendUnavailableError
         raise raised(
             f"No installed backend can load {source.id} as asked. "
-            + " ".join(f"{state.record.name}: {error.message} {error.hint}".strip() for state, error in errors),
+            + " ".join(f"{state.record.name}: {error}" for state, error in errors),
             "`polydraft doctor` shows more about each backend.",
         )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from polydraft.contract.tokenizer import Tokenizer
     from polydraft.text._prompts import EncodedPrompt
 
-__all__ = ["check_guided_settings", "guided_call", "guided_of", "tool_choice_of"]
+__all__ = ["about_calls", "check_guided_settings", "guided_call", "guided_of", "tool_choice_of"]
 
 _THINKING = ("enable_thinking", "thinking")
 """Variables of chat templates that turn thinking on."""
@@ -84,7 +84,10 @@ def _schema(argument: str, given: Any) -> str:
             given = json.loads(given)
         if not isinstance(given, Mapping | bool):
             raise TypeError(f"a schema is an object, and this is of type {type(given).__name__}")
-        return _text(argument, json.dumps(given, allow_nan=False, default=dict))
+        text = json.dumps(given, allow_nan=False, default=dict)
+        if "\\ud" in text:  # written as an escape, halves of surrogate pairs would pass
+            _text(argument, json.dumps(given, ensure_ascii=False, default=dict))
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidRequestError):
             raise
@@ -155,6 +158,17 @@ def tool_choice_of(tool_choice: Any, tools: Any) -> str:
             argument="tool_choice",
         )
     return f"={name}" if name else str(tool_choice)
+
+
+def about_calls(error: InvalidRequestError) -> InvalidRequestError:
+    """An error of a grammar that was made of tools, in words of the tools."""
+    if error.argument != "guided":
+        return error
+    return InvalidRequestError(
+        error.message.replace("The grammar in `guided`", "The grammar of the calls that `tool_choice` asks for"),
+        "Correct the `parameters` of the `tools`, or use `tool_choice='auto'`.",
+        argument="tools",
+    )
 
 
 def guided_call(

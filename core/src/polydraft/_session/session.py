@@ -24,7 +24,7 @@ from polydraft._session.call_lock import CallLock, current_thread_owner
 from polydraft._session.engine_check import check_engine
 from polydraft._session.failures import as_engine_errors
 from polydraft._session.guards import StepGuard
-from polydraft._session.guided import check_guided_settings, guided_call, tool_choice_of
+from polydraft._session.guided import about_calls, check_guided_settings, guided_call, tool_choice_of
 from polydraft._session.monitor import AcceptanceMonitor
 from polydraft._session.prompt_tokenizer import PromptTokenizer
 from polydraft._session.settings import check_some_token_left, check_supported, effective_settings
@@ -331,6 +331,11 @@ class Session:
         settings = effective_settings(given, vocab_size)
         tools = arguments.get("tools")
         tool_choice = tool_choice_of(arguments.get("tool_choice"), tools)
+        if tool_choice not in ("auto", "none") and "guided" not in self._capabilities.sampling:
+            raise UnsupportedError(
+                f"The backend {self._running.backend} does not support a `tool_choice` that forces a call.",
+                "Give 'auto' or 'none', or choose another backend (`polydraft backends` lists them).",
+            )
         self._check_settings(settings)
         if settings.stop and isinstance(self._tokenizer, IdsOnlyTokenizer):
             raise UnsupportedError(
@@ -350,8 +355,12 @@ class Session:
             template = arguments.get("chat_template_kwargs")
             guided = guided_call(settings.guided, encoded, tool_choice, self._tokenizer, template)
         if guided is not settings.guided:
+            forced = settings.guided is None
             settings = settings.model_copy(update={"guided": guided})
-            self._check_settings(settings)
+            try:
+                self._check_settings(settings)
+            except InvalidRequestError as error:
+                raise about_calls(error) if forced else error from None
         context = self._running.context_length
         text_only = bool(getattr(self._tokenizer, "text_only", False))  # ids are no tokens: the engine counts them
         if len(encoded.token_ids) >= context and not text_only:

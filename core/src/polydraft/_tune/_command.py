@@ -113,6 +113,8 @@ def tune(
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
         resolver = Resolver(given)
+        if backends is not None and len(named_ones := checked_backends(backends, resolver.host)) == 1:
+            resolver = resolver.asking(backend=named_ones[0])  # a server's names are known by the backend
         source = resolver.target(target)
         names = _names(backends, given, resolver, source)
         named = backends is not None or given["backend"] != "auto"

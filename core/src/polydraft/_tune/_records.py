@@ -62,7 +62,9 @@ class TunedRow(Record):
     rounds: int = Field(default=0, description="How often it was measured.")
     load_seconds: float | None = Field(default=None, description="Of its engine, downloads included.")
     peak_memory_bytes: int | None = Field(
-        default=None, description="Peak of resident memory of the process that ran it, with its own children."
+        default=None,
+        description="Peak of resident memory of the process that ran it, with its own children; None: a server that "
+        "runs apart.",
     )
     device_memory_bytes: int | None = Field(default=None, description="Peak on the device, where the engine tells.")
     verdict: Verdict | None = Field(

@@ -321,16 +321,17 @@ class Search:
             if one.k:
                 best.setdefault((one.group.backend, one.group.way), one)
         for (backend, way), top in best.items():
-            if slowdown(top, leaders[0]) > _WORTH:
+            if way.one_k or slowdown(top, leaders[0]) > _WORTH:
                 continue
             tried = sorted({one.k for one in self.candidates if (one.group.backend, one.group.way) == (backend, way)})
+            refused = {one.k for one in self.skipped if (one.backend, one.way) == (backend, way)}
             if not top.info.any_k and len(tried) >= _LOADS:
                 continue
             most = top.group.k if top.info.any_k else way.most
             below = max((k for k in tried if k < top.k), default=0)
             above = min((k for k in tried if k > top.k), default=None)
             larger = min(most, 2 * top.k) if above is None else (top.k + above) // 2
-            for k in {(below + top.k) // 2, larger} - {*tried, 0}:
+            for k in {(below + top.k) // 2, larger} - {*tried, *refused, 0}:
                 if abs(k - top.k) >= max(1, top.k // 4):  # one that is nearer can hardly differ
                     self._join(top, k)
 

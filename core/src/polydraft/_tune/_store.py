@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from polydraft._folders import data_folder
 from polydraft._sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ __all__ = ["folder", "forget", "kept", "save"]
 
 def folder() -> Path:
     """Where tunings are kept."""
-    from platformdirs import user_data_path
-
-    return user_data_path("polydraft") / "tuned"
+    return data_folder() / "tuned"
 
 
 def save(result: TuningResult) -> Path:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, create_model
 
 from polydraft._containment import plugin_errors
+from polydraft._probes.interpreter import own_python
 from polydraft._workers.engine import WorkerEngine
 from polydraft._workers.logs import levels_here
 from polydraft._workers.messages import PROTOCOL_VERSION, Loaded, Open
-from polydraft._workers.process import WorkerProcess, same_python
+from polydraft._workers.process import WorkerProcess
 from polydraft.contract.backend import Backend, EngineOptions
 from polydraft.contract.records import BackendRecord, Capabilities, Diagnosis, Exclusion, ServerCommand
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import BackendUnavailableError, InvalidRequestError
 from polydraft.secrets import Secret
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class WorkerBackend(Backend):
         exclusions: Its ``conformance_exclusions``, if they are known.
         mend: The command that brings the environment's polydraft to this version.
         variables: Environment variables of the worker, in addition to this process's.
+
+    Raises:
+        BackendUnavailableError: It is to run in this interpreter, and this program has none.
     """
 
     def __init__(
@@ -69,7 +73,13 @@ class WorkerBackend(Backend):
     ) -> None:
         self.record = record
         self.reason = reason
-        self.python = Path(sys.executable) if python is None else python
+        own = own_python() if python is None else python
+        if own is None:
+            raise BackendUnavailableError(
+                f"{record.name} is to run in a process of its own, and this program has no Python to start one with.",
+                "Name one with `multiprocessing.set_executable`, or load with `isolation='none'`.",
+            )
+        self.python = own
         self._capabilities = capabilities
         self._given_options = options
         self._exclusions = tuple(exclusions)
@@ -170,7 +180,6 @@ class WorkerBackend(Backend):
                 polydraft=version("polydraft"),
                 factory=self.record.factory,
                 name=self.record.name,
-                path=tuple(sys.path) if same_python(self.python) else None,
                 levels=levels_here(),
             )
         )

@@ -147,8 +147,6 @@ class EngineHost:
         from polydraft._workers.logs import follow_levels, forward_logs, forward_warnings
         from polydraft._workers.served import ServedEngine
 
-        if message.path is not None:
-            sys.path[:] = message.path
         follow_levels(message.levels)
         logging.getLogger("polydraft.load").disabled = True  # the app says itself what it has loaded
         forward_logs(self.send)

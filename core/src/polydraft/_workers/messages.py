@@ -74,7 +74,6 @@ class Open(Message):
     polydraft: str = Field(description="Version of the app's polydraft.")
     factory: str = Field(description="``module:Class`` of the backend.")
     name: str = Field(description="Its name.")
-    path: tuple[str, ...] | None = Field(default=None, description="``sys.path`` of the app, if both run one Python.")
     levels: dict[str, int] = Field(default_factory=dict, description="Levels of the app's loggers; '' is the root's.")
 
 

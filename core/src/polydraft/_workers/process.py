@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polydraft._probes.interpreter import command_of, is_own
 from polydraft._workers.crashes import Death, oom_kills
 from polydraft._workers.failures import error_of
 from polydraft._workers.logs import replay_log, replay_warning
@@ -37,9 +38,9 @@ from polydraft._workers.messages import (
     spelling,
 )
 from polydraft.errors import BackendUnavailableError, PolydraftError, SessionClosedError
-from polydraft.files import system_error
+from polydraft.files import system_error, system_errors
 
-__all__ = ["Inbox", "WorkerProcess", "same_python"]
+__all__ = ["Inbox", "WorkerProcess"]
 
 _log = logging.getLogger("polydraft.workers")
 
@@ -186,7 +187,8 @@ class _Inner:
         self._buried = threading.Event()
         # The thread that starts the process also outlives it: Linux kills a process when the *thread* that started it
         # ends, if it asks for a signal on its parent's death.
-        threading.Thread(target=self._run, name=f"polydraft-worker-{name}", daemon=True).start()
+        with system_errors(f"The worker of {name} cannot be started"):
+            threading.Thread(target=self._run, name=f"polydraft-worker-{name}", daemon=True).start()
 
     def await_hello(self) -> None:
         """Wait for the first message, and compare versions."""
@@ -280,23 +282,27 @@ class _Inner:
 
     def _run(self) -> None:
         kills = oom_kills()
+        process = None
         try:
             process = _start(self._python, self._variables)
-        except OSError as error:
-            refused = system_error(error, f"The worker of {self.name} cannot be started")
+            errors = threading.Thread(target=self._listen, args=(process,), name="polydraft-worker-errors", daemon=True)
+            errors.start()
+            threading.Thread(target=self._write, args=(process,), name="polydraft-worker-writer", daemon=True).start()
+        except (OSError, MemoryError, RuntimeError) as error:
+            if process is not None:
+                _kill_group(process)
+                process.wait()
             self._hello.put(
-                refused
+                system_error(error, f"The worker of {self.name} cannot be started")
                 or BackendUnavailableError(
-                    f"The worker of {self.name} cannot be started ({self._python}): {error.strerror or error}.",
+                    f"The worker of {self.name} cannot be started ({self._python}): "
+                    f"{getattr(error, 'strerror', '') or error}.",
                     self._mending,
                 )
             )
             return
         self._process, self.pid = process, process.pid
         _open.add(self)
-        threading.Thread(target=self._write, args=(process,), name="polydraft-worker-writer", daemon=True).start()
-        errors = threading.Thread(target=self._listen, args=(process,), name="polydraft-worker-errors", daemon=True)
-        errors.start()
         try:
             self._read(process)
         except FrameError as error:
@@ -435,7 +441,7 @@ class _Inner:
 
 def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ}
-    if not same_python(python):
+    if not is_own(python):
         for name in _FOREIGN:
             environment.pop(name, None)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -447,8 +453,9 @@ def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True
+    module, parent = "polydraft._workers.child", str(os.getpid())
     # -P: a folder named like a module, where the app was started, must not be imported.
-    command = [str(python), "-P", "-m", "polydraft._workers.child", str(os.getpid())]
+    command = command_of(python, module, parent) if is_own(python) else [str(python), "-P", "-m", module, parent]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -458,11 +465,6 @@ def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         env=environment,
         **options,
     )
-
-
-def same_python(python: Path) -> bool:
-    """Whether an interpreter is this process's own, with the same packages."""
-    return os.path.abspath(python) == os.path.abspath(sys.executable)  # noqa: PTH100 - a link is another environment
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from polydraft._folders import cache_folder
 from polydraft.errors import ModelFormatError
 from polydraft.files import read_json, system_errors
 
@@ -125,9 +126,7 @@ def check_place(folder: Path, file: Path) -> None:
 
 def folders_of_links() -> Path:
     """Where the folders of links are that polydraft itself makes of checked files (``_engine_folder``)."""
-    from platformdirs import user_cache_path
-
-    return (user_cache_path("polydraft") / "folders").resolve()
+    return (cache_folder() / "folders").resolve()
 
 
 def _listed(folder: Path, index: Path) -> Weights:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydraft._folders import cache_folder
 from polydraft._sealed import read_sealed, write_sealed
 from polydraft.errors import ModelFormatError
 from polydraft.files import system_errors
@@ -128,9 +129,7 @@ def libraries_digest(*folders: Path) -> str:
 
 def digest_folder() -> Path:
     """Where digests are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("polydraft") / "digests"
+    return cache_folder() / "digests"
 
 
 def _below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

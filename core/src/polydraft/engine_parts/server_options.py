@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from polydraft.contract.backend import EngineOptions
 from polydraft.engine_parts.http_client import HttpLimits
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import Secret
 
-__all__ = ["ServerOptions", "ServerUrl", "url_from"]
+__all__ = ["ServerOptions", "ServerUrl", "said_by", "url_from", "variable"]
 
 
 def _checked_url(text: str) -> str:
@@ -45,13 +52,32 @@ ServerUrl = Annotated[str, AfterValidator(_checked_url)]
 """The root of a server, ``http://host:8000``; a ``/v1`` at its end is dropped. A key is no part of it."""
 
 
-def url_from(variable: str, example: str) -> Any:
+class _FromVariable(str):
+    """The text of an environment variable, which a sentence about it names."""
+
+    __slots__ = ("name",)
+    name: str
+
+
+def variable(name: str) -> str:
+    """What an environment variable holds, as a default of ``url``; empty: nothing."""
+    found = _FromVariable(os.environ.get(name, ""))
+    found.name = name
+    return found
+
+
+def said_by(error: ValidationError) -> str:
+    """What is wrong with an option: one sentence or two."""
+    return f"{error.errors()[0]['msg'].removeprefix('Value error, ').rstrip('.')}."
+
+
+def url_from(name: str, example: str) -> Any:
     """The field ``url`` of a backend's options, whose default an environment variable sets."""
     return Field(
-        default_factory=lambda: os.environ.get(variable) or None,
+        default_factory=lambda: variable(name) or None,
         validate_default=True,
         description=f"URL of a running server, ``{example}``; a trailing /v1 is allowed. Default: the environment "
-        f"variable {variable}; if that is not set, the session starts a server.",
+        f"variable {name}; if that is not set, the session starts a server.",
     )
 
 
@@ -66,6 +92,17 @@ class ServerOptions(EngineOptions):
     """The environment variables of the key: this backend's own first, then the engine's."""
 
     url: ServerUrl | None = None
+
+    @field_validator("url", mode="wrap")
+    @classmethod
+    def _names_its_variable(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if isinstance(value, _FromVariable):
+                raise ValueError(f"{said_by(error)} {value.name} holds it.") from None
+            raise
+
     api_key: Secret | None = Field(
         default=None,
         exclude=True,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
 from polydraft.sampling._grammar import GrammarRun, in_short
+from polydraft.sampling._grammar_depth import depth_of
+from polydraft.sampling._schema_shape import misused_keyword
 from polydraft.text.ids_only import IdsOnlyTokenizer
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import Guided, TokenRequest
     from polydraft.contract.tokenizer import Tokenizer
 
-__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "lark_of"]
+__all__ = ["JSON_LAYOUT", "Grammars", "check_guided", "depth_of", "lark_of", "misused_keyword"]
 
 JSON_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON on one line, as ``json.dumps`` writes it: with free white space, a model may go on with it to no end. A schema
@@ -33,6 +35,8 @@ _KEPT = 32
 _LONGEST = 1 << 20
 _DEEPEST = 200
 """Brackets inside one another: deeper ones end a process in llguidance's recursion."""
+_LONGEST_CHAIN = 500
+"""Brackets and rules inside one another: 2,000 end a thread whose stack has 8 MiB."""
 _NAMES = {"json": "JSON schema", "regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}
 _NOT_TAKEN_BACK = re.compile(r"^\s*[\w-]+\s*\[[^\]]*\b(?:stop|max_tokens|temperature)\s*=[^\]]*\]\s*:", re.MULTILINE)
 """Attributes of a rule: llguidance does not roll back past them, or leaves the choice of tokens to others."""
@@ -49,7 +53,9 @@ def check_guided(guided: Guided) -> None:
         UnsupportedError: A schema has keywords that llguidance does not know; or llguidance is not installed.
     """
     _check_size(guided)
-    message = _library().LLMatcher.validate_grammar(_grammar(guided))
+    grammar = _grammar(guided)
+    _check_chains(guided, grammar)
+    message = _library().LLMatcher.validate_grammar(grammar)
     if message and not message.startswith("WARNING"):
         _refuse(guided, message)
 
@@ -231,6 +237,18 @@ def _check_size(guided: Guided) -> None:
         deepest = max(deepest, depth)
     if deepest > _DEEPEST:
         _refuse(guided, f"its brackets are {deepest} deep, and {_DEEPEST} are the most")
+
+
+def _check_chains(guided: Guided, grammar: str) -> None:
+    """Refuse rules, or references of a schema, that lead to one another in a long chain."""
+    depth = 0
+    for one in json.loads(grammar)["grammars"]:
+        try:
+            depth += depth_of(one["lark_grammar"])
+        except ValueError as error:
+            _refuse(guided, str(error))
+    if depth > _LONGEST_CHAIN:
+        _refuse(guided, f"its rules lie up to {depth} deep inside one another, and {_LONGEST_CHAIN} are the most")
 
 
 def _refuse(guided: Guided, reason: str) -> NoReturn:

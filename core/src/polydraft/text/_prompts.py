@@ -166,7 +166,9 @@ def _check_template_kwargs(template_kwargs: Any) -> None:
     taken = sorted(_TEMPLATE_ARGUMENTS & set(template_kwargs))
     if taken:
         raise InvalidRequestError(
-            f"chat_template_kwargs holds {taken[0]!r}, which polydraft sets itself.", "Leave it out."
+            f"`chat_template_kwargs` holds {taken[0]!r}, which polydraft sets itself.",
+            "Leave it out.",
+            argument="chat_template_kwargs",
         )
 
 

@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polydraft._numbers import shown
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling._schema_shape import misused_keyword
 from polydraft.text._call_values import QUOTES
 
 if TYPE_CHECKING:
@@ -38,10 +40,18 @@ def tool_grammar(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]], name:
         name: The one that is called, once; None: any of them, at least once.
 
     Raises:
-        InvalidRequestError: There is no such tool.
+        InvalidRequestError: There is no such tool, or what a tool says of its arguments is no schema.
         UnsupportedError: The model's format is not known, or an argument's schema cannot be written in it.
     """
-    functions = [tool["function"] for tool in tools]
+    try:
+        return _grammar(tokenizer, [tool["function"] for tool in tools], name)
+    except RecursionError:
+        raise InvalidRequestError(
+            "The schema of a tool's arguments is nested too deeply.", "Give a flatter one.", argument="tools"
+        ) from None
+
+
+def _grammar(tokenizer: Tokenizer, functions: Sequence[Mapping[str, Any]], name: str | None) -> str:
     if name is not None:
         known = [function["name"] for function in functions]
         functions = [function for function in functions if function["name"] == name]
@@ -125,11 +135,19 @@ class _GemmaRules:
             schema = _ANY
         if not isinstance(schema, Mapping):
             raise _unwritable(where, f"the schema {schema!r}")
-        if isinstance(reference := schema.get("$ref"), str):
-            return self._referenced(reference, where)
+        if (misused := misused_keyword(schema)) is not None:
+            raise InvalidRequestError(
+                f"In `tools`, the argument {where} has `{misused}: {shown(schema[misused])}`, which no schema has.",
+                "Correct the tool's `parameters`.",
+                argument="tools",
+            )
+        if "$ref" in schema:
+            return self._referenced(schema["$ref"], where)
         if "const" in schema:
+            self._only(schema, {"const", "enum", "type"}, where)
             return self._rule(self._literal(schema["const"], where))
         if "enum" in schema:
+            self._only(schema, {"enum", "type"}, where)
             return self._rule(" | ".join(self._literal(one, where) for one in schema["enum"]))
         for union in ("anyOf", "oneOf"):
             if union in schema:
@@ -189,6 +207,8 @@ class _GemmaRules:
         self._only(schema, {"type", "items", "minItems", "maxItems"}, where)
         item = self._value(schema.get("items", True), where)
         least, most = schema.get("minItems", 0), schema.get("maxItems")
+        if most is not None and least > most:
+            raise _unwritable(where, "more minItems than maxItems")
         if most == 0:
             return '"[" "]"'
         more = f'{item} ("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
@@ -199,17 +219,14 @@ class _GemmaRules:
         properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
         if not required <= properties.keys():
             raise _unwritable(where, f"a property that is required and not listed: {min(required - properties.keys())}")
-        pairs = [
-            (f'"{_key(key)}:" {self._value(value, f"{where}.{key}")}', key in required)
-            for key, value in properties.items()
-        ]
-        # Each property, or a list of them, by which one comes first: only the others have a comma before them.
-        begins = []
-        for index, (pair, must) in enumerate(pairs):
-            rest = [f'"," {later}' if needed else f'("," {later})?' for later, needed in pairs[index + 1 :]]
-            begins.append(" ".join([pair, *rest]))
-            if must:
-                break
+        # By which property comes first: only the others have a comma before them.
+        begins: list[str] = []
+        rest = '""'  # the rule of all later ones
+        for key, value in reversed(properties.items()):
+            pair = f'"{_key(key)}:" {self._value(value, f"{where}.{key}")}'
+            must = key in required
+            begins = [f"{pair} {rest}", *([] if must else begins)]
+            rest = self._rule(f'"," {pair} {rest}' if must else f'"," {pair} {rest} | {rest}')
         if not begins:
             return '"{" "}"'
         inner = f"({' | '.join(begins)})"
@@ -229,6 +246,6 @@ def _key(name: str) -> str:
 
 def _unwritable(where: str, what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"The tool's argument {where} has {what}, which polydraft cannot force in this model's format of calls.",
+        f"In `tools`, the argument {where} has {what}, which polydraft cannot force in this model's format of calls.",
         "Leave it out of the tool's schema, or use `tool_choice='auto'`.",
     )

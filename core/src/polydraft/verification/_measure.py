@@ -97,7 +97,9 @@ def judge_outputs(
             return "With these settings tokens are not chosen by the log-probabilities that the engine reports."
         return tie_from_logprobs(session, prompt_token_ids, expected, found, position, ignore_eos=settings.ignore_eos)
 
-    return judge(expected, found, measure)
+    return judge(
+        expected, found, measure, unit="character" if getattr(session.tokenizer, "text_only", False) else "token"
+    )
 
 
 def _by_logprobs(settings: GenerationSettings) -> bool:

@@ -80,6 +80,9 @@ def planned_cases(
         ones whose output crosses its edge. In later passes: other seeds, or other pieces of the texts.
     """
     most = context_length // 2
+    chat = _chat(tokenizer)
+    if getattr(tokenizer, "text_only", False) and len(chat) > most:
+        chat = ()  # the engine lays it out by itself: it cannot be cut
     texts = {name: _tokens(tokenizer, text, index) for index, (name, text) in enumerate(_TEXTS.items())}
     # Past twice the window, so that a ring buffer has wrapped around, and not at a multiple of it.
     long = (window or _NO_WINDOW) * 2 + 3
@@ -89,7 +92,7 @@ def planned_cases(
         lengths.append(("across the sliding window's edge", max(2, window - 8)))
     for number in range(1 << 30):
         short: list[PlannedCase] = []
-        if number == 0 and (chat := _chat(tokenizer)):
+        if number == 0 and chat:
             short.append(PlannedCase("a chat", chat[:most]))
         short += [
             PlannedCase(name, _piece(text, min(_FIRST_LENGTHS[name], most), number)) for name, text in texts.items()

@@ -62,9 +62,9 @@ class CheckedCase(Record):
     """One prompt, decoded plainly and with speculation."""
 
     prompt: str = Field(description="Which prompt it is, in words.")
-    num_prompt_tokens: int
+    num_prompt_tokens: int = Field(description="In the unit of ``judgement``.")
     sampling: dict[str, Any] = Field(description="Sampling settings, the seed among them; empty: greedy.")
-    num_tokens: int = Field(description="Tokens compared.")
+    num_tokens: int = Field(description="Tokens compared; characters where that is the unit of ``judgement``.")
     judgement: Judgement
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from polydraft.contract.requests import DEFAULT_SETTINGS
 from polydraft.contract.results import GenerationStats, compared
 from polydraft.contract.whole import WholeEngine
 from polydraft.errors import ContextLengthError, EngineError, InvalidRequestError, SpeculationUnavailableError
@@ -125,7 +126,8 @@ def check_session(
         for name in sorted(skipped - {case.prompt for case in check.cases})
     ]
     if (tokens := sum(case.num_tokens for case in check.cases)) < _FEW:
-        notes.append(f"Only {tokens} tokens were compared: a longer `time_limit` says more.")
+        unit = check.cases[0].judgement.unit
+        notes.append(f"Only {tokens} {unit}s were compared: a longer `time_limit` says more.")
     if check.evidence:
         notes.append("Every token's log-probability was asked for, to see that it is finite; speeds include that.")
     if running.exactness == "bitwise":
@@ -179,10 +181,11 @@ class _Check:
         self.tokens: set[int] = set()
         """All tokens of the plain outputs."""
         # A whole engine shows only by log-probabilities that its logits are finite: the session then refuses others. A
-        # stepping engine's logits are looked at by the core.
+        # stepping engine's logits are looked at by the core. Some engines do not draft where they are asked for them.
         self.evidence: dict[str, Any] = {}
         if isinstance(session.engine, WholeEngine) and "logprobs" in capabilities.sampling:
-            self.evidence = {"logprobs": 0}
+            asked = DEFAULT_SETTINGS.model_copy(update={"logprobs": 0})
+            self.evidence = {} if session.engine.speculation_conflict(asked) else {"logprobs": 0}
         self.conflict = ""
         """Why sampling cannot be combined with speculation here, if it cannot."""
         self._new_tokens = 0

@@ -85,6 +85,9 @@ class Judgement(Record):
     )
     tie: Tie | None = None
     reason: str = Field(default="", description="Why it is not EXACT: sentences.")
+    unit: Literal["token", "character"] = Field(
+        default="token", description="What was compared: characters where the engine gives text, not tokens."
+    )
 
     @property
     def passes(self) -> bool:
@@ -117,7 +120,13 @@ def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | Non
     return None if len(expected) == len(found) else min(len(expected), len(found))
 
 
-def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int], Tie | str]) -> Judgement:
+def judge(
+    expected: Sequence[int],
+    found: Sequence[int],
+    measure: Callable[[int], Tie | str],
+    *,
+    unit: Literal["token", "character"] = "token",
+) -> Judgement:
     """Judge two outputs of one prompt.
 
     Args:
@@ -126,18 +135,19 @@ def judge(expected: Sequence[int], found: Sequence[int], measure: Callable[[int]
         measure: Measures at the first token that differs (an index of ``expected``), or says in a sentence why nothing
             can be measured, which makes the difference a defect. Not called where the outputs are equal or one has
             ended.
+        unit: What the ids stand for.
     """
     position = first_difference(expected, found)
     if position is None:
-        return Judgement(verdict="EXACT")
+        return Judgement(verdict="EXACT", unit=unit)
     own, other = (output[position] if position < len(output) else None for output in (expected, found))
-    difference: dict[str, Any] = {"position": position, "tokens": (own, other)}
+    difference: dict[str, Any] = {"position": position, "tokens": (own, other), "unit": unit}
 
     def diverged(reason: str, tie: Tie | None = None) -> Judgement:
         return Judgement(verdict="DIVERGED", tie=tie, reason=reason, **difference)
 
     if own is None or other is None:
-        return diverged(f"One output ended after {position} tokens, the other went on.")
+        return diverged(f"One output ended after {position} {unit}s, the other went on.")
     tie = measure(position)
     if isinstance(tie, str):
         return diverged(tie)

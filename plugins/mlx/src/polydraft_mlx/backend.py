@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from polydraft.checkpoints.config import is_assistant
@@ -90,18 +91,24 @@ class MlxBackend(Backend):
         return load_pair(request)
 
     def upstream(self, request: LoadRequest) -> Upstream | None:
-        """mlx-lm drafts with draft models alone."""
-        if request.plan.kind != "draft-model":
+        """mlx-lm's with a draft model; with an assistant mlx-vlm's, where it is installed."""
+        kind = request.plan.kind
+        if kind != "draft-model" and not (kind == "mtp" and find_spec("mlx_vlm")):
             return None
 
         def opened(engine: SteppingEngine | WholeEngine) -> UpstreamCall:
             from polydraft_mlx.engine import MlxEngine
-            from polydraft_mlx.upstream import StreamGenerate
 
             assert isinstance(engine, MlxEngine)
+            if kind == "mtp":
+                from polydraft_mlx.vlm_upstream import GenerateStep
+
+                return GenerateStep(request, engine.running.dtype)
+            from polydraft_mlx.upstream import StreamGenerate
+
             return StreamGenerate(engine, request)
 
-        return Upstream("stream_generate(draft_model=)", opened)
+        return Upstream("generate_step(draft_kind='mtp')" if kind == "mtp" else "stream_generate(draft_model=)", opened)
 
 
 def _devices() -> tuple[DeviceRecord, ...]:

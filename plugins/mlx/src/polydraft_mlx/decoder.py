@@ -14,6 +14,9 @@ from polydraft_mlx.kv_cache import FullCache, KvCache, LayerCache, SlidingCache,
 
 __all__ = ["Decoder", "widened"]
 
+_SPLIT_FROM = 64
+"""Rows for which a step more costs less than the layers without KV do."""
+
 
 class Decoder:
     """A causal language model without mlx-lm's ``generate``.
@@ -64,8 +67,12 @@ class Decoder:
             The last token's hidden row, as from ``step``, and its logits (1, vocab).
         """
         tokens = mx.array([list(token_ids)])
-        # Gemma 4's head is applied to one row only. Other models apply theirs to all rows: the last token runs alone.
-        before = len(token_ids) - (1 if self.gemma4 is None else (len(token_ids) - 1) % chunk + 1)
+        last = (len(token_ids) - 1) % chunk + 1
+        if self.gemma4 is None or (last >= _SPLIT_FROM and self.gemma4.args.num_kv_shared_layers):
+            # The last token runs alone: other models than Gemma 4 apply their head to all rows, and of a chunk without
+            # it nothing needs the layers that store no KV, so that MLX never runs them.
+            last = 1
+        before = len(token_ids) - last
         for start in range(0, before, chunk):
             self._forward(cache, tokens[:, start : min(start + chunk, before)])
             mx.eval(cache.state)

@@ -7,7 +7,9 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
 from polydraft.contract import Backend, Capabilities, DeviceRecord, Diagnosis, LoadRequest
+from polydraft.engine_parts.server_options import said_by
 from polydraft.errors import PolydraftError
+from pydantic import ValidationError
 
 from polydraft_ollama.options import OllamaOptions
 
@@ -52,9 +54,11 @@ class OllamaBackend(Backend):
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             models = f"{', '.join(names[:_SHOWN])}{more}" if names else "none; `ollama pull` downloads one"
             notes.append(f"Its models: {models}.")
+        # A server elsewhere may be named when a model is loaded.
+        except ValidationError as error:
+            notes.append(said_by(error))
         except PolydraftError as error:
-            # A server elsewhere may be named when a model is loaded.
-            notes.append(f"{error.message} {error.hint}")
+            notes.append(str(error))
         return Diagnosis(
             usable=True,
             engine_version=found or package_version("ollama"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from polydraft.engine_parts.http_client import EventStream, HttpClient, NotConnectedError, Patience
 from polydraft.errors import (
     BackendUnavailableError,
@@ -34,6 +34,8 @@ _CONTEXT = re.compile(
 )
 _MEMORY = re.compile(r"more (?:system |gpu )?memory|out of memory|insufficient memory|cudaMalloc failed", re.I)
 _NOT_FOUND = re.compile(r"model ['\"]?(?P<name>[^'\"]+?)['\"]? not found", re.I)
+_RELEASE = re.compile(r"v?(\d+(?:\.\d+)*)")
+"""What a version begins with: what follows (``-rc1``, ``-12-g1234567``) is not always one of Python's."""
 _BUSY = (408, 429, 503)
 _SHOWN = 20
 """Models that an error names."""
@@ -41,10 +43,8 @@ _SHOWN = 20
 
 def can_draft(version: str) -> bool:
     """Whether a server of this version has speculative decoding of GGUF models; one built from source says 0.0.0."""
-    try:
-        release = Version(version).release
-    except InvalidVersion:
-        return True
+    found = _RELEASE.match(version)
+    release = Version(found[1]).release if found else ()
     return not any(release) or release >= Version(FIRST_VERSION).release
 
 
@@ -146,7 +146,15 @@ class OllamaClient(HttpClient):
             return OutOfMemoryError(f"{self.name} answers: {said}", "Load a smaller model, or a smaller context.")
         if status in _BUSY:
             return EngineError(f"{self.name} is busy ({status}): {said}", "Try again later.")
-        if 400 <= status < 500 and status not in {401, 403}:
+        if status == 401:
+            return BackendUnavailableError(
+                f"{self.name} does not accept {'the API key' if self.key else 'a request without an API key'}.",
+                f"Set the environment variable {KEY_VARIABLE} to {'the right one' if self.key else 'it'}; for a model "
+                "of ollama.com run `ollama signin`.",
+            )
+        if status == 403:
+            return BackendUnavailableError(f"{self.name} forbids the request: {said}", "Look at its settings.")
+        if 400 <= status < 500:
             return InvalidRequestError(f"{self.name} refuses the request: {said}", "Change what it names.")
         return super().refusal(status, said, kind)
 

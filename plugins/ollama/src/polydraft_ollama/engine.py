@@ -43,8 +43,8 @@ class OllamaEngine(WholeEngine):
             InvalidRequestError: A variable for the chat template that Ollama does not have.
             UnsupportedError: The prompt continues a chat.
         """
-        drafts = can_draft(self.running.engine_version)
-        return Rounds(self.client, self.body, self.options, generation, self.tokenizer, drafts=drafts)
+        k = self.running.num_speculative_tokens if can_draft(self.running.engine_version) else None
+        return Rounds(self.client, self.body, self.options, generation, self.tokenizer, k)
 
     def close(self) -> None:
         """Nothing to free: the server keeps the model as long as ``keep_alive`` says."""

@@ -58,6 +58,10 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
         )
     k, off, note = _speculation(request, model, off)
     notes.append(note)
+    longest = model.context_length or _USUAL_LENGTH
+    if not (request.context_length or model.given_context_length):
+        most = f", at most {model.context_length} tokens" if model.context_length else ""
+        notes.append(f"Ollama chooses the length of the context{most}; `context_length` sets it.")
     fixed = options.of_the_server()
     if request.device == "cpu":
         fixed["num_gpu"] = 0
@@ -71,8 +75,8 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
         engine="ollama",
         engine_version=version,
         dtype=model.quantization or _THE_SERVERS,
-        device="cpu" if request.device == "cpu" else _THE_SERVERS,
-        context_length=request.context_length or model.context_length or _USUAL_LENGTH,
+        device=f"{_THE_SERVERS} cpu" if request.device == "cpu" else _THE_SERVERS,
+        context_length=request.context_length or min(model.given_context_length or longest, longest),
         concurrency="concurrent",
         notes=[f"Server: {client.url}", *notes],
     )
@@ -127,12 +131,18 @@ def _speculation(request: LoadRequest, model: ServedModel, off: OffReason | None
     if plan.kind is None or off is not None:
         return 0, plan.off or off, ""
     asked = request.chosen_by.num_speculative_tokens == "caller"
+    own = model.num_speculative_tokens
+    if own == 0 and not asked:
+        off = reasons.by_engine(
+            f"The Modelfile of {model.name} sets draft_num_predict to 0; `num_speculative_tokens` asks for drafts."
+        )
+        return 0, off, ""
     if model.has_drafter is False and not asked:
         return 0, reasons.by_engine(_without_drafter(model.name)), ""
     said = "shows no drafter of" if model.has_drafter is False else "does not say whether there is a drafter of"
     note = "" if model.has_drafter else f"Ollama {said} {model.name}: without one it decodes plainly."
-    k = plan.num_speculative_tokens if asked else model.num_speculative_tokens or plan.num_speculative_tokens
-    return k, None, note
+    chosen = asked or request.chosen_by.num_speculative_tokens == "measured"
+    return plan.num_speculative_tokens if chosen or own is None else own, None, note
 
 
 def _without_drafter(name: str) -> str:

@@ -14,7 +14,7 @@ __all__ = ["ServedModel", "digest_of", "served_model"]
 _DRAFT = re.compile(r"^\s*DRAFT\s+\S", re.MULTILINE | re.IGNORECASE)
 _QUOTED = re.compile(r'"""[\s\S]*?"""')
 """Templates and licenses, whose lines are no instructions."""
-_K = re.compile(r"^\s*(?:PARAMETER\s+)?draft_num_predict\s+(\d+)", re.MULTILINE | re.IGNORECASE)
+_PARAMETER = r"^\s*(?:PARAMETER\s+)?{}\s+(-?\d+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,11 @@ class ServedModel:
     has_drafter: bool | None
     """None: the server does not say."""
     num_speculative_tokens: int | None
-    """The ``draft_num_predict`` of its Modelfile, if it has one."""
+    """The ``draft_num_predict`` of its Modelfile, if it has one; 0: no drafts."""
     context_length: int | None
     """The model's own."""
+    given_context_length: int | None
+    """The ``num_ctx`` of its Modelfile, if it has one; None: the server chooses."""
     quantization: str
     """Empty: not known."""
 
@@ -42,8 +44,7 @@ def served_model(client: OllamaClient, name: str) -> ServedModel:
     found = client.show(name)
     modelfile, parameters = (_QUOTED.sub("", _text(found.get(field))) for field in ("modelfile", "parameters"))
     info, details = (_object(found.get(field)) for field in ("model_info", "details"))
-    given = _K.search(parameters) or _K.search(modelfile)
-    k = int(given[1]) if given else None
+    k, length = (_parameter(name, parameters, modelfile) for name in ("draft_num_predict", "num_ctx"))
     inside = any(key.endswith(".nextn_predict_layers") and _number(value) for key, value in info.items())
     # A drafter inside the target's file is off unless the parameter says otherwise.
     drafts = bool(_DRAFT.search(modelfile)) or inside or bool(k)
@@ -51,16 +52,23 @@ def served_model(client: OllamaClient, name: str) -> ServedModel:
     return ServedModel(
         name=name,
         has_drafter=True if drafts else (False if modelfile.strip() else None),
-        num_speculative_tokens=k or None,
+        num_speculative_tokens=None if k is None else max(k, 0),
         context_length=next(filter(None, lengths), None) or _number(details.get("context_length")),
+        given_context_length=_number(length),
         quantization=_text(details.get("quantization_level")),
     )
 
 
 def digest_of(client: OllamaClient, name: str) -> str:
-    """The digest of a model's files, with and without ``:latest`` in its name; empty: not told."""
+    """The digest of a model's files, with and without ``:latest`` in its name, in any letter case; empty: not told."""
+    name = name.lower()
     names = {name, f"{name}:latest"} if ":" not in name.rpartition("/")[2] else {name}
-    return next((_text(model.get("digest")) for model in client.models() if model["name"] in names), "")
+    return next((_text(model.get("digest")) for model in client.models() if model["name"].lower() in names), "")
+
+
+def _parameter(name: str, *texts: str) -> int | None:
+    pattern = re.compile(_PARAMETER.format(name), re.MULTILINE | re.IGNORECASE)
+    return next((int(found[1]) for text in texts if (found := pattern.search(text))), None)
 
 
 def _text(value: Any) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import re
 from contextlib import suppress
 from ipaddress import IPv6Address
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from polydraft.engine_parts.server_options import ServerOptions, ServerUrl
-from pydantic import BeforeValidator, Field
+from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, variable
+from pydantic import AfterValidator, BeforeValidator, Field
 
 __all__ = ["HOST_VARIABLE", "KEY_VARIABLE", "OllamaOptions"]
 
@@ -18,6 +19,7 @@ HOST_VARIABLE = "OLLAMA_HOST"
 KEY_VARIABLE = "OLLAMA_API_KEY"
 _PORTS = {"http": 80, "https": 443}
 _USUAL_PORT = 11434
+_DURATION = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+")
 _CLOUD = "ollama.com"
 """Reached by HTTPS without being told to."""
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -48,6 +50,15 @@ def _url(host: Any) -> Any:
     return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path}{further}"
 
 
+def _keep_alive(value: str | float) -> str | float:
+    """Seconds as a number, which the command line gives as text; or a duration as Go reads it."""
+    with suppress(ValueError):
+        value = float(value)
+    if not (_DURATION.fullmatch(value) if isinstance(value, str) else isfinite(value)):
+        raise ValueError(f"{value} is not a duration. Give it as 10m or 1h30m, or in seconds.")
+    return value
+
+
 class OllamaOptions(ServerOptions):
     """Where the server is, and its own options by their names. What is left out is the server's choice.
 
@@ -59,12 +70,12 @@ class OllamaOptions(ServerOptions):
     key_variables = (KEY_VARIABLE,)
 
     url: Annotated[ServerUrl, BeforeValidator(_url)] | None = Field(
-        default_factory=lambda: os.environ.get(HOST_VARIABLE) or "",
+        default_factory=lambda: variable(HOST_VARIABLE),
         validate_default=True,
         description=f"The server, as {HOST_VARIABLE} takes it: ``host:port``, or a URL. Default: that variable, else "
         f"127.0.0.1:{_USUAL_PORT}.",
     )
-    keep_alive: str | float | None = Field(
+    keep_alive: Annotated[str | float, AfterValidator(_keep_alive)] | None = Field(
         default=None, description="How long the model stays loaded after a request: ``10m``, or seconds; -1: for ever."
     )
     num_gpu: int | None = Field(default=None, ge=-1, description="Layers on the GPU; 0: the CPU alone.")

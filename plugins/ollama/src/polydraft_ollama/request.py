@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["request_of", "sampling_options"]
 
-_THINK = {"enable_thinking", "think"}
+_THINK = {"enable_thinking", "reasoning_effort", "think"}
+_EFFORTS = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
+"""OpenAI's efforts -> Ollama's, where they are called otherwise, as its own server for OpenAI's API has them."""
 
 
 def request_of(
@@ -22,7 +24,7 @@ def request_of(
     body: Mapping[str, Any],
     options: Mapping[str, Any],
     *,
-    drafts: bool,
+    num_speculative_tokens: int | None,
 ) -> tuple[str, dict[str, Any]]:
     """Path and body of the request.
 
@@ -31,14 +33,16 @@ def request_of(
         prompt: Its prompt, as text or as a chat.
         body: What each request begins with.
         options: Those that all requests share.
-        drafts: Whether the server knows ``draft_num_predict``: 0 then decodes plainly.
+        num_speculative_tokens: k of the loaded model; 0: it decodes plainly. None: the server knows no k.
 
     Raises:
-        InvalidRequestError: A variable for the chat template that Ollama does not have.
+        InvalidRequestError: A variable for the chat template that Ollama does not have, or two that contradict.
     """
     asked = {**options, **sampling_options(request)}
-    if drafts:
-        asked["draft_num_predict"] = request.num_speculative_tokens if request.speculate else 0
+    if (k := num_speculative_tokens) is not None:
+        # Of so few tokens none is drafted, and another k would make the server load the model anew.
+        few = request.settings.max_new_tokens <= 2
+        asked["draft_num_predict"] = request.num_speculative_tokens if request.speculate else k if few else 0
     whole = {
         **body,
         "options": asked,
@@ -47,7 +51,8 @@ def request_of(
         "shift": False,
     }
     if isinstance(prompt, str):
-        return "/api/generate", {**whole, "prompt": prompt, "raw": True}
+        # The stop strings of a Modelfile belong to its chats.
+        return "/api/generate", {**whole, "options": {**asked, "stop": []}, "prompt": prompt, "raw": True}
     chat = {**whole, "messages": _messages(prompt["messages"])}
     if prompt["tools"]:
         chat["tools"] = prompt["tools"]
@@ -55,11 +60,11 @@ def request_of(
     if unknown := sorted(variables.keys() - _THINK):
         raise InvalidRequestError(
             f"`chat_template_kwargs` holds {unknown[0]!r}: Ollama lays out chats by itself.",
-            f"It takes {' or '.join(sorted(_THINK))}.",
+            f"It takes {', '.join(sorted(_THINK))}.",
             argument="chat_template_kwargs",
         )
-    if variables:
-        chat["think"] = next(iter(variables.values()))
+    if (think := _think(variables)) is not None:
+        chat["think"] = think
     return "/api/chat", chat
 
 
@@ -80,6 +85,21 @@ def sampling_options(request: TokenRequest) -> dict[str, Any]:
         # 31 bits fit into any integer of the server; each stream of a batch has a seed of its own.
         "seed": (request.seed + 0x9E3779B1 * request.stream) % 0x7FFFFFFF,
     }
+
+
+def _think(variables: Mapping[str, Any]) -> Any:
+    """Ollama's ``think``: whether, or how much; None: it is not said."""
+    given = [_EFFORTS.get(value, value) if isinstance(value, str) else value for value in variables.values()]
+    found = {str(value): value for value in given if value is not None}
+    if "True" in found and "False" not in found and len(found) > 1:
+        del found["True"]  # how much says that it thinks
+    if len(found) > 1:
+        raise InvalidRequestError(
+            "`chat_template_kwargs` holds two values for Ollama's `think`.",
+            f"Give one of {', '.join(sorted(_THINK))}.",
+            argument="chat_template_kwargs",
+        )
+    return next(iter(found.values()), None)
 
 
 def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

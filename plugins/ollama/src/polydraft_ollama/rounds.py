@@ -59,14 +59,15 @@ class Rounds(Iterator[Round]):
         options: Mapping[str, Any],
         generation: Generation,
         tokenizer: TextOnlyTokenizer,
-        *,
-        drafts: bool,
+        num_speculative_tokens: int | None,
     ) -> None:
         self._client = client
         self._generation = generation
         self._tokenizer = tokenizer
         prompt = tokenizer.prompt(generation.request.prompt_token_ids)
-        path, request = request_of(generation.request, prompt, body, options, drafts=drafts)
+        path, request = request_of(
+            generation.request, prompt, body, options, num_speculative_tokens=num_speculative_tokens
+        )
         self._closed = threading.Event()
         self._found: queue.SimpleQueue[_Piece | _Done | BaseException] = queue.SimpleQueue()
         self._pieces = 0
@@ -211,16 +212,14 @@ class Rounds(Iterator[Round]):
     def _end(self, event: Mapping[str, Any]) -> _Done:
         """Why the answer has ended, and what its last line counts."""
         request = self._generation.request
-        tokens, prompt, prefill, decode = (
-            self._count(event, name)
-            for name in ("eval_count", "prompt_eval_count", "prompt_eval_duration", "eval_duration")
+        tokens, prefill, decode = (
+            self._count(event, name) for name in ("eval_count", "prompt_eval_duration", "eval_duration")
         )
         reason: EndReason = "eos"
         if event.get("done_reason") == "length":
-            # Fewer tokens than were asked for, and no room for another one.
+            # Fewer tokens than were asked for: the context, whose length the server may have chosen, is full.
             short = tokens is not None and tokens < request.settings.max_new_tokens
-            full = tokens is not None and prompt is not None and prompt + tokens + 1 >= request.max_total_tokens
-            reason = "context" if short and full else "length"
+            reason = "context" if short else "length"
         # The server's times are nanoseconds.
         return _Done(reason, tokens, *(None if time is None else time / 1e9 for time in (prefill, decode)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import polydraft
-from polydraft.errors import EngineError
+from polydraft.errors import UnsupportedError
 
 __all__ = ["split_characters_lack_logprobs"]
 
@@ -19,6 +19,6 @@ def split_characters_lack_logprobs() -> bool:
     with polydraft.load("builtin:tiny-e2b", backend="xllamacpp", drafter=None) as session:
         try:
             session.generate(_PROMPT, max_new_tokens=4, logprobs=1)
-        except EngineError as error:
+        except UnsupportedError as error:
             return "spread over several tokens" in error.message
     return False

@@ -140,8 +140,8 @@ class RequestsFile:
             raise _BadLineError('has another `method` than "POST"')
         if url not in ENDPOINTS:
             close = difflib.get_close_matches(str(url)[:100], ENDPOINTS, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {' and '.join(ENDPOINTS)}"
-            raise _BadLineError(f"has the `url` {_short(url)}; {meant}".rstrip("."))
+            meant = f" (did you mean {close[0]}?)" if close else f"; there are {' and '.join(ENDPOINTS)}"
+            raise _BadLineError(f"has the `url` {_short(url)}{meant}")
         if not isinstance(body, dict):
             raise _BadLineError("has no `body`, or it is not an object")
         text = json.dumps(body)

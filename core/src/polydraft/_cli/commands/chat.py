@@ -86,7 +86,7 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> i
                 continue
             if not message:
                 continue
-            with waiting_for_answer(view) as show:
+            with waiting_for_answer(view, conversation.session) as show:
                 result = conversation.say(message.removeprefix("/") if message[:2] == "//" else message, show)
             answered = True
         except (InvalidRequestError, UnsupportedError) as error:

@@ -10,7 +10,7 @@ import typer
 
 from polydraft._cli import options as opt
 from polydraft._cli.streams import claim_output, console_for
-from polydraft.errors import EnvironmentSetupError, InvalidRequestError
+from polydraft.errors import EnvironmentSetupError, InvalidRequestError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft._environments.progress import Progress
@@ -105,10 +105,20 @@ def update(
     from polydraft._environments.store import all_environments
 
     output = claim_output()
+    done: list[tuple[Environment, bool]] = []
+    failed: PolydraftError | None = None
     with _progress() as progress:
-        names = [*all_environments()] if name is None else [engine_name(name)]
-        done = [make(one, progress, again=again) for one in names]
-    _tell(output, done, json)
+        for one in [*all_environments()] if name is None else [engine_name(name)]:
+            try:
+                done.append(make(one, progress, again=again))
+            except PolydraftError as error:  # which concerns no other
+                if failed is not None:
+                    progress.note(f"{failed}")
+                failed = error
+    if done or failed is None:
+        _tell(output, done, json)
+    if failed is not None:
+        raise failed
 
 
 def remove(name: _Name, json: opt.Json = False) -> None:

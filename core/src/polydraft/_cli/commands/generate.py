@@ -119,7 +119,7 @@ def _stream_answer(
     stream = session.stream(prompt, **settings)
     rounds: list[int] = []
     try:
-        with waiting_for_answer(view) as show:
+        with waiting_for_answer(view, session) as show:
             for chunk in stream:
                 show(chunk)
                 rounds.append(len(chunk.token_ids or ()))

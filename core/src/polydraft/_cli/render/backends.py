@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from polydraft._plugins import PluginStatus
+    from polydraft._discovery.installed import PluginStatus
     from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from polydraft._discovery.installed import PluginStatus
     from polydraft._environments.store import Broken
-    from polydraft._plugins import PluginStatus
     from polydraft._registry.backends import KnownBackend
     from polydraft._registry.describe import BackendDescription
 

@@ -161,7 +161,9 @@ def _verdict(comparison: Comparison) -> RenderableType:
         text.append(f"   speed: {comparison.speed_up:.2f} x plain{slower}", style="default")
     lines = [text]
     if judgement is not None and judgement.position is not None:
-        lines.append(Text(f"The outputs differ first at token {judgement.position}. {in_flags(judgement.reason)}"))
+        lines.append(
+            Text(f"The outputs differ first at {judgement.unit} {judgement.position}. {in_flags(judgement.reason)}")
+        )
     if comparison.hint:
         lines.append(Text(comparison.hint))
     return Group(*lines)

@@ -22,9 +22,9 @@ def case_line(case: CheckedCase) -> str:
     """``EXACT      64 tokens after 48 of code, temperature=0.8 seed=1``."""
     how = " ".join(f"{name}={value}" for name, value in case.sampling.items()) or "greedy"
     place = f"after {case.num_prompt_tokens} of {case.prompt}"
-    line = f"{case.judgement.verdict:<9} {case.num_tokens:>3} tokens {place}, {how}"
+    line = f"{case.judgement.verdict:<9} {case.num_tokens:>3} {case.judgement.unit}s {place}, {how}"
     if case.judgement.position is not None:
-        line += f": output token {case.judgement.position} differs"
+        line += f": output {case.judgement.unit} {case.judgement.position} differs"
     return line
 
 
@@ -69,7 +69,8 @@ def verification_summary(found: Verification) -> RenderableType:
 def _verdict(found: Verification) -> RenderableType:
     from rich.text import Text
 
-    what = f"{found.num_tokens} tokens of {len(found.cases)} outputs compared in {found.seconds:.0f} s"
+    unit = found.cases[0].judgement.unit
+    what = f"{found.num_tokens} {unit}s of {len(found.cases)} outputs compared in {found.seconds:.0f} s"
     count = found.count("NEAR_TIE")
     ties = f"{count} near tie{'' if count == 1 else 's'}"
     if found.verdict == "EXACT":

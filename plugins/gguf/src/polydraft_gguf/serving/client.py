@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import http
 from collections.abc import Callable, Generator
 from typing import Any
 
 from polydraft.engine_parts.http_client import HttpClient, Patience
-from polydraft.errors import ContextLengthError, EngineError, PolydraftError
+from polydraft.errors import ContextLengthError, EngineError, InvalidRequestError, PolydraftError
 
 __all__ = ["Client"]
 
@@ -41,4 +42,10 @@ class Client(HttpClient):
         """The error for an answer with this status."""
         if kind == "exceed_context_size_error":
             return ContextLengthError(f"{self.name}: {said}", "Load it with a larger `context_length`.")
+        if status == http.HTTPStatus.BAD_REQUEST and "failed to parse grammar" in said:
+            return InvalidRequestError(
+                f"The grammar in `guided`, or what is made of it, cannot be read by {self.name}: {said}",
+                "Correct it: each name needs its rule, no rule may begin with itself, and repetitions have a limit.",
+                argument="guided",
+            )
         return super().refusal(status, said, kind)

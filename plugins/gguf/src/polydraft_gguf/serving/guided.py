@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.sampling.structured import depth_of, misused_keyword
 
-from polydraft_gguf.serving.patterns import FORMATS, MOST_REPEATED, pattern_of
+from polydraft_gguf.serving.patterns import FORMATS, MOST_OPTIONAL, MOST_REPEATED, pattern_of
 
 if TYPE_CHECKING:
     from polydraft.contract import Guided
@@ -28,6 +29,14 @@ _ANNOTATIONS = {
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _DIGITS = 16
 """Of whole numbers: more are not exact in every reader of JSON."""
+_MOST_PROPERTIES = 300
+"""Of an object: llama.cpp needs a second to read the rules of as many, and minutes for 3,000."""
+_LONGEST_CHAIN = 500
+"""Rules and brackets inside one another: llama.cpp needs minutes for 3,000, if they may be empty."""
+_NO_NAMES = re.compile(r'\#[^\n]*|"(?:\\.|[^"\\\n])*"?|\[(?:\\.|[^\]\\])*\]?')
+"""Comments, texts and classes of characters, where a grammar has no names of rules."""
+_OPTIONAL = re.compile(r"[*?]|\{0*,|\{0+\}")
+_NUL = re.compile(r"\x00|\\(?:x00|u0000|U00000000)")
 _COMMON = {
     "char": r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" hex)""",
     # Halves of surrogate pairs are no characters.
@@ -61,6 +70,23 @@ def check_guided(guided: Guided) -> None:
             "Give a JSON schema, or use the backend llama_cpp.",
         )
     gbnf_of(guided)
+    if guided.kind == "grammar":
+        _check_grammar(guided.text)
+
+
+def _check_grammar(text: str) -> None:
+    """Refuse what llama.cpp would need minutes for, or read otherwise."""
+    bare = _NO_NAMES.sub("", text)
+    depth, optional = depth_of(bare), len(_OPTIONAL.findall(bare))
+    wrong = None
+    if depth > _LONGEST_CHAIN:
+        wrong = f"rules that lie {depth} deep inside one another, and {_LONGEST_CHAIN} are the most"
+    elif optional > MOST_OPTIONAL:
+        wrong = f"{optional} parts that may be empty, and {MOST_OPTIONAL} are the most"
+    elif _NUL.search(text):
+        wrong = "the character U+0000, which llama.cpp's grammars cannot have"
+    if wrong is not None:
+        raise InvalidRequestError(f"The grammar in `guided` has {wrong}.", "Change it.", argument="guided")
 
 
 def gbnf_of(guided: Guided) -> str:
@@ -70,6 +96,11 @@ def gbnf_of(guided: Guided) -> str:
     if guided.kind == "regex":
         return f"root ::= {pattern_of(guided.text, quoted=False).text}\n"
     if guided.kind == "choice":
+        if any("\x00" in one for one in guided.data):
+            raise UnsupportedError(
+                "A choice in `guided` has the character U+0000, which llama.cpp's grammars cannot have.",
+                "Leave it out.",
+            )
         return f"root ::= {' | '.join(map(_literal, guided.data))}\n"
     return _SchemaRules(guided.data).text()
 
@@ -103,15 +134,15 @@ class _SchemaRules:
             return "value"
         if not isinstance(schema, Mapping):
             raise _malformed(f"{schema!r}, which is no schema that a value can match")
+        if (misused := misused_keyword(schema)) is not None:
+            raise _malformed(f"the keyword {misused} with a value that no schema has")
         keywords = schema.keys() - _ANNOTATIONS
         if "$ref" in keywords:
             _only(keywords, {"$ref"})
-            return self._referenced(str(schema["$ref"]))
+            return self._referenced(schema["$ref"])
         if "const" in keywords or "enum" in keywords:
             _only(keywords, {"const", "type"} if "const" in keywords else {"enum", "type"})
             values = [schema["const"]] if "const" in keywords else schema["enum"]
-            if not isinstance(values, list) or not values:
-                raise _malformed("an `enum` without values")
             return self._rule(" | ".join(_literal(json.dumps(one, ensure_ascii=False)) for one in values))
         if "anyOf" in keywords:
             _only(keywords, {"anyOf"})
@@ -179,23 +210,22 @@ class _SchemaRules:
 
     def _object(self, schema: Mapping[str, Any]) -> str:
         properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
+        if len(properties) > _MOST_PROPERTIES:
+            raise _unwritable(f"an object with more than {_MOST_PROPERTIES} properties")
         more = schema.get("additionalProperties", True)
         if not required <= properties.keys():
             raise _unwritable(f"the property {min(required - properties.keys())}, which is required and not listed")
         if not properties:
             pair = f'string ": " {self._value(more)}' if more is not False else ""
             return self._rule(f'"{{" ({pair} (", " {pair})*)? "}}"') if pair else '"{}"'
-        pairs = [
-            (f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(value)}", key in required)
-            for key, value in properties.items()
-        ]
         # By which property comes first: only the others have a comma before them.
-        begins = []
-        for index, (pair, must) in enumerate(pairs):
-            rest = [f'", " {later}' if needed else f'(", " {later})?' for later, needed in pairs[index + 1 :]]
-            begins.append(" ".join([pair, *rest]))
-            if must:
-                break
+        begins: list[str] = []
+        rest = '""'  # the rule of all later ones
+        for key, value in reversed(properties.items()):
+            pair = f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(value)}"
+            must = key in required
+            begins = [f"{pair} {rest}", *([] if must else begins)]
+            rest = self._rule(f'", " {pair} {rest}' if must else f'", " {pair} {rest} | {rest}')
         return self._rule(f'"{{" ({" | ".join(begins)}){"" if required else "?"} "}}"')
 
     def _whole(self, schema: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ from typing import NamedTuple, NoReturn
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
 
-__all__ = ["FORMATS", "MOST_REPEATED", "Pattern", "pattern_of"]
+__all__ = ["FORMATS", "MOST_OPTIONAL", "MOST_REPEATED", "Pattern", "pattern_of"]
 
 MOST_REPEATED = 1999
 """llama.cpp refuses grammars that repeat parts more often; some of its versions refuse 2000."""
+MOST_OPTIONAL = 200
+"""Parts that may be empty: of those in a row, llama.cpp needs a time for each token that grows with their cube."""
 _DEEPEST = 100
 """Groups inside one another: llama.cpp reads them by recursion."""
 
@@ -88,6 +90,7 @@ def pattern_of(expression: str, *, quoted: bool) -> Pattern:
 class _Reader:
     def __init__(self, expression: str, quoted: bool) -> None:
         self._given, self._at, self._quoted, self._depth = expression, 0, quoted, 0
+        self._optional = 0
 
     def whole(self) -> Pattern:
         found = self._alternatives()
@@ -144,6 +147,9 @@ class _Reader:
             self._unwritable(f"more than {MOST_REPEATED} parts, with what is repeated")
         if most != 1 and not part.least:
             self._unwritable("a repetition of what may be empty")
+        self._optional += least == 0
+        if self._optional > MOST_OPTIONAL:
+            self._unwritable(f"more than {MOST_OPTIONAL} parts that may be empty")
         longest = 0 if most == 0 else None if most is None or part.most is None else part.most * most
         text = '""' if most == 0 else f"{part.text}{{{least},{'' if most is None else most}}}"
         return Pattern(text, part.least * least, longest, part.rules + (1 if most is None else most - least))
@@ -218,7 +224,10 @@ class _Reader:
 
     def _one(self, among: _Set) -> Pattern:
         """One character of a set."""
-        parts, plain = [], among.surely
+        # A NUL ends texts in llama.cpp's grammars; in JSON it is an escape.
+        parts, plain = [], [(max(first, 1), last) for first, last in among.surely if last]
+        if not self._quoted and among.surely and not plain:
+            self._unwritable("the character U+0000")
         if self._quoted:
             plain = []
             for first, last in among.surely:
@@ -269,7 +278,7 @@ def _sorted(ranges: _Ranges) -> _Ranges:
 
 
 def _others(ranges: _Ranges) -> _Ranges:
-    found, begin = [], 1  # a NUL ends texts in llama.cpp's grammars
+    found, begin = [], 1  # no NUL, which grammars cannot have
     for first, last in _sorted([*ranges, _SURROGATES]):
         if begin < first:
             found.append((begin, first - 1))

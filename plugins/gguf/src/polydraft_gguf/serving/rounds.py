@@ -12,7 +12,7 @@ from typing import Any
 
 from polydraft.contract import Generation, Round, Tokenizer, TokenLogprobs
 from polydraft.engine_parts.http_client import Patience
-from polydraft.errors import EngineError, NonFiniteLogitsError
+from polydraft.errors import EngineError, NonFiniteLogitsError, PolydraftError, UnsupportedError
 
 from polydraft_gguf.serving.client import Client
 from polydraft_gguf.serving.guided import gbnf_of
@@ -58,6 +58,7 @@ class Rounds(Iterator[Round]):
     Raises:
         EngineError: The server failed, cannot be reached, or did not end in time; or it ended an output that must match
             where the output goes on here.
+        UnsupportedError: Log-probabilities were asked for, and a character of the output is spread over tokens.
         NonFiniteLogitsError: The output ends with one token over and over, and its logits (in ``dtype``) are the cause.
     """
 
@@ -89,9 +90,10 @@ class Rounds(Iterator[Round]):
         while not self._ended and not generation.cancelled():
             try:
                 found = self._answer.next()
-            except EngineError:
+            except PolydraftError as error:
                 self._ended = True
-                self._check_alive()
+                if isinstance(error, EngineError):
+                    self._check_alive()
                 raise
             if isinstance(found, _Answered):
                 return self._emit(found)
@@ -302,8 +304,8 @@ def _whole(
     return client.token_ids(answer.get("tokens"), tokenizer.vocab_size)[got:], []
 
 
-def _without_logprobs() -> EngineError:
-    return EngineError(
+def _without_logprobs() -> UnsupportedError:
+    return UnsupportedError(
         "llama.cpp's server gives no log-probabilities for a character that is spread over several tokens.",
         "Leave out `logprobs`, or use the backend llama_cpp.",
     )
