@@ -4,7 +4,8 @@ Weights are random, so whether a draft is accepted is drawn: at each position wi
 drafts before it were accepted (*synthetic acceptance*). All else is what a session runs for its user: prompt, rounds,
 the choice of tokens, streaming. Plain decoding is the session's own fastest. Few rounds are drawn, so the figure to
 compare is ``expected_tokens_per_second``, that of the mean of all draws: a round takes as long whatever is accepted.
-The row ``copy`` is what the GPU copies in a second, in and out, which bounds every figure.
+The row ``copy`` is what the GPU copies in a second, in and out, which bounds every figure. Rows with ``at_once`` are so
+many prompts at once (``generate_many``), their prefill included: the prompts' share of the time is that of all of them.
 
     python plugins/transformers/benchmarks/headline.py --save h200
 """
@@ -111,6 +112,19 @@ def generated(session: Session, prompt: list[int], new_tokens: int, speculate: s
     }
 
 
+def generated_at_once(session: Session, prompts: list[list[int]], new_tokens: int, speculate: str) -> dict[str, float]:
+    """Figures of several outputs that are made at once."""
+    began = time.perf_counter()
+    results = session.generate_many(
+        prompts, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True, speculate=speculate
+    )
+    seconds = time.perf_counter() - began
+    return {
+        "tokens_per_second": sum(len(result.token_ids) for result in results) / seconds,
+        "prefill_share": sum(result.stats.prefill_seconds for result in results) / len(results) / seconds,
+    }
+
+
 def examine(name: str, arguments: argparse.Namespace, record: Recorder) -> None:
     """One model: plain, and with each k."""
     dtype, device = getattr(torch, arguments.dtype), torch.device(arguments.device)
@@ -135,6 +149,15 @@ def examine(name: str, arguments: argparse.Namespace, record: Recorder) -> None:
         mean = sum(arguments.acceptance**accepted for accepted in range(k + 1))
         milliseconds = statistics.median(runs["round_milliseconds"])
         record.row({"model": name, "k": k}, {"expected_tokens_per_second": round(1e3 * mean / milliseconds, 1)}, runs)
+        for count in arguments.at_once if k in {0, arguments.k[0]} else ():
+            runs = {}
+            for run in range(arguments.repeats + 1):
+                draw = random.Random(run)
+                prompts = [draw.choices(range(model.config.vocab_size), k=arguments.context) for _ in range(count)]
+                found = generated_at_once(session, prompts, arguments.new_tokens, "on" if k else "off")
+                for what, value in found.items() if run else ():
+                    runs.setdefault(what, []).append(value)
+            record.row({"model": name, "k": k, "at_once": count}, {}, runs)
         session.close()
 
 
@@ -157,6 +180,7 @@ def main() -> None:
     options.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     options.add_argument("--acceptance", type=float, default=0.8, help="of a draft at each position")
     options.add_argument("-k", type=int, nargs="+", default=[3, 4, 5, 6, 7, 8])
+    options.add_argument("--at-once", type=int, nargs="*", default=[], help="numbers of prompts, such as 1 8")
     options.add_argument("--context", type=int, default=1024)
     options.add_argument("--new-tokens", type=int, default=256)
     options.add_argument("--repeats", type=int, default=3)
