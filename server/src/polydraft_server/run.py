@@ -28,6 +28,8 @@ __all__ = ["Server", "listen", "serve"]
 _LARGEST_HEAD = 64 << 10
 """Bytes of a request's line and headers."""
 _WARM_UP_TOKENS = 6
+_LAST_WAIT = 1.0
+"""Seconds that the session gets to close at a third signal."""
 _AFTER_STOP = 5
 """Seconds that connections get to send what they were told at the end."""
 
@@ -142,12 +144,13 @@ class Server(uvicorn.Server):
         """Serve until it is stopped; then the session is closed. Returns the exit code."""
         # sse-starlette would end all streams at the first signal; ``Api.stop`` gives them their time.
         AppStatus.enable_automatic_graceful_drain = False
-        try:
-            asyncio.run(self.serve([self._listening]))
-        except OSError as error:  # another program began to listen there while the model was loaded
-            raise _cannot_listen(self.api.settings, error) from error
-        finally:
-            self.api.served.close_now()
+        with self._handled_signals():
+            try:
+                asyncio.run(self.serve([self._listening]))
+            except OSError as error:  # another program began to listen there while the model was loaded
+                raise _cannot_listen(self.api.settings, error) from error
+            finally:
+                self.api.served.close_now()
         return 130 if self.interrupted else 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -160,6 +163,10 @@ class Server(uvicorn.Server):
         stopping = asyncio.create_task(self.api.stop())
         try:
             await super().shutdown(sockets)
+            if self.force_exit:  # uvicorn leaves this out then, and the app would end with a traceback
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_WAIT):
+                        await self.lifespan.shutdown()
         finally:
             stopping.cancel()
 
@@ -172,7 +179,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while it serves. They are not raised again afterwards: the session is to be closed first."""
+        """Signals are handled for longer than it serves."""
+        yield
+
+    @contextlib.contextmanager
+    def _handled_signals(self) -> Iterator[None]:
+        """Handle signals until the session is closed, too. They are not raised again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

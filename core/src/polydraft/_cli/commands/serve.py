@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -165,7 +166,10 @@ def serve(
         max_body_bytes=max_body_bytes,
     )
     load = partial(open_session, target, arguments)
-    raise typer.Exit(run_server(load, told, lambda line: typer.echo(presentable(line), err=True)))
+    code = run_server(load, told, lambda line: typer.echo(presentable(line), err=True))
+    for number in (signal.SIGINT, signal.SIGTERM):  # the process ends: one more does not change how
+        signal.signal(number, signal.SIG_IGN)
+    raise typer.Exit(code)
 
 
 def _own_server(loading: dict[str, Any], *, plain: bool, host: str, port: int, print_only: bool) -> None:
