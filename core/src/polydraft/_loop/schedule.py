@@ -63,12 +63,12 @@ _TICK = 1e-9
 """The shortest time, where the clock did not move."""
 _LOOK_EVERY = 4
 """Rounds between looks for a k that is worth trying."""
-_SETTLED, _LOOK_RARELY = 16, 8
+_SETTLED, _LOOK_RARELY = 16, 16
 """Choices in a row not to draft, after which one round in so many is thought about and measured: little is new, and
 where steps are short, thinking takes a share of them."""
 _GUARD, _REST = 0.006, 0.001
 """Share of the time that may be lost by trying the nearest alternative to plain decoding or to drafting, and others."""
-_FIRST_CREDIT, _MOST_CREDIT = 0.01, 2.0
+_FIRST_CREDIT, _MOST_CREDIT = 0.005, 2.0
 """What may be lost so at the start of a call: this share of its length, and at most so many plain rounds."""
 _GUARD_EVERY, _ANYWAY_EVERY = 24, 400
 """Rounds between two trials of that alternative: at least, and whatever it is thought to cost."""
