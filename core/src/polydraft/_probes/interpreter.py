@@ -14,7 +14,7 @@ _START = (
     "runpy.run_module({1!r}, run_name='__main__', alter_sys=True)"
 )
 _SEPARATOR = "\n"
-_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
+_FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPYCACHEPREFIX", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """Variables with which this program's packages would be imported in another environment."""
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from polydraft._probes.interpreter import command_of, is_own
+from polydraft._probes.interpreter import command_of, environment_of, is_own
 from polydraft._workers.crashes import Death, oom_kills
 from polydraft._workers.failures import error_of
 from polydraft._workers.logs import replay_log, replay_warning
@@ -51,8 +51,6 @@ _START = 120.0
 """Seconds that a new worker has to answer: its Python and polydraft are imported, from a slow disk perhaps."""
 _GRACE = 20.0
 """Seconds that a worker has to free its engine and to end."""
-_FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPYCACHEPREFIX", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
-"""Variables of this Python that another one must not get."""
 
 
 class Inbox(queue.SimpleQueue[Any]):
@@ -440,10 +438,7 @@ class _Inner:
 
 
 def _start(python: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ}
-    if not is_own(python):
-        for name in _FOREIGN:
-            environment.pop(name, None)
+    environment = environment_of(python)
     if sys.stderr is not None and sys.stderr.isatty():
         # The pipe is shown on a terminal: without this, huggingface_hub would not draw the bars of its downloads.
         environment.setdefault("TQDM_POSITION", "-1")

@@ -1,6 +1,6 @@
 """Seconds from a program's start to its first token: ``polydraft generate`` beside the engine alone, on the same files.
 
-    python core/benchmarks/start.py --backend transformers --save
+    python plugins/transformers/benchmarks/start.py --save
 
 ``engine alone`` imports the engine, loads the target and generates a token, and does nothing else: no drafter, no check
 of what is loaded. The programs run in turn, after a start of each that does not count: all files are in memory.
@@ -16,12 +16,11 @@ from pathlib import Path
 
 import polydraft_builtin_pairs
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ci"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "ci"))
 from benchmarks import Recorder, in_turn, parser
 
 PROMPT = "import os"
-ALONE = {
-    "transformers": """
+ALONE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, device = sys.argv[1:]
@@ -29,38 +28,24 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).to(device)
 given = tokenizer("import os", return_tensors="pt", return_token_type_ids=False).to(device)
 print(model.generate(**given, max_new_tokens=1))
-""",
-    "mlx": """
-import json, sys
-from pathlib import Path
-from mlx_lm import generate
-from mlx_lm.tokenizer_utils import load as load_tokenizer
-from mlx_lm.utils import load_model
-from polydraft_mlx.config import overrides
-folder = Path(sys.argv[1])
-model, _ = load_model(folder, model_config=overrides(json.loads((folder / "config.json").read_text()), ""))
-print(generate(model, load_tokenizer(folder), "import os", max_tokens=1))
-""",
-}
+"""
 """The engine's own program, which gets the folder and the device."""
 
 
 def main() -> None:
     """Start each program several times."""
     options = parser(__doc__)
-    options.add_argument("--backend", choices=ALONE, default="transformers")
     options.add_argument("--models", nargs="+", default=["tiny-e2b"])
     options.add_argument("--device", default="cpu")
     options.add_argument("--repeats", type=int, default=9)
     given = options.parse_args()
-    packages = ("mlx", "mlx-lm") if given.backend == "mlx" else ("torch", "transformers")
-    record = Recorder(__file__, __doc__, given, packages=packages)
+    record = Recorder(__file__, __doc__, given, packages=("torch", "transformers"))
     for model in given.models:
         folder = str(polydraft_builtin_pairs.path(model))
-        ours = ["-m", "polydraft", "generate", PROMPT, "-m", f"builtin:{model}", "-b", given.backend]
+        ours = ["-m", "polydraft", "generate", PROMPT, "-m", f"builtin:{model}", "-b", "transformers"]
         commands = {
             "polydraft": [*ours, "--device", given.device, "--max-new-tokens", "1"],
-            "engine alone": ["-c", ALONE[given.backend], folder, given.device],
+            "engine alone": ["-c", ALONE, folder, given.device],
         }
         found = in_turn({name: lambda own=own: _run(own) for name, own in commands.items()}, given.repeats)
         for name, runs in found.items():
