@@ -63,7 +63,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 0, "sliding_window": 1024, "full_every": 6,
     },
 }  # fmt: skip
-PROMPT_LENGTHS = (48, 500, 1000, 2040)
 WRONG_DRAFTS = 0.2
 
 
@@ -203,11 +202,11 @@ def compare(plain: Decoded, speculative: Decoded) -> dict[str, int]:
 
 
 def examine(name: str, arguments: argparse.Namespace, deadline: float, record: Recorder) -> None:
-    """Both modes of one model."""
+    """One model in each mode."""
     dtype = getattr(torch, arguments.dtype)
     model = build(name, arguments.device, dtype, arguments.scale)
     k = arguments.k
-    for mode in ("bitwise", "standard"):
+    for mode in arguments.modes:
         fixed = mode == "bitwise"
         device = torch.device(arguments.device)
         experts = experts_implementation(arguments.experts, dtype, device, fixed=fixed)
@@ -218,7 +217,7 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float, record: R
         cut: dict[str, bool] = {}
         times: dict[str, list[float]] = {"plain_ms_per_token": [], "speculative_ms_per_round": []}
         accepted = drafted = 0
-        for length, temperature in product(PROMPT_LENGTHS, (0.0, 1.0)):
+        for length, temperature in product(arguments.prompt_lengths, (0.0, 1.0)):
             if time.perf_counter() > deadline:
                 cut["stopped_early"] = True
                 continue
@@ -256,6 +255,8 @@ def main() -> None:
     """Examine the models one after the other."""
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    options.add_argument("--modes", nargs="+", choices=("bitwise", "standard"), default=["bitwise", "standard"])
+    options.add_argument("--prompt-lengths", type=int, nargs="+", default=[48, 500, 1000, 2040])
     options.add_argument("--device", default="cuda")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("-k", type=int, default=5)
@@ -273,7 +274,7 @@ def main() -> None:
         packages=("torch", "transformers"),
         accelerator=torch.cuda.get_device_name() if on_gpu else None,
         threads=torch.get_num_threads(),
-        constants={"prompt_lengths": list(PROMPT_LENGTHS), "wrong_drafts": WRONG_DRAFTS},
+        constants={"wrong_drafts": WRONG_DRAFTS},
         versions={"cuda": torch.version.cuda} if on_gpu else {},
     )
     for name in arguments.models:

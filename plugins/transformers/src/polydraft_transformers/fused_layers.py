@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polydraft_transformers.launches import kernel
 from polydraft_transformers.step_products import add_parts, part_strides, runs_kernels, sum_parts
 
 if TYPE_CHECKING:
@@ -371,6 +372,6 @@ def _rotate_kernel(
 
 if triton is not None:
     _gelu, _normed = triton.jit(_gelu), triton.jit(_normed)
-    _add_normed, _gated = triton.jit(_add_normed_kernel), triton.jit(_gated_kernel)
+    _add_normed, _gated = kernel(_add_normed_kernel), kernel(_gated_kernel)
     # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
-    _rotate = triton.jit(_rotate_kernel, do_not_specialize=("own_rows",))
+    _rotate = kernel(_rotate_kernel, do_not_specialize=("own_rows",))

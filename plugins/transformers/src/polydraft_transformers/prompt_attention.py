@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polydraft_transformers.launches import kernel
 from polydraft_transformers.step_products import runs_kernels
 
 if TYPE_CHECKING:
@@ -139,4 +140,4 @@ def _attend_kernel(
 if triton is not None:
     _more = triton.jit(_more)
     # Else each kind of length would be compiled anew: divisible by 16, 1, and others.
-    _attend = triton.jit(_attend_kernel, do_not_specialize=("rows", "keys"))
+    _attend = kernel(_attend_kernel, do_not_specialize=("rows", "keys"))

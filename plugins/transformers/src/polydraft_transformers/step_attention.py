@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polydraft_transformers.launches import kernel
 from polydraft_transformers.step_products import runs_kernels
 
 if TYPE_CHECKING:
@@ -144,5 +145,5 @@ def _join_kernel(
 
 if triton is not None:
     # One kernel for plain steps, rounds and the drafter's rows, of one sequence and of several.
-    _part = triton.jit(_part_kernel, do_not_specialize=("rows", "tiles", "near"))
-    _join = triton.jit(_join_kernel)
+    _part = kernel(_part_kernel, do_not_specialize=("rows", "tiles", "near"))
+    _join = kernel(_join_kernel)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.array_ops import TorchOps
+from polydraft_transformers.launches import kernel
 from polydraft_transformers.step_products import runs_kernels
 
 if TYPE_CHECKING:
@@ -173,12 +174,12 @@ class _Parts:
         return self._tokens, self._most
 
     def _choose(
-        self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
+        self, chooses: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
     ) -> None:
         scores = torch.empty_like(self._largest)
         ids = torch.empty_like(self._largest, dtype=torch.int64)
         for finds_largest in (True, False) if self._kind.min_p else (False,):
-            kernel[(self._rows, self._count)](
+            chooses[(self._rows, self._count)](
                 *(*given, keys, state, scores, ids, self._largest, self._vocab, self._count, self._rows // len(state)),
                 BLOCK=_BLOCK,
                 PARTS=self._parts,
@@ -192,11 +193,11 @@ class _Parts:
         )
 
     def _choose_among_best(
-        self, kernel: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
+        self, narrows: Any, given: tuple[Any, ...], keys: Tensor, state: Tensor, constants: dict[str, int]
     ) -> None:
         kept = self._kind.kept
         narrowed = torch.empty(self._rows, self._count * kept, device=keys.device, dtype=torch.int64)
-        kernel[(self._rows, self._count)](
+        narrows[(self._rows, self._count)](
             *(*given, state, narrowed, self._largest, self._vocab, self._count, self._rows // len(state)),
             BLOCK=_BLOCK,
             KEPT=kept,
@@ -574,8 +575,8 @@ if triton is not None:
         )
     )
     _keys, _best_part, _top_part, _narrow, _filter, _best, _rank, _cluster, _best_of_clusters, _top_of_clusters = (
-        triton.jit(kernel, do_not_specialize=("own_rows", "count"))
-        for kernel in (
+        kernel(function, do_not_specialize=("own_rows", "count"))
+        for function in (
             *(_keys_kernel, _best_part_kernel, _top_part_kernel, _narrow_kernel, _filter_kernel, _best_kernel),
             *(_rank_kernel, _cluster_kernel, _best_of_clusters_kernel, _top_of_clusters_kernel),
         )

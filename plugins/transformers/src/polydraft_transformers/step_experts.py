@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polydraft_transformers.launches import kernel
 from polydraft_transformers.step_products import part_strides, sum_parts
 
 try:
@@ -231,5 +232,5 @@ def _outer_kernel(
 
 if triton is not None:
     _is_first, _rows_of = triton.jit(_is_first), triton.jit(_rows_of)
-    _route = triton.jit(_route_kernel)
-    _inner, _outer = (triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_inner_kernel, _outer_kernel))
+    _route = kernel(_route_kernel)
+    _inner, _outer = (kernel(function, do_not_specialize=("rows",)) for function in (_inner_kernel, _outer_kernel))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from polydraft_transformers.launches import kernel
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -183,5 +185,5 @@ if triton is not None:
     sum_parts = triton.jit(sum_parts)
     # The number of rows changes all the time, and is not worth a kernel of its own: 1, divisible by 16, others.
     _multiply, _multiply_gated = (
-        triton.jit(kernel, do_not_specialize=("rows",)) for kernel in (_multiply_kernel, _multiply_gated_kernel)
+        kernel(function, do_not_specialize=("rows",)) for function in (_multiply_kernel, _multiply_gated_kernel)
     )
