@@ -26,6 +26,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft_gguf.environment import needed_environment
 from polydraft_llama_cpp.server.options import KEY_VARIABLE, URL_VARIABLE
 from polydraft_llama_cpp.server.program import VARIABLE, program
 
@@ -89,7 +90,9 @@ def test_the_command_that_serves_a_pair(gguf, stand_in, monkeypatch):
     stand_in("good")
     pair = {"backend": "llama-server", "drafter": gguf("tiny-e2b-assistant"), "device": "cpu"}
     prepared = prepare(gguf("tiny-e2b"), num_speculative_tokens=3, context_length=64, **pair)
-    command = prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123).arguments
+    found = prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123)
+    command = found.arguments
+    assert found.environment == needed_environment()
     assert command[0] == os.environ[VARIABLE]
     assert command[-4:] == ("--host", "127.0.0.1", "--port", "8123")
     for flag, value in (("--model", gguf("tiny-e2b")), ("--spec-draft-n-max", 3), ("--spec-type", "draft-mtp")):

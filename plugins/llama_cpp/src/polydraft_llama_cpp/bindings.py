@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.checkpoints.contents import libraries_digest
+from polydraft_gguf.environment import set_needed_environment
 
 from polydraft_llama_cpp import wheel
 
@@ -87,6 +88,7 @@ def library() -> Any:
     Raises:
         ImportError: It is not installed, or its shared libraries cannot be loaded.
     """
+    set_needed_environment()
     try:
         bindings = wheel.library() if engine_name() == WHEEL else import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, FileNotFoundError) as error:  # what its loader raises for a broken build

@@ -95,5 +95,6 @@ if __name__ == "__main__":
     elif MODE == "crash":
         sys.exit("error loading model: unknown model architecture")
     else:
+        assert os.environ["GGML_CUDA_PDL"] == "0"  # see polydraft_gguf.environment
         address = ("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1]))
         ThreadingHTTPServer(address, Handler).serve_forever()

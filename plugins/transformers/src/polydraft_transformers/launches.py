@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 try:
@@ -54,26 +53,25 @@ class Launcher:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Tensor | float, **constants: Any) -> None:
             values: list[Any] = []
-            # A compiled kernel belongs to a device.
-            key: list[object] = [torch.cuda.current_device(), *constants.items()]
+            key: list[object] = [*constants.items()]
             for argument in arguments:
                 if isinstance(argument, Tensor):
                     address = argument.data_ptr()
                     values.append(address)
-                    key.append(argument.dtype)
-                    key.append(not address & 15)
+                    # A compiled kernel belongs to a device.
+                    key.append((argument.dtype, argument.get_device(), address & 15 == 0))
                     continue
                 values.append(argument)
                 if type(argument) is int:
-                    key.append(1 if argument == 1 else 2 if argument & 15 else 16)
-                    key.append(-(1 << 31) <= argument < 1 << 31)
+                    small = -(1 << 31) <= argument < 1 << 31
+                    key.append((small, argument == 1, argument & 15 == 0))
                 else:
                     key.append(None)
-            found = self._compiled.get(tuple(key))
+            known = tuple(key)
+            found = self._compiled.get(known)
             if found is None:
-                self._compiled[tuple(key)] = self._compiling[grid](*arguments, **constants)
-                return
-            own_grid = (*grid, 1, 1)[:3]
-            found[own_grid](*values, *(constants[name] for name in self._constants))
+                self._compiled[known] = self._compiling[grid](*arguments, **constants)
+            else:
+                found[(*grid, 1, 1)[:3]](*values, *[constants[name] for name in self._constants])
 
         return launch

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft.engine_parts.serving import LOOPBACK
 from polydraft.errors import DeviceError
+from polydraft_gguf.environment import set_needed_environment
 from polydraft_gguf.resources import device_name
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class ServerSettings:
         """
         import xllamacpp as engine
 
+        set_needed_environment()
         params = engine.CommonParams()
         params.model.path, params.verbosity, params.warmup = str(self.model), _ERRORS if verbose else _SILENT, False
         params.n_ctx, params.n_parallel = self.ctx_size, self.parallel

@@ -17,6 +17,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
     UnsupportedError,
 )
+from polydraft_gguf.environment import needed_environment
 from polydraft_gguf.files import GgufFile, fetch_pair
 from polydraft_gguf.resources import check_layers, default_threads
 from polydraft_gguf.serving.client import Client
@@ -109,7 +110,8 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
         command = [*command, *_drafter_flags(place, target, drafter, request)]
     key = request.engine_options.key()
     return ServerCommand(
-        arguments=(*command, "--host", host, "--port", str(port)), environment={"LLAMA_API_KEY": key} if key else {}
+        arguments=(*command, "--host", host, "--port", str(port)),
+        environment=needed_environment() | ({"LLAMA_API_KEY": key} if key else {}),
     )
 
 

@@ -24,6 +24,7 @@ from polydraft.errors import (
     SpeculationUnavailableError,
 )
 from polydraft.secrets import Secret
+from polydraft_gguf.environment import needed_environment
 from polydraft_gguf.resources import device_name
 from polydraft_gguf.serving.client import Client
 
@@ -210,7 +211,7 @@ def start(command: Sequence[str], options: LlamaServerOptions) -> Server:
         [*command, "--host", LOOPBACK, "--port", str(port)],
         name="llama-server",
         port=port,
-        environment={"LLAMA_API_KEY": key},
+        environment=needed_environment() | {"LLAMA_API_KEY": key},
     )
     process.wait_until_ready(options.start_timeout, failure=_start_error)
     return Server(client(process.url, key, options, own=True), process)
