@@ -12,7 +12,7 @@ pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are no
 
 from polydraft.contract import GenerationSettings, TokenRequest  # noqa: E402
 from polydraft.sampling._sampler import RuleSampler  # noqa: E402
-from polydraft_transformers import device_rounds, kv_cache, step_attention, step_products  # noqa: E402
+from polydraft_transformers import device_rounds, kv_cache, prompt_end, step_attention, step_products  # noqa: E402
 from polydraft_transformers.array_ops import TorchOps  # noqa: E402
 
 PROMPT = [2, *(300 + (7 * i) % 600 for i in range(50))]
@@ -46,6 +46,7 @@ def loaded(monkeypatch):
     """Loads a pair: ``rounds=True`` runs it as on a GPU."""
     monkeypatch.setattr(kv_cache, "Captured", Again)
     monkeypatch.setattr(device_rounds, "Captured", Again)
+    monkeypatch.setattr(prompt_end, "Captured", Again)
     ran = []
     run = device_rounds.Lane.run
 
@@ -111,6 +112,23 @@ def test_sessions_on_kernels_give_the_tokens_of_definitions(loaded, interpreted,
     interpreted()
     with loaded(pair, rounds=True) as session:
         assert [outputs(session, given, speculate=way) for way in ("on", "off")] == found
+
+
+def test_the_recorded_end_of_a_prompt_gives_the_same_bits(loaded, interpreted, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(prompt_end, "Captured", lambda *given: recorded.append(Again(*given)) or recorded[-1])
+    prompts = [range(300, 300 + length) for length in (9, 30, 9, 12)]
+    logits = {}
+    with loaded("tiny-e2b", rounds=True) as session:
+        for records in (False, True):
+            session.engine.target.runs_rounds = records
+            for number, prompt in enumerate(prompts):  # the end of the first one is not recorded
+                with contextlib.closing(session.engine.open_sequence()) as sequence:
+                    step = sequence.prefill(list(prompt), sampler_of(prompt), keep_logits=True)
+                    logits[records, number] = step.logits.numpy()
+    assert len(recorded) == 1
+    for number in range(len(prompts)):
+        assert (logits[False, number] == logits[True, number]).all()
 
 
 def sampler_of(prompt, **settings):

@@ -27,6 +27,7 @@ from polydraft_transformers.fused_layers import (
 )
 from polydraft_transformers.kv_cache import KvCache, StepLayout
 from polydraft_transformers.prompt_attention import attend_prompt
+from polydraft_transformers.prompt_end import PromptEnd
 from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_products import multiply, multiply_gated
 
@@ -324,6 +325,7 @@ class Gemma4Network:
         self._norms = [*(layer.before_attention for layer in self._layers), _norm(text_model.norm)]
         self.embedding = _Embedding(text_model.embed_tokens)
         """Token ids, shape (rows,), to input embeddings (rows, hidden_size)."""
+        self._prompt_end = PromptEnd(self._run_end)
         self._per_layer_width = int(getattr(text_model, "hidden_size_per_layer_input", 0) or 0)
         if self._per_layer_width:
             self._per_layer_embedding = _Embedding(text_model.embed_tokens_per_layer)
@@ -357,10 +359,17 @@ class Gemma4Network:
             return normed[last]
         # What no later layer stores is needed of the last rows only.
         assert layout.slots is not None
-        cache.begin_step(layout.positions[last], layout.span, layout.slots[last])
-        contexts = self.contexts(cache.layout, embedded.dtype)
-        per_layer = per_layer if per_layer is None else per_layer[last]
-        return self._run_layers(slice(self._storing, None), hidden[last], contexts, cache, per_layer)[1]
+        positions, slots = layout.positions[last], layout.slots[last]
+        rows = [hidden[last]] if per_layer is None else [hidden[last], per_layer[last]]
+        if layout.records:
+            return self._prompt_end.run(cache, positions, slots, *rows)
+        cache.begin_step(positions, layout.span, slots)
+        return self._run_end(cache, *rows)
+
+    def _run_end(self, cache: Caches, hidden: Tensor, per_layer: Tensor | None = None) -> Tensor:
+        """The layers that store no KV, for rows of a step that is laid out: final-normed hidden rows."""
+        contexts = self.contexts(cache.layout, hidden.dtype)
+        return self._run_layers(slice(self._storing, None), hidden, contexts, cache, per_layer)[1]
 
     def contexts(self, layout: StepLayout, dtype: torch.dtype) -> dict[str, Context]:
         """By kind of attention what its layers share: rotations of the positions, and the mask."""

@@ -68,6 +68,8 @@ class StepLayout:
     """Of a step of several sequences that needs masks: the layout of each one's rows."""
     kept: int = 0
     """Of a chunk: how many of its last rows go on where no later layer stores KV; 0: only KV is wanted."""
+    records: bool = False
+    """Whether what runs for these rows is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +165,16 @@ class KvCache:
         self.layout = StepLayout(positions, span, masks, near, slots, ring)
         self.reserve(span)
 
-    def begin_prompt(self, count: int, device: torch.device, *, kept: int) -> None:
-        """Lay out a chunk of the prompt: ``count`` tokens after the stored ones, of which the last ``kept`` go on."""
+    def begin_prompt(self, count: int, device: torch.device, *, kept: int, records: bool = False) -> None:
+        """Lay out a chunk of the prompt: ``count`` tokens after the stored ones, of which the last ``kept`` go on.
+
+        What runs for those alone may be recorded if it ``records``, and steps have no masks.
+        """
         first = self.length
         positions = torch.arange(first, first + count, device=device)
         column = positions[:, None]
         layout = StepLayout(positions, first + count, {}, slots=positions, is_prompt=True, kept=kept)
+        layout.records = records and not self.masked
         if self._masks_prompts:
             layout.masks["full_attention"] = self._additive(torch.arange(first + count, device=device) <= column)
         if self._window is not None:

@@ -172,7 +172,8 @@ class TransformersSequence(EngineSequence):
         """
         target, cache = self.target, self.cache
         cache.wrote(cache.length + len(tokens))
-        cache.begin_prompt(len(tokens), target.device, kept=min(target.step_rows, len(tokens)) if last else 0)
+        kept = min(target.step_rows, len(tokens)) if last else 0
+        cache.begin_prompt(len(tokens), target.device, kept=kept, records=target.runs_rounds)
         run = torch.tensor([target.run_as.get(token, token) for token in tokens], device=target.device)
         hidden = target.network.run(run, cache)
         cache.length += len(tokens)
