@@ -41,8 +41,9 @@ def test_text_config_nested_or_not():
     assert model_types({}) == frozenset()
 
 
-def test_new_layout_per_layer_config():
-    config = gemma4(per_layer_config={"5": {"head_dim": 64, "num_key_value_heads": 1}})
+@pytest.mark.parametrize("key", ["5", "05", 5])  # of twelve layers and more, Transformers pads the numbers
+def test_new_layout_per_layer_config(key):
+    config = gemma4(per_layer_config={"x": {"head_dim": 8}, key: {"head_dim": 64, "num_key_value_heads": 1}})
     assert kv_shapes(config) == {SLIDING: KVShape(2, 32), FULL: KVShape(1, 64)}
 
 

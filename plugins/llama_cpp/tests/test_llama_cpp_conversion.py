@@ -51,6 +51,14 @@ def test_an_old_layout_is_read_alike(gguf, changed):
     assert {**new, "general.name": ""} == {**old, "general.name": ""}
 
 
+def test_numbers_of_layers_may_be_padded_with_zeros(gguf, changed):
+    def pad(config):
+        config["per_layer_config"] = {f"{key:0>2}": own for key, own in config["per_layer_config"].items()}
+
+    found, padded = (read_header(file).metadata for file in (gguf("tiny-31b"), changed("tiny-31b", pad)))
+    assert {**found, "general.name": ""} == {**padded, "general.name": ""}
+
+
 def copy(data, tmp_path, name="tiny-llama"):
     return shutil.copytree(data / name, tmp_path / "copy")
 

@@ -22,6 +22,12 @@ def test_per_layer_config_becomes_global_heads():
     assert overrides(config_of("tiny-e2b"), "x")["global_head_dim"] == 64
 
 
+def test_numbers_of_layers_may_be_padded_with_zeros():
+    config = config_of("tiny-31b")
+    padded = {**config, "per_layer_config": {f"{key:0>2}": own for key, own in config["per_layer_config"].items()}}
+    assert overrides(padded, "x") == overrides(config, "x")
+
+
 def test_the_old_layout_stays_as_it_is():
     config = config_of("tiny-31b")
     config.pop("per_layer_config")

@@ -74,12 +74,14 @@ def build(name: str, device: str, dtype: torch.dtype, scale: int) -> Any:
     if scale > 1:
         layers = shape["num_hidden_layers"] = max(layers // scale // every, 1) * every * 2
         shape["num_kv_shared_layers"] = every if "num_kv_shared_layers" in shape else 0
-        shape |= {"hidden_size": 256, "intermediate_size": 256, "sliding_window": 64}
+        shape |= {"hidden_size": 320, "intermediate_size": 256, "sliding_window": 64}
         shape |= {"num_experts": 16, "moe_intermediate_size": 64} if "num_experts" in shape else {}
     kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     vocabulary = 262_144 if scale == 1 else 2048
     config = Gemma4TextConfig(
         layer_types=kinds,
+        head_dim=256,
+        global_head_dim=512,
         final_logit_softcapping=30.0,
         vocab_size=vocabulary,
         vocab_size_per_layer_input=vocabulary,

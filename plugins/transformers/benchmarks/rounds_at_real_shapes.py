@@ -69,7 +69,7 @@ _WARM_UP, _LAST = 4, 6  # rounds at both ends that are not timed: captures, and 
 
 def assistant(name: str, target: Any, dtype: torch.dtype) -> Any:
     """An assistant of random weights: centroids for the two small models, as published ones have."""
-    own = dict(ASSISTANTS[name])
+    own = ASSISTANTS[name] | {"sliding_window": target.config.sliding_window}
     ordered = own["hidden_size"] == 256
     device = target.lm_head.weight.device
     vocabulary = target.config.vocab_size

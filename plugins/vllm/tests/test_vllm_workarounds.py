@@ -204,6 +204,7 @@ LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim"
     ("own", "wanted"),
     [
         ({"1": {"head_dim": 64}, "3": {"head_dim": 64}}, (64, 2)),
+        ({"01": {"head_dim": 64}, "03": {"head_dim": 64}}, (64, 2)),
         ({1: {"head_dim": 64, "num_key_value_heads": 1}, 3: {"head_dim": 64, "num_key_value_heads": 1}}, (64, 1)),
         ({}, (32, 2)),
         (None, (None, None)),

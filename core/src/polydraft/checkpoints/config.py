@@ -25,6 +25,7 @@ __all__ = [
     "is_assistant",
     "is_mlx",
     "kv_shapes",
+    "layer_config",
     "layer_shape",
     "layer_types",
     "model_types",
@@ -283,6 +284,18 @@ def kv_shapes(config: Mapping[str, Any]) -> dict[str, KVShape]:
     return shapes
 
 
+def layer_config(text: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """What a config's ``per_layer_config`` sets for a layer (from 0); empty if nothing.
+
+    Keys are numbers as text, which Transformers pads with zeros to one width (``"05"`` beside ``"11"``), or, in a
+    config made in Python, ints.
+    """
+    for key, layer in (text.get("per_layer_config") or {}).items():
+        if str(key).isdecimal() and int(key) == index and isinstance(layer, Mapping):
+            return layer
+    return {}
+
+
 def layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | None:
     """The shape of the keys and values of one layer (from 0) of attention type ``kind``; None if a config has it not.
 
@@ -295,10 +308,8 @@ def layer_shape(text: Mapping[str, Any], index: int, kind: str) -> KVShape | Non
         for name in ("num_key_value_heads", "head_dim")
     }
     if "per_layer_config" in text:
-        overrides = text["per_layer_config"] or {}
-        # JSON has text keys; a config made in Python may have ints.
-        layer = overrides.get(str(index), overrides.get(index))
-        values.update({name: layer[name] for name in values if isinstance(layer, Mapping) and layer.get(name)})
+        layer = layer_config(text, index)
+        values.update({name: layer[name] for name in values if layer.get(name)})
     elif gemma4 and kind == "full_attention":
         values["head_dim"] = text.get("global_head_dim") or defaults["global_head_dim"]
         # Where keys equal values, full-attention layers have another number of KV heads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polydraft.checkpoints.config import layer_types, text_config
+from polydraft.checkpoints.config import layer_config, layer_types, text_config
 from polydraft.errors import ModelFormatError, UnsupportedError
 
 __all__ = ["is_gemma4", "overrides", "text_overrides"]
@@ -83,10 +83,9 @@ def text_overrides(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _global_heads(text: Mapping[str, Any], changed: Mapping[str, Any], name: str) -> dict[str, Any]:
     """``global_head_dim`` and ``num_global_key_value_heads`` from ``per_layer_config``."""
-    listed = {int(index): layer for index, layer in text["per_layer_config"].items()}
     found: dict[str, dict[str, set[int]]] = {}
     for index, kind in enumerate(changed["layer_types"]):
-        layer = listed.get(index) or {}
+        layer = layer_config(text, index)
         if unknown := set(layer) - {"head_dim", "num_key_value_heads"}:
             raise ModelFormatError(
                 f"per_layer_config of {name} sets {', '.join(sorted(unknown))}, which mlx-lm cannot set per layer.",

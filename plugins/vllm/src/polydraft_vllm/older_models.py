@@ -25,7 +25,8 @@ def initialize_text_config(self: Any, *arguments: Any, per_layer_config: Any = N
     """
     if per_layer_config is not None:
         full = {str(index) for index, kind in enumerate(fields.get("layer_types") or ()) if kind == "full_attention"}
-        layers = {str(index): layer for index, layer in per_layer_config.items()}
+        # Transformers pads the numbers with zeros.
+        layers = {str(index).lstrip("0") or "0": layer for index, layer in per_layer_config.items()}
         own: Mapping[str, Any] = next(iter(layers.values()), {})
         alike = all(layer == own for layer in layers.values()) and layers.keys() == (full if own else set())
         if not alike or own.keys() - _GLOBAL:

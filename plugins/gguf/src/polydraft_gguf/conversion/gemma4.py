@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from polydraft.checkpoints.config import layer_config
 
 from polydraft_gguf.conversion.checkpoint import Checkpoint
 
@@ -129,6 +130,5 @@ def tensor_name(name: str, names: gguf.TensorNameMap, *, own_head: bool) -> str 
 
 def _full(text: Mapping[str, Any], name: str, older: str) -> Any:
     """A hyperparameter of full-attention layers: newer configs give it per layer, older ones in a separate field."""
-    layer = str(text["layer_types"].index("full_attention"))
-    of_layer = (text.get("per_layer_config") or {}).get(layer) or {}
+    of_layer = layer_config(text, text["layer_types"].index("full_attention"))
     return of_layer.get(name) or text.get(older) or text[name]
