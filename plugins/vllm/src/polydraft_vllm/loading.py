@@ -74,6 +74,9 @@ def load_pair(request: LoadRequest) -> VllmEngine:
         concurrency="concurrent",
         notes=(
             note,
+            "vLLM cannot leave the drafter out for a request: plain calls are faster in a session with `drafter=None`."
+            if request.plan.drafter is not None
+            else "",
             "Only the language model is loaded, because torchvision is not installed."
             if is_loaded_without_media(request.target.config)
             else "",

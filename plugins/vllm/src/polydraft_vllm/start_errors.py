@@ -26,6 +26,12 @@ def start_error(error: BaseException, target: str) -> PolydraftError:
         return refused
     message = _first_sentences(str(error)) or type(error).__name__
     said = f"vLLM cannot start {target}: {message}"
+    if "memory profiling" in message:  # vLLM's memory grew while it measured how much it takes
+        return OutOfMemoryError(
+            said,
+            "Load it again when other programs on this GPU have ended, or give "
+            "`engine_options={'kv_cache_memory_bytes': ...}`: then nothing is measured.",
+        )
     if isinstance(error, MemoryError) or any(mark in message for mark in _MEMORY):
         return OutOfMemoryError(
             said, "Give `engine_options={'kv_cache_memory_bytes': ...}` another value, or a smaller `context_length`."
