@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.contract import GenerationResult, GenerationSettings, WholeEngine
 from polydraft.contract.results import compared
 from polydraft.errors import UnsupportedError
-from polydraft.verification import Noise, epsilon_of, judge_outputs, measure_noise
+from polydraft.verification import EPSILON, Noise, epsilon_of, first_difference, judge_outputs, measure_noise
 
 from polydraft_conformance.catalog import not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect
@@ -37,9 +37,11 @@ _LONG_PROMPT, _LONG_CONTEXT = 60, 420
 _WATCHED = (64, 90, 124, 160, 200, 252, 300, 350, 394)
 """Contexts, in tokens, at which the logits of a long run's rounds are kept; up to ten are added at random."""
 _FINE = 1e-5
-"""A dtype with a smaller epsilon has near ties so rarely that outputs of several sessions can be compared."""
+"""A precision with a smaller epsilon has near ties so rarely that outputs of several sessions can be compared."""
 _NOISE_TEXTS = 4
 """Contexts on which the noise is measured."""
+_NOISE_PROMPT, _NOISE_OUTPUT, _BEST = 20, 14, 5
+"""Tokens of the prompts and outputs on which that of log-probabilities is, and how many of the best tokens."""
 _TOLERANCE = 16
 """A difference of this many times the measured noise is a defect. Noise grows with the context, from the short one that
 it is measured on to the longest one checked; a stale row of the KV cache is thousands of times larger."""
@@ -60,6 +62,8 @@ class Bench:
         self.case = case
         self.session = session
         self.numbers = numbers
+        if session.running.matmul_precision is not None:  # what an engine says of itself, and is judged by
+            numbers["matmul_precision"] = session.running.matmul_precision
 
     def on(self, session: Session) -> Bench:
         """The same bench with another session of the case."""
@@ -167,9 +171,10 @@ class Bench:
     def plain(self, token_ids: Sequence[int], **settings: Any) -> GenerationResult:
         """Plain decoding of a prompt, made once per target: it depends on neither drafter nor k.
 
-        In 16 bits it is made once per k: the sessions' buffers have other sizes, and with them near ties may flip.
+        In low precision it is made once per k: the sessions' buffers have other sizes, and with them near ties may
+        flip.
         """
-        k = self.case.k if epsilon_of(self.session.running.dtype) > _FINE else None
+        k = None if self.is_fine else self.case.k
         key = ("plain", self.case.pair.target, k, tuple(token_ids), tuple(sorted(settings.items())))
         return self.suite.cache.once(key, lambda: self.session.generate(list(token_ids), speculate="off", **settings))
 
@@ -255,9 +260,40 @@ class Bench:
         return self.suite.cache.once(("noise", self.case.pair, rows), make)
 
     @property
+    def is_fine(self) -> bool:
+        """Whether the session computes so precisely that near ties are very rare: not in 16 bits, nor in TF32."""
+        return epsilon_of(self.session.running.precision) < _FINE
+
+    @property
     def tolerance(self) -> float:
         """How far logits may lie apart that should be equal. An engine may have noise only on longer contexts."""
-        return _TOLERANCE * max(self.noise.most, epsilon_of(self.session.running.dtype) * self.noise.largest_logit)
+        epsilon = epsilon_of(self.session.running.precision)
+        if not self.is_fine and self.case.pair.has_experts:
+            # A token that rounding sends to other experts moves logits by as much in any precision.
+            epsilon = max(epsilon, EPSILON["bfloat16"])
+        return _TOLERANCE * max(self.noise.most, epsilon * self.noise.largest_logit)
+
+    @property
+    def logprob_noise(self) -> float:
+        """How far log-probabilities of plain decoding are from those of prefills of the same text: no drafter's part.
+
+        Measured once for each target of an engine whose logits cannot be read.
+        """
+
+        def make() -> float:
+            settings: dict[str, Any] = {"speculate": "off", "logprobs": _BEST}
+            gaps = [0.0]
+            for variant in range(_NOISE_TEXTS):
+                prompt = self.prompt(_NOISE_PROMPT, 110 + variant)
+                plain = self.session.generate(prompt, **settings, **greedy_settings(_NOISE_OUTPUT))
+                for index in range(1, _NOISE_OUTPUT, 3):
+                    text = [*prompt, *plain.token_ids[:index]]
+                    again = self.session.generate(text, **settings, **greedy_settings(1))
+                    one, other = dict((plain.logprobs or ())[index].top), dict((again.logprobs or ())[0].top)
+                    gaps += [abs(one[token] - other[token]) for token in one.keys() & other.keys()]
+            return max(gaps)
+
+        return self.suite.cache.once(("noise of log-probabilities", self.case.pair), make)
 
     def same(
         self,
@@ -268,6 +304,7 @@ class Bench:
         length: int | None = None,
         names: tuple[str, str] = ("plain", "speculative"),
         near_ties: bool = True,
+        earlier: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     ) -> bool:
         """Fail the check unless two outputs are the same tokens, or nearly tied. The verdict goes into its row.
 
@@ -280,6 +317,7 @@ class Bench:
             length: Compare with this many leading tokens of ``plain`` only; None: with all.
             names: What the two are called in messages.
             near_ties: Whether a near tie passes.
+            earlier: Prompts and outputs of the session's earlier calls, whose KV one of the two may have taken over.
 
         Returns:
             True if the outputs are equal; False after a near tie: then what follows it cannot be compared.
@@ -292,7 +330,16 @@ class Bench:
         prompt, session = plain.prompt_token_ids, self.session
         results = (plain, found) if isinstance(found, GenerationResult) else (plain,)
         reused = max(result.stats.num_reused_tokens or 0 for result in results)
-        judgement = judge_outputs(session, self.capabilities, prompt, plain.settings, expected, other, reused=reused)
+        judgement = judge_outputs(
+            session,
+            self.capabilities,
+            prompt,
+            plain.settings,
+            expected,
+            other,
+            reused=reused,
+            stepped=_stepped(prompt, earlier),
+        )
         if judgement.verdict == "EXACT" or _same_text(plain, found):
             self.suite.verdicts.append(("EXACT", {}))
             return True
@@ -310,9 +357,21 @@ class Bench:
         drafter = f" + {called(running.drafter)}" if running.drafter else ""
         return (
             f"{called(running.target)}{drafter} ({self.case.kind}, k={running.num_speculative_tokens}) on "
-            f"{running.backend}, {running.engine} {running.engine_version}, {running.dtype}, {running.device}, "
+            f"{running.backend}, {running.engine} {running.engine_version}, {running.computes}, {running.device}, "
             f"{self.suite.hardware}"
         )
+
+
+def _stepped(prompt: Sequence[int], earlier: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[int, int]]:
+    """The spans of a prompt that decoding steps of earlier calls have run: an output's last token was not."""
+    found = set()
+    for asked, output in earlier:
+        text = [*asked, *output[:-1]]
+        common = first_difference(text, prompt)
+        common = len(text) if common is None else common
+        if common > len(asked):
+            found.add((len(asked), common))
+    return sorted(found)
 
 
 def _same_text(plain: GenerationResult, found: GenerationResult | Sequence[int]) -> bool:

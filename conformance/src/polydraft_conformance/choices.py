@@ -160,7 +160,9 @@ def rows_of(engine: SteppingEngine, prompt: Sequence[int], output: Sequence[int]
     return rows
 
 
-def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozenset[int], k: int, dtype: str) -> Trial:
+def scored_trial(
+    engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozenset[int], k: int, precision: str
+) -> Trial:
     """The choices of a streamed generation, with the logits of another engine.
 
     Args:
@@ -168,12 +170,12 @@ def scored_trial(engine: SteppingEngine, pieces: Streamed, eos_token_ids: frozen
         pieces: The generation under test.
         eos_token_ids: The request's.
         k: Draft tokens of a round; 0: plain decoding.
-        dtype: What the engine under test runs in.
+        precision: What the engine under test runs in.
     """
     result = pieces.result
     logits = rows_of(engine, result.prompt_token_ids, result.token_ids)
     largest = max(float(np.abs(row[np.isfinite(row)]).max()) for row in logits)
-    epsilon = max(epsilon_of(engine.running.dtype), epsilon_of(dtype))
+    epsilon = max(epsilon_of(engine.running.precision), epsilon_of(precision))
     slack = max(_FOREIGN_SLACK, _FOREIGN_EPSILONS * epsilon * largest)
     choices = _choices(pieces, logits, k)
     return Trial(result.settings, result.prompt_token_ids, choices, eos_token_ids, slack)

@@ -37,6 +37,8 @@ _VARIED_QUICK = frozenset(
     }
 )
 """Those checks of a quick run."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Keys of a config that a mixture of experts has."""
 _NO_WINDOW = 64
 """Used as the window where a target has full attention only: lengths around it are as good as any."""
 
@@ -56,6 +58,8 @@ class Pair:
     """What this one is a varied copy of."""
     k: int | None = None
     """The only k of a drafter that is part of the target's file; None: any."""
+    has_experts: bool = False
+    """Whether the target is a mixture of experts: rounding may send a token to other ones."""
 
     @property
     def name(self) -> str:
@@ -212,6 +216,11 @@ def sliding_window(config: dict[str, Any]) -> int:
     return window if isinstance(window, int) and window > 0 else _NO_WINDOW
 
 
+def _has_experts(config: dict[str, Any]) -> bool:
+    text: Any = config.get("text_config", config)
+    return any(text.get(name) for name in _EXPERTS)
+
+
 def _fixed_k(config: dict[str, Any]) -> int | None:
     inside = config.get(DRAFTER_INSIDE)
     return inside["num_speculative_tokens"] if isinstance(inside, dict) else None
@@ -233,7 +242,8 @@ def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
     drafters: list[tuple[DrafterKind, str]] = [(kind, drafter)]
     if kind != "ngram":
         drafters.append(("ngram", "ngram"))
-    return Pair(target, tuple(drafters), sliding_window(config), k=_fixed_k(config) if drafter == INSIDE else None)
+    k = _fixed_k(config) if drafter == INSIDE else None
+    return Pair(target, tuple(drafters), sliding_window(config), k=k, has_experts=_has_experts(config))
 
 
 def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -> list[Pair]:
@@ -259,7 +269,8 @@ def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -
         if "draft-model" not in drafters and (other := _draft_model(model, config, models, known)):
             drafters["draft-model"] = _PREFIX + other
         drafters["ngram"] = "ngram"
-        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), sliding_window(config), k=_fixed_k(config)))
+        window, k = sliding_window(config), _fixed_k(config)
+        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), window, k=k, has_experts=_has_experts(config)))
     return pairs
 
 

@@ -174,6 +174,49 @@ def test_what_an_earlier_turn_computed_is_in_the_control(session, reused, verdic
     assert judgement.verdict == verdict
 
 
+class TwoPrefillsSequence(ReferenceSequence):
+    """After a prefill that goes on from stored tokens (some of them by steps), one logit is a little larger."""
+
+    token, more, after, ways = 0, 0.0, (), ()
+
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
+        self.after = (*self.after, self.length)
+        return super().prefill(token_ids, sampler, keep_logits=keep_logits)
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits = logits.copy()
+        logits[:, self.token] += self.more * (self.after == self.ways)
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(
+    ("ways", "reused", "stepped", "verdict"),
+    [
+        ((0, 1), 1, (), "NEAR_TIE"),
+        ((0, 1), 0, (), "DIVERGED"),
+        ((0, 30), 30, (), "NEAR_TIE"),
+        # Two turns before: 12 tokens and 5 of an output, 3 more and 6 of an output, and the rest.
+        ((0, 17, 26), 26, ((12, 17), (20, 26)), "NEAR_TIE"),
+        ((0, 17, 26), 26, (), "DIVERGED"),
+        ((0, 17, 22), 22, ((12, 17), (20, 26)), "NEAR_TIE"),
+        ((0, 5, 9), 30, ((12, 17), (20, 26)), "DIVERGED"),
+    ],
+)
+def test_prompts_are_run_in_parts_as_earlier_turns_ran_them(session, ways, reused, stepped, verdict):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    changes = {"token": found[9], "more": 1.1 * margin, "ways": ways}
+    session.engine.sequence_class = type("Own", (TwoPrefillsSequence,), changes)
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=reused, stepped=stepped)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == verdict
+
+
 class LongMemorySequence(ReferenceSequence):
     """One logit is a little larger after a step of one token and one of two: their KV is of other sums."""
 
@@ -222,7 +265,7 @@ def test_rounding_is_judged_before_settings_scale_the_logits(session, settings):
     found = [*output[:20], (output[20] + 1) % 256, *output[21:]]
 
     def measured():
-        return measure_tie(session.engine, request(**settings), output, found, 20, 4, dtype="float32")
+        return measure_tie(session.engine, request(**settings), output, found, 20, 4, precision="float32")
 
     honest = measured()
     assert honest.steps <= honest.explained
@@ -250,6 +293,7 @@ def test_rows_without_noise_measure_none(session):
         (Noise(rows=1.0, prefill=1.0, largest_logit=8.0), "float32", 1.0),
         (Noise(rows=0.0, prefill=0.0, largest_logit=8.0), "bfloat16", 1.0),
         (Noise(rows=9.0, prefill=9.0, largest_logit=8.0), "Q8_0", 1.0),
+        (Noise(rows=9.0, prefill=0.0, largest_logit=8.0), "tf32", 0.125),
     ],
 )
 def test_what_rounding_explains(noise, dtype, limit):

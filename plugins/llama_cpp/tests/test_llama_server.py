@@ -175,6 +175,9 @@ def test_devices(gguf, stand_in, device, runs_on, own, flash):
         gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device=device
     ) as session:
         assert session.running.device == runs_on
+        on_cuda = runs_on != "cpu"
+        assert session.running.matmul_precision == ("tf32" if on_cuda else None)
+        assert on_cuda == any("float32 matrix products to tf32" in note for note in session.running.notes)
         found = flags(session)
     assert (found.get("--device"), found.get("--spec-draft-device"), found["--flash-attn"]) == (own, own, flash)
 

@@ -126,6 +126,7 @@ class Served:
             "num_speculative_tokens": running.num_speculative_tokens,
             "max_speculative_tokens": running.max_speculative_tokens,
             "dtype": running.dtype,
+            "matmul_precision": running.matmul_precision,
             "device": running.device,
             "exactness": running.exactness,
             "concurrency": running.concurrency,

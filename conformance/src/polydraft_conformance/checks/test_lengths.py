@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from polydraft.errors import PolydraftError
-from polydraft.verification import GreedySampler, difference, epsilon_of, first_difference
+from polydraft.verification import GreedySampler, difference, first_difference
 
 from polydraft_conformance.catalog import check, not_applicable, not_claimed
 from polydraft_conformance.claims import expect, exposes_logits
@@ -101,7 +101,7 @@ def test_prefill_at_every_length(polydraft_bench: Bench) -> None:
             f"differ by up to {max(gaps[length] for length in failed):.3g}, on {_TEXTS} texts; the engine's own noise "
             f"explains at most {limit:.3g}."
         )
-    if epsilon_of(polydraft_bench.session.running.dtype) < 1e-5:
+    if polydraft_bench.is_fine:
         # A model of few words back gives some tokens the same row whatever stands before them: not every text shows it.
         dropped = 0.0
         for variant in range(_DROPS):
@@ -331,7 +331,7 @@ def _continuation(bench: Bench, base: GenerationResult, count: int) -> str:
         if same and base.logprobs and found.logprobs:
             gap = _logprob_gap(rest, found)
             # A sixteenth of a nat: far above rounding in any dtype that tokens survive, far below a lost token.
-            bound = 0.0625 if epsilon_of(bench.session.running.dtype) < 1e-5 else 0.5
+            bound = 0.0625 if bench.is_fine else 0.5
             if gap > bound:
                 return f"log-probabilities after {len(prompt)} tokens differ by {gap:.3g} {how}, the tokens do not."
     return ""

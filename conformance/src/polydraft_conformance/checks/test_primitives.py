@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from polydraft.verification import GreedySampler, difference, epsilon_of, first_difference
+from polydraft.verification import GreedySampler, difference, first_difference
 
 from polydraft_conformance.catalog import check
 from polydraft_conformance.claims import expect, exposes_logits, has_model_drafter
@@ -30,20 +30,18 @@ def test_rows_equal_single_steps(polydraft_bench: Bench) -> None:
     Look at: In `EngineSequence.verify`, the positions of the rows (`length`, `length + 1`, ...) and the causal mask
     between them; in `prefill`, chunks.
     """
-    noise, dtype = polydraft_bench.noise, polydraft_bench.session.running.dtype
+    noise, running = polydraft_bench.noise, polydraft_bench.session.running
     polydraft_bench.numbers["noise"] = {
         "rows": noise.rows,
         "prefill": noise.prefill,
         "largest_logit": noise.largest_logit,
     }
-    # Rounding of a sum of n terms grows like sqrt(n) * epsilon; 64 covers the widths and depths of any model, and is
-    # far below what a wrong position or mask does.
-    bound = 64 * epsilon_of(dtype) * noise.largest_logit
+    bound = noise.rounding(running.precision)
     for name, value in (("one step of several tokens", noise.rows), ("a prefill", noise.prefill)):
         expect(
             value <= bound,
-            f"Logits of single steps and of {name} differ by {value:.3g}, more than rounding in {dtype} explains "
-            f"({bound:.3g}): positions or masks within a step are wrong.",
+            f"Logits of single steps and of {name} differ by {value:.3g}, more than rounding in {running.computes} "
+            f"explains ({bound:.3g}): positions or masks within a step are wrong.",
         )
 
 

@@ -338,7 +338,7 @@ def _distribution(bench: Bench, other: SteppingEngine | None, where: str) -> Evi
             )
         drafted.append(pieces.result.stats.num_draft_tokens)
         if other is not None:
-            evidence.add(scored_trial(other, pieces, frozenset(), bench.case.k, session.running.dtype))
+            evidence.add(scored_trial(other, pieces, frozenset(), bench.case.k, session.running.precision))
         else:
             entries = pieces.result.logprobs or ()
             expect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from polydraft_conformance.evidence import greedy_settings
 from polydraft_conformance.repeats import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
     from random import Random
 
@@ -28,6 +29,8 @@ _TURNS = 6
 _FIRST_TURN, _WHOLE_FIRST_TURN = 150, 420
 """Tokens of its first prompt. Whole engines may reuse whole blocks only, and not the last ones: vLLM on a CPU nothing
 below 400 tokens, with a drafter and a sliding window."""
+_Calls = list[tuple[Sequence[int], Sequence[int]]]
+"""Prompts and outputs."""
 _VARIANTS = 100
 """Texts of one set of turns: another set has others."""
 
@@ -47,7 +50,7 @@ def test_next_turn_after_every_end(polydraft_bench: Bench) -> None:
     """
 
     def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
-        failed: dict[str, str] = {}
+        seen: list[_Seen] = []
         turns = _known(polydraft_bench, text).turns
         for turn, truth in turns:
             # That it is the plain output up to its end is what other checks test; a near tie may change it.
@@ -57,9 +60,10 @@ def test_next_turn_after_every_end(polydraft_bench: Bench) -> None:
                 f"The turn after an output that {turn.end} ended is not what a fresh session gives: something of the "
                 "first turn is left (ghost KV)."
             )
-            _compare(bench, failed, turn.kind, truth, found, wrong)
+            said = turn.prompt[len(turn.first) :]  # the first output, and what the fresh prompt adds
+            seen.append(_Seen(turn.kind, truth, found, wrong, [(turn.first, said)]))
         bench.numbers["turns"] = len(turns)
-        return failed
+        return _failed(bench, seen)
 
     with _reusing(polydraft_bench) as bench:
         for message in repeated(bench, attempt).values():
@@ -79,14 +83,16 @@ def test_prompts_that_resemble_the_last(polydraft_bench: Bench) -> None:
     """
 
     def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
-        failed: dict[str, str] = {}
+        seen: list[_Seen] = []
         series = _known(polydraft_bench, text).series
+        earlier: _Calls = []
         for name, prompt, truth in series:
             found = bench.session.generate(list(prompt), **greedy_settings(_TURN))
             wrong = f"{name} gives another output than in a fresh session: an earlier prompt's cache was used."
-            _compare(bench, failed, name, truth, found, wrong)
+            seen.append(_Seen(name, truth, found, wrong, list(earlier)))
+            earlier.append((prompt, found.token_ids))
         bench.numbers["prompts"] = len(series)
-        return failed
+        return _failed(bench, seen)
 
     with _reusing(polydraft_bench) as bench:
         for message in repeated(bench, attempt).values():
@@ -108,13 +114,16 @@ def test_turns_reuse_what_is_there(polydraft_bench: Bench) -> None:
 
     def attempt(text: int, _only: Collection[str]) -> dict[str, str]:
         failed: dict[str, str] = {}
+        seen: list[_Seen] = []
         counts: list[int] = []
         before: tuple[int, ...] = ()
+        earlier: _Calls = []
         for number, (prompt, truth) in enumerate(_known(bench, text).conversation, 1):
             found = bench.session.generate(list(prompt), **greedy_settings(_TURN))
             what = f"Turn {number}" if number <= _TURNS else "A prompt that shares a beginning with the conversation"
             wrong = f"{what} gives another output than without reuse: the KV that it reuses is not that of its prompt."
-            _compare(bench, failed, what, truth, found, wrong)
+            seen.append(_Seen(what, truth, found, wrong, list(earlier)))
+            earlier.append((prompt, found.token_ids))
             reused, shared = found.stats.num_reused_tokens, _shared(before, prompt)
             if reused is None:
                 failed["silent"] = f"{what} does not say how many tokens it reuses, which reuses_prefixes claims."
@@ -133,7 +142,7 @@ def test_turns_reuse_what_is_there(polydraft_bench: Bench) -> None:
                 f"{len(counts)} prompts of a conversation reused nothing, though reuses_prefixes is claimed."
             )
         bench.numbers["reused"] = counts
-        return failed
+        return _failed(bench, seen) | failed
 
     with _reusing(polydraft_bench) as bench:
         for message in repeated(bench, attempt).values():
@@ -207,13 +216,28 @@ def _make_first_turn(bench: Bench, turn: _Turn) -> None:
             next(stream)
 
 
-def _compare(
-    bench: Bench, failed: dict[str, str], name: str, truth: GenerationResult, found: GenerationResult, wrong: str
-) -> None:
-    try:
-        bench.same(truth, found, wrong=wrong, names=("fresh session", "this session"))
-    except AssertionError as error:
-        failed.setdefault(name, str(error))
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An output of the session that reuses, with what it must equal."""
+
+    name: str
+    truth: GenerationResult
+    found: GenerationResult
+    wrong: str
+    """What is wrong if they differ."""
+    earlier: _Calls
+
+
+def _failed(bench: Bench, seen: Sequence[_Seen]) -> dict[str, str]:
+    """What differs, by name. Asked when all outputs are there: a verdict drops what the session keeps of its calls."""
+    failed: dict[str, str] = {}
+    for one in seen:
+        names = ("fresh session", "this session")
+        try:
+            bench.same(one.truth, one.found, wrong=one.wrong, names=names, earlier=one.earlier)
+        except AssertionError as error:
+            failed.setdefault(one.name, str(error))
+    return failed
 
 
 def _turns(fresh: Bench, random: Random, text: int) -> list[_Turn]:

@@ -13,6 +13,7 @@ from polydraft.contract import (
     Capabilities,
     LoadRequest,
     LocalModelRecord,
+    MatmulPrecision,
     PairRecord,
     SteppingEngine,
     WholeEngine,
@@ -31,6 +32,7 @@ def defective(
     *,
     whole: Callable[[ReferenceEngine], WholeEngine] | None = None,
     dtype: str | None = None,
+    matmul_precision: MatmulPrecision | None = None,
     **capabilities: Any,
 ) -> type[Backend]:
     """A reference backend with something changed.
@@ -39,6 +41,7 @@ def defective(
         sequence: Class of the engine's sequences.
         whole: Class of a whole engine, which is given the reference engine.
         dtype: What the engine says that it runs in.
+        matmul_precision: What it says of its matrix products.
         capabilities: Claims that differ.
     """
 
@@ -50,8 +53,9 @@ def defective(
             engine = super().load_engine(request)
             if sequence is not None:
                 engine.sequence_class = sequence
-            if dtype is not None:
-                engine.running = engine.running.model_copy(update={"dtype": dtype})
+            said = {"dtype": dtype, "matmul_precision": matmul_precision}
+            changed = {name: value for name, value in said.items() if value is not None}
+            engine.running = engine.running.model_copy(update=changed)
             return engine if whole is None else whole(engine)
 
     return Defective

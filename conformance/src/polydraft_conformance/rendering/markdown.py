@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from polydraft_conformance.rendering.statuses import worst_first
+from polydraft_conformance.rendering.statuses import said_of_products, worst_first
 from polydraft_conformance.rows import case_of_row
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def _head(data: Mapping[str, Any]) -> list[str]:
         f"- {versions}",
         f"- {counts or 'no checks were run'}{'; quick run' if options.get('quick') else ''}",
         f"- outputs compared: {verdicts or 'none'}",
+        *(f"- {said}" for said in [said_of_products(data["checks"])] if said),
     ]
 
 

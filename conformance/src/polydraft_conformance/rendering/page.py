@@ -14,7 +14,14 @@ from polydraft_conformance.rendering.markdown import first_line
 from polydraft_conformance.rendering.matrix import Cell, cell, ordered_checks
 from polydraft_conformance.rendering.plot import acceptance_plot, curves
 from polydraft_conformance.rendering.reading import label
-from polydraft_conformance.rendering.statuses import counted, look_of, rank_of, said_of_a_run, worst_first
+from polydraft_conformance.rendering.statuses import (
+    counted,
+    look_of,
+    rank_of,
+    said_of_a_run,
+    said_of_products,
+    worst_first,
+)
 from polydraft_conformance.rows import STATUSES, case_of_row
 
 if TYPE_CHECKING:
@@ -131,6 +138,8 @@ def _card(number: int, data: Mapping[str, Any]) -> str:
         lines.append(_bar(data))
         lines.append(f"<p class=chips>{''.join(_chip(count, status) for status, count in _summary(data))}</p>")
         lines.append(_verdicts(data.get("verdicts", {})))
+        if said := said_of_products(data["checks"]):
+            lines.append(f"<p class=note>{escape(said)}</p>")
         lines.append(_causes(number, data))
     lines.append("<dl>")
     lines += [f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value]

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Look", "Tone", "counted", "counted_by_status", "look_of", "rank_of", "said_of_a_run", "worst_first"]
+__all__ = [
+    "Look",
+    "Tone",
+    "counted",
+    "counted_by_status",
+    "look_of",
+    "rank_of",
+    "said_of_a_run",
+    "said_of_products",
+    "worst_first",
+]
 
 Tone = Literal["good", "bad", "warn", "off"]
 """``good`` is green, ``bad`` red, ``warn`` amber; ``off`` is grey: nothing was proven, and nothing is wrong."""
@@ -88,3 +98,11 @@ def said_of_a_run(status: str) -> tuple[str, str, str]:
     """What is said of a run of this status: in a heading, of one backend, of several."""
     words = status.replace("-", " ")
     return _RUNS.get(status, (words, words, words))
+
+
+def said_of_products(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What the engine says of its matrix products where it widens tolerances, a sentence; empty if it says nothing."""
+    said = sorted({row["numbers"]["matmul_precision"] for row in rows if "matmul_precision" in row["numbers"]})
+    if not said:
+        return ""
+    return f"The engine declares matrix products in {', '.join(said)}: tolerances are those of that precision."

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft_conformance.rendering.causes import causes
 from polydraft_conformance.rendering.matrix import ordered_checks
-from polydraft_conformance.rendering.statuses import Tone, counted_by_status, look_of, said_of_a_run, worst_first
+from polydraft_conformance.rendering.statuses import (
+    Tone,
+    counted_by_status,
+    look_of,
+    said_of_a_run,
+    said_of_products,
+    worst_first,
+)
 from polydraft_conformance.rendering.terminal import Line, clock
 from polydraft_conformance.rows import followed
 from polydraft_conformance.suitability import said_of_models
@@ -170,6 +177,8 @@ def result(data: Mapping[str, Any], *, seconds: float, planned: int) -> Iterator
         said = ", ".join(f"{count} {_words(name.lower())}" for name, count in verdicts.items())
         said = said.replace("near tie", "near tie" if verdicts.get("NEAR_TIE") == 1 else "near ties")
         yield [(f"outputs compared with plain decoding: {said}", None)]
+    if precisions := said_of_products(rows):
+        yield [(precisions, "warn")]
 
 
 def ending(

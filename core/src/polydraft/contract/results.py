@@ -19,6 +19,7 @@ __all__ = [
     "FinishReason",
     "GenerationResult",
     "GenerationStats",
+    "MatmulPrecision",
     "Round",
     "RunningInfo",
     "Segment",
@@ -39,6 +40,9 @@ else:
 
 EndReason = Literal["length", "eos", "context"]
 """Those by which an engine ends its output itself."""
+
+MatmulPrecision = Literal["tf32", "bfloat16", "float16"]
+"""What the factors of matrix products are rounded to; ``tf32``: NVIDIA's, of 10 bits after the point."""
 
 
 class TokenLogprobs(Record):
@@ -274,6 +278,9 @@ class RunningInfo(Record):
         "None: k is fixed.",
     )
     dtype: str
+    matmul_precision: MatmulPrecision | None = Field(
+        default=None, description="Precision of matrix products where it is below that of ``dtype``; None: that of it."
+    )
     device: str
     context_length: int
     exactness: Exactness = "standard"
@@ -312,7 +319,18 @@ class RunningInfo(Record):
             if self.drafter:
                 how += f" ({self.method})"
         exactness = "" if self.exactness == "standard" else f" · {self.exactness}"
-        return f"{engine} {self.engine_version} · {self.target} · {how} · {self.dtype} on {self.device}{exactness}"
+        runs = f"{self.computes} on {self.device}"
+        return f"{engine} {self.engine_version} · {self.target} · {how} · {runs}{exactness}"
+
+    @property
+    def computes(self) -> str:
+        """The dtype, with the precision of matrix products where it is lower: ``float32 (tf32 products)``."""
+        return self.dtype if self.matmul_precision is None else f"{self.dtype} ({self.matmul_precision} products)"
+
+    @property
+    def precision(self) -> str:
+        """What rounding follows: ``matmul_precision``, or the dtype."""
+        return self.matmul_precision or self.dtype
 
     def _repr_html_(self) -> str:
         k = (
@@ -325,7 +343,7 @@ class RunningInfo(Record):
             "drafter": self.drafter or self.method or "none",
             "k": str(k),
             "engine": f"{self.backend} ({self.engine} {self.engine_version})",
-            "runs as": f"{self.dtype} on {self.device}, in {self.process}",
+            "runs as": f"{self.computes} on {self.device}, in {self.process}",
             "context": _counted(self.context_length, "token"),
             "exactness": self.exactness,
         }
@@ -347,6 +365,7 @@ class RunningInfo(Record):
         device: str,
         context_length: int,
         concurrency: Literal["serial", "concurrent"],
+        matmul_precision: MatmulPrecision | None = None,
         notes: Iterable[str] = (),
     ) -> Self:
         """Describe an engine that loaded ``request`` as planned: pair, method, k and exactness are the request's.
@@ -359,9 +378,16 @@ class RunningInfo(Record):
             device: Device of the weights.
             context_length: Maximum number of tokens, prompt and output together.
             concurrency: ``serial``: calls wait for one another. ``concurrent``: they make progress together.
+            matmul_precision: Precision of matrix products where it is below the dtype's: a note tells the user.
             notes: Sentences for the user, added after the plan's own note; empty ones are dropped.
         """
         plan, packing = request.plan, request.packing
+        rounds = ""
+        if matmul_precision is not None:
+            rounds = (
+                f"{engine} rounds the factors of {dtype} matrix products to {matmul_precision} on {device}, so near "
+                f"ties are more frequent than in {dtype}."
+            )
         return cls(
             backend=request.backend,
             engine=engine,
@@ -372,6 +398,7 @@ class RunningInfo(Record):
             num_speculative_tokens=plan.num_speculative_tokens if plan.kind else 0,
             max_speculative_tokens=plan.max_speculative_tokens if plan.kind else None,
             dtype=dtype,
+            matmul_precision=matmul_precision,
             device=device,
             context_length=context_length,
             exactness=request.exactness,
@@ -379,7 +406,7 @@ class RunningInfo(Record):
             chosen_by=request.chosen_by,
             speculation_off=plan.off,
             packing=packing,
-            notes=tuple(note for note in (plan.note, *notes, packing.note if packing else "") if note),
+            notes=tuple(note for note in (plan.note, rounds, *notes, packing.note if packing else "") if note),
         )
 
 

@@ -49,6 +49,7 @@ def judge_outputs(
     found: Sequence[int],
     *,
     reused: int = 0,
+    stepped: Sequence[tuple[int, int]] = (),
     rounds: Sequence[int] = (),
 ) -> Judgement:
     """Judge two outputs of a session: what the conformance suite, ``polydraft verify`` and ``--compare`` call.
@@ -61,6 +62,7 @@ def judge_outputs(
         expected: The plain output, or the part of it that is compared.
         found: The output that must equal it.
         reused: Leading tokens of the prompt whose KV one of the two took over from an earlier turn.
+        stepped: The spans of these, start and end, that decoding steps had computed; in order, empty: not known.
         rounds: How many tokens each round of ``found`` gave, the prefill's first; empty: not known.
     """
 
@@ -87,8 +89,9 @@ def judge_outputs(
                 found,
                 position,
                 k,
-                dtype=running.dtype,
+                precision=running.precision,
                 reused=reused,
+                stepped=stepped,
                 rounds=rounds,
             )
         if "logprobs" not in capabilities.sampling:

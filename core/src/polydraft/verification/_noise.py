@@ -24,8 +24,8 @@ __all__ = ["EPSILON", "GreedySampler", "Logits", "Noise", "difference", "epsilon
 
 Logits = npt.NDArray[np.float32]
 
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Spacing of floating-point numbers just above 1, by dtype."""
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Spacing of floating-point numbers just above 1, by precision."""
 
 _ROUNDINGS = {"float64": 64.0, "float32": 64.0}
 _HALF_ROUNDINGS = 16.0
@@ -34,9 +34,9 @@ _GROWTH = 16.0
 """Tolerance as a multiple of the noise on another, short context: noise grows with the length of the context."""
 
 
-def epsilon_of(dtype: str) -> float:
-    """Spacing just above 1 of ``session.running.dtype``; names of quantised weights count as bfloat16."""
-    return EPSILON.get(dtype.rpartition(".")[2], EPSILON["bfloat16"])
+def epsilon_of(precision: str) -> float:
+    """Spacing just above 1 of ``session.running.precision``; names of quantised weights count as bfloat16."""
+    return EPSILON.get(precision.rpartition(".")[2], EPSILON["bfloat16"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +54,25 @@ class Noise:
         """The larger of the two."""
         return max(self.rows, self.prefill)
 
-    def explains(self, dtype: str) -> float:
+    def rounding(self, precision: str) -> float:
+        """How far rounding in ``session.running.precision`` moves a logit on contexts such as these, at most."""
+        roundings = _ROUNDINGS.get(precision.rpartition(".")[2], _HALF_ROUNDINGS)
+        return roundings * epsilon_of(precision) * self.largest_logit
+
+    def explains(self, precision: str) -> float:
         """How far rounding may move a logit on any other context; a larger difference is a defect.
 
-        Two limits, and the smaller one holds. By the dtype: some roundings of the largest logit, or, for engines that
-        compute below their dtype's precision, a multiple of what a prefill differs; that one is capped at bfloat16's
+        Two limits, and the smaller one holds. By the precision: some roundings of the largest logit, or, for engines
+        that compute below what they say, a multiple of what a prefill differs; that one is capped at bfloat16's
         roundings, as a prefill can be wrong, too. By this engine's own noise: a multiple of it.
 
         Args:
-            dtype: Of ``session.running``.
+            precision: Of ``session.running``.
         """
-        epsilon = epsilon_of(dtype)
-        rounding = _ROUNDINGS.get(dtype.rpartition(".")[2], _HALF_ROUNDINGS) * epsilon * self.largest_logit
         below_dtype = _GROWTH * min(self.prefill, EPSILON["bfloat16"] * self.largest_logit)
         # At least one rounding: an engine whose ways agree bit by bit here may differ by one elsewhere.
-        own = _GROWTH * max(self.most, epsilon * self.largest_logit)
-        return min(max(rounding, below_dtype), own)
+        own = _GROWTH * max(self.most, epsilon_of(precision) * self.largest_logit)
+        return min(max(self.rounding(precision), below_dtype), own)
 
 
 class GreedySampler:

@@ -17,7 +17,7 @@ from polydraft.verification._noise import GreedySampler, Logits, difference, mea
 from polydraft.verification._verdict import Tie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from polydraft.contract.requests import TokenRequest
     from polydraft.contract.results import TokenLogprobs
@@ -27,6 +27,9 @@ __all__ = ["measure_tie"]
 
 _BEFORE, _AFTER = 48, 16
 """Positions before and after the difference that the noise is measured at: rows of a large vocabulary are megabytes."""
+
+_Parts = tuple[tuple[int, bool], ...]
+"""Where each part of a prompt ends, and whether it is run as a step; others are prefills."""
 
 _CONTEXT = 3
 """The noise on another context is measured on this many blocks from the start of the text: short, so that it lies
@@ -41,8 +44,9 @@ def measure_tie(
     position: int,
     k: int,
     *,
-    dtype: str = "",
+    precision: str = "",
     reused: int = 0,
+    stepped: Sequence[tuple[int, int]] = (),
     rounds: Sequence[int] = (),
 ) -> Tie:
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
@@ -53,8 +57,10 @@ def measure_tie(
     (``Tie.explained``). With ``rounds``, the control also runs the output in steps of as many tokens as these had: what
     sums an earlier step was computed in is in the KV of all later ones.
 
-    Where one of the outputs took over KV of an earlier turn, decoding steps have computed some of it, in other sums
-    than a prefill. The control then also runs these tokens in blocks, of each size.
+    Where one of the outputs took over KV of an earlier turn, that has been computed in other sums than those of one
+    prefill: by prefills of parts, and by decoding steps. The control then also runs the prompt so, in a new sequence:
+    its reused tokens in a prefill of their own; in a prefill and blocks, from a few places on; and with ``stepped``, in
+    prefills and blocks where the earlier turns had them.
 
     Args:
         engine: The engine; new sequences are opened, one at a time.
@@ -64,8 +70,9 @@ def measure_tie(
         found: The other output.
         position: Index of the first token that differs; both have one there.
         k: The other output's number of speculative tokens, at most ``engine.max_draft_tokens``.
-        dtype: Of ``session.running``; names of quantised weights count as bfloat16.
+        precision: Of ``session.running``; names of quantised weights count as bfloat16.
         reused: Leading tokens of the prompt that were taken over.
+        stepped: The spans of these, start and end, that decoding steps had computed; in order, empty: not known.
         rounds: How many tokens each round of the other output gave, the prefill's first; empty: not known.
     """
     output = list(expected[: position + _AFTER])
@@ -89,19 +96,19 @@ def measure_tie(
     filtered = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p or settings.typical_p < 1.0)
     # The expected token was chosen though it was behind: a filter had removed the other one.
     cut = filtered and margin < 0
-    controls: list[tuple[Sequence[int], tuple[int, int, int] | None]]
-    controls = [(_cuts(output, k + 1, offset), None) for offset in range(k + 1)]
+    blocks = [_cuts(output, k + 1, offset) for offset in range(k + 1)]
     if sum(rounds) > position:
         ends = {total - 1 for total in accumulate(rounds)}
-        controls.append((sorted({0, *(end for end in ends if end < len(output) - 1), len(output) - 1}), None))
-    controls += [
-        (_cuts(output, k + 1, 0), (start, reused, size))
-        for start in sorted({1, max(1, reused // 2)})
-        for size in range(1, k + 2)
-        if reused > 1
-    ]
-    for cuts, stepped in controls:
-        for row in _run(engine, request, output, cuts, shown, stepped):
+        blocks.append(sorted({0, *(end for end in ends if end < len(output) - 1), len(output) - 1}))
+    controls: list[tuple[Sequence[int], _Parts]] = [(cuts, ()) for cuts in blocks]
+    if reused:
+        ways = {_parts(reused, stepped, size) for size in range(1, k + 2)} | {_parts(reused, (), 1)}
+        controls += [(cuts, way) for way in sorted(ways) for cuts in [_cuts(output, 1, 0), *blocks]]
+        places = sorted({1, max(1, reused // 2)})
+        ways = {_parts(reused, [(place, reused)], size) for place in places for size in range(1, k + 2)} - ways
+        controls += [(blocks[0], way) for way in sorted(ways)]
+    for cuts, parts in controls:
+        for row in _run(engine, request, output, cuts, shown, parts):
             gap = difference(plain[row.index], row.seen)
             # Rounding is judged before settings scale the logits: they may shrink a defect, or blow rounding up.
             steps.append(difference(raw[row.index], row.raw))
@@ -110,7 +117,7 @@ def measure_tie(
                 noise_here.append(gap)
                 # Likewise in the control: the other token was chosen from behind.
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
-            elif row.index > 0 or stepped:  # index 0 comes from the same prefill in both
+            elif row.index > 0 or parts:  # index 0 comes from the same prefill in both
                 noise.append(gap)
     start = [*request.prompt_token_ids, *expected][: _CONTEXT * (k + 1)]
     return Tie(
@@ -120,7 +127,7 @@ def measure_tie(
         noise=max(noise, default=None),
         noise_here=max(noise_here),
         steps=max(steps),
-        explained=measure_noise(engine, start, k + 1).explains(dtype),
+        explained=measure_noise(engine, start, k + 1).explains(precision),
         cut=cut,
         control=tuple(control),
     )
@@ -171,11 +178,11 @@ def _run(
     output: Sequence[int],
     cuts: Sequence[int],
     shown: range,
-    stepped: tuple[int, int, int] | None = None,
+    parts: _Parts = (),
 ) -> Iterator[_Row]:
-    """Run prompt and output in blocks, whose edges are ``cuts``; yields the rows in ``shown``.
+    """Run prompt and output, this in blocks, whose edges are ``cuts``; yields the rows in ``shown``.
 
-    ``stepped``: the part of the prompt that is run in blocks, too: its first token, its end, and their size.
+    ``parts``: those that the prompt is run in before the rest of it.
     """
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
     with (
@@ -190,15 +197,11 @@ def _run(
                     yield _Row(index, ops.numpy(seen)[0], ops.numpy(raw)[0], choice)
 
         # Prefill chooses output token 0, and the step that runs output token i chooses token i + 1.
-        rest = prompt
-        if stepped is not None:
-            start, end, size = stepped
-            ignored = GreedySampler(engine)
-            sequence.prefill(prompt[:start], ignored)
-            for at in range(start, end, size):
-                sequence.verify(prompt[at : min(at + size, end)], ignored)
-            rest = prompt[end:]
-        yield from rows(sequence.prefill(rest, sampler), 0)
+        ignored, at = GreedySampler(engine), 0
+        for end, is_step in parts:
+            (sequence.verify if is_step else sequence.prefill)(prompt[at:end], ignored)
+            at = end
+        yield from rows(sequence.prefill(prompt[at:], sampler), 0)
         for start, end in pairwise(cuts):
             yield from rows(sequence.verify(output[start:end], sampler), start + 1)
 
@@ -206,6 +209,19 @@ def _run(
 def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
     """The edges of blocks, the first of ``offset`` tokens, if any. Nothing is chosen after the last token."""
     return sorted({0, *range(offset, len(output) - 1, block), len(output) - 1})  # a set: an offset of 0 is an edge, too
+
+
+def _parts(length: int, stepped: Iterable[tuple[int, int]], size: int) -> _Parts:
+    """The first ``length`` tokens in parts: these spans in steps of ``size`` tokens, the first one and others not."""
+    parts: list[tuple[int, bool]] = []
+    at = 0
+    for begin, stop in stepped:
+        start, end = max(1, begin), min(stop, length)
+        if start < end:
+            parts += [(start, False)] * (start > at)
+            parts += [(min(each + size, end), True) for each in range(max(start, at), end, size)]
+            at = end
+    return (*parts, *[(length, False)] * (at < length))
 
 
 def _noise_terms(request: TokenRequest, position: int, token_ids: tuple[int, int]) -> tuple[float, float]:

@@ -6,12 +6,15 @@ Known from the GGUF header before llama.cpp is asked, which may end the process 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.gguf import GgufHeader
 from polydraft.errors import InvalidRequestError
 
-__all__ = ["check_layers", "context_bytes", "default_threads", "device_name"]
+if TYPE_CHECKING:
+    from polydraft.contract import MatmulPrecision
+
+__all__ = ["check_layers", "context_bytes", "default_threads", "device_name", "matmul_precision"]
 
 
 def device_name(name: str) -> str:
@@ -20,6 +23,20 @@ def device_name(name: str) -> str:
     if kind.lower() in {"mtl", "metal"}:
         return "mps"
     return f"{kind.lower()}:{name[len(kind) :] or '0'}"
+
+
+def matmul_precision(dtype: str, device: str) -> MatmulPrecision | None:
+    """What llama.cpp rounds the factors of a matrix product to, where that is below ``dtype``; None elsewhere.
+
+    On NVIDIA GPUs since Ampere its products of float32 are TF32 wherever a step has more than one row: its own kernels
+    up to 16 rows, and cuBLAS beyond. No option turns that off. Metal, Vulkan and the CPU keep float32.
+
+    Args:
+        dtype: Of the weights.
+        device: One or several names, as ``device_name`` gives them.
+    """
+    on_cuda = any(name.startswith("cuda") for name in device.split(","))
+    return "tf32" if dtype == "float32" and on_cuda else None
 
 
 def check_layers(option: str, layers: int | None, *, on_gpu: bool) -> None:

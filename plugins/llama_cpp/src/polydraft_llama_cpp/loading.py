@@ -13,7 +13,7 @@ from polydraft.engine_parts.memory import MemoryEstimate
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, context_bytes, default_threads
+from polydraft_gguf.resources import check_layers, context_bytes, default_threads, matmul_precision
 
 from polydraft_llama_cpp.bindings import engine_name, missing_for_mtp, version_of
 from polydraft_llama_cpp.context import Context, ContextSettings
@@ -81,12 +81,14 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
                 else Context(weights, replace(settings, swa_full=True), vocab_size=context.model.vocab_size)
             )
             undo.callback(side.free)
+        where = device.name if device else ",".join(found.name for found in devices() if not found.is_cpu)
         running = RunningInfo.of(
             request,
             engine=engine_name(),
             engine_version=version_of(),
             dtype=target.dtype,
-            device=device.name if device else ",".join(found.name for found in devices() if not found.is_cpu),
+            device=where,
+            matmul_precision=matmul_precision(target.dtype, where),
             context_length=length,
             concurrency="serial",
             notes=[note, target.note],

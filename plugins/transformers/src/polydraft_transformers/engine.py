@@ -6,7 +6,8 @@ import threading
 from importlib.metadata import version
 from typing import Any
 
-from polydraft.contract import EngineSequence, LoadRequest, RunningInfo, SteppingEngine, Tokenizer
+import torch
+from polydraft.contract import EngineSequence, LoadRequest, MatmulPrecision, RunningInfo, SteppingEngine, Tokenizer
 from polydraft.engine_parts.draft_model import DraftModelSequence
 
 from polydraft_transformers.array_ops import TorchOps
@@ -15,7 +16,16 @@ from polydraft_transformers.device_rounds import DeviceRounds
 from polydraft_transformers.drafters.mtp import MtpDrafter, MtpSequence
 from polydraft_transformers.sequence import TransformersSequence
 
-__all__ = ["TransformersEngine"]
+__all__ = ["TransformersEngine", "matmul_precision"]
+
+
+def matmul_precision(dtype: torch.dtype, device: torch.device) -> MatmulPrecision | None:
+    """What torch rounds the factors of float32 products to on a GPU, if the app has set it so; None: it does not.
+
+    Known of torch 2.9 and later: ``torch.set_float32_matmul_precision`` sets it, too.
+    """
+    set_to = getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
+    return "tf32" if (dtype, device.type, set_to) == (torch.float32, "cuda", "tf32") else None
 
 
 class TransformersEngine(SteppingEngine):
@@ -51,6 +61,7 @@ class TransformersEngine(SteppingEngine):
             engine="transformers",
             engine_version=version("transformers"),
             dtype=str(target.dtype).removeprefix("torch."),
+            matmul_precision=matmul_precision(target.dtype, target.device),
             device=str(target.device),
             context_length=context_length,
             concurrency="concurrent",

@@ -11,7 +11,7 @@ from polydraft.engine_parts import context_length
 from polydraft.errors import OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, context_bytes, default_threads
+from polydraft_gguf.resources import check_layers, context_bytes, default_threads, matmul_precision
 from polydraft_gguf.serving.engine import LlamaServerEngine
 from polydraft_gguf.serving.trial import drafts_as_planned
 
@@ -56,13 +56,14 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             raise SpeculationUnavailableError(
                 "llama.cpp's server drafts nothing with this drafter.", "Use another drafter, or `drafter=None`."
             )
-        speculates = request.plan.kind is not None
+        speculates, device = request.plan.kind is not None, _device(settings)
         running = RunningInfo.of(
             request,
             engine="xllamacpp",
             engine_version=version("xllamacpp"),
             dtype=target.dtype,
-            device=_device(settings),
+            device=device,
+            matmul_precision=matmul_precision(target.dtype, device),
             context_length=length,
             concurrency="concurrent",
             notes=[_PLAIN_NOTE if speculates else "", target.note],

@@ -19,7 +19,7 @@ from polydraft.errors import (
 )
 from polydraft_gguf.environment import needed_environment
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, default_threads
+from polydraft_gguf.resources import check_layers, default_threads, matmul_precision
 from polydraft_gguf.serving.client import Client
 from polydraft_gguf.serving.engine import LlamaServerEngine
 from polydraft_gguf.serving.trial import drafts_as_planned
@@ -85,6 +85,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             engine_version=found.version,
             dtype=target.dtype,
             device=found.device,
+            matmul_precision=matmul_precision(target.dtype, found.device),
             context_length=min(length, found.context_length or length),
             concurrency="serial",
             notes=[_PLAIN_NOTE if found.start_plain else "", target.note],
