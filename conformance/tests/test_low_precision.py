@@ -114,6 +114,7 @@ def test_rejected_near_ties_of_the_target_itself_are_accounted_for(conformance):
     assert failed(run) == {}
     (row,) = (row for row in run.report.rows if row.check == ITSELF[0])
     assert 0.85 <= row.numbers["acceptance"]["acceptance_rate"] < 1.0
+    assert row.numbers["rejected_near_ties"] > 0
 
 
 def test_rejected_drafts_that_are_no_near_ties_are_not_excused(conformance, monkeypatch):

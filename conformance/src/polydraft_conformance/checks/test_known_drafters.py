@@ -80,11 +80,10 @@ def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
     if not speculation.counted:
         # A whole engine may draft beyond the end of the output: those tokens are not accepted.
         rate = accepted / max(accepted, drafted - case.k * len(found.runs))
-    if least == 1.0 > rate >= _COARSE and not itself.is_fine:
-        runs = [(run.speculative, run.log) for run in found.runs]
-        itself.numbers["acceptance"]["near_ties"] = drafted - accepted
-        if all(log is not None and not _wrong_rounds(itself, result, log) for result, log in runs):
-            least = _COARSE
+    near_ties = least == 1.0 > rate >= _COARSE and not itself.is_fine
+    if near_ties and not any(run.log is None or _wrong_rounds(itself, run.speculative, run.log) for run in found.runs):
+        itself.numbers["rejected_near_ties"] = drafted - accepted
+        least = _COARSE
     expect(
         rate >= least,
         f"The target as its own drafter is not always right: the acceptance rate is {rate:.4f}, not at least {least} "
@@ -202,12 +201,13 @@ def _expect_right_to_the_end(
     expect(bool(rounds), f"{who} drafts nothing.")
     wrong = [one for one in rounds if (one.accepted or 0) < (one.drafted or 0)]
     least = _least_right(bench)
-    allowed = 0 if least == 1.0 else _NEAR_TIES if least > 0.9 else 3 + 2 * len(rounds) // 3
+    many = 3 + 2 * len(rounds) // 3
+    allowed = 0 if least == 1.0 else _NEAR_TIES if least > 0.9 else many
     prompt = len(found.result.prompt_token_ids)
     bench.numbers["long"] = {"rounds": len(rounds), "rejecting": len(wrong), "allowed": allowed}
     if len(wrong) <= allowed:
         return
-    if least == 1.0 and log is not None and not bench.is_fine and len(wrong) <= (1 - _COARSE) * len(rounds):
+    if least == 1.0 and log is not None and not bench.is_fine and len(wrong) <= many:
         ends = _wrong_rounds(bench, found.result, log)
         wrong = [one for one in wrong if one.before + (one.accepted or 0) in ends]
         if not wrong:
