@@ -149,10 +149,15 @@ def run_rounds(
     limit = min(request.settings.max_new_tokens, request.max_total_tokens - len(request.prompt_token_ids))
     left = limit - 1  # tokens that may still be emitted
     verified = perf_counter()
+    picked, again = request.num_speculative_tokens, 0  # k, and how many rounds repeat it
     while generation.finish_reason is None and not generation.cancelled():
-        # The bonus token always fits: a draft never reaches past the last token that may be emitted.
-        k = min(request.num_speculative_tokens if picks is None else picks.pick(left), left - 1)
         began, before = perf_counter(), verified
+        if again:
+            again -= 1
+        elif picks is not None:
+            picked, again = picks.pick(left)
+        # The bonus token always fits: a draft never reaches past the last token that may be emitted.
+        k = min(picked, left - 1)
         # What a grammar leaves no choice about needs no drafter, where it is as much as the drafter would be asked for.
         most = min(request.num_speculative_tokens, left - 1)
         draft = sampler.forced_drafts(stored, newest, most) if guided and most > 0 else []
@@ -181,7 +186,7 @@ def run_rounds(
             asked.rollback(stored)
             step, accepted = asked.verify([newest]), 0
             chosen = step.token_ids
-        elif picks is not None and not forced:
+        elif picks is not None and not again and not forced:
             picks.count(len(draft), accepted, drafted - began, verified - drafted, began - before)
         # The choice at the first wrong draft, or after the last draft, is the bonus token: accepted + 1 tokens in all.
         emitted = generation.emit(

@@ -63,13 +63,15 @@ _TICK = 1e-9
 """The shortest time, where the clock did not move."""
 _LOOK_EVERY = 4
 """Rounds between looks for a k that is worth trying."""
-_SETTLED, _LOOK_RARELY = 16, 16
-"""Choices in a row not to draft, after which one round in so many is thought about and measured: little is new, and
-where steps are short, thinking takes a share of them."""
-_GUARD, _REST = 0.006, 0.001
+_SETTLED, _LOOK_RARELY = 8, 16
+"""Rounds in a row without drafts, after which such looks, and with them all thinking, are so many rounds apart: little
+is new, and where steps are short, thinking takes a share of them."""
+_GUARD, _REST = 0.006, 0.0012
 """Share of the time that may be lost by trying the nearest alternative to plain decoding or to drafting, and others."""
 _FIRST_CREDIT, _MOST_CREDIT = 0.005, 2.0
 """What may be lost so at the start of a call: this share of its length, and at most so many plain rounds."""
+_WORTH = 0.4
+"""So much may be lost to try drafts that gain this much, if all of them are right; and less, where they gain less."""
 _GUARD_EVERY, _ANYWAY_EVERY = 24, 400
 """Rounds between two trials of that alternative: at least, and whatever it is thought to cost."""
 _YOUNG, _MEASURE_EVERY = 40, 16
@@ -79,18 +81,21 @@ _YOUNG, _MEASURE_EVERY = 40, 16
 class CallPicks(Protocol):
     """Picks k for the rounds of one call."""
 
-    def pick(self, left: int) -> int:
-        """k of the next round, when ``left`` tokens may still be emitted: 0 or more."""
+    def pick(self, left: int) -> tuple[int, int]:
+        """k of the next round, when ``left`` tokens may still be emitted: 0 or more; and how many rounds repeat it.
+
+        Only a round without drafts is repeated, and then the last one is counted in place of all.
+        """
 
     def count(
         self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, between: float = 0.0
     ) -> None:
-        """Count the round of the last ``pick``.
+        """Count the round of the last ``pick``, or the last one that repeated it.
 
         Args:
             drafted: Number of drafts; fewer than were asked for, or none, if the drafter had no more.
             accepted: How many of them were accepted.
-            draft_seconds: Time of ``propose``.
+            draft_seconds: Time of ``pick`` and ``propose``.
             verify_seconds: Time of ``verify``.
             between: Time from the end of the last round's ``verify`` to this round: text, statistics, the caller.
         """
@@ -223,9 +228,12 @@ class _Acceptance:
         self._usual = by_run.chances()
         self._run = 0
         self._views: tuple[list[float], list[float]] = [], []
+        self._chances: list[float] = []  # until the next count
 
     def chances(self, most: int) -> list[float]:
-        """That each of ``most`` drafts is accepted if those before it are."""
+        """That each of ``most`` drafts, or of more, is accepted if those before it are."""
+        if len(self._chances) >= most:
+            return self._chances
         rates = self._by_position
         prior = _PRIOR * rates.weight
         chance, by_position = 1.0, []
@@ -242,7 +250,8 @@ class _Acceptance:
         self._views = by_position, by_run
         odds = exp(max(min(self._right[1] - self._right[0], 30.0), -30.0))
         share = odds / (1 + odds)
-        return [one + share * (other - one) for one, other in zip(by_position, by_run, strict=True)]
+        self._chances = [one + share * (other - one) for one, other in zip(by_position, by_run, strict=True)]
+        return self._chances
 
     def _classes(self, drafts: int) -> list[int]:
         """By the run of each draft."""
@@ -266,6 +275,7 @@ class _Acceptance:
         for rates in (self._by_run, self._sessions[1]):
             rates.add(runs, accepted)
         self._run = self._run + accepted + 1 if accepted == drafted else 0
+        self._chances = []
 
 
 class SessionSchedule:
@@ -343,40 +353,49 @@ class CallSchedule:
         self._acceptance = session.acceptance()
         self._rounds = 0
         self._asked = 0
+        self._again = 0  # rounds that repeat the last choice
         self._rows = 0  # of the last round's ``verify``
-        self._plainly = 0  # choices in a row not to draft
+        self._plainly = 0  # rounds without drafts since one of drafts was best
         self._alone = False  # whether the last round emitted a single token
         self._looked = 0  # the round of the last look
         self._credit = 0.0  # plain rounds that may be lost by trying the nearest alternative
         self._trying = 0.0  # tokens per second of the best k, in a round that tries another one for the credit
 
-    def pick(self, left: int) -> int:
-        """k of the next round, when ``left`` tokens may still be emitted."""
+    def pick(self, left: int) -> tuple[int, int]:
+        """k of the next round, when ``left`` tokens may still be emitted, and how many rounds repeat it."""
         session, least = self._session, self._least
         drafting = session.drafting
         self._rounds += 1
         session.rounds += 1
         if self._rounds == 1:
             self._credit = -1.0
+        self._again = 0
         most = min(session.largest, left - 1)  # the bonus token always fits
         if most <= least:
             asked = most
         elif not drafting.total:
             asked = max(least, min(_FIRST_K, most))
-        elif self._settled():
-            asked = 0
         else:
             asked = self._best(most, left)
             if asked == 0 and drafting.total < _ENOUGH:
                 asked = min(2, most)
-            self._plainly = 0 if asked else self._plainly + 1
+            elif not asked:
+                self._rest(left)
         self._asked = asked
+        if not asked:
+            self._missed += 1 + self._again
         session.tried[asked] = session.rounds
-        return asked
+        return asked, self._again
 
-    def _settled(self) -> bool:
-        """Whether this round is one of many without drafts, and not one that is looked at."""
-        return self._plainly >= _SETTLED and self._rounds % _LOOK_RARELY != 0
+    def _rest(self, left: int) -> None:
+        """The choice not to draft stands until the next look for a k that is worth trying: nothing is learnt before."""
+        session = self._session
+        if session.rounds >= _YOUNG and not self._trying:
+            every = _LOOK_EVERY if self._plainly < _SETTLED else _LOOK_RARELY
+            self._again = min(every - self._rounds % every, left) - 1
+        self._rounds += self._again
+        session.rounds += self._again
+        self._plainly += 1 + self._again
 
     def _best(self, most: int, left: int) -> int:
         session, least = self._session, self._least
@@ -387,7 +406,7 @@ class CallSchedule:
         chance, tokens = 1.0, 1.0
         best, best_speed = 0, 1 / (seconds[0] + (0.0 if rows == 1 else change))
         speeds = [best_speed]
-        for k, rate in enumerate(self._acceptance.chances(most), 1):
+        for k, rate in enumerate(self._acceptance.chances(most)[:most], 1):
             chance *= rate
             if chance < _HARDLY:
                 break
@@ -403,6 +422,8 @@ class CallSchedule:
             if left * (seconds[0] - 1 / best_speed) < missed:
                 best = 0
         best = max(best, least)
+        if best:
+            self._plainly = 0
         return self._trial(speeds, best, 0.0 if best else missed, left) if looks and best < len(speeds) else best
 
     def _trial(self, speeds: list[float], best: int, missed: float, left: int) -> int:
@@ -414,9 +435,10 @@ class CallSchedule:
         seconds, top = session.seconds, speeds[best]
         plain = seconds[0]
         missed += 2 * session.changing  # to the other k and back
+        worth = 1.0 if best else self._worth()
         if self._credit == -1.0:
-            self._credit = min(_FIRST_CREDIT * left / top / plain, _MOST_CREDIT)
-        self._credit += _GUARD * (self._rounds - self._looked) * seconds[best] / plain
+            self._credit = worth * min(_FIRST_CREDIT * left / top / plain, _MOST_CREDIT)
+        self._credit += worth * _GUARD * (self._rounds - self._looked) * seconds[best] / plain
         self._looked = self._rounds
         guard = 0 if best else 1
         age = rounds - tried[guard]
@@ -429,23 +451,26 @@ class CallSchedule:
                 return guard
         chosen, most_owed = best, 0.0
         for k in range(max(self._least, 1), len(speeds)):
-            owed = (rounds - tried[k]) * _REST - (missed + seconds[k] * (1 - speeds[k] / top)) / plain
+            owed = (rounds - tried[k]) * worth * _REST - (missed + seconds[k] * (1 - speeds[k] / top)) / plain
             if owed > most_owed and k != best:
                 chosen, most_owed = k, owed
         return chosen
 
+    def _worth(self) -> float:
+        """Of what may be lost to try drafts, the share that they are worth by what they gain at best: 0 to 1."""
+        seconds = self._session.seconds
+        gain = max((k + 1) / took for k, took in enumerate(seconds)) * seconds[0] - 1
+        return min(gain / _WORTH, 1.0)
+
     def count(
         self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, between: float = 0.0
     ) -> None:
-        """Count the round of the last ``pick``."""
+        """Count the round of the last ``pick``, or the last one that repeated it."""
         session, asked = self._session, self._asked
-        if self._settled() and not asked:
-            self._alone = False
-            self._missed += 1
-            return
+        again = self._again > 0
         # Every second round says enough about times.
-        timed = session.rounds < _YOUNG or not self._rounds % 2
-        if self._alone and timed:
+        timed = again or session.rounds < _YOUNG or not self._rounds % 2
+        if (again or self._alone) and timed:
             session.between.add(1, between)
         self._alone = not accepted
         if self._trying:
@@ -455,13 +480,12 @@ class CallSchedule:
             self._credit = min(self._credit, _MOST_CREDIT)
             self._trying = 0.0
         rows = drafted + 1
-        if rows != self._rows:
+        if rows != self._rows and not again:
             session.changed(rows, verify_seconds)
         elif timed:
             session.verifying.add(rows, verify_seconds)
         self._rows = rows
         if not asked:
-            self._missed += 1
             return
         session.drawn += 0.05 * ((1.0 if drafted else 0.0) - session.drawn)
         if self._missed:
