@@ -39,7 +39,9 @@ class TorchOps:
         return torch.floor(array)
 
     def host_view(self, array: torch.Tensor) -> Any:
-        return array.detach().to(torch.float32).numpy() if array.device.type == "cpu" else None
+        if array.device.type != "cpu":
+            return None
+        return array.detach().numpy() if array.dtype == torch.float32 else array.detach().float().numpy()
 
     def noise_bits(self, token_ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         # Int32 wraps as uint32 does; only its right shifts must lose the sign.

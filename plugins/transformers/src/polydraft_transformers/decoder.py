@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -15,17 +17,21 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polydraft_transformers.gemma4 import Gemma4Network, is_gemma4
-from polydraft_transformers.kv_cache import KvCache
+from polydraft_transformers.kv_cache import KvCache, StepLayout
 from polydraft_transformers.llama import LlamaNetwork, is_llama
 from polydraft_transformers.prompt_attention import can_attend_prompt
 from polydraft_transformers.step_attention import can_attend
 from polydraft_transformers.step_products import runs_kernels
+from polydraft_transformers.traced import Traced
 
 __all__ = ["CHUNK", "LONG_CHUNK", "Decoder", "fixed_rows"]
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 CHUNK = 512
 LONG_CHUNK = 4096  # keeps a GPU busy; without masks, which would grow with it
+_MOST_PACKED = 1 << 24
+"""Bytes of a head of which a second copy is kept."""
+_PACKED_FOR = 5  # rows, about
 _KEPT_CACHES = 2
 """Caches of closed sequences kept for the next ones; what was captured over them is kept with them."""
 
@@ -46,6 +52,10 @@ class Network(Protocol):
         """
         ...
 
+    def traceable(self, rows: int) -> bool:
+        """Whether ``traced`` can record a step of so many rows: no operation depends on a value."""
+        ...
+
 
 class _ModuleNetwork:
     """Any other architecture, through Transformers' own module."""
@@ -58,6 +68,10 @@ class _ModuleNetwork:
         self._attention: Callable[[], AbstractContextManager[None]] = (
             partial(sdpa_kernel, SDPBackend.MATH) if views else nullcontext
         )
+
+    def traceable(self, rows: int) -> bool:
+        """Transformers' code is not known to be."""
+        return False
 
     def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
         masks = {kind: None if mask is None else mask[None, None] for kind, mask in cache.layout.masks.items()}
@@ -85,13 +99,22 @@ class Decoder:
             (the last ones of a tile, the tail of a vector): a position then always meets the same treatment.
         vocab_size: For a draft model: the target's number of tokens. The two may differ, as sizes are padded: ids that
             only the draft model has are never drafted, and for one that only the target has it runs its own last one.
+        own_experts: As for ``Gemma4Network``.
 
     Raises:
         UnsupportedError: Layers of a kind whose state this cache does not keep.
     """
 
-    def __init__(self, model: Any, step_rows: int, *, fixed: bool = False, vocab_size: int | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Any,
+        step_rows: int,
+        *,
+        fixed: bool = False,
+        vocab_size: int | None = None,
+        own_experts: bool = False,
+    ) -> None:
+        self.model = model.requires_grad_(False)  # what is recorded holds no weight with gradients
         base = getattr(model, "model", None)
         text_model: Any = getattr(base, "language_model", base)
         self.config = model.config.get_text_config()
@@ -118,7 +141,7 @@ class Decoder:
         self._run_table: Tensor | None = None
         self.network: Network
         if is_gemma4(text_model):
-            self.network = Gemma4Network(text_model)
+            self.network = Gemma4Network(text_model, own_experts=own_experts)
             self.embedding = self.network.embedding
             if text_model is not base:
                 self.run_as |= _media_as_padding(model.config)
@@ -132,6 +155,11 @@ class Decoder:
         )
         self.runs_rounds = self.captures and runs_kernels(self.device)
         """Whether rounds run on the device (``device_rounds``)."""
+        self.traced: Traced | None = None
+        """Records steps on a CPU; fixed ones stay as they are, and None elsewhere."""
+        if self.device.type == "cpu" and not fixed:
+            self.traced = Traced()
+        self._packed_head = None if fixed else _packed(self.lm_head)
         sizes = self.network.head_dims if isinstance(self.network, Gemma4Network) else {0}
         self._by_positions = can_attend(self.device, sizes)
         self._prompts_by_positions = can_attend_prompt(self.device, self.dtype, sizes)
@@ -150,11 +178,44 @@ class Decoder:
             self._run_table = table.to(self.device)
         return self._run_table[token_ids]
 
+    def run_rows(self, token_ids: Tensor, cache: KvCache) -> tuple[Tensor, Tensor]:
+        """Run the rows of a step that is laid out.
+
+        Returns:
+            Final-normed hidden rows (rows, hidden_size) and logits (rows, vocab).
+        """
+        hidden = self._run_network(token_ids, cache)
+        return hidden, self.logits(hidden)
+
+    def _run_network(self, token_ids: Tensor, cache: KvCache) -> Tensor:
+        rows, layout, seen = token_ids.shape[0], cache.layout, cache.seen()
+        if self.traced is None or not seen or not self.network.traceable(rows):
+            return self.network.run(token_ids, cache)
+        # As in ``MtpDrafter.steps``.
+        slides, layers = layout.ring is not None, tuple(seen)
+        masked = {kind: mask is not None for kind, mask in layout.masks.items()}
+
+        def run(token_ids: Tensor, positions: Tensor, slots: Tensor, *others: Tensor) -> tuple[Tensor]:
+            rest = iter(others)
+            ring = next(rest) if slides else None
+            masks = {kind: next(rest) if has_mask else None for kind, has_mask in masked.items()}
+            step = StepLayout(positions, -1, masks, slots=slots, ring=ring)
+            cache = self.new_cache().stand_in(step, {layer: (next(rest), next(rest)) for layer in layers})
+            return (self.network.run(token_ids, cache),)
+
+        inputs = layout.positions, layout.slots, layout.ring, *layout.masks.values(), *chain(*seen.values())
+        given = [token_ids, *(one for one in inputs if one is not None)]
+        return self.traced.run(("step", rows, *masked.values()), run, given)[0]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden rows (rows, hidden_size), soft-cap applied: (rows, vocab)."""
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor
+        if self._packed_head is not None and hidden.shape[0] > 1:
+            logits = torch.ops.mkldnn._linear_pointwise(hidden, self._packed_head, None, "none", [], "")
+        else:
+            logits = self.lm_head(hidden)
         if self.softcap is not None:
-            capped = torch.tanh(logits / self.softcap) * self.softcap
+            capped = (logits / self.softcap).tanh_().mul_(self.softcap)
             # 0 * logits is 0, but NaN where they are infinite: the cap would hide it from the sampler.
             logits = capped.add_(logits, alpha=0)
         missing = self.missing_columns
@@ -165,21 +226,42 @@ class Decoder:
         try:
             cache = self._free.pop()
         except IndexError:
-            window = self.config.sliding_window if "sliding_attention" in self.layer_types else None
-            windows = [window if kind == "sliding_attention" else None for kind in self.layer_types]
-            return KvCache(
-                windows,
-                self.step_rows,
-                self.dtype,
-                masked=not self._by_positions,
-                masks_prompts=not self._prompts_by_positions,
-            )
+            return self.new_cache()
         cache.clear()
         return cache
+
+    def new_cache(self) -> KvCache:
+        """An empty cache without buffers."""
+        window = self.config.sliding_window if "sliding_attention" in self.layer_types else None
+        windows = [window if kind == "sliding_attention" else None for kind in self.layer_types]
+        return KvCache(
+            windows,
+            self.step_rows,
+            self.dtype,
+            masked=not self._by_positions,
+            masks_prompts=not self._prompts_by_positions,
+        )
 
     def give_back(self, cache: KvCache) -> None:
         """Take back a cache that is no longer used, and in which no forward failed."""
         self._free.append(cache)
+
+
+def _packed(head: Any) -> Tensor | None:
+    """A copy of a small head's weight for oneDNN, which on x86 takes half of MKL's time for the few rows of a step.
+
+    One row is read as fast without. None elsewhere.
+    """
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_mkldnn or platform.machine() not in {"x86_64", "AMD64"}:
+        return None
+    if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None:
+        return None
+    weight = head.weight.detach()
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.nbytes > _MOST_PACKED:
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
+    return packed
 
 
 def _layer_types(config: Any) -> list[str]:

@@ -51,7 +51,7 @@ class Norm:
         width: Of the last axis.
         eps: Added to the mean square.
         like: A tensor of the device and dtype that it is used with.
-        factor: What the normed row is multiplied by after the gain, which is then rounded on its own.
+        factor: What the normed row is multiplied by after the gain; rounded on its own, but not in float32 on a CPU.
     """
 
     def __init__(
@@ -66,25 +66,27 @@ class Norm:
         self._short = like.device.type == "cpu" and like.dtype == torch.float32
         self._floor = like.new_tensor((width * eps) ** 0.5)
         # A tensor in any case: torch takes longer to multiply by a number.
-        self._gain = like.new_tensor(width**0.5) if weight is None else weight.detach() * width**0.5
+        scale = width**0.5 * (factor or 1.0)
+        self._gain = like.new_tensor(scale) if weight is None else weight.detach() * scale
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Norm rows, shape (..., width)."""
+        if self._short:
+            return self._unit(hidden).mul_(self._gain)
         if self.factor is not None:
             normed = functional.rms_norm(hidden, self._shape, None, self.eps)
             return (normed if self.weight is None else normed * self.weight) * self.factor
-        if self._short:
-            return self._unit(hidden) * self._gain
         return functional.rms_norm(hidden, self._shape, self.weight, self.eps)
 
     def added(self, hidden: Tensor, branch: Tensor) -> Tensor:
         """``hidden`` plus the normed ``branch``, both (rows, width)."""
-        if self._short and self.factor is None:
+        if self._short:
             return torch.addcmul(hidden, self._unit(branch), self._gain)
         return hidden + self(branch)
 
     def _unit(self, hidden: Tensor) -> Tensor:
-        unit: Tensor = hidden / torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), self._floor)
+        # What is new is changed in place here and below: to get memory takes longer than to fill it.
+        unit: Tensor = hidden / torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).hypot_(self._floor)
         return unit
 
 
@@ -116,7 +118,7 @@ def add_normed_by_definition(
         branch = mixed(branch, *mixture)
     hidden = after.added(hidden, branch)
     if scalar is not None:
-        hidden = hidden * scalar
+        hidden = hidden.mul_(scalar)
     return hidden, *(norm(hidden) for norm in before)
 
 
@@ -174,7 +176,7 @@ def add_normed(
 
 def gated_by_definition(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
     """``gated`` in torch's operations."""
-    return functional.gelu(add_parts(gate, dtype), approximate="tanh") * add_parts(up, dtype)
+    return functional.gelu(add_parts(gate, dtype), approximate="tanh").mul_(add_parts(up, dtype))
 
 
 def gated(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
@@ -216,13 +218,14 @@ def rotate_and_store_by_definition(
         kv_heads: Of keys.
     """
     normed = norm(projected)
-    rotated = normed[:, : heads + kv_heads] * gain
+    rotated = (normed.narrow(1, 0, heads + kv_heads) if kv_heads else normed) * gain
     # Rolling by half a head swaps its halves; the minus of the rotation is in ``signed_sin``.
-    rotated = torch.addcmul(rotated * cos, rotated.roll(projected.shape[-1] // 2, -1), signed_sin)
+    swapped = rotated.roll(int(projected.shape[-1]) // 2, -1)
+    rotated = rotated.mul_(cos).addcmul_(swapped, signed_sin)
     if not kv_heads:
         return rotated, None, None
     # Values get neither gain nor rotation. Without projections of their own they are the normed keys'.
-    return rotated[:, :heads], rotated[:, heads:], normed[:, -kv_heads:]
+    return rotated.narrow(1, 0, heads), rotated.narrow(1, heads, kv_heads), normed.narrow(1, -kv_heads, kv_heads)
 
 
 def rotate_and_store(

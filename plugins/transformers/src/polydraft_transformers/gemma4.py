@@ -34,6 +34,8 @@ from polydraft_transformers.step_products import multiply, multiply_gated
 __all__ = ["Caches", "Context", "Gemma4Network", "attend_by_definition", "is_gemma4", "is_plain", "joined"]
 
 _MODELS = {"Gemma4TextModel", "Gemma4UnifiedTextModel"}
+_FEW_BYTES = 1 << 22
+"""Of a layer's experts: on a CPU to run them all takes less time than to tell which ones the rows chose."""
 
 Context = tuple[Tensor, Tensor, list[Tensor | None]]
 """Of one kind of attention: cosines and signed sines, (rows, 1, head_dim), and the mask of each sequence, (queries,
@@ -106,14 +108,14 @@ class _Attention:
 
     def run(self, hidden: Tensor, context: Context, cache: Caches) -> Tensor:
         """Attend; shapes (rows, hidden_size) in and out, or (parts, rows, hidden_size) out: see ``multiply``."""
-        rows = hidden.shape[0]
+        rows = len(hidden)
         cos, signed_sin, masks = context
         if not cache.layout.masks:
             projected = multiply(hidden, self.projection)
             projected = projected.view(*projected.shape[:-1], -1, self.head_dim)
             seen = self._attend_by_positions(projected, cos, signed_sin, cache)
             return multiply(seen.view(rows, -1), self.out)
-        projected = functional.linear(hidden, self.projection).view(rows, -1, self.head_dim)
+        projected = torch.mm(hidden, self.projection.t()).view(rows, -1, self.head_dim)
         queries, new_keys, new_values = rotate_and_store_by_definition(
             projected, self.normed, self.gain, cos, signed_sin, self.heads, self.kv_heads
         )
@@ -128,7 +130,7 @@ class _Attention:
                 own_keys, own_values = (part if part is None else part[own] for part in (new_keys, new_values))
                 found.append(attend_by_definition(queries[own], own_keys, own_values, mask, one, *kept))
             seen = torch.cat(found)
-        return functional.linear(seen.reshape(rows, -1), self.out)
+        return torch.mm(seen.reshape(rows, -1), self.out.t())
 
     def _attend_by_positions(self, projected: Tensor, cos: Tensor, signed_sin: Tensor, cache: Caches) -> Tensor:
         """In kernels, from projections, (rows, heads of all, head_dim), or their parts: (rows, heads, head_dim)."""
@@ -179,7 +181,7 @@ def attend_by_definition(
         keys, values = cache.attended(source)
     if cache.layout.is_prompt:
         return _attend_prompt(queries, keys, values, mask, groups, scale)
-    rows, heads, head_dim = queries.shape
+    rows, heads, head_dim = map(int, queries.shape)  # constants of what is recorded
     in_order = rows == 1 or groups == heads
     # (rows, kv_heads, groups, head_dim) -> (1, kv_heads, rows * groups, head_dim), as the mask's rows
     if not in_order:
@@ -216,9 +218,10 @@ class _Layer:
         module: ``Gemma4TextDecoderLayer``.
         source: The layer whose KV its attention reads.
         read_heads: KV heads of that layer.
+        own_experts: Whether it may run experts in another way than Transformers' modules do.
     """
 
-    def __init__(self, module: Any, source: int, read_heads: int) -> None:
+    def __init__(self, module: Any, source: int, read_heads: int, *, own_experts: bool) -> None:
         self.module = module
         self.attention = _Attention(module.self_attn, source, read_heads)
         self.gate_up = joined(module.mlp.gate_proj, module.mlp.up_proj)
@@ -235,7 +238,9 @@ class _Layer:
             self.reads_sum.append(_norm(module.pre_feedforward_layernorm_2))
             # Whose kernels route and mix; else Transformers' modules do.
             self.few_rows = module.experts.config._experts_implementation == FEW_ROWS
-            if self.few_rows:
+            weights = module.experts.gate_up_proj, module.experts.down_proj
+            self.all_experts = own_experts and sum(weight.nbytes for weight in weights) <= _FEW_BYTES
+            if self.few_rows or self.all_experts:
                 router = module.router
                 width = router.hidden_size
                 norm = Norm(router.scale, width, router.norm.eps, router.scale, factor=router.scalar_root_size)
@@ -291,9 +296,8 @@ class _Layer:
             scores = multiply(for_router, router.proj.weight)
             weights, chosen = step_experts.route(scores, router.per_expert_scale, router.config.top_k_experts)
             if len(hidden) <= MOST_ROWS:
-                return step_experts.mix(
-                    normed, experts.gate_up_proj, experts.down_proj, weights, chosen, "gelu_pytorch_tanh"
-                )
+                mix = step_experts.mix_all if self.all_experts else step_experts.mix
+                return mix(normed, experts.gate_up_proj, experts.down_proj, weights, chosen, "gelu_pytorch_tanh")
         mixed: Tensor = experts(normed, chosen, weights)
         return mixed
 
@@ -304,9 +308,16 @@ class Gemma4Network:
     Args:
         text_model: ``Gemma4TextModel`` or its unified twin; see ``is_gemma4``.
         target_sources: For an assistant, by kind of attention: the target's layer that it reads, and its KV heads.
+        own_experts: Whether the rows of a step may run through experts in another way than Transformers' modules do.
     """
 
-    def __init__(self, text_model: Any, target_sources: Mapping[str, tuple[int, int]] | None = None) -> None:
+    def __init__(
+        self,
+        text_model: Any,
+        target_sources: Mapping[str, tuple[int, int]] | None = None,
+        *,
+        own_experts: bool = False,
+    ) -> None:
         self._model = text_model
         self._layers: list[_Layer] = []
         self._storing = 0
@@ -318,7 +329,7 @@ class Gemma4Network:
                 self._storing = index + 1
                 # Later layers overwrite earlier ones: sharing layers read the last owner of their kind.
                 sources[attention.layer_type] = (index, attention.k_proj.out_features // attention.head_dim)
-            self._layers.append(_Layer(module, *sources[attention.layer_type]))
+            self._layers.append(_Layer(module, *sources[attention.layer_type], own_experts=own_experts))
         self._groups = {layer.attention.kind: layer.attention.groups for layer in self._layers}
         self._frequencies = {kind: self._signed_frequencies(kind) for kind in self._groups}
         # Of each layer's input, and of the output.
@@ -340,6 +351,10 @@ class Gemma4Network:
         # cos is even and sin odd: with the first half negative, one product serves x * cos + roll(x) * sin.
         frequencies = getattr(self._model.rotary_emb, f"{kind}_inv_freq").float()
         return torch.cat([-frequencies, frequencies])
+
+    def traceable(self, rows: int) -> bool:
+        """As ``decoder.Network``'s: Transformers' experts look at what the router chose."""
+        return rows <= MOST_ROWS and all(layer.all_experts for layer in self._layers if layer.experts)
 
     def run(self, token_ids: Tensor, cache: Caches) -> Tensor:
         """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size).
@@ -376,7 +391,7 @@ class Gemma4Network:
         contexts: dict[str, Context] = {}
         for kind, frequencies in self._frequencies.items():
             # (rows, 1, head_dim), in float32: bfloat16 holds integers exactly only up to 256.
-            angles = (layout.positions[:, None].float() * frequencies)[:, None]
+            angles = layout.positions.view(-1, 1, 1).float() * frequencies
             cos, sin = angles.cos(), angles.sin()
             scale = getattr(self._model.rotary_emb, f"{kind}_attention_scaling")
             if scale != 1.0:
@@ -415,7 +430,7 @@ class Gemma4Network:
     def _per_layer_inputs(self, token_ids: Tensor, embedded: Tensor) -> Tensor:
         """Per-layer embeddings, shape (rows, layers, hidden_size_per_layer_input)."""
         model = self._model
-        shape = (token_ids.shape[0], len(self._layers), self._per_layer_width)
+        shape = (len(token_ids), len(self._layers), self._per_layer_width)
         looked_up = self._per_layer_embedding(token_ids).view(shape)
         projected = functional.linear(embedded, model.per_layer_model_projection.weight)
         projected = (projected * model.per_layer_model_projection_scale).view(shape)

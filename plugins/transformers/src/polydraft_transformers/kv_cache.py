@@ -50,7 +50,7 @@ class StepLayout:
     positions: Tensor
     """Int64, shape (rows,)."""
     span: int
-    """Slots of the full layers that are attended."""
+    """Slots of the full layers that are attended; -1: all that there are."""
     masks: dict[str, Tensor | None]
     """For each kind of layer: additive (0 or -inf), shape (rows, keys), in the model's dtype; None: all is seen. Empty
     where attention goes by positions."""
@@ -128,6 +128,8 @@ class KvCache:
         self._masks_prompts = masks_prompts
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._table: Tensor | None = None
+        # Of masks, and for how many tokens they are made: see ``_make_tables``.
+        self._tables: tuple[int, Tensor, tuple[Tensor, ...]] | None = None
         self._moved = False  # whether the table does not say where the buffers are
         self.made = next(_MADE)
         """Changes when buffers are made, and no other cache has the same: who knows where they were looks again."""
@@ -138,7 +140,15 @@ class KvCache:
         self._written = 0  # end of the positions that have been written since the cache was empty
         self.layout: StepLayout
 
-    def begin_step(self, positions: Tensor, span: int, slots: Tensor | None = None, *, all_seen: bool = False) -> None:
+    def begin_step(
+        self,
+        positions: Tensor,
+        span: int,
+        slots: Tensor | None = None,
+        *,
+        all_seen: bool = False,
+        first: int | None = None,
+    ) -> None:
         """Lay out the step that follows. Every shape follows from the arguments' shapes, so that it can be captured.
 
         Args:
@@ -149,10 +159,24 @@ class KvCache:
                 its position, of them one more than the window holds (create_bidirectional_sliding_window_mask in
                 Transformers' masking_utils.py).
             all_seen: Whether every slot within ``span`` is seen, so that full layers need no mask.
+            first: Where the host knows it, the first of positions that follow one another; on a CPU masks are then
+                looked up.
         """
         near = 1 if slots is None else 0  # distance of the nearest token that a row sees
+        self.reserve(span)
+        ring = None if slots is None or self._window is None else slots % self.ring
+        found = None
+        if first is not None and self.masked and positions.is_cpu:
+            found = self._looked_up(first, len(positions), span, near)
+        if found is not None:
+            full, sliding = found
+            masks: dict[str, Tensor | None] = {"full_attention": None if all_seen else full}
+            if sliding is not None:
+                masks["sliding_attention"] = sliding
+            self.layout = StepLayout(positions, span, masks, near, slots, ring)
+            return
         column = positions[:, None]
-        masks: dict[str, Tensor | None] = {}
+        masks = {}
         if self.masked:
             seen = None if all_seen else torch.arange(near, near + span, device=positions.device) <= column
             masks["full_attention"] = seen if seen is None else self._additive(seen)
@@ -161,9 +185,40 @@ class KvCache:
             # row or a rejected draft has overwritten seems at least `ring - 2 * step_rows` back: outside the window.
             back = (column - torch.arange(near, near + self.ring, device=positions.device)) % self.ring
             masks["sliding_attention"] = self._additive(back < (column + 1 - near).clamp(max=self._window + near))
-        ring = None if slots is None else slots % self.ring
         self.layout = StepLayout(positions, span, masks, near, slots, ring)
-        self.reserve(span)
+
+    def _looked_up(self, first: int, rows: int, span: int, near: int) -> tuple[Tensor, Tensor | None] | None:
+        """The masks of full and sliding layers for the rows at ``first`` and after, as views of tables.
+
+        None where rows need a mask that no table has: some see a whole window, and others less.
+        """
+        whole = self._window is not None and first >= self._window + 2 * near - 1
+        if not whole and self._window is not None and first + rows > self._window + 2 * near:
+            return None
+        if self._tables is None or self._tables[0] < self.capacity:
+            self._tables = self.capacity, *self._make_tables(self.capacity)
+        size, full, sliding = self._tables
+        start = size - first + near
+        causal = full[:rows, start : start + span]
+        if self._window is None:
+            return causal, None
+        if not whole:
+            return causal, full[:rows, start : start + self.ring]
+        start = (near - first) % self.ring
+        return causal, sliding[near][:rows, start : start + self.ring]
+
+    def _make_tables(self, size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Masks of which every row's is the one before it moved by a slot, for the rows of a step.
+
+        Row r of the first sees what is not beyond column ``size + r``, and of each other one, which repeat, the
+        window before it: as the rows of steps do, and as those of an MTP drafter.
+        """
+        row = torch.arange(self._spare)[:, None]
+        full = self._additive(torch.arange(size + self._spare + self.ring) <= row + size)
+        if self._window is None:
+            return full, ()
+        back = (row - torch.arange(2 * self.ring)) % self.ring
+        return full, tuple(self._additive(back < self._window + near) for near in (0, 1))
 
     def begin_prompt(self, count: int, device: torch.device, *, kept: int, records: bool = False) -> None:
         """Lay out a chunk of the prompt: ``count`` tokens after the stored ones, of which the last ``kept`` go on.
@@ -299,9 +354,19 @@ class KvCache:
     def attended(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer whose rows are stored; layers that share its KV ask for them again."""
         keys, values = self._buffers[layer_idx]
-        if self.windows[layer_idx] is not None:
+        span = self.layout.span
+        if span == -1 or self.windows[layer_idx] is not None:
             return keys, values
-        return keys[:, :, : self.layout.span], values[:, :, : self.layout.span]
+        return keys.narrow(2, 0, span), values.narrow(2, 0, span)
+
+    def seen(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layer that stores KV: what the step that is laid out attends to, its own rows included."""
+        return {layer: self.attended(layer) for layer in self._buffers}
+
+    def stand_in(self, layout: StepLayout, seen: dict[int, tuple[Tensor, Tensor]]) -> KvCache:
+        """Become another cache of the same model, as far as a step needs it: with its layout and what is ``seen``."""
+        self.layout, self._buffers = layout, seen
+        return self
 
     def reserve(self, tokens: int) -> None:
         """Give the full layers room for so many tokens; captured steps with masks over smaller buffers are dropped."""

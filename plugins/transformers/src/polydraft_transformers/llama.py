@@ -72,20 +72,20 @@ class _Layer:
 
     def run(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor, mask: Tensor | None, cache: KvCache) -> Tensor:
         """Run rows: (rows, hidden_size) in and out."""
-        rows, heads = hidden.shape[0], self.heads
-        projected = functional.linear(self.before_attention(hidden), self.projection).view(rows, -1, self.head_dim)
-        rotated = projected[:, : heads + self.kv_heads]
+        rows, heads = len(hidden), self.heads
+        projected = torch.mm(self.before_attention(hidden), self.projection.t()).view(rows, -1, self.head_dim)
+        rotated = projected.narrow(1, 0, heads + self.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             rotated = torch.cat([self.query_norm(rotated[:, :heads]), self.key_norm(rotated[:, heads:])], 1)
         # As in ``fused_layers.rotate_and_store_by_definition``.
-        rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, -1), signed_sin)
-        seen = attend_by_definition(
-            *(rotated[:, :heads], rotated[:, heads:], projected[:, -self.kv_heads :], mask, cache),
-            *(self.index, self.groups, self.scale),
-        )
-        hidden = torch.addmm(hidden, seen.reshape(rows, -1), self.out)
-        gate, up = functional.linear(self.before_dense(hidden), self.gate_up).chunk(2, -1)
-        return torch.addmm(hidden, functional.silu(gate) * up, self.down)
+        rotated = (rotated * cos).addcmul_(rotated.roll(self.head_dim // 2, -1), signed_sin)
+        queries, keys = rotated.narrow(1, 0, heads), rotated.narrow(1, heads, self.kv_heads)
+        values = projected.narrow(1, -self.kv_heads, self.kv_heads)
+        seen = attend_by_definition(queries, keys, values, mask, cache, self.index, self.groups, self.scale)
+        # No `addmm`: TorchScript makes two operations of it, whose bits may be others.
+        hidden = torch.mm(seen.reshape(rows, -1), self.out).add_(hidden)
+        gate, up = torch.mm(self.before_dense(hidden), self.gate_up.t()).chunk(2, -1)
+        return torch.mm(functional.silu(gate).mul_(up), self.down).add_(hidden)
 
 
 class LlamaNetwork:
@@ -99,11 +99,15 @@ class LlamaNetwork:
         self._frequencies = torch.cat([-frequencies, frequencies])  # signed: see ``Gemma4Network``
         self._scaling: float = text_model.rotary_emb.attention_scaling
 
+    def traceable(self, rows: int) -> bool:
+        """All steps are."""
+        return True
+
     def run(self, token_ids: Tensor, cache: KvCache) -> Tensor:
         """Run tokens, shape (rows,), and store their KV: final-normed hidden rows (rows, hidden_size)."""
         layout, hidden = cache.layout, functional.embedding(token_ids, self._embedding)
-        angles = (layout.positions[:, None].float() * self._frequencies)[:, None]
-        cos, sin = angles.cos(), angles.sin()
+        angles = layout.positions.view(-1, 1, 1) * self._frequencies
+        cos, sin = angles.cos(), angles.sin_()
         if self._scaling != 1.0:
             cos, sin = cos * self._scaling, sin * self._scaling
         cos, sin = cos.to(hidden.dtype), sin.to(hidden.dtype)

@@ -60,7 +60,9 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
     model = _model(request.target, target_path, request, dtype, device, experts)
     if fixed and experts is not None:
         set_experts(model, experts, request.target.id, mixture=_is_mixture(request.target))
-    target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed)
+    # In float32 no expert's number is too large to be multiplied by 0.
+    own_experts = experts is None and not fixed and device.type == "cpu" and dtype == torch.float32
+    target = Decoder(model, fixed_rows(k) if fixed else k + 1, fixed=fixed, own_experts=own_experts)
     drafter: MtpDrafter | Decoder | None = None
     if plan.drafter is not None and drafter_path is not None:
         loaded = _model(plan.drafter, drafter_path, request, dtype, device, experts)

@@ -21,5 +21,6 @@ class TransformersOptions(EngineOptions):
     )
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
         default=None,
-        description="How Transformers runs mixtures of experts; None: by kernels of ours on GPUs, else its own choice.",
+        description="How Transformers runs mixtures of experts; None: by kernels of ours on GPUs, small ones on CPUs "
+        "all at once, else its own choice.",
     )

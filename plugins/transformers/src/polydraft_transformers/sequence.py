@@ -187,13 +187,23 @@ class TransformersSequence(EngineSequence):
             when it runs again.
         """
         target, cache, count, first = self.target, self.cache, len(tokens), self.cache.length
-        rows = target.step_rows if target.fixed or (target.captures and count > 1) else count
+        run = [target.run_as.get(token, token) for token in tokens]
+        if not (target.fixed or target.captures):
+            cache.wrote(first + count)
+            inputs = torch.tensor([run, [*range(first, first + count)]], device=target.device)
+            token_ids, positions = inputs.unbind()
+            # A row alone sees all that is stored. Transformers' code would make a mask of its own.
+            all_seen = count == 1 and target.network.traceable(1)
+            cache.begin_step(positions, first + count, positions, all_seen=all_seen, first=first)
+            hidden, logits = target.run_rows(token_ids, cache)
+            cache.length += count
+            return hidden, logits
+        rows = target.step_rows if target.fixed or count > 1 else count
         # Position p always runs in row p % rows: a kernel's order of sums may depend on the row.
         shift = first % rows if target.fixed else 0
         # Row r runs the token with index `order[r]`. The padding rows run copies of the last token: in a mixture they
         # need the same experts as it does.
         order = [(row - shift) % rows for row in range(rows)]
-        run = [target.run_as.get(token, token) for token in tokens]
         inputs = torch.tensor(
             [
                 [run[min(index, count - 1)] for index in order],
@@ -203,14 +213,13 @@ class TransformersSequence(EngineSequence):
             ],
             device=target.device,
         )
-        span = cache.span_at(first + count - 1) if target.fixed or target.captures else first + count
+        span = cache.span_at(first + count - 1)
         cache.wrote(first + rows)
 
         def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
             token_ids, positions, slots, row_of_token = inputs
             cache.begin_step(positions, span, slots)
-            hidden = target.network.run(token_ids, cache)
-            logits = target.logits(hidden)
+            hidden, logits = target.run_rows(token_ids, cache)
             return (hidden[row_of_token], logits[row_of_token]) if target.fixed else (hidden, logits)
 
         hidden, logits = (cache.captured("step", span, forward, inputs) if target.captures else forward)(inputs)

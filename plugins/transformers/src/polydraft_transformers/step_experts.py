@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polydraft_transformers.launches import kernel
-from polydraft_transformers.step_products import part_strides, sum_parts
+from polydraft_transformers.step_products import part_strides, runs_kernels, sum_parts
 
 try:
     import triton
@@ -23,7 +23,7 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["ACTIVATIONS", "mix", "route"]
+__all__ = ["ACTIVATIONS", "mix", "mix_all", "route"]
 
 ACTIVATIONS = ("gelu_pytorch_tanh", "silu")
 """Of the gates; names as in Transformers' configs."""
@@ -48,6 +48,8 @@ def route(scores: Tensor, scale: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         The experts' weights, float32, and the experts, int64; both (rows, top_k). Scores that are not finite make all
         weights of the row NaN.
     """
+    if not runs_kernels(scores.device):
+        return route_by_definition(scores, scale, top_k)
     rows, experts = scores.shape[-2:]
     row_stride, part_stride, parts = part_strides(scores)
     weights = torch.empty(rows, top_k, device=scores.device, dtype=torch.float32)
@@ -72,6 +74,19 @@ def mix_by_definition(
     gate, up = inner.chunk(2, -1)
     gate = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
     return torch.einsum("rkn,rkwn->rkw", gate * up, down[chosen]) * weights[..., None]
+
+
+def mix_all(hidden: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, activation: str) -> Tensor:
+    """What each row's experts give, weighted and summed, in products over all experts, few and small ones on a CPU.
+
+    Of those that a row did not choose it gets 0 times a number. Arguments are those of ``mix``; (rows, width).
+    """
+    experts, width, inner = down.shape
+    gate, up = functional.linear(hidden, gate_up.view(-1, width)).view(-1, experts, 2 * inner).chunk(2, -1)
+    gate = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+    shares = weights.new_zeros(len(hidden), experts).scatter(1, chosen, weights)
+    between = gate * up * shares[..., None]
+    return torch.bmm(between.transpose(0, 1), down.transpose(1, 2)).sum(0)
 
 
 def mix(hidden: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, activation: str) -> Tensor:

@@ -9,6 +9,9 @@ gives logits and the h of the next step. Unlike upstream no K/V row of a rejecte
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch.nn import functional
 from polydraft_transformers.decoder import Decoder
 from polydraft_transformers.device_rounds import DeviceRounds
 from polydraft_transformers.gemma4 import Caches, Context, Gemma4Network, is_gemma4
+from polydraft_transformers.kv_cache import KvCache, StepLayout
 from polydraft_transformers.sequence import TorchLogits, TransformersSequence
 from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_choice import ClusteredHead, Kind, choose, noise_keys
@@ -44,13 +48,14 @@ class MtpDrafter:
                 f"Drafters with layers of kind {type(assistant.model).__name__} are not supported.",
                 "Choose a Gemma 4 assistant, or `drafter='ngram'`.",
             )
-        self.assistant = assistant
+        self.assistant = assistant.requires_grad_(False)  # as in ``Decoder``
         self._target = target
         shared = int(getattr(target.config, "num_kv_shared_layers", 0) or 0)
         sources: dict[str, tuple[int, int]] = {}
         for index, kind in enumerate(target.layer_types[: len(target.layer_types) - shared]):
             attention = target.layers[index].self_attn  # the last layer of each kind that stores KV
             sources[kind] = (index, attention.k_proj.weight.shape[0] // attention.head_dim)
+        self._sources = sources
         self.network = Gemma4Network(assistant.model, sources)
         self._weight: Tensor = assistant.lm_head.weight
         embedder = assistant.masked_embedding
@@ -66,10 +71,33 @@ class MtpDrafter:
         Returns its logits (1, vocab) and the h of the next step. ``cache`` is the target's, with the step laid out.
         """
         row, following = self._rows(embedded, hidden, contexts, cache)
-        logits = functional.linear(row, self._weight) if self._clusters is None else self._clusters.logits(row)
+        logits = torch.mm(row, self._weight.t()) if self._clusters is None else self._clusters.logits(row)
         if self._missing_columns:
             logits = functional.pad(logits, (0, self._missing_columns), value=-torch.inf)
         return logits, following
+
+    def steps(self, contexts: dict[str, Context], cache: KvCache) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+        """The steps of a round: ``step`` from a token's id, (1,), and h; recorded where the target's are."""
+        target = self._target
+        if target.traced is None:
+            return lambda token, hidden: self.step(target.embedding(token), hidden, contexts, cache)
+        layers = [layer for layer, _ in self._sources.values()]
+        masked = {kind: masks[0] is not None for kind, (_, _, masks) in contexts.items()}
+        shared = [part for cos, sin, masks in contexts.values() for part in (cos, sin, *masks) if part is not None]
+        shared += chain(*map(cache.attended, layers))
+
+        def run(token: Tensor, hidden: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+            # What is recorded keeps this function: it holds no cache and no tensor of this round.
+            rest = iter(others)
+            contexts: dict[str, Context] = {
+                kind: (next(rest), next(rest), [next(rest) if has_mask else None]) for kind, has_mask in masked.items()
+            }
+            layout = StepLayout(hidden, -1, dict.fromkeys(masked), near=1)
+            seen = {layer: (next(rest), next(rest)) for layer in layers}
+            return self.step(target.embedding(token), hidden, contexts, target.new_cache().stand_in(layout, seen))
+
+        traced = target.traced
+        return lambda token, hidden: traced.run("draft", run, (token, hidden, *shared))
 
     def chosen_step(
         self,
@@ -95,9 +123,9 @@ class MtpDrafter:
     def _rows(
         self, embedded: Tensor, hidden: Tensor, contexts: dict[str, Context], cache: Caches
     ) -> tuple[Tensor, Tensor]:
-        inputs = functional.linear(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight)
+        inputs = torch.mm(torch.cat([embedded, hidden], dim=-1), self.assistant.pre_projection.weight.t())
         row = self.network.layers(inputs, contexts, cache)
-        return row, functional.linear(row, self.assistant.post_projection.weight)
+        return row, torch.mm(row, self.assistant.post_projection.weight.t())
 
     def draft(self, state: Tensor, hidden: Tensor, k: int, kind: Kind, cache: SharedCaches) -> tuple[Tensor, Tensor]:
         """Drafts of a round, recorded: see ``Drafting``."""
@@ -160,14 +188,15 @@ class MtpSequence(TransformersSequence):
             return Proposal(ran.drafts[:k])
         with self._computing("drafting tokens"):
             # One copy to the device for both; each has shape (1,).
-            token, at = torch.tensor([[newest], [position]], device=hidden.device)
+            token, at = torch.tensor([[newest], [position]], device=hidden.device).unbind()
             # All steps of a round have one position and see the same keys: rotations and masks are made once.
-            contexts = None if self.target.captures else self._contexts(at, position, all_seen=True)
+            step: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+            if self.target.captures:
+                step = partial(self._captured_step, at=at)
+            else:
+                step = self._drafter.steps(self._contexts(at, position, all_seen=True), self.cache)
             for index in range(k):
-                if contexts is None:
-                    logits, hidden = self._captured_step(token, hidden, at)
-                else:
-                    logits, hidden = self._drafter.step(self.target.embedding(token), hidden, contexts, self.cache)
+                logits, hidden = step(token, hidden)
                 token = sampler.choose_draft(logits, position + 1 + index, prefix if sampler.needs_prefix else None)
                 drafts.append(token)
                 if sampler.needs_prefix:
@@ -178,14 +207,16 @@ class MtpSequence(TransformersSequence):
 
     def _contexts(self, at: Tensor, span: int, *, all_seen: bool = False) -> dict[str, Context]:
         """Rotations and masks, which all steps of a round share."""
-        self.cache.begin_step(at, span, all_seen=all_seen)
+        # What is captured looks up no masks: it is for any position.
+        self.cache.begin_step(at, span, all_seen=all_seen, first=span if all_seen else None)
         return self._drafter.network.contexts(self.cache.layout, self.target.dtype)
 
-    def _captured_step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _captured_step(self, token: Tensor, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         span = self.cache.span_at(self.length)
 
         def draft(token: Tensor, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
             return self._drafter.step(self.target.embedding(token), hidden, self._contexts(at, span), self.cache)
 
+        inputs = token, hidden, at
         logits, hidden = self.cache.captured("draft", span, draft, *inputs)(*inputs)
         return logits, hidden
