@@ -7,13 +7,12 @@ drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import Sampler
 
 from polydraft_mlx.decoder import Decoder, widened
-from polydraft_mlx.greedy_drafts import GreedyDrafts
+from polydraft_mlx.greedy import GreedyDrafts
 from polydraft_mlx.resources import start
 
 __all__ = ["DraftModel"]
@@ -41,9 +40,12 @@ class DraftModel:
         self._shared = 0  # leading tokens that are known to be the sequence's, too
 
     def propose(
-        self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
-    ) -> tuple[list[int], mx.array | None]:
-        """Draft k tokens after ``token_ids``: all tokens of the sequence, the newest included."""
+        self, token_ids: Sequence[int], k: int, sampler: Sampler, greedy: GreedyDrafts | None
+    ) -> tuple[list[mx.array], list[mx.array]]:
+        """Draft k tokens after ``token_ids``, all tokens of the sequence, the newest included; see ``MtpDrafter``.
+
+        ``drafted`` is to be called with their ids.
+        """
         agreed = self._agreed(token_ids)
         # KV of drafts that the target rejected, or of an earlier output that the prompt does not go on with.
         if agreed < self.cache.length:
@@ -62,7 +64,6 @@ class DraftModel:
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [token_ids[-1]]
-        greedy = GreedyDrafts.of(sampler, len(token_ids))
         for step in range(k):
             if step:
                 # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
@@ -74,13 +75,14 @@ class DraftModel:
             start(drafts[-1])
             if sampler.needs_prefix:
                 known.append(int(drafts[-1]))
-            if keep_logits:
-                kept.append(row)
-        found: Any = greedy.found(drafts) if greedy else mx.concatenate(drafts).tolist()
+            kept.append(row)
         self._shared = len(token_ids)
-        # The last draft was chosen, but has not been run.
-        self._run.extend(found[:-1])
-        return found, mx.concatenate(kept) if kept else None
+        return drafts, kept
+
+    def drafted(self, token_ids: Sequence[int]) -> None:
+        """The drafts that were made last."""
+        # The last one was chosen, but has not been run.
+        self._run.extend(token_ids[:-1])
 
     def rollback(self, length: int) -> None:
         """The sequence keeps its first ``length`` tokens only."""
