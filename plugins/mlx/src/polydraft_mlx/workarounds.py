@@ -80,7 +80,7 @@ class _Rotations:
         self._tables: list[mx.array] = []
 
     def at(self, first: int, count: int, dtype: mx.Dtype) -> list[mx.array]:
-        """What heads (1, heads, count, dims) are multiplied with, and what their swapped halves: (1, 1, count, dims)."""
+        """What heads are multiplied with, and what their swapped halves are: both (1, 1, count, dims)."""
         if first < self._first or first + count > self._end or self._tables[0].dtype != dtype:
             self._first = first // _POSITIONS * _POSITIONS
             self._end = -(-(first + count) // _POSITIONS) * _POSITIONS
