@@ -48,9 +48,9 @@ def logits_of(session, tokens, greedy):
 
 
 def plain_until_ahead(session, sequence, rule):
-    """Two plain steps; returns the tokens so far, the last not yet run."""
+    """Plain steps; returns the tokens so far, the last not yet run."""
     tokens = [*PROMPT, *sequence.prefill(PROMPT, rule).token_ids]
-    for _ in range(2):
+    for _ in range(3):
         tokens += sequence.verify(tokens[-1:], rule).token_ids
         assert sequence.length == len(tokens) - 1
     return tokens
@@ -63,7 +63,7 @@ def test_plain_decoding_runs_a_step_ahead(session, ran):
     tokens += sequence.verify(tokens[-1:], rule).token_ids
     assert len(ran) == count + 1  # the one after it
     sequence.close()
-    assert tuple(tokens[len(PROMPT) :]) == session.generate(PROMPT, max_new_tokens=4, ignore_eos=True).token_ids
+    assert tuple(tokens[len(PROMPT) :]) == session.generate(PROMPT, max_new_tokens=5, ignore_eos=True).token_ids
 
 
 def test_a_sampled_step_waits_for_the_host(session, ran):
@@ -74,27 +74,10 @@ def test_a_sampled_step_waits_for_the_host(session, ran):
     assert sequence._ahead is None
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}], ids=["greedy", "sampled"])
-def test_drafts_are_launched_with_the_step_that_verifies_them(session, ran, settings):
-    sequence, rule = session.engine.open_sequence(), sampler(session, **settings)
-    newest = sequence.prefill(PROMPT, rule).token_ids[0]
-    ran.clear()
-    drafts = sequence.propose(newest, 3, rule).token_ids
-    assert (ran, sequence.length) == ([4], len(PROMPT))
-    chosen = sequence.verify([newest, *drafts], rule).token_ids
-    assert (ran, sequence.length) == ([4], len(PROMPT) + 4)
-    again = session.engine.open_sequence()
-    again.prefill(PROMPT, rule)
-    assert again.verify([newest, *drafts], rule).token_ids == chosen
-
-
-@pytest.mark.parametrize("ahead", ["plain", "drafts"])
 @pytest.mark.parametrize("then", ["another token", "several", "rollback", "drafts", "another sampler"])
-def test_a_step_that_is_not_asked_for_is_forgotten(session, ahead, then, greedy):
+def test_a_step_that_is_not_asked_for_is_forgotten(session, then, greedy):
     sequence, rule = session.engine.open_sequence(), sampler(session)
     tokens = plain_until_ahead(session, sequence, rule)
-    if ahead == "drafts":
-        sequence.propose(tokens[-1], 4, rule)
     assert sequence._ahead is not None
     assert sequence.length == len(tokens) - 1
     new = [9]
@@ -118,16 +101,34 @@ def test_nan_that_nobody_asked_for_is_not_reused(session, greedy, monkeypatch):
     sequence, rule = session.engine.open_sequence(), sampler(session)
     tokens = plain_until_ahead(session, sequence, rule)
     assert sequence.reusable(len(PROMPT)) == len(PROMPT)
-    sequence.propose(tokens[-1], 4, rule)
     with monkeypatch.context() as patch:
-        step = session.engine.target.step
-        patch.setattr(session.engine.target, "step", lambda *args: (None, step(*args)[1] * float("nan")))
-        sequence.propose(tokens[-1], 4, rule)
+        step, steps = session.engine.target.step, []
+
+        def second_is_unsound(*args):
+            steps.append(step(*args))
+            return None, steps[-1][1] * (1.0 if len(steps) == 1 else float("nan"))
+
+        patch.setattr(session.engine.target, "step", second_is_unsound)
+        sequence.verify(tokens[-1:], rule)
+    assert len(steps) == 2
     assert sequence.reusable(len(PROMPT)) == 0
     sequence.rollback(0)
     got = sequence.prefill(PROMPT, greedy, keep_logits=True).logits.numpy()
     assert np.array_equal(got, logits_of(session, PROMPT, greedy))
     assert sequence.reusable(len(PROMPT)) == len(PROMPT)
+
+
+def test_a_step_ahead_leaves_room_for_a_whole_rollback(session, greedy):
+    """Of as many tokens as a round has, past the window."""
+    sequence, rule = session.engine.open_sequence(), sampler(session)
+    tokens = plain_until_ahead(session, sequence, rule)
+    for _ in range(session.engine.max_draft_tokens):
+        tokens += sequence.verify(tokens[-1:], rule).token_ids
+    assert sequence._ahead is not None
+    kept = sequence.length - session.engine.max_draft_tokens - 1
+    sequence.rollback(kept)
+    got = sequence.verify(tokens[kept : kept + 1], greedy, keep_logits=True).logits.numpy()
+    assert abs(got - logits_of(session, tokens[: kept + 1], greedy)).max() < 1e-3
 
 
 @pytest.mark.parametrize("speculate", ["on", "off"])

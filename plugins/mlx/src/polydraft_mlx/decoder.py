@@ -50,8 +50,8 @@ class Decoder:
     def new_cache(self) -> KvCache:
         """An empty cache."""
         layers: list[LayerCache] = []
-        # The last step's, and those of one that runs ahead; split in two, each padded, it stores up to twice as many.
-        spare = 3 * self.rows if self.fixed else 2 * self.rows
+        # The last step's; split in two, each padded, it stores up to twice as many. And one that runs ahead.
+        spare = 3 * self.rows if self.fixed else self.rows + 1
         for window in self._windows:
             if window is None:
                 layers.append(FullCache(self.rows, whole=self.fixed))

@@ -15,10 +15,13 @@ from polydraft.contract import EngineSequence, Proposal, Sampler, Step
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafters.draft_model import DraftModel
 from polydraft_mlx.drafters.mtp import MtpDrafter
-from polydraft_mlx.greedy import GreedyDrafts, greedy_choice
+from polydraft_mlx.greedy import greedy_choice
 from polydraft_mlx.resources import Runtime
 
 __all__ = ["MlxLogits", "MlxSequence"]
+
+_PLAIN_FIRST = 2
+"""Steps of plain decoding in a row before one runs ahead: a round without drafts may be one among others."""
 
 
 class MlxLogits:
@@ -59,9 +62,9 @@ class _Running:
 class MlxSequence(EngineSequence):
     """The target's KV cache and tokens, and the drafter's side of the sequence.
 
-    MLX computes without waiting for the host: the step that verifies drafts is launched together with them, and in
-    plain decoding at temperature 0 the next step before the host has read what the last one chooses. A step that is
-    then not asked for is forgotten: rows of the cache beyond ``length`` hold nothing.
+    In plain decoding at temperature 0, MLX has the next step before the host reads what the last one chooses. If that
+    step is then not asked for, it is forgotten: rows of the cache beyond ``length`` hold nothing. Rounds with drafts do
+    not run ahead: MLX takes a step only as fast as it computes it, so that drafting would seem to take the whole round.
 
     Args:
         runtime: Device and stream.
@@ -80,7 +83,7 @@ class MlxSequence(EngineSequence):
         self._hidden: mx.array | None = None
         self._hidden_from = 0
         self._ahead: _Running | None = None
-        self._plain = False  # the last step was one of plain decoding
+        self._plain = 0  # steps of plain decoding in a row
         self._sound = True  # no step that was forgotten may have left NaN
 
     @property
@@ -112,8 +115,8 @@ class MlxSequence(EngineSequence):
             self._ahead = None
             self._hidden, self._hidden_from = running.hidden, self.length
             self._tokens += run
-            goes_on, self._plain = self._plain, len(run) == 1
-            if goes_on and self._plain and running.chosen is not None:
+            self._plain = self._plain + 1 if len(run) == 1 else 0
+            if self._plain > _PLAIN_FIRST and running.chosen is not None:
                 self._ahead = self._launched(running.chosen[None], sampler)
             chosen, logprobs = self._choose(running, run)
             if self._ahead is not None:
@@ -132,30 +135,23 @@ class MlxSequence(EngineSequence):
             self._drafter.rollback(length)
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:
-        """Draft with the pair's drafter, and launch the step that verifies the drafts."""
-        self._plain = False
+        """Draft with the pair's drafter."""
+        self._plain = 0
         if self._drafter is None or k < 1:
             return Proposal([])
         with self._runtime.use(f"{k} tokens were drafted at position {self.length}"):
             self._forget()
-            greedy = GreedyDrafts.of(sampler, self.length + 1)
             if isinstance(self._drafter, DraftModel):
-                drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, greedy)
+                drafts, logits = self._drafter.propose([*self._tokens, newest], k, sampler, keep_logits=keep_logits)
             else:
                 # The last accepted token's row; rows after it are those of rejected drafts.
                 row = self.length - 1 - self._hidden_from
                 if self._hidden is None or not 0 <= row < self._hidden.shape[1]:
                     return Proposal([])
                 drafts, logits = self._drafter.propose(
-                    self._cache, self._hidden[:, row : row + 1], newest, k, sampler, greedy
+                    self._cache, self._hidden[:, row : row + 1], newest, k, sampler, keep_logits=keep_logits
                 )
-            chosen = mx.concatenate(drafts).astype(mx.int32)
-            self._ahead = self._launched(mx.concatenate([mx.array([newest]), chosen])[None], sampler)
-            found = greedy.found(drafts) if greedy else chosen.tolist()
-            if isinstance(self._drafter, DraftModel):
-                self._drafter.drafted(found)
-            self._ahead.token_ids = [newest, *found]
-            return Proposal(found, MlxLogits(mx.concatenate(logits)) if keep_logits else None)
+            return Proposal(drafts, None if logits is None else MlxLogits(logits))
 
     def reusable(self, length: int) -> int:
         """All of it, where sliding layers can go back so far; with fixed steps, as many as were run in full chunks."""

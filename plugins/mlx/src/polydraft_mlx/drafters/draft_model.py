@@ -7,6 +7,7 @@ drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 from polydraft.contract import Sampler
@@ -40,12 +41,9 @@ class DraftModel:
         self._shared = 0  # leading tokens that are known to be the sequence's, too
 
     def propose(
-        self, token_ids: Sequence[int], k: int, sampler: Sampler, greedy: GreedyDrafts | None
-    ) -> tuple[list[mx.array], list[mx.array]]:
-        """Draft k tokens after ``token_ids``, all tokens of the sequence, the newest included; see ``MtpDrafter``.
-
-        ``drafted`` is to be called with their ids.
-        """
+        self, token_ids: Sequence[int], k: int, sampler: Sampler, *, keep_logits: bool
+    ) -> tuple[list[int], mx.array | None]:
+        """Draft k tokens after ``token_ids``: all tokens of the sequence, the newest included."""
         agreed = self._agreed(token_ids)
         # KV of drafts that the target rejected, or of an earlier output that the prompt does not go on with.
         if agreed < self.cache.length:
@@ -64,6 +62,7 @@ class DraftModel:
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [token_ids[-1]]
+        greedy = GreedyDrafts.of(sampler, len(token_ids))
         for step in range(k):
             if step:
                 # The draft stays on the device. It exceeds ``last`` only if forced_token_ids demand it.
@@ -75,14 +74,13 @@ class DraftModel:
             start(drafts[-1])
             if sampler.needs_prefix:
                 known.append(int(drafts[-1]))
-            kept.append(row)
+            if keep_logits:
+                kept.append(row)
+        found: Any = greedy.found(drafts) if greedy else mx.concatenate(drafts).tolist()
         self._shared = len(token_ids)
-        return drafts, kept
-
-    def drafted(self, token_ids: Sequence[int]) -> None:
-        """The drafts that were made last."""
-        # The last one was chosen, but has not been run.
-        self._run.extend(token_ids[:-1])
+        # The last draft was chosen, but has not been run.
+        self._run.extend(found[:-1])
+        return found, mx.concatenate(kept) if kept else None
 
     def rollback(self, length: int) -> None:
         """The sequence keeps its first ``length`` tokens only."""

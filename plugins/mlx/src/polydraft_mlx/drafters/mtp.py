@@ -9,6 +9,8 @@ p-1. Each further step takes the drafted token and the assistant's own output, p
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 from polydraft.contract import Sampler
 
@@ -37,15 +39,9 @@ class MtpDrafter:
         self._sources = {layer.layer_type: index for index, layer in enumerate(owners)}
 
     def propose(
-        self,
-        cache: KvCache,
-        hidden: mx.array,
-        newest: int,
-        k: int,
-        sampler: Sampler,
-        greedy: GreedyDrafts | None,
-    ) -> tuple[list[mx.array], list[mx.array]]:
-        """Draft k tokens after ``newest``. Nothing is read from the device, unless the sampler does.
+        self, cache: KvCache, hidden: mx.array, newest: int, k: int, sampler: Sampler, *, keep_logits: bool
+    ) -> tuple[list[int], mx.array | None]:
+        """Draft k tokens after ``newest``.
 
         Args:
             cache: The target's KV cache; its ``length`` is the position of ``newest``.
@@ -53,10 +49,7 @@ class MtpDrafter:
             newest: The newest token.
             k: At least 1.
             sampler: Chooses the drafts.
-            greedy: Chooses them instead, if given.
-
-        Returns:
-            For each draft its id, of shape (1,), and its logits, (1, vocab).
+            keep_logits: Whether to return the logits, shape (k, vocab).
         """
         position = mx.array(cache.length)
         shared = {kind: self._shared(cache.layers[index]) for kind, index in self._sources.items()}
@@ -64,6 +57,7 @@ class MtpDrafter:
         drafts: list[mx.array] = []
         kept: list[mx.array] = []
         known = [newest]
+        greedy = GreedyDrafts.of(sampler, cache.length + 1)
         for step in range(k):
             inputs = mx.concatenate([self._target.embed(token)[None], hidden], axis=-1)
             logits, hidden = self._assistant(inputs, shared, position)
@@ -77,8 +71,10 @@ class MtpDrafter:
             drafts.append(token)
             if sampler.needs_prefix:
                 known.append(int(token))
-            kept.append(logits)
-        return drafts, kept
+            if keep_logits:
+                kept.append(logits)
+        found: Any = greedy.found(drafts) if greedy else mx.concatenate(drafts).tolist()
+        return found, mx.concatenate(kept) if kept else None
 
     @staticmethod
     def _shared(layer: LayerCache) -> tuple[mx.array, mx.array, mx.array | None]:
