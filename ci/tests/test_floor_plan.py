@@ -19,7 +19,7 @@ OWN = {
     "llama_cpp": "bindings context model tokenizer wheel",
     "litert_lm": "runtime tokenizer",
     "llama_cpp/server": "program",
-    "mlx": "assistant config decoder greedy_drafts kv_cache vlm_upstream",
+    "mlx": "assistant config decoder greedy kv_cache vlm_upstream",
     "ollama": "create model request",
     "reference": "config kv_cache model text_habits tokenizer toys",
     "transformers": "decoder device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache launches "

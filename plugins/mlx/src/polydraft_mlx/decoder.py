@@ -38,22 +38,26 @@ class Decoder:
         self.language_model = getattr(model, "language_model", model)
         self.rows = rows
         self.fixed = fixed
+        self._launches = False
         self.gemma4: Any = self.language_model if isinstance(self.language_model, gemma4_text.Model) else None
         self._windows = [_window(cache, name) for cache in make_prompt_cache(model)]
         if not self._windows:
             raise UnsupportedError(f"{name} has no KV cache.", "Choose a model with attention layers.")
         self._probe()
+        # Not while it is probed. A GPU gets a whole step at once: its launches are few, and do not wait.
+        self._launches = mx.default_device().type == mx.cpu
 
     def new_cache(self) -> KvCache:
         """An empty cache."""
         layers: list[LayerCache] = []
-        # A step that is split in two, each padded, stores up to twice as many rows.
-        spare = 2 * self.rows if self.fixed else self.rows
+        # The last step's; split in two, each padded, it stores up to twice as many. And one that runs ahead.
+        spare = 3 * self.rows if self.fixed else self.rows + 1
         for window in self._windows:
             if window is None:
                 layers.append(FullCache(self.rows, whole=self.fixed))
             else:
                 layers.append(SlidingCache(window, self.rows, spare))
+            layers[-1].launches = self._launches
         return KvCache(layers)
 
     def prefill(
@@ -85,7 +89,7 @@ class Decoder:
         return hidden, logits
 
     def step(self, cache: KvCache, tokens: mx.array) -> tuple[mx.array | None, mx.array]:
-        """Run at most ``rows`` tokens, (1, count), after the stored ones, and store their KV. Nothing is evaluated.
+        """Run at most ``rows`` tokens, (1, count), after the stored ones, and store their KV. Nothing waits for it.
 
         Returns:
             Final-normed hidden rows of a Gemma 4, (1, count, hidden_size), else None; and logits with the soft-cap

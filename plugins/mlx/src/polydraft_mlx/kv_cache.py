@@ -8,6 +8,7 @@ is constant, and a token's slot does not depend on how the tokens were divided i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -34,11 +35,18 @@ class _Buffers:
         self.offset = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
+        self.launches = False
+        """Whether MLX is to compute a step up to this layer as soon as the layer has stored its rows."""
 
     @property
     def state(self) -> list[mx.array]:
         """The buffers, to be evaluated."""
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]
+
+    def _launch(self, count: int) -> None:
+        """Have MLX's thread compute while the next layer is built: it would wait for the last one otherwise."""
+        if self.launches and count <= self.rows:
+            mx.async_eval(self.keys, self.values)
 
 
 class FullCache(_Buffers):
@@ -75,6 +83,7 @@ class FullCache(_Buffers):
         self.keys[..., self.offset : end, :] = keys
         self.values[..., self.offset : end, :] = values
         self.offset = end
+        self._launch(count)
         return self.keys[..., :slots, :], self.values[..., :slots, :]
 
     def visible(self, first: int) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -128,6 +137,8 @@ class SlidingCache(_Buffers):
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """A mask computed from positions; a stale row is always outside the window."""
+        if count <= self.rows and self.offset >= self.window - 1:
+            return self._full_mask(self.offset, count, self.window)
         positions = np.arange(self.offset, self.offset + count)[:, None]
         if count <= self.rows:
             # The model makes its mask before the layers store the step's rows, and attends after it.
@@ -147,6 +158,7 @@ class SlidingCache(_Buffers):
             self._write(self.keys, keys, self.offset)
             self._write(self.values, values, self.offset)
             self.offset += count
+            self._launch(count)
             return self.keys, self.values
         first = max(self.offset - self.window + 1, 0)
         all_keys = mx.concatenate([*self._read(self.keys, first), keys], axis=2)
@@ -162,8 +174,16 @@ class SlidingCache(_Buffers):
         """The whole buffer, with a mask (1, slots) of positions from ``first`` on: at least ``offset - window - 1``."""
         assert self.keys is not None
         assert self.values is not None
+        seen = self.offset - first
+        if seen <= self.capacity and first > 0:
+            return self.keys, self.values, self._full_mask(self.offset - 1, 1, seen)
         held = self._held(self.offset)
         return self.keys, self.values, mx.array(held >= first)[None]
+
+    def _full_mask(self, position: int, count: int, window: int) -> mx.array:
+        """Which slots the rows from ``position`` on see, once ``window`` positions are stored: (count, slots)."""
+        start = -position % self.capacity
+        return _turning_mask(window, self.capacity, self.rows)[:count, start : start + self.capacity]
 
     def _held(self, end: int) -> Any:
         """The position of the row in each slot once ``end`` tokens are stored; negative: empty."""
@@ -190,6 +210,12 @@ class SlidingCache(_Buffers):
 
 
 LayerCache = FullCache | SlidingCache
+
+
+@lru_cache
+def _turning_mask(window: int, capacity: int, rows: int) -> mx.array:
+    """Of a ring of slots, twice in a row, those that row i sees whose newest slot is i; shape (rows, 2 * capacity)."""
+    return mx.array((np.arange(rows)[:, None] - np.arange(2 * capacity)) % capacity < window)
 
 
 class KvCache:

@@ -27,7 +27,7 @@ from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafters.mtp import MtpDrafter
 from polydraft_mlx.engine import MlxEngine
 from polydraft_mlx.resources import Runtime, find_device, free_memory, in_one_line
-from polydraft_mlx.workarounds import lay_by_columns, widen_experts
+from polydraft_mlx.workarounds import lay_by_columns, share_rotations, widen_experts
 
 __all__ = ["load_pair"]
 
@@ -87,6 +87,7 @@ def load_pair(request: LoadRequest) -> MlxEngine:
         for model in models:
             if runtime.name == "cpu":
                 lay_by_columns(model)
+                share_rotations(model)
             mx.eval(model.parameters())
         mx.clear_cache()
     notes += filter(None, (note, _quantization(request.target)))

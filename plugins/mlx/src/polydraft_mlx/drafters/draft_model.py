@@ -13,7 +13,7 @@ import mlx.core as mx
 from polydraft.contract import Sampler
 
 from polydraft_mlx.decoder import Decoder, widened
-from polydraft_mlx.greedy_drafts import GreedyDrafts
+from polydraft_mlx.greedy import GreedyDrafts
 from polydraft_mlx.resources import start
 
 __all__ = ["DraftModel"]

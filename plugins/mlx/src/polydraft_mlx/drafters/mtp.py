@@ -16,7 +16,7 @@ from polydraft.contract import Sampler
 
 from polydraft_mlx.assistant import Assistant
 from polydraft_mlx.decoder import Decoder, widened
-from polydraft_mlx.greedy_drafts import GreedyDrafts
+from polydraft_mlx.greedy import GreedyDrafts
 from polydraft_mlx.kv_cache import KvCache, LayerCache, SlidingCache
 from polydraft_mlx.resources import start
 

@@ -1,4 +1,4 @@
-"""Drafts at temperature 0, chosen where the logits are."""
+"""Choices at temperature 0, made where the logits are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import mlx.core as mx
 from polydraft.contract import Sampler
 from polydraft.sampling.on_device import DeviceChoice, device_choice
 
-__all__ = ["GreedyDrafts"]
+__all__ = ["GreedyDrafts", "greedy_choice"]
+
+
+def greedy_choice(sampler: Sampler, first_position: int) -> DeviceChoice | None:
+    """How a sampler chooses from a position on, if the largest logit is all that counts; else None."""
+    choice = device_choice(sampler, first_position)
+    return None if choice is None or choice.numbers is not None else choice
 
 
 class GreedyDrafts:
@@ -23,8 +29,8 @@ class GreedyDrafts:
     @classmethod
     def of(cls, sampler: Sampler, first_position: int) -> GreedyDrafts | None:
         """For the drafts from a position on; None where more than the largest logit counts."""
-        choice = device_choice(sampler, first_position)
-        return None if choice is None or choice.numbers is not None else cls(choice, first_position)
+        choice = greedy_choice(sampler, first_position)
+        return None if choice is None else cls(choice, first_position)
 
     def choose(self, logits: mx.array) -> mx.array:
         """The next draft, shape (1,), from logits (1, vocab)."""
