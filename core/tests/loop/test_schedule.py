@@ -2,12 +2,13 @@
 
 import math
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from polydraft._loop.schedule import SessionSchedule
+from polydraft._loop.schedule import CallSchedule, SessionSchedule
 
 pytest.importorskip("polydraft_reference", reason="the loop is tested on the reference engine: polydraft-reference")
 
@@ -35,6 +36,8 @@ class Machine:
     """By how much the machine's speed changes from one measurement to the next; measurements are then off by more."""
     speed: float = 0.0
     picks: int = 0
+    one_launch: bool = False
+    """Whether drafting and verifying are measured as one."""
 
     def run(self, call, seed, k=None):
         """Seconds for a call's tokens after the first, with a fixed k or a schedule's."""
@@ -57,6 +60,8 @@ class Machine:
             seconds += drafting + verifying
             left -= accepted + 1
             if k is None and not again:
+                if self.one_launch:
+                    drafting, verifying = 0.0, drafting + verifying
                 call.count(drafted, accepted, self.seen(drafting), self.seen(verifying))
         return seconds
 
@@ -92,6 +97,16 @@ CALLS = range(100, 160)
 @pytest.mark.parametrize("noisy", [False, True], ids=["exact", "noisy"])
 def test_near_the_best_fixed_k_and_never_slower_than_plain(name, noisy):
     machine = Machine(*MACHINES[name], measured=random.Random(7) if noisy else None)
+    session = SessionSchedule(LARGEST)
+    machine.scheduled(session, range(3))
+    seconds, fixed = machine.scheduled(session, CALLS), machine.fixed(CALLS)
+    assert seconds <= 1.05 * min(fixed)
+    assert seconds <= 1.03 * fixed[0]
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_rounds_that_are_one_launch(name):
+    machine = Machine(*MACHINES[name], measured=random.Random(7), one_launch=True)
     session = SessionSchedule(LARGEST)
     machine.scheduled(session, range(3))
     seconds, fixed = machine.scheduled(session, CALLS), machine.fixed(CALLS)
@@ -321,6 +336,22 @@ def test_speculate_on_drafts_in_every_round(kit):
     for _ in range(2):
         stats = session.generate([65, 66], max_new_tokens=80, speculate="on", ignore_eos=True).stats
         assert stats.num_target_steps - stats.num_drafts <= 1  # none fits before the last token
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_drafts_that_the_target_has_run_took_its_time(kit, monkeypatch, verified):
+    class Waits(kit.sequence_class):
+        def propose(self, newest, k, sampler, *, keep_logits=False):
+            time.sleep(0.002)
+            return replace(super().propose(newest, k, sampler, keep_logits=keep_logits), verified=verified)
+
+    counted = []
+    monkeypatch.setattr(CallSchedule, "count", lambda call, drafted, *given: counted.append((drafted, *given[1:3])))
+    kit.session("mtp", LARGEST, 0.5, Waits, picks_k=True).generate([65, 66], max_new_tokens=30, ignore_eos=True)
+    found = [(draft, verify) for drafted, draft, verify in counted if drafted]
+    assert found
+    for draft, verify in found:
+        assert (draft < 0.001 < verify) if verified else draft > 0.001
 
 
 def test_a_fixed_k_is_fixed(kit):

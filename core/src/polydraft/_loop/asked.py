@@ -41,6 +41,8 @@ class AskedSequence:
         self._sampler = sampler
         self._asked = sampler.asked = Asked()
         self._vocab_size = vocab_size
+        self.verified = False
+        """Whether the target has run the last drafts, too."""
         self._wants_logprobs = wants_logprobs
         self.stored = stored
         """How many tokens the sequence must store."""
@@ -90,7 +92,9 @@ class AskedSequence:
     def propose(self, newest: int, k: int) -> list[int]:
         """At most k drafts after the newest token."""
         self._asked.ask("propose", self.stored + 1, [newest])
-        draft = checked_proposal(self.sequence.propose(newest, k, self._sampler), newest, k, self._vocab_size)
+        proposal = self.sequence.propose(newest, k, self._sampler)
+        draft = checked_proposal(proposal, newest, k, self._vocab_size)
+        self.verified = proposal.verified
         if self.sequence.length != self.stored:
             raise defect(
                 f"propose changed `length` from {self.stored} to {self.sequence.length}: drafts are stored when "

@@ -161,16 +161,17 @@ def run_rounds(
         # What a grammar leaves no choice about needs no drafter, where it is as much as the drafter would be asked for.
         most = min(request.num_speculative_tokens, left - 1)
         draft = sampler.forced_drafts(stored, newest, most) if guided and most > 0 else []
-        forced = len(draft) >= max(k, 1)
+        forced, one_launch = len(draft) >= max(k, 1), False
         if not forced:
             draft = []
             if k > 0:
                 draft = ngram.propose(k) if ngram is not None else asked.propose(newest, k)
+                one_launch = ngram is None and asked.verified
                 if ngram is not None:
                     draft = sampler.allowed_drafts(stored, newest, draft)
                 if generation.cancelled():
                     return
-        drafted = perf_counter()
+        drafted = began if one_launch else perf_counter()
         step = asked.verify([newest, *draft])
         # The chosen ids are on the host: an asynchronous device has finished, too.
         verified = perf_counter()

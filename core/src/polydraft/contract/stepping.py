@@ -56,10 +56,13 @@ class Proposal:
     """A drafter's tokens: at most the k asked for, possibly fewer or none.
 
     ``logits``: the drafter's, one row per token; set only with ``keep_logits=True``.
+    ``verified``: whether the target has run the tokens, too, as where a round is one launch. ``propose`` then takes the
+    time of both, and a schedule of k counts all of it as the target's.
     """
 
     token_ids: list[int]
     logits: LogitsHandle | None = None
+    verified: bool = False
 
 
 class Sampler(Protocol):

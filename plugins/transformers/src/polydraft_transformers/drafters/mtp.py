@@ -185,7 +185,7 @@ class MtpSequence(TransformersSequence):
         ran = self._ran = None if keep_logits else self._run_round(newest, k, sampler, hidden, "drafting tokens")
         if ran is not None:
             ran.choice.drafted(position + 1, ran.largest[:k])
-            return Proposal(ran.drafts[:k])
+            return Proposal(ran.drafts[:k], verified=True)
         with self._computing("drafting tokens"):
             # One copy to the device for both; each has shape (1,).
             token, at = torch.tensor([[newest], [position]], device=hidden.device).unbind()
