@@ -119,3 +119,18 @@ def test_experts_that_the_user_names_are_transformers_own():
     with load("tiny-26b", dtype="float32") as session:
         assert session.engine.target.network.traceable(5)
         assert session.generate(PROMPT, max_new_tokens=20, ignore_eos=True).token_ids == named
+
+
+def test_without_torchscript_steps_run_as_they_are(monkeypatch):
+    monkeypatch.setattr(traced, "_USES", 1)
+    asked = {"max_new_tokens": 40, "ignore_eos": True}
+    with load("tiny-e2b", dtype="float32") as session:
+        wanted = session.generate(PROMPT, **asked).token_ids
+
+    def gone(*_, **__):
+        raise NotImplementedError("TorchScript is not supported")
+
+    monkeypatch.setattr(torch.jit, "trace", gone)
+    with load("tiny-e2b", dtype="float32") as session:
+        assert session.generate(PROMPT, **asked).token_ids == wanted
+        assert recorded(session)[0]

@@ -42,10 +42,17 @@ class Traced:
             self._uses[form] += 1
             if self._uses[form] <= _USES:
                 return function(*inputs)
-            with warnings.catch_warnings():
-                # That it is old, and that sizes are taken for constants, which `form` names.
-                warnings.simplefilter("ignore")
-                recorded = torch.jit.trace(function, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
-            self._recorded[form] = recorded
+            self._recorded[form] = recorded = _recorded(function, inputs)
         found: tuple[Tensor, ...] = recorded(*inputs)
         return found
+
+
+def _recorded(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Any:
+    """The function as TorchScript; as it is where torch or this Python has no TorchScript, which is slower."""
+    with warnings.catch_warnings():
+        # That it is old, and that sizes are taken for constants, which `form` names.
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.trace(function, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
+        except (AttributeError, NotImplementedError):
+            return function
