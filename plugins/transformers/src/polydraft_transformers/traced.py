@@ -15,8 +15,8 @@ from torch import Tensor
 
 __all__ = ["Traced"]
 
-_USES = 8
-"""A form that runs once more is recorded: that takes as long as some dozens of steps then save."""
+_USES = 40
+"""A form that runs once more is recorded: that takes as long as about so many steps then save."""
 
 
 class Traced:
