@@ -149,3 +149,14 @@ def test_the_experts_of_a_bfloat16_mixture_run_on_the_cpu():
         assert loaded.running.dtype == "bfloat16"
         assert any("experts run in float32" in note for note in loaded.running.notes)
         assert len(loaded.generate(PROMPT, max_new_tokens=8, ignore_eos=True).token_ids) == 8
+
+
+def test_products_of_float32_are_seen_to_be_rounded(monkeypatch):
+    from polydraft_mlx import resources
+
+    with mx.stream(mx.cpu):
+        assert resources.matmul_precision("float32") is None
+        assert resources.matmul_precision("bfloat16") is None
+        # As TF32 rounds: to 10 bits after the point.
+        monkeypatch.setattr(mx, "full", lambda shape, value, dtype: mx.ones(shape, dtype) * round(value * 1024) / 1024)
+        assert resources.matmul_precision("float32") == "tf32"

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-from polydraft.contract import LoadRequest, RunningInfo, SteppingEngine, Tokenizer
+from polydraft.contract import LoadRequest, MatmulPrecision, RunningInfo, SteppingEngine, Tokenizer
 
 from polydraft_mlx.array_ops import MlxOps
 from polydraft_mlx.decoder import Decoder
@@ -30,6 +30,7 @@ class MlxEngine(SteppingEngine):
         request: What was loaded.
         context_length: Tokens that a sequence can hold.
         notes: What the user should know about it, one sentence each.
+        precision: Of matrix products, where it is below the dtype's.
     """
 
     array_ops = MlxOps()
@@ -43,6 +44,7 @@ class MlxEngine(SteppingEngine):
         request: LoadRequest,
         context_length: int,
         notes: Sequence[str] = (),
+        precision: MatmulPrecision | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._runtime = runtime
@@ -59,6 +61,7 @@ class MlxEngine(SteppingEngine):
             context_length=context_length,
             concurrency="concurrent",
             notes=notes,
+            matmul_precision=precision,
         )
 
     @property

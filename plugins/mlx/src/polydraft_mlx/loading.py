@@ -26,7 +26,14 @@ from polydraft_mlx.config import is_gemma4, overrides
 from polydraft_mlx.decoder import Decoder
 from polydraft_mlx.drafters.mtp import MtpDrafter
 from polydraft_mlx.engine import MlxEngine
-from polydraft_mlx.resources import Runtime, find_device, free_memory, in_one_line
+from polydraft_mlx.resources import (
+    Runtime,
+    ask_for_full_float32,
+    find_device,
+    free_memory,
+    in_one_line,
+    matmul_precision,
+)
 from polydraft_mlx.workarounds import lay_by_columns, share_rotations, widen_experts
 
 __all__ = ["load_pair"]
@@ -65,6 +72,8 @@ def load_pair(request: LoadRequest) -> MlxEngine:
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     dtype, note = _dtype(request, [path for path in (target_path, drafter_path) if path is not None], runtime)
     rows = plan.max_draft_tokens + 1
+    if runtime.name != "cpu":
+        ask_for_full_float32()
     with runtime.use(f"{request.target.id} was loaded"):
         models = [_model(request.target, target_path, request, dtype)]
         target = Decoder(models[0], request.target.id, rows, fixed=request.exactness == "bitwise")
@@ -90,11 +99,12 @@ def load_pair(request: LoadRequest) -> MlxEngine:
                 share_rotations(model)
             mx.eval(model.parameters())
         mx.clear_cache()
+        precision = matmul_precision(target.dtype)
     notes += filter(None, (note, _quantization(request.target)))
     if widened:
         notes.append("The experts run in float32: on the CPU, MLX multiplies chosen experts in no other dtype.")
     tokenizer = _tokenizer(target_path, request, target.vocab_size)
-    return MlxEngine(runtime, target, drafter, tokenizer, request, context, notes)
+    return MlxEngine(runtime, target, drafter, tokenizer, request, context, notes, precision)
 
 
 def _dtype(request: LoadRequest, folders: list[Path], runtime: Runtime) -> tuple[mx.Dtype | None, str]:

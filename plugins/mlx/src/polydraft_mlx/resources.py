@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from polydraft import hardware
 from polydraft.errors import DeviceError, EngineError, OutOfMemoryError, PolydraftError
 
-__all__ = ["Runtime", "devices", "find_device", "free_memory", "in_one_line", "start"]
+if TYPE_CHECKING:
+    from polydraft.contract import MatmulPrecision
+
+__all__ = [
+    "Runtime",
+    "ask_for_full_float32",
+    "devices",
+    "find_device",
+    "free_memory",
+    "in_one_line",
+    "matmul_precision",
+    "start",
+]
 
 _LOCK = threading.Lock()
 """One for all sessions: a stream that any thread may use must not be used by two at a time."""
@@ -101,6 +114,23 @@ def find_device(name: str) -> mx.Device:
             "pip install 'mlx[cuda13]'.",
         )
     return mx.Device(mx.gpu, int(index or 0))
+
+
+def ask_for_full_float32() -> None:
+    """Have MLX multiply float32 in float32; what the user has set stays.
+
+    By default it multiplies in TF32 on NVIDIA GPUs, and in a like precision on an M5 and later (MLX's issue 3860). It
+    looks once, at its first product on a GPU.
+    """
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+
+def matmul_precision(dtype: str) -> MatmulPrecision | None:
+    """What MLX rounds the factors of float32 products to on the default device; None: nothing, or another dtype."""
+    if dtype != "float32":
+        return None
+    fine = mx.full((128, 128), 1 + 2.0**-12, mx.float32)  # TF32 has 10 bits after the point
+    return None if float((fine @ mx.eye(128))[0, 0]) > 1 else "tf32"
 
 
 def gpu_count() -> int:
