@@ -253,6 +253,21 @@ def examine(name: str, arguments: argparse.Namespace, deadline: float, record: R
         record.row({"model": name, "mode": mode}, values)
 
 
+def recorder_of(script: str, doc: str, arguments: argparse.Namespace, **given: Any) -> Recorder:
+    """Of a benchmark of torch, on the device of its arguments."""
+    on_gpu = arguments.device.startswith("cuda")
+    return Recorder(
+        script,
+        doc,
+        arguments,
+        packages=("torch", "transformers"),
+        accelerator=torch.cuda.get_device_name() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        versions={"cuda": torch.version.cuda} if on_gpu else {},
+        **given,
+    )
+
+
 def main() -> None:
     """Examine the models one after the other."""
     options = parser(__doc__)
@@ -269,16 +284,7 @@ def main() -> None:
     arguments = options.parse_args()
     deadline = time.perf_counter() + arguments.seconds
     on_gpu = arguments.device.startswith("cuda")
-    record = Recorder(
-        __file__,
-        __doc__,
-        arguments,
-        packages=("torch", "transformers"),
-        accelerator=torch.cuda.get_device_name() if on_gpu else None,
-        threads=torch.get_num_threads(),
-        constants={"wrong_drafts": WRONG_DRAFTS},
-        versions={"cuda": torch.version.cuda} if on_gpu else {},
-    )
+    record = recorder_of(__file__, __doc__, arguments, constants={"wrong_drafts": WRONG_DRAFTS})
     for name in arguments.models:
         with torch.inference_mode():
             examine(name, arguments, deadline, record)

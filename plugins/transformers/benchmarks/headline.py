@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitwise_at_real_shapes import SHAPES, build
+from bitwise_at_real_shapes import SHAPES, build, recorder_of
 from polydraft._session.session import Session
 from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -189,15 +189,7 @@ def main() -> None:
     options.add_argument("--scale", type=int, default=1, help="above 1: shrunken models, for a trial")
     arguments = options.parse_args()
     on_gpu = arguments.device.startswith("cuda")
-    record = Recorder(
-        __file__,
-        __doc__,
-        arguments,
-        packages=("torch", "transformers"),
-        accelerator=torch.cuda.get_device_name() if on_gpu else None,
-        threads=torch.get_num_threads(),
-        versions={"cuda": torch.version.cuda} if on_gpu else {},
-    )
+    record = recorder_of(__file__, __doc__, arguments)
     if on_gpu:
         record.row({"model": "copy"}, {"terabytes_per_second": round(copied_per_second(), 2)})
     for name in arguments.models:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitwise_at_real_shapes import SHAPES, build
+from bitwise_at_real_shapes import SHAPES, build, recorder_of
 from polydraft.sampling._sampler import RuleSampler
 from polydraft_transformers.array_ops import TorchOps
 from polydraft_transformers.decoder import Decoder
@@ -91,15 +91,7 @@ def main() -> None:
     options.add_argument("--scale", type=int, default=1, help="above 1: shrunken models, for a trial")
     arguments = options.parse_args()
     on_gpu = arguments.device.startswith("cuda")
-    record = Recorder(
-        __file__,
-        __doc__,
-        arguments,
-        packages=("torch", "transformers"),
-        accelerator=torch.cuda.get_device_name() if on_gpu else None,
-        threads=torch.get_num_threads(),
-        versions={"cuda": torch.version.cuda} if on_gpu else {},
-    )
+    record = recorder_of(__file__, __doc__, arguments)
     for name in arguments.models:
         with torch.inference_mode():
             examine(name, arguments, record)
