@@ -2,6 +2,8 @@
 
 import pytest
 from polydraft.errors import InvalidRequestError, ModelFormatError, OutOfMemoryError
+from polydraft_vllm import resources
+from polydraft_vllm.environment import server_environment
 from polydraft_vllm.start_errors import server_start_error, start_error
 
 GREW = (
@@ -29,3 +31,16 @@ def test_the_reason_and_what_to_do(error, kind, hint):
 def test_a_server_names_it_in_its_log():
     log = f"(EngineCore_0 pid=1) ERROR 11-27 [core.py:936] AssertionError: {GREW}\n"
     assert "other programs" in server_start_error("a/b", log).hint
+
+
+def test_products_of_float32_are_float32_unless_the_user_asks_for_less(monkeypatch):
+    # Without it Triton's attention kernels, vLLM's only ones in float32 on GPUs, round to TF32.
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    ours = server_environment(cpu=False)
+    assert resources.matmul_precision("float32", "cuda:0", ours) is None
+    assert resources.matmul_precision("float32", "cuda:0", {}) == "tf32"
+    assert resources.matmul_precision("float32", "cuda:0", {**ours, "VLLM_FLOAT32_MATMUL_PRECISION": "high"}) == "tf32"
+    assert resources.matmul_precision("float32", "cpu", {}) is None
+    assert resources.matmul_precision("bfloat16", "cuda:0", {}) is None
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32")
+    assert resources.matmul_precision("float32", "cuda:0", server_environment(cpu=False)) == "tf32"

@@ -14,6 +14,8 @@ _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     # The scheduler ends requests whose logits are not finite (see ``soundness``).
     "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+    # Triton would round float32 factors to TF32, and vLLM's attention in float32 is Triton's on GPUs.
+    "TRITON_F32_DEFAULT": "ieee",
 }
 _CPU_DEFAULTS = {
     # Binding threads to cores would restrict the whole process to them, the app's other threads included.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from polydraft_vllm.checks import check_request
 from polydraft_vllm.engine_args import check_arguments, engine_arguments, is_loaded_without_media
 from polydraft_vllm.environment import prepare_environment
 from polydraft_vllm.process_lock import VLLM_LOCK
+from polydraft_vllm.resources import matmul_precision
 from polydraft_vllm.start_errors import start_error
 from polydraft_vllm.tokenizer import load_tokenizer
 from polydraft_vllm.versions import require_vllm
@@ -64,12 +66,15 @@ def load_pair(request: LoadRequest) -> VllmEngine:
         if current_platform.is_cpu() and request.plan.kind is not None:
             _test_sampling(engine, installed)
     sizes = config.parallel_config
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    device = "cpu" if current_platform.is_cpu() else "cuda:0"
     running = RunningInfo.of(
         request,
         engine=installed.distribution,
         engine_version=installed.version,
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        device="cpu" if current_platform.is_cpu() else "cuda:0",
+        dtype=dtype,
+        matmul_precision=matmul_precision(dtype, device, os.environ),
+        device=device,
         context_length=config.model_config.max_model_len,
         concurrency="concurrent",
         notes=(

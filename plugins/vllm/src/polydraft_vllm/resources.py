@@ -11,19 +11,31 @@ from polydraft.errors import DeviceError, InvalidRequestError
 from polydraft.hardware import cpu_dtype, free_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from polydraft.contract import LoadRequest
+    from polydraft.contract import LoadRequest, MatmulPrecision
 
     from polydraft_vllm.versions import InstalledVllm
 
-__all__ = ["check_device", "check_dtype", "choose_dtype", "default_kv_bytes", "gpus"]
+__all__ = ["check_device", "check_dtype", "choose_dtype", "default_kv_bytes", "gpus", "matmul_precision"]
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "half": "float16"}
 _KNOWN_DTYPES = ("auto", "float32", "float16", "bfloat16")
 _CONTEXTS = 8
 _LEAST_KV_BYTES = 64 << 20
 _MOST_KV_BYTES = 4 << 30
+
+
+def matmul_precision(dtype: str, device: str, environment: Mapping[str, str]) -> MatmulPrecision | None:
+    """What factors of float32 products are rounded to on a GPU, if the user's variables ask for it; None: they are not.
+
+    Products of weights go by ``VLLM_FLOAT32_MATMUL_PRECISION`` (a precision of ``torch.set_float32_matmul_precision``),
+    those of attention, in Triton, by ``TRITON_F32_DEFAULT``. ``environment``: variables of vLLM's process.
+    """
+    weights = environment.get("VLLM_FLOAT32_MATMUL_PRECISION", "highest").lower()
+    rounds = weights != "highest" or environment.get("TRITON_F32_DEFAULT", "tf32") == "tf32"
+    return "tf32" if dtype == "float32" and device.startswith("cuda") and rounds else None
 
 
 def gpus() -> tuple[DeviceRecord, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from polydraft import reasons
@@ -11,6 +12,8 @@ from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, check_port, 
 from polydraft.errors import InvalidRequestError
 
 from polydraft_vllm.checks import check_request
+from polydraft_vllm.environment import server_environment
+from polydraft_vllm.resources import matmul_precision
 from polydraft_vllm.server.client import ServerClient
 from polydraft_vllm.server.command import server_command
 from polydraft_vllm.server.engine import VllmServerEngine
@@ -107,12 +110,15 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, command: Prep
         k = abilities.num_speculative_tokens or k
         if method is None:
             off = reasons.by_caller()
+    dtype = command.dtype if command else _THE_SERVERS
+    device = request.device if command and request.device != "auto" else _THE_SERVERS
     running = RunningInfo.of(
         request,
         engine="vllm",
         engine_version=abilities.version,
-        dtype=command.dtype if command else _THE_SERVERS,
-        device=request.device if command and request.device != "auto" else _THE_SERVERS,
+        dtype=dtype,
+        matmul_precision=matmul_precision(dtype, device, {**os.environ, **server_environment(cpu=False)}),
+        device=device,
         context_length=min(abilities.context_length, request.context_length or abilities.context_length),
         concurrency="concurrent",
         notes=notes,
