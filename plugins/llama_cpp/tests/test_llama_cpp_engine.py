@@ -1,8 +1,11 @@
 """The engine on real files: pairs found, chunks, views, versions, flash attention."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polydraft
 import pytest
+from polydraft.checkpoints.gguf import read_header
 from polydraft.errors import (
     DeviceError,
     InvalidRequestError,
@@ -14,6 +17,7 @@ from polydraft.hardware import multiplies_natively
 from polydraft.verification import first_difference, measure_noise
 from polydraft_conformance.testing import GreedySampler
 from polydraft_llama_cpp import bindings
+from polydraft_llama_cpp.options import LlamaCppOptions
 
 LONG = [2, *(300 + (7 * i) % 600 for i in range(700))]  # past the window of 64 tokens, and past one batch
 
@@ -135,6 +139,17 @@ def test_flash_attention_is_the_same_in_both_contexts(gguf, flash_attn, types):
     with load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options=options) as session:
         result = session.generate("def main():\n    ", max_new_tokens=120, ignore_eos=True)
     assert result.stats.acceptance_rate > 0.4  # 0.03 where they differ
+
+
+def test_flash_attention_is_left_out_where_gpus_do_not_have_it(gguf):
+    sizes = {"attention.key_length": 512, "attention.key_length_swa": 256}  # Gemma 4's
+    real = SimpleNamespace(of_architecture=lambda key, default=None: sizes.get(key, default))
+    heads_of_32 = read_header(gguf("tiny-e2b"))
+    for header, uses in ((real, True), (heads_of_32, False)):
+        assert LlamaCppOptions().uses_flash_attn("f16", header, on_gpu=True) is uses
+        assert LlamaCppOptions(flash_attn="on").uses_flash_attn("f16", header, on_gpu=True)
+        assert LlamaCppOptions().uses_flash_attn("q8_0", header, on_gpu=True)
+        assert not LlamaCppOptions().uses_flash_attn("f16", header, on_gpu=False)
 
 
 def test_quantized_values_need_flash_attention(gguf):

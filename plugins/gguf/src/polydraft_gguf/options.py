@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+from polydraft.checkpoints.gguf import GgufHeader
 from polydraft.contract import EngineOptions
 from polydraft.errors import InvalidRequestError
 from pydantic import Field
+
+from polydraft_gguf.resources import head_sizes
 
 __all__ = ["CacheType", "CommonOptions"]
 
 CacheType = Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 _NOT_QUANTIZED = {"f32", "f16", "bf16"}
+_FLASH_HEADS = {40, 64, 72, 80, 96, 112, 128, 192, 256, 320, 512, 576}
+"""Of keys, in numbers (``ggml_cuda_get_best_fattn_kernel``). With others each layer's cache would be copied to the CPU,
+and attention run there."""
 
 
 class CommonOptions(EngineOptions):
@@ -32,7 +38,8 @@ class CommonOptions(EngineOptions):
     )
     flash_attn: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Flash attention, in target and drafter alike; auto: on with a GPU or quantized values, else off.",
+        description="Flash attention, in target and drafter alike; auto: on with quantized values, and on a GPU that "
+        "has it for the model's heads.",
     )
 
     def check_batch(self, rows: int) -> None:
@@ -52,8 +59,13 @@ class CommonOptions(EngineOptions):
         type_k, type_v = (auto if given == "auto" else given for given in (self.type_k, self.type_v))
         return type_k, type_v
 
-    def uses_flash_attn(self, type_v: str, *, on_gpu: bool) -> bool:
+    def uses_flash_attn(self, type_v: str, header: GgufHeader, *, on_gpu: bool) -> bool:
         """Whether flash attention is used. Never llama.cpp's own "auto", which may differ between target and drafter.
+
+        Args:
+            type_v: Type of the cached values.
+            header: Of the target's file.
+            on_gpu: Whether layers run on a GPU.
 
         Raises:
             InvalidRequestError: It is off, and the values are quantized.
@@ -64,4 +76,5 @@ class CommonOptions(EngineOptions):
                 f"type_v is {type_v}, and flash_attn off: llama.cpp needs flash attention for quantized values.",
                 "Give `flash_attn='auto'`, or `type_v='f16'`.",
             )
+        on_gpu = on_gpu and head_sizes(header) <= _FLASH_HEADS
         return self.flash_attn == "on" or (self.flash_attn == "auto" and (on_gpu or quantized))

@@ -14,7 +14,7 @@ from polydraft.errors import InvalidRequestError
 if TYPE_CHECKING:
     from polydraft.contract import MatmulPrecision
 
-__all__ = ["check_layers", "context_bytes", "default_threads", "device_name", "matmul_precision"]
+__all__ = ["check_layers", "context_bytes", "default_threads", "device_name", "head_sizes", "matmul_precision"]
 
 
 def device_name(name: str) -> str:
@@ -60,6 +60,14 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def head_sizes(header: GgufHeader) -> set[int]:
+    """Numbers in a head's key: of layers with a sliding window, and of others."""
+    get = header.of_architecture
+    heads = _by_layer(get("attention.head_count", 1), int(get("block_count", 0)))
+    dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
+    return {dim, int(get("attention.key_length_swa", dim))}
 
 
 def context_bytes(

@@ -139,7 +139,7 @@ def _settings(
     """The contexts' settings, the tokens that a sequence may hold, and a note if these are fewer than the model's."""
     rows = step_rows(request)
     types = options.cache_types(target.weights)
-    flash_attn = options.uses_flash_attn(types[1], on_gpu=on_gpu)
+    flash_attn = options.uses_flash_attn(types[1], target.header, on_gpu=on_gpu)
     swa_full = options.swa_full or request.exactness == "bitwise"
 
     def needed(length: int) -> int:

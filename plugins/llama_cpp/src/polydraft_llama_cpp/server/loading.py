@@ -189,7 +189,7 @@ def _command(program: Program, target: GgufFile, length: int, request: LoadReque
     types, device = options.cache_types(target.weights), program.device(request.device)
     on_gpu = _on_gpu(program, request)
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
-    flash_attn = "on" if options.uses_flash_attn(types[1], on_gpu=on_gpu) else "off"
+    flash_attn = "on" if options.uses_flash_attn(types[1], target.header, on_gpu=on_gpu) else "off"
     # Drafts are stored before they are verified: room for a whole step at the end of the context.
     cells = length + request.plan.num_speculative_tokens + 2
     command = [program.path, "--model", str(target.path), "--ctx-size", str(cells), "--parallel", "1"]
