@@ -75,16 +75,18 @@ class DrawnDrafter(MtpDrafter):
         return chosen, largest
 
 
-def session_of(name: str, model: Any, target: Decoder, drafter: MtpDrafter, k: int) -> Session:
-    """A session on loaded models, as ``polydraft.load`` makes it."""
-    target.step_rows = k + 1
+def session_of(name: str, model: Any, target: Decoder, drafter: MtpDrafter, k: int, most: int | None = None) -> Session:
+    """A session on loaded models, as ``polydraft.load`` makes it; ``most``: it picks k, and this is the largest."""
+    target.step_rows = (most or k) + 1
     target._free.clear()
     config = json.loads(model.config.to_json_string(use_diff=False))
     source = ModelSource(id=name, kind="local", format="safetensors", config=config)
     request = LoadRequest(
         backend="transformers",
         target=source,
-        plan=SpeculationPlan(kind="mtp", num_speculative_tokens=k, chosen_by="caller", drafter=source),
+        plan=SpeculationPlan(
+            kind="mtp", num_speculative_tokens=k, max_speculative_tokens=most, chosen_by="caller", drafter=source
+        ),
         device=str(target.device),
         engine_options=TransformersOptions(),
     )
@@ -132,12 +134,14 @@ def examine(name: str, arguments: argparse.Namespace, record: Recorder) -> None:
     experts = experts_implementation(None, dtype, device, fixed=False)
     if experts is not None and "num_experts" in SHAPES[name]:
         model.set_experts_implementation(experts)
-    target = Decoder(model, max(arguments.k) + 1)
+    numbers = [int(k) for k in arguments.k if k != "auto"]
+    target = Decoder(model, max(numbers) + 1)
     drafter = DrawnDrafter(assistant(name, model, dtype), target)
     drafter.acceptance = arguments.acceptance
     device_rounds.choose = drafter.choose
-    for k in (0, *arguments.k):
-        session = session_of(name, model, target, drafter, k or arguments.k[0])
+    for k in (0, *numbers, *(["auto"] if "auto" in arguments.k else [])):
+        most = max(numbers) if k == "auto" else None
+        session = session_of(name, model, target, drafter, numbers[0] if k in {0, "auto"} else k, most)
         runs: dict[str, list[float]] = {}
         for run in range(arguments.repeats + 1):
             # Of another length each time: which drafts are accepted depends on their positions.
@@ -146,10 +150,13 @@ def examine(name: str, arguments: argparse.Namespace, record: Recorder) -> None:
             found = generated(session, prompt, arguments.new_tokens, "on" if k else "off")
             for what, value in found.items() if run else ():
                 runs.setdefault(what, []).append(value)
-        mean = sum(arguments.acceptance**accepted for accepted in range(k + 1))
-        milliseconds = statistics.median(runs["round_milliseconds"])
-        record.row({"model": name, "k": k}, {"expected_tokens_per_second": round(1e3 * mean / milliseconds, 1)}, runs)
-        for count in arguments.at_once if k in {0, arguments.k[0]} else ():
+        figures = {}
+        if k != "auto":  # whose rounds differ
+            mean = sum(arguments.acceptance**accepted for accepted in range(k + 1))
+            milliseconds = statistics.median(runs["round_milliseconds"])
+            figures["expected_tokens_per_second"] = round(1e3 * mean / milliseconds, 1)
+        record.row({"model": name, "k": k}, figures, runs)
+        for count in arguments.at_once if k in {0, numbers[0]} else ():
             runs = {}
             for run in range(arguments.repeats + 1):
                 draw = random.Random(run)
@@ -179,7 +186,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     options.add_argument("--acceptance", type=float, default=0.8, help="of a draft at each position")
-    options.add_argument("-k", type=int, nargs="+", default=[3, 4, 5, 6, 7, 8])
+    options.add_argument("-k", nargs="+", default=["3", "4", "5", "6", "7", "8"], help="numbers, and auto")
     options.add_argument("--at-once", type=int, nargs="*", default=[], help="numbers of prompts, such as 1 8")
     options.add_argument("--context", type=int, default=1024)
     options.add_argument("--new-tokens", type=int, default=256)
