@@ -250,6 +250,32 @@ def test_rounds_of_other_lengths_are_in_the_control(session, rounds, verdict):
     assert judgement.verdict == verdict
 
 
+class SmallStepsSequence(ReferenceSequence):
+    """Logits of steps of 3 tokens lean to one token, those of other steps to the other one."""
+
+    token, more = 0, 0.0
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits = logits.copy()
+        logits[:, self.token] += self.more * {1: 0.0, 3: 1.1}.get(len(token_ids), -1.0)
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(("k", "verdict"), [(4, "NEAR_TIE"), (2, "NEAR_TIE"), (1, "DIVERGED")])
+def test_steps_of_fewer_drafts_are_in_the_control(session, k, verdict):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    session.engine.sequence_class = type("Own", (SmallStepsSequence,), {"token": found[9], "more": margin})
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, k)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == verdict
+
+
 @pytest.mark.parametrize(
     "settings",
     [

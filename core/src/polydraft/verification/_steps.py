@@ -14,7 +14,7 @@ from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps, array_ops_of
 from polydraft.sampling.structured import Grammars
 from polydraft.verification._noise import GreedySampler, Logits, difference, measure_noise
-from polydraft.verification._verdict import Tie
+from polydraft.verification._verdict import MARGIN_LIMIT, Tie
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +55,8 @@ def measure_tie(
     output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
     their own error would widen the tolerance; so their noise is compared with what rounding explains
     (``Tie.explained``). With ``rounds``, the control also runs the output in steps of as many tokens as these had: what
-    sums an earlier step was computed in is in the KV of all later ones.
+    sums an earlier step was computed in is in the KV of all later ones. Where none of all these chooses the other
+    token of a near tie, the control also runs blocks of 2 to k tokens, as rounds of fewer drafts do.
 
     Where one of the outputs took over KV of an earlier turn, that has been computed in other sums than those of one
     prefill: by prefills of parts, and by decoding steps. The control then also runs the prompt so, in a new sequence:
@@ -119,6 +120,12 @@ def measure_tie(
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
             elif row.index > 0 or parts:  # index 0 comes from the same prefill in both
                 noise.append(gap)
+    if tokens[1] not in control and noise and abs(margin) <= MARGIN_LIMIT * max(noise):
+        # Rounds of fewer drafts are steps of fewer rows. What these differ by does not widen the tolerance.
+        for cuts in (_cuts(output, size, offset) for size in range(2, k + 1) for offset in range(size)):
+            for row in _run(engine, request, output, cuts, shown):
+                steps.append(difference(raw[row.index], row.raw))
+                control += [row.choice] * (row.index == position)
     start = [*request.prompt_token_ids, *expected][: _CONTEXT * (k + 1)]
     return Tie(
         source="logits",
