@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.contract import GenerationResult, GenerationSettings, WholeEngine
 from polydraft.contract.results import compared
 from polydraft.errors import UnsupportedError
-from polydraft.verification import EPSILON, Noise, epsilon_of, first_difference, judge_outputs, measure_noise
+from polydraft.verification import Noise, epsilon_of, first_difference, judge_outputs, measure_noise
 
 from polydraft_conformance.catalog import not_claimed
 from polydraft_conformance.claims import MODEL_KINDS, expect
@@ -267,11 +267,11 @@ class Bench:
     @property
     def tolerance(self) -> float:
         """How far logits may lie apart that should be equal. An engine may have noise only on longer contexts."""
-        epsilon = epsilon_of(self.session.running.precision)
+        precision = self.session.running.precision
         if not self.is_fine and self.case.pair.has_experts:
-            # A token that rounding sends to other experts moves logits by as much in any precision.
-            epsilon = max(epsilon, EPSILON["bfloat16"])
-        return _TOLERANCE * max(self.noise.most, epsilon * self.noise.largest_logit)
+            # Not a multiple of the noise, in which there may be such a token.
+            return self.noise.explains(precision, experts=True)
+        return _TOLERANCE * max(self.noise.most, epsilon_of(precision) * self.noise.largest_logit)
 
     @property
     def logprob_noise(self) -> float:

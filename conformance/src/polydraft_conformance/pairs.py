@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from polydraft.checkpoints._names import KnownNames
 from polydraft.checkpoints._resolve import resolve
-from polydraft.checkpoints.config import drafter_kind
+from polydraft.checkpoints.config import drafter_kind, has_experts
 from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.contract import DrafterKind
 from polydraft.errors import PolydraftError
@@ -37,8 +37,6 @@ _VARIED_QUICK = frozenset(
     }
 )
 """Those checks of a quick run."""
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""Keys of a config that a mixture of experts has."""
 _NO_WINDOW = 64
 """Used as the window where a target has full attention only: lengths around it are as good as any."""
 
@@ -216,11 +214,6 @@ def sliding_window(config: dict[str, Any]) -> int:
     return window if isinstance(window, int) and window > 0 else _NO_WINDOW
 
 
-def _has_experts(config: dict[str, Any]) -> bool:
-    text: Any = config.get("text_config", config)
-    return any(text.get(name) for name in _EXPERTS)
-
-
 def _fixed_k(config: dict[str, Any]) -> int | None:
     inside = config.get(DRAFTER_INSIDE)
     return inside["num_speculative_tokens"] if isinstance(inside, dict) else None
@@ -243,7 +236,7 @@ def _given_pair(text: str, host: PluginHost, known: KnownNames) -> Pair:
     if kind != "ngram":
         drafters.append(("ngram", "ngram"))
     k = _fixed_k(config) if drafter == INSIDE else None
-    return Pair(target, tuple(drafters), sliding_window(config), k=k, has_experts=_has_experts(config))
+    return Pair(target, tuple(drafters), sliding_window(config), k=k, has_experts=has_experts(config))
 
 
 def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -> list[Pair]:
@@ -270,7 +263,7 @@ def _builtin_pairs(host: PluginHost, record: BackendRecord, known: KnownNames) -
             drafters["draft-model"] = _PREFIX + other
         drafters["ngram"] = "ngram"
         window, k = sliding_window(config), _fixed_k(config)
-        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), window, k=k, has_experts=_has_experts(config)))
+        pairs.append(Pair(_PREFIX + name, tuple(drafters.items()), window, k=k, has_experts=has_experts(config)))
     return pairs
 
 

@@ -171,6 +171,7 @@ def open_session(
     from polydraft._session.engine_check import check_engine
     from polydraft._session.loading import load_engine
     from polydraft._session.session import Session
+    from polydraft.checkpoints.config import has_experts
     from polydraft.contract.whole import WholeEngine
     from polydraft.text.ids_only import IdsOnlyTokenizer
     from polydraft.text.text_only import TextOnlyTokenizer
@@ -191,7 +192,11 @@ def open_session(
                 f"`num_speculative_tokens='auto'`: {request.backend} runs a loop of its own, so k is "
                 f"{running.num_speculative_tokens} in all rounds."
             )
-        told = {"notes": (*running.notes, *notes), "process_reason": running.process_reason or process_reason}
+        told = {
+            "notes": (*running.notes, *notes),
+            "has_experts": has_experts(request.target.config),
+            "process_reason": running.process_reason or process_reason,
+        }
         running = running.model_copy(update=told)
         # The gate asks again, now that dtype and device are known, and may refuse.
         if gate is not None:

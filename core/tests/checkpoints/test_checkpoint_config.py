@@ -9,6 +9,7 @@ from polydraft.checkpoints.config import (
     drafter_kind,
     eos_token_ids,
     family,
+    has_experts,
     is_assistant,
     kv_shapes,
     layer_types,
@@ -39,6 +40,13 @@ def test_text_config_nested_or_not():
     assert text_config({"text_config": None, "hidden_size": 3})["hidden_size"] == 3
     assert model_types(nested) == {"gemma4", "gemma4_text"}
     assert model_types({}) == frozenset()
+
+
+def test_experts():
+    assert has_experts({"text_config": {"num_experts": 8}})
+    assert has_experts({"num_local_experts": 4})
+    assert not has_experts({"text_config": {"num_experts": None}})
+    assert not has_experts({})
 
 
 @pytest.mark.parametrize("key", ["5", "05", 5])  # of twelve layers and more, Transformers pads the numbers

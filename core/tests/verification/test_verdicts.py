@@ -326,6 +326,11 @@ def test_what_rounding_explains(noise, dtype, limit):
     assert noise.explains(dtype) == pytest.approx(limit)
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 2.5), ("tf32", 2.5), ("float32", 16 * 2.0**-20)])
+def test_below_float32_rounding_may_send_a_token_to_other_experts(dtype, limit):
+    assert Noise(rows=0.0, prefill=0.0, largest_logit=8.0).explains(dtype, experts=True) == pytest.approx(limit)
+
+
 def test_noise_of_rows_and_prefills_is_told_apart(session):
     engine = session.engine
     quiet = measure_noise(engine, PROMPT[:15], 5)

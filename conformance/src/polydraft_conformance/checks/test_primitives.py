@@ -36,7 +36,7 @@ def test_rows_equal_single_steps(polydraft_bench: Bench) -> None:
         "prefill": noise.prefill,
         "largest_logit": noise.largest_logit,
     }
-    bound = noise.rounding(running.precision)
+    bound = noise.rounding(running.precision, experts=running.has_experts)
     for name, value in (("one step of several tokens", noise.rows), ("a prefill", noise.prefill)):
         expect(
             value <= bound,

@@ -22,6 +22,7 @@ __all__ = [
     "drafter_kind",
     "eos_token_ids",
     "family",
+    "has_experts",
     "is_assistant",
     "is_mlx",
     "kv_shapes",
@@ -118,10 +119,11 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MOST: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_kv_shared_layers"), 1024),
     **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_key_value_heads"), 1 << 16),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 1 << 16),
+    **dict.fromkeys(_EXPERTS, 1 << 16),
     **dict.fromkeys(
         ("hidden_size", "hidden_size_per_layer_input", "intermediate_size", "moe_intermediate_size"), 1 << 24
     ),
@@ -196,6 +198,11 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     nested = config.get("text_config")
     return nested if isinstance(nested, Mapping) else config
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a mixture of experts."""
+    return any(text_config(config).get(name) for name in _EXPERTS)
 
 
 def model_types(config: Mapping[str, Any]) -> frozenset[str]:

@@ -101,6 +101,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
         "sliding_window": get("attention.sliding_window"),
         "num_kv_shared_layers": get("attention.shared_kv_layers"),
         "vocab_size": _vocab_size(header),
+        "num_experts": get("expert_count"),
         **_attention(header),
     }
     return {name: value for name, value in config.items() if value is not None}

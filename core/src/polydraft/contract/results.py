@@ -281,6 +281,10 @@ class RunningInfo(Record):
     matmul_precision: MatmulPrecision | None = Field(
         default=None, description="Precision of matrix products where it is below that of ``dtype``; None: that of it."
     )
+    has_experts: bool = Field(
+        default=False,
+        description="Whether the target is a mixture of experts: rounding below float32 may send a token to others.",
+    )
     device: str
     context_length: int
     exactness: Exactness = "standard"

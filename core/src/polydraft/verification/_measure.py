@@ -90,6 +90,7 @@ def judge_outputs(
                 position,
                 k,
                 precision=running.precision,
+                experts=running.has_experts,
                 reused=reused,
                 stepped=stepped,
                 rounds=rounds,

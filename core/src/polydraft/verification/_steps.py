@@ -45,6 +45,7 @@ def measure_tie(
     k: int,
     *,
     precision: str = "",
+    experts: bool = False,
     reused: int = 0,
     stepped: Sequence[tuple[int, int]] = (),
     rounds: Sequence[int] = (),
@@ -72,6 +73,7 @@ def measure_tie(
         position: Index of the first token that differs; both have one there.
         k: The other output's number of speculative tokens, at most ``engine.max_draft_tokens``.
         precision: Of ``session.running``; names of quantised weights count as bfloat16.
+        experts: Whether the target is a mixture of experts.
         reused: Leading tokens of the prompt that were taken over.
         stepped: The spans of these, start and end, that decoding steps had computed; in order, empty: not known.
         rounds: How many tokens each round of the other output gave, the prefill's first; empty: not known.
@@ -134,7 +136,7 @@ def measure_tie(
         noise=max(noise, default=None),
         noise_here=max(noise_here),
         steps=max(steps),
-        explained=measure_noise(engine, start, k + 1).explains(precision),
+        explained=measure_noise(engine, start, k + 1).explains(precision, experts=experts),
         cut=cut,
         control=tuple(control),
     )
