@@ -2,6 +2,7 @@
 
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from polydraft import load
 from polydraft._load import prepare
 from polydraft._plugins import PluginHost
 from polydraft._registry.backends import format_hint
+from polydraft._registry.states import BackendState
 from polydraft.contract import (
     Backend,
     BackendRecord,
@@ -419,6 +421,23 @@ def test_the_log_shows_what_is_passed_over(host_of, caplog):
         message.startswith("Drafter passed over: builtin:tiny-e2b-assistant: numpy") for message in caplog.messages
     )
     assert chosen.startswith(f"Chosen for {TARGET}: fast; ngram, k=4, chosen by fallback.")
+
+
+@pytest.mark.parametrize(("device", "known"), [("cuda", True), ("mps", True), ("cuda:1", True), ("vulkan", False)])
+def test_a_gpu_of_any_kind_is_the_backends_to_refuse(device, known):
+    record = BackendRecord(
+        name="apple",
+        factory="apple:Backend",
+        summary="A.",
+        formats=frozenset({"mlx"}),
+        drafter_kinds=frozenset({"mtp"}),
+        engine="apple",
+        install_hint="pip install apple",
+    )
+    devices = (DeviceRecord(name="gpu"), DeviceRecord(name="cpu"))
+    state = BackendState(record=record, diagnosis=Diagnosis(usable=True, devices=devices))
+    with nullcontext() if known else pytest.raises(DeviceError, match="It sees: gpu, cpu"):
+        state.check_device(device)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ class Backends(Protocol):
         """The backend of that name."""
 
 
+_KINDS_OF_GPU = {"cuda", "metal", "mps"}
+
+
 class BackendState(Record):
     """A backend on this machine."""
 
@@ -74,6 +77,9 @@ class BackendState(Record):
         devices = [found.name for found in self.diagnosis.devices] if self.diagnosis else []
         kind, _, index = device.partition(":")
         if device == "auto" or not devices or device in devices:
+            return
+        # Of which kind a backend's `gpu` is, the backend says when it loads.
+        if kind in _KINDS_OF_GPU and "gpu" in {name.partition(":")[0] for name in devices}:
             return
         # `cuda` is any of cuda:0, cuda:1, ...; `cpu:0` is cpu.
         if kind in {name.partition(":")[0] for name in devices} and (not index or (index == "0" and kind in devices)):
