@@ -22,7 +22,8 @@ from polydraft._registry.resolver import Resolver
 program = "import os, sys, time; print(os.getpid(), os.environ['SAID'], flush=True); " + sys.argv.pop(1)
 command = ServerCommand(arguments=(sys.executable, "-c", program), environment={"SAID": "a b"})
 backend = SimpleNamespace(server_command=lambda request, host, port: command)
-Resolver.prepare = lambda self, *names, **arguments: SimpleNamespace(backend=backend, request=None)
+request = SimpleNamespace(plan=SimpleNamespace(kind=None), engine_options=None)
+Resolver.prepare = lambda self, *names, **arguments: SimpleNamespace(backend=backend, request=request)
 sys.argv[0] = "polydraft"
 main()
 """
@@ -63,7 +64,8 @@ def test_a_signal_ends_the_server_too(number):
 def test_an_address_that_cannot_be_used(host, monkeypatch, capfd):
     """Said before the server loads anything."""
     backend = SimpleNamespace(server_command=lambda request, host, port: ServerCommand(arguments=("no-such-program",)))
-    prepared = SimpleNamespace(backend=backend, request=None)
+    request = SimpleNamespace(plan=SimpleNamespace(kind=None), engine_options=None)
+    prepared = SimpleNamespace(backend=backend, request=request)
     monkeypatch.setattr(Resolver, "prepare", lambda self, *names, **arguments: prepared)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -82,3 +84,10 @@ def test_without_the_server_it_says_how_to_install_it(monkeypatch, capfd):
     error, hint = capfd.readouterr().err.splitlines()
     assert "Batches need polydraft's server" in error
     assert hint == "Hint: Install it: `pip install 'polydraft[server]'`."
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_the_next_test_has_its_own_output(turn, capfd):
+    """What a command has claimed in this process belongs to no later test: the fixture in the repository's conftest."""
+    assert run(["cache", "--json"]) == 0
+    assert capfd.readouterr().out.count('"name": "verified"') == 1
