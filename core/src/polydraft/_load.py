@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "open_session", "prepare"]
 
+_THE_SERVERS = "the server's"
+"""What backends report as the device or dtype of a server that was started elsewhere."""
+
 
 @load_arguments
 def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
@@ -145,10 +148,30 @@ def _prepare(target: str | Path, given: LoadArguments) -> Prepared:
 
     resolver = Resolver(given)
     if not folder().is_dir():
-        return resolver.prepare(target)
+        return _with_options_checked(resolver.prepare(target))
     from polydraft._tune._choice import prepared_as_measured
 
-    return prepared_as_measured(resolver, target, given)
+    return _with_options_checked(prepared_as_measured(resolver, target, given))
+
+
+def _with_options_checked(prepared: Prepared) -> Prepared:
+    """Refuse options that the drafter does not use; where a measurement chose it, a note tells them.
+
+    Not in the resolver: measurements load other drafters, and none, with the same options.
+    """
+    from dataclasses import replace
+
+    from polydraft._registry.options import without_effect
+
+    request = prepared.request
+    plan = request.plan
+    error = without_effect(request.engine_options, plan.kind)
+    if error is None:
+        return prepared
+    if request.chosen_by.drafter != "measured":
+        raise error
+    plan = plan.model_copy(update={"note": f"{plan.note} {error.message}".strip()})
+    return replace(prepared, request=request.model_copy(update={"plan": plan}))
 
 
 @contextmanager
@@ -191,6 +214,16 @@ def open_session(
             notes.append(
                 f"`num_speculative_tokens='auto'`: {request.backend} runs a loop of its own, so k is "
                 f"{running.num_speculative_tokens} in all rounds."
+            )
+        notes += [
+            f"`{name}={getattr(request, name)!r}` has no effect: the server runs already, and does not tell its own."
+            for name in ("device", "dtype")
+            if getattr(request, name) != "auto" and getattr(running, name) == _THE_SERVERS
+        ]
+        if request.prefix_cache_bytes and isinstance(engine, WholeEngine) and not engine.picks_k:
+            notes.append(
+                f"`prefix_cache_bytes={request.prefix_cache_bytes}` has no effect: {request.backend} sizes what it "
+                "keeps of earlier calls by itself, if it keeps any."
             )
         told = {
             "notes": (*running.notes, *notes),

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from polydraft.contract.backend import EngineOptions
     from polydraft.contract.records import Exactness
 
-__all__ = ["DEFAULTS", "MAX_SPECULATIVE_TOKENS", "LoadArguments", "checked_arguments", "load_arguments"]
+__all__ = [
+    "DEFAULTS",
+    "MAX_SPECULATIVE_TOKENS",
+    "LoadArguments",
+    "checked_arguments",
+    "load_arguments",
+    "refuse_in_measurements",
+]
 
 MAX_SPECULATIVE_TOKENS = 128
 """A larger k is an error before anything is looked for; each backend sets a smaller limit."""
@@ -147,6 +154,26 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
             raise _not_understood(name, values[name], "True or False")
     _check_objects(values)
     return cast("LoadArguments", values)
+
+
+def refuse_in_measurements(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of ``load`` that have no effect where sessions are measured or verified.
+
+    Raises:
+        InvalidRequestError: One was given.
+    """
+    if given.get("prefix_cache_bytes"):
+        raise InvalidRequestError(
+            f"`prefix_cache_bytes={given['prefix_cache_bytes']}` has no effect: here each call runs its whole prompt.",
+            "Leave it out.",
+            argument="prefix_cache_bytes",
+        )
+    if given.get("verified", "off") != "off":
+        raise InvalidRequestError(
+            f"`verified={given['verified']!r}` has no effect: nothing is refused here for want of a verification.",
+            "Leave it out.",
+            argument="verified",
+        )
 
 
 def _what_instead(unknown: str) -> str:

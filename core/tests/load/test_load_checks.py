@@ -180,7 +180,6 @@ def test_request(host, tmp_path):
         context_length=512,
         dtype="float32",
         device="cpu",
-        revision="main",
         cache_dir=str(tmp_path),
         token="hf_canary",
         local_files_only=True,
@@ -194,7 +193,7 @@ def test_request(host, tmp_path):
     assert (request.context_length, request.dtype, request.device) == (512, "float32", "cpu")
     assert request.trust_remote_code is True
     assert request.engine_options == Options(compile=True)
-    assert (request.hub.revision, request.hub.cache_dir, request.hub.token) == ("main", tmp_path, Secret("hf_canary"))
+    assert (request.hub.cache_dir, request.hub.token) == (tmp_path, Secret("hf_canary"))
     assert "hf_canary" not in repr(request)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polydraft
 import pytest
+from polydraft._load import prepare
 from polydraft.checkpoints.litertlm import MAGIC, read_litertlm
 from polydraft.errors import (
     ContextLengthError,
@@ -159,6 +160,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load(device="cuda")
     with pytest.raises(UnsupportedError, match=r"weights of .* are float32"):
         load(dtype="bfloat16")
+    request = prepare(TARGET, backend="litert_lm", engine_options={"threads": 2}).request
+    with pytest.raises(InvalidRequestError, match="threads is 2, and the model runs on the GPU"):
+        loading.load_pair(request.model_copy(update={"device": "gpu"}))
     with pytest.raises(InvalidRequestError, match="always drafts 4 tokens"):
         load(num_speculative_tokens=3)
     with pytest.raises(ContextLengthError):

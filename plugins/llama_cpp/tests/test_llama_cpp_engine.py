@@ -194,7 +194,22 @@ def test_a_device_that_is_not_there(gguf):
     with pytest.raises(DeviceError, match="cuda"):
         polydraft.load(gguf("tiny-e2b"), backend="llama_cpp", drafter=None, device="cuda:7")
     with pytest.raises(DeviceError, match="vulkan"):
-        load(gguf("tiny-e2b"), "ngram", engine_options={"device_draft": "vulkan:9"}, num_speculative_tokens=2)
+        load(gguf("tiny-e2b"), gguf("tiny-e2b-assistant"), engine_options={"device_draft": "vulkan:9"})
+
+
+@pytest.mark.parametrize("options", [{"device_draft": "cpu"}, {"n_gpu_layers_draft": 0}, {"allow_untested": True}])
+@pytest.mark.parametrize("drafter", ["ngram", None])
+def test_options_of_a_drafter_that_is_not_there(gguf, options, drafter):
+    with pytest.raises(InvalidRequestError, match=f"{next(iter(options))!r} has no effect: drafters of kind mtp"):
+        load(gguf("tiny-e2b"), drafter, engine_options=options)
+
+
+def test_full_caches_where_they_are_needed_or_mean_nothing(gguf):
+    with pytest.raises(InvalidRequestError, match="swa_full is False, and `exactness='bitwise'` needs"):
+        load(gguf("tiny-e2b"), None, exactness="bitwise", engine_options={"swa_full": False})
+    for name, told in (("tiny-llama", 1), ("tiny-e2b", 0)):
+        with load(gguf(name), None, engine_options={"swa_full": True}) as session:
+            assert sum("swa_full has no effect" in note for note in session.running.notes) == told
 
 
 @pytest.mark.parametrize("option", ["n_gpu_layers", "n_gpu_layers_draft"])

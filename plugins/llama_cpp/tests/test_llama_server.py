@@ -103,6 +103,24 @@ def test_the_command_that_serves_a_pair(gguf, stand_in, monkeypatch):
         prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123)
 
 
+@pytest.mark.parametrize(
+    ("asked", "error", "words"),
+    [
+        (
+            {"engine_options": {"read_timeout": 5, "start_timeout": 5}},
+            InvalidRequestError,
+            "read_timeout, start_timeout",
+        ),
+        ({"prefix_cache_bytes": 0}, UnsupportedError, "`prefix_cache_bytes=0` has no effect"),
+    ],
+)
+def test_a_command_has_no_use_for_a_clients_options(gguf, stand_in, asked, error, words):
+    stand_in("good")
+    prepared = prepare(gguf("tiny-e2b"), backend="llama-server", drafter=None, device="cpu", **asked)
+    with pytest.raises(error, match=words):
+        prepared.backend.server_command(prepared.request, host="127.0.0.1", port=8123)
+
+
 def test_an_end_that_is_none_here_is_gone_past(gguf, stand_in):
     stand_in("good")
     with load(gguf) as session:

@@ -621,3 +621,31 @@ def test_a_key_is_sent_and_not_shown(server, monkeypatch):
     with pytest.raises(InvalidRequestError) as failed:
         load()
     assert "Bearer ***" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"engine_options": {"start_timeout": 5}}, "start_timeout is for servers that a session starts"),
+        ({"engine_options": {"modelfile": "Modelfile"}}, "modelfile is written with create_as"),
+        ({"engine_options": {"num_gpu": 0, "main_gpu": 0}}, "main_gpu has no effect with num_gpu=0"),
+        ({"engine_options": {"num_gpu": 4}, "device": "cpu"}, "num_gpu is given, and `device='cpu'`"),
+        ({"engine_options": {"main_gpu": 0}, "device": "cpu"}, "main_gpu is given, and `device='cpu'`"),
+    ],
+)
+def test_options_that_would_do_nothing(server, asked, words):
+    with pytest.raises(InvalidRequestError, match=words):
+        load(**asked)
+    assert not server.bodies("/api/generate")
+
+
+def test_a_dtype_for_a_model_that_the_server_has(server):
+    with pytest.raises(UnsupportedError, match="`dtype` was given"):
+        load(dtype="float16", drafter=None, engine_options={"create_as": "other"})
+
+
+def test_what_it_keeps_of_earlier_calls_is_its_own(server):
+    for given in (0, 5, None):
+        with load(prefix_cache_bytes=given) as session:
+            told = [note for note in session.running.notes if "has no effect" in note]
+        assert [note.split("`")[1] for note in told] == ([] if given is None else [f"prefix_cache_bytes={given}"])

@@ -6,7 +6,7 @@ import sys
 
 import polydraft
 import pytest
-from polydraft.errors import UnsupportedError
+from polydraft.errors import InvalidRequestError, UnsupportedError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
@@ -103,6 +103,18 @@ def test_experts_that_mix_the_rows_are_refused(named):
             device="cpu",
             exactness="bitwise",
             engine_options={"experts_implementation": named},
+        )
+
+
+def test_experts_of_a_model_that_has_none():
+    with pytest.raises(
+        InvalidRequestError, match="experts_implementation has no effect: builtin:tiny-e2b is no mixture"
+    ):
+        polydraft.load(
+            "builtin:tiny-e2b",
+            backend="transformers",
+            device="cpu",
+            engine_options={"experts_implementation": "batched_mm"},
         )
 
 

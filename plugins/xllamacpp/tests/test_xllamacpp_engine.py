@@ -155,6 +155,26 @@ def test_options_reach_the_server(gguf):
         assert session.generate(PROMPT, max_new_tokens=8).token_ids
 
 
+@pytest.mark.parametrize("options", [{"ngram_type": "mod"}, {"ngram_size": 3}])
+@pytest.mark.parametrize("drafter", ["tiny-e2b-assistant", None])
+def test_options_of_ngrams_without_ngrams(gguf, options, drafter):
+    with pytest.raises(
+        InvalidRequestError, match=f"{next(iter(options))!r} has no effect: drafters of kind ngram use it"
+    ):
+        load(gguf, drafter=drafter, engine_options=options)
+
+
+def test_more_tokens_to_look_up_than_to_draft(gguf):
+    with pytest.raises(InvalidRequestError, match="ngram_size is 5, and k 3"):
+        load(gguf, drafter="ngram", num_speculative_tokens=3, engine_options={"ngram_size": 5})
+
+
+def test_full_caches_of_a_model_without_sliding_windows(gguf):
+    for name, told in (("tiny-llama", 1), ("tiny-e2b", 0)):
+        with load(gguf, name, None, engine_options={"swa_full": True}) as session:
+            assert sum("swa_full has no effect" in note for note in session.running.notes) == told
+
+
 def test_closing_frees_everything(gguf):
     tasks = Path("/proc/self/task")
     before = len([*tasks.iterdir()]) if tasks.is_dir() else 0

@@ -66,7 +66,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: bool | None = None
 
@@ -123,6 +123,8 @@ class _Request(BaseModel):
         known = {*type(self).model_fields, *_REFUSED}
         extra = self.model_extra or {}
         unknown = sorted(name for name in extra.keys() - known - _WITHOUT_EFFECT if extra[name] is not None)
+        further = (self.stream_options.model_extra or {}) if self.stream_options else {}
+        unknown += sorted(f"stream_options.{name}" for name in further if further[name] is not None)
         return [_with_guess(name, known) for name in unknown[:_MOST_TOLD]]
 
     def _arguments(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +150,13 @@ class _Request(BaseModel):
         found = dict(self.structured_outputs or {})
         for kind in ("json", "regex", "choice", "grammar"):
             if (given := getattr(self, f"guided_{kind}")) is not None:
+                if found.get(kind, given) != given:
+                    raise ApiError.of(
+                        400,
+                        f"`guided_{kind}` and `structured_outputs` say different things.",
+                        "Leave one of them out.",
+                        param=f"guided_{kind}",
+                    )
                 found[kind] = given
         return {kind: given for kind, given in found.items() if given is not None} or None
 

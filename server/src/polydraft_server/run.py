@@ -61,6 +61,8 @@ def serve(load: Callable[[], Session], settings: ServerSettings, say: Callable[[
         api = Api(session, settings, warm, local)
         address, port = listening.getsockname()[:2]
         where = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        if note := settings.note(session):
+            say(note)
         if not local and settings.key is None:
             say(f"Warning: there is no key, and whoever reaches {where} can use the model.")
         what = f"{', '.join(api.names)} with {session.running.backend}"

@@ -58,6 +58,12 @@ class ServerSettings(BaseModel):
         # Where polydraft's loop runs, here or in a worker, calls take turns step by step, or share them.
         return max(_IN_TURN, engine.shared_sequences)
 
+    def note(self, session: Session) -> str:
+        """That ``max_running`` has no effect on a session's engine, one sentence; else empty."""
+        if session.running.concurrency != "serial" or (self.max_running or 1) == 1:
+            return ""
+        return f"max_running={self.max_running} has no effect: {session.running.backend} runs one generation at a time."
+
     def body_limit(self, context_length: int) -> int:
         """Bytes of a request's body."""
         return (1 << 20) + _BYTES_PER_TOKEN * context_length if self.max_body_bytes is None else self.max_body_bytes

@@ -13,7 +13,7 @@ from polydraft._bench.records import BenchResult
 from polydraft._bench.rows import rows_of
 from polydraft._bench.turns import Turns
 from polydraft._load import prepare
-from polydraft._load_arguments import checked_arguments
+from polydraft._load_arguments import checked_arguments, refuse_in_measurements
 from polydraft._measuring.arguments import (
     LOAD_LIMIT,
     checked_backends,
@@ -94,6 +94,7 @@ def bench(
     """
     ks = _checked_ks(target, num_speculative_tokens, sweep_k, arguments)
     given = checked_arguments(target, arguments)  # type: ignore[arg-type]
+    refuse_in_measurements(given)
     chance = _checked_chance(synthetic_acceptance)
     settings = CallSettings(
         max_new_tokens=checked_tokens(max_new_tokens),

@@ -23,6 +23,8 @@ __all__ = [
     "MeasuredPrompts",
     "Verbose",
     "engine_names",
+    "given_flags",
+    "loading_options",
     "takes_options",
     "target_names",
 ]
@@ -306,6 +308,25 @@ _GROUPS = {
 }
 """The options that a command's parameter stands for: ``loading`` for arguments of ``load``, ``settings`` for those of
 ``generate``. The command gets them as a dict."""
+
+
+def loading_options(*but: str) -> list[str]:
+    """The names of the options in ``loading``, without some of them."""
+    return [option.name for option in _GROUPS["loading"] if option.name not in but]
+
+
+def given_flags(context: typer.Context, *but: str) -> list[str]:
+    """The flags that were given to a command, without those of some parameters."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name is not None and option.name not in but and _is_given(context, option.name)
+    ]
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -34,6 +34,7 @@ from polydraft.engine_parts.server_options import ServerOptions
 from polydraft.errors import (
     BackendUnavailableError,
     DeviceError,
+    InvalidRequestError,
     OutOfMemoryError,
     PluginError,
     PolydraftError,
@@ -147,7 +148,14 @@ class Resolver:
 
     def target(self, name: str | Path) -> ModelSource:
         """The resolved target; errors are those of ``load``."""
-        return self._served(name) or self._resolve(name, "target")
+        found = self._served(name) or self._resolve(name, "target")
+        if self._given["revision"] is not None and found.kind != "hub":
+            raise InvalidRequestError(
+                f"`revision={self._given['revision']!r}` has no effect: {found.id} is not on the Hub.",
+                "Leave it out.",
+                argument="revision",
+            )
+        return found
 
     def candidates(self, source: ModelSource) -> list[BackendRecord]:
         """The backends that load the target in one of its packings, in order of their names.

@@ -104,7 +104,7 @@ def asked_of(given: Mapping[str, Any]) -> Asked:
 
 def tune_command(target: str | Path, given: Mapping[str, Any]) -> str:
     """The command that measures what these arguments of ``load`` load."""
-    measured = {"backend", "drafter", "num_speculative_tokens"}
+    measured = {"backend", "drafter", "num_speculative_tokens", "prefix_cache_bytes"}
     arguments = {**given, "target": str(target), "engine_options": options_of(given["engine_options"])}
     names = [
         name

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from polydraft._flags import words
-from polydraft._load_arguments import checked_arguments
+from polydraft._load_arguments import checked_arguments, refuse_in_measurements
 from polydraft._measuring.arguments import (
     LOAD_LIMIT,
     checked_backends,
@@ -94,6 +94,7 @@ def tune(
         PolydraftError: As for ``load``; or the result cannot be kept or saved.
     """
     given = checked_arguments(target, arguments)  # type: ignore[arg-type]
+    refuse_in_measurements(given)
     k = given["num_speculative_tokens"]
     if k == "auto":
         raise InvalidRequestError(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from polydraft._containment import plugin_errors
 from polydraft._probes.interpreter import own_python
@@ -214,8 +214,11 @@ def _surroundings() -> tuple[Any, ...]:
 
 
 def options_from_schema(schema: Mapping[str, Any]) -> type[EngineOptions]:
-    """A model that knows the names of options, for a backend whose own model is in another environment."""
-    fields: dict[str, Any] = dict.fromkeys(schema.get("properties", {}), (Any, None))
+    """A model of the names of options, and of which drafters use them, for a backend whose own is elsewhere."""
+    fields: dict[str, Any] = {
+        name: (Any, Field(default=None, json_schema_extra={key: told[key] for key in ("drafters",) if key in told}))
+        for name, told in schema.get("properties", {}).items()
+    }
     return create_model(str(schema.get("title", "EngineOptions")), __base__=EngineOptions, **fields)
 
 

@@ -24,6 +24,10 @@ class EngineOptions(BaseModel):
     """Base class of a backend's own options, given as ``load(..., engine_options={...})``. Unknown names are errors.
 
     Errors do not show what was given: it may be a secret. Use ``polydraft.secrets.Secret`` for one.
+
+    No option is ignored in silence. One that only drafters of some kinds use says so, and ``load`` refuses it with
+    others: ``Field(..., json_schema_extra={"drafters": ["ngram"]})``. What depends on the device, the model or other
+    options, the backend refuses itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

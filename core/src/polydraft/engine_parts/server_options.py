@@ -134,6 +134,23 @@ class ServerOptions(EngineOptions):
             raise ValueError("api_key and api_key_file exclude one another")
         return self
 
+    def check_command(self, *further: str) -> None:
+        """Refuse what only a client uses, where a server's command is made (``Backend.server_command``).
+
+        Args:
+            further: The backend's own options that only a client uses.
+
+        Raises:
+            InvalidRequestError: One was given.
+        """
+        of_clients = {*(name for name in ServerOptions.model_fields if name.endswith("_timeout")), *further}
+        if given := sorted(self.model_fields_set & of_clients):
+            raise InvalidRequestError(
+                f"{', '.join(given)} has no effect: it is for the client of a server, and this one is only started.",
+                "Leave it out.",
+                argument="engine_options",
+            )
+
     def key(self) -> Secret | None:
         """The API key; None if none is given.
 

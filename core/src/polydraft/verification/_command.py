@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
+from polydraft._load_arguments import refuse_in_measurements
 from polydraft._numbers import as_float, shown
 from polydraft._plugins import default_host
 from polydraft._sealed import check_writable, keep_result
@@ -76,6 +77,7 @@ def _verify(
     prompts: Sequence[Prompt] | None,
     arguments: dict[str, Any],
 ) -> Verification:
+    refuse_in_measurements(arguments)
     prepared = prepare(target, **arguments)
     plan = prepared.request.plan
     if plan.kind is None:

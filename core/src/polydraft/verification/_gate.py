@@ -124,5 +124,9 @@ def command_of(arguments: Mapping[str, Any]) -> str:
     Args:
         arguments: With the name of the backend, and engine options as a mapping of what can be JSON.
     """
-    given = [name for name in FLAGS if arguments.get(name, DEFAULTS.get(name)) != DEFAULTS.get(name)]
+    given = [
+        name
+        for name in FLAGS
+        if name != "prefix_cache_bytes" and arguments.get(name, DEFAULTS.get(name)) != DEFAULTS.get(name)
+    ]
     return shlex.join(["polydraft", "verify", *(word for name in given for word in words(name, arguments[name]))])

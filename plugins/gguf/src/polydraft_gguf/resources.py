@@ -9,12 +9,21 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.gguf import GgufHeader
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from polydraft.contract import MatmulPrecision
+    from polydraft.contract import LoadRequest, MatmulPrecision
 
-__all__ = ["check_layers", "context_bytes", "default_threads", "device_name", "head_sizes", "matmul_precision"]
+__all__ = [
+    "check_layers",
+    "check_prefix_cache",
+    "context_bytes",
+    "default_threads",
+    "device_name",
+    "head_sizes",
+    "matmul_precision",
+    "swa_note",
+]
 
 
 def device_name(name: str) -> str:
@@ -50,6 +59,26 @@ def check_layers(option: str, layers: int | None, *, on_gpu: bool) -> None:
             f"{option} is {layers}, and the model runs on the CPU.",
             "Leave it out; for a GPU, use a build of llama.cpp for it (`polydraft doctor` lists what this one sees).",
         )
+
+
+def check_prefix_cache(request: LoadRequest) -> None:
+    """Refuse ``prefix_cache_bytes=0`` for a server of which only the command is made: its requests ask to reuse or not.
+
+    Raises:
+        UnsupportedError: It was given.
+    """
+    if request.prefix_cache_bytes == 0:
+        raise UnsupportedError(
+            "`prefix_cache_bytes=0` has no effect: llama.cpp's server reuses prompts unless a request says otherwise.",
+            'Leave it out, and send `"cache_prompt": false` with the requests.',
+        )
+
+
+def swa_note(swa_full: bool, header: GgufHeader) -> str:
+    """That ``swa_full`` was given for a model without sliding-window layers, one sentence; else empty."""
+    if not swa_full or header.of_architecture("attention.sliding_window"):
+        return ""
+    return "swa_full has no effect: the target has no sliding-window layers."
 
 
 def default_threads() -> int:

@@ -51,6 +51,10 @@ def load_pair(request: LoadRequest) -> LitertLmEngine:
     device = "cpu" if request.device == "auto" else request.device
     if device not in _DEVICES:
         raise DeviceError(f"LiteRT-LM has no device {device!r}.", f"Give one of: {', '.join(_DEVICES)}.")
+    if device == "gpu" and options.threads is not None:
+        raise InvalidRequestError(
+            f"threads is {options.threads}, and the model runs on the GPU.", "Leave it out, or use `device='cpu'`."
+        )
     file = read_litertlm(_file(request), request.target.id)
     k = _check(file, request)
     # A round writes its drafts before they are verified: room for them at the end of the context.

@@ -13,7 +13,7 @@ from polydraft.engine_parts.memory import MemoryEstimate
 from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, context_bytes, default_threads, matmul_precision
+from polydraft_gguf.resources import check_layers, context_bytes, default_threads, matmul_precision, swa_note
 
 from polydraft_llama_cpp.bindings import engine_name, missing_for_mtp, version_of
 from polydraft_llama_cpp.context import Context, ContextSettings
@@ -50,6 +50,10 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
     request = _with_n_ctx(request, options)
     is_mtp = request.plan.kind == "mtp"
     options.check_batch(step_rows(request))
+    if request.exactness == "bitwise" and not options.swa_full and "swa_full" in options.model_fields_set:
+        raise InvalidRequestError(
+            "swa_full is False, and `exactness='bitwise'` needs caches of full length.", "Leave one of them out."
+        )
     if is_mtp and (reason := missing_for_mtp(allow_untested=options.allow_untested)):
         raise SpeculationUnavailableError(
             reason,
@@ -91,7 +95,7 @@ def load_pair(request: LoadRequest) -> LlamaCppEngine:
             matmul_precision=matmul_precision(target.dtype, where),
             context_length=length,
             concurrency="serial",
-            notes=[note, target.note],
+            notes=[note, target.note, swa_note(options.swa_full, target.header)],
         )
         tokenizer = GgufTokenizer(context.model, gguf_special_tokens(target.header))
         return LlamaCppEngine(request, running, context, side, tokenizer, undo.pop_all())

@@ -21,9 +21,18 @@ class LlamaCppOptions(CommonOptions):
         default=False, description="A cache of full length for sliding-window layers; `exactness='bitwise'` implies it."
     )
     n_gpu_layers_draft: int | None = Field(
-        default=None, ge=-1, description="The drafter's layers on the GPU; None: as n_gpu_layers."
+        default=None,
+        ge=-1,
+        description="The drafter's layers on the GPU; None: as n_gpu_layers.",
+        json_schema_extra={"drafters": ["mtp", "draft-model"]},
     )
-    device_draft: str | None = Field(default=None, description="The drafter's device; None: the target's.")
+    device_draft: str | None = Field(
+        default=None,
+        description="The drafter's device; None: the target's.",
+        json_schema_extra={"drafters": ["mtp", "draft-model"]},
+    )
     allow_untested: bool = Field(
-        default=False, description="Run MTP with a version of llama-cpp-python that it was not tested with."
+        default=False,
+        description="Run MTP with a version of llama-cpp-python that it was not tested with.",
+        json_schema_extra={"drafters": ["mtp"]},
     )

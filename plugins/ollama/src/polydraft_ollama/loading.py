@@ -62,6 +62,8 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
     if not (request.context_length or model.given_context_length):
         most = f", at most {model.context_length} tokens" if model.context_length else ""
         notes.append(f"Ollama chooses the length of the context{most}; `context_length` sets it.")
+    if request.prefix_cache_bytes == 0:
+        notes.append("`prefix_cache_bytes=0` has no effect: Ollama keeps the KV of earlier calls by itself.")
     fixed = options.of_the_server()
     if request.device == "cpu":
         fixed["num_gpu"] = 0
@@ -89,6 +91,14 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
 
 def _check(request: LoadRequest, options: OllamaOptions) -> None:
     """Refuse what the server cannot do with this target, before it is asked."""
+    if request.device == "cpu" and (options.num_gpu or options.main_gpu is not None):
+        raise InvalidRequestError(
+            f"{'num_gpu' if options.num_gpu else 'main_gpu'} is given, and `device='cpu'`.", "Leave one of them out."
+        )
+    if request.dtype != "auto" and request.target.kind == "served":
+        raise UnsupportedError(
+            "Ollama runs weights as they are stored: `dtype` was given.", "Leave it out, or load another model."
+        )
     if options.create_as is None:
         written = request.target.id
         drafter = request.plan.drafter
@@ -99,10 +109,6 @@ def _check(request: LoadRequest, options: OllamaOptions) -> None:
                 f"Ollama loads models, with their drafters, by its own names, and "
                 f"{written if drafter is None or request.target.kind != 'served' else drafter.id} is none of those.",
                 f"Make one of it: `polydraft ollama create NAME {shlex.quote(written)}{further}`, then load NAME.",
-            )
-        if request.dtype != "auto":
-            raise UnsupportedError(
-                "Ollama runs weights as they are stored: `dtype` was given.", "Leave it out, or load another model."
             )
     elif options.modelfile is not None and options.modelfile.is_dir():
         raise InvalidRequestError(f"The Modelfile {options.modelfile} is a folder.", "Give a file.")

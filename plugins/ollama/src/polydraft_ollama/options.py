@@ -7,11 +7,11 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, variable
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 __all__ = ["HOST_VARIABLE", "KEY_VARIABLE", "OllamaOptions"]
 
@@ -92,6 +92,16 @@ class OllamaOptions(ServerOptions):
     modelfile: Path | None = Field(
         default=None, description="With ``create_as``: where to write the Modelfile that says the same."
     )
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> Self:
+        if "start_timeout" in self.model_fields_set:
+            raise ValueError("start_timeout is for servers that a session starts, and it starts no Ollama")
+        if self.modelfile is not None and self.create_as is None:
+            raise ValueError("modelfile is written with create_as, which is not given")
+        if self.num_gpu == 0 and self.main_gpu is not None:
+            raise ValueError("main_gpu has no effect with num_gpu=0, which is the CPU alone")
+        return self
 
     def of_the_server(self) -> dict[str, Any]:
         """The options of a request that hold for all of them."""

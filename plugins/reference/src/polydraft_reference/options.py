@@ -16,4 +16,5 @@ class ReferenceOptions(EngineOptions):
         ge=0.0,
         le=1.0,
         description="Share of positions at which a toy assistant drafts the target's choice; None: as its config says.",
+        json_schema_extra={"drafters": ["mtp"]},
     )

@@ -13,7 +13,7 @@ from polydraft.checkpoints.fetch import fetch, has_tokenizer
 from polydraft.checkpoints.special_tokens import read_special_tokens
 from polydraft.contract import LoadRequest, ModelSource, Tokenizer
 from polydraft.engine_parts import context_length
-from polydraft.errors import ModelFormatError
+from polydraft.errors import InvalidRequestError, ModelFormatError
 from polydraft.files import system_error
 from polydraft.text.hub_tokenizer import HubTokenizer
 from polydraft.text.ids_only import IdsOnlyTokenizer
@@ -40,16 +40,22 @@ def load_pair(request: LoadRequest) -> TransformersEngine:
         DeviceError: The device does not exist.
         OutOfMemoryError: The weights, or the context asked for, do not fit into the free memory.
         ModelFormatError: A file is missing or damaged, or the architecture is unknown.
-        InvalidRequestError: Unknown dtype or device.
+        InvalidRequestError: Unknown dtype or device, or an option for experts where there are none.
         ContextLengthError: A context longer than the model's.
         UnsupportedError: Layers, heads or experts that this backend cannot run as asked.
     """
     device = choose_device(request.device)
-    options = request.engine_options
+    options, plan = request.engine_options, request.plan
+    sources = [source for source in (request.target, plan.drafter) if source is not None]
+    if options.experts_implementation is not None and not any(map(_is_mixture, sources)):
+        raise InvalidRequestError(
+            f"The option experts_implementation has no effect: {request.target.id} is no mixture of experts.",
+            "Leave it out.",
+            argument="engine_options",
+        )
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     target_path = fetch(request.target, request.hub, patterns=_PATTERNS)
-    plan = request.plan
     drafter_path = fetch(plan.drafter, request.hub, patterns=_PATTERNS) if plan.drafter is not None else None
     folders = [path for path in (target_path, drafter_path) if path is not None]
     dtype, note = choose_dtype(request, folders, device)

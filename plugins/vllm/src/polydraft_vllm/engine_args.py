@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +85,8 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         the user, which may be empty.
 
     Raises:
-        PolydraftError: A file is missing or damaged, ``speculative_config`` cannot be made, or another version of
-            Transformers is needed.
+        PolydraftError: A file is missing or damaged, ``speculative_config`` cannot be made, options contradict each
+            other, or another version of Transformers is needed.
     """
     check_transformers(installed, request.target.config)
     target = fetch(request.target, request.hub)
@@ -93,9 +94,15 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
     dtype, note = choose_dtype(request, installed, target, drafter)
     options: VllmOptions = request.engine_options
     plan, cpu = request.plan, installed.is_cpu_build
+    # vLLM ignores its two other ways to say it where it is given bytes.
+    own_size = cpu and "gpu_memory_utilization" not in options.further and not os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+    if request.prefix_cache_bytes == 0 and options.further.get("enable_prefix_caching"):
+        raise InvalidRequestError(
+            "enable_prefix_caching is True, and `prefix_cache_bytes=0` turns it off.", "Leave one of them out."
+        )
     chosen: dict[str, Any] = {
         "enforce_eager": True if options.enforce_eager is None and cpu else options.enforce_eager,
-        "kv_cache_memory_bytes": options.kv_cache_memory_bytes or (default_kv_bytes(request) if cpu else None),
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes or (default_kv_bytes(request) if own_size else None),
         "max_num_seqs": options.max_num_seqs,
         # Else vLLM's own default: on, for models that it can reuse the KV of.
         "enable_prefix_caching": False if request.prefix_cache_bytes == 0 else None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from polydraft.contract import EngineOptions
+from polydraft.contract import DrafterKind, EngineOptions
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import names_a_secret
 from pydantic import ConfigDict, Field, model_validator
@@ -23,7 +23,10 @@ class VllmOptions(EngineOptions):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kv_cache_memory_bytes: int | None = Field(
-        default=None, ge=1, description="KV cache in bytes. Default on CPU: see ``resources.default_kv_bytes``."
+        default=None,
+        ge=1,
+        description="KV cache in bytes. Default on CPU, unless gpu_memory_utilization or VLLM_CPU_KVCACHE_SPACE "
+        "says it: see ``resources.default_kv_bytes``.",
     )
     enforce_eager: bool | None = Field(
         default=None,
@@ -42,6 +45,7 @@ class VllmOptions(EngineOptions):
         default_factory=dict,
         description="Further keys for vLLM's speculative_config, such as draft_tensor_parallel_size. polydraft sets "
         "method, model and num_speculative_tokens.",
+        json_schema_extra={"drafters": [*get_args(DrafterKind)]},
     )
 
     @model_validator(mode="after")

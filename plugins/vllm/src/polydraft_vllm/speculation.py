@@ -39,6 +39,14 @@ METHODS: tuple[Method, ...] = (
 """One row per kind and range of versions. A version that names a method differently gets another row."""
 
 _OURS = frozenset({"method", "model", "num_speculative_tokens"})
+_OF_NGRAMS = frozenset({"prompt_lookup_max", "prompt_lookup_min"})
+_OF_MODELS = frozenset(
+    (
+        *("draft_tensor_parallel_size", "quantization", "moe_backend", "attention_backend", "kv_cache_dtype"),
+        *("max_model_len", "revision", "code_revision", "draft_load_config", "draft_sample_method"),
+    )
+)
+"""Keys that vLLM reads for drafters of these kinds only, and ignores without a word elsewhere."""
 _MISREAD = ("eagle-", "eagle3", "dflash", "dspark")
 """vLLM goes by these parts of a drafter's path, whatever ``method`` says (config/speculative.py)."""
 
@@ -69,7 +77,8 @@ def speculative_config(
 
     Raises:
         SpeculationUnavailableError: This version has no such method.
-        InvalidRequestError: ``extra`` has a key that polydraft sets, or vLLM would misread the drafter.
+        InvalidRequestError: ``extra`` has a key that polydraft sets or that vLLM ignores for this kind, or vLLM would
+            misread the drafter.
     """
     row = next((row for row in METHODS if row.kind == kind and version in SpecifierSet(row.versions)), None)
     if row is None:
@@ -81,6 +90,11 @@ def speculative_config(
         raise InvalidRequestError(
             f"The engine option `speculative_config` sets {', '.join(taken)}.",
             "Give `drafter` and `num_speculative_tokens` instead.",
+        )
+    ignored = _OF_MODELS if kind == "ngram" else _OF_NGRAMS
+    if useless := sorted(name for name in extra if name in ignored or name.startswith("suffix_decoding_")):
+        raise InvalidRequestError(
+            f"{', '.join(useless)} of `speculative_config` has no effect on drafters of kind {kind}.", "Leave it out."
         )
     draft_size = extra.get("draft_tensor_parallel_size")
     sizes = {tensor_parallel_size} if kind == "draft-model" else {1, tensor_parallel_size}

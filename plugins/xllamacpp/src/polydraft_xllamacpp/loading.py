@@ -8,10 +8,17 @@ from importlib.metadata import version
 
 from polydraft.contract import LoadRequest, RunningInfo, ServerCommand
 from polydraft.engine_parts import context_length
-from polydraft.errors import OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
+from polydraft.errors import InvalidRequestError, OutOfMemoryError, SpeculationUnavailableError, UnsupportedError
 from polydraft.hardware import free_memory
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, context_bytes, default_threads, matmul_precision
+from polydraft_gguf.resources import (
+    check_layers,
+    check_prefix_cache,
+    context_bytes,
+    default_threads,
+    matmul_precision,
+    swa_note,
+)
 from polydraft_gguf.serving.engine import LlamaServerEngine
 from polydraft_gguf.serving.trial import drafts_as_planned
 
@@ -66,7 +73,7 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             matmul_precision=matmul_precision(target.dtype, device),
             context_length=length,
             concurrency="concurrent",
-            notes=[_PLAIN_NOTE if speculates else "", target.note],
+            notes=[_PLAIN_NOTE if speculates else "", target.note, swa_note(settings.swa_full, target.header)],
         )
         start_plain = partial(InProcessServer, settings.plain(), request.target.id)
         undo.pop_all()
@@ -81,6 +88,7 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
     """
     from dataclasses import replace
 
+    check_prefix_cache(request)
     settings, _, _ = _settings(request)
     return ServerCommand(arguments=tuple(command(replace(settings, host=host, port=port))))
 
@@ -93,6 +101,12 @@ def _settings(request: LoadRequest) -> tuple[ServerSettings, GgufFile, int]:
     kind, k = request.plan.kind, request.plan.num_speculative_tokens
     on_gpu = request.device != "cpu" and (request.device != "auto" or bool(gpus(engine)))
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
+    if kind == "ngram" and "ngram_size" in options.model_fields_set and options.ngram_size > k:
+        raise InvalidRequestError(
+            f"ngram_size is {options.ngram_size}, and k {k}: with fewer tokens to draft than to look up, llama.cpp "
+            "drafts none.",
+            f"Give `num_speculative_tokens={options.ngram_size}`, or a smaller ngram_size.",
+        )
     target, drafter = fetch_pair(request, on_cpu=not on_gpu)
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     types = options.cache_types(target.weights)
@@ -123,7 +137,6 @@ def _settings(request: LoadRequest) -> tuple[ServerSettings, GgufFile, int]:
             spec_type="none" if kind is None else _KINDS.get(kind, f"ngram-{options.ngram_type}"),
             spec_draft_model=drafter.path if drafter else None,
             spec_draft_n_max=k if kind else 0,
-            # With fewer tokens to draft than to look up, llama.cpp drafts none.
             spec_ngram_size=max(1, min(options.ngram_size, k)),
         ),
         target,

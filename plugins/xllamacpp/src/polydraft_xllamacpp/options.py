@@ -26,9 +26,14 @@ class XllamacppOptions(CommonOptions):
         default="simple",
         description="How `drafter='ngram'` looks drafts up (llama.cpp's --spec-type ngram-...). All but simple keep "
         "counts over requests, so that what is drafted depends on earlier ones.",
+        json_schema_extra={"drafters": ["ngram"]},
     )
     ngram_size: int = Field(
-        default=2, ge=1, le=64, description="Tokens that are looked up, at most k (--spec-ngram-...-size-n)."
+        default=2,
+        ge=1,
+        le=64,
+        description="Tokens that are looked up, at most k (--spec-ngram-...-size-n).",
+        json_schema_extra={"drafters": ["ngram"]},
     )
     swa_full: bool = Field(default=False, description="A cache of full length for sliding-window layers.")
     mmap: bool = Field(default=True, description="Map the file instead of reading it.")

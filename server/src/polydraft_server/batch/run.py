@@ -77,14 +77,18 @@ def run_batch(
         counter = _Counter(len(requests), answers, say)
         if counter.left:
             if ray is None:
-                _answer_here(requests.without(answers.done), load, settings, counter)
+                _answer_here(requests.without(answers.done), load, settings, counter, say)
             else:
                 _answer_on_ray(requests, answers, load, settings, ray, counter)
         return counter.summary()
 
 
 def _answer_here(
-    todo: Iterator[RequestLine], load: Callable[[], Session], settings: ServerSettings, counter: _Counter
+    todo: Iterator[RequestLine],
+    load: Callable[[], Session],
+    settings: ServerSettings,
+    counter: _Counter,
+    say: Callable[[str], None],
 ) -> None:
     async def work(session: Session) -> None:
         async with Answering(session, load, settings) as answering, aclosing(answering.answers(todo)) as answers:
@@ -93,6 +97,8 @@ def _answer_here(
 
     session = load()
     try:
+        if note := settings.note(session):
+            say(note)
         counter.start()
         asyncio.run(work(session))
     finally:

@@ -10,7 +10,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.streams import claim_output, console_for
 from polydraft._cli.waiting import waiting_for
-from polydraft.errors import PolydraftError
+from polydraft.errors import InvalidRequestError, PolydraftError
 
 if TYPE_CHECKING:
     from polydraft._registry.describe import PairDescription
@@ -19,6 +19,8 @@ __all__ = ["pairs"]
 
 
 def pairs(
+    *,
+    context: typer.Context,
     text: Annotated[
         str | None,
         typer.Argument(
@@ -53,6 +55,10 @@ def pairs(
     from polydraft._registry.describe import describe_pairs
     from polydraft._registry.describe_packings import describe_packings
 
+    if text is None and (others := opt.given_flags(context, "every", "json", "verbose", "debug")):
+        raise InvalidRequestError(
+            f"{', '.join(others)} is about the packings of a model.", "Name one: `polydraft pairs MODEL`."
+        )
     output = claim_output()
     found = _find(text)
     packings = []

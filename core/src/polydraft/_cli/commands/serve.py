@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polydraft._cli import options as opt
 from polydraft._cli.loading import checked_settings, load_arguments, open_session
 from polydraft._cli.streams import claim_output, is_terminal
 from polydraft._presentable import presentable
@@ -29,6 +30,7 @@ _WHO, _MUCH, _OWN = "Who may use it", "How much at a time", "The engine's own se
 
 def serve(
     *,
+    context: typer.Context,
     loading: dict[str, Any],
     plain: Annotated[bool, typer.Option("--plain", help="Serve without speculation.")] = False,
     host: Annotated[
@@ -130,6 +132,14 @@ def serve(
     is printed, then run, and the exit code is the server's.
     """
     if own_server:
+        taken = opt.loading_options("isolation")
+        if others := opt.given_flags(
+            context, *taken, "plain", "host", "port", "own_server", "print_only", "verbose", "debug"
+        ):
+            raise InvalidRequestError(
+                f"{', '.join(others)} cannot be given with --own-server: the engine's server has settings of its own.",
+                "Leave out one or the other; `--engine-option` sets the engine's.",
+            )
         _own_server(loading, plain=plain, host=host, port=port, print_only=print_only)
         return
     if print_only:
@@ -177,6 +187,10 @@ def _own_server(loading: dict[str, Any], *, plain: bool, host: str, port: int, p
     from polydraft.engine_parts.serving import check_port
 
     target, arguments = load_arguments(loading, plain=plain)
+    if arguments["prefix_cache_bytes"]:
+        raise InvalidRequestError(
+            "The engine's server sizes its prefix cache by itself.", "Leave out `prefix_cache_bytes`, or give 0."
+        )
     prepared = prepare(target, **arguments)
     command = prepared.backend.server_command(prepared.request, host=host, port=port)
     if print_only:

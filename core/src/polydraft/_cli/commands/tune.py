@@ -13,6 +13,7 @@ from polydraft._cli.problems import INTERRUPTED
 from polydraft._cli.streams import claim_output, console_for
 from polydraft._cli.waiting import waiting_for
 from polydraft._flags import FLAGS
+from polydraft.errors import InvalidRequestError
 
 __all__ = ["tune"]
 
@@ -21,6 +22,7 @@ _PANEL = opt.MEASURING
 
 def tune(
     *,
+    context: typer.Context,
     loading: dict[str, Any],
     seconds: Annotated[
         float | None,
@@ -76,6 +78,10 @@ def tune(
 
     output = claim_output()
     if forget:
+        if others := opt.given_flags(context, *opt.loading_options(), "forget", "json", "verbose", "debug"):
+            raise InvalidRequestError(
+                f"{', '.join(others)} cannot be given with --forget, which measures nothing.", "Leave it out."
+            )
         count = _forget(loading)
         if json:
             print(f'{{"removed": {count}}}', file=output, flush=True)

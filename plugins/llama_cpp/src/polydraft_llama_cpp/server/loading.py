@@ -19,7 +19,7 @@ from polydraft.errors import (
 )
 from polydraft_gguf.environment import needed_environment
 from polydraft_gguf.files import GgufFile, fetch_pair
-from polydraft_gguf.resources import check_layers, default_threads, matmul_precision
+from polydraft_gguf.resources import check_layers, check_prefix_cache, default_threads, matmul_precision
 from polydraft_gguf.serving.client import Client
 from polydraft_gguf.serving.engine import LlamaServerEngine
 from polydraft_gguf.serving.trial import drafts_as_planned
@@ -88,7 +88,14 @@ def load_pair(request: LoadRequest) -> LlamaServerEngine:
             matmul_precision=matmul_precision(target.dtype, found.device),
             context_length=min(length, found.context_length or length),
             concurrency="serial",
-            notes=[_PLAIN_NOTE if found.start_plain else "", target.note],
+            notes=[
+                _PLAIN_NOTE if found.start_plain else "",
+                "The server does not report `num_speculative_tokens`; "
+                f"{request.plan.num_speculative_tokens} was asked for here."
+                if isinstance(place, Client) and request.plan.kind is not None
+                else "",
+                target.note,
+            ],
         )
         undo.pop_all()
         return LlamaServerEngine(tokenizer, running, found.server, found.start_plain, vocabulary.free)
@@ -98,9 +105,12 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
     """The command that serves the pair. Files are fetched, and converted where needed; nothing is started.
 
     Raises:
-        UnsupportedError: A ``url`` is set: that server runs already.
+        UnsupportedError: A ``url`` is set: that server runs already; or prompts were not to be reused.
+        InvalidRequestError: An option for clients was given.
         PolydraftError: As ``load_pair`` before it starts the server.
     """
+    request.engine_options.check_command()
+    check_prefix_cache(request)
     place = _place(request)
     if not isinstance(place, Program):
         raise UnsupportedError(f"The server at {place.url} runs already.", f"Unset {URL_VARIABLE} to start another.")

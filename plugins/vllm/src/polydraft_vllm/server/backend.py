@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polydraft.contract import DeviceRecord, Diagnosis, LoadRequest
+from polydraft.errors import UnsupportedError
 
 from polydraft_vllm.backend import VllmBackend
 from polydraft_vllm.server.options import URL_VARIABLE, VllmServerOptions
@@ -13,7 +14,7 @@ from polydraft_vllm.versions import installed_vllm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polydraft.contract import WholeEngine
+    from polydraft.contract import ServerCommand, WholeEngine
 
 __all__ = ["VllmServerBackend"]
 
@@ -39,6 +40,16 @@ class VllmServerBackend(VllmBackend):
         """That of the installed vLLM, which the session starts; None for a server at a ``url``."""
         options: VllmServerOptions = request.engine_options
         return super().build(request) if options.url is None else None
+
+    def server_command(self, request: LoadRequest, *, host: str, port: int) -> ServerCommand:
+        """The command of vLLM's own server, which has no use for options of clients."""
+        options: VllmServerOptions = request.engine_options
+        if options.url is not None:
+            raise UnsupportedError(
+                f"The server at {options.url} runs already.", f"Unset {URL_VARIABLE} to start another."
+            )
+        options.check_command("port", "connect_retries")
+        return super().server_command(request, host=host, port=port)
 
     def load_engine(self, request: LoadRequest) -> WholeEngine:
         """Connect to the server; start it first if no ``url`` is given."""

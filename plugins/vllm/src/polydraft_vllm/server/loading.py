@@ -9,7 +9,6 @@ from polydraft import reasons
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import RunningInfo
 from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, check_port, free_port
-from polydraft.errors import InvalidRequestError
 
 from polydraft_vllm.checks import check_request
 from polydraft_vllm.environment import server_environment
@@ -40,16 +39,11 @@ def load_pair(request: LoadRequest) -> VllmServerEngine:
     Raises:
         BackendUnavailableError: There is no vLLM server at the url, or it refuses the key.
         ModelNotFoundError: The server serves another model.
-        InvalidRequestError: Engine arguments were given together with a url.
+        InvalidRequestError: The dtype is unknown.
     """
     options: VllmServerOptions = request.engine_options
     check_request(request)
     if options.url is not None:
-        if options.engine_arguments:
-            raise InvalidRequestError(
-                f"{', '.join(sorted(options.engine_arguments))} cannot be set: with url, the server runs already.",
-                "Leave it out, or give it to the command that starts the server.",
-            )
         return _connect(request, options.url)
     process, command = _start(request, options)
     try:
@@ -107,6 +101,10 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, command: Prep
         notes.append("The server does not report its drafter; the one named here belongs to the target.")
         if abilities.num_speculative_tokens is None:
             notes.append(f"The server does not report `num_speculative_tokens`; {k} was asked for here.")
+        elif abilities.num_speculative_tokens != k and request.plan.k_chosen_by == "caller" and method is not None:
+            notes.append(
+                f"The server drafts {abilities.num_speculative_tokens} tokens a round; {k} were asked for here."
+            )
         k = abilities.num_speculative_tokens or k
         if method is None:
             off = reasons.by_caller()

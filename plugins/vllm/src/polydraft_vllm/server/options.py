@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from polydraft.engine_parts.server_options import ServerOptions, ServerUrl, url_from
-from pydantic import Field
+from polydraft.errors import InvalidRequestError
+from pydantic import Field, model_validator
 
 from polydraft_vllm.options import VllmOptions
 
@@ -33,7 +36,21 @@ class VllmServerOptions(ServerOptions, VllmOptions):
         default=2, ge=0, description="How often a failed connection is tried again. A request is never sent twice."
     )
 
-    @property
-    def engine_arguments(self) -> set[str]:
-        """Names of the engine arguments that were given: a running server has its own."""
-        return (self.model_fields_set & VllmOptions.model_fields.keys()) | self.further.keys()
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> Self:
+        if self.url is not None and (given := self.given_to_start()):
+            raise InvalidRequestError(
+                f"{', '.join(given)} cannot be set: with url, the server runs already.",
+                "Leave it out, or give it to the command that starts the server.",
+            )
+        if self.url is None and self.served_model_name is not None:
+            raise InvalidRequestError(
+                "served_model_name is what a server at a url calls the target, and no url is given.",
+                f"Give url, or set {URL_VARIABLE}.",
+            )
+        return self
+
+    def given_to_start(self) -> list[str]:
+        """Names of the options that were given, and that only a server can take that is started here."""
+        of_clients = {*ServerOptions.model_fields, "served_model_name", "connect_retries"} - {"start_timeout"}
+        return sorted((self.model_fields_set - of_clients) | self.further.keys())
