@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["presentable"]
+__all__ = ["holds_credentials", "presentable"]
 
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
 """Characters that reorder what a terminal shows."""
@@ -12,6 +12,15 @@ _CONTROLS = {0x0B, 0x0C, *range(0x20), *range(0x7F, 0xA0), *_BIDI, 0x2028, 0x202
 _ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
 # Up to the last @ before the path, as browsers and HTTP libraries read it: a password may hold an @ itself.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a URL in a text has a user or a password.
+
+    >>> holds_credentials("name @ https://token@host/name.whl"), holds_credentials("https://host/simple")
+    (True, False)
+    """
+    return _CREDENTIALS.search(text) is not None
 
 
 def presentable(text: str) -> str:

@@ -16,6 +16,10 @@ import json, os, pathlib, sys
 asked, told = sys.argv[1:], json.loads(pathlib.Path({told!r}).read_text())
 with open({calls!r}, "a") as calls:
     print(json.dumps(asked), file=calls)
+if "-r" in asked:
+    file = pathlib.Path(asked[asked.index("-r") + 1])
+    with open({calls!r} + ".files", "a") as files:
+        print(json.dumps([file.stat().st_mode & 0o777, file.read_text()]), file=files)
 for word, (text, code) in told.items():
     if word in " ".join(asked):
         print(text)
@@ -61,6 +65,11 @@ class FakeUv:
     @property
     def calls(self):
         return [json.loads(line) for line in self._calls.read_text().splitlines()]
+
+    @property
+    def files(self):
+        """Mode and text of each file of requirements that it was given."""
+        return [json.loads(line) for line in Path(f"{self._calls}.files").read_text().splitlines()]
 
 
 def be_quick(replace=setattr):

@@ -502,9 +502,8 @@ def test_the_log_holds_no_password(uv, data, silent, quick, monkeypatch):
     uv.tell({"pip install": [f"error: {address} answers no", 2]})
     with pytest.raises(EnvironmentSetupError, match="index/simple answers no") as failed:
         install("reference", silent)
-    assert address in uv.calls[1]
     log = failed.value.log.read_text()
-    assert log.count("https://***@index/simple") == 2
+    assert "https://***@index/simple" in log
     assert "passw0rd" not in log + str(failed.value)
 
 

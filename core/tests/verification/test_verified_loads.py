@@ -79,9 +79,9 @@ def test_what_was_verified_is_loaded_and_the_session_says_so():
 
 def test_what_was_not_is_refused_before_it_is_loaded(not_loaded):
     with pytest.raises(NotVerifiedError, match="has not been verified here") as raised:
-        require(num_speculative_tokens=3, drafter="builtin:toy-draft", engine_options={"agreement": 0.5})
+        require(num_speculative_tokens=3, drafter="builtin:toy-assistant", engine_options={"agreement": 0.5})
     assert raised.value.hint == (
-        "Run: polydraft verify --model builtin:toy --backend reference --drafter builtin:toy-draft -k 3 "
+        "Run: polydraft verify --model builtin:toy --backend reference --drafter builtin:toy-assistant -k 3 "
         "--engine-option agreement=0.5"
     )
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from packaging.utils import canonicalize_name
 
 from polydraft._environments.child import ANSWER
+from polydraft._environments.credentials import in_a_file, in_a_netrc
 from polydraft._environments.failures import explained, no_space
 from polydraft._environments.interpreters import interpreter_for
 from polydraft._environments.plan import InstallPlan, check_disk, engine_named, plan_digest, plan_for
@@ -37,7 +38,7 @@ from polydraft._environments.store import (
     remove,
     written,
 )
-from polydraft._environments.tools import python_of, uv_here
+from polydraft._environments.tools import Pip, python_of, uv_here
 from polydraft._probes.asking import ask
 from polydraft._probes.interpreter import command_of
 from polydraft._probes.records import CataloguedBackend, PluginCatalogue
@@ -216,7 +217,7 @@ def _make(plan: InstallPlan, progress: Progress) -> Environment:
     with written(name):
         number, folder = new_build(name)
         making = _Making(plan, progress, number, folder)
-        (making.home / "tmp").mkdir(exist_ok=True)
+        (making.home / "tmp").mkdir(mode=0o700, exist_ok=True)
         making.log.write_text(f"polydraft {version('polydraft')}, {datetime.now(UTC).isoformat()}\n", encoding="utf-8")
         constraints = (f"{one}=={pin}\n" for one, pin in plan.constraints.items())
         making.constraints.write_text("".join(constraints), encoding="utf-8")
@@ -322,7 +323,9 @@ def _run_step(making: _Making, step: Step) -> None:
     def put(what: Sequence[str], doing: str, *, indexes: Sequence[str] = (), wheels: Sequence[Path] = ()) -> None:
         folders = [*wheels, *([plan.source.folder] if plan.source.kind == "wheels" and plan.source.folder else [])]
         command = tool.install(making.python, [*what], making.constraints, indexes=[*indexes], wheels=folders)
-        making.run(doing, command)
+        secret = making.home / "tmp"
+        further = in_a_netrc(making.python, secret) if isinstance(tool, Pip) else {}
+        making.run(doing, in_a_file(command, secret), **further)
 
     if step.plugin:
         put(plan.requirements, "installing polydraft and its plugin")
@@ -378,6 +381,7 @@ def _compiled(making: _Making, package: str, step: Step) -> Path:
             "off",
         ]
         set_here = {name: value for name, value in flags.items() if value}
+        set_here |= in_a_netrc(making.python, making.home / "tmp")
         making.run(f"compiling {package}", [*command, "--wheel-dir", str(draft), pin], **set_here)
         with written(plan.engine.name):
             draft.rename(folder)

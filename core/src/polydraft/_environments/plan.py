@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from polydraft._environments.store import all_environments
 from polydraft._environments.tools import Pip, Uv, tool_here, uv_here
 from polydraft._folders import data_folder
 from polydraft._origin import CORE
+from polydraft._presentable import presentable
 from polydraft._registry.backends import known_backends
 from polydraft._registry.engines import (
     KnownEngine,
@@ -34,6 +36,9 @@ from polydraft.checkpoints._names import did_you_mean
 from polydraft.errors import InvalidRequestError
 
 __all__ = ["InstallPlan", "check_disk", "engine_name", "engine_named", "of_other_version", "plan_digest", "plan_for"]
+
+
+_SHOWN_BY_GIT = re.compile(r"\b(git|hg|svn|bzr)\+https?://[^/?#\s]*@")
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ def engine_named(name: str, packages: tuple[str, ...] = ()) -> KnownEngine:
                 "It begins with a letter or a digit; letters, digits, `_`, `.` and `-` follow.",
             )
         for package in packages:
+            if _SHOWN_BY_GIT.search(package):
+                raise InvalidRequestError(
+                    f"{presentable(package)} holds a password, and git shows it to other users of the machine.",
+                    "Leave it out of the URL: git asks its credential helper (`git help credentials`), or use ssh.",
+                )
             if not Path(package).expanduser().exists():
                 try:
                     Requirement(package)

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from polydraft._environments.records import Environment
 from polydraft._folders import data_folder
+from polydraft._presentable import holds_credentials
 from polydraft._registry.engines import is_engine_name
 from polydraft.contract.records import CONTRACT_VERSION, Record
 from polydraft.errors import EnvironmentSetupError
@@ -225,8 +226,12 @@ def activate(environment: Environment) -> None:
     """Let an environment take the place of the one before, in one step; only while it is locked."""
     path = engine_folder(environment.name) / "state.json"
     draft = path.with_suffix(".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(environment.model_dump_json(indent=1))
+    text = environment.model_dump_json(indent=1)
+    draft.unlink(missing_ok=True)
+    # A package's URL may hold a password, which `update` needs.
+    mode = 0o600 if holds_credentials(text) else 0o666
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

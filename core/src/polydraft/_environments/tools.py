@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
-from polydraft._environments.runner import child_environ
+from polydraft._environments.credentials import settings_of_pip
 
 __all__ = ["Pip", "Uv", "python_of", "tool_here", "uv_here"]
 
@@ -122,21 +120,9 @@ def _settings_of_pip() -> tuple[list[str], str]:
     """uv's options for what pip is set to, and the file of certificates that it is set to."""
     if any(name in os.environ for name in _OF_UV):
         return [], ""
-    try:
-        command = [sys.executable, "-I", "-m", "pip", "config", "list"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=child_environ())
-    except (OSError, subprocess.SubprocessError):  # no pip here
-        return [], ""
     options, certificates = list[str](), ""
-    for line in listed.stdout.splitlines():
-        # global.index-url='https://...', install.find-links=..., :env:.cert=...
-        name, _, value = line.partition("=")
-        setting = name.rpartition(".")[2].replace("_", "-")
-        try:
-            values = str(ast.literal_eval(value)).split()
-        except (ValueError, SyntaxError):
-            continue
-        if setting == "cert" and values:
+    for setting, values in settings_of_pip(sys.executable):
+        if setting == "cert":
             certificates = values[0]
         elif setting == "no-index":
             options += ["--no-index"] if values[0].lower() in {"1", "true", "yes", "on"} else []
