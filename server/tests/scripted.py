@@ -32,14 +32,15 @@ class Script:
 
 
 class TextOnly(WholeEngine):
-    """Gives text without tokens, as Ollama does."""
+    """Gives text without tokens, as Ollama does; ``counts`` are what it tells of the prompt."""
 
-    def __init__(self, running):
+    def __init__(self, running, counts):
         self.tokenizer = TextOnlyTokenizer()
         self.running = running
+        self.counts = counts
 
     def rounds(self, generation):
-        generation.report(GenerationStats(num_tokens=2))
+        generation.report(GenerationStats(num_tokens=2, **self.counts))
         yield generation.emit([*map(ord, "Hello!")], num_draft_tokens=None, num_accepted_tokens=None)
         generation.finish("eos")
 
@@ -144,5 +145,7 @@ def scripted_session(script, concurrency="serial", target="scripted", *, engine=
         concurrent_calls=concurrency == "concurrent",
     )
     running = RunningInfo(**values)
-    made = TextOnly(running) if script == "text only" else engine(script, running)
+    counts = {"text only": {}, "counted text": {"num_prompt_tokens": 7, "num_reused_tokens": 4}}
+    text_only = isinstance(script, str) and script in counts
+    made = TextOnly(running, counts[script]) if text_only else engine(script, running)
     return Session(made, running, capabilities)

@@ -288,6 +288,20 @@ def test_thinking_and_tool_calls(scripted, parallel):
         assert "weather" not in script.prompts[-1]
 
 
+def test_what_an_engine_counts_that_gives_text_alone(scripted):
+    """Whole and streamed, of both endpoints: a prompt counts once, however many answers it has."""
+    wanted = {"prompt_tokens": 7, "total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    with scripted("counted text", "concurrent") as server:
+        for ask in (server.chat, server.complete):
+            assert ask().json["usage"].items() >= wanted.items()
+            assert ask(**streamed).events[-1]["usage"].items() >= wanted.items()
+        assert server.chat(n=3).json["usage"]["prompt_tokens"] == 7
+        assert server.complete(["a", "b"], **streamed).events[-1]["usage"]["prompt_tokens"] == 14
+        assert server.metric("vllm:prompt_tokens_total") == 7 * (4 + 3 + 2)
+        assert server.metric("vllm:prefix_cache_hits_total") == 4 * (4 + 3 + 2)
+
+
 def test_an_engine_that_gives_text_alone(scripted):
     """What it does not report is null."""
     with scripted("text only") as server:
@@ -304,6 +318,9 @@ def test_an_engine_that_gives_text_alone(scripted):
             (None, None, None)
         }
         assert "".join(part["text"] for one in rounds for part in one["segments"]) == "Hello!"
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        assert server.chat(**streamed).events[-1]["usage"]["prompt_tokens"] is None
+        assert server.metric("vllm:prompt_tokens_total") == 0
         for fields in ({"prompt": [72]}, {"prompt": "x", "return_token_ids": True}):
             done = server.post("/v1/completions", fields)
             assert (done.status, done.error["code"]) == (400, "unsupported")

@@ -25,7 +25,7 @@ def session(*pieces, reason="length", tokenizer=None):
             yield generation.emit(ids, num_draft_tokens=None, num_accepted_tokens=None)
             if generation.finish_reason is not None:
                 return
-        generation.report(GenerationStats(num_tokens=7, decode_seconds=2.0))
+        generation.report(GenerationStats(num_tokens=7, num_prompt_tokens=5, decode_seconds=2.0))
         generation.finish(reason)
 
     engine = Whole(rounds, context_length=8)
@@ -38,7 +38,7 @@ def test_limits_and_counts_are_the_engines(reason):
     """Prompt and answer have more characters than there are tokens in the context and in the output."""
     result = session("Ein längerer ", "Text \U0001f600", reason=reason).generate("A longer prompt", max_new_tokens=3)
     assert (result.text, result.finish_reason) == ("Ein längerer Text \U0001f600", reason)
-    assert result.stats.num_tokens == 7
+    assert (result.stats.num_tokens, result.stats.num_prompt_tokens) == (7, 5)
     assert result.stats.tokens_per_second == 3.0
     assert result.stats.acceptance_rate is None
     assert bytes(result.text, "utf-8") == b"".join(map(TextOnlyTokenizer().token_bytes, result.token_ids))
@@ -47,6 +47,7 @@ def test_limits_and_counts_are_the_engines(reason):
 def test_stops_are_the_cores():
     result = session("one two", " three").generate("x", stop="two t")
     assert (result.text, result.finish_reason, result.stop_match) == ("one ", "stop", "two t")
+    assert result.stats.num_prompt_tokens is None  # characters are no tokens
 
 
 def test_a_chat_is_handed_on_as_it_is():

@@ -649,3 +649,35 @@ def test_what_it_keeps_of_earlier_calls_is_its_own(server):
         with load(prefix_cache_bytes=given) as session:
             told = [note for note in session.running.notes if "has no effect" in note]
         assert [note.split("`")[1] for note in told] == ([] if given is None else [f"prefix_cache_bytes={given}"])
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "counted"),
+    [
+        ("0.32.14", {"prompt_eval_count": 9}, (9, None)),
+        ("0.33.3", {"prompt_eval_count": 9, "prompt_eval_cached_count": 5}, (9, 5)),
+        ("0.33.3", {"prompt_eval_count": 9, "prompt_eval_cached_count": 0}, (9, 0)),
+        ("0.20.0", {"prompt_eval_count": 9}, (9, None)),
+        ("0.30.0", {"prompt_eval_count": 9}, (None, None)),  # without what its cache had
+        ("0.30.1-rc0", {"prompt_eval_count": 9}, (9, None)),
+        ("0.32.14", {}, (None, None)),
+        ("0.32.14", {"prompt_eval_count": 0}, (None, None)),
+    ],
+)
+@pytest.mark.parametrize("chat", [False, True])
+def test_tokens_of_the_prompt(server, version, told, counted, chat):
+    server.version = version
+    done = {key: value for key, value in DONE.items() if key != "response"} | told
+    said = {"message": {"role": "assistant", "content": "Yes"}} if chat else {"response": "Yes"}
+    server.scripts["/api/chat" if chat else "/api/generate"] = answering({**piece(""), **said}, done)
+    with load("plain") as session:
+        stats = session.generate([{"role": "user", "content": "x"}] if chat else "x").stats
+    assert (stats.num_prompt_tokens, stats.num_reused_tokens) == counted
+
+
+def test_an_answer_that_the_server_did_not_end_has_no_count(server):
+    with load() as session:
+        cut = session.generate("x", max_new_tokens=50, stop="e")
+        assert cut.finish_reason == "stop"
+        assert cut.stats.num_prompt_tokens is None
+        assert session.generate("x", max_new_tokens=5).stats.num_prompt_tokens == 7

@@ -12,7 +12,7 @@ from typing import Any
 from polydraft import Chunk, GenerationResult, TokenLogprobs, ToolCall
 from polydraft.contract import Tokenizer
 
-from polydraft_server.drafts import RoundCounts, drafts_of, gives_text_only, token_text, usage_of
+from polydraft_server.drafts import RoundCounts, drafts_of, token_text, usage_of
 from polydraft_server.generation import finish_reason
 
 __all__ = ["Answer", "ChatAnswer", "CompletionAnswer", "encoded"]
@@ -121,7 +121,7 @@ class Answer(ABC):
 
     def _totals(self) -> dict[str, Any]:
         results = [self._results[index] for index in sorted(self._results)]
-        found: dict[str, Any] = {"usage": usage_of(results, self._prompts, text_only=gives_text_only(self._tokenizer))}
+        found: dict[str, Any] = {"usage": usage_of(results, self._prompts)}
         if len(self._results) == 1:  # as vLLM: several generations have no common times
             found["metrics"] = self._counts[0].metrics(self._results[0])
         return found

@@ -12,27 +12,24 @@ from polydraft.contract import Tokenizer
 __all__ = ["RoundCounts", "drafts_of", "gives_text_only", "token_text", "usage_of"]
 
 
-def usage_of(results: Sequence[GenerationResult], prompts: int, *, text_only: bool) -> dict[str, Any]:
+def usage_of(results: Sequence[GenerationResult], prompts: int) -> dict[str, Any]:
     """OpenAI's ``usage`` of a request. What an engine does not report is None.
 
     Args:
         results: In the order of the choices: all of the first prompt, then those of the next one.
         prompts: Number of prompts.
-        text_only: Whether the engine gives text without tokens.
     """
     stats = GenerationStats.total(result.stats for result in results)
     # A prompt counts once, however many answers it has. The first of them began first: what it reused was there before.
-    firsts = results[:: len(results) // prompts]
-    reused = [result.stats.num_reused_tokens for result in firsts]
-    prompt_tokens = None if text_only else sum(len(result.prompt_token_ids) for result in firsts)
-    cached = None if text_only or None in reused else sum(count or 0 for count in reused)
+    firsts = GenerationStats.total(result.stats for result in results[:: len(results) // prompts])
+    prompt_tokens = firsts.num_prompt_tokens
     accepted, drafted = stats.num_accepted_tokens, stats.num_draft_tokens
     rejected = None if accepted is None or drafted is None else drafted - accepted
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": stats.num_tokens,
         "total_tokens": None if prompt_tokens is None else prompt_tokens + stats.num_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": firsts.num_reused_tokens},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,

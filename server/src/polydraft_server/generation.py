@@ -12,7 +12,6 @@ from typing import Any
 from polydraft import Chunk, GenerationResult, Prompt, Session, TokenStream
 
 from polydraft_server.admission import Admitted
-from polydraft_server.drafts import gives_text_only
 from polydraft_server.metrics import Metrics
 from polydraft_server.problems import ApiError
 from polydraft_server.served import Served
@@ -72,7 +71,6 @@ class Run:
         self._begun: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._left = len(jobs)
-        self._text_only = False
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -83,7 +81,6 @@ class Run:
             ApiError: There is no engine now.
         """
         session = self._served.session()
-        self._text_only = gives_text_only(session.tokenizer)
         for job in self._jobs:
             self._opened[job.index] = session, await self._stream(session, job)
         self._tasks = [asyncio.create_task(self._produce(job)) for job in self._jobs]
@@ -146,8 +143,7 @@ class Run:
             self._events.put_nowait((job.index, error))
         else:
             now = time.monotonic() - self._began
-            prompt = 0 if self._text_only else len(result.prompt_token_ids)
-            self._metrics.ended(result, prompt, now, finish_reason(result, one_call=job.one_call))
+            self._metrics.ended(result, now, finish_reason(result, one_call=job.one_call))
             self._events.put_nowait((job.index, result))
 
     async def _generate(self, job: Job) -> GenerationResult:

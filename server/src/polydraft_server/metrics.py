@@ -100,9 +100,10 @@ class Metrics:
         """The first token of a generation, seconds after the request."""
         self._first.observe(seconds)
 
-    def ended(self, result: GenerationResult, prompt_tokens: int, seconds: float, reason: str) -> None:
+    def ended(self, result: GenerationResult, seconds: float, reason: str) -> None:
         """A generation ended, seconds after the request; ``reason`` is the API's finish reason."""
         stats = result.stats
+        prompt_tokens = stats.num_prompt_tokens or 0
         self._success.labels(*self._labels, reason).inc()
         self._prompt.inc(prompt_tokens)
         if stats.num_reused_tokens is not None:

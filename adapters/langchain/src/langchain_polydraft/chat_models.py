@@ -102,13 +102,13 @@ class ChatPolydraft(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         session = self.load()
-        return self._result(session, session.generate(_to_chat(messages), **self._arguments(stop, kwargs)))
+        return self._result(session.generate(_to_chat(messages), **self._arguments(stop, kwargs)))
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         session = await asyncio.to_thread(self.load)
-        return self._result(session, await session.agenerate(_to_chat(messages), **self._arguments(stop, kwargs)))
+        return self._result(await session.agenerate(_to_chat(messages), **self._arguments(stop, kwargs)))
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
@@ -121,7 +121,7 @@ class ChatPolydraft(BaseChatModel):
                     run_manager.on_llm_new_token(piece.text, chunk=piece)
                 yield piece
         assert chunks.result is not None
-        yield self._last(session, chunks.result)
+        yield self._last(chunks.result)
 
     async def _astream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
@@ -134,7 +134,7 @@ class ChatPolydraft(BaseChatModel):
                     await run_manager.on_llm_new_token(piece.text, chunk=piece)
                 yield piece
         assert chunks.result is not None
-        yield self._last(session, chunks.result)
+        yield self._last(chunks.result)
 
     def _arguments(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments of ``generate``: the model's, then those of the call."""
@@ -143,22 +143,22 @@ class ChatPolydraft(BaseChatModel):
         called.setdefault("max_new_tokens", called.pop("max_tokens"))
         return {name: value for name, value in called.items() if value is not None}
 
-    def _result(self, session: Session, result: GenerationResult) -> ChatResult:
+    def _result(self, result: GenerationResult) -> ChatResult:
         message = AIMessage(
             content=result.text,
             tool_calls=[tool_call(name=call.name, args=call.arguments, id=_new_id()) for call in result.tool_calls],
             additional_kwargs={"reasoning_content": result.thinking} if result.thinking else {},
             response_metadata=self._metadata(result),
-            usage_metadata=_usage(session, result),
+            usage_metadata=_usage(result),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last(self, session: Session, result: GenerationResult) -> ChatGenerationChunk:
+    def _last(self, result: GenerationResult) -> ChatGenerationChunk:
         """The chunk after the text: the usage and what speculation did."""
         message = AIMessageChunk(
             content="",
             response_metadata=self._metadata(result),
-            usage_metadata=_usage(session, result),
+            usage_metadata=_usage(result),
             chunk_position="last",
         )
         return ChatGenerationChunk(message=message)
@@ -256,11 +256,11 @@ def _piece(chunk: Chunk) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=message)
 
 
-def _usage(session: Session, result: GenerationResult) -> UsageMetadata | None:
-    """Tokens; None where the engine takes and gives text alone, and does not count the prompt's."""
-    if getattr(session.tokenizer, "text_only", False):
+def _usage(result: GenerationResult) -> UsageMetadata | None:
+    """Tokens; None where the engine takes and gives text alone, and has not counted the prompt's."""
+    read, written = result.stats.num_prompt_tokens, result.stats.num_tokens
+    if read is None:
         return None
-    read, written = len(result.prompt_token_ids), result.stats.num_tokens
     usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
     if result.stats.num_reused_tokens is not None:
         usage["input_token_details"] = {"cache_read": result.stats.num_reused_tokens}

@@ -84,15 +84,12 @@ def _finish(response: Any, session: Session, result: GenerationResult) -> None:
         ModelError: A schema was asked for, and the output was cut before it matched.
     """
     stats = result.stats
-    text_only = bool(getattr(session.tokenizer, "text_only", False))  # ids are no tokens then
     details = {
         name: value
         for name in ("num_draft_tokens", "num_accepted_tokens", "num_reused_tokens")
         if (value := getattr(stats, name)) is not None
     }
-    response.set_usage(
-        input=None if text_only else len(result.prompt_token_ids), output=stats.num_tokens, details=details
-    )
+    response.set_usage(input=stats.num_prompt_tokens, output=stats.num_tokens, details=details)
     response.set_resolved_model(session.running.target)
     response.response_json = {
         "finish_reason": result.finish_reason,

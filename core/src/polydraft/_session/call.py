@@ -170,11 +170,12 @@ class Call:
 
     def stats(self) -> GenerationStats:
         """The engine's own statistics, else those of the rounds so far; the emitted tokens are counted here."""
-        if self._reported is None:
-            return _stats(self._rounds, self.num_reused_tokens)
-        if self.tracker.text_only:  # its tokens are not among what it gives
+        if self.tracker.text_only and self._reported is not None:  # its tokens are not among what it gives
             return self._reported
-        counted: dict[str, Any] = {"num_tokens": self.tracker.num_tokens}
+        prompt = None if self.tracker.text_only else len(self.request.prompt_token_ids)
+        if self._reported is None:
+            return _stats(self._rounds, prompt, self.num_reused_tokens)
+        counted: dict[str, Any] = {"num_tokens": self.tracker.num_tokens, "num_prompt_tokens": prompt}
         if self.num_reused_tokens is not None:
             counted["num_reused_tokens"] = self.num_reused_tokens
         return self._reported.model_copy(update=counted)
@@ -246,9 +247,12 @@ class Call:
         )
 
 
-def _stats(rounds: Sequence[tuple[int, int | None, int | None, float]], reused: int | None) -> GenerationStats:
+def _stats(
+    rounds: Sequence[tuple[int, int | None, int | None, float]], prompt: int | None, reused: int | None
+) -> GenerationStats:
     """Statistics of rounds, given as (tokens, drafted, accepted, seconds) of each; the first one is the prefill's."""
     measured: dict[str, Any] = {
+        "num_prompt_tokens": prompt,
         "num_reused_tokens": reused,
         "num_tokens": sum(tokens for tokens, *_ in rounds),
         "prefill_seconds": rounds[0][3] if rounds else 0.0,

@@ -154,6 +154,11 @@ class GenerationStats(Record):
     drafted_per_position: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="Element i: number of rounds that drafted a token i (from 0)."
     )
+    num_prompt_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="Tokens of the prompt, reused ones included. An engine that gives text alone counts them itself.",
+    )
     num_reused_tokens: int | None = Field(
         default=None,
         ge=0,

@@ -93,7 +93,7 @@ class Generation(Protocol):
         """Use the engine's own statistics, not those counted from rounds. Call it before the last round is yielded.
 
         Emitted tokens are counted by the core all the same, except where the engine gives text alone
-        (``polydraft.text.text_only``): then ``num_tokens`` is the engine's.
+        (``polydraft.text.text_only``): then ``num_tokens`` is the engine's, and so is ``num_prompt_tokens``.
         """
 
     def finish(self, reason: EndReason) -> None:

@@ -29,7 +29,7 @@ class TextOnlyTokenizer:
 
     An id is a character's code point, and never one of the model's. So equal texts have equal ids, in whatever pieces
     they come. Limits in tokens are the engine's to keep: the core counts none, and the engine says by
-    ``Generation.finish`` why its output has ended, and by ``Generation.report`` how many tokens it had.
+    ``Generation.finish`` why its output has ended, and by ``Generation.report`` how many tokens it and the prompt had.
     """
 
     text_only = True

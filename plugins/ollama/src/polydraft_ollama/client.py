@@ -27,7 +27,7 @@ from polydraft.errors import (
 from polydraft_ollama.options import KEY_VARIABLE, OllamaOptions
 from polydraft_ollama.plugin import FIRST_VERSION
 
-__all__ = ["OllamaClient", "can_draft"]
+__all__ = ["OllamaClient", "can_draft", "counts_prompts"]
 
 _CONTEXT = re.compile(
     r"context (?:length|size|window)|longer than the context|exceeds? the (?:available )?context", re.I
@@ -43,9 +43,18 @@ _SHOWN = 20
 
 def can_draft(version: str) -> bool:
     """Whether a server of this version has speculative decoding of GGUF models; one built from source says 0.0.0."""
-    found = _RELEASE.match(version)
-    release = Version(found[1]).release if found else ()
+    release = _release(version)
     return not any(release) or release >= Version(FIRST_VERSION).release
+
+
+def counts_prompts(version: str) -> bool:
+    """Whether a server of this version counts all of a prompt: 0.30.0 leaves out what its cache had (ollama#16428)."""
+    return _release(version) != (0, 30, 0)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = _RELEASE.match(version)
+    return Version(found[1]).release if found else ()
 
 
 class OllamaClient(HttpClient):

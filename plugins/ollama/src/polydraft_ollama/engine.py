@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.contract import Round, WholeEngine
 from polydraft.text.text_only import TextOnlyTokenizer
 
-from polydraft_ollama.client import OllamaClient, can_draft
+from polydraft_ollama.client import OllamaClient, can_draft, counts_prompts
 from polydraft_ollama.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class OllamaEngine(WholeEngine):
             InvalidRequestError: A variable for the chat template that Ollama does not have.
             UnsupportedError: The prompt continues a chat.
         """
-        k = self.running.num_speculative_tokens if can_draft(self.running.engine_version) else None
-        return Rounds(self.client, self.body, self.options, generation, self.tokenizer, k)
+        version = self.running.engine_version
+        k = self.running.num_speculative_tokens if can_draft(version) else None
+        counts = counts_prompts(version)
+        return Rounds(self.client, self.body, self.options, generation, self.tokenizer, k, counts_prompts=counts)
 
     def close(self) -> None:
         """Nothing to free: the server keeps the model as long as ``keep_alive`` says."""

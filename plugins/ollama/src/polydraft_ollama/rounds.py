@@ -41,6 +41,8 @@ class _Done(NamedTuple):
 
     reason: EndReason
     num_tokens: int | None
+    num_prompt_tokens: int | None
+    num_reused_tokens: int | None
     prefill_seconds: float | None
     decode_seconds: float | None
 
@@ -60,7 +62,10 @@ class Rounds(Iterator[Round]):
         generation: Generation,
         tokenizer: TextOnlyTokenizer,
         num_speculative_tokens: int | None,
+        *,
+        counts_prompts: bool,
     ) -> None:
+        self._counts_prompts = counts_prompts
         self._client = client
         self._generation = generation
         self._tokenizer = tokenizer
@@ -107,14 +112,16 @@ class Rounds(Iterator[Round]):
 
     def _report(self, done: _Done | None = None) -> None:
         """What the server counted and measured; until it says so, pieces of text and this client's clock."""
-        tokens = prefill = decode = None
+        tokens = prompt = reused = None
         if done is not None:
-            _, tokens, prefill, decode = done
+            _, tokens, prompt, reused, prefill, decode = done
         else:
             prefill, decode = self._first - self._begun, self._latest - self._first
         self._generation.report(
             GenerationStats(
                 num_tokens=self._pieces if tokens is None else tokens,
+                num_prompt_tokens=prompt,
+                num_reused_tokens=reused,
                 num_drafts=self._counted,
                 num_draft_tokens=self._counted,
                 num_accepted_tokens=self._counted,
@@ -215,13 +222,18 @@ class Rounds(Iterator[Round]):
         tokens, prefill, decode = (
             self._count(event, name) for name in ("eval_count", "prompt_eval_duration", "eval_duration")
         )
+        # The cached ones are among the prompt's; a server that tells them counts both.
+        prompt, reused = (self._count(event, f"prompt_eval_{name}") for name in ("count", "cached_count"))
+        if reused is None and not self._counts_prompts:
+            prompt = None
         reason: EndReason = "eos"
         if event.get("done_reason") == "length":
             # Fewer tokens than were asked for: the context, whose length the server may have chosen, is full.
             short = tokens is not None and tokens < request.settings.max_new_tokens
             reason = "context" if short else "length"
         # The server's times are nanoseconds.
-        return _Done(reason, tokens, *(None if time is None else time / 1e9 for time in (prefill, decode)))
+        seconds = (None if time is None else time / 1e9 for time in (prefill, decode))
+        return _Done(reason, tokens, prompt or None, reused, *seconds)
 
     def _count(self, event: Mapping[str, Any], field: str) -> int | None:
         """A whole number of the last line, which leaves out zeros; None: not told."""

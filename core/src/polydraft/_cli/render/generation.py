@@ -79,7 +79,7 @@ def one_line(result: GenerationResult) -> str:
     stats = result.stats
     parts = [f"{stats.num_tokens} tokens"]
     if stats.num_reused_tokens:
-        parts.append(f"{stats.num_reused_tokens} of {len(result.prompt_token_ids)} prompt tokens reused")
+        parts.append(f"{stats.num_reused_tokens} of {stats.num_prompt_tokens} prompt tokens reused")
     if stats.mean_acceptance_length is not None:
         parts.append(f"{stats.mean_acceptance_length:.2f} per round")
     if stats.tokens_per_second is not None:
