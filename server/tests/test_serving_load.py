@@ -42,6 +42,15 @@ def test_as_many_at_once_as_share_their_steps(shared, most):
     assert ServerSettings().running_at_once(session) == most
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "given", "told"), [("serial", 3, True), ("serial", 1, False), ("concurrent", 3, False)]
+)
+def test_more_at_once_than_the_engine_takes_is_told(concurrency, given, told):
+    session = SimpleNamespace(running=SimpleNamespace(concurrency=concurrency, backend="one"))
+    said = ServerSettings(max_running=given).note(session)
+    assert said == ("max_running=3 has no effect: one runs one generation at a time." if told else "")
+
+
 def test_the_queue_is_bounded(scripted):
     script = Script(pace=0.01)
     with scripted(script, max_waiting=2) as server, ThreadPoolExecutor(3) as threads:

@@ -33,7 +33,7 @@ def test_drafts_that_no_answer_reports_are_not_0(answers, shown):
     metrics = Metrics("m", lambda: 0, lambda: 0, 3)
     for drafts, off in answers:
         stats = GenerationStats(num_tokens=4, num_drafts=drafts)
-        metrics.ended(SimpleNamespace(stats=stats, speculation_off=off), 1, 0.1, "stop")
+        metrics.ended(SimpleNamespace(stats=stats, speculation_off=off), 0.1, "stop")
     page = metrics.page().decode()
     assert ("vllm:spec_decode_num_drafts_total" in page) == shown
     assert "vllm:generation_tokens_total" in page

@@ -44,6 +44,7 @@ TOOL = {
         ({"response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, 400, "structured_outputs", "regex"),
         ({"guided_regex": "("}, 400, "guided_regex", "regex"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, 400, "guided_regex", "different"),
         ({"tool_choice": "required"}, 400, "tool_choice", "`tools`"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "name"),
         ({"functions": [{"name": "f"}]}, 400, "functions", "`tools`"),
@@ -152,6 +153,9 @@ def test_unknown_fields_are_told(toy):
     told = done.headers["x-polydraft-ignored"]
     assert told == "frobnicate, temprature (did you mean temperature?)"
     assert "x-polydraft-ignored" not in server.chat(max_tokens=1, n=1, service_tier="auto").headers
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": True}
+    told = server.chat(max_tokens=1, stream=True, stream_options=options).headers["x-polydraft-ignored"]
+    assert told == "stream_options.continuous_usage_stats"
     odd = server.chat(max_tokens=1, **{"a\r\nSet-Cookie: x": 1, "ü" * 500: 2}, stream=True)
     assert odd.status == 200
     assert "set-cookie" not in odd.headers

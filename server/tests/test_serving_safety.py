@@ -80,6 +80,12 @@ def test_other_addresses_need_a_key(host):
         listen(ServerSettings(host=host, port=0, **allowed)).close()
 
 
+def test_a_key_and_none():
+    with pytest.raises(ValueError, match="no_auth has no effect with a key") as error:
+        ServerSettings(key=Secret(KEY), no_auth=True)
+    assert KEY not in str(error.value)
+
+
 def test_a_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -34,6 +34,7 @@ def test_what_one_does_not_report_is_not_in_the_total():
 def test_the_total_of_nothing():
     assert GenerationStats.total([]) == GenerationStats(
         num_tokens=0,
+        num_prompt_tokens=0,
         num_reused_tokens=0,
         num_target_steps=0,
         num_drafts=0,

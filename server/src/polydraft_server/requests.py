@@ -124,7 +124,7 @@ class _Request(BaseModel):
         extra = self.model_extra or {}
         unknown = sorted(name for name in extra.keys() - known - _WITHOUT_EFFECT if extra[name] is not None)
         further = (self.stream_options.model_extra or {}) if self.stream_options else {}
-        unknown += sorted(f"stream_options.{name}" for name in further if further[name] is not None)
+        unknown += sorted(f"stream_options.{name}" for name in further if name != "include_obfuscation")
         return [_with_guess(name, known) for name in unknown[:_MOST_TOLD]]
 
     def _arguments(self, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from polydraft import Session
 from polydraft.contract import WholeEngine
 from polydraft.secrets import Secret
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["KEY_VARIABLE", "ServerSettings"]
 
@@ -46,6 +46,12 @@ class ServerSettings(BaseModel):
         default=None, ge=1, description="Size limit of a request; None: 1 MiB, and 16 bytes for each token of context."
     )
 
+    @model_validator(mode="after")
+    def _key_or_none(self) -> Self:
+        if self.no_auth and self.key is not None:
+            raise ValueError("no_auth has no effect with a key: leave one of them out")
+        return self
+
     def running_at_once(self, session: Session) -> int:
         """Generations at a time on a session's engine."""
         if session.running.concurrency == "serial":
@@ -60,7 +66,7 @@ class ServerSettings(BaseModel):
 
     def note(self, session: Session) -> str:
         """That ``max_running`` has no effect on a session's engine, one sentence; else empty."""
-        if session.running.concurrency != "serial" or (self.max_running or 1) == 1:
+        if (self.max_running or 1) == 1 or session.running.concurrency != "serial":
             return ""
         return f"max_running={self.max_running} has no effect: {session.running.backend} runs one generation at a time."
 

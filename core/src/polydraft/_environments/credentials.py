@@ -22,9 +22,8 @@ _INDEXES = {
     "find-links": "PIP_FIND_LINKS",
 }
 """pip's settings that hold URLs, and the variables that override them."""
-
-
 _SECTIONS = {"global", "install", ":env:"}
+"""Of pip's settings, those that count for an installation."""
 
 
 def settings_of_pip(python: str | Path) -> Iterator[tuple[str, list[str]]]:

@@ -39,6 +39,7 @@ __all__ = ["InstallPlan", "check_disk", "engine_name", "engine_named", "of_other
 
 
 _SHOWN_BY_GIT = re.compile(r"\b(git|hg|svn|bzr)\+https?://[^/?#\s]*@")
+"""A URL with a user or password that a version control program is started with."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class InstallPlan:
         if environment.source != self.source:
             return f"It was installed from {environment.source}, and is to be from {self.source}."
         if environment.packages != self.packages:
-            return f"It was made of {', '.join(environment.packages) or 'polydraft own plugin'}."
+            return f"It was made of {presentable(', '.join(environment.packages)) or 'polydraft own plugin'}."
         if self.python_wanted and not environment.python_version.startswith(self.interpreter.version):
             return f"It has Python {environment.python_version}, and is to have {self.interpreter.version}."
         if environment.plan != plan_digest(self.engine, self.variant):

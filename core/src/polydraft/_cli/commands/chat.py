@@ -51,6 +51,10 @@ def chat(
 
     given = checked_settings(settings)
     target, arguments = load_arguments(loading)
+    if show_drafts and arguments["drafter"] is None:
+        raise InvalidRequestError(
+            "--show-drafts has no effect: nothing is drafted.", "Leave it out, or give a drafter."
+        )
     output = claim_output()
     with open_session(target, arguments) as session, with_history():
         if think:

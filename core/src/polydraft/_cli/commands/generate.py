@@ -79,13 +79,15 @@ def generate(
         raise InvalidRequestError("--plain and --compare exclude one another.", "--compare decodes plainly too.")
     if runs > 1 and not compare:
         raise InvalidRequestError("--runs needs --compare.", "Add --compare, or leave --runs out.")
-    if show_drafts and plain:
-        raise InvalidRequestError("--show-drafts has no effect with --plain, which drafts nothing.", "Leave one out.")
     if show_drafts and json:
         raise InvalidRequestError("--show-drafts and --json exclude one another.", "Leave one out.")
     what = read_prompt(prompt, prompt_file, prompt_token_ids, argument=words, chat=chat, system=system)
     given = checked_settings(settings)
     target, arguments = load_arguments(loading, plain=plain)
+    if show_drafts and (plain or arguments["drafter"] is None):
+        raise InvalidRequestError(
+            "--show-drafts has no effect: nothing is drafted.", "Leave it out, or give a drafter."
+        )
     output = claim_output()
     with open_session(target, arguments) as session:
         if compare:
