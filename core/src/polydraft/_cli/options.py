@@ -320,7 +320,7 @@ def given_flags(context: typer.Context, *but: str) -> list[str]:
     return [
         option.opts[0]
         for option in context.command.params
-        if option.name is not None and option.name not in but and _is_given(context, option.name)
+        if option.name not in but and _is_given(context, option.name)
     ]
 
 
