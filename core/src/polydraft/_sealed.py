@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft._folders import data_folder
 from polydraft.errors import PolydraftError
-from polydraft.files import exhausted, read_bytes, read_json, system_error
+from polydraft.files import check_folder, exhausted, read_bytes, read_json, system_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +38,7 @@ def check_writable(folder: Path) -> None:
         OSError: They cannot.
     """
     _own_key()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(b"\0")  # a full disk still makes empty files
+    check_folder(folder)
 
 
 def keep_result(write: Callable[[], object], what: str) -> None:

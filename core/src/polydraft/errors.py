@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from polydraft._pasteable import pasteable
 from polydraft._presentable import presentable
@@ -33,6 +33,7 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "NonFiniteLogitsError",
+    "NotSavedError",
     "NotVerifiedError",
     "OutOfMemoryError",
     "PairMismatchError",
@@ -193,6 +194,23 @@ class PairMismatchError(PolydraftError):
 
     To mend it: leave ``drafter`` open, name the drafter made for this target, or use ``drafter="ngram"``.
     """
+
+
+class NotSavedError(PolydraftError):
+    """A measurement has been made, and cannot be saved: the disk is full by now, for example.
+
+    To mend it: ``result`` holds what was measured, and ``polydraft bench`` and ``polydraft tune`` have shown it; give
+    another folder the next time.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: One sentence: what to do.
+        result: What ``bench`` or ``tune`` would have returned.
+    """
+
+    def __init__(self, message: str, hint: str, result: Any) -> None:
+        super().__init__(message, hint)
+        self.result = result
 
 
 class NotVerifiedError(PolydraftError):

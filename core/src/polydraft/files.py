@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 __all__ = [
+    "check_folder",
     "exhausted",
     "open_regular",
     "parse_json",
@@ -111,6 +113,18 @@ def system_errors(what: str) -> Iterator[None]:
         if typed is None:
             raise
         raise typed from error
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before work is done whether files can be written into a folder, or where it would be made.
+
+    Raises:
+        OSError: They cannot.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"\0")  # a full disk still makes empty files
 
 
 def open_regular(path: str | Path) -> BinaryIO:

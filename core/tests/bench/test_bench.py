@@ -1,12 +1,19 @@
 """``polydraft.bench`` end to end on the reference engine: figures that must agree, ends, and what is refused."""
 
+import errno
 import math
 
 import polydraft
 import pytest
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft.contract import Upstream
-from polydraft.errors import BackendUnavailableError, InvalidRequestError, PolydraftError, UnsupportedError
+from polydraft.errors import (
+    BackendUnavailableError,
+    InvalidRequestError,
+    NotSavedError,
+    PolydraftError,
+    UnsupportedError,
+)
 
 TOY = "builtin:toy"
 PROMPTS = {"code": ["def f():", "import os"], "prose": ["a word"]}
@@ -188,21 +195,68 @@ def test_all_sides_have_the_same_clock(monkeypatch):
 # Ends and refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_an_interruption_gives_what_was_measured(monkeypatch):
+def interrupt_after(count, monkeypatch):
+    """Ctrl+C in the call after so many."""
     calls = []
     measure = LoadedEngine.measure
 
     def interrupted(self, *arguments):
         calls.append(arguments)
-        if len(calls) > 10:
+        if len(calls) > count:
             raise KeyboardInterrupt
         return measure(self, *arguments)
 
     monkeypatch.setattr(LoadedEngine, "measure", interrupted)
+
+
+def test_an_interruption_gives_what_was_measured(monkeypatch):
+    interrupt_after(10, monkeypatch)
     found = measured()
     assert found.interrupted
     assert found.rows[0].tokens_per_second
     assert "interrupted" in found.notes[0]
+    assert "part of the first repeat" in found.notes[0]
+    assert not any("not split" in note for note in found.notes)
+
+
+def test_a_repeat_that_was_interrupted_does_not_count_beside_whole_ones(monkeypatch):
+    interrupt_after(6 + 6 + 4, monkeypatch)  # warm-up, the first repeat, four calls of the second one
+    found = measured()
+    assert [row.repeats for row in found.rows] == [1, 1]
+    assert [len(row.runs) for row in found.rows] == [1, 1]
+    assert "1 of 2 repeats" in found.notes[0]
+
+
+def test_an_interruption_before_anything_was_measured_is_one(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+    (tmp_path / "bench.json").write_text("of another day")
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        measured(save_to=tmp_path)
+    assert (tmp_path / "bench.json").read_text() == "of another day"
+
+
+def test_the_record_is_written_after_each_repeat(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+    seen = []
+
+    def progress(sentence):
+        if (tmp_path / "bench.json").exists():
+            seen.append(polydraft.BenchResult.model_validate_json((tmp_path / "bench.json").read_text("utf-8")))
+
+    found = measured(save_to=tmp_path, progress=progress)
+    assert [row.repeats for row in seen[-1].rows] == [1, 1]
+    assert seen[-1].interrupted
+    assert not found.interrupted
+
+
+def test_nothing_is_repeated_once_all_have_failed(monkeypatch):
+    calls, said = [], []
+    monkeypatch.setattr(LoadedEngine, "_call", lambda *_: calls.append(1) or 1 / 0)
+    with pytest.raises(BackendUnavailableError):
+        measured(progress=said.append)
+    assert len(calls) == 2
+    assert not any(sentence.startswith(("Repeat", "Warmed")) for sentence in said)
 
 
 def test_all_that_fail_are_an_error(monkeypatch):
@@ -266,6 +320,41 @@ def test_no_chart_without_matplotlib_is_said_first(monkeypatch):
     monkeypatch.setattr(LoadedEngine, "__init__", lambda *_: pytest.fail("an engine was loaded"))
     with pytest.raises(PolydraftError, match="matplotlib"):
         measured(save_to="x")
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+    monkeypatch.setattr(LoadedEngine, "__init__", lambda *_: pytest.fail("an engine was loaded"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PolydraftError, match=r"cannot be saved in .*: Not a directory") as raised:
+        measured(save_to=tmp_path / "file" / "x")
+    assert not isinstance(raised.value, NotSavedError)
+
+
+def test_a_result_that_cannot_be_saved_is_in_the_error(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+    from polydraft._measuring import charts
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(charts, "write_record", full)
+    with pytest.raises(NotSavedError, match="the disk is full") as raised:
+        measured(save_to=tmp_path)
+    assert raised.value.result.rows[0].tokens_per_second
+
+
+def test_hardware_is_what_engines_ran_on():
+    found = measured()
+    row = found.rows[0].model_copy(update={"device": "cuda:0", "hardware": "arm [12]; cuda:0 NVIDIA H100; cuda:1 X"})
+    found = found.model_copy(update={"processor": "arm [12]"})
+    assert found.hardware == "arm"
+    assert found.model_copy(update={"rows": (row,)}).hardware == "arm; cuda:0 NVIDIA H100; cuda:1 X"
+
+
+def test_what_was_asked_of_load_is_recorded_without_secrets():
+    found = measured(dtype="float32", context_length=512)
+    assert found.asked == {"dtype": "float32", "context_length": 512}
 
 
 def test_the_chart_and_the_record(tmp_path):

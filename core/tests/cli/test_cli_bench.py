@@ -1,5 +1,6 @@
 """``polydraft bench``: tables, the object, exit codes."""
 
+import errno
 import json
 
 import pytest
@@ -37,6 +38,22 @@ def test_the_object(command, prompts):
     assert done.out.isascii()
     found = json.loads(done.out)
     assert [row["method"] for row in found["rows"]] == [None]
+
+
+def test_what_cannot_be_saved_is_shown(command, prompts, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+    from polydraft._measuring import charts
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(charts, "_draw", full)
+    for name in ("bench", "tune"):
+        words = (*TOY[1:], "-k", "1") if name == "bench" else (*TOY[1:5], "--seconds", "0.2", "--no-keep")
+        done = command(name, *words, "-b", "reference", "--prompts", prompts, "--save", str(tmp_path))
+        assert done.code == 1
+        assert "the disk is full" in done.err
+        assert "reference plain" in done.out
 
 
 @pytest.mark.parametrize(

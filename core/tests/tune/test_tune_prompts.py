@@ -26,6 +26,7 @@ def test_the_built_in_set_has_every_class_in_each_batch():
         ("a.json", json.dumps(["x", CHAT, [1, 2]]), [("yours", "x"), ("yours", tuple(CHAT)), ("yours", (1, 2))]),
         ("a.json", json.dumps({"law": ["x"], "code": ["y", "z"]}), [("law", "x"), ("code", "y"), ("code", "z")]),
         ("a.jsonl", '"x"\n\n{"prompt": "y", "class": "law"}\n', [("yours", "x"), ("law", "y")]),
+        ("a.jsonl", '"x\u2028y"\r\n"z"', [("yours", "x\u2028y"), ("yours", "z")]),
     ],
 )
 def test_files(tmp_path, name, text, found):
@@ -57,6 +58,22 @@ def test_a_file_that_holds_no_prompts_is_an_error_that_says_what_to_give(tmp_pat
         read_prompts(path)
     assert raised.value.argument == "prompts"
     assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.txt", b"caf\xe9", "not UTF-8: .* at byte 3"),
+        ("a.jsonl", b'"x"\n\n{"prompt"', "line 3 is no JSON"),
+        ("a.jsonl", b'"x"\n"\\ud800"', "Prompt 2 cannot be written as JSON: .*surrogates"),
+        ("a.jsonl", b'[{"role": "user", "content": "\\ud800"}]', "Prompt 1 cannot be written as JSON: .*surrogates"),
+    ],
+)
+def test_an_error_says_where(tmp_path, name, data, says):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InvalidRequestError, match=says):
+        read_prompts(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):

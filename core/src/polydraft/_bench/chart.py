@@ -14,6 +14,7 @@ from polydraft._measuring.charts import (
     plot_bars,
     save_with_chart,
     title,
+    write_record,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from polydraft._bench.records import BenchResult, BenchRow
 
-__all__ = ["save"]
+__all__ = ["save", "write"]
 
 _NOT_SPLIT = "#b9c3d3"
 _PARTS = {"draft": "#4c78a8", "verify": "#2a9d5c", "choose": "#c9862c", "host": "#8a8f98"}
@@ -32,17 +33,27 @@ def save(result: BenchResult, folder: Path) -> list[Path]:
     """Write ``bench.json``, ``bench.png`` and ``bench.svg`` into a folder, which is made if needed.
 
     Raises:
-        PolydraftError: The folder cannot be written.
+        NotSavedError: The folder cannot be written.
     """
     return save_with_chart(result, folder, "bench", lambda: _figure(result))
+
+
+def write(result: BenchResult, folder: Path) -> None:
+    """Write ``bench.json`` alone.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    write_record(result, folder / "bench.json")
 
 
 def _figure(result: BenchResult) -> Any:
     """Speeds, next to the milliseconds of a round where they are known."""
     rows = [row for row in result.rows if row.tokens_per_second]
     figure, axes = bars(len(rows), 1 + any(row.round_ms for row in rows))
+    dtypes = dict.fromkeys(row.dtype for row in rows if row.dtype)
     plot_bars(axes[0], [_bar(row, best=row is result.best) for row in rows])
-    title(axes[0], f"{result.title}\n{result.processor.partition(' [')[0]}, {result.created[:10]}")
+    title(axes[0], f"{result.title}\n{result.hardware}, {', '.join(dtypes)}, {result.created[:10]}")
     for rounds in axes[1:]:
         _plot_rounds(rounds, rows)
     return figure

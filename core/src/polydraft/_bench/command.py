@@ -13,7 +13,7 @@ from polydraft._bench.records import BenchResult
 from polydraft._bench.rows import rows_of
 from polydraft._bench.turns import Turns
 from polydraft._load import prepare
-from polydraft._load_arguments import checked_arguments, refuse_in_measurements
+from polydraft._load_arguments import DEFAULTS, checked_arguments, refuse_in_measurements
 from polydraft._measuring.arguments import (
     LOAD_LIMIT,
     checked_backends,
@@ -24,8 +24,8 @@ from polydraft._measuring.arguments import (
     open_bench,
 )
 from polydraft._measuring.bench import AnyK, CallSettings
-from polydraft._measuring.charts import check_can_draw
-from polydraft._measuring.identity import name_of
+from polydraft._measuring.charts import check_can_save
+from polydraft._measuring.identity import name_of, options_of
 from polydraft._numbers import as_float, as_int, shown
 from polydraft._plugins import default_host
 from polydraft._registry.resolver import Resolver
@@ -35,6 +35,7 @@ from polydraft.hardware import cpu_model
 
 if TYPE_CHECKING:
     from polydraft._bench.records import BenchRow
+    from polydraft._load_arguments import LoadArguments
 
 __all__ = ["bench"]
 
@@ -62,7 +63,7 @@ def bench(
     All sides decode the same prompts in alternating order, after a round that does not count; figures are medians, with
     the slowest and the fastest repeat. Each engine runs in a process of its own, in which plain decoding uses the
     engine's fastest path. Do nothing else on the machine meanwhile. Ctrl+C ends it early: the result holds what was
-    measured so far.
+    measured so far, unless that is nothing.
 
     Args:
         target: As for ``polydraft.load``.
@@ -81,7 +82,8 @@ def bench(
         repeats: How often each prompt counts.
         backends: Names of backends to compare; None: the one that ``load`` would choose.
         load_limit: Seconds after which an engine that has not been loaded is given up.
-        save_to: A folder for ``bench.json``, ``bench.png`` and ``bench.svg``; the charts need ``polydraft[charts]``.
+        save_to: A folder for ``bench.json``, which is written after each repeat, too, ``bench.png`` and ``bench.svg``;
+            the charts need ``polydraft[charts]``.
         progress: Called with a sentence on what has been done, or is done next.
         **arguments: Further arguments of ``polydraft.load``. With ``host`` all engines are loaded into this process.
 
@@ -90,7 +92,8 @@ def bench(
         UnsupportedError: A backend has no speculative decoding of its engine's own for this drafter, or keeps its own
             loop, in which acceptance cannot be set.
         BackendUnavailableError: Nothing could be measured; the reasons are in the sentence.
-        PolydraftError: As for ``load``; or the result cannot be saved.
+        NotSavedError: The result cannot be saved in a folder that could be written at first; it has the result.
+        PolydraftError: As for ``load``; or the folder cannot be written.
     """
     ks = _checked_ks(target, num_speculative_tokens, sweep_k, arguments)
     given = checked_arguments(target, arguments)  # type: ignore[arg-type]
@@ -107,8 +110,8 @@ def bench(
     load_limit = checked_seconds("load_limit", load_limit)
     chosen = checked_prompts(prompts)
     if save_to is not None:
-        check_can_draw()
         save_to = Path(save_to).expanduser()
+        check_can_save(save_to)
     with system_errors(f"{target} cannot be measured"):
         host = given["host"] or default_host()
         if backends is not None:
@@ -130,6 +133,7 @@ def bench(
         result = BenchResult(
             target=name_of(source),
             revision=source.revision,
+            asked=_asked(given),
             processor=cpu_model(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=0.0,
@@ -141,10 +145,18 @@ def bench(
             synthetic_acceptance=chance,
             rows=(),
         )
-        result = _measured(turns, names, ks, result, against=against)
+        result = _measured(turns, names, ks, result, against=against, save_to=save_to)
     if save_to is not None:
-        chart.save(result, Path(save_to))
+        chart.save(result, save_to)
     return result
+
+
+def _asked(given: LoadArguments) -> dict[str, Any]:
+    """What the rows do not tell."""
+    names = ("dtype", "device", "quantization", "exactness", "context_length", "trust_remote_code")
+    told: dict[str, Any] = {name: given.get(name) for name in names if given.get(name) != DEFAULTS.get(name)}
+    options = options_of(given["engine_options"])
+    return {**told, "engine_options": options} if options else told
 
 
 def _measured(
@@ -154,45 +166,60 @@ def _measured(
     result: BenchResult,
     *,
     against: str | None,
+    save_to: Path | None,
 ) -> BenchResult:
     """Have the sides take turns, and put what they did into the result."""
+
+    def so_far(*, interrupted: bool) -> BenchResult:
+        rows = rows_of(turns, compares_outputs=result.synthetic_acceptance is None)
+        return result.model_copy(
+            update={
+                "seconds": round(turns.seconds, 1),
+                "rows": rows,
+                "interrupted": interrupted,
+                "notes": tuple(_notes(turns, rows, result.repeats, interrupted)),
+            }
+        )
+
+    def keep() -> None:
+        """For one who is killed; that the folder can no longer be written is said at the end."""
+        if save_to is not None:
+            with suppress(OSError):
+                chart.write(so_far(interrupted=True), save_to)
+
     interrupted = False
     try:
         try:
             for name in names:
                 turns.add(name, ks, upstream=against is not None)
-            turns.run()
+            turns.run(keep)
         except KeyboardInterrupt:
+            if not any(side.samples for side in turns.sides):
+                raise
             interrupted = True
-        rows = rows_of(turns, compares_outputs=result.synthetic_acceptance is None)
+        found = so_far(interrupted=interrupted)
     finally:
         with suppress(PolydraftError):  # an engine that cannot be closed has been measured
             turns.bench.close()
-    if not interrupted and not any(row.tokens_per_second for row in rows):
+    if not any(row.tokens_per_second for row in found.rows):
         raise BackendUnavailableError(
             f"Nothing could be measured for {result.target}. "
-            + " ".join(f"{row.label}: {row.reason}" for row in rows if row.reason),
+            + " ".join(f"{row.label}: {row.reason}" for row in found.rows if row.reason),
             "`polydraft doctor` shows more about each backend.",
         )
-    return result.model_copy(
-        update={
-            "seconds": round(turns.seconds, 1),
-            "rows": rows,
-            "interrupted": interrupted,
-            "notes": tuple(_notes(turns, rows, interrupted)),
-        }
-    )
+    return found
 
 
-def _notes(turns: Turns, rows: Sequence[BenchRow], interrupted: bool) -> list[str]:
+def _notes(turns: Turns, rows: Sequence[BenchRow], repeats: int, interrupted: bool) -> list[str]:
     notes = []
     if interrupted:
-        notes.append("It was interrupted: this is what was measured so far.")
+        made = f"{turns.repeats} of {repeats} repeats" if turns.repeats else "a part of the first repeat"
+        notes.append(f"It was interrupted: this is what was measured so far, {made}.")
     if not turns.alternated:
         notes.append("Not all engines can be loaded at once, so they were measured one after the other.")
     notes += [f"upstream: {name}." for name in dict.fromkeys(row.upstream for row in rows if row.upstream)]
     whole = dict.fromkeys(
-        row.backend for row in rows if row.state == "measured" and not row.upstream and not _is_split(row)
+        side.group.backend for side in turns.sides if side.samples and not side.upstream and turns.runs_whole(side)
     )
     if whole:
         notes.append(
@@ -203,10 +230,6 @@ def _notes(turns: Turns, rows: Sequence[BenchRow], interrupted: bool) -> list[st
     if any(row.same_as_plain is False for row in rows):
         notes.append("Outputs differ: `polydraft verify` says whether by near ties or by a defect.")
     return notes
-
-
-def _is_split(row: BenchRow) -> bool:
-    return row.round_ms is not None and row.round_ms.verify is not None
 
 
 def _checked_ks(

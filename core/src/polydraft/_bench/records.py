@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from polydraft._measuring.identity import hardware_in_words
 from polydraft._shown import html_table
 from polydraft.contract.records import DrafterKind, Record
 
@@ -102,6 +103,10 @@ class BenchResult(Record):
 
     target: str = Field(description="Hub id, ``builtin:<name>``, or the absolute path.")
     revision: str | None = None
+    asked: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of ``load`` that the rows do not tell and are no defaults; engine options, no secrets.",
+    )
     processor: str
     created: str = Field(description="When, in UTC (ISO 8601).")
     seconds: float = Field(description="Time of all calls, starts of engines not counted.")
@@ -126,11 +131,17 @@ class BenchResult(Record):
         return max(found, key=lambda row: row.tokens_per_second or 0.0, default=None)
 
     @property
+    def hardware(self) -> str:
+        """The processor, and the devices that the engines ran on."""
+        return hardware_in_words(self.processor, self.rows)
+
+    @property
     def title(self) -> str:
         """What was measured, in one line; synthetic acceptance is always told."""
         synthetic = self.synthetic_acceptance
         how = "" if synthetic is None else f" · SYNTHETIC ACCEPTANCE {synthetic:g}"
-        return f"{self.target} · {self.max_new_tokens} tokens, {sum(self.prompts.values())} prompts{how}"
+        prompts = sum(self.prompts.values())
+        return f"{self.target} · {self.max_new_tokens} tokens, {prompts} prompt{'' if prompts == 1 else 's'}{how}"
 
     def __repr__(self) -> str:
         best = self.best

@@ -34,6 +34,10 @@ class _Measured:
         self.side = side
         self.calls: Calls = side.samples
         self.seconds = seconds
+        # A repeat that was interrupted has other prompts than those before it.
+        most = max(len(self.of(repeat)) for repeat in self.repeats)
+        whole = {repeat for repeat in self.repeats if len(self.of(repeat)) == most}
+        self.calls = {key: one for key, one in side.samples.items() if key[1] in whole}
 
     @property
     def repeats(self) -> list[int]:

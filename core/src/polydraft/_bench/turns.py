@@ -73,6 +73,8 @@ class Turns:
         """Of calls."""
         self.alternated = True
         """Whether all engines were loaded at once, so that all sides took turns."""
+        self.repeats = 0
+        """That all sides have made, as far as they could."""
         self.prompts = prompts
         self._settings = settings
         self._repeats = repeats
@@ -87,6 +89,11 @@ class Turns:
         if all(one.cpu_seconds is not None for other in self.sides for one in other.samples.values()):
             return undisturbed(side.samples.values())
         return lambda sample: sample.seconds
+
+    def runs_whole(self, side: Side) -> bool:
+        """Whether its rounds cannot be split: its engine runs them in one piece, or keeps its own loop."""
+        parts = [call.parts for call in side.split]
+        return not self.bench.info(side.group).steps or any(one is None or one.verify is None for one in parts)
 
     def _speed(self, side: Side, repeat: int) -> float | None:
         """Tokens/s of a repeat."""
@@ -182,18 +189,19 @@ class Turns:
             )
         return info
 
-    def run(self) -> None:
+    def run(self, after_repeat: Callable[[], None] = lambda: None) -> None:
         """Measure all that could be loaded."""
         left = [side for side in self.sides if side.state == "measured"]
         groups = list(dict.fromkeys(side.group for side in left))
         self.alternated = self.bench.together(groups)
         for batch in [left] if self.alternated else [[one for one in left if one.group == group] for group in groups]:
-            self._take_turns(batch)
+            self._take_turns(batch, after_repeat)
 
-    def _take_turns(self, sides: list[Side]) -> None:
-        if not sides:
-            return
+    def _take_turns(self, sides: list[Side], after_repeat: Callable[[], None]) -> None:
+        self.repeats = 0
         for repeat in range(self._repeats + 1):
+            if all(side.state != "measured" for side in sides):
+                return
             started = time.monotonic()
             # Each repeat starts elsewhere, and every second one goes backwards.
             turn = repeat % len(sides)
@@ -206,8 +214,11 @@ class Turns:
             if repeat:
                 speeds = ((side.label, self._speed(side, repeat)) for side in sides)
                 self._say(f"{what}, tokens/s: {', '.join(f'{name} {speed:.1f}' for name, speed in speeds if speed)}")
-            else:
-                self._say(f"Warmed up; {self._repeats} repeats of about {seconds:.0f} s follow")
+                self.repeats = repeat
+                after_repeat()
+            elif any(side.state == "measured" for side in sides):
+                times = "1 repeat" if self._repeats == 1 else f"{self._repeats} repeats"
+                self._say(f"Warmed up; {times} of about {seconds:.0f} s to come")
         self._all_prompts([side for side in sides if not side.upstream], "Splitting rounds", None)
 
     def _all_prompts(self, sides: Sequence[Side], what: str, repeat: int | None) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import PolydraftError
-from polydraft.files import system_errors
+from polydraft.errors import NotSavedError, PolydraftError
+from polydraft.files import check_folder, system_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from polydraft.contract.records import Record
@@ -23,10 +24,11 @@ __all__ = [
     "UPSTREAM",
     "Bar",
     "bars",
-    "check_can_draw",
+    "check_can_save",
     "plot_bars",
     "save_with_chart",
     "title",
+    "write_record",
 ]
 
 PLAIN, SPECULATIVE, CHOSEN, UPSTREAM = "#8a8f98", "#4c78a8", "#2a9d5c", "#c9862c"
@@ -46,14 +48,16 @@ class Bar:
     """What is written behind it."""
 
 
-def check_can_draw() -> None:
-    """Raise before anything is measured if no chart can be drawn.
+def check_can_save(folder: Path) -> None:
+    """Raise before anything is measured if no chart can be drawn, or the folder cannot be written.
 
     Raises:
-        PolydraftError: Matplotlib is not installed.
+        PolydraftError: Matplotlib is not installed, or as ``save_with_chart``.
     """
     if find_spec("matplotlib") is None:
         raise PolydraftError("Charts need matplotlib, which is not installed.", "Run: pip install 'polydraft[charts]'")
+    with _saving_in(folder):
+        check_folder(folder)
 
 
 def save_with_chart(result: Record, folder: Path, name: str, draw: Callable[[], Any]) -> list[Path]:
@@ -66,19 +70,36 @@ def save_with_chart(result: Record, folder: Path, name: str, draw: Callable[[], 
         draw: Makes the figure.
 
     Raises:
-        PolydraftError: The folder cannot be written.
+        NotSavedError: The folder cannot be written.
     """
     paths = [folder / f"{name}.{suffix}" for suffix in ("json", "png", "svg")]
     try:
-        with system_errors(f"The result cannot be saved in {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            paths[0].write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        with _saving_in(folder):
+            write_record(result, paths[0])
             _draw(draw, paths[1:])
-    except OSError as error:
-        raise PolydraftError(
-            f"The result cannot be saved in {folder}: {error.strerror or error}.", "Give another folder."
-        ) from error
+    except PolydraftError as error:
+        raise NotSavedError(error.message, error.hint, result) from error
     return paths
+
+
+def write_record(result: Record, path: Path) -> None:
+    """Write a record as JSON; its folder is made if needed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _saving_in(folder: Path) -> Iterator[None]:
+    what = f"The result cannot be saved in {folder}"
+    try:
+        with system_errors(what):
+            yield
+    except OSError as error:
+        raise PolydraftError(f"{what}: {error.strerror or error}.", "Give another folder.") from error
 
 
 def _draw(draw: Callable[[], Any], paths: Sequence[Path]) -> None:
@@ -127,7 +148,7 @@ def plot_bars(axes: Any, shown: Sequence[Bar]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.22)
     axes.set_xlim(left=0)
-    axes.set_xlabel("tokens/s of whole calls (median; line: slowest and fastest round)", fontsize=9)
+    axes.set_xlabel("tokens/s of whole calls (median; line: slowest to fastest)", fontsize=9)
 
 
 def title(axes: Any, text: str) -> None:

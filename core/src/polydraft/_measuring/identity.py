@@ -16,16 +16,19 @@ from polydraft.secrets import Secret, names_a_secret
 from polydraft.verification._fingerprint import fingerprint, known_fingerprint, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from polydraft._bench.records import BenchRow
     from polydraft._plugins import PluginHost
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
+    from polydraft._tune._records import TunedRow
     from polydraft.contract.records import BackendRecord
     from polydraft.contract.requests import HubOptions, ModelSource
 
 __all__ = [
     "device_peak",
+    "hardware_in_words",
     "hardware_of",
     "installed",
     "name_of",
@@ -95,6 +98,12 @@ def hardware_of(prepared: Prepared) -> str:
     devices = prepared.state.diagnosis.devices if prepared.state.diagnosis else ()
     seen = [f"{device.name} {device.description}".strip() for device in devices if device.name != "cpu"]
     return "; ".join([cpu_model(), *seen])
+
+
+def hardware_in_words(processor: str, rows: Iterable[BenchRow | TunedRow]) -> str:
+    """The processor, and the devices that the rows ran on, without what tells two machines of a kind apart."""
+    devices = [part for row in rows if not row.device.startswith("cpu") for part in row.hardware.split("; ")[1:]]
+    return "; ".join(part.partition(" [")[0] for part in dict.fromkeys([processor, *devices]))
 
 
 def options_of(given: Mapping[str, Any] | EngineOptions | None) -> dict[str, Any]:

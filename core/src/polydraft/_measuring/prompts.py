@@ -59,9 +59,12 @@ def read_prompts(path: Path) -> tuple[MeasuredPrompt, ...]:
         if path.suffix.lower() == ".json":
             return given_prompts(json.loads(text))
         if path.suffix.lower() == ".jsonl":
-            return given_prompts([json.loads(line) for line in text.splitlines() if line.strip()])
+            return given_prompts(_lines(text))
     except OSError as error:
         raise _wrong(f"The file of prompts {path} cannot be read: {error.strerror or error}.", "Check it.") from error
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} at byte {error.start}"
+        raise _wrong(f"The file of prompts {path} is not UTF-8: {why}.", "Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InvalidRequestError):
             raise
@@ -76,6 +79,18 @@ def read_prompts(path: Path) -> tuple[MeasuredPrompt, ...]:
     return given_prompts([part.removesuffix("\n").removesuffix("\r") for part in parts if part.strip()])
 
 
+def _lines(text: str) -> list[Any]:
+    """The values of JSON lines, which end with a newline alone: texts may hold the other ends of lines."""
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from error
+    return found
+
+
 def given_prompts(given: Any) -> tuple[MeasuredPrompt, ...]:
     """Prompts from a list, or from a mapping of classes to lists.
 
@@ -88,9 +103,18 @@ def given_prompts(given: Any) -> tuple[MeasuredPrompt, ...]:
         listed = [_with_class(one) for one in _listed(given)]
     if not listed:
         raise _wrong("There are no prompts.", _FORMS)
-    return tuple(
-        MeasuredPrompt(kind=kind, prompt=_checked(one, number)) for number, (kind, one) in enumerate(listed, 1)
-    )
+    return tuple(_measured(kind, one, number) for number, (kind, one) in enumerate(listed, 1))
+
+
+def _measured(kind: str, given: Any, number: int) -> MeasuredPrompt:
+    found = MeasuredPrompt(kind=kind, prompt=_checked(given, number))
+    try:
+        found.model_dump_json()  # as the processes of engines get it
+    except ValueError as error:
+        what = str(error).removeprefix("Error serializing to JSON: ")
+        message = f"Prompt {number} cannot be written as JSON: {what}."
+        raise _wrong(message, "Give valid Unicode, and plain data.") from None
+    return found
 
 
 def _listed(given: Any) -> Sequence[Any]:

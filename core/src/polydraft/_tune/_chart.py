@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polydraft._measuring.charts import CHOSEN, PLAIN, SPECULATIVE, Bar, bars, plot_bars, save_with_chart, title
+from polydraft._measuring.identity import hardware_in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ def save(result: TuningResult, folder: Path) -> list[Path]:
     """Write ``tuning.json``, ``tuning.png`` and ``tuning.svg`` into a folder, which is made if needed.
 
     Raises:
-        PolydraftError: The folder cannot be written.
+        NotSavedError: The folder cannot be written.
     """
     return save_with_chart(result, folder, "tuning", lambda: _figure(result))
 
@@ -33,7 +34,7 @@ def _figure(result: TuningResult) -> Any:
     figure, (axes,) = bars(len(shown))
     plot_bars(axes, shown)
     left_out = f", {len(rows) - len(shown)} slower ones left out" if len(rows) > len(shown) else ""
-    title(axes, f"{result.target}\n{result.processor.partition(' [')[0]}, {result.created[:10]}{left_out}")
+    title(axes, f"{result.target}\n{hardware_in_words(result.processor, result.rows)}, {result.created[:10]}{left_out}")
     return figure
 
 

@@ -23,7 +23,7 @@ from polydraft._measuring.arguments import (
     open_bench,
 )
 from polydraft._measuring.calls import seconds_per_token
-from polydraft._measuring.charts import check_can_draw
+from polydraft._measuring.charts import check_can_save
 from polydraft._measuring.identity import name_of, options_of
 from polydraft._registry.resolver import Resolver
 from polydraft._sealed import check_writable, keep_result
@@ -91,7 +91,8 @@ def tune(
     Raises:
         InvalidRequestError: An argument is wrong.
         BackendUnavailableError: Nothing could be measured; the reasons are in the sentence.
-        PolydraftError: As for ``load``; or the result cannot be kept or saved.
+        NotSavedError: The result cannot be saved in a folder that could be written at first; it has the result.
+        PolydraftError: As for ``load``; or the result cannot be kept, or the folder cannot be written.
     """
     given = checked_arguments(target, arguments)  # type: ignore[arg-type]
     refuse_in_measurements(given)
@@ -108,8 +109,8 @@ def tune(
     load_limit = checked_seconds("load_limit", load_limit)
     chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
-        check_can_draw()
         save_to = Path(save_to).expanduser()
+        check_can_save(save_to)
     with system_errors(f"{target} cannot be measured"):
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
@@ -136,7 +137,7 @@ def tune(
         if not result.interrupted and keep:
             result = result.model_copy(update={"kept": True})
             keep_result(lambda: save(result), f"A measurement of {target}")
-    if save_to is not None:
+    if save_to is not None and any(row.tokens_per_second for row in result.rows):
         _chart.save(result, Path(save_to))
     return result
 

@@ -98,6 +98,7 @@ def bench(
 
     output = claim_output()
     import polydraft
+    from polydraft.errors import NotSavedError
 
     target, arguments = load_arguments(loading)
     names = [name.strip() for name in arguments["backend"].split(",") if name.strip()]
@@ -106,30 +107,36 @@ def bench(
     arguments["num_speculative_tokens"] = _ks(arguments["num_speculative_tokens"])
     if load_limit is not None:
         arguments["load_limit"] = load_limit
+    unsaved: NotSavedError | None = None
     with waiting_for("Looking for the backend") as waiting:
 
         def show(sentence: str) -> None:
             waiting.line(sentence)
             waiting.step(sentence)
 
-        found = polydraft.bench(
-            target,
-            sweep_k=sweep_k,
-            against=against,  # type: ignore[arg-type]
-            synthetic_acceptance=synthetic_acceptance,
-            prompts=prompts,
-            max_new_tokens=max_new_tokens,
-            ignore_eos=ignore_eos,
-            temperature=temperature,
-            repeats=repeats,
-            save_to=save_to,
-            progress=show,
-            **arguments,
-        )
+        try:
+            found = polydraft.bench(
+                target,
+                sweep_k=sweep_k,
+                against=against,  # type: ignore[arg-type]
+                synthetic_acceptance=synthetic_acceptance,
+                prompts=prompts,
+                max_new_tokens=max_new_tokens,
+                ignore_eos=ignore_eos,
+                temperature=temperature,
+                repeats=repeats,
+                save_to=save_to,
+                progress=show,
+                **arguments,
+            )
+        except NotSavedError as error:  # shown all the same
+            found, unsaved = error.result, error
     if json:
         print(bench_json(found), file=output, flush=True)
     else:
         console_for(output).print(bench_summary(found))
+    if unsaved is not None:
+        raise unsaved
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
 

@@ -89,6 +89,7 @@ def tune(
             print(f"Removed: {count}", file=output, flush=True)
         return
     import polydraft
+    from polydraft.errors import NotSavedError
 
     target, arguments = load_arguments(loading)
     names = [name.strip() for name in arguments["backend"].split(",") if name.strip()]
@@ -101,17 +102,23 @@ def tune(
         "load_limit": load_limit,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    unsaved: NotSavedError | None = None
     with waiting_for("Looking for backends") as waiting:
 
         def show(sentence: str) -> None:
             waiting.line(sentence)
             waiting.step(sentence)
 
-        found = polydraft.tune(target, keep=keep, save_to=save_to, progress=show, **given, **arguments)
+        try:
+            found = polydraft.tune(target, keep=keep, save_to=save_to, progress=show, **given, **arguments)
+        except NotSavedError as error:  # shown all the same
+            found, unsaved = error.result, error
     if json:
         print(tuning_json(found), file=output, flush=True)
     else:
         console_for(output).print(tuning_summary(found))
+    if unsaved is not None:
+        raise unsaved
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
 

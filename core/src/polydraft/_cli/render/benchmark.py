@@ -35,7 +35,7 @@ def bench_summary(found: BenchResult) -> RenderableType:
             _speeds(found),
             _rounds(measured),
             _classes(found, measured),
-            loads_table((row.backend, row) for row in measured),
+            _loads(measured),
         ):
             if table is not None:
                 parts += [table, Text()]
@@ -44,7 +44,7 @@ def bench_summary(found: BenchResult) -> RenderableType:
     ]
     parts += [Text(in_flags(note), style="dim") for note in found.notes]
     repeats = f"{found.repeats} repeat{'' if found.repeats == 1 else 's'}"
-    parts.append(Text(f"{repeats}; {found.seconds:.0f} s of measuring", style="dim"))
+    parts.append(Text(f"{found.hardware}; {repeats}; {found.seconds:.0f} s of measuring", style="dim"))
     return Group(*parts)
 
 
@@ -72,6 +72,12 @@ def _rounds(rows: list[BenchRow]) -> FittingTable | None:
             " ".join(f"{rate:.0%}" for rate in accepted),
         )
     return table
+
+
+def _loads(rows: list[BenchRow]) -> FittingTable:
+    loads = {(row.backend, row.load_seconds) for row in rows}
+    one = {name for name, _ in loads if sum(name == other for other, _ in loads) == 1}
+    return loads_table((row.backend if row.backend in one else row.label, row) for row in rows)
 
 
 _PARTS = ("draft", "verify", "choose", "host")
