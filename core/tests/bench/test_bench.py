@@ -5,7 +5,9 @@ import math
 
 import polydraft
 import pytest
+from polydraft._measuring import loaded
 from polydraft._measuring.loaded import LoadedEngine
+from polydraft._session.session import Session
 from polydraft.contract import Upstream
 from polydraft.errors import (
     BackendUnavailableError,
@@ -47,7 +49,7 @@ def test_all_figures_of_a_process_of_its_own():
         assert set(row.by_class) == {"code", "prose"}
         times = row.round_ms
         parts = [times.verify, times.choose, times.host, *([times.draft] if row.method else [])]
-        assert min(parts) > 0
+        assert min(parts) > 0 or row.num_speculative_tokens == "auto"  # which may draft nothing
         assert math.isclose(sum(parts), times.total)
         assert (times.draft is None) == (row.method is None)
     plain, two, picked = found.rows
@@ -112,6 +114,23 @@ def test_steps_of_one_shape_are_loaded_for_each_k():
     assert [row.num_speculative_tokens for row in found.rows] == [0, 1, 2]
     assert all(row.state == "measured" for row in found.rows)
     assert found.rows[2].times_plain > 0
+
+
+def test_auto_picks_up_to_what_load_would_and_is_split_as_it_was_measured(monkeypatch):
+    made = []
+
+    class Seen(Session):
+        def __init__(self, engine, running, *arguments, **named):
+            super().__init__(engine, running, *arguments, **named)
+            if self.schedule is not None:
+                made.append(self)
+
+    monkeypatch.setattr(loaded, "Session", Seen)
+    found = measured(num_speculative_tokens=[12, "auto"])
+    assert found.rows[2].round_ms.draft is not None
+    assert [one.running.max_speculative_tokens for one in made] == [8, 8]  # measured, and split
+    assert made[0].schedule is made[1].schedule
+    assert made[0].schedule.largest == 8
 
 
 def test_sampling_repeats_seeds_and_outputs_are_those_of_plain_decoding():

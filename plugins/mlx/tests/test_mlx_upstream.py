@@ -7,6 +7,7 @@ import mlx.core as mx
 import polydraft
 import pytest
 from polydraft._load import prepare
+from polydraft._plugins import default_host
 from polydraft_mlx import backend
 from polydraft_mlx.backend import MlxBackend
 
@@ -27,6 +28,16 @@ def test_the_tokens_are_ours_and_come_in_rounds():
             assert tuple(token for new in rounds for token in new) == ours.token_ids
             assert max(map(len, rounds)) <= k + 1
             assert (len(rounds) < len(ours.token_ids)) == (k > 0)
+
+
+@pytest.mark.parametrize("target", [TARGET, "builtin:tiny-e2b"])
+def test_rounds_are_split_though_mlx_chooses_in_its_steps(target):
+    given = {"prompts": ["import os\n"], "max_new_tokens": 6, "repeats": 1, "num_speculative_tokens": 2}
+    found = polydraft.bench(target, backend="mlx", host=default_host(), **given)
+    plain, drafted = (row.round_ms for row in found.rows)
+    assert min(plain.verify, plain.choose, plain.host) > 0
+    assert min(drafted.draft, drafted.verify, drafted.choose, drafted.host) > 0
+    assert sum((drafted.draft, drafted.verify, drafted.choose, drafted.host)) == pytest.approx(drafted.total)
 
 
 def test_mlx_lm_has_none_for_assistants_and_ngrams(monkeypatch):

@@ -70,6 +70,15 @@ class RoundSeconds(Record):
     verify: float | None = None
     choose: float | None = Field(default=None, description="Choosing tokens from logits, drafts included.")
 
+    def in_shares_of(self, other: RoundSeconds) -> RoundSeconds:
+        """The same time in the engine, in the parts of other rounds."""
+        shares = {
+            name: self.engine * part / other.engine
+            for name in ("draft", "verify", "choose")
+            if (part := getattr(other, name)) is not None and other.engine
+        }
+        return RoundSeconds(engine=self.engine, **shares)
+
 
 class Sample(Record):
     """One call of ``generate``."""

@@ -35,6 +35,7 @@ from polydraft.verification._subject import subject_of, with_running
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from polydraft._loop.schedule import Schedule
     from polydraft._measuring.prompts import MeasuredPrompt
     from polydraft._plugins import PluginHost
     from polydraft.contract.upstream import UpstreamCall
@@ -142,8 +143,9 @@ class LoadedEngine:
             self._session.engine, SteppingEngine
         ) and self._session.running.device.startswith("cpu")
         self._sessions: dict[tuple[AnyK, TimedEngine | None], Session] = {}
-        self._timed: dict[tuple[bool, float | None], TimedEngine] = {}
-        """By ``split`` and ``synthetic_acceptance``."""
+        self._timed: dict[tuple[bool, bool, float | None], TimedEngine] = {}
+        """By ``split``, ``by_host`` and ``synthetic_acceptance``."""
+        self._schedule: Schedule | None = None
         self._upstream: UpstreamCall | None = None
         self._prompt_ids: dict[str, tuple[int, ...]] = {}
         self._warm: set[tuple[AnyK, bool]] = set()
@@ -195,8 +197,23 @@ class LoadedEngine:
             raise NotMeasurable("failed", failure_of(error)) from error
 
     def _call(self, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float) -> Sample:
+        """A call of polydraft's loop.
+
+        Where an engine chooses tokens in its steps, the parts of rounds are those of a second call, in which the host
+        chooses; not where it runs whole rounds on a device, which then would be other rounds.
+        """
+        sample = self._called(k, prompt, settings, limit)
+        if sample.parts is None or sample.parts.verify is not None or not self._computes_here:
+            return sample
+        other = self._called(k, prompt, settings, limit, by_host=True).parts
+        assert other is not None
+        return sample.model_copy(update={"parts": sample.parts.in_shares_of(other)})
+
+    def _called(
+        self, k: AnyK, prompt: MeasuredPrompt, settings: CallSettings, limit: float, *, by_host: bool = False
+    ) -> Sample:
         """What a user's call does, from its first line to its result."""
-        timed = self._timed_engine(settings)
+        timed = self._timed_engine(settings, by_host=by_host)
         session = self._of(k, timed)
         given: Any = prompt.prompt if isinstance(prompt.prompt, str) else list(prompt.prompt)
         # What is not asked for is not given: not every engine takes everything.
@@ -281,13 +298,14 @@ class LoadedEngine:
             stats=_counted(rounds, k),
         )
 
-    def _timed_engine(self, settings: CallSettings) -> TimedEngine | None:
+    def _timed_engine(self, settings: CallSettings, *, by_host: bool) -> TimedEngine | None:
         """What stands between the loop and the engine; None: nothing, as in every other session."""
-        engine, key = self._session.engine, (settings.split, settings.synthetic_acceptance)
-        if not isinstance(engine, SteppingEngine) or key == (False, None):
+        engine, split, chance = self._session.engine, settings.split, settings.synthetic_acceptance
+        if not isinstance(engine, SteppingEngine) or (not split and chance is None):
             return None
+        key = split, by_host, chance
         if key not in self._timed:
-            self._timed[key] = TimedEngine(engine, split=key[0], synthetic_acceptance=key[1])
+            self._timed[key] = TimedEngine(engine, split=split, by_host=by_host, synthetic_acceptance=chance)
         return self._timed[key]
 
     def _of(self, k: AnyK, timed: TimedEngine | None = None) -> Session:
@@ -298,12 +316,15 @@ class LoadedEngine:
             return self._session
         if (k, timed) not in self._sessions:
             running = self._session.running
-            if k == "auto":
-                running = running.model_copy(update={"max_speculative_tokens": self._group.k})
+            if k == "auto":  # as ``load`` would have it
+                most = min(self._group.k, 2 * self._group.way.recommended)
+                running = running.model_copy(update={"max_speculative_tokens": most})
             elif k:
                 running = running.model_copy(update={"num_speculative_tokens": k})
             engine = self._session.engine if timed is None else timed
-            self._sessions[k, timed] = Session(engine, running, self._prepared.backend.capabilities())
+            made = self._sessions[k, timed] = Session(engine, running, self._prepared.backend.capabilities())
+            if k == "auto":  # rounds are split with the ks that were measured
+                made.schedule = self._schedule = self._schedule or made.schedule
         return self._sessions[k, timed]
 
     def verdict(self, k: int, seconds: float) -> Verdict | None:

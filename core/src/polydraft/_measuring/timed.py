@@ -53,11 +53,15 @@ class TimedEngine(SteppingEngine):
     Args:
         engine: The engine.
         split: Whether to time the parts of rounds.
+        by_host: Whether an engine that would choose tokens in its steps has the host choose them: its rounds can then
+            be split.
         synthetic_acceptance: Chance from 0 to 1 that a draft is accepted if those before it are, whatever the target
             chooses: the output is then no text of the model. None: drafts are accepted by the rule.
     """
 
-    def __init__(self, engine: SteppingEngine, *, split: bool, synthetic_acceptance: float | None) -> None:
+    def __init__(
+        self, engine: SteppingEngine, *, split: bool, by_host: bool = False, synthetic_acceptance: float | None
+    ) -> None:
         self.inner = engine
         self.tokenizer = engine.tokenizer
         self.running = engine.running
@@ -65,6 +69,7 @@ class TimedEngine(SteppingEngine):
         self.max_sequences = engine.max_sequences
         self.clock = _Clock()
         self.split = split
+        self.by_host = by_host
         self.chance = synthetic_acceptance
         self.random = Random(0)
 
@@ -81,7 +86,7 @@ class TimedEngine(SteppingEngine):
     def parts(self) -> RoundSeconds:
         """Where the time of the newest sequence went."""
         clock = self.clock
-        if not clock.chosen:  # whole rounds run on a device, choices included
+        if not clock.chosen:  # choices are part of the engine's steps
             return RoundSeconds(engine=clock.draft + clock.verify)
         engine = clock.draft + clock.verify + clock.choose
         return RoundSeconds(engine=engine, draft=clock.draft, verify=clock.verify, choose=clock.choose)
@@ -94,6 +99,7 @@ class _TimedSequence(EngineSequence):
     def __init__(self, inner: EngineSequence, engine: TimedEngine) -> None:
         self._inner = inner
         self._clock = engine.clock
+        self._by_host = engine.by_host
         self._ops = array_ops_of(engine) if engine.split else None
         self._chance = engine.chance
         self._random = engine.random
@@ -110,6 +116,8 @@ class _TimedSequence(EngineSequence):
             # From now on. Methods of this one object, which engines know by its identity and its class.
             for name in ("choose", "choose_draft"):
                 setattr(sampler, name, self._clock.timed_choice(getattr(sampler, name), self._ops))
+            if self._by_host:
+                setattr(sampler, "chooses_on_device", lambda _: False)  # noqa: B010 - of this one object
         return step
 
     def propose(self, newest: int, k: int, sampler: Sampler, *, keep_logits: bool = False) -> Proposal:

@@ -103,12 +103,13 @@ class Session:
         # Reentrant: a signal handler may cancel the session while its thread adds a stream.
         self._streams_lock = threading.RLock()
         self._monitor = AcceptanceMonitor(running)
-        self._schedule: Schedule | None = None
+        self.schedule: Schedule | None = None
+        """Picks k for each round, where that is asked for; sessions of one engine may share it."""
         self._kept: KeptSequences | None = None
         if isinstance(engine, SteppingEngine):
             self._kept = KeptSequences(engine, capabilities, prefix_cache_bytes)
         if isinstance(engine, SteppingEngine) and running.max_speculative_tokens is not None:
-            self._schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
+            self.schedule = SessionSchedule(min(running.max_speculative_tokens, engine.max_draft_tokens))
         self._grammars = Grammars(engine.tokenizer)
         self._template_habits: Habits = {}
 
@@ -501,7 +502,7 @@ class Session:
         engine = self._engine
         if isinstance(engine, SteppingEngine):
             assert self._kept is not None
-            return stepping_rounds(engine, call, self._kept, self._schedule, self._grammars)
+            return stepping_rounds(engine, call, self._kept, self.schedule, self._grammars)
         return engine.rounds(call)
 
     def _release(self, call: Call) -> None:
