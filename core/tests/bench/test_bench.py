@@ -84,6 +84,14 @@ def test_synthetic_acceptance_is_what_was_asked_for_and_is_told_everywhere(chanc
     assert not recwarn.list
 
 
+def test_what_an_engines_process_does_is_told_until_it_is_loaded(caplog):
+    with caplog.at_level("INFO", logger="polydraft.progress"):
+        polydraft.bench(TOY, prompts=["a"], max_new_tokens=4, repeats=1, num_speculative_tokens=2)
+    told = [record.getMessage() for record in caplog.records if record.name == "polydraft.progress"]
+    assert told[0] == f"Loading {TOY} into reference"
+    assert all(message.startswith(("Warming up", "Repeat", "Splitting")) for message in told[1:])
+
+
 def test_ngram_drafts():
     found = measured(drafter="ngram", prompts=["a a a a a a"], repeats=1)
     assert [row.label for row in found.rows] == ["reference plain", "reference ngram k=4"]

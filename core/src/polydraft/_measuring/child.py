@@ -6,6 +6,7 @@ there. It ends when standard input does, in the middle of a call, too: with the 
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -52,6 +53,8 @@ class Answer(Record):
     argument: str | None = None
     """Of an ``InvalidRequestError``: the request was wrong, whatever the backend."""
     hint: str = ""
+    log: str = ""
+    """Not empty: no answer yet, but what begins, for this log; ``reason`` says what."""
 
 
 class _Worker:
@@ -95,6 +98,19 @@ def answer_to(worker: _Worker, job: Job) -> Answer:
         return Answer(state="failed", reason=failure_of(error))
 
 
+class _Telling(logging.Handler):
+    """Passes on what ``polydraft.progress`` tells while an engine is looked at or loaded, the memory that it needs."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(logging.INFO)
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        answer = Answer(reason=record.getMessage(), log=record.name)
+        self._out.write(answer.model_dump_json() + "\n")
+        self._out.flush()
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     # Engines print to standard output, and C libraries write straight to its descriptor.
@@ -103,9 +119,14 @@ def main() -> None:
     warnings.simplefilter("ignore")  # low acceptance is what is measured
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, jobs), name="polydraft-measuring-jobs", daemon=True).start()
-    worker = _Worker()
+    worker, told, telling = _Worker(), logging.getLogger("polydraft.progress"), _Telling(out)
+    told.setLevel(logging.INFO)
     while True:
-        answer = answer_to(worker, Job.model_validate_json(jobs.get()))
+        job = Job.model_validate_json(jobs.get())
+        if job.what in {"ways", "load"}:  # and nothing while calls are timed
+            told.addHandler(telling)
+        answer = answer_to(worker, job)
+        told.removeHandler(telling)
         out.write(answer.model_dump_json() + "\n")
         out.flush()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +200,11 @@ class _Process:
         try:
             self._child.stdin.write(job.model_dump_json().encode() + b"\n")
             self._child.stdin.flush()
+            until = time.monotonic() + seconds
             line = self._answers.get(timeout=seconds)
+            while line and (told := _told(line)):
+                logging.getLogger(told.log).info("%s", told.reason)
+                line = self._answers.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             self.end()
             raise NotMeasurable("slow", f"{what} within {seconds:.0f} s.") from None
@@ -250,6 +256,14 @@ class _Process:
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
         said = f" Its last words: {presentable(lines[-1][-_LAST_WORDS:])}" if lines else ""
         return f"Its process ended {how}.{said}"
+
+
+def _told(line: bytes) -> Answer | None:
+    """What begins, if that is all that a line tells."""
+    with contextlib.suppress(ValidationError):
+        answer = Answer.model_validate_json(line)
+        return answer if answer.log.startswith("polydraft.progress") else None
+    return None
 
 
 def _plain(value: Any) -> Any:
