@@ -10,6 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
 
+from polydraft._measuring.timed import TimedEngine  # noqa: E402
+from polydraft._session.session import Session  # noqa: E402
 from polydraft.contract import GenerationSettings, TokenRequest  # noqa: E402
 from polydraft.sampling._sampler import RuleSampler  # noqa: E402
 from polydraft_transformers import device_rounds, kv_cache, prompt_end, step_attention, step_products  # noqa: E402
@@ -91,6 +93,23 @@ def test_rounds_give_the_tokens_of_single_steps(loaded, pair, name):
             assert all(found)
             # All but the first ones ran before they were asked for, and the last ones, which are shorter.
             assert sum(ahead) >= len(ahead) - 6
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.8, 1.0])
+def test_synthetic_acceptance_lets_rounds_run_ahead(loaded, chance):
+    torch.manual_seed(1)
+    with loaded("tiny-e2b", rounds=True) as session:
+        engine = TimedEngine(session.engine, split=False, synthetic_acceptance=chance)
+        drawn = Session(engine, session.running, session._capabilities)
+        stats = drawn.generate(PROMPT, max_new_tokens=200, ignore_eos=True).stats
+        found, ahead = zip(*session.rounds_ran, strict=True)
+        assert all(found)
+        assert sum(ahead) >= len(ahead) - 6
+        tried = stats.num_drafts + sum(stats.accepted_per_position[:-1])
+        assert stats.num_accepted_tokens / tried == pytest.approx(chance, abs=0.1)
+        # Others of the engine accept by the rule.
+        wanted = outputs(session, SETTINGS["greedy"], speculate="off")
+        assert outputs(session, SETTINGS["greedy"], speculate="on")[0] == wanted[0]
 
 
 @pytest.fixture

@@ -102,6 +102,8 @@ class _TimedSequence(EngineSequence):
         self._by_host = engine.by_host
         self._ops = array_ops_of(engine) if engine.split else None
         self._chance = engine.chance
+        self._engine_draws = engine.chance is not None and inner.accept_by_chance(engine.chance)
+        self._in_one_piece = False
         self._random = engine.random
         self._vocab_size = engine.tokenizer.vocab_size
 
@@ -125,6 +127,7 @@ class _TimedSequence(EngineSequence):
         started, chose = perf_counter(), clock.choose
         proposal = self._inner.propose(newest, k, sampler, keep_logits=keep_logits)
         clock.draft += perf_counter() - started - (clock.choose - chose)
+        self._in_one_piece = proposal.verified
         return proposal
 
     def verify(self, token_ids: Sequence[int], sampler: Sampler, *, keep_logits: bool = False) -> Step:
@@ -132,7 +135,8 @@ class _TimedSequence(EngineSequence):
         started, chose = perf_counter(), clock.choose
         step = self._inner.verify(token_ids, sampler, keep_logits=keep_logits)
         clock.verify += perf_counter() - started - (clock.choose - chose)
-        return step if self._chance is None else self._by_chance(step, token_ids[1:], self._chance)
+        drawn, self._in_one_piece = self._engine_draws and self._in_one_piece, False
+        return step if self._chance is None or drawn else self._by_chance(step, token_ids[1:], self._chance)
 
     def _by_chance(self, step: Step, drafts: Sequence[int], chance: float) -> Step:
         """The step with choices that accept each draft by chance."""

@@ -190,6 +190,18 @@ class EngineSequence(ABC):
         """Memory that closing the sequence frees, which decides how many are kept; 0: it was allocated at load."""
         return 0
 
+    def accept_by_chance(self, chance: float) -> bool:
+        """For measurements: rounds that run in one piece (``Proposal.verified``) accept drafts by chance from now on.
+
+        Args:
+            chance: That a draft is accepted if those before it are, whatever the target chooses; where one is rejected,
+                the choice is another token.
+
+        Returns:
+            Whether they do; False, the default: the caller sees to it, which spoils rounds that run ahead of it.
+        """
+        return False
+
     def park(self) -> None:  # noqa: B027 - the default keeps everything
         """Give back what only a running sequence needs: it is kept, and ``rollback`` or ``close`` comes next.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from polydraft_transformers.experts import MOST_ROWS
 from polydraft_transformers.graphs import Captured
 from polydraft_transformers.shared_caches import SharedCaches
-from polydraft_transformers.step_choice import Kind, choose, kind_of, noise_keys, state_of
+from polydraft_transformers.step_choice import Kind, accepted_by_chance, choose, kind_of, noise_keys, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +110,11 @@ class _Ask:
     """Whether a round of as many drafts is likely to follow."""
     ran: Ran | None = None
 
+    @property
+    def kind(self) -> Kind:
+        """Of the choices."""
+        return kind_of(self.choice)._replace(chance=self.lane.chance)
+
 
 class Lane:
     """A sequence's part of the rounds.
@@ -121,6 +126,8 @@ class Lane:
 
     def __init__(self, rounds: DeviceRounds, cache: KvCache) -> None:
         self.cache: KvCache | None = cache
+        self.chance: float | None = None
+        """As of ``EngineSequence.accept_by_chance``."""
         self.way = 0
         """Counts how often the sequence went another way than its rounds."""
         self.expected = (0, 0)
@@ -333,8 +340,8 @@ class DeviceRounds:
     def _first(self) -> _Launched:
         """Launch a round of those that ask, from what the host knows."""
         waiting = self._waiting()
-        kind = kind_of(waiting[0].choice)
-        asks = [ask for ask in waiting if kind_of(ask.choice) == kind][: self.most_lanes]
+        kind = waiting[0].kind
+        asks = [ask for ask in waiting if ask.kind == kind][: self.most_lanes]
         return self._launch(asks, kind, *self._given(asks))
 
     def _next(self, launched: _Launched) -> _Launched | None:
@@ -355,7 +362,7 @@ class DeviceRounds:
             else:
                 lane.way += 1  # it waits for another round than this one
         others = [ask for ask in self._waiting() if ask.lane not in answered]
-        if not going or any(kind_of(ask.choice) != launched.kind for ask in others):
+        if not going or any(ask.kind != launched.kind for ask in others):
             return None
         joining = others[: self.most_lanes - len(going)]
         places = [index for index, _ in going]
@@ -432,6 +439,8 @@ class DeviceRounds:
         chosen, most = choose(target.logits(found), noise_keys(state, positions), state, kind)
         row_of_token = row_of_token[:, : k + 1]
         chosen = torch.where(most.isfinite(), chosen, _UNSOUND).view(count, rows).gather(1, row_of_token)
+        if kind.chance is not None:
+            chosen = accepted_by_chance(chosen, drafts, kind.chance, target.lm_head.weight.shape[0])
         lane = torch.arange(count, device=state.device)
         found = found.view(count, rows, -1)[lane[:, None], row_of_token]
         accepted = (drafts == chosen[:, :k]).long().cumprod(1).sum(1, keepdim=True)

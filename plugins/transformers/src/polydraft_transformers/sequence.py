@@ -156,6 +156,13 @@ class TransformersSequence(EngineSequence):
         """Size of the KV."""
         return (self._parked or self.cache).num_bytes
 
+    def accept_by_chance(self, chance: float) -> bool:
+        """In the rounds that run on a GPU."""
+        if self._lane is None:
+            return False
+        self._lane.chance = chance
+        return True
+
     def park(self) -> None:
         """Where steps are captured, copy the KV, so that the buffers, and what was captured over them, serve others."""
         if self.target.captures:

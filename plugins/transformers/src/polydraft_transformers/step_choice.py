@@ -32,7 +32,7 @@ try:
 except ImportError:  # torch brings it along on Linux with CUDA only
     triton = None
 
-__all__ = ["STATE", "ClusteredHead", "Kind", "choose", "kind_of", "noise_keys", "state_of"]
+__all__ = ["STATE", "ClusteredHead", "Kind", "accepted_by_chance", "choose", "kind_of", "noise_keys", "state_of"]
 
 STATE = 6
 """Numbers of a state, int64: the newest token, its position, the noise's base, 1 / temperature and the logarithm of
@@ -55,6 +55,8 @@ class Kind(NamedTuple):
     """The top_k of a choice that sorts more tokens than that (0: all), for which there is no kernel; None: there is."""
     top_p: bool = False
     min_p: bool = False
+    chance: float | None = None
+    """For measurements: that a draft is accepted, whatever is chosen; None: by the rule."""
 
 
 def kind_of(choice: DeviceChoice) -> Kind:
@@ -81,6 +83,18 @@ def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
     base = struct.unpack("q", struct.pack("Q", choice.key_base))[0]
     top_p, top_k = (0, 0) if numbers is None else (numbers.top_p or 0, numbers.top_k)
     return [newest, position, base, struct.unpack("q", floats)[0], top_p, top_k]
+
+
+def accepted_by_chance(chosen: Tensor, drafts: Tensor, chance: float, vocab: int) -> Tensor:
+    """Choices, (sequences, k + 1), that accept each of the k drafts with a chance if those before it are accepted.
+
+    What is not sound (-1) stays so.
+    """
+    own = chosen[:, : drafts.shape[1]]
+    accepts = (torch.rand(drafts.shape, device=drafts.device) < chance).long().cumprod(1) > 0
+    others = torch.where(own == drafts, (drafts + 1) % vocab, own)
+    drawn = torch.where(accepts & (own >= 0), drafts, others)
+    return torch.cat([drawn, chosen[:, drafts.shape[1] :]], 1)
 
 
 def noise_keys_by_definition(state: Tensor, positions: Tensor) -> Tensor:
