@@ -6,6 +6,7 @@ import math
 import polydraft
 import pytest
 from polydraft._measuring import loaded
+from polydraft._measuring.bench import NotMeasurable
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft._session.session import Session
 from polydraft.contract import Upstream
@@ -275,6 +276,22 @@ def test_the_record_is_written_after_each_repeat(monkeypatch, tmp_path):
     assert [row.repeats for row in seen[-1].rows] == [1, 1]
     assert seen[-1].interrupted
     assert not found.interrupted
+
+
+def test_rounds_that_cannot_be_split_leave_what_was_measured(monkeypatch):
+    measure = LoadedEngine.measure
+
+    def broken(self, k, prompt, settings, limit):
+        if settings.split and k:
+            raise NotMeasurable("failed", "No clock.")
+        return measure(self, k, prompt, settings, limit)
+
+    monkeypatch.setattr(LoadedEngine, "measure", broken)
+    plain, drafted = measured().rows
+    assert plain.round_ms.verify is not None
+    assert drafted.state == "measured"
+    assert drafted.round_ms.verify is None
+    assert "cannot be split: No clock." in drafted.reason
 
 
 def test_nothing_is_repeated_once_all_have_failed(monkeypatch):

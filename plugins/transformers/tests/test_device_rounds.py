@@ -112,6 +112,19 @@ def test_synthetic_acceptance_lets_rounds_run_ahead(loaded, chance):
         assert outputs(session, SETTINGS["greedy"], speculate="on")[0] == wanted[0]
 
 
+@pytest.mark.parametrize("speculate", ["on", "off"])
+def test_rounds_that_run_in_one_piece_are_split(loaded, speculate):
+    with loaded("tiny-e2b", rounds=True) as session:
+        engine = TimedEngine(session.engine, split=True, synthetic_acceptance=None)
+        timed = Session(engine, session.running, session._capabilities)
+        given = {"max_new_tokens": 40, "ignore_eos": True, "speculate": speculate}
+        assert timed.generate(PROMPT, **given).token_ids == session.generate(PROMPT, **given).token_ids
+        parts = engine.parts()
+        assert min(parts.verify, parts.choose) > 0
+        assert parts.draft + parts.verify + parts.choose == pytest.approx(parts.engine)
+        assert (parts.draft > parts.engine / 10) == (speculate == "on")
+
+
 @pytest.fixture
 def interpreted(device, small, monkeypatch):
     """Kernels run in the interpreter from now on; ``definitions()``: no longer."""

@@ -225,7 +225,8 @@ class Turns:
         """One call of each side for each prompt; None: to split their rounds."""
         for at in range(len(self.prompts)):
             for side in sides:
-                if side.state == "measured" and (repeat is not None or self.bench.info(side.group).steps):
+                splits = repeat is None and not side.reason and self.bench.info(side.group).steps
+                if side.state == "measured" and (repeat is not None or splits):
                     _progress.info("%s, prompt %d of %d: %s", what, at + 1, len(self.prompts), side.label)
                     self._call(side, at, repeat)
 
@@ -237,8 +238,12 @@ class Turns:
         try:
             sample = self.bench.measure(side.group, side.k, self.prompts[prompt], settings, _LONGEST)
         except NotMeasurable as error:
-            side.state, side.reason = error.state, error.reason
             self._say(f"{side.label}: {error.state}: {error.reason}")
+            if repeat is not None:
+                side.state, side.reason = error.state, error.reason
+            else:  # it has been measured
+                side.reason = f"Its rounds cannot be split: {error.reason}"
+                side.split.clear()
             return
         finally:
             self.seconds += time.monotonic() - started

@@ -31,6 +31,8 @@ class _Clock:
         self.draft = self.verify = self.choose = 0.0
         self.chosen = 0
         """How often a token was chosen from logits."""
+        self.in_one_piece: tuple[float, float, float] | None = None
+        """Where the time of rounds went that the engine runs in one piece, by its own account."""
 
     def timed_choice(self, choose: Callable[..., Any], ops: ArrayOps[Any]) -> Callable[..., Any]:
         """The sampler's method, timed from the moment when the logits are there."""
@@ -87,7 +89,13 @@ class TimedEngine(SteppingEngine):
         """Where the time of the newest sequence went."""
         clock = self.clock
         if not clock.chosen:  # choices are part of the engine's steps
-            return RoundSeconds(engine=clock.draft + clock.verify)
+            whole = RoundSeconds(engine=clock.draft + clock.verify)
+            if not clock.in_one_piece or not any(clock.in_one_piece):
+                return whole
+            draft, verify, choose = clock.in_one_piece
+            return whole.in_shares_of(
+                RoundSeconds(engine=draft + verify + choose, draft=draft, verify=verify, choose=choose)
+            )
         engine = clock.draft + clock.verify + clock.choose
         return RoundSeconds(engine=engine, draft=clock.draft, verify=clock.verify, choose=clock.choose)
 
@@ -118,6 +126,7 @@ class _TimedSequence(EngineSequence):
             # From now on. Methods of this one object, which engines know by its identity and its class.
             for name in ("choose", "choose_draft"):
                 setattr(sampler, name, self._clock.timed_choice(getattr(sampler, name), self._ops))
+            self._inner.part_seconds()  # from now on
             if self._by_host:
                 setattr(sampler, "chooses_on_device", lambda _: False)  # noqa: B010 - of this one object
         return step
@@ -135,6 +144,8 @@ class _TimedSequence(EngineSequence):
         started, chose = perf_counter(), clock.choose
         step = self._inner.verify(token_ids, sampler, keep_logits=keep_logits)
         clock.verify += perf_counter() - started - (clock.choose - chose)
+        if self._ops is not None:
+            clock.in_one_piece = self._inner.part_seconds()
         drawn, self._in_one_piece = self._engine_draws and self._in_one_piece, False
         return step if self._chance is None or drawn else self._by_chance(step, token_ids[1:], self._chance)
 

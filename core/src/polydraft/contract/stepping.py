@@ -202,6 +202,13 @@ class EngineSequence(ABC):
         """
         return False
 
+    def part_seconds(self) -> tuple[float, float, float] | None:
+        """For measurements: how long the rounds that run in one piece have drafted, verified, and chosen tokens.
+
+        Of those since the first call, which begins; None, the default: there are none, or that is not known.
+        """
+        return None
+
     def park(self) -> None:  # noqa: B027 - the default keeps everything
         """Give back what only a running sequence needs: it is kept, and ``rollback`` or ``close`` comes next.
 

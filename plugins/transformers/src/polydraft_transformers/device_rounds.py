@@ -21,6 +21,7 @@ import torch
 from polydraft.sampling.on_device import DeviceChoice, device_choice
 from torch import Tensor
 
+from polydraft_transformers.device_clock import stamp
 from polydraft_transformers.experts import MOST_ROWS
 from polydraft_transformers.graphs import Captured
 from polydraft_transformers.shared_caches import SharedCaches
@@ -38,6 +39,7 @@ __all__ = ["MOST_LANES", "DeviceRounds", "Drafting", "Lane", "Ran"]
 
 MOST_LANES = 16
 """Sequences that share a launch at most."""
+_TIMES = 4  # of a round that is timed: its start, and the ends of drafts, of the target's forward, and of its choices
 _UNSOUND = -1  # in place of a token, by the contract of ``Sampler.choose``
 _OWN_ROUND = 3
 """A k that is asked for so often gets a round of its own; until then a recorded one with more drafts serves it."""
@@ -113,7 +115,7 @@ class _Ask:
     @property
     def kind(self) -> Kind:
         """Of the choices."""
-        return kind_of(self.choice)._replace(chance=self.lane.chance)
+        return kind_of(self.choice)._replace(chance=self.lane.chance, timed=self.lane.seconds is not None)
 
 
 class Lane:
@@ -128,6 +130,8 @@ class Lane:
         self.cache: KvCache | None = cache
         self.chance: float | None = None
         """As of ``EngineSequence.accept_by_chance``."""
+        self.seconds: list[float] | None = None
+        """As of ``EngineSequence.part_seconds``, from its first call on."""
         self.way = 0
         """Counts how often the sequence went another way than its rounds."""
         self.expected = (0, 0)
@@ -202,15 +206,20 @@ class _Launched:
         """Whether the results have arrived."""
         return self._arrived is None or bool(self._arrived.query())
 
-    def wait(self) -> list[tuple[list[int], list[int], list[float]]]:
-        """Drafts, choices and the drafts' largest logits of each sequence."""
+    def wait(self) -> list[tuple[list[int], list[int], list[float], list[int]]]:
+        """Drafts, choices, the drafts' largest logits, and the times of a round that is timed, of each sequence."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        k, width = self.k, 3 * self.k + 1
+        k, width = self.k, 3 * self.k + 1 + _TIMES * self.kind.timed
         values = self.host.tolist()
         rows = [values[index * width : (index + 1) * width] for index in range(len(self.lanes))]
         return [
-            (row[:k], row[k : 2 * k + 1], list(struct.unpack(f"{k}d", struct.pack(f"{k}q", *row[2 * k + 1 :]))))
+            (
+                row[:k],
+                row[k : 2 * k + 1],
+                list(struct.unpack(f"{k}d", struct.pack(f"{k}q", *row[2 * k + 1 : 3 * k + 1]))),
+                row[3 * k + 1 :],
+            )
             for row in rows
         ]
 
@@ -234,7 +243,7 @@ class DeviceRounds:
         lanes = 1 if target.fixed else max(1, min(MOST_LANES, MOST_ROWS // target.step_rows))
         self.most_lanes = 1 << (lanes.bit_length() - 1)
         """A power of two: there is one recorded round for each."""
-        size = self.most_lanes * (3 * target.step_rows + 1)
+        size = self.most_lanes * (3 * target.step_rows + 1 + _TIMES)
         pinned = target.device.type == "cuda"
         self._host = [torch.empty(size, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
         self._recorded: dict[tuple[int, int, Kind], tuple[SharedCaches, Captured]] = {}
@@ -305,8 +314,13 @@ class DeviceRounds:
         drafts: list[int],
         chosen: list[int],
         largest: list[float],
+        times: list[int],
         hidden: Tensor,
     ) -> None:
+        if times and lane.seconds is not None:
+            lane.seconds = [
+                so_far + (end - start) / 1e9 for so_far, start, end in zip(lane.seconds, times, times[1:], strict=False)
+            ]
         position, newest = lane.expected
         accepted = 0
         while accepted < len(drafts) and drafts[accepted] == chosen[accepted]:
@@ -423,20 +437,31 @@ class DeviceRounds:
         """A round in operations that can be recorded.
 
         Returns:
-            Of each sequence the result, int64: drafts, choices, and the bits (float64) of the drafts' largest logits;
+            Of each sequence the result, int64: drafts, choices, the bits (float64) of the drafts' largest logits, and
+            when the parts of a timed round end;
             the next round's state and hidden row; and the hidden rows of the newest token and the drafts.
         """
         target, count = self._target, len(state)
         drafts, largest = state[:, :0], hidden.new_empty((count, 0), dtype=torch.float32)
+        times = torch.empty(_TIMES * kind.timed, device=state.device, dtype=torch.int64)
+
+        def ended(part: int) -> None:
+            if kind.timed:
+                stamp(times, part)
+
+        ended(0)
         if k:
             assert self._drafting is not None
             drafts, largest = self._drafting.draft(state, hidden, k, kind, cache)
+        ended(1)
         rows = target.step_rows if target.fixed or k else 1
         token_ids, positions, slots, row_of_token = rows_of_step(state, drafts, rows, fixed=target.fixed)
         positions = positions.flatten()
         cache.begin_step(positions, slots.flatten())
         found = target.network.run(target.run_ids(token_ids.flatten()), cache)
-        chosen, most = choose(target.logits(found), noise_keys(state, positions), state, kind)
+        logits = target.logits(found)
+        ended(2)
+        chosen, most = choose(logits, noise_keys(state, positions), state, kind)
         row_of_token = row_of_token[:, : k + 1]
         chosen = torch.where(most.isfinite(), chosen, _UNSOUND).view(count, rows).gather(1, row_of_token)
         if kind.chance is not None:
@@ -446,7 +471,8 @@ class DeviceRounds:
         accepted = (drafts == chosen[:, :k]).long().cumprod(1).sum(1, keepdim=True)
         # What follows a row that is not sound is not used: token 0 stands for it.
         following = torch.cat([chosen.gather(1, accepted).clamp(min=0), state[:, 1:2] + accepted + 1, state[:, 2:]], 1)
-        result = torch.cat([drafts, chosen, largest.double().view(torch.int64)], 1)
+        ended(3)
+        result = torch.cat([drafts, chosen, largest.double().view(torch.int64), times.expand(count, -1)], 1)
         return result, following, found[lane, accepted[:, 0]], found
 
 

@@ -163,6 +163,13 @@ class TransformersSequence(EngineSequence):
         self._lane.chance = chance
         return True
 
+    def part_seconds(self) -> tuple[float, float, float] | None:
+        """Of the rounds that run on a GPU; the drafts' choices are part of drafting."""
+        if self._lane is None:
+            return None
+        drafting, verifying, choosing = self._lane.seconds = self._lane.seconds or [0.0] * 3
+        return drafting, verifying, choosing
+
     def park(self) -> None:
         """Where steps are captured, copy the KV, so that the buffers, and what was captured over them, serve others."""
         if self.target.captures:

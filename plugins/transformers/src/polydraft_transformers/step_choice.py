@@ -57,6 +57,8 @@ class Kind(NamedTuple):
     min_p: bool = False
     chance: float | None = None
     """For measurements: that a draft is accepted, whatever is chosen; None: by the rule."""
+    timed: bool = False
+    """For measurements: whether its round notes when its parts end."""
 
 
 def kind_of(choice: DeviceChoice) -> Kind:
