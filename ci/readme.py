@@ -16,6 +16,7 @@ README, BACKENDS_PAGE = ROOT / "README.md", ROOT / "docs/choosing-an-engine.md"
 CHART = ROOT / "docs/speed.svg"
 SPEEDS = ROOT / "plugins/transformers/benchmarks/results/headline_h200.json"
 OTHER_SPEEDS = SPEEDS.with_name("headline_vllm_h200.json")
+REPEAT = "python plugins/transformers/benchmarks/headline.py --save h200"
 KINDS = ("mtp", "draft-model", "ngram")
 MODELS = ("E2B", "E4B", "26B-A4B", "31B")
 
@@ -56,12 +57,13 @@ def speed_table() -> str:
         theirs = (f"{others[k]:.0f}" if k in others else "-" for k in (0, 4))
         faster = f"**{speeds[best] / speeds[0]:.1f}x**"
         rows.append([model, f"{speeds[0]:.0f}", f"{speeds[best]:.0f}", faster, str(best), *theirs])
-    about = f"{ours.hardware.accelerator}, {ours.settings['dtype']}, torch {ours.versions['torch']}"
+    about = f"{ours.hardware.accelerator}, {ours.settings['dtype']}, torch {ours.versions['torch']}, {ours.when}"
     link = "[figures](docs/benchmarks.md#transformers-tokens-a-second-on-a-gpu)"
     return (
         f"![Bars of these tokens a second](docs/speed.svg)\n\n{as_markdown(rows)}\n"
-        f"Backend `transformers` on an {about}, context {ours.settings['context']}; vLLM "
-        f"{vllm.versions['vllm']} on a GPU of the same kind ({link}).\n"
+        f"Backend `transformers` on an {about}, context {ours.settings['context']}, synthetic acceptance "
+        f"{ours.settings['acceptance']}, the best number of drafts; vLLM {vllm.versions['vllm']}, measured earlier on "
+        f"a GPU of the same kind ({link}). `{REPEAT}` measures ours again.\n"
     )
 
 
@@ -101,6 +103,10 @@ def chart() -> str:
     for at, (name, colour) in enumerate(legend):
         parts.append(f'<rect x="{left + 120 * at}" y="8" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="{left + 120 * at + 17}" y="18">{name}</text>')
+    told = f"{ours.hardware.accelerator}, one user, synthetic acceptance {ours.settings['acceptance']}"
+    how = f"{told}; ours: the best number of drafts, vLLM: 4"
+    parts.append(f'<text x="{left}" y="{top}" fill="#555555" font-size="10">{how}</text>')
+    top += 10
     inside = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 {top}" width="600" height="{top}" '

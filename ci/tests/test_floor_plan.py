@@ -22,9 +22,9 @@ OWN = {
     "mlx": "assistant config decoder greedy kv_cache vlm_upstream",
     "ollama": "create model request",
     "reference": "config kv_cache model text_habits tokenizer toys",
-    "transformers": "decoder device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache launches "
-    "llama logits_check memory prompt_attention prompt_end shared_caches step_attention step_choice step_experts "
-    "step_products traced",
+    "transformers": "decoder device_clock device_rounds dtypes experts fused_layers fused_noise gemma4 graphs kv_cache "
+    "launches llama logits_check memory prompt_attention prompt_end shared_caches step_attention step_choice "
+    "step_experts step_products traced",
     "vllm": "checks engine_args environment older_models patches process_lock scheduler seeds self_test settings "
     "soundness speculation start_errors tokenizer versions",
     "vllm/server": "command inspection request statistics",

@@ -154,8 +154,9 @@ def bench(
 def _asked(given: LoadArguments) -> dict[str, Any]:
     """What the rows do not tell."""
     names = ("dtype", "device", "quantization", "exactness", "context_length", "trust_remote_code")
-    told: dict[str, Any] = {name: given.get(name) for name in names if given.get(name) != DEFAULTS.get(name)}
-    options = options_of(given["engine_options"])
+    arguments: dict[str, Any] = {**given}
+    told = {name: arguments[name] for name in names if arguments[name] != DEFAULTS.get(name)}
+    options = options_of(arguments["engine_options"])
     return {**told, "engine_options": options} if options else told
 
 

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from polydraft._measuring.bench import MeasuredWeights
 from polydraft._registry.versions import installed_version
@@ -18,11 +18,9 @@ from polydraft.verification._fingerprint import fingerprint, known_fingerprint, 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from polydraft._bench.records import BenchRow
     from polydraft._plugins import PluginHost
     from polydraft._registry.resolver import Prepared
     from polydraft._session.session import Session
-    from polydraft._tune._records import TunedRow
     from polydraft.contract.records import BackendRecord
     from polydraft.contract.requests import HubOptions, ModelSource
 
@@ -37,6 +35,16 @@ __all__ = [
     "same_weights",
     "weights_of",
 ]
+
+
+class _Ran(Protocol):
+    """A row of a benchmark or of a tuning."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def hardware(self) -> str: ...
 
 
 def name_of(source: ModelSource) -> str:
@@ -100,7 +108,7 @@ def hardware_of(prepared: Prepared) -> str:
     return "; ".join([cpu_model(), *seen])
 
 
-def hardware_in_words(processor: str, rows: Iterable[BenchRow | TunedRow]) -> str:
+def hardware_in_words(processor: str, rows: Iterable[_Ran]) -> str:
     """The processor, and the devices that the rows ran on, without what tells two machines of a kind apart."""
     devices = [part for row in rows if not row.device.startswith("cpu") for part in row.hardware.split("; ")[1:]]
     return "; ".join(part.partition(" [")[0] for part in dict.fromkeys([processor, *devices]))
