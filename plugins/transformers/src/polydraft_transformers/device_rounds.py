@@ -461,11 +461,13 @@ class DeviceRounds:
         found = target.network.run(target.run_ids(token_ids.flatten()), cache)
         logits = target.logits(found)
         ended(2)
-        chosen, most = choose(logits, noise_keys(state, positions), state, kind)
+        keys = noise_keys(state, positions)
+        chosen, most = choose(logits, keys, state, kind)
         row_of_token = row_of_token[:, : k + 1]
         chosen = torch.where(most.isfinite(), chosen, _UNSOUND).view(count, rows).gather(1, row_of_token)
         if kind.chance is not None:
-            chosen = accepted_by_chance(chosen, drafts, kind.chance, target.lm_head.weight.shape[0])
+            own_keys = keys[:, 0].view(count, rows).gather(1, row_of_token)
+            chosen = accepted_by_chance(chosen, drafts, own_keys, kind.chance, target.lm_head.weight.shape[0])
         lane = torch.arange(count, device=state.device)
         found = found.view(count, rows, -1)[lane[:, None], row_of_token]
         accepted = (drafts == chosen[:, :k]).long().cumprod(1).sum(1, keepdim=True)

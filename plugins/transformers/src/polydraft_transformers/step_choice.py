@@ -87,13 +87,18 @@ def state_of(choice: DeviceChoice, newest: int, position: int) -> list[int]:
     return [newest, position, base, struct.unpack("q", floats)[0], top_p, top_k]
 
 
-def accepted_by_chance(chosen: Tensor, drafts: Tensor, chance: float, vocab: int) -> Tensor:
-    """Choices, (sequences, k + 1), that accept each of the k drafts with a chance if those before it are accepted.
+def accepted_by_chance(chosen: Tensor, drafts: Tensor, keys: Tensor, chance: float, vocab: int) -> Tensor:
+    """Choices that accept each draft with a chance if those before it are accepted; what is not sound (-1) stays so.
 
-    What is not sound (-1) stays so.
+    Args:
+        chosen: Int64, (sequences, k + 1).
+        drafts: Int64, (sequences, k).
+        keys: The low halves of the noise's keys of these choices, (sequences, k + 1): they draw.
+        chance: 0 to 1.
+        vocab: Number of tokens.
     """
     own = chosen[:, : drafts.shape[1]]
-    accepts = (torch.rand(drafts.shape, device=drafts.device) < chance).long().cumprod(1) > 0
+    accepts = (keys[:, : drafts.shape[1]] < round(chance * 2**32)).long().cumprod(1) > 0
     others = torch.where(own == drafts, (drafts + 1) % vocab, own)
     drawn = torch.where(accepts & (own >= 0), drafts, others)
     return torch.cat([drawn, chosen[:, drafts.shape[1] :]], 1)
