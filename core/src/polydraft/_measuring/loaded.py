@@ -148,7 +148,7 @@ class LoadedEngine:
         self._schedule: Schedule | None = None
         self._upstream: UpstreamCall | None = None
         self._prompt_ids: dict[str, tuple[int, ...]] = {}
-        self._warm: set[tuple[AnyK, bool]] = set()
+        self._warm: set[tuple[AnyK, bool, bool]] = set()
 
     def info(self) -> LoadedInfo:
         """What it says of itself."""
@@ -186,10 +186,11 @@ class LoadedEngine:
         """
         call = self._upstream_call if settings.upstream else self._call
         try:
-            if (k, settings.upstream) not in self._warm:
+            way = k, settings.upstream, settings.split  # rounds that are split may be recorded anew
+            if way not in self._warm:
                 few = min(_WARM_UP, settings.max_new_tokens)
                 call(k, prompt, settings.model_copy(update={"max_new_tokens": few}), limit)
-                self._warm.add((k, settings.upstream))
+                self._warm.add(way)
             return call(k, prompt, settings, limit)
         except PolydraftError as error:
             raise NotMeasurable("failed", str(error)) from error
