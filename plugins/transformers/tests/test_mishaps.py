@@ -3,8 +3,10 @@
 import gc
 import json
 import shutil
+import sys
 import threading
 import time
+from pathlib import Path
 
 import polydraft
 import pytest
@@ -303,3 +305,23 @@ def test_memory_is_estimated_before_loading(pair, monkeypatch):
     assert estimate.tokens == 1024
     assert estimate.weights == pytest.approx(sum(weights.values()), rel=0.02)
     assert estimate.weights + estimate.kv == pytest.approx(sum(weights.values()) + kv, rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_pages_of_a_weight_file_are_let_go_and_its_numbers_stay(tmp_path):
+    from polydraft_transformers.resources import drop_pages
+
+    def resident():
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["RssFile"].split()[0]) * 1024
+
+    count, path = 6 << 20, tmp_path / "model.safetensors"
+    numbers = torch.arange(count, dtype=torch.float32)
+    path.write_bytes(numbers.numpy().tobytes())
+    mapped = torch.from_file(str(path), shared=False, size=count)
+    assert mapped.sum() == numbers.sum()  # now all of it is in memory
+    before = resident()
+    drop_pages([mapped[100 : count - 100], numbers])
+    assert before - resident() > 20 << 20
+    assert torch.equal(mapped, numbers)
+    assert numbers[-1] == count - 1

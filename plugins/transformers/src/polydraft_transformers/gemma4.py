@@ -28,6 +28,7 @@ from polydraft_transformers.fused_layers import (
 from polydraft_transformers.kv_cache import KvCache, StepLayout
 from polydraft_transformers.prompt_attention import attend_prompt
 from polydraft_transformers.prompt_end import PromptEnd
+from polydraft_transformers.resources import drop_pages
 from polydraft_transformers.shared_caches import SharedCaches
 from polydraft_transformers.step_products import multiply, multiply_gated
 
@@ -64,7 +65,9 @@ def joined(*modules: Any) -> Tensor:
     if len(modules) == 1:
         alone: Tensor = modules[0].weight
         return alone
-    weight = torch.cat([module.weight.detach() for module in modules])
+    own = [module.weight.detach() for module in modules]
+    weight = torch.cat(own)
+    drop_pages(own)
     start = 0
     for module in modules:
         end = start + module.weight.shape[0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,8 +21,11 @@ __all__ = [
     "available_memory",
     "choose_device",
     "choose_dtype",
+    "drop_pages",
     "out_of_memory",
 ]
+
+_WORTH_DROPPING = 1 << 20  # bytes
 
 
 def available_memory(device: torch.device) -> int:
@@ -27,6 +34,35 @@ def available_memory(device: torch.device) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     return free_memory()
+
+
+def drop_pages(tensors: Iterable[torch.Tensor]) -> None:
+    """Let go of pages of weight files, of which there are copies: resident memory counts them as long as it can.
+
+    Nothing is lost: who reads one of these tensors all the same gets it from its file. Tensors in other memory are left
+    as they are.
+
+    Args:
+        tensors: Contiguous.
+    """
+    size = mmap.PAGESIZE
+    spans = [
+        (-(-one.data_ptr() // size) * size, (one.data_ptr() + one.nbytes) // size * size)
+        for one in tensors
+        if one.device.type == "cpu" and one.nbytes >= _WORTH_DROPPING
+    ]
+    if not spans or sys.platform != "linux":
+        return
+    files = []
+    with suppress(OSError, ValueError), Path("/proc/self/maps").open("rb") as maps:
+        for line in maps:  # such as ``7f00-7f80 rw-p 00000000 fe:00 1591670    /folder/model.safetensors``
+            addresses, _, _, _, inode, *path = line.split(maxsplit=5)
+            if int(inode) and path and path[0].startswith(b"/") and not path[0].startswith((b"/dev/", b"/memfd:")):
+                start, _, end = addresses.partition(b"-")
+                files.append((int(start, 16), int(end, 16)))
+    for first, last in spans:
+        if any(start <= first and last <= end for start, end in files):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def choose_device(name: str) -> torch.device:
