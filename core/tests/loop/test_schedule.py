@@ -288,7 +288,7 @@ samplings = st.sampled_from(
 def test_any_schedule_gives_the_tokens_of_plain_decoding(kit, drafter, prompt, sampling, seed, bitwise):
     kind, agreement = drafter
     session = kit.shared(kind, LARGEST, agreement, picks_k=True, exactness="bitwise" if bitwise else "standard")
-    drawn = session._schedule = Drawn(seed, LARGEST)
+    drawn = session.schedule = Drawn(seed, LARGEST)
     found = session.generate(prompt, max_new_tokens=60, ignore_eos=True, **sampling)
     plain = session.generate(prompt, max_new_tokens=60, ignore_eos=True, speculate="off", **sampling)
     assert found.token_ids == plain.token_ids
@@ -306,7 +306,7 @@ def test_drafts_after_plain_rounds_are_those_of_a_fresh_drafter(kit, kind):
     """A drafter that agrees with the target always is right after any number of plain rounds."""
     session = kit.session(kind, LARGEST, 1.0 if kind == "mtp" else None, picks_k=True)
     fixed = kit.session(kind, LARGEST, 1.0 if kind == "mtp" else None)
-    session._schedule = Drawn(11, LARGEST)
+    session.schedule = Drawn(11, LARGEST)
     kit.logs.clear()
     for _ in range(4):
         session.generate([65, 66, 67], max_new_tokens=60, ignore_eos=True)
@@ -356,7 +356,7 @@ def test_drafts_that_the_target_has_run_took_its_time(kit, monkeypatch, verified
 
 def test_a_fixed_k_is_fixed(kit):
     session = kit.session("mtp", 4, 0.0)
-    assert session._schedule is None
+    assert session.schedule is None
     stats = session.generate([65, 66], max_new_tokens=80, ignore_eos=True).stats
     assert stats.drafted_per_position[0] == stats.num_drafts == stats.num_target_steps - 1
 
