@@ -179,16 +179,18 @@ def flags(session):
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks at /proc")
 @pytest.mark.parametrize(
-    ("device", "runs_on", "own", "flash"),
+    ("device", "runs_on", "own", "heads", "flash"),
     [
-        ("auto", "cuda:0,cuda:1", None, "on"),
-        ("cuda:1", "cuda:1", "CUDA1", "on"),
-        ("cuda", "cuda:0", "CUDA0", "on"),
-        ("cpu", "cpu", "none", "off"),
+        ("auto", "cuda:0,cuda:1", None, {256, 512}, "on"),
+        ("cuda:1", "cuda:1", "CUDA1", {256, 512}, "on"),
+        ("cuda", "cuda:0", "CUDA0", {256, 512}, "on"),
+        ("cuda", "cuda:0", "CUDA0", {32}, "off"),  # the built-in pairs': no GPU of llama.cpp has a kernel for them
+        ("cpu", "cpu", "none", {256, 512}, "off"),
     ],
 )
-def test_devices(gguf, stand_in, device, runs_on, own, flash):
+def test_devices(gguf, stand_in, monkeypatch, device, runs_on, own, heads, flash):
     stand_in("gpu")
+    monkeypatch.setattr("polydraft_gguf.options.head_sizes", lambda header: heads)
     with polydraft.load(
         gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device=device
     ) as session:
