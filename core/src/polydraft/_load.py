@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "open_session", "prepare"]
 
-_THE_SERVERS = "the server's"
-"""What backends report as the device or dtype of a server that was started elsewhere."""
-
 
 @load_arguments
 def load(target: str | Path, **arguments: Unpack[LoadArguments]) -> Session:
@@ -196,6 +193,7 @@ def open_session(
     from polydraft._session.session import Session
     from polydraft.checkpoints.config import has_experts
     from polydraft.contract.whole import WholeEngine
+    from polydraft.engine_parts.server_options import THE_SERVERS
     from polydraft.text.ids_only import IdsOnlyTokenizer
     from polydraft.text.text_only import TextOnlyTokenizer
 
@@ -218,7 +216,7 @@ def open_session(
         notes += [
             f"`{name}={getattr(request, name)!r}` has no effect: the server runs already, and does not tell its own."
             for name in ("device", "dtype")
-            if getattr(request, name) != "auto" and getattr(running, name) == _THE_SERVERS
+            if getattr(request, name) != "auto" and getattr(running, name) == THE_SERVERS
         ]
         if request.prefix_cache_bytes and isinstance(engine, WholeEngine) and not engine.picks_k:
             notes.append(

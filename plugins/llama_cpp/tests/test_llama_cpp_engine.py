@@ -145,11 +145,11 @@ def test_flash_attention_is_left_out_where_gpus_do_not_have_it(gguf):
     sizes = {"attention.key_length": 512, "attention.key_length_swa": 256}  # Gemma 4's
     real = SimpleNamespace(of_architecture=lambda key, default=None: sizes.get(key, default))
     heads_of_32 = read_header(gguf("tiny-e2b"))
-    for header, uses in ((real, True), (heads_of_32, False)):
-        assert LlamaCppOptions().uses_flash_attn("f16", header, on_gpu=True) is uses
-        assert LlamaCppOptions(flash_attn="on").uses_flash_attn("f16", header, on_gpu=True)
-        assert LlamaCppOptions().uses_flash_attn("q8_0", header, on_gpu=True)
-        assert not LlamaCppOptions().uses_flash_attn("f16", header, on_gpu=False)
+    for headers, uses in (([real], True), ([heads_of_32], False), ([real, heads_of_32], False)):
+        assert LlamaCppOptions().uses_flash_attn("f16", headers, on_gpu=True) is uses
+        assert LlamaCppOptions(flash_attn="on").uses_flash_attn("f16", headers, on_gpu=True)
+        assert LlamaCppOptions().uses_flash_attn("q8_0", headers, on_gpu=True)
+        assert not LlamaCppOptions().uses_flash_attn("f16", headers, on_gpu=False)
 
 
 def test_quantized_values_need_flash_attention(gguf):

@@ -190,7 +190,7 @@ def flags(session):
 )
 def test_devices(gguf, stand_in, monkeypatch, device, runs_on, own, heads, flash):
     stand_in("gpu")
-    monkeypatch.setattr("polydraft_gguf.options.head_sizes", lambda header: heads)
+    monkeypatch.setattr("polydraft_gguf.options.head_sizes", lambda header: tuple(heads))
     with polydraft.load(
         gguf("tiny-e2b"), backend="llama-server", drafter=gguf("tiny-e2b-assistant"), device=device
     ) as session:

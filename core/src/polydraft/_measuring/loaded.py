@@ -26,6 +26,7 @@ from polydraft._session.session import Session
 from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
 from polydraft.contract.results import GenerationStats
 from polydraft.contract.stepping import SteppingEngine
+from polydraft.engine_parts.server_options import THE_SERVERS
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
 from polydraft.verification._plan import sliding_window
 from polydraft.verification._run import check_session
@@ -46,8 +47,6 @@ __all__ = ["LoadedEngine", "ways_of"]
 
 _WARM_UP = 8
 """Tokens of the call before the first one that counts."""
-_THE_SERVERS = "the server's"
-"""How the device of a server is called that runs apart: its memory is not that of a process here."""
 
 
 def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named: bool) -> tuple[Way, ...]:
@@ -174,7 +173,7 @@ class LoadedEngine:
         running = self._session.running
         on_device = not running.device.startswith("cpu")
         return {
-            "peak_memory_bytes": None if running.device.startswith(_THE_SERVERS) else peak_memory(),
+            "peak_memory_bytes": None if running.device.startswith(THE_SERVERS) else peak_memory(),
             "device_memory_bytes": device_peak(self._session) if on_device else None,
         }
 

@@ -97,7 +97,10 @@ class BackendRecord(Record):
 class DeviceRecord(Record):
     """A device that an engine can use."""
 
-    name: str = Field(description="A value for ``device=``: ``cpu``, ``cuda:0``, ``mps``.")
+    name: str = Field(
+        description="A value for ``device=``: ``cpu``, ``cuda:0``, ``mps``. A backend that calls its GPU ``gpu`` also "
+        "gets ``cuda``, ``metal`` and ``mps``, and refuses those that it is not."
+    )
     description: str = ""
     total_memory_bytes: int | None = None
     free_memory_bytes: int | None = None

@@ -21,7 +21,11 @@ from polydraft.engine_parts.http_client import HttpLimits
 from polydraft.errors import InvalidRequestError
 from polydraft.secrets import Secret
 
-__all__ = ["ServerOptions", "ServerUrl", "said_by", "url_from", "variable"]
+__all__ = ["THE_SERVERS", "ServerOptions", "ServerUrl", "said_by", "url_from", "variable"]
+
+THE_SERVERS = "the server's"
+"""``device`` or ``dtype`` of a ``RunningInfo`` where a server runs already and does not tell its own: the core then
+says that ``load``'s arguments of these names have no effect."""
 
 
 def _checked_url(text: str) -> str:

@@ -63,16 +63,12 @@ class Noise:
 
         ``experts``: whether the target is a mixture of experts.
         """
-        return max(self._alike(precision), self._rerouted(precision) if experts else 0.0)
-
-    def _alike(self, precision: str) -> float:
-        """The same where each token has the same experts."""
         roundings = _ROUNDINGS.get(precision.rpartition(".")[2], _HALF_ROUNDINGS)
-        return roundings * epsilon_of(precision) * self.largest_logit
+        return max(roundings * epsilon_of(precision) * self.largest_logit, self._rerouted(precision, experts=experts))
 
-    def _rerouted(self, precision: str) -> float:
-        """How far a token with other experts moves a logit; 0 where rounding hardly ever sends it there."""
-        reroutes = epsilon_of(precision) > EPSILON["float32"]
+    def _rerouted(self, precision: str, *, experts: bool) -> float:
+        """How far a token that rounding sends to other experts moves a logit; 0 where it hardly ever does."""
+        reroutes = experts and epsilon_of(precision) > EPSILON["float32"]
         return _EXPERT_ROUNDINGS * EPSILON["bfloat16"] * self.largest_logit if reroutes else 0.0
 
     def explains(self, precision: str, *, experts: bool = False) -> float:
@@ -90,8 +86,8 @@ class Noise:
         below_dtype = _GROWTH * min(self.prefill, EPSILON["bfloat16"] * self.largest_logit)
         # At least one rounding: an engine whose ways agree bit by bit here may differ by one elsewhere.
         own = _GROWTH * max(self.most, epsilon_of(precision) * self.largest_logit)
-        alike = min(max(self._alike(precision), below_dtype), own)
-        return max(alike, self._rerouted(precision)) if experts else alike
+        alike = min(max(self.rounding(precision), below_dtype), own)
+        return max(alike, self._rerouted(precision, experts=experts))
 
 
 class GreedySampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from polydraft.checkpoints.gguf import GgufHeader
@@ -59,12 +60,12 @@ class CommonOptions(EngineOptions):
         type_k, type_v = (auto if given == "auto" else given for given in (self.type_k, self.type_v))
         return type_k, type_v
 
-    def uses_flash_attn(self, type_v: str, header: GgufHeader, *, on_gpu: bool) -> bool:
+    def uses_flash_attn(self, type_v: str, headers: Iterable[GgufHeader], *, on_gpu: bool) -> bool:
         """Whether flash attention is used. Never llama.cpp's own "auto", which may differ between target and drafter.
 
         Args:
             type_v: Type of the cached values.
-            header: Of the target's file.
+            headers: Of the files of target and drafter.
             on_gpu: Whether layers run on a GPU.
 
         Raises:
@@ -76,5 +77,5 @@ class CommonOptions(EngineOptions):
                 f"type_v is {type_v}, and flash_attn off: llama.cpp needs flash attention for quantized values.",
                 "Give `flash_attn='auto'`, or `type_v='f16'`.",
             )
-        on_gpu = on_gpu and head_sizes(header) <= _FLASH_HEADS
+        on_gpu = on_gpu and all(size in _FLASH_HEADS for header in headers for size in head_sizes(header))
         return self.flash_attn == "on" or (self.flash_attn == "auto" and (on_gpu or quantized))

@@ -91,12 +91,12 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def head_sizes(header: GgufHeader) -> set[int]:
-    """Numbers in a head's key: of layers with a sliding window, and of others."""
+def head_sizes(header: GgufHeader) -> tuple[int, int]:
+    """Numbers in a head's key: of layers without a sliding window, and of those with one."""
     get = header.of_architecture
-    heads = _by_layer(get("attention.head_count", 1), int(get("block_count", 0)))
-    dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
-    return {dim, int(get("attention.key_length_swa", dim))}
+    most = max(_by_layer(get("attention.head_count", 1), int(get("block_count", 0))), default=1)
+    dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, most))
+    return dim, int(get("attention.key_length_swa", dim))
 
 
 def context_bytes(
@@ -113,7 +113,7 @@ def context_bytes(
     layers = int(get("block_count", 0))
     heads = _by_layer(get("attention.head_count", 1), layers)
     kv_heads = _by_layer(get("attention.head_count_kv", get("attention.head_count", 1)), layers)
-    dim = int(get("attention.key_length") or get("embedding_length", 0) // max(1, max(heads, default=1)))
+    dim, sliding_dim = head_sizes(header)
     pattern = get("attention.sliding_window_pattern")
     sliding = [*(pattern if isinstance(pattern, tuple) else ()), *[False] * layers]
     # Besides its window, a sliding layer stores the batch that is being run.
@@ -124,7 +124,7 @@ def context_bytes(
     )
     total = 0.0
     for layer in range(layers - int(get("attention.shared_kv_layers") or 0)):
-        width = int(get("attention.key_length_swa", dim)) if sliding[layer] else dim
+        width = sliding_dim if sliding[layer] else dim
         tokens = min(length, window) if sliding[layer] and not swa_full else length
         total += tokens * kv_heads[layer] * width * number_bytes
     scores = 0 if flash_attn else 4 * n_batch * length * max(heads, default=1)  # float32

@@ -143,7 +143,8 @@ def _settings(
     """The contexts' settings, the tokens that a sequence may hold, and a note if these are fewer than the model's."""
     rows = step_rows(request)
     types = options.cache_types(target.weights)
-    flash_attn = options.uses_flash_attn(types[1], target.header, on_gpu=on_gpu)
+    headers = [file.header for file in (target, drafter) if file is not None]
+    flash_attn = options.uses_flash_attn(types[1], headers, on_gpu=on_gpu)
     swa_full = options.swa_full or request.exactness == "bitwise"
 
     def needed(length: int) -> int:

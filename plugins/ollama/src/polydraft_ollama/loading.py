@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydraft import reasons
 from polydraft.contract import RunningInfo
+from polydraft.engine_parts.server_options import THE_SERVERS
 from polydraft.errors import ContextLengthError, InvalidRequestError, SpeculationUnavailableError, UnsupportedError
 
 from polydraft_ollama.client import OllamaClient, can_draft
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_pair"]
 
-_THE_SERVERS = "the server's"
 _USUAL_LENGTH = 4096
 """Of the context, where the server does not tell it."""
 
@@ -76,8 +76,8 @@ def load_pair(request: LoadRequest) -> OllamaEngine:
         request,
         engine="ollama",
         engine_version=version,
-        dtype=model.quantization or _THE_SERVERS,
-        device=f"{_THE_SERVERS} cpu" if request.device == "cpu" else _THE_SERVERS,
+        dtype=model.quantization or THE_SERVERS,
+        device=f"{THE_SERVERS} cpu" if request.device == "cpu" else THE_SERVERS,
         context_length=request.context_length or min(model.given_context_length or longest, longest),
         concurrency="concurrent",
         notes=[f"Server: {client.url}", *notes],

@@ -110,7 +110,8 @@ def _settings(request: LoadRequest) -> tuple[ServerSettings, GgufFile, int]:
     target, drafter = fetch_pair(request, on_cpu=not on_gpu)
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
     types = options.cache_types(target.weights)
-    flash_attn = options.uses_flash_attn(types[1], target.header, on_gpu=on_gpu)
+    headers = [file.header for file in (target, drafter) if file is not None]
+    flash_attn = options.uses_flash_attn(types[1], headers, on_gpu=on_gpu)
     # Drafts are stored before they are verified: room for a whole step at the end of each context.
     cells = length + k + 2
     needed = context_bytes(

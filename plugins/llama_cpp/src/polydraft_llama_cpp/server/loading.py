@@ -10,6 +10,7 @@ from typing import NamedTuple
 from polydraft.checkpoints.special_tokens import gguf_special_tokens
 from polydraft.contract import LoadRequest, RunningInfo, ServerCommand
 from polydraft.engine_parts import context_length
+from polydraft.engine_parts.server_options import THE_SERVERS
 from polydraft.errors import (
     BackendUnavailableError,
     EngineError,
@@ -116,7 +117,7 @@ def server_command(request: LoadRequest, *, host: str, port: int) -> ServerComma
         raise UnsupportedError(f"The server at {place.url} runs already.", f"Unset {URL_VARIABLE} to start another.")
     target, drafter = fetch_pair(request, on_cpu=not _on_gpu(place, request))
     length = context_length(request, longest=target.header.of_architecture("context_length"), usual=_DEFAULT_CONTEXT)
-    command = _command(place, target, length, request)
+    command = _command(place, target, drafter, length, request)
     if drafter is not None:
         command = [*command, *_drafter_flags(place, target, drafter, request)]
     key = request.engine_options.key()
@@ -150,7 +151,7 @@ def _start(program: Program, request: LoadRequest, target: GgufFile, drafter: Gg
     """Start a server for the pair."""
     options: LlamaServerOptions = request.engine_options
     start_plain = None
-    command = _command(program, target, length, request)
+    command = _command(program, target, drafter, length, request)
     if drafter is not None:
         start_plain = partial(programs.start, command, options)
         command = [*command, *_drafter_flags(program, target, drafter, request)]
@@ -185,7 +186,7 @@ def _connect(client: Client, tokenizer: GgufTokenizer, target: str) -> _Found:
             f"The tokens of the server at {client.url} are not those of {target}.",
             "Load the file that the server runs.",
         )
-    return _Found(Server(client), version, "the server's", longest, None)
+    return _Found(Server(client), version, THE_SERVERS, longest, None)
 
 
 def _on_gpu(program: Program, request: LoadRequest) -> bool:
@@ -193,13 +194,17 @@ def _on_gpu(program: Program, request: LoadRequest) -> bool:
     return bool(program.devices) if device is None else device != "none"
 
 
-def _command(program: Program, target: GgufFile, length: int, request: LoadRequest) -> list[str]:
-    """The command of a server without a drafter, without host and port."""
+def _command(
+    program: Program, target: GgufFile, drafter: GgufFile | None, length: int, request: LoadRequest
+) -> list[str]:
+    """The command of a server without its drafter, host and port."""
     options: LlamaServerOptions = request.engine_options
     types, device = options.cache_types(target.weights), program.device(request.device)
     on_gpu = _on_gpu(program, request)
     check_layers("n_gpu_layers", options.n_gpu_layers, on_gpu=on_gpu)
-    flash_attn = "on" if options.uses_flash_attn(types[1], target.header, on_gpu=on_gpu) else "off"
+    headers = [file.header for file in (target, drafter) if file is not None]
+    # As with the drafter: plain decoding and verification are to be computed alike.
+    flash_attn = "on" if options.uses_flash_attn(types[1], headers, on_gpu=on_gpu) else "off"
     # Drafts are stored before they are verified: room for a whole step at the end of the context.
     cells = length + request.plan.num_speculative_tokens + 2
     command = [program.path, "--model", str(target.path), "--ctx-size", str(cells), "--parallel", "1"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from polydraft import reasons
 from polydraft.checkpoints.fetch import fetch
 from polydraft.contract import RunningInfo
+from polydraft.engine_parts.server_options import THE_SERVERS
 from polydraft.engine_parts.serving import LOOPBACK, ServerProcess, check_port, free_port
 
 from polydraft_vllm.checks import check_request
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from polydraft_vllm.server.options import VllmServerOptions
 
 __all__ = ["load_pair"]
-
-_THE_SERVERS = "the server's"
-"""Device and dtype of a server that was started elsewhere: it reports neither."""
 
 
 def load_pair(request: LoadRequest) -> VllmServerEngine:
@@ -108,8 +106,8 @@ def _running(request: LoadRequest, abilities: Abilities, url: str, command: Prep
         k = abilities.num_speculative_tokens or k
         if method is None:
             off = reasons.by_caller()
-    dtype = command.dtype if command else _THE_SERVERS
-    device = request.device if command and request.device != "auto" else _THE_SERVERS
+    dtype = command.dtype if command else THE_SERVERS
+    device = request.device if command and request.device != "auto" else THE_SERVERS
     running = RunningInfo.of(
         request,
         engine="vllm",
