@@ -22,8 +22,6 @@ __all__ = ["Side", "Turns"]
 _progress = logging.getLogger("polydraft.progress")
 _SWEEP = 8
 """The largest k of a sweep, unless the recommended one is more than half of it."""
-_WARM_STEPS, _WARM_SECONDS = 120, 5.0
-"""Of each side at least, before calls count; but not longer."""
 _LONGEST = 3600.0
 """Seconds of a call."""
 
@@ -40,8 +38,6 @@ class Side:
     reason: str = ""
     samples: dict[tuple[int, int], Sample] = field(default_factory=dict)
     """(index of the prompt, repeat from 1) -> call."""
-    warm: list[Sample] = field(default_factory=list)
-    """Calls before those that count."""
     split: list[Sample] = field(default_factory=list)
     """Calls whose rounds were split: their speed does not count."""
 
@@ -215,8 +211,6 @@ class Turns:
             what = f"Repeat {repeat} of {self._repeats}" if repeat else "Warming up"
             self._all_prompts(order, what, repeat)
             seconds = time.monotonic() - started
-            while not repeat and (cold := [side for side in order if _is_cold(side)]):
-                self._all_prompts(cold, what, repeat)
             if repeat:
                 speeds = ((side.label, self._speed(side, repeat)) for side in sides)
                 self._say(f"{what}, tokens/s: {', '.join(f'{name} {speed:.1f}' for name, speed in speeds if speed)}")
@@ -257,14 +251,5 @@ class Turns:
             side.state, side.reason = "slow", f"A call took longer than {_LONGEST:.0f} s."
         elif repeat is None:
             side.split.append(sample)
-        elif not repeat:
-            side.warm.append(sample)
-        elif sample.num_tokens:
+        elif repeat and sample.num_tokens:
             side.samples[prompt, repeat] = sample
-
-
-def _is_cold(side: Side) -> bool:
-    """Whether an engine may still record or compile what it has used a few times, as after few or short outputs."""
-    steps = sum(one.stats.num_target_steps or one.num_tokens for one in side.warm)
-    seconds = sum(one.seconds for one in side.warm)
-    return side.state == "measured" and 0 < steps < _WARM_STEPS and seconds < _WARM_SECONDS

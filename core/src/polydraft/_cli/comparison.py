@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from polydraft._session.session import Session
-    from polydraft.contract import Capabilities, GenerationResult, Prompt, RunningInfo
+    from polydraft.contract import Capabilities, GenerationResult, GenerationStats, Prompt, RunningInfo
     from polydraft.contract.requests import GenerationSettings
     from polydraft.verification import Judgement
 
 __all__ = ["Comparison", "compare_with_plain", "warm_up"]
 
-_WARM_UP_TOKENS = 8
+_WARM_UP_TOKENS = 64
 _SIXTEEN_BITS = {"bfloat16", "float16"}
 
 
@@ -47,13 +48,20 @@ class Comparison:
 
 
 def warm_up(session: Session, prompt: Prompt, settings: dict[str, Any]) -> None:
-    """A few tokens both ways, so that what an engine does once is in neither measurement."""
-    few = {**settings, "max_new_tokens": min(_WARM_UP_TOKENS, settings.get("max_new_tokens", _WARM_UP_TOKENS))}
-    for name in ("min_new_tokens", "forced_token_ids"):  # may reach beyond those few
-        few.pop(name, None)
+    """Short calls both ways, so that what an engine does once is in neither measurement."""
+    from polydraft._measuring import warming
+
+    # These may reach beyond those few tokens.
+    few = {name: value for name, value in settings.items() if name not in {"min_new_tokens", "forced_token_ids"}}
+    tokens = min(_WARM_UP_TOKENS, settings.get("max_new_tokens", _WARM_UP_TOKENS))
     with waiting_for("Warming up"):
-        session.generate(prompt, **few)
-        session.generate(prompt, **few, speculate="off")
+        for way in ({}, {"speculate": "off"}):
+            given = {**few, **way}
+            warming.warm_up(partial(_stats_of, session, prompt, given), tokens)
+
+
+def _stats_of(session: Session, prompt: Prompt, settings: dict[str, Any], tokens: int) -> GenerationStats:
+    return session.generate(prompt, **{**settings, "max_new_tokens": tokens}).stats
 
 
 def compare_with_plain(

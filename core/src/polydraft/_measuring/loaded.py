@@ -21,6 +21,7 @@ from polydraft._measuring.bench import (
 )
 from polydraft._measuring.identity import device_peak, hardware_of, installed, peak_memory, weights_of
 from polydraft._measuring.timed import TimedEngine
+from polydraft._measuring.warming import warm_up
 from polydraft._registry.resolver import Prepared, Resolver
 from polydraft._session.session import Session
 from polydraft.checkpoints.litertlm import DRAFTER_INSIDE
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from polydraft.verification._verdict import Verdict
 
 __all__ = ["LoadedEngine", "ways_of"]
-
-_WARM_UP = 8
-"""Tokens of the call before the first one that counts."""
 
 
 def ways_of(target: str | Path, given: Mapping[str, Any], backend: str, *, named: bool) -> tuple[Way, ...]:
@@ -187,8 +185,11 @@ class LoadedEngine:
         try:
             way = k, settings.upstream, settings.split  # rounds that are split may be recorded anew
             if way not in self._warm:
-                few = min(_WARM_UP, settings.max_new_tokens)
-                call(k, prompt, settings.model_copy(update={"max_new_tokens": few}), limit)
+
+                def short(tokens: int) -> GenerationStats:
+                    return call(k, prompt, settings.model_copy(update={"max_new_tokens": tokens}), limit).stats
+
+                warm_up(short, settings.max_new_tokens)
                 self._warm.add(way)
             return call(k, prompt, settings, limit)
         except PolydraftError as error:
