@@ -76,6 +76,8 @@ def _measured(judgement: Judgement, tie: Tie, names: tuple[str, str]) -> list[st
     """The measurements, one fact per line."""
     values = ["unknown" if value is None else f"{value:.6f}" for value in tie.values]
     noise = "unknown" if tie.noise is None else f"{tie.noise:.3g}"
+    if tie.noise_alone is not None:
+        noise += f", of single steps at this position {tie.noise_alone:.3g}"
     margin = "unknown" if tie.margin is None else f"{tie.margin:.3g}"
     if judgement.margin_in_noise is not None:
         margin += f" = {judgement.margin_in_noise:.3g} times the noise (a near tie has at most {MARGIN_LIMIT:g})"

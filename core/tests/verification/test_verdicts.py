@@ -220,10 +220,10 @@ def test_prompts_are_run_in_parts_as_earlier_turns_ran_them(session, ways, reuse
 class LongMemorySequence(ReferenceSequence):
     """One logit is a little larger after a step of one token and one of two: their KV is of other sums."""
 
-    token, more, pair_run, last = 0, 0.0, False, 0
+    token, more, pair_run, last, pair = 0, 0.0, False, 0, (1, 2)
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
-        self.pair_run |= (self.last, len(token_ids)) == (1, 2)
+        self.pair_run |= (self.last, len(token_ids)) == self.pair
         self.last = len(token_ids)
         return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
@@ -274,6 +274,76 @@ def test_steps_of_fewer_drafts_are_in_the_control(session, k, verdict):
     # How much rounding explains of it is asked elsewhere.
     judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
     assert judgement.verdict == verdict
+
+
+class MixedStepsSequence(LongMemorySequence):
+    """After one of two tokens and one of one, and another logit differs by rounding in steps of several tokens."""
+
+    other, noise, pair = 0, 0.0, (2, 1)
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits = logits.copy()
+        logits[:, self.other] -= self.noise * (len(token_ids) > 1)
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+def test_steps_of_mixed_lengths_are_in_the_control(session):
+    """A drafter that finds no drafts now and then has rounds of one token between longer ones."""
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    other = next(token for token in range(256) if token not in {*plain, *found})
+    values = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin}
+    session.engine.sequence_class = type("Own", (MixedStepsSequence,), values)
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4)
+    finally:
+        del session.engine.sequence_class
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == "NEAR_TIE"
+
+
+class ReroutedSequence(ReferenceSequence):
+    """One logit of one position is larger after a step of several tokens: rounding sent that token to other experts.
+
+    ``is_wrong``: it is larger where the position itself is in such a step, which is a defect.
+    """
+
+    token, more, at, is_wrong, after_several = 0, 0.0, 0, False, False
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        logits, first = logits.copy(), self.length - len(token_ids) + 1
+        if 0 <= self.at - first < len(logits) and (len(token_ids) > 1 if self.is_wrong else self.after_several):
+            logits[self.at - first, self.token] += self.more
+        self.after_several |= len(token_ids) > 1
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(
+    ("experts", "precision", "is_wrong", "verdict"),
+    [
+        (True, "bfloat16", False, "NEAR_TIE"),
+        (True, "bfloat16", True, "DIVERGED"),
+        (True, "float32", False, "DIVERGED"),
+        (False, "bfloat16", False, "DIVERGED"),
+    ],
+)
+def test_other_experts_at_one_position_are_told_from_a_defect(session, experts, precision, is_wrong, verdict):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    values = {"token": found[9], "more": 1.1 * margin, "at": len(PROMPT) + 9, "is_wrong": is_wrong}
+    session.engine.sequence_class = type("Own", (ReroutedSequence,), values)
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4, precision=precision, experts=experts)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    assert judgement.verdict == verdict
+    assert judgement.follows
+    if verdict == "NEAR_TIE":
+        assert judgement.margin_in_noise == pytest.approx(1 / 1.1)
 
 
 @pytest.mark.parametrize(

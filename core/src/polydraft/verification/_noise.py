@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from polydraft.contract.results import TokenLogprobs
     from polydraft.contract.stepping import SteppingEngine
 
-__all__ = ["EPSILON", "GreedySampler", "Logits", "Noise", "difference", "epsilon_of", "measure_noise"]
+__all__ = ["EPSILON", "GreedySampler", "Logits", "Noise", "difference", "epsilon_of", "measure_noise", "reroutes"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -41,6 +41,11 @@ _GROWTH = 16.0
 def epsilon_of(precision: str) -> float:
     """Spacing just above 1 of ``session.running.precision``; names of quantised weights count as bfloat16."""
     return EPSILON.get(precision.rpartition(".")[2], EPSILON["bfloat16"])
+
+
+def reroutes(precision: str) -> bool:
+    """Whether rounding in ``session.running.precision`` sends tokens to other experts often enough to be seen."""
+    return epsilon_of(precision) > EPSILON["float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,9 @@ class Noise:
 
     def _rerouted(self, precision: str, *, experts: bool) -> float:
         """How far a token that rounding sends to other experts moves a logit; 0 where it hardly ever does."""
-        reroutes = experts and epsilon_of(precision) > EPSILON["float32"]
-        return _EXPERT_ROUNDINGS * EPSILON["bfloat16"] * self.largest_logit if reroutes else 0.0
+        if not (experts and reroutes(precision)):
+            return 0.0
+        return _EXPERT_ROUNDINGS * EPSILON["bfloat16"] * self.largest_logit
 
     def explains(self, precision: str, *, experts: bool = False) -> float:
         """How far rounding may move a logit on any other context; a larger difference is a defect.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps, array_ops_of
 from polydraft.sampling.structured import Grammars
-from polydraft.verification._noise import GreedySampler, Logits, difference, measure_noise
+from polydraft.verification._noise import GreedySampler, Logits, difference, measure_noise, reroutes
 from polydraft.verification._verdict import MARGIN_LIMIT, Tie
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ _BEFORE, _AFTER = 48, 16
 
 _Parts = tuple[tuple[int, bool], ...]
 """Where each part of a prompt ends, and whether it is run as a step; others are prefills."""
+
+_ALONE = (*range(16), 24, 32)
+"""Single steps before the position, after prefills of other lengths, where plain decoding is repeated."""
+_MIXED = 16
+"""Ways to cut the output into steps of mixed lengths, tried where no other control chooses the other token."""
 
 _CONTEXT = 3
 """The noise on another context is measured on this many blocks from the start of the text: short, so that it lies
@@ -57,7 +63,14 @@ def measure_tie(
     their own error would widen the tolerance; so their noise is compared with what rounding explains
     (``Tie.explained``). With ``rounds``, the control also runs the output in steps of as many tokens as these had: what
     sums an earlier step was computed in is in the KV of all later ones. Where none of all these chooses the other
-    token of a near tie, the control also runs blocks of 2 to k tokens, as rounds of fewer drafts do.
+    token of a near tie, the control also runs blocks of 2 to k tokens, as rounds of fewer drafts do, and steps of mixed
+    lengths, as a drafter makes them that does not always find drafts: single steps and longer ones sum in different
+    orders, and steps of one length show one of these only.
+
+    In a mixture of experts, rounding may send one token to other experts: its logits are far off, and those around it
+    are not. Where the control chooses the other token, but the two are further apart than the noise around them, plain
+    decoding is repeated (``Tie.noise_alone``): this position always by a step of one token, those before it by prefills
+    of other lengths and by steps of several tokens. What is wrong with longer steps at this one position is not in it.
 
     Where one of the outputs took over KV of an earlier turn, that has been computed in other sums than those of one
     prefill: by prefills of parts, and by decoding steps. The control then also runs the prompt so, in a new sequence:
@@ -124,10 +137,16 @@ def measure_tie(
                 noise.append(gap)
     if tokens[1] not in control and noise and abs(margin) <= MARGIN_LIMIT * max(noise):
         # Rounds of fewer drafts are steps of fewer rows. What these differ by does not widen the tolerance.
-        for cuts in (_cuts(output, size, offset) for size in range(2, k + 1) for offset in range(size)):
+        for cuts in _shorter_and_mixed(output, k):
             for row in _run(engine, request, output, cuts, shown):
                 steps.append(difference(raw[row.index], row.raw))
                 control += [row.choice] * (row.index == position)
+            if tokens[1] in control:
+                break
+    noise_alone = None
+    if experts and reroutes(precision) and tokens[1] in control and abs(margin) > MARGIN_LIMIT * max(noise, default=0):
+        alone = _alone(engine, request, output, position, k)
+        noise_alone = max((difference(raw[position], row) for row in alone), default=None)
     start = [*request.prompt_token_ids, *expected][: _CONTEXT * (k + 1)]
     return Tie(
         source="logits",
@@ -135,6 +154,7 @@ def measure_tie(
         margin=margin,
         noise=max(noise, default=None),
         noise_here=max(noise_here),
+        noise_alone=noise_alone,
         steps=max(steps),
         explained=measure_noise(engine, start, k + 1).explains(precision, experts=experts),
         cut=cut,
@@ -218,6 +238,51 @@ def _run(
 def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
     """The edges of blocks, the first of ``offset`` tokens, if any. Nothing is chosen after the last token."""
     return sorted({0, *range(offset, len(output) - 1, block), len(output) - 1})  # a set: an offset of 0 is an edge, too
+
+
+def _shorter_and_mixed(output: Sequence[int], k: int) -> Iterator[list[int]]:
+    """The edges of blocks of 2 to k tokens, from each offset; then of steps of mixed lengths."""
+    for size in range(2, k + 1):
+        yield from (_cuts(output, size, offset) for offset in range(size))
+    yield from islice(_mixed(output, k), _MIXED)
+
+
+def _mixed(output: Sequence[int], k: int) -> Iterator[list[int]]:
+    """The edges of steps of 1 to k+1 tokens in random order, without end. Nothing is chosen after the last token."""
+    draw, last = Random(len(output)), len(output) - 1
+    while True:
+        cuts = [0]
+        while cuts[-1] < last:
+            cuts.append(min(cuts[-1] + draw.randint(1, k + 1), last))
+        yield cuts
+
+
+def _alone(
+    engine: SteppingEngine, request: TokenRequest, output: Sequence[int], position: int, k: int
+) -> Iterator[Logits]:
+    """Raw logits of one position, always by a step of one token, after others that are run in several ways.
+
+    By prefills of other lengths, and in two parts; by steps of k+1 tokens from each offset, and of mixed lengths.
+    """
+    tokens = [*request.prompt_token_ids, *output[:position]]  # the last one's row chooses for the position
+    prompt, last = len(request.prompt_token_ids), len(tokens) - 1
+    ends = sorted({last - step for step in _ALONE} & set(range(prompt + 1, last + 1)))
+    ways: list[tuple[Sequence[int], Sequence[int]]] = [((end,), range(end, last + 1)) for end in ends]
+    parts = sorted({1, prompt // 3, prompt // 2, prompt - 1} & set(range(1, prompt)))
+    ways += [((part, prompt), range(prompt, last + 1)) for part in parts]
+    if prompt < last:
+        before = output[:position]
+        blocks = [_cuts(before, k + 1, offset) for offset in range(k + 1)]
+        blocks += islice(_mixed(before, k), _MIXED // 2)
+        ways += [((prompt,), [prompt + cut for cut in cuts]) for cuts in blocks]
+    for prefills, steps in ways:
+        sampler = GreedySampler(engine)
+        with closing(engine.open_sequence()) as sequence:
+            for start, stop in pairwise((0, *prefills)):
+                sequence.prefill(tokens[start:stop], sampler)
+            for start, stop in pairwise((*steps, last + 1)):
+                sequence.verify(tokens[start:stop], sampler)
+        yield sampler.rows[-1].copy()
 
 
 def _parts(length: int, stepped: Iterable[tuple[int, int]], size: int) -> _Parts:
