@@ -1,5 +1,8 @@
 """Unusual checkpoints mean here what they mean in every engine; vLLM itself is not started for it."""
 
+import json
+import shutil
+
 import pytest
 from polydraft._load import prepare
 from polydraft.contract import GenerationSettings, TokenRequest
@@ -27,3 +30,15 @@ def test_an_odd_checkpoint(case, backend, tmp_path):
     )
     sent = sampling_values(request)[1]
     assert (sent["ignore_eos"], set(sent["stop_token_ids"])) == (True, tokenizer.eos_token_ids)
+
+
+@pytest.mark.parametrize("rows", [2304, 1024])
+def test_a_model_has_more_or_fewer_tokens_than_its_tokenizer(rows, tmp_path):
+    """Ids run as far as the embedding does: vocabularies are padded, and beyond its rows a GPU's engine crashes."""
+    folder = tmp_path / "model"
+    shutil.copytree(pairs.path("tiny-llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    request = prepare(pairs.path("tiny-llama"), backend="vllm", drafter=None).request
+    target = request.target.model_copy(update={"config": {**request.target.config, "vocab_size": rows}})
+    assert load_tokenizer(folder, request.model_copy(update={"target": target})).vocab_size == rows

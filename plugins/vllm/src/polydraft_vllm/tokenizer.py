@@ -22,12 +22,18 @@ TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
 
 
 def load_tokenizer(folder: Path, request: LoadRequest) -> HubTokenizer:
-    """The tokenizer, with the checkpoint's special tokens. ``trust_remote_code`` lets its code run."""
+    """The tokenizer, with the checkpoint's special tokens and as many ids as the model has rows.
+
+    ``trust_remote_code`` lets its code run.
+    """
     from transformers import AutoTokenizer
 
-    if "per_layer_config" in text_config(request.target.config):
+    text = text_config(request.target.config)
+    if "per_layer_config" in text:
         read_newer_configs()  # the tokenizer's class may depend on the config
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=request.trust_remote_code
     )
-    return HubTokenizer(tokenizer, read_special_tokens(folder, request.target.config))
+    special = read_special_tokens(folder, request.target.config)
+    # Configs leave out what is their class's default: then the ids are the tokenizer's.
+    return HubTokenizer(tokenizer, special, vocab_size=text.get("vocab_size"))
