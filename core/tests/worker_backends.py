@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -121,6 +122,7 @@ PROMPTS = {
     "l": two_rounds,
     "m": partial(uncertain, confirmed=True),
     "n": partial(uncertain, confirmed=False),
+    "o": fails(lambda: RuntimeError(f"{gc.get_freeze_count()} objects are frozen")),
 }
 """Prompt -> what its call does."""
 

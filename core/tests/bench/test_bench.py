@@ -5,7 +5,7 @@ import math
 
 import polydraft
 import pytest
-from polydraft._measuring import loaded
+from polydraft._measuring import loaded, warming
 from polydraft._measuring.bench import NotMeasurable
 from polydraft._measuring.loaded import LoadedEngine
 from polydraft._session.session import Session
@@ -293,6 +293,13 @@ def test_short_outputs_warm_up_until_an_engine_has_recorded_its_steps(monkeypatc
     # The last two are the round that does not count, and the one that does.
     assert all(sum(of_side[:-2]) >= 120 > sum(of_side[:-3]) for of_side in steps.values())
     assert [row.repeats for row in found.rows] == [1, 1]
+
+
+def test_python_s_collection_after_loading_falls_into_the_warm_up(monkeypatch):
+    collected = []
+    monkeypatch.setattr(warming.gc, "collect", lambda: collected.append(1))
+    measured(prompts=["a"], max_new_tokens=4, repeats=1, num_speculative_tokens=2)
+    assert len(collected) == 4  # both sides, and rounds that are split
 
 
 def test_rounds_that_cannot_be_split_leave_what_was_measured(monkeypatch):

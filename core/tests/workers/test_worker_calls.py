@@ -111,6 +111,12 @@ def test_what_an_engine_says_arrives(session, caplog):
     ]
 
 
+def test_python_does_not_look_through_an_engine_s_objects_again(session):
+    """It would take 0.2 s, in the middle of a text."""
+    with pytest.raises(EngineError, match=r"[1-9][0-9]{3,} objects are frozen"):
+        session.generate("o", max_new_tokens=9)
+
+
 def test_standard_output_of_a_worker_goes_to_standard_error(load, capfd):
     worker = load()
     with pytest.warns(RuntimeWarning):
