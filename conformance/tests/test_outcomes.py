@@ -1,5 +1,6 @@
 """From what a check raised to what the report says."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -162,8 +163,16 @@ def test_a_check_needs_a_docstring():
 def test_time_limit():
     import time
 
-    with pytest.raises(TimeLimitError, match=r"0\.05"), time_limit(0.05):
+    ended = threading.Event()
+    engine = threading.Thread(target=ended.wait, name="engine")
+    engine.start()
+    with pytest.raises(TimeLimitError, match=r"0\.05") as caught, time_limit(0.05):
         time.sleep(5)
+    ended.set()
+    _, here, *others = str(caught.value).splitlines()
+    assert here.startswith("thread MainThread: ")
+    assert here.endswith(" test_time_limit")
+    assert any(line.startswith("thread engine: ") and line.endswith(" wait") for line in others)
     with time_limit(5):
         pass
     time.sleep(0.06)
