@@ -354,3 +354,34 @@ def test_a_dead_engine_says_so_and_keeps_the_text():
             list(waiting)
         with pytest.raises(EngineError, match="load the pair again"):
             session.generate(PROMPT, **GREEDY)
+
+
+def test_a_request_that_lacks_a_library_is_refused_and_others_go_on(mtp, monkeypatch):
+    """vLLM imports what structured outputs need with the first of them, of all its ways to make them."""
+
+    def add_request(*_):
+        raise ModuleNotFoundError("No module named 'lmformatenforcer'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mtp.engine._engine, "add_request", add_request)
+        with pytest.raises(EngineError, match="lmformatenforcer") as caught:
+            mtp.generate(PROMPT, guided={"choice": ["yes", "no"]}, max_new_tokens=8)
+    assert "Install vLLM with all that it depends on" in str(caught.value)
+    assert mtp.generate(PROMPT, **GREEDY).token_ids
+    assert idle(mtp)
+
+
+def test_a_request_that_kills_the_engine_is_answered_and_so_are_those_behind_it():
+    with load(context_length=1024, engine_options={"kv_cache_memory_bytes": 1 << 26}) as session:
+
+        def add_request(*_):
+            raise RuntimeError("out of luck")
+
+        session.engine._engine.add_request = add_request
+        streams = [session.stream(PROMPT, **GREEDY) for _ in range(3)]
+        with session.engine._wake:  # the engine's thread gets all of them at once
+            for stream in streams:
+                stream.start()
+        for stream in streams:
+            with pytest.raises(EngineError, match="out of luck"):
+                list(stream)

@@ -248,3 +248,22 @@ def test_norms_that_are_not_used_need_no_weights(monkeypatch):
     modules = [(name, SimpleNamespace(is_kv_shared_layer=shared)) for name, shared in modules]
     model = SimpleNamespace(named_modules=lambda: [("", SimpleNamespace()), *modules])
     assert older_models.load_weights(model, ["a"]) == {"a", "model.layers.1.self_attn.k_norm.weight"}
+
+
+def test_sampling_settings_are_applied_in_float32(monkeypatch):
+    """Of vLLM 0.26 on GPUs, where this has not run: what is given on to vLLM, and what comes back."""
+    import torch
+    from polydraft_vllm import patches, workarounds
+
+    seen = []
+
+    def upstream(self, logits, mapping, *, skip_top_k_top_p):
+        seen.append((self, logits.dtype, mapping, skip_top_k_top_p))
+        return logits.div_(3)
+
+    monkeypatch.setitem(patches._originals, workarounds._SAMPLING_PARAMS, upstream)
+    logits = torch.ones(1, 4, dtype=torch.bfloat16)
+    found = workarounds.apply_sampling_params("sampler", logits, "mapping", skip_top_k_top_p=True)
+    assert seen == [("sampler", torch.float32, "mapping", True)]
+    assert torch.equal(found, torch.ones(1, 4) / 3)
+    assert torch.equal(logits, torch.ones_like(logits))

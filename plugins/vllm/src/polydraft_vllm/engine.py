@@ -123,13 +123,16 @@ class VllmEngine(WholeEngine):
                 self._wake.wait()
             if self._stopping:
                 return False
-            commands, self._commands = self._commands, deque()
-        for name, ticket, what in commands:
+            commands = len(self._commands)
+        for _ in range(commands):
+            # It is left in the queue until it has been carried out: if that fails, ``_fail`` answers it, too.
+            name, ticket, what = self._commands[0]
             if name == "add":
                 self._add(ticket, *what)
             elif self._tickets.pop(ticket.id, None) is not None:
                 with VLLM_LOCK:
                     self._engine.abort_request([ticket.id])
+            self._commands.popleft()
         # Also if no request is left: the scheduler reports aborted requests to the workers in its next step.
         if self._engine.has_unfinished_requests() or commands:
             self._step()
@@ -138,11 +141,14 @@ class VllmEngine(WholeEngine):
     def _add(self, ticket: Ticket, prompt: Any, params: Any) -> None:
         try:
             ticket.internal_id = self._engine.add_request(ticket.id, prompt, params)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+            with VLLM_LOCK:
+                self._engine.abort_request([ticket.id])  # a part of vLLM may know it already
+            hint = "Change the setting that it names, or leave it out."
+            if isinstance(error, ImportError):  # what structured outputs need is imported with the first of them
+                hint = "Install vLLM with all that it depends on, or leave out the setting that needs it."
             ticket.finished = True
-            ticket.outputs.put(
-                EngineError(f"vLLM refuses the request: {error}", "Change the setting that it names, or leave it out.")
-            )
+            ticket.outputs.put(EngineError(f"vLLM refuses the request: {error}", hint))
             return
         self._tickets[ticket.id] = ticket
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.specifiers import SpecifierSet
@@ -36,8 +36,8 @@ class Workaround:
     why: str
     replacements: Mapping[str, Any]
     """Maps each replaced function to its replacement, as ``patches.replace`` takes them."""
-    cpu_only: bool = True
-    """Whether it concerns vLLM's CPU build only."""
+    platform: Literal["cpu", "gpu", "any"] = "cpu"
+    """Where it is needed: in vLLM's CPU build, on its other platforms, or everywhere."""
 
 
 def expand_batch_to_tokens(
@@ -113,6 +113,25 @@ def postprocess_triton(self: Any) -> None:
         for launcher in vars(module).values():
             if isinstance(launcher, VllmTritonJitKernel):
                 launcher.kernel = getattr(module, getattr(launcher.kernel, "__name__", ""), launcher.kernel)
+
+
+_SAMPLING_PARAMS = "vllm.v1.worker.gpu.sample.sampler.Sampler.apply_sampling_params"
+
+
+def apply_sampling_params(self: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """vLLM's own, on a copy in float32: it stores what comes of penalties and temperature in the logits' own dtype.
+
+    Args:
+        self: vLLM's ``Sampler``.
+        logits: Shape [rows, vocabulary], of any dtype.
+        args: As vLLM has them.
+        kwargs: Likewise.
+
+    Returns:
+        Shape [rows, vocabulary], in float32.
+    """
+    adjusted: torch.Tensor = upstream(_SAMPLING_PARAMS)(self, logits.float(), *args, **kwargs)
+    return adjusted
 
 
 _WHY_COUNTS = "With drafts, counts of NaN in logits are those of other rows; and infinities are left out."
@@ -200,11 +219,18 @@ WORKAROUNDS: tuple[Workaround, ...] = (
         {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._setup_gemma4_kv_sharing": share_kv},
     ),
     Workaround(
+        "gpu-sampling-precision",
+        ">=0.26,<0.27",
+        "In 16 bits, penalties and temperature are rounded to the logits' dtype: tokens come that settings exclude.",
+        {_SAMPLING_PARAMS: apply_sampling_params},
+        platform="gpu",
+    ),
+    Workaround(
         "gemma4-per-layer-config",
         ">=0.26,<0.28",
         "Gemma 4's configs are read as Transformers before 5.15 saved them only.",
         {"transformers.models.gemma4.configuration_gemma4.Gemma4TextConfig.__init__": initialize_text_config},
-        cpu_only=False,
+        platform="any",
     ),
     Workaround(
         "gemma4-shared-key-norms",
@@ -212,14 +238,14 @@ WORKAROUNDS: tuple[Workaround, ...] = (
         "Checkpoints of Gemma 4 (E2B, E4B) that newer versions of Transformers saved are refused for want of norms "
         "that are never used.",
         {"vllm.model_executor.models.gemma4.Gemma4ForCausalLM.load_weights": load_weights},
-        cpu_only=False,
+        platform="any",
     ),
     Workaround(
         "gemma4-drafter-embedding",
         ">=0.26,<0.27",
         "An assistant of Gemma 4 that is narrower than its target keeps an embedding of its own, and cannot start.",
         {"vllm.v1.spec_decode.gemma4.Gemma4Proposer._maybe_share_embeddings": share_embeddings},
-        cpu_only=False,
+        platform="any",
     ),
 )
 
@@ -232,7 +258,7 @@ def apply_workarounds() -> None:
     from vllm.platforms import current_platform
 
     for workaround in WORKAROUNDS:
-        needed = not workaround.cpu_only or current_platform.is_cpu()
-        if needed and installed.release in SpecifierSet(workaround.versions):
+        here = "cpu" if current_platform.is_cpu() else "gpu"
+        if workaround.platform in ("any", here) and installed.release in SpecifierSet(workaround.versions):
             for path, replacement in workaround.replacements.items():
                 replace(path, replacement)
