@@ -303,6 +303,35 @@ def test_steps_of_mixed_lengths_are_in_the_control(session):
     assert judgement.verdict == "NEAR_TIE"
 
 
+class MixedPromptSequence(MixedStepsSequence):
+    """The same after a step of one token and one of three, of a prompt that an earlier turn has run."""
+
+    pair = (1, 3)
+
+    def verify(self, token_ids, sampler, *, keep_logits=False):
+        found = super().verify(token_ids, sampler, keep_logits=keep_logits)
+        if self.length > len(PROMPT):
+            self.last = 0  # steps of the output do not count
+        return found
+
+
+@pytest.mark.parametrize("stepped", [(), [(4, len(PROMPT) - 3)]])
+def test_steps_of_mixed_lengths_of_an_earlier_turn_are_in_the_control(session, stepped):
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    other = next(token for token in range(256) if token not in {*plain, *found})
+    values = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin}
+    session.engine.sequence_class = type("Own", (MixedPromptSequence,), values)
+    try:
+        fresh = measure_tie(session.engine, request(), plain, found, 9, 4)
+        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=len(PROMPT) - 1, stepped=stepped)
+    finally:
+        del session.engine.sequence_class
+    for tie, verdict in ((fresh, "DIVERGED"), (measured, "NEAR_TIE")):
+        assert judge(plain, found, lambda _, tie=tie: tie.model_copy(update={"explained": None})).verdict == verdict
+
+
 class ReroutedSequence(ReferenceSequence):
     """One logit of one position is larger after a step of several tokens: rounding sent that token to other experts.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from polydraft.verification import GreedySampler, difference, first_difference
+from polydraft.verification import GreedySampler, difference, epsilon_of, first_difference
 
-from polydraft_conformance.catalog import check
+from polydraft_conformance.catalog import check, unchecked
 from polydraft_conformance.claims import expect, exposes_logits, has_model_drafter
 from polydraft_conformance.primitives import logits_of, prefill_logits
 
@@ -104,13 +104,13 @@ def test_rollback_is_exact(polydraft_bench: Bench) -> None:
     polydraft_bench.numbers["largest_difference"] = worst
     polydraft_bench.numbers["difference_of_a_stale_row"] = stale
     limit = polydraft_bench.tolerance
-    expect(
-        stale > limit,
-        f"The check proves nothing: a wrong KV row changes logits by {stale:.3g} only, noise explains {limit:.3g}.",
-    )
     _expect_within(
         worst, limit, f"after a rollback ({where}; sliding window {window}): rows are left that were rolled back"
     )
+    hidden = f"a wrong KV row changes logits by {stale:.3g} only, noise explains {limit:.3g}."
+    if stale <= limit and epsilon_of(polydraft_bench.session.running.precision) > epsilon_of("float32"):
+        unchecked(f"Rounding hides what is looked for: {hidden}")
+    expect(stale > limit, f"The check proves nothing: {hidden}")
 
 
 @check(scope="kind", after=("test_rollback_is_exact", "test_greedy_equals_plain"), claims=has_model_drafter)

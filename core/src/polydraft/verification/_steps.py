@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice, pairwise, repeat
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +118,10 @@ def measure_tie(
         blocks.append(sorted({0, *(end for end in ends if end < len(output) - 1), len(output) - 1}))
     controls: list[tuple[Sequence[int], _Parts]] = [(cuts, ()) for cuts in blocks]
     if reused:
-        ways = {_parts(reused, stepped, size) for size in range(1, k + 2)} | {_parts(reused, (), 1)}
+        ways = {_parts(reused, stepped, repeat(size)) for size in range(1, k + 2)} | {((reused, False),)}
         controls += [(cuts, way) for way in sorted(ways) for cuts in [_cuts(output, 1, 0), *blocks]]
         places = sorted({1, max(1, reused // 2)})
-        ways = {_parts(reused, [(place, reused)], size) for place in places for size in range(1, k + 2)} - ways
+        ways = {_parts(reused, [(place, reused)], repeat(size)) for place in places for size in range(1, k + 2)} - ways
         controls += [(blocks[0], way) for way in sorted(ways)]
     for cuts, parts in controls:
         for row in _run(engine, request, output, cuts, shown, parts):
@@ -137,8 +137,8 @@ def measure_tie(
                 noise.append(gap)
     if tokens[1] not in control and noise and abs(margin) <= MARGIN_LIMIT * max(noise):
         # Rounds of fewer drafts are steps of fewer rows. What these differ by does not widen the tolerance.
-        for cuts in _shorter_and_mixed(output, k):
-            for row in _run(engine, request, output, cuts, shown):
+        for cuts, parts in _further(output, k, reused, stepped):
+            for row in _run(engine, request, output, cuts, shown, parts):
                 steps.append(difference(raw[row.index], row.raw))
                 control += [row.choice] * (row.index == position)
             if tokens[1] in control:
@@ -240,11 +240,20 @@ def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
     return sorted({0, *range(offset, len(output) - 1, block), len(output) - 1})  # a set: an offset of 0 is an edge, too
 
 
-def _shorter_and_mixed(output: Sequence[int], k: int) -> Iterator[list[int]]:
-    """The edges of blocks of 2 to k tokens, from each offset; then of steps of mixed lengths."""
+def _further(
+    output: Sequence[int], k: int, reused: int, stepped: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[int], _Parts]]:
+    """Ways to run output and prompt: in blocks of 2 to k tokens from each offset, then in steps of mixed lengths."""
     for size in range(2, k + 1):
-        yield from (_cuts(output, size, offset) for offset in range(size))
-    yield from islice(_mixed(output, k), _MIXED)
+        yield from ((_cuts(output, size, offset), ()) for offset in range(size))
+    if not reused:
+        yield from ((cuts, ()) for cuts in islice(_mixed(output, k), _MIXED))
+        return
+    draw = Random(reused)
+    lengths = iter(lambda: draw.randint(1, k + 1), 0)  # without end
+    for cuts in islice(_mixed(output, k), 2 * _MIXED):
+        spans = stepped or [(draw.randint(1, reused), reused)]
+        yield cuts, _parts(reused, spans, lengths)
 
 
 def _mixed(output: Sequence[int], k: int) -> Iterator[list[int]]:
@@ -285,16 +294,18 @@ def _alone(
         yield sampler.rows[-1].copy()
 
 
-def _parts(length: int, stepped: Iterable[tuple[int, int]], size: int) -> _Parts:
-    """The first ``length`` tokens in parts: these spans in steps of ``size`` tokens, the first one and others not."""
+def _parts(length: int, stepped: Iterable[tuple[int, int]], sizes: Iterator[int]) -> _Parts:
+    """The first ``length`` tokens in parts: these spans in steps of so many tokens, the first one and others not."""
     parts: list[tuple[int, bool]] = []
     at = 0
     for begin, stop in stepped:
         start, end = max(1, begin), min(stop, length)
         if start < end:
             parts += [(start, False)] * (start > at)
-            parts += [(min(each + size, end), True) for each in range(max(start, at), end, size)]
-            at = end
+            at = max(start, at)
+            while at < end:
+                at = min(at + next(sizes), end)
+                parts.append((at, True))
     return (*parts, *[(length, False)] * (at < length))
 
 
