@@ -287,20 +287,31 @@ class MixedStepsSequence(LongMemorySequence):
         return super().choose(logits, token_ids, sampler, keep_logits)
 
 
-def test_steps_of_mixed_lengths_are_in_the_control(session):
+@pytest.mark.parametrize("name", ["MixedStepsSequence", "RolledBackSequence"])
+def test_steps_of_mixed_lengths_are_in_the_control(session, name):
     """A drafter that finds no drafts now and then has rounds of one token between longer ones."""
     plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
     found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
     margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
     other = next(token for token in range(256) if token not in {*plain, *found})
     values = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin}
-    session.engine.sequence_class = type("Own", (MixedStepsSequence,), values)
+    session.engine.sequence_class = type("Own", (globals()[name],), values)
     try:
         measured = measure_tie(session.engine, request(), plain, found, 9, 4)
     finally:
         del session.engine.sequence_class
     judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
     assert judgement.verdict == "NEAR_TIE"
+
+
+class RolledBackSequence(MixedStepsSequence):
+    """The same after a rollback: rows of a step that is longer than what is kept of it are of other sums."""
+
+    pair = (0, 0)
+
+    def rollback(self, length):
+        self.pair_run |= length < self.length
+        super().rollback(length)
 
 
 class MixedPromptSequence(MixedStepsSequence):

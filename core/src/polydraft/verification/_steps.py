@@ -58,14 +58,14 @@ def measure_tie(
 ) -> Tie:
     """Score the plain output again: one token at a time, as plain decoding does, and in blocks of k+1 tokens.
 
-    The blocks are the control. They hold what plain decoding chose, so neither a drafter nor a rollback takes part. The
-    output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
+    The blocks are the control. They hold what plain decoding chose; no drafter takes part, nor a rollback in the noise.
+    The output is run once for each place that the position can have in its block. If an engine's blocks are wrong,
     their own error would widen the tolerance; so their noise is compared with what rounding explains
     (``Tie.explained``). With ``rounds``, the control also runs the output in steps of as many tokens as these had: what
     sums an earlier step was computed in is in the KV of all later ones. Where none of all these chooses the other
     token of a near tie, the control also runs blocks of 2 to k tokens, as rounds of fewer drafts do, and steps of mixed
-    lengths, as a drafter makes them that does not always find drafts: single steps and longer ones sum in different
-    orders, and steps of one length show one of these only.
+    lengths, as a drafter makes them that does not always find drafts, with and without tokens that are taken back: how
+    many tokens a step runs, and which of them a token is, decides in which order sums are made.
 
     In a mixture of experts, rounding may send one token to other experts: its logits are far off, and those around it
     are not. Where the control chooses the other token, but the two are further apart than the noise around them, plain
@@ -137,8 +137,8 @@ def measure_tie(
                 noise.append(gap)
     if tokens[1] not in control and noise and abs(margin) <= MARGIN_LIMIT * max(noise):
         # Rounds of fewer drafts are steps of fewer rows. What these differ by does not widen the tolerance.
-        for cuts, parts in _further(output, k, reused, stepped):
-            for row in _run(engine, request, output, cuts, shown, parts):
+        for cuts, parts, length in _further(output, k, reused, stepped):
+            for row in _run(engine, request, output, cuts, shown, parts, length):
                 steps.append(difference(raw[row.index], row.raw))
                 control += [row.choice] * (row.index == position)
             if tokens[1] in control:
@@ -208,10 +208,12 @@ def _run(
     cuts: Sequence[int],
     shown: range,
     parts: _Parts = (),
+    length: int = 0,
 ) -> Iterator[_Row]:
     """Run prompt and output, this in blocks, whose edges are ``cuts``; yields the rows in ``shown``.
 
-    ``parts``: those that the prompt is run in before the rest of it.
+    ``parts``: those that the prompt is run in before the rest of it. ``length``: tokens that a step runs at least;
+    those after its block are taken back.
     """
     ops, prompt = array_ops_of(engine), request.prompt_token_ids
     with (
@@ -232,7 +234,10 @@ def _run(
             at = end
         yield from rows(sequence.prefill(prompt[at:], sampler), 0)
         for start, end in pairwise(cuts):
-            yield from rows(sequence.verify(output[start:end], sampler), start + 1)
+            step = sequence.verify(output[start : max(end, min(start + length, len(output)))], sampler)
+            yield from islice(rows(step, start + 1), end - start)
+            if start + length > end:
+                sequence.rollback(len(prompt) + end)
 
 
 def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
@@ -242,18 +247,21 @@ def _cuts(output: Sequence[int], block: int, offset: int) -> list[int]:
 
 def _further(
     output: Sequence[int], k: int, reused: int, stepped: Sequence[tuple[int, int]]
-) -> Iterator[tuple[list[int], _Parts]]:
-    """Ways to run output and prompt: in blocks of 2 to k tokens from each offset, then in steps of mixed lengths."""
+) -> Iterator[tuple[list[int], _Parts, int]]:
+    """Ways to run output and prompt, as ``_run`` takes them.
+
+    In blocks of 2 to k tokens from each offset, then in steps of mixed lengths; of these every other way runs k+1
+    tokens in each step and takes back those that are too many, as a round does with rejected drafts.
+    """
     for size in range(2, k + 1):
-        yield from ((_cuts(output, size, offset), ()) for offset in range(size))
-    if not reused:
-        yield from ((cuts, ()) for cuts in islice(_mixed(output, k), _MIXED))
-        return
+        yield from ((_cuts(output, size, offset), (), 0) for offset in range(size))
     draw = Random(reused)
     lengths = iter(lambda: draw.randint(1, k + 1), 0)  # without end
-    for cuts in islice(_mixed(output, k), 2 * _MIXED):
-        spans = stepped or [(draw.randint(1, reused), reused)]
-        yield cuts, _parts(reused, spans, lengths)
+    for number, cuts in enumerate(islice(_mixed(output, k), 2 * _MIXED)):
+        parts: _Parts = ()
+        if reused:
+            parts = _parts(reused, stepped or [(draw.randint(1, reused), reused)], lengths)
+        yield cuts, parts, (k + 1) * (number % 2)
 
 
 def _mixed(output: Sequence[int], k: int) -> Iterator[list[int]]:

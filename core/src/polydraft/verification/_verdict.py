@@ -71,7 +71,8 @@ class Tie(Record):
         "tokens, once for each place of the position in its block (from log-probabilities: in one prefill); where they "
         "are known, also in blocks as long as the rounds of the other output; where KV was reused, also once for each "
         "of several ways to run the reused tokens in prefills of parts and in blocks; where none of these chooses the "
-        "other token of a near tie, also in blocks of 2 to k tokens, and in steps of mixed lengths."
+        "other token of a near tie, also in blocks of 2 to k tokens, and in steps of mixed lengths, "
+        "some of which run tokens that are taken back."
     )
 
     @property
