@@ -26,8 +26,6 @@ __all__ = ["time_limit"]
 
 _GRACE = 60.0
 """Seconds from the soft to the hard limit."""
-
-
 _SHOWN = 3
 """Innermost calls of each thread that are shown."""
 

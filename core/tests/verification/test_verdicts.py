@@ -144,6 +144,26 @@ def test_noise_is_measured_and_the_plain_choice_found_again(session, temperature
     assert judge(plain, found, lambda _: measured).verdict == "DIVERGED"
 
 
+def judged(session, sequence_class, *, k=4, **arguments):
+    """The verdict where another token came at output token 9, and the engine's sequences lean to it.
+
+    ``arguments``: of ``measure_tie``; others are attributes of the class.
+    """
+    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3).token_ids
+    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
+    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
+    other = next(token for token in range(256) if token not in {*plain, *found})
+    own = {name: arguments.pop(name) for name in [*arguments] if hasattr(sequence_class, name)}
+    attributes = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin, **own}
+    session.engine.sequence_class = type("Own", (sequence_class,), attributes)
+    try:
+        measured = measure_tie(session.engine, request(), plain, found, 9, k, **arguments)
+    finally:
+        del session.engine.sequence_class
+    # How much rounding explains of it is asked elsewhere.
+    return judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+
+
 class SteppedPromptSequence(ReferenceSequence):
     """After tokens of the prompt that a step has run, one logit is a little larger: their KV is of other sums."""
 
@@ -161,17 +181,7 @@ class SteppedPromptSequence(ReferenceSequence):
 
 @pytest.mark.parametrize(("reused", "verdict"), [(0, "DIVERGED"), (len(PROMPT) - 1, "NEAR_TIE")])
 def test_what_an_earlier_turn_computed_is_in_the_control(session, reused, verdict):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    session.engine.sequence_class = type("Own", (SteppedPromptSequence,), {"token": found[9], "more": 1.1 * margin})
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=reused)
-    finally:
-        del session.engine.sequence_class
-    # How much rounding explains of it is asked elsewhere.
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
-    assert judgement.verdict == verdict
+    assert judged(session, SteppedPromptSequence, reused=reused).verdict == verdict
 
 
 class TwoPrefillsSequence(ReferenceSequence):
@@ -203,51 +213,34 @@ class TwoPrefillsSequence(ReferenceSequence):
     ],
 )
 def test_prompts_are_run_in_parts_as_earlier_turns_ran_them(session, ways, reused, stepped, verdict):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=40, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    changes = {"token": found[9], "more": 1.1 * margin, "ways": ways}
-    session.engine.sequence_class = type("Own", (TwoPrefillsSequence,), changes)
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=reused, stepped=stepped)
-    finally:
-        del session.engine.sequence_class
-    # How much rounding explains of it is asked elsewhere.
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    judgement = judged(session, TwoPrefillsSequence, ways=ways, reused=reused, stepped=stepped)
     assert judgement.verdict == verdict
 
 
 class LongMemorySequence(ReferenceSequence):
     """One logit is a little larger after a step of one token and one of two: their KV is of other sums."""
 
-    token, more, pair_run, last, pair = 0, 0.0, False, 0, (1, 2)
+    token, more, remembers, last = 0, 0.0, False, 0
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
-        self.pair_run |= (self.last, len(token_ids)) == self.pair
+        self.remembers |= self.leaves(self.last, len(token_ids))
         self.last = len(token_ids)
         return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
-        logits[:, self.token] += self.more * self.pair_run
+        logits[:, self.token] += self.more * self.remembers
         return super().choose(logits, token_ids, sampler, keep_logits)
+
+    def leaves(self, last, now):
+        return (last, now) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("rounds", "verdict"), [((), "DIVERGED"), ((1,) * 20, "DIVERGED"), ((1, 1, 2, *[1] * 16), "NEAR_TIE")]
 )
 def test_rounds_of_other_lengths_are_in_the_control(session, rounds, verdict):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    session.engine.sequence_class = type("Own", (LongMemorySequence,), {"token": found[9], "more": 1.1 * margin})
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4, rounds=rounds)
-    finally:
-        del session.engine.sequence_class
-    # How much rounding explains of it is asked elsewhere.
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
-    assert judgement.verdict == verdict
+    assert judged(session, LongMemorySequence, rounds=rounds).verdict == verdict
 
 
 class SmallStepsSequence(ReferenceSequence):
@@ -257,29 +250,22 @@ class SmallStepsSequence(ReferenceSequence):
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
-        logits[:, self.token] += self.more * {1: 0.0, 3: 1.1}.get(len(token_ids), -1.0)
+        logits[:, self.token] += self.more * {1: 0.0, 3: 1.0}.get(len(token_ids), -1.0)
         return super().choose(logits, token_ids, sampler, keep_logits)
 
 
 @pytest.mark.parametrize(("k", "verdict"), [(4, "NEAR_TIE"), (2, "NEAR_TIE"), (1, "DIVERGED")])
 def test_steps_of_fewer_drafts_are_in_the_control(session, k, verdict):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    session.engine.sequence_class = type("Own", (SmallStepsSequence,), {"token": found[9], "more": margin})
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, k)
-    finally:
-        del session.engine.sequence_class
-    # How much rounding explains of it is asked elsewhere.
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
-    assert judgement.verdict == verdict
+    assert judged(session, SmallStepsSequence, k=k).verdict == verdict
 
 
 class MixedStepsSequence(LongMemorySequence):
-    """After one of two tokens and one of one, and another logit differs by rounding in steps of several tokens."""
+    """The same after a longer step and one of one token; another logit differs by rounding in steps of several."""
 
-    other, noise, pair = 0, 0.0, (2, 1)
+    other, noise = 0, 0.0
+
+    def leaves(self, last, now):
+        return last > now == 1
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
@@ -287,60 +273,43 @@ class MixedStepsSequence(LongMemorySequence):
         return super().choose(logits, token_ids, sampler, keep_logits)
 
 
-@pytest.mark.parametrize("name", ["MixedStepsSequence", "RolledBackSequence"])
-def test_steps_of_mixed_lengths_are_in_the_control(session, name):
+def test_steps_of_mixed_lengths_are_in_the_control(session):
     """A drafter that finds no drafts now and then has rounds of one token between longer ones."""
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    other = next(token for token in range(256) if token not in {*plain, *found})
-    values = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin}
-    session.engine.sequence_class = type("Own", (globals()[name],), values)
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4)
-    finally:
-        del session.engine.sequence_class
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
-    assert judgement.verdict == "NEAR_TIE"
+    assert judged(session, MixedStepsSequence).verdict == "NEAR_TIE"
 
 
 class RolledBackSequence(MixedStepsSequence):
     """The same after a rollback: rows of a step that is longer than what is kept of it are of other sums."""
 
-    pair = (0, 0)
+    def leaves(self, last, now):
+        return False
 
     def rollback(self, length):
-        self.pair_run |= length < self.length
+        self.remembers |= length < self.length
         super().rollback(length)
 
 
-class MixedPromptSequence(MixedStepsSequence):
-    """The same after a step of one token and one of three, of a prompt that an earlier turn has run."""
+def test_tokens_that_are_taken_back_are_in_the_control(session):
+    assert judged(session, RolledBackSequence).verdict == "NEAR_TIE"
 
-    pair = (1, 3)
+
+class MixedPromptSequence(MixedStepsSequence):
+    """The same after a step and a longer one, of a prompt that an earlier turn has run."""
+
+    def leaves(self, last, now):
+        return 0 < last < now
 
     def verify(self, token_ids, sampler, *, keep_logits=False):
-        found = super().verify(token_ids, sampler, keep_logits=keep_logits)
-        if self.length > len(PROMPT):
+        if self.length >= len(PROMPT):
             self.last = 0  # steps of the output do not count
-        return found
+        return super().verify(token_ids, sampler, keep_logits=keep_logits)
 
 
 @pytest.mark.parametrize("stepped", [(), [(4, len(PROMPT) - 3)]])
 def test_steps_of_mixed_lengths_of_an_earlier_turn_are_in_the_control(session, stepped):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    other = next(token for token in range(256) if token not in {*plain, *found})
-    values = {"token": found[9], "more": 1.1 * margin, "other": other, "noise": margin}
-    session.engine.sequence_class = type("Own", (MixedPromptSequence,), values)
-    try:
-        fresh = measure_tie(session.engine, request(), plain, found, 9, 4)
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4, reused=len(PROMPT) - 1, stepped=stepped)
-    finally:
-        del session.engine.sequence_class
-    for tie, verdict in ((fresh, "DIVERGED"), (measured, "NEAR_TIE")):
-        assert judge(plain, found, lambda _, tie=tie: tie.model_copy(update={"explained": None})).verdict == verdict
+    assert judged(session, MixedPromptSequence).verdict == "DIVERGED"
+    found = judged(session, MixedPromptSequence, reused=len(PROMPT) - 1, stepped=stepped)
+    assert found.verdict == "NEAR_TIE"
 
 
 class ReroutedSequence(ReferenceSequence):
@@ -369,17 +338,8 @@ class ReroutedSequence(ReferenceSequence):
     ],
 )
 def test_other_experts_at_one_position_are_told_from_a_defect(session, experts, precision, is_wrong, verdict):
-    plain = session.generate(list(PROMPT), speculate="off", max_new_tokens=24, ignore_eos=True, seed=3).token_ids
-    found = [*plain[:9], (plain[9] + 1) % 256, *plain[10:]]
-    margin = measure_tie(session.engine, request(), plain, found, 9, 4).margin
-    values = {"token": found[9], "more": 1.1 * margin, "at": len(PROMPT) + 9, "is_wrong": is_wrong}
-    session.engine.sequence_class = type("Own", (ReroutedSequence,), values)
-    try:
-        measured = measure_tie(session.engine, request(), plain, found, 9, 4, precision=precision, experts=experts)
-    finally:
-        del session.engine.sequence_class
-    # How much rounding explains of it is asked elsewhere.
-    judgement = judge(plain, found, lambda _: measured.model_copy(update={"explained": None}))
+    arguments = {"precision": precision, "experts": experts, "is_wrong": is_wrong}
+    judgement = judged(session, ReroutedSequence, at=len(PROMPT) + 9, **arguments)
     assert judgement.verdict == verdict
     assert judgement.follows
     if verdict == "NEAR_TIE":
