@@ -40,28 +40,28 @@ def idle(session):
     return session.engine.num_unfinished == 0
 
 
-def test_chunked_prefill_past_the_window_changes_nothing(mtp):
-    assert len(mtp.generate(LONG, max_new_tokens=1).prompt_token_ids) > 3 * 128
-    plain = mtp.generate(LONG, speculate="off", **GREEDY)
-    found = mtp.generate(LONG, **GREEDY)
+def test_chunked_prefill_past_the_window_changes_nothing(either):
+    assert len(either.generate(LONG, max_new_tokens=1).prompt_token_ids) > 3 * 128
+    plain = either.generate(LONG, speculate="off", **GREEDY)
+    found = either.generate(LONG, **GREEDY)
     assert found.token_ids == plain.token_ids
     assert found.stats.num_accepted_tokens > 0
     assert plain.stats.num_draft_tokens == 0
     assert plain.speculation_off.code == "caller"
 
 
-def test_many_at_once_give_what_each_gives_alone(mtp):
-    alone = [mtp.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS]
-    together = mtp.generate_many([*PROMPTS] * 4, **GREEDY)
+def test_many_at_once_give_what_each_gives_alone(either):
+    alone = [either.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS]
+    together = either.generate_many([*PROMPTS] * 4, **GREEDY)
     assert [result.token_ids for result in together] == alone * 4
     assert all(result.stats.num_accepted_tokens > 0 for result in together)
-    assert idle(mtp)
+    assert idle(either)
 
 
-def test_plain_and_speculative_requests_share_a_batch(mtp):
-    wanted = {prompt: mtp.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS}
+def test_plain_and_speculative_requests_share_a_batch(either):
+    wanted = {prompt: either.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS}
     streams = [
-        (prompt, speculate, mtp.stream(prompt, speculate=speculate, **GREEDY))
+        (prompt, speculate, either.stream(prompt, speculate=speculate, **GREEDY))
         for prompt in PROMPTS
         for speculate in ("on", "off")
     ]
@@ -74,13 +74,13 @@ def test_plain_and_speculative_requests_share_a_batch(mtp):
         assert (drafted > 0) == (speculate == "on")
 
 
-def test_greedy_requests_beside_sampled_ones(mtp):
+def test_greedy_requests_beside_sampled_ones(either):
     """The CPU verifier mixed these up: see the workaround cpu-sampling."""
-    wanted = mtp.generate(PROMPT, **GREEDY).token_ids
-    noise = [mtp.stream(PROMPT, temperature=1.2, top_k=20, top_p=0.9, seed=seed, **GREEDY) for seed in range(6)]
+    wanted = either.generate(PROMPT, **GREEDY).token_ids
+    noise = [either.stream(PROMPT, temperature=1.2, top_k=20, top_p=0.9, seed=seed, **GREEDY) for seed in range(6)]
     for stream in noise:
         stream.start()
-    assert mtp.generate(PROMPT, **GREEDY).token_ids == wanted
+    assert either.generate(PROMPT, **GREEDY).token_ids == wanted
     for stream in noise:
         for _ in stream:
             pass
@@ -97,13 +97,13 @@ def test_filters_that_leave_one_token_are_greedy(mtp, filters):
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 1.3}, {"presence_penalty": 1.5}, {"frequency_penalty": 0.7}], ids=str
 )
-def test_penalties_count_drafts_as_plain_decoding_counts_tokens(mtp, penalty):
-    bare = mtp.generate(PROMPT, **GREEDY).token_ids
-    plain = mtp.generate(PROMPT, speculate="off", **penalty, **GREEDY)
-    found = mtp.generate(PROMPT, **penalty, **GREEDY)
+def test_penalties_count_drafts_as_plain_decoding_counts_tokens(either, penalty):
+    bare = either.generate(PROMPT, **GREEDY).token_ids
+    plain = either.generate(PROMPT, speculate="off", **penalty, **GREEDY)
+    found = either.generate(PROMPT, **penalty, **GREEDY)
     assert found.token_ids == plain.token_ids != bare
     assert found.stats.num_accepted_tokens > 0
-    beside = mtp.generate_many([PROMPT, *PROMPTS], **penalty, **GREEDY)  # rows of a batch keep their own history
+    beside = either.generate_many([PROMPT, *PROMPTS], **penalty, **GREEDY)  # rows of a batch keep their own history
     assert beside[0].token_ids == plain.token_ids
 
 
@@ -130,13 +130,13 @@ def test_equal_prompts_of_one_batch_get_noise_of_their_own(mtp):
     assert first.token_ids == mtp.generate(PROMPT, **settings).token_ids
 
 
-def test_a_seed_decides_whatever_parts_a_prompt_comes_in(mtp):
+def test_a_seed_decides_whatever_parts_a_prompt_comes_in(either):
     """Beside others the parts are smaller: see the workaround cpu-seeds."""
     settings = {"temperature": 1.0, "seed": 3, **GREEDY}
-    alone = mtp.generate(LONG, **settings)
-    first, second, *_ = mtp.generate_many([LONG] * 5, **settings)
+    alone = either.generate(LONG, **settings)
+    first, second, *_ = either.generate_many([LONG] * 5, **settings)
     assert first.token_ids == alone.token_ids != second.token_ids
-    streams = [mtp.stream(LONG[40 * index :], **GREEDY) for index in range(4)] + [mtp.stream(LONG, **settings)]
+    streams = [either.stream(LONG[40 * index :], **GREEDY) for index in range(4)] + [either.stream(LONG, **settings)]
     for stream in streams:
         stream.start()
     for stream in streams:
@@ -144,29 +144,29 @@ def test_a_seed_decides_whatever_parts_a_prompt_comes_in(mtp):
     assert streams[-1].result.token_ids == alone.token_ids
 
 
-def test_a_closed_stream_is_forgotten(mtp):
+def test_a_closed_stream_is_forgotten(either):
     for read in (0, 1, 3):
-        with closing(mtp.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)) as stream:
+        with closing(either.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)) as stream:
             stream.start()
             for _ in range(read):
                 next(stream)
-        assert idle(mtp), f"closed after {read} chunks"
-    stream = mtp.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)
+        assert idle(either), f"closed after {read} chunks"
+    stream = either.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)
     next(stream)
     del stream
-    assert idle(mtp)
+    assert idle(either)
 
 
-def test_cancelling_wakes_a_reader(mtp):
-    stream = mtp.stream(PROMPT, max_new_tokens=4000, ignore_eos=True)
+def test_cancelling_wakes_a_reader(either):
+    stream = either.stream(PROMPT, max_new_tokens=4000, ignore_eos=True)
     next(stream)
-    timer = threading.Timer(0.3, mtp.cancel)
+    timer = threading.Timer(0.3, either.cancel)
     timer.start()
     chunks = list(stream)
     timer.join()
     assert stream.result.finish_reason == "cancelled"
     assert chunks[-1].finish_reason == "cancelled"
-    assert idle(mtp)
+    assert idle(either)
 
 
 def test_an_unread_stream_goes_on(mtp):
@@ -181,11 +181,15 @@ def test_an_unread_stream_goes_on(mtp):
 
 
 @pytest.mark.parametrize("stop", [None, "return"])
-def test_statistics_are_vllms_own(stop):
+@pytest.mark.parametrize("fixture", [None, "scheduled_ahead"])
+def test_statistics_are_vllms_own(request, fixture, stop):
     """Rounds, drafts and accepted drafts equal what vLLM itself counts for the request, round by round."""
     if installed_vllm().release < Version("0.29"):
         pytest.skip("vLLM counts for single requests since 0.29")
+    if fixture is not None:
+        request.getfixturevalue(fixture)
     options = {"per_request_spec_decode_metrics": "detailed", "kv_cache_memory_bytes": 1 << 26}
+    options["async_scheduling"] = fixture is not None
     with load(context_length=1024, engine_options=options) as session:
         counted = []
         add = session.engine._engine.output_processor.process_outputs
@@ -207,6 +211,40 @@ def test_statistics_are_vllms_own(stop):
     else:
         assert counted == []  # vLLM gives none for a request that is aborted at a stop string: counted all the same
         assert stats.num_accepted_tokens == sum(accepted for _, accepted in rounds)
+
+
+@pytest.mark.parametrize("speculate", ["auto", "off"])
+def test_scheduling_ahead_changes_no_round(mtp, ahead, speculate):
+    """Drafts past the last token of the output are scheduled there before it is known; none is counted."""
+
+    def rounds(session, prompt, count):
+        chunks = session.stream(prompt, max_new_tokens=count, ignore_eos=True, speculate=speculate)
+        return [(chunk.token_ids, chunk.num_draft_tokens, chunk.num_accepted_tokens) for chunk in chunks]
+
+    kinds = [type(session.engine._scheduler).__name__ for session in (mtp, ahead)]
+    assert kinds == ["PolydraftScheduler", "PolydraftAsyncScheduler"]
+    for prompt in PROMPTS[:3]:
+        for count in (*range(1, 13), 40):
+            assert rounds(ahead, prompt, count) == rounds(mtp, prompt, count)
+
+
+def test_no_step_is_left_when_all_requests_have_ended(ahead):
+    """A step that was scheduled before its requests ended would keep their KV."""
+    ahead.generate(PROMPT, **GREEDY)
+    with closing(ahead.stream(PROMPT, max_new_tokens=2000, ignore_eos=True)) as stream:
+        next(stream)
+    assert idle(ahead)
+    deadline = time.monotonic() + 10
+    while ahead.engine._core.batch_queue and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not ahead.engine._core.batch_queue
+
+
+def test_plain_requests_have_no_drafts_where_vllm_refuses_to_schedule_ahead():
+    """On CPU vLLM turns the option off in silence."""
+    options = {"async_scheduling": True, "kv_cache_memory_bytes": 1 << 26}
+    with load(context_length=512, engine_options=options) as session:
+        assert session.generate(PROMPT, speculate="off", **GREEDY).stats.num_draft_tokens == 0
 
 
 def test_two_engines_and_one_closed(mtp):
@@ -295,12 +333,16 @@ def test_bad_loads_are_typed_errors(arguments, error, says):
 
 
 @pytest.mark.parametrize(("bad", "temperature"), [(float("nan"), 0.0), (float("inf"), 0.8)])
-@pytest.mark.parametrize("speculate", ["off", "on"])
-def test_logits_that_are_not_finite_end_only_their_request(mtp, monkeypatch, bad, speculate, temperature):
-    """From output token 10 on, in one request of a batch; the tokens before it are kept."""
-    runner = mtp.engine._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+@pytest.mark.parametrize(("fixture", "speculate"), [("mtp", "off"), ("mtp", "on"), ("ahead", "off")])
+def test_logits_that_are_not_finite_end_only_their_request(request, fixture, monkeypatch, bad, speculate, temperature):
+    """From output token 10 on, in one request of a batch; the tokens before it are kept.
+
+    Not with drafts that are scheduled ahead, as the worker does not know then which position a row has.
+    """
+    either = request.getfixturevalue(fixture)
+    runner = either.engine._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     given = {**GREEDY, "max_new_tokens": 20, "temperature": temperature, "seed": 5, "speculate": speculate}
-    sound = [mtp.generate(prompt, **given) for prompt in PROMPTS[:2]]
+    sound = [either.generate(prompt, **given) for prompt in PROMPTS[:2]]
     first = len(sound[0].prompt_token_ids) + 10
 
     def spoilt(logits, metadata):
@@ -321,8 +363,8 @@ def test_logits_that_are_not_finite_end_only_their_request(mtp, monkeypatch, bad
         return original(self, logits, metadata)
 
     monkeypatch.setattr(type(runner), "_sample", sample)
-    number = next(mtp.engine._ids) + 1
-    streams = [mtp.stream(prompt, **given) for prompt in PROMPTS[:2]]
+    number = next(either.engine._ids) + 1
+    streams = [either.stream(prompt, **given) for prompt in PROMPTS[:2]]
     for stream in streams:
         stream.start()
     with pytest.raises(NonFiniteLogitsError, match=f"position {first} .*float32") as caught:
@@ -331,7 +373,7 @@ def test_logits_that_are_not_finite_end_only_their_request(mtp, monkeypatch, bad
     assert streams[0].result.token_ids == sound[0].token_ids[:10]
     assert caught.value.partial_text == streams[0].result.text
     assert streams[1].result.token_ids == sound[1].token_ids
-    assert idle(mtp)
+    assert idle(either)
 
 
 def test_a_dead_engine_says_so_and_keeps_the_text():

@@ -235,7 +235,7 @@ def test_serve_prints_the_command_it_runs():
     done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)
     assert '--speculative-config \'{"method": "mtp"' in done.stdout
     assert "--port 8123" in done.stdout
-    assert "polydraft_vllm.scheduler.PolydraftScheduler" in done.stdout
+    assert "polydraft_vllm.scheduler.scheduler" in done.stdout
 
 
 def test_a_server_without_speculation_is_found_out(own):

@@ -39,7 +39,8 @@ class VllmEngine(WholeEngine):
         self.running = running
         self._engine = engine
         # The first ``engine_core`` is vLLM's client, which in process holds the second, the core itself.
-        self._scheduler = engine.engine_core.engine_core.scheduler
+        self._core = engine.engine_core.engine_core
+        self._scheduler = self._core.scheduler
         self._commands: deque[tuple[str, Any, Any]] = deque()
         self._wake = threading.Condition()
         self._tickets: dict[str, Ticket] = {}
@@ -101,7 +102,7 @@ class VllmEngine(WholeEngine):
             self._wake.notify()
         # Before VLLM_LOCK is taken: the thread needs it to end its last step.
         self._thread.join()
-        engine, self._engine, self._scheduler = self._engine, None, None
+        engine, self._engine, self._core, self._scheduler = self._engine, None, None, None
         with VLLM_LOCK:
             shut_down(engine, alone=not open_engines())
         del engine
@@ -119,7 +120,7 @@ class VllmEngine(WholeEngine):
     def _serve(self) -> bool:
         """Wait for work, carry out commands, run one step. False once the engine is to stop."""
         with self._wake:
-            while not self._stopping and not self._commands and not self._tickets:
+            while not self._stopping and not self._commands and not self._tickets and not self._core.batch_queue:
                 self._wake.wait()
             if self._stopping:
                 return False
@@ -133,8 +134,9 @@ class VllmEngine(WholeEngine):
                 with VLLM_LOCK:
                     self._engine.abort_request([ticket.id])
             self._commands.popleft()
-        # Also if no request is left: the scheduler reports aborted requests to the workers in its next step.
-        if self._engine.has_unfinished_requests() or commands:
+        # Also if no request is left: the scheduler reports aborted requests to the workers in its next step, and steps
+        # that asynchronous scheduling began before it knew that a request had ended still hold KV blocks.
+        if self._engine.has_unfinished_requests() or commands or self._core.batch_queue:
             self._step()
         return True
 

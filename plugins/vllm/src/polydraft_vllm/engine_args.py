@@ -107,6 +107,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         # Else vLLM's own default: on, for models that it can reuse the KV of.
         "enable_prefix_caching": False if request.prefix_cache_bytes == 0 else None,
         "distributed_executor_backend": options.distributed_executor_backend,
+        "async_scheduling": options.async_scheduling,
     }
     if plan.kind is not None:
         chosen["speculative_config"] = speculative_config(
@@ -119,7 +120,6 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         )
     if is_loaded_without_media(request.target.config):
         chosen["hf_overrides"] = {"architectures": [_TEXT_ONLY]}
-    scheduler = "PolydraftAsyncScheduler" if options.async_scheduling else "PolydraftScheduler"
     arguments = {
         "model": str(target),
         "dtype": dtype,
@@ -128,8 +128,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "trust_remote_code": request.trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,
-        "async_scheduling": options.async_scheduling,
-        "scheduler_cls": f"polydraft_vllm.scheduler.{scheduler}",
+        "scheduler_cls": "polydraft_vllm.scheduler.scheduler",
         "max_logprobs": _MAX_LOGPROBS,
         "structured_outputs_config": {"backend": "guidance"},  # what the core's other engines use, too
         "limit_mm_per_prompt": {"image": 0, "audio": 0, "video": 0},  # text only: no encoder is loaded or profiled

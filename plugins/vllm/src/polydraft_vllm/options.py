@@ -37,9 +37,9 @@ class VllmOptions(EngineOptions):
     pipeline_parallel_size: int = Field(default=1, ge=1)
     data_parallel_size: int = Field(default=1, ge=1, description="In process 1; a server accepts more.")
     distributed_executor_backend: Literal["uni", "mp", "ray", "external_launcher"] | None = None
-    async_scheduling: bool = Field(
+    async_scheduling: bool | None = Field(
         default=False,
-        description="Off by default: one session can decode plainly and with speculation, and this was tested.",
+        description="Schedule a step while the one before it runs; None leaves it to vLLM. Not run on a GPU yet.",
     )
     speculative_config: dict[str, Any] = Field(
         default_factory=dict,

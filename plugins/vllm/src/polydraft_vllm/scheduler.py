@@ -1,7 +1,7 @@
 """vLLM's scheduler with four additions.
 
-Requests without drafts; counts of each round; no drafts past the limit; an end, with an error, of requests whose logits
-are not finite.
+Requests without drafts; counts of each round; no drafts past the limit, or none counted; an end, with an error, of
+requests whose logits are not finite.
 
 vLLM loads it through ``scheduler_cls``, in process and in servers that ``polydraft serve`` starts.
 """
@@ -18,12 +18,17 @@ from vllm.v1.request import RequestStatus
 
 from polydraft_vllm.settings import PLAIN_FLAG
 
-__all__ = ["PolydraftAsyncScheduler", "PolydraftScheduler"]
+__all__ = ["PolydraftAsyncScheduler", "PolydraftScheduler", "scheduler"]
 
 
 def _is_plain(request: Any) -> bool:
     params = request.sampling_params
     return bool(params is not None and (params.extra_args or {}).get(PLAIN_FLAG))
+
+
+def _room(request: Any) -> int:
+    """Drafts that the output has room for: as in polydraft's own loop, the bonus token fits behind them."""
+    return int(request.max_tokens - request.num_output_tokens - 1)
 
 
 class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not in every environment of mypy
@@ -35,11 +40,14 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
         """Of the latest step, by request: (draft tokens, tokens that the verifier produced, before any stop)."""
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        drafts = scheduler_output.scheduled_spec_decode_tokens
+        drafts, invalid = scheduler_output.scheduled_spec_decode_tokens, scheduler_output.num_invalid_spec_tokens or {}
         sampled = model_runner_output.sampled_token_ids
         # Before the superclass cuts tokens after a stop and drops finished requests.
         self.drafted = {
-            request_id: (len(drafts.get(request_id, ())), len(sampled[index]) if sampled else 0)
+            request_id: (
+                len(drafts.get(request_id, ())) - invalid.get(request_id, 0),
+                len(sampled[index]) if sampled else 0,
+            )
             for request_id, index in model_runner_output.req_id_to_index.items()
         }
         broken = self._cut(model_runner_output)
@@ -77,13 +85,32 @@ class PolydraftScheduler(_Additions):
             request = self.requests.get(request_id)
             if request is None or not request.spec_token_ids:
                 continue
-            # As in polydraft's own loop, the bonus token fits: no draft goes past the last token of the output.
-            room = 0 if _is_plain(request) else request.max_tokens - request.num_output_tokens - 1
+            room = 0 if _is_plain(request) else _room(request)
             request.spec_token_ids = request.spec_token_ids[: max(room, 0)]
 
 
 class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,unused-ignore]
-    """The asynchronous scheduler: drafts are placeholders there, scheduled before they are known."""
+    """The asynchronous scheduler, which schedules a step while the one before it runs.
+
+    Drafts are placeholders there, and how many the output has room for is not known yet: all are verified.
+    """
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Leave out drafts past the last token of the output, for vLLM's own counts too."""
+        drafts, sampled = scheduler_output.scheduled_spec_decode_tokens, model_runner_output.sampled_token_ids
+        invalid = dict(scheduler_output.num_invalid_spec_tokens or {})
+        for request_id in [*drafts]:
+            request = self.requests.get(request_id)
+            token_ids = sampled[model_runner_output.req_id_to_index[request_id]] if sampled else []
+            if request is None or not token_ids or (room := _room(request)) >= len(drafts[request_id]):
+                continue
+            del token_ids[room + 1 :]
+            if room > 0:
+                invalid[request_id] = max(invalid.get(request_id, 0), len(drafts[request_id]) - room)
+            else:  # the token ends the request, so that nothing is left to take back for rejected drafts
+                del drafts[request_id]
+        scheduler_output.num_invalid_spec_tokens = invalid
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         super()._update_after_schedule(scheduler_output)
@@ -92,3 +119,9 @@ class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,
             # Without placeholders the next step schedules one token for the request: plain decoding.
             if request.spec_token_ids and _is_plain(request):
                 request.spec_token_ids = []
+
+
+def scheduler(*, vllm_config: Any, **further: Any) -> PolydraftScheduler | PolydraftAsyncScheduler:
+    """What ``scheduler_cls`` names. vLLM decides later which one it takes: on CPU never the asynchronous one."""
+    kind = PolydraftAsyncScheduler if vllm_config.scheduler_config.async_scheduling else PolydraftScheduler
+    return kind(vllm_config=vllm_config, **further)
