@@ -247,6 +247,30 @@ def test_plain_requests_have_no_drafts_where_vllm_refuses_to_schedule_ahead():
         assert session.generate(PROMPT, speculate="off", **GREEDY).stats.num_draft_tokens == 0
 
 
+SETTINGS = [
+    {},
+    {"temperature": 1.0, "seed": 3, "min_p": 0.1},
+    {"repetition_penalty": 1.3, "logprobs": 2},
+    {"min_new_tokens": 20},
+    {"guided": {"regex": "[a-z]{5,20}"}},
+]
+
+
+def test_scheduling_ahead_without_a_drafter(scheduled_ahead):
+    """The default on GPUs: it changes no output."""
+
+    def outputs(ahead):
+        small = {"context_length": 1024, "engine_options": {"kv_cache_memory_bytes": 1 << 26, **ahead}}
+        with load(drafter=None, num_speculative_tokens=None, **small) as session:
+            kind = type(session.engine._scheduler).__name__
+            results = [session.generate(prompt, max_new_tokens=24, **one) for one in SETTINGS for prompt in PROMPTS[:2]]
+        return kind, [(result.text, result.token_ids, result.logprobs) for result in results]
+
+    (kind, found), (other, wanted) = outputs({}), outputs({"async_scheduling": False})
+    assert (kind, other) == ("PolydraftAsyncScheduler", "PolydraftScheduler")
+    assert found == wanted
+
+
 def test_two_engines_and_one_closed(mtp):
     wanted = mtp.generate(PROMPT, **GREEDY).token_ids
     small = {"context_length": 512, "engine_options": {"kv_cache_memory_bytes": 1 << 26}}

@@ -38,8 +38,8 @@ class VllmOptions(EngineOptions):
     data_parallel_size: int = Field(default=1, ge=1, description="In process 1; a server accepts more.")
     distributed_executor_backend: Literal["uni", "mp", "ray", "external_launcher"] | None = None
     async_scheduling: bool | None = Field(
-        default=False,
-        description="Schedule a step while the one before it runs; None leaves it to vLLM. Not run on a GPU yet.",
+        default=None,
+        description="Schedule a step while the one before it runs. Default: vLLM's without a drafter, off with one.",
     )
     speculative_config: dict[str, Any] = Field(
         default_factory=dict,
