@@ -9,7 +9,7 @@ import polydraft
 import pytest
 from polydraft_vllm.environment import prepare_environment
 
-OPTIONS = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
+OPTIONS = {"max_num_batched_tokens": 128, "max_num_seqs": 16, "async_scheduling": False}
 """Batches are small, so that long prompts come in chunks."""
 
 
@@ -32,13 +32,14 @@ class _Done:
 
 @pytest.fixture(scope="module")
 def streams():
-    """Stand-ins for CUDA's streams, which asynchronous scheduling uses."""
+    """Stand-ins for CUDA's streams, which asynchronous scheduling uses, where there is no GPU."""
     import torch
 
     stands = {"Event": _Done, "Stream": _Done, "current_stream": _Done, "stream": lambda stream: nullcontext()}
     with pytest.MonkeyPatch.context() as patch:
         for name, stand in stands.items():
-            patch.setattr(torch.cuda, name, stand)
+            if not torch.cuda.is_available():
+                patch.setattr(torch.cuda, name, stand)
         yield
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import closing
+from pkgutil import resolve_name
 
 import polydraft
 import pytest
@@ -17,6 +18,7 @@ from polydraft.errors import (
     PolydraftError,
     UnsupportedError,
 )
+from polydraft_vllm.soundness import REJECTION_SAMPLER, SAMPLER
 from polydraft_vllm.versions import installed_vllm
 
 pytest.importorskip("vllm")
@@ -271,6 +273,30 @@ def test_scheduling_ahead_without_a_drafter(scheduled_ahead):
     assert found == wanted
 
 
+@pytest.mark.parametrize("settings", [one for one in SETTINGS if "temperature" not in one], ids=str)
+def test_scheduling_ahead_with_a_drafter(mtp, ahead, settings):
+    for prompt in PROMPTS:
+        wanted = mtp.generate(prompt, max_new_tokens=48, speculate="off", **settings)
+        found = ahead.generate(prompt, max_new_tokens=48, **settings)
+        assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
+    assert idle(ahead)
+
+
+@pytest.mark.parametrize("least", [7, 16])
+def test_scheduling_ahead_keeps_min_new_tokens(mtp, ahead, least):
+    """vLLM's first model runner counts drafts that are scheduled, and not known yet, as output: it ended too early."""
+    ended = 0
+    for prompt in PROMPTS[:3]:
+        liked = mtp.generate(prompt, speculate="off", **GREEDY).token_ids
+        for ends in (liked, liked[:least], liked[: least + 4 : 2]):
+            settings = {"max_new_tokens": 40, "min_new_tokens": least, "stop_token_ids": ends}
+            wanted = mtp.generate(prompt, speculate="off", **settings)
+            ended += least <= len(wanted.token_ids) < 40
+            assert ahead.generate(prompt, **settings).token_ids == wanted.token_ids
+    assert ended > 3
+    assert idle(ahead)
+
+
 def test_two_engines_and_one_closed(mtp):
     wanted = mtp.generate(PROMPT, **GREEDY).token_ids
     small = {"context_length": 512, "engine_options": {"kv_cache_memory_bytes": 1 << 26}}
@@ -356,38 +382,58 @@ def test_bad_loads_are_typed_errors(arguments, error, says):
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("bad", "temperature"), [(float("nan"), 0.0), (float("inf"), 0.8)])
-@pytest.mark.parametrize(("fixture", "speculate"), [("mtp", "off"), ("mtp", "on"), ("ahead", "off")])
-def test_logits_that_are_not_finite_end_only_their_request(request, fixture, monkeypatch, bad, speculate, temperature):
-    """From output token 10 on, in one request of a batch; the tokens before it are kept.
+def spoil(monkeypatch, runner, name, first, bad):
+    """Make a logit ``bad`` in all rows from position ``first`` on, in the request whose id starts with ``name``."""
 
-    Not with drafts that are scheduled ahead, as the worker does not know then which position a row has.
-    """
+    def spoilt(logits, rows):
+        for row, (request_id, position) in enumerate(rows):
+            if request_id.startswith(name) and position >= first:
+                logits[row, 3] = bad
+
+    def rows_of_first_runner(requests, metadata):
+        start = 0
+        for index, request_id in enumerate(requests.req_ids):
+            rows = 1 if metadata is None else metadata.num_draft_tokens[index] + 1
+            known = requests.num_tokens_no_spec[index]
+            if metadata is not None:  # with drafts that are scheduled ahead, only the positions on the device are right
+                known = int(getattr(runner.positions, "gpu", runner.positions)[metadata.logits_indices[start]]) + 1
+            yield from ((request_id, known + place) for place in range(rows))
+            start += rows
+
+    def rows_of_second_runner(batch):
+        positions = (batch.positions[batch.logits_indices] + 1).tolist()
+        ends = batch.cu_num_logits_np.tolist()
+        for request_id, start, end in zip(batch.req_ids, ends, ends[1:], strict=True):
+            yield from ((request_id, position) for position in positions[start:end])
+
+    if type(runner).__module__ == "vllm.v1.worker.gpu.model_runner":
+        replaced = [resolve_name(path.rpartition(".")[0]) for path in (SAMPLER, REJECTION_SAMPLER)]
+    else:
+        replaced = [type(runner)]
+    for kind in replaced:
+        method = "_sample" if kind is type(runner) else "__call__"
+        original = getattr(kind, method)
+
+        def sample(self, logits, batch, *further, original=original):
+            rows = rows_of_first_runner(runner.input_batch, batch) if self is runner else rows_of_second_runner(batch)
+            spoilt(logits, list(rows))
+            return original(self, logits, batch, *further)
+
+        monkeypatch.setattr(kind, method, sample)
+
+
+@pytest.mark.parametrize(("bad", "temperature"), [(float("nan"), 0.0), (float("inf"), 0.8)])
+@pytest.mark.parametrize("speculate", ["off", "on"])
+@pytest.mark.parametrize("fixture", ["mtp", "ahead"])
+def test_logits_that_are_not_finite_end_only_their_request(request, fixture, monkeypatch, bad, speculate, temperature):
+    """From output token 10 on, in one request of a batch; the tokens before it are kept."""
     either = request.getfixturevalue(fixture)
     runner = either.engine._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     given = {**GREEDY, "max_new_tokens": 20, "temperature": temperature, "seed": 5, "speculate": speculate}
     sound = [either.generate(prompt, **given) for prompt in PROMPTS[:2]]
     first = len(sound[0].prompt_token_ids) + 10
 
-    def spoilt(logits, metadata):
-        requests = runner.input_batch
-        row = 0
-        for index, request_id in enumerate(requests.req_ids):
-            rows = 1 if metadata is None else metadata.num_draft_tokens[index] + 1
-            known = requests.num_tokens_no_spec[index]
-            for place in range(rows):
-                if request_id.startswith(f"polydraft-{number}") and known + place >= first:
-                    logits[row + place, 3] = bad
-            row += rows
-
-    original = type(runner)._sample
-
-    def sample(self, logits, metadata):
-        spoilt(logits, metadata)
-        return original(self, logits, metadata)
-
-    monkeypatch.setattr(type(runner), "_sample", sample)
-    number = next(either.engine._ids) + 1
+    spoil(monkeypatch, runner, f"polydraft-{next(either.engine._ids) + 1}", first, bad)
     streams = [either.stream(prompt, **given) for prompt in PROMPTS[:2]]
     for stream in streams:
         stream.start()

@@ -162,7 +162,7 @@ def test_expanded_values():
 
 
 def test_upstream_still_counts_no_infinities(mtp):
-    needed("cpu-nan-counts")
+    needed("nan-counts")
     import torch
     from polydraft_vllm.patches import upstream
 
@@ -176,13 +176,52 @@ def test_tokens_before_the_first_bad_row_are_counted():
 
     nan, inf = torch.nan, torch.inf
     tokens = torch.tensor([[5], [6], [7]])
-    assert unsound_tokens(torch.tensor([1.0, nan, -inf]), tokens, None).tolist() == [0, 1, 1]
+    assert unsound_tokens(torch.tensor([1.0, nan, -inf]), tokens != -1, None).tolist() == [0, 1, 1]
     # Three requests with three, one and two rows. A bad row behind the emitted tokens is that of a rejected draft.
     largest = torch.tensor([1.0, 1.0, inf, 2.0, 1.0, nan])
     tokens = torch.tensor([[5, 6, -1], [7, -1, -1], [8, 9, -1]])
-    assert unsound_tokens(largest, tokens, torch.tensor([3, 4, 6])).tolist() == [0, 0, 2]
+    assert unsound_tokens(largest, tokens != -1, torch.tensor([3, 4, 6])).tolist() == [0, 0, 2]
     tokens[0, 2] = 3
-    assert unsound_tokens(largest, tokens, torch.tensor([3, 4, 6])).tolist() == [3, 0, 2]
+    assert unsound_tokens(largest, tokens != -1, torch.tensor([3, 4, 6])).tolist() == [3, 0, 2]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_rows_of_drafts_are_counted_for_their_own_request_on_gpus(monkeypatch, counted):
+    """The second model runner's samplers, which need a GPU; stood in for by one that only gives tokens."""
+    import torch
+    from polydraft_vllm import soundness
+
+    own = torch.arange(6) if counted else None
+    tokens = torch.tensor([[5, 6, 0], [7, 0, 0], [8, 9, 0]])
+    num_sampled, seen = torch.tensor([2, 1, 2], dtype=torch.int32), []
+
+    def spoil(self, logits, input_batch, *further):
+        seen.append(further)
+        logits.zero_()
+        return SimpleNamespace(sampled_token_ids=tokens, num_sampled=num_sampled, num_nans=own)
+
+    batch = SimpleNamespace(cu_num_logits=torch.tensor([0, 3, 4, 6], dtype=torch.int32))
+    monkeypatch.setitem(patches._originals, soundness.REJECTION_SAMPLER, spoil)
+    logits = torch.zeros(6, 8)
+    logits[1, 3], logits[2, 0], logits[5, 7] = torch.nan, torch.inf, torch.inf
+    found = soundness.verify_rows(None, logits, batch, "drafts").num_nans
+    assert seen == [("drafts",)]
+    assert (None if found is None else found.tolist()) == ([2, 0, 2] if counted else None)
+    # A chunk of a prompt gives no token.
+    batch.cu_num_logits, tokens, num_sampled = torch.arange(3), torch.tensor([[5], [6]]), torch.tensor([0, 1])
+    monkeypatch.setitem(patches._originals, soundness.SAMPLER, spoil)
+    logits = torch.full((2, 8), torch.nan)
+    found = soundness.sample_rows(None, logits, batch).num_nans
+    assert (None if found is None else found.tolist()) == ([0, 1] if counted else None)
+
+
+def test_replaced_samplers_of_gpus_exist():
+    """They are replaced on GPUs only."""
+    from pkgutil import resolve_name
+
+    for workaround in WORKAROUNDS:
+        if workaround.platform == "gpu" and installed_vllm().release in SpecifierSet(workaround.versions):
+            assert all(callable(resolve_name(path)) for path in workaround.replacements)
 
 
 def test_seeds_beside_requests_without_one(monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polydraft.checkpoints.config import is_assistant, layer_types, text_config
-from polydraft.errors import InvalidRequestError
+from polydraft.errors import InvalidRequestError, UnsupportedError
 
 from polydraft_vllm.resources import check_device, check_dtype
 
@@ -48,15 +48,21 @@ def refusal(target: ModelSource, plan: SpeculationPlan, *, cpu: bool) -> str | N
 
 
 def check_request(request: LoadRequest) -> None:
-    """Refuse a dtype or device that vLLM does not have, and workers that cannot share the attention heads.
+    """Refuse a dtype or device that vLLM does not have, and workers that cannot share the attention heads or the batch.
 
     Raises:
         InvalidRequestError: The dtype is unknown, or the heads cannot be shared.
         DeviceError: The device is not the first GPU.
+        UnsupportedError: Workers sample requests of their own.
     """
     check_dtype(request.dtype)
     check_device(request.device)
     options: VllmOptions = request.engine_options
+    if options.further.get("enable_batch_sharded_sampling"):
+        raise UnsupportedError(
+            "With enable_batch_sharded_sampling vLLM does not say which request has logits that are not finite.",
+            "Leave the option out.",
+        )
     size = options.tensor_parallel_size
     draft_size = options.speculative_config.get("draft_tensor_parallel_size") or size
     for source, workers in ((request.target, size), (request.plan.drafter, draft_size)):

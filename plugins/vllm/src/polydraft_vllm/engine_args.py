@@ -110,8 +110,6 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "async_scheduling": options.async_scheduling,
     }
     if plan.kind is not None:
-        # vLLM's V1 model runner counts placeholders of drafts as output: `min_new_tokens` would end too early.
-        chosen["async_scheduling"] = bool(options.async_scheduling)
         chosen["speculative_config"] = speculative_config(
             plan.kind,
             drafter,

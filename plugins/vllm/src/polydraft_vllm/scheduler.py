@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -69,8 +68,8 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
             token_ids = output.sampled_token_ids[output.req_id_to_index[request_id]]
             # No tokens: the row is that of a prompt's chunk, and not used.
             if count and token_ids:
-                # Other counts than those of ``soundness`` do not say which row it is.
-                del token_ids[count - 1 if current_platform.is_cpu() else 0 :]
+                # vLLM's own counts, which come from workers without polydraft's plugin, do not say which row it is.
+                del token_ids[count - 1 if count <= len(token_ids) else 0 :]
                 broken.append(request_id)
         return broken
 
@@ -117,8 +116,14 @@ class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
             # Without placeholders the next step schedules one token for the request: plain decoding.
-            if request.spec_token_ids and _is_plain(request):
+            if request.spec_token_ids and (_is_plain(request) or self._is_below_minimum(request)):
                 request.spec_token_ids = []
+
+    def _is_below_minimum(self, request: Any) -> bool:
+        """Whether drafts would end it before ``min_tokens``: vLLM's first model runner counts scheduled ones."""
+        params = request.sampling_params
+        first_runner = not getattr(self, "use_v2_model_runner", False)
+        return bool(first_runner and params is not None and request.num_output_tokens < params.min_tokens)
 
 
 def scheduler(*, vllm_config: Any, **further: Any) -> PolydraftScheduler | PolydraftAsyncScheduler:

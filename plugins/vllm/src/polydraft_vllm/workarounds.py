@@ -19,7 +19,14 @@ from packaging.specifiers import SpecifierSet
 from polydraft_vllm.older_models import initialize_text_config, load_weights, share_embeddings, share_kv
 from polydraft_vllm.patches import replace, upstream
 from polydraft_vllm.seeds import add_request, sample, sample_each
-from polydraft_vllm.soundness import count_nans_by_request, count_nans_per_row
+from polydraft_vllm.soundness import (
+    REJECTION_SAMPLER,
+    SAMPLER,
+    count_nans_by_request,
+    count_nans_per_row,
+    sample_rows,
+    verify_rows,
+)
 from polydraft_vllm.soundness import sample as sample_soundly
 from polydraft_vllm.versions import installed_vllm
 
@@ -139,22 +146,31 @@ _WHY_COUNTS = "With drafts, counts of NaN in logits are those of other rows; and
 WORKAROUNDS: tuple[Workaround, ...] = (
     # Those of the counts first, since a later one builds upon ``_sample``.
     Workaround(
-        "cpu-nan-counts",
+        "nan-counts",
         ">=0.28,<0.34",
         _WHY_COUNTS,
         {
             "vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample": sample_soundly,
             "vllm.v1.worker.gpu_model_runner.count_nans_per_row": count_nans_per_row,
         },
+        platform="any",
     ),
     Workaround(
-        "cpu-nan-counts-by-request",
+        "nan-counts-by-request",
         ">=0.26,<0.28",
         _WHY_COUNTS,
         {
             "vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample": sample_soundly,
             "vllm.v1.worker.gpu_model_runner.GPUModelRunner._get_nans_in_logits": count_nans_by_request,
         },
+        platform="any",
+    ),
+    Workaround(
+        "gpu-nan-counts",  # those of the second model runner
+        ">=0.26,<0.34",
+        _WHY_COUNTS,
+        {SAMPLER: sample_rows, REJECTION_SAMPLER: verify_rows},
+        platform="gpu",
     ),
     Workaround(
         "cpu-sampling",
