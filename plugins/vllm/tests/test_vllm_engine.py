@@ -266,11 +266,14 @@ def test_scheduling_ahead_without_a_drafter(scheduled_ahead):
         with load(drafter=None, num_speculative_tokens=None, **small) as session:
             kind = type(session.engine._scheduler).__name__
             results = [session.generate(prompt, max_new_tokens=24, **one) for one in SETTINGS for prompt in PROMPTS[:2]]
-        return kind, [(result.text, result.token_ids, result.logprobs) for result in results]
+        return kind, results
 
     (kind, found), (other, wanted) = outputs({}), outputs({"async_scheduling": False})
     assert (kind, other) == ("PolydraftAsyncScheduler", "PolydraftScheduler")
-    assert found == wanted
+    for one, result in zip(wanted, found, strict=True):
+        assert (result.text, result.token_ids) == (one.text, one.token_ids)
+        for left, right in zip(one.logprobs or (), result.logprobs or (), strict=True):
+            assert right.logprob == pytest.approx(left.logprob, abs=1e-4)  # GPUs: each engine chooses its kernels
 
 
 @pytest.mark.parametrize("settings", [one for one in SETTINGS if "temperature" not in one], ids=str)
@@ -403,7 +406,7 @@ def spoil(monkeypatch, runner, name, first, bad):
     def rows_of_second_runner(batch):
         positions = (batch.positions[batch.logits_indices] + 1).tolist()
         ends = batch.cu_num_logits_np.tolist()
-        for request_id, start, end in zip(batch.req_ids, ends, ends[1:], strict=True):
+        for request_id, start, end in zip(batch.req_ids, ends[:-1], ends[1:], strict=True):
             yield from ((request_id, position) for position in positions[start:end])
 
     if type(runner).__module__ == "vllm.v1.worker.gpu.model_runner":

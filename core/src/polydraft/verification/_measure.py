@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["judge_outputs", "repeats_seeds"]
 
 _CHANGE_CHOICES = (
-    "min_new_tokens",
     "temperature",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
     "logit_bias",
-    "banned_token_ids",
     "forced_token_ids",
     "logits_processor",
-    "guided",
 )
 """With these a token is chosen by other numbers than the log-probabilities that an engine reports."""
 
@@ -99,7 +96,7 @@ def judge_outputs(
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."
         if not _by_logprobs(settings):
             return "With these settings tokens are not chosen by the log-probabilities that the engine reports."
-        return tie_from_logprobs(session, prompt_token_ids, expected, found, position, ignore_eos=settings.ignore_eos)
+        return tie_from_logprobs(session, prompt_token_ids, expected, found, position, settings=settings)
 
     return judge(
         expected, found, measure, unit="character" if getattr(session.tokenizer, "text_only", False) else "token"
@@ -107,5 +104,5 @@ def judge_outputs(
 
 
 def _by_logprobs(settings: GenerationSettings) -> bool:
-    """Whether the token of the largest log-probability is chosen."""
+    """Whether the token of the largest log-probability is chosen, of those that may come."""
     return all(getattr(settings, name) == getattr(DEFAULT_SETTINGS, name) for name in _CHANGE_CHOICES)

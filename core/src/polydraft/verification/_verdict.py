@@ -68,7 +68,8 @@ class Tie(Record):
     )
     control: tuple[int, ...] = Field(
         description="What the control chose at this position: the same prefix without any drafter, in blocks of k+1 "
-        "tokens, once for each place of the position in its block (from log-probabilities: in one prefill); where they "
+        "tokens, once for each place of the position in its block (from log-probabilities: in one prefill, and, where "
+        "that is not enough, decoded after other prefills and in batches of equal prompts); where they "
         "are known, also in blocks as long as the rounds of the other output; where KV was reused, also once for each "
         "of several ways to run the reused tokens in prefills of parts and in blocks; where none of these chooses the "
         "other token of a near tie, also in blocks of 2 to k tokens, and in steps of mixed lengths, "

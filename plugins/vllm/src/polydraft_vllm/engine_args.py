@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from polydraft.checkpoints.config import has_experts
 from polydraft.checkpoints.fetch import fetch
 from polydraft.errors import InvalidRequestError
 
@@ -110,6 +111,10 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "async_scheduling": options.async_scheduling,
     }
     if plan.kind is not None:
+        if has_experts(request.target.config):
+            # vLLM's first model runner, that of mixtures of experts, counts drafts that are scheduled as output, so
+            # requests below their ``min_new_tokens`` would have none (see ``scheduler``).
+            chosen["async_scheduling"] = bool(options.async_scheduling)
         chosen["speculative_config"] = speculative_config(
             plan.kind,
             drafter,
