@@ -41,7 +41,18 @@ def test_what_ends_the_output_is_forbidden_in_the_control_too(session):
     assert token != eos
 
 
-@pytest.mark.parametrize("settings", [{}, {"ignore_eos": False}, {"stop": "nowhere"}, {"seed": 3, "top_k": 5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"ignore_eos": False},
+        {"stop": "nowhere"},
+        {"seed": 3, "top_k": 5},
+        {"banned_token_ids": (32,)},
+        {"min_new_tokens": 10},
+        {"ignore_eos": False, "min_new_tokens": 30},
+    ],
+)
 def test_with_log_probabilities_else(session, settings):
     token, judgement = judged(session, WHOLE, **settings)
     assert judgement.tie.source == "logprobs"
@@ -56,9 +67,7 @@ def test_with_log_probabilities_else(session, settings):
         {"presence_penalty": 0.5},
         {"frequency_penalty": 0.5},
         {"logit_bias": {101: 1.5}},
-        {"banned_token_ids": (32,)},
         {"forced_token_ids": {4: 65}},
-        {"min_new_tokens": 10},
     ],
 )
 def test_not_at_all_where_the_choice_is_made_by_other_numbers(session, settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.requests import DEFAULT_SETTINGS
@@ -26,9 +27,49 @@ _SAMPLES = 8
 """At about this many positions before the difference the noise is measured, and at as many after it."""
 _BACK = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens that are decoded up to the position, after a prefill of those before them."""
+_COPIES = (2, 3, 5, 8, 16)
+"""Equal prompts in a batch: how many rows a step has decides in which order sums are made, as in rounds."""
 
 _Values = dict[int, float]
 """Token -> log-probability."""
+
+
+class _Runs:
+    """Plain runs of one prompt.
+
+    Args:
+        session: The session.
+        prompt: Token ids.
+        settings: Of the outputs that are compared; None: greedy ones that EOS does not end.
+    """
+
+    def __init__(self, session: Session, prompt: Sequence[int], settings: GenerationSettings | None) -> None:
+        self._session = session
+        self._prompt = list(prompt)
+        asked = settings or DEFAULT_SETTINGS
+        self._forbidding: dict[str, Any] = {
+            name: value for name in FORBIDDING if (value := getattr(asked, name)) != getattr(DEFAULT_SETTINGS, name)
+        }
+        self.forbids = bool(self._forbidding)
+        """Whether some tokens may not come in the outputs."""
+        self._common: dict[str, Any] = {
+            "speculate": "off",
+            "temperature": 0.0,
+            "logprobs": _BEST,
+            "ignore_eos": settings is None or settings.ignore_eos,
+        }
+
+    def outputs(self, count: int, copies: int = 1) -> list[GenerationResult]:
+        """Outputs of this many tokens with the settings, of several equal prompts at once."""
+        forbidding = dict(self._forbidding)
+        if "min_new_tokens" in forbidding:
+            forbidding["min_new_tokens"] = min(forbidding["min_new_tokens"], count)
+        return self._session.generate_many([self._prompt] * copies, max_new_tokens=count, **self._common, **forbidding)
+
+    def continued(self, output: Sequence[int], count: int = 1, copies: int = 1) -> list[GenerationResult]:
+        """Outputs of this many tokens after a prefill of the prompt and ``output``; any token may come."""
+        prompts = [[*self._prompt, *output]] * copies
+        return self._session.generate_many(prompts, max_new_tokens=count, **self._common)
 
 
 def tie_from_logprobs(
@@ -62,66 +103,58 @@ def tie_from_logprobs(
     Returns:
         A sentence where plain decoding does not repeat itself up to the difference: then nothing can be measured.
     """
-    prompt, running = list(prompt_token_ids), session.running
-    common: dict[str, Any] = {
-        "speculate": "off",
-        "temperature": 0.0,
-        "logprobs": _BEST,
-        "ignore_eos": settings is None or settings.ignore_eos,
-    }
-    asked = settings or DEFAULT_SETTINGS
-    forbidding = {
-        name: value for name in FORBIDDING if (value := getattr(asked, name)) != getattr(DEFAULT_SETTINGS, name)
-    }
-    length = min(position + 1 + _SAMPLES, running.context_length - len(prompt))
-    plain = session.generate(prompt, max_new_tokens=length, **common, **forbidding)
-    if plain.token_ids[: position + 1] != tuple(expected[: position + 1]) or plain.logprobs is None:
+    running = session.running
+    runs = _Runs(session, prompt_token_ids, settings)
+    (plain,) = runs.outputs(min(position + 1 + _SAMPLES, running.context_length - len(prompt_token_ids)))
+    output, scores = plain.token_ids, plain.logprobs
+    if output[: position + 1] != tuple(expected[: position + 1]) or scores is None:
         return "Plain decoding does not repeat itself up to the difference, so nothing can be measured."
     own, other = expected[position], found[position]
 
-    def prefilled(index: int) -> TokenLogprobs:
-        """Of the token at this index, after a prefill of all tokens before it."""
-        result = session.generate([*prompt, *plain.token_ids[:index]], max_new_tokens=1, **common)
-        assert result.logprobs is not None
-        return result.logprobs[0]
-
     def gap(index: int, entry: TokenLogprobs) -> float | None:
         """The largest difference of the values at this index; None: no token is in both."""
-        assert plain.logprobs is not None
-        left, right = _by_token(plain.logprobs[index]), _by_token(entry)
-        shift, scale, chosen = 0.0, 1.0, plain.token_ids[index]
-        if forbidding:
+        left, right = _by_token(scores[index]), _by_token(entry)
+        shift, scale, chosen = 0.0, 1.0, output[index]
+        if runs.forbids:
             if chosen not in right:
                 return None
             # The difference of two logits may be off by what both are.
             shift, scale = left[chosen] - right[chosen], 0.5
-        shared = left.keys() & right.keys() - ({chosen} if forbidding else set())
+        shared = left.keys() & right.keys() - ({chosen} if runs.forbids else set())
         return max((scale * abs(left[token] - right[token] - shift) for token in shared), default=None)
 
     def choice(entry: TokenLogprobs) -> int:
-        """What the engine chose, or would choose of the two."""
-        if not forbidding:
+        """What a prefill chose, or would choose of the two."""
+        if not runs.forbids:
             return entry.token_id
         values = _by_token(entry)
         return max((own, other), key=lambda token: (values.get(token, float("-inf")), -token))
 
+    def prefilled(index: int, copies: int = 1) -> list[TokenLogprobs]:
+        """The token at this index after a prefill of all tokens before it."""
+        return [result.logprobs[0] for result in runs.continued(output[:index], copies=copies) if result.logprobs]
+
     # From 1: token 0 comes from a prefill both times.
-    indices = [*range(1, position, max(1, position // _SAMPLES)), *range(position + 1, len(plain.token_ids))]
-    noise = [value for index in indices if (value := gap(index, prefilled(index))) is not None]
-    here = _by_token(plain.logprobs[position])
-    control = [choice(prefilled(position))]
+    indices = [*range(1, position, max(1, position // _SAMPLES)), *range(position + 1, len(output))]
+    gaps = [gap(index, entry) for index in indices for entry in prefilled(index)]
+    noise = [value for value in gaps if value is not None]
+    here = _by_token(scores[position])
     # A difference of log-probabilities is one of logits: the normaliser cancels.
     margin = here[own] - here[other] if other in here else None
-    most, noise_alone = max(noise, default=0.0), None
-    if margin is not None and abs(margin) > MARGIN_LIMIT * most:
+    control = [choice(entry) for entry in prefilled(position)]
+    noise_alone = None
+    if margin is not None and abs(margin) > MARGIN_LIMIT * max(noise, default=0.0):
         if running.has_experts and reroutes(running.precision):
-            ways = [*_decoded(session, prompt, plain.token_ids, position, common, forbidding)]
+            ways = [*_decoded(session, runs, output, position)]
             control += [entry.token_id for entry in ways]
             noise_alone = max((value for entry in ways if (value := gap(position, entry)) is not None), default=None)
     elif margin is not None and other not in control:
-        for entry in _decoded(session, prompt, plain.token_ids, position, common, forbidding):
-            control.append(entry.token_id)
-            if entry.token_id == other:
+        copies = _COPIES if running.concurrency == "concurrent" else ()
+        of_prefills = (choice(entry) for number in copies for entry in prefilled(position, number))
+        of_steps = (entry.token_id for entry in _decoded(session, runs, output, position))
+        for token in chain(of_steps, of_prefills):
+            control.append(token)
+            if token == other:
                 break
     return Tie(
         source="logprobs",
@@ -133,31 +166,20 @@ def tie_from_logprobs(
     )
 
 
-def _decoded(
-    session: Session,
-    prompt: list[int],
-    output: Sequence[int],
-    position: int,
-    common: dict[str, Any],
-    forbidding: dict[str, Any],
-) -> Iterator[TokenLogprobs]:
+def _decoded(session: Session, runs: _Runs, output: Sequence[int], position: int) -> Iterator[TokenLogprobs]:
     """The token at this index of a plain output, decoded by steps of one token after the same ones, in other ways."""
 
     def entry(result: GenerationResult, start: int) -> Iterator[TokenLogprobs]:
-        assert result.logprobs is not None
         index = position - start
-        if len(result.token_ids) > index and result.token_ids[:index] == tuple(output[start:position]):
+        if result.logprobs and len(result.token_ids) > index and result.token_ids[:index] == output[start:position]:
             yield result.logprobs[index]
 
     # A grammar cannot start in the middle of a text.
-    for start in () if forbidding else [position - back for back in _BACK if 0 < back < position]:
-        result = session.generate([*prompt, *output[:start]], max_new_tokens=position - start + 1, **common)
-        yield from entry(result, start)
-    if session.running.concurrency != "concurrent":
-        return
-    for copies in sorted({2, session.running.max_draft_tokens + 1} - {1}):
-        results = session.generate_many([prompt] * copies, max_new_tokens=position + 1, **common, **forbidding)
-        for result in results:
+    for start in () if runs.forbids else [position - back for back in _BACK if 0 < back < position]:
+        for result in runs.continued(output[:start], position - start + 1):
+            yield from entry(result, start)
+    for copies in _COPIES if session.running.concurrency == "concurrent" else ():
+        for result in runs.outputs(position + 1, copies):
             yield from entry(result, 0)
 
 
