@@ -102,7 +102,12 @@ def test_target_drafts_for_itself(polydraft_bench: Bench) -> None:
 
 @check(
     scope="method",
-    after=("test_rounds_draft_k_tokens", "test_statistics_equal_counts", "test_greedy_equals_plain"),
+    after=(
+        "test_rounds_draft_k_tokens",
+        "test_statistics_equal_counts",
+        "test_greedy_equals_plain",
+        "test_drafts_are_accepted",
+    ),
     claims=has_model_drafter,
 )
 def test_right_drafts_are_accepted(polydraft_bench: Bench) -> None:

@@ -38,7 +38,7 @@ class Defect:
     quick: bool = True
     """Whether the quick run catches it, too."""
     also: frozenset[str] = frozenset()
-    """Other checks that may fail by themselves."""
+    """Other checks that may fail by themselves, and, where the run ends with the first failure, instead."""
     patch: Callable[[pytest.MonkeyPatch], None] | None = None
     """Puts the defect into the core, for what a backend cannot break."""
 

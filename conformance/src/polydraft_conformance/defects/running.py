@@ -81,9 +81,9 @@ def missed(found: SuiteRun, defect: Defect) -> str:
     firsts = {row.check: row.reason.splitlines()[0] for row in failed}
     if found.exit_code == 0:
         return "the suite passes"
-    if not reasons or set(firsts) - {defect.check, *defect.also}:
+    if not firsts or set(firsts) - {defect.check, *defect.also}:
         return f"{defect.check} should fail, these do: {firsts}"
-    if not any(defect.cause in reason.splitlines()[0] for reason in reasons):
+    if reasons and not any(defect.cause in reason.splitlines()[0] for reason in reasons):
         return f"{defect.check} does not name the cause ({defect.cause!r}): {firsts}"
     return ""
 

@@ -115,13 +115,20 @@ class StopsWhileSampling(ReferenceSequence):
         return super().prefill(token_ids, sampler, keep_logits=keep_logits)
 
 
-def far(name: str, sequence: type[ReferenceSequence], cause: str, check: str = "test_settings_hold_in_long_outputs"):
-    """A defect that the check of long outputs finds, unless another is named."""
-    return Defect(f"far: {name}", check, cause, lambda: defective(sequence))
+def far(name: str, sequence: type[ReferenceSequence], cause: str, *checks: str) -> Defect:
+    """A defect that the check of long outputs finds, unless others are named."""
+    check, *also = checks or ("test_settings_hold_in_long_outputs",)
+    return Defect(f"far: {name}", check, cause, lambda: defective(sequence), also=frozenset(also))
 
 
 DEFECTS: tuple[Defect, ...] = (
-    far("penalties forget", RepeatLast64, "Penalties look at the last 64 tokens only"),
+    far(
+        "penalties forget",
+        RepeatLast64,
+        "Penalties look at the last 64 tokens only",
+        "test_settings_hold_in_long_outputs",
+        "test_settings_decide_every_choice",
+    ),
     far("noise repeats itself", PeriodicNoise, "that of position p is that of p mod 256"),
     far("temperature twice", TemperatureTwice, "The temperature is applied twice", "test_settings_decide_every_choice"),
     far("five best tokens", FiveBest, "The best tokens are not all listed: 5 instead of"),
