@@ -29,7 +29,11 @@ _KNOWN = 16
 """Tokens of the request that is made after each other one."""
 
 
-@check(scope="once", after=(*_AFTER, "test_interleaved_streams", "test_many_prompts"), time_factor=2)
+@check(
+    scope="once",
+    after=(*_AFTER, "test_interleaved_streams", "test_many_prompts", "test_seed_decides_the_output"),
+    time_factor=2,
+)
 def test_requests_at_once_are_their_single_runs(polydraft_bench: Bench) -> None:
     """Six requests of other lengths, settings and seeds at once give what each gives alone, in their own results.
 

@@ -163,7 +163,11 @@ def _is_wrong_on_own_texts(bench: Bench, length: int, new_tokens: int) -> bool:
     return False
 
 
-@check(scope="once", after=("test_generates", "test_greedy_equals_plain"), time_factor=_PROCESS)
+@check(
+    scope="once",
+    after=("test_generates", "test_greedy_equals_plain", "test_seed_decides_the_output"),
+    time_factor=_PROCESS,
+)
 def test_a_plain_process_gives_the_same(polydraft_bench: Bench) -> None:
     """A program without pytest gets the tokens, and the drafts, that the suite gets.
 
