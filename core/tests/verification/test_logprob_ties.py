@@ -1,5 +1,8 @@
 """Near ties of engines that show log-probabilities only: measured through ``generate``."""
 
+import functools
+
+import numpy as np
 import polydraft
 import pytest
 from polydraft.verification import judge, tie_from_logprobs
@@ -159,3 +162,95 @@ def test_only_a_mixture_of_experts_is_given_the_noise_of_single_steps_at_the_pla
             assert (tie.noise_alone is not None) == experts
             assert (other in tie.control) == experts
         assert 0.05 < tie.noise_alone < 0.6
+
+
+class WrongFrom(ReferenceSequence):
+    """Single steps are far off from a length on."""
+
+    first = len(PROMPT) + 60
+    prefilling = False
+
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
+        self.prefilling = True
+        try:
+            return super().prefill(token_ids, sampler, keep_logits=keep_logits)
+        finally:
+            self.prefilling = False
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        if self.length >= self.first and not self.prefilling:
+            off = np.random.default_rng(self.length).normal(size=logits.shape)
+            logits = logits + (1.5 * off).astype(logits.dtype)
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_what_is_wrong_from_a_position_on_does_not_set_its_own_tolerance(broken, monkeypatch, experts):
+    broken(WrongFrom)
+    monkeypatch.setattr("polydraft.verification._logprobs.reroutes", lambda precision: True)
+    differing = 0
+    with polydraft.load("builtin:toy", backend="reference") as session:
+        monkeypatch.setattr(session, "_running", session.running.model_copy(update={"has_experts": experts}))
+        for start in range(30):
+            prompt = PROMPT[start:]
+            position = WrongFrom.first - len(prompt)
+            plain = list(session.generate(prompt, max_new_tokens=position + 1, **SETTINGS).token_ids)
+            other = session.generate([*prompt, *plain[:position]], max_new_tokens=1, **SETTINGS).token_ids[0]
+            if other != plain[position]:
+                found = [*plain[:position], other]
+                tie = functools.partial(tie_from_logprobs, session, prompt, plain, found)
+                assert judge(plain, found, tie).verdict == "DIVERGED"
+                differing += 1
+    assert differing > 5
+
+
+@pytest.mark.parametrize("settings", [{"banned_token_ids": (32,)}, {"min_new_tokens": 30, "stop_token_ids": (32,)}])
+def test_a_token_that_may_not_come_is_no_near_tie(session, settings):
+    result = session.generate(PROMPT, max_new_tokens=40, **{**SETTINGS, "ignore_eos": False}, **settings)
+    plain = list(result.token_ids)
+    judgement = verdict(session, plain, 12, 32, settings=result.settings)
+    assert (judgement.verdict, judgement.tie) == ("DIVERGED", None)
+    assert "the settings forbid" in judgement.reason
+
+
+def test_stop_ids_are_kept_out_before_the_minimum(session):
+    """Plain decoding repeats itself only if the control forbids them, too."""
+    bare = session.generate(PROMPT, max_new_tokens=40, **SETTINGS).token_ids
+    settings = {"min_new_tokens": 30, "stop_token_ids": (bare[5], bare[8])}
+    result = session.generate(PROMPT, max_new_tokens=40, **SETTINGS, **settings)
+    plain = list(result.token_ids)
+    assert plain[5] != bare[5]
+    other = next(token for token in range(97, 123) if token not in (plain[12], *settings["stop_token_ids"]))
+    assert "does not repeat" not in verdict(session, plain, 12, other, settings=result.settings).reason
+
+
+class WrongAfterLongPrefills(ReferenceSequence):
+    """Single steps are far off after a prefill of many tokens: those of the control, too."""
+
+    off = 0.0
+
+    def prefill(self, token_ids, sampler, *, keep_logits=False):
+        self.off = 0.0
+        step = super().prefill(token_ids, sampler, keep_logits=keep_logits)
+        self.off = 1.5 * (len(token_ids) > len(PROMPT) + 20)
+        return step
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        shift = self.off * np.random.default_rng(self.length).normal(size=logits.shape)
+        return super().choose(logits + shift.astype(logits.dtype), token_ids, sampler, keep_logits)
+
+
+def test_experts_do_not_excuse_what_other_prefills_get_wrong(broken, monkeypatch):
+    broken(WrongAfterLongPrefills)
+    monkeypatch.setattr("polydraft.verification._logprobs.reroutes", lambda precision: True)
+    with polydraft.load("builtin:toy", backend="reference", prefix_cache_bytes=0) as session:
+        monkeypatch.setattr(session, "_running", session.running.model_copy(update={"has_experts": True}))
+        plain = list(session.generate(PROMPT, max_new_tokens=80, **SETTINGS).token_ids)
+        differing = 0
+        for start in range(22, 70, 4):
+            found = session.generate([*PROMPT, *plain[:start]], max_new_tokens=9, **SETTINGS).token_ids
+            place = next(index for index in range(10) if found[index : index + 1] != tuple(plain[start + index :][:1]))
+            if 0 < place < 9:
+                assert verdict(session, plain, start + place, found[place]).verdict == "DIVERGED"
+                differing += 1
+        assert differing > 2

@@ -223,6 +223,7 @@ def test_scheduling_ahead_changes_no_round(mtp, ahead, speculate):
         chunks = session.stream(prompt, max_new_tokens=count, ignore_eos=True, speculate=speculate)
         return [(chunk.token_ids, chunk.num_draft_tokens, chunk.num_accepted_tokens) for chunk in chunks]
 
+    assert "no drafts before `min_new_tokens`" in str(ahead.running.notes)
     kinds = [type(session.engine._scheduler).__name__ for session in (mtp, ahead)]
     assert kinds == ["PolydraftScheduler", "PolydraftAsyncScheduler"]
     for prompt in PROMPTS[:3]:
@@ -446,6 +447,19 @@ def test_logits_that_are_not_finite_end_only_their_request(request, fixture, mon
     assert streams[0].result.token_ids == sound[0].token_ids[:10]
     assert caught.value.partial_text == streams[0].result.text
     assert streams[1].result.token_ids == sound[1].token_ids
+    assert idle(either)
+
+
+def test_logits_past_the_end_of_the_output_are_none_of_its(either, monkeypatch):
+    """Of drafts that are scheduled ahead, some lie past the last token: plain decoding never computes these rows."""
+    runner = either.engine._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    for prompt in PROMPTS[:2]:
+        whole = either.generate(prompt, max_new_tokens=16, ignore_eos=True)
+        for count in range(2, 10):
+            with monkeypatch.context() as patch:
+                spoil(patch, runner, "polydraft-", len(whole.prompt_token_ids) + count, float("nan"))
+                result = either.generate(prompt, max_new_tokens=count, ignore_eos=True)
+            assert result.token_ids == whole.token_ids[:count]
     assert idle(either)
 
 

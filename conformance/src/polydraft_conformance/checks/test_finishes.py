@@ -183,7 +183,8 @@ def test_min_new_tokens(polydraft_bench: Bench) -> None:
         prompt = list(first.prompt_token_ids)
         plain = polydraft_bench.session.generate(prompt, speculate="off", **settings)
         result = polydraft_bench.session.generate(prompt, **settings)
-        expect(len(plain.token_ids) >= least, f"Plain decoding ended after {len(plain.token_ids)} of {least} tokens.")
+        for name, found in (("Plain decoding", plain), ("Speculation", result)):
+            expect(len(found.token_ids) >= least, f"{name} ended after {len(found.token_ids)} of {least} tokens.")
         polydraft_bench.same(plain, result, wrong=f"min_new_tokens={least} is counted differently in drafts.")
 
 

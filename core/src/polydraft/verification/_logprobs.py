@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +17,24 @@ if TYPE_CHECKING:
     from polydraft.contract.requests import GenerationSettings
     from polydraft.contract.results import GenerationResult, TokenLogprobs
 
-__all__ = ["FORBIDDING", "tie_from_logprobs"]
+__all__ = ["tie_from_logprobs"]
 
-FORBIDDING = ("min_new_tokens", "banned_token_ids", "guided")
+_FORBIDDING = ("min_new_tokens", "banned_token_ids", "guided")
 """Settings that only forbid tokens: of those that are left, the one of the largest log-probability is chosen."""
 
 _BEST = 5
 """Tokens whose log-probabilities are asked for; engines limit the number."""
 _SAMPLES = 8
-"""At about this many positions before the difference the noise is measured, and at as many after it."""
+"""At about this many positions the noise is measured."""
 _BACK = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens that are decoded up to the position, after a prefill of those before them."""
 _COPIES = (2, 3, 5, 8, 16)
 """Equal prompts in a batch: how many rows a step has decides in which order sums are made, as in rounds."""
-
-_Values = dict[int, float]
-"""Token -> log-probability."""
+_REROUTED = 4.0
+"""At most this much of the noise around it counts at a position whose token rounding sends to other experts, since an
+engine whose batches or prefills are wrong would otherwise excuse itself. vLLM 0.26, tiny-26b in bfloat16: twice."""
+_FAR = 64
+"""Up to this position batches with a grammar are decoded; without one they start ``_BACK[-1]`` tokens before it."""
 
 
 class _Runs:
@@ -48,8 +51,10 @@ class _Runs:
         self._prompt = list(prompt)
         asked = settings or DEFAULT_SETTINGS
         self._forbidding: dict[str, Any] = {
-            name: value for name in FORBIDDING if (value := getattr(asked, name)) != getattr(DEFAULT_SETTINGS, name)
+            name: value for name in _FORBIDDING if (value := getattr(asked, name)) != getattr(DEFAULT_SETTINGS, name)
         }
+        self._stop_token_ids = asked.stop_token_ids
+        self._least = asked.min_new_tokens
         self.forbids = bool(self._forbidding)
         """Whether some tokens may not come in the outputs."""
         self._common: dict[str, Any] = {
@@ -59,17 +64,28 @@ class _Runs:
             "ignore_eos": settings is None or settings.ignore_eos,
         }
 
+    def may_come(self, token_id: int, position: int) -> bool:
+        """Whether the settings allow a token there; what a grammar allows is not known here."""
+        ends = self._session.tokenizer.eos_token_ids | set(self._stop_token_ids)
+        return token_id not in self._forbidding.get("banned_token_ids", ()) and not (
+            position < self._least and token_id in ends
+        )
+
     def outputs(self, count: int, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens with the settings, of several equal prompts at once."""
         forbidding = dict(self._forbidding)
-        if "min_new_tokens" in forbidding:
-            forbidding["min_new_tokens"] = min(forbidding["min_new_tokens"], count)
+        if self._least:  # the ids that it forbids as well
+            forbidding |= {"min_new_tokens": min(self._least, count), "stop_token_ids": self._stop_token_ids}
         return self._session.generate_many([self._prompt] * copies, max_new_tokens=count, **self._common, **forbidding)
 
     def continued(self, output: Sequence[int], count: int = 1, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens after a prefill of the prompt and ``output``; any token may come."""
         prompts = [[*self._prompt, *output]] * copies
         return self._session.generate_many(prompts, max_new_tokens=count, **self._common)
+
+    def prefilled(self, output: Sequence[int], copies: int = 1) -> list[TokenLogprobs]:
+        """The token after a prefill of the prompt and ``output``."""
+        return [result.logprobs[0] for result in self.continued(output, copies=copies) if result.logprobs]
 
 
 def tie_from_logprobs(
@@ -88,8 +104,8 @@ def tie_from_logprobs(
     batches, in batches of equal prompts, as rounds are batches of rows. In a mixture of experts rounding may send this
     position's token to other experts: what these ways, all of single steps, differ by there is ``Tie.noise_alone``.
 
-    With settings that forbid tokens, the prefills choose between the two tokens only, both of which may come, and
-    values are compared relative to that of the token that was chosen, since tokens may be left out of some of the sums.
+    With settings that forbid tokens, prefills choose between the two tokens only, and the noise is measured on what
+    plain decoding gives without them.
 
     Args:
         session: A session whose backend claims the setting ``logprobs``.
@@ -98,61 +114,58 @@ def tie_from_logprobs(
         found: The other output.
         position: Index of the first token that differs; both have one there.
         settings: Of both outputs; None: greedy ones that EOS does not end. Only ``ignore_eos`` (an engine may forbid
-            EOS where it is True) and those in ``FORBIDDING`` are looked at.
+            EOS where it is True) and those that forbid tokens are looked at.
 
     Returns:
-        A sentence where plain decoding does not repeat itself up to the difference: then nothing can be measured.
+        A sentence where nothing can be measured: plain decoding does not repeat itself up to the difference; or where
+        that is needless: the other token may not come.
     """
     running = session.running
     runs = _Runs(session, prompt_token_ids, settings)
-    (plain,) = runs.outputs(min(position + 1 + _SAMPLES, running.context_length - len(prompt_token_ids)))
+    own, other = expected[position], found[position]
+    if not runs.may_come(other, position):
+        return "The other output has a token there that the settings forbid."
+    # The noise is measured at positions before the difference: a defect that begins with it would set its own
+    # tolerance. At the first two positions, which have none before them, later ones must do.
+    room = running.context_length - len(prompt_token_ids)
+    (plain,) = runs.outputs(min(position + 1 + (0 if position > 1 else _SAMPLES), room))
     output, scores = plain.token_ids, plain.logprobs
     if output[: position + 1] != tuple(expected[: position + 1]) or scores is None:
         return "Plain decoding does not repeat itself up to the difference, so nothing can be measured."
-    own, other = expected[position], found[position]
 
-    def gap(index: int, entry: TokenLogprobs) -> float | None:
-        """The largest difference of the values at this index; None: no token is in both."""
-        left, right = _by_token(scores[index]), _by_token(entry)
-        shift, scale, chosen = 0.0, 1.0, output[index]
-        if runs.forbids:
-            if chosen not in right:
-                return None
-            # The difference of two logits may be off by what both are.
-            shift, scale = left[chosen] - right[chosen], 0.5
-        shared = left.keys() & right.keys() - ({chosen} if runs.forbids else set())
-        return max((scale * abs(left[token] - right[token] - shift) for token in shared), default=None)
-
-    def choice(entry: TokenLogprobs) -> int:
-        """What a prefill chose, or would choose of the two."""
-        if not runs.forbids:
-            return entry.token_id
+    def choice(entry: TokenLogprobs) -> Iterator[int]:
+        """What a prefill chose, or would choose of the two, if that is known."""
         values = _by_token(entry)
-        return max((own, other), key=lambda token: (values.get(token, float("-inf")), -token))
-
-    def prefilled(index: int, copies: int = 1) -> list[TokenLogprobs]:
-        """The token at this index after a prefill of all tokens before it."""
-        return [result.logprobs[0] for result in runs.continued(output[:index], copies=copies) if result.logprobs]
+        if not runs.forbids:
+            yield entry.token_id
+        elif {own, other} & values.keys():
+            yield max((own, other), key=lambda token: (values.get(token, -math.inf), -token))
 
     # From 1: token 0 comes from a prefill both times.
-    indices = [*range(1, position, max(1, position // _SAMPLES)), *range(position + 1, len(output))]
-    gaps = [gap(index, entry) for index in indices for entry in prefilled(index)]
-    noise = [value for value in gaps if value is not None]
+    free, free_scores, indices = output, scores, [*range(1, position, max(1, position // _SAMPLES))]
+    if runs.forbids:
+        (result,) = runs.continued((), min(_SAMPLES + 1, room))
+        free, free_scores, indices = result.token_ids, result.logprobs or (), [*range(1, len(result.token_ids))]
+    indices = indices or [index for index in range(1, len(free)) if index != position]
+    noise = [_gap(free_scores[index], entry) for index in indices for entry in runs.prefilled(free[:index])]
+    most = max(noise, default=0.0)
     here = _by_token(scores[position])
     # A difference of log-probabilities is one of logits: the normaliser cancels.
-    margin = here[own] - here[other] if other in here else None
-    control = [choice(entry) for entry in prefilled(position)]
+    margin = here[own] - here[other] if math.isfinite(here.get(other, math.inf)) else None
+    control = [token for entry in runs.prefilled(output[:position]) for token in choice(entry)]
     noise_alone = None
-    if margin is not None and abs(margin) > MARGIN_LIMIT * max(noise, default=0.0):
+    if margin is not None and abs(margin) > MARGIN_LIMIT * most:
         if running.has_experts and reroutes(running.precision):
-            ways = [*_decoded(session, runs, output, position)]
-            control += [entry.token_id for entry in ways]
-            noise_alone = max((value for entry in ways if (value := gap(position, entry)) is not None), default=None)
+            for entry in _decoded(session, runs, output, position):
+                control.append(entry.token_id)
+                noise_alone = min(max(noise_alone or 0.0, _gap(scores[position], entry)), _REROUTED * most)
+                if other in control and abs(margin) <= MARGIN_LIMIT * noise_alone:
+                    break
     elif margin is not None and other not in control:
         copies = _COPIES if running.concurrency == "concurrent" else ()
-        of_prefills = (choice(entry) for number in copies for entry in prefilled(position, number))
+        prefills = chain.from_iterable(runs.prefilled(output[:position], number) for number in copies)
         of_steps = (entry.token_id for entry in _decoded(session, runs, output, position))
-        for token in chain(of_steps, of_prefills):
+        for token in chain(of_steps, chain.from_iterable(map(choice, prefills))):
             control.append(token)
             if token == other:
                 break
@@ -179,9 +192,21 @@ def _decoded(session: Session, runs: _Runs, output: Sequence[int], position: int
         for result in runs.continued(output[:start], position - start + 1):
             yield from entry(result, start)
     for copies in _COPIES if session.running.concurrency == "concurrent" else ():
-        for result in runs.outputs(position + 1, copies):
-            yield from entry(result, 0)
+        if not runs.forbids:
+            start = max(0, position - _BACK[-1])
+            for result in runs.continued(output[:start], position - start + 1, copies):
+                yield from entry(result, start)
+        elif position <= _FAR:
+            for result in runs.outputs(position + 1, copies):
+                yield from entry(result, 0)
 
 
-def _by_token(entry: TokenLogprobs) -> _Values:
+def _gap(left: TokenLogprobs, right: TokenLogprobs) -> float:
+    """The largest difference of values that both hold; 0.0: there is none."""
+    one, other = _by_token(left), _by_token(right)
+    gaps = (abs(one[token] - other[token]) for token in one.keys() & other.keys())
+    return max((gap for gap in gaps if math.isfinite(gap)), default=0.0)
+
+
+def _by_token(entry: TokenLogprobs) -> dict[int, float]:
     return {**dict(entry.top), entry.token_id: entry.logprob}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from polydraft.contract.requests import DEFAULT_SETTINGS, TokenRequest
 from polydraft.contract.stepping import SteppingEngine
+from polydraft.errors import UnsupportedError
 from polydraft.verification._logprobs import tie_from_logprobs
 from polydraft.verification._steps import measure_tie
 from polydraft.verification._verdict import judge
@@ -96,7 +97,10 @@ def judge_outputs(
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."
         if not _by_logprobs(settings):
             return "With these settings tokens are not chosen by the log-probabilities that the engine reports."
-        return tie_from_logprobs(session, prompt_token_ids, expected, found, position, settings=settings)
+        try:
+            return tie_from_logprobs(session, prompt_token_ids, expected, found, position, settings=settings)
+        except UnsupportedError as error:
+            return f"The engine does not show all log-probabilities: {error}"
 
     return judge(
         expected, found, measure, unit="character" if getattr(session.tokenizer, "text_only", False) else "token"

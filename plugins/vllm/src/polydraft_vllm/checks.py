@@ -60,7 +60,7 @@ def check_request(request: LoadRequest) -> None:
     options: VllmOptions = request.engine_options
     if options.further.get("enable_batch_sharded_sampling"):
         raise UnsupportedError(
-            "With enable_batch_sharded_sampling vLLM does not say which request has logits that are not finite.",
+            "With enable_batch_sharded_sampling vLLM needs counts of bad logits by row; polydraft has them by request.",
             "Leave the option out.",
         )
     size = options.tensor_parallel_size

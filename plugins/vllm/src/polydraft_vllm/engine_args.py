@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
 from polydraft.checkpoints.config import has_experts
 from polydraft.checkpoints.fetch import fetch
 from polydraft.errors import InvalidRequestError
@@ -26,6 +27,8 @@ __all__ = ["OBSOLETE", "RESERVED", "check_arguments", "engine_arguments", "is_lo
 
 _MAX_LOGPROBS = 64
 """The most that ``GenerationSettings.logprobs`` allows."""
+_V2_EXPERTS = Version("0.32")
+"""From here on mixtures of experts have vLLM's second model runner; they have the first one in 0.26 (read in both)."""
 _WITH_MEDIA, _TEXT_ONLY = "Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"
 
 _OTHER_WEIGHTS = {"pt", "npcache", "mistral"}
@@ -111,10 +114,8 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         "async_scheduling": options.async_scheduling,
     }
     if plan.kind is not None:
-        if has_experts(request.target.config):
-            # vLLM's first model runner, that of mixtures of experts, counts drafts that are scheduled as output, so
-            # requests below their ``min_new_tokens`` would have none (see ``scheduler``).
-            chosen["async_scheduling"] = bool(options.async_scheduling)
+        if options.async_scheduling is None and has_experts(request.target.config) and installed.release < _V2_EXPERTS:
+            chosen["async_scheduling"] = False  # see ``loading.load_pair``
         chosen["speculative_config"] = speculative_config(
             plan.kind,
             drafter,

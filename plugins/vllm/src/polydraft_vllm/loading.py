@@ -57,9 +57,16 @@ def load_pair(request: LoadRequest) -> VllmEngine:
 
     check_arguments(options.further, (field.name for field in dataclasses.fields(vllm.EngineArgs)))
     arguments, note = engine_arguments(request, installed)
+    ahead = False
     with VLLM_LOCK, _random_state_kept():
         try:
             config = vllm.EngineArgs(**arguments, disable_log_stats=True, use_tqdm_on_load=False).create_engine_config()
+            if request.plan.kind is not None and not getattr(config, "use_v2_model_runner", True):
+                # vLLM's first model runner counts drafts that are scheduled as output, so requests get none before
+                # their ``min_new_tokens`` (see ``scheduler``).
+                if options.async_scheduling is None:
+                    config.scheduler_config.async_scheduling = False
+                ahead = config.scheduler_config.async_scheduling
             engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
         except Exception as error:
             raise start_error(error, request.target.id) from error
@@ -85,6 +92,7 @@ def load_pair(request: LoadRequest) -> VllmEngine:
             "Only the language model is loaded, because torchvision is not installed."
             if is_loaded_without_media(request.target.config)
             else "",
+            "With async_scheduling, requests get no drafts before `min_new_tokens`." if ahead else "",
             f"{sizes.world_size} workers ({sizes.distributed_executor_backend})." if sizes.world_size > 1 else "",
         ),
     )

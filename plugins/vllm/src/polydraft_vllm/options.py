@@ -39,7 +39,7 @@ class VllmOptions(EngineOptions):
     distributed_executor_backend: Literal["uni", "mp", "ray", "external_launcher"] | None = None
     async_scheduling: bool | None = Field(
         default=None,
-        description="Schedule a step while the one before it runs. Default: vLLM's; off for experts with a drafter.",
+        description="Schedule a step while one runs. Default: vLLM's, but off with a drafter on its V1 runner.",
     )
     speculative_config: dict[str, Any] = Field(
         default_factory=dict,

@@ -39,6 +39,9 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
         """Of the latest step, by request: (draft tokens, tokens that the verifier produced, before any stop)."""
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        # Before tokens past the end of the output are left out: a bad row there is none of the output's.
+        broken = self._cut(model_runner_output)
+        self._leave_out(scheduler_output, model_runner_output)
         drafts, invalid = scheduler_output.scheduled_spec_decode_tokens, scheduler_output.num_invalid_spec_tokens or {}
         sampled = model_runner_output.sampled_token_ids
         # Before the superclass cuts tokens after a stop and drops finished requests.
@@ -49,7 +52,6 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
             )
             for request_id, index in model_runner_output.req_id_to_index.items()
         }
-        broken = self._cut(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in (self.requests.get(request_id) for request_id in broken):
             if request is None or request.is_finished():
@@ -60,6 +62,9 @@ class _Additions(Scheduler):  # type: ignore[misc,unused-ignore] # vLLM is not i
                 EngineCoreOutput(request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR)
             )
         return outputs
+
+    def _leave_out(self, scheduler_output: Any, model_runner_output: Any) -> None:
+        """Remove drafts and tokens past the end of the output, if any were scheduled."""
 
     def _cut(self, output: Any) -> list[str]:
         """Remove tokens from the first bad row on (see ``soundness``); the ids of requests that had any."""
@@ -94,8 +99,8 @@ class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,
     Drafts are placeholders there, and how many the output has room for is not known yet: all are verified.
     """
 
-    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """Leave out drafts past the last token of the output, for vLLM's own counts too."""
+    def _leave_out(self, scheduler_output: Any, model_runner_output: Any) -> None:
+        # For vLLM's own counts, too.
         drafts, sampled = scheduler_output.scheduled_spec_decode_tokens, model_runner_output.sampled_token_ids
         invalid = dict(scheduler_output.num_invalid_spec_tokens or {})
         for request_id in [*drafts]:
@@ -109,7 +114,6 @@ class PolydraftAsyncScheduler(_Additions, AsyncScheduler):  # type: ignore[misc,
             else:  # the token ends the request, so that nothing is left to take back for rejected drafts
                 del drafts[request_id]
         scheduler_output.num_invalid_spec_tokens = invalid
-        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         super()._update_after_schedule(scheduler_output)

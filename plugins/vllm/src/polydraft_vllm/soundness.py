@@ -55,9 +55,9 @@ def count_nans_by_request(self: Any, logits: torch.Tensor | None) -> dict[str, i
     return dict(zip(self.input_batch.req_ids, counts, strict=False))
 
 
-def sample_rows(self: Any, logits: torch.Tensor, input_batch: Any) -> Any:
+def sample_rows(self: Any, logits: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
     """``Sampler.__call__`` of the second runner, for steps without drafts: one row of logits a request."""
-    return _with_counts(SAMPLER, self, logits, input_batch)
+    return _with_counts(SAMPLER, self, logits, input_batch, *args, **kwargs)
 
 
 def verify_rows(self: Any, logits: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
