@@ -38,7 +38,9 @@ class Defect:
     quick: bool = True
     """Whether the quick run catches it, too."""
     also: frozenset[str] = frozenset()
-    """Other checks that may fail by themselves, and, where the run ends with the first failure, instead."""
+    """Other checks that may fail by themselves."""
+    met_by: frozenset[str] = frozenset()
+    """Checks that meet it first where all of a run's are made, which ends with the first failure."""
     patch: Callable[[pytest.MonkeyPatch], None] | None = None
     """Puts the defect into the core, for what a backend cannot break."""
 

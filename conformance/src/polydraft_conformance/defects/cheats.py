@@ -155,6 +155,7 @@ DEFECTS = (
         "test_unknown_prompts_equal_plain",
         "the backend knows the suite's other texts",
         partial(defective, KnowsTexts),
+        met_by=frozenset({"test_short_prompts"}),
     ),
     Defect(
         "cheat: sees pytest among the modules",
@@ -173,6 +174,7 @@ DEFECTS = (
         "test_a_plain_process_gives_the_same",
         _ELSEWHERE,
         partial(defective, SeesStack),
+        met_by=frozenset({"test_async_twins"}),
     ),
     Defect(
         "cheat: drafts only while its sequences are wrapped",

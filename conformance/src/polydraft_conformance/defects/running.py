@@ -81,7 +81,8 @@ def missed(found: SuiteRun, defect: Defect) -> str:
     firsts = {row.check: row.reason.splitlines()[0] for row in failed}
     if found.exit_code == 0:
         return "the suite passes"
-    if not firsts or set(firsts) - {defect.check, *defect.also}:
+    unexpected = set(firsts) - {defect.check, *defect.also, *defect.met_by}
+    if unexpected or not (reasons or set(firsts) & defect.met_by):
         return f"{defect.check} should fail, these do: {firsts}"
     if reasons and not any(defect.cause in reason.splitlines()[0] for reason in reasons):
         return f"{defect.check} does not name the cause ({defect.cause!r}): {firsts}"

@@ -222,6 +222,7 @@ DEFECTS = (
         "test_seed_decides_every_token",
         "The seed decides the first token only",
         partial(defective, whole=SeedOfTheFirstToken, **FEW_CLAIMS),
+        met_by=frozenset({"test_requests_at_once_are_their_single_runs"}),
     ),
     Defect(
         "whole: log-probabilities of the drafter",
