@@ -66,22 +66,27 @@ class _Runs:
 
     def may_come(self, token_id: int, position: int) -> bool:
         """Whether the settings allow a token there; what a grammar allows is not known here."""
-        ends = self._session.tokenizer.eos_token_ids | set(self._stop_token_ids)
-        return token_id not in self._forbidding.get("banned_token_ids", ()) and not (
-            position < self._least and token_id in ends
-        )
+        if token_id in self._forbidding.get("banned_token_ids", ()):
+            return False
+        if position >= self._least:
+            return True
+        return token_id not in {*self._session.tokenizer.eos_token_ids, *self._stop_token_ids}
 
     def outputs(self, count: int, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens with the settings, of several equal prompts at once."""
         forbidding = dict(self._forbidding)
         if self._least:  # the ids that it forbids as well
             forbidding |= {"min_new_tokens": min(self._least, count), "stop_token_ids": self._stop_token_ids}
-        return self._session.generate_many([self._prompt] * copies, max_new_tokens=count, **self._common, **forbidding)
+        return self._run(self._prompt, copies, max_new_tokens=count, **forbidding)
 
     def continued(self, output: Sequence[int], count: int = 1, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens after a prefill of the prompt and ``output``; any token may come."""
-        prompts = [[*self._prompt, *output]] * copies
-        return self._session.generate_many(prompts, max_new_tokens=count, **self._common)
+        return self._run([*self._prompt, *output], copies, max_new_tokens=count)
+
+    def _run(self, prompt: list[int], copies: int, **settings: Any) -> list[GenerationResult]:
+        if copies == 1:
+            return [self._session.generate(prompt, **self._common, **settings)]
+        return self._session.generate_many([prompt] * copies, **self._common, **settings)
 
     def prefilled(self, output: Sequence[int], copies: int = 1) -> list[TokenLogprobs]:
         """The token after a prefill of the prompt and ``output``."""
