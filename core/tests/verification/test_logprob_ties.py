@@ -12,8 +12,10 @@ PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 SETTINGS = {"speculate": "off", "temperature": 0.0, "ignore_eos": True}
 
 
-class OtherPrefill(ReferenceSequence):
-    """A prefill's rows are off by a little: even tokens gain."""
+class Distinguishing(ReferenceSequence):
+    """Knows whether rows are those of a prefill."""
+
+    prefilling = False
 
     def prefill(self, token_ids, sampler, *, keep_logits=False):
         self.prefilling = True
@@ -22,9 +24,13 @@ class OtherPrefill(ReferenceSequence):
         finally:
             self.prefilling = False
 
+
+class OtherPrefill(Distinguishing):
+    """A prefill's rows are off by a little: even tokens gain."""
+
     def choose(self, logits, token_ids, sampler, keep_logits):
         logits = logits.copy()
-        logits[:, ::2] += 0.3 * getattr(self, "prefilling", False)
+        logits[:, ::2] += 0.3 * self.prefilling
         return super().choose(logits, token_ids, sampler, keep_logits)
 
 
@@ -164,18 +170,10 @@ def test_only_a_mixture_of_experts_is_given_the_noise_of_single_steps_at_the_pla
         assert 0.05 < tie.noise_alone < 0.6
 
 
-class WrongFrom(ReferenceSequence):
+class WrongFrom(Distinguishing):
     """Single steps are far off from a length on."""
 
     first = len(PROMPT) + 60
-    prefilling = False
-
-    def prefill(self, token_ids, sampler, *, keep_logits=False):
-        self.prefilling = True
-        try:
-            return super().prefill(token_ids, sampler, keep_logits=keep_logits)
-        finally:
-            self.prefilling = False
 
     def choose(self, logits, token_ids, sampler, keep_logits):
         if self.length >= self.first and not self.prefilling:

@@ -115,7 +115,7 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
     }
     if plan.kind is not None:
         if options.async_scheduling is None and has_experts(request.target.config) and installed.release < _V2_EXPERTS:
-            chosen["async_scheduling"] = False  # see ``loading.load_pair``
+            chosen["async_scheduling"] = False  # as ``loading.load_pair`` does; a server is not asked for its runner
         chosen["speculative_config"] = speculative_config(
             plan.kind,
             drafter,
