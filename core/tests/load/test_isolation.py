@@ -8,10 +8,10 @@ from polydraft import _isolation, load
 from polydraft._isolation import Clash, Isolator, clash_with
 from polydraft._plugins import PluginHost
 from polydraft._registry.backends import KnownBackend
-from polydraft._workers.backend import WorkerBackend, options_from_schema
+from polydraft._workers.backend import WorkerBackend, _plain, options_from_schema
 from polydraft.contract import Backend, Capabilities, EngineOptions, hookimpl
 from polydraft.errors import InvalidRequestError, UnsupportedError
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from worker_helpers import RECORD
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -131,6 +131,16 @@ def test_options_of_a_schema_are_known_by_name():
     assert model.model_validate({"threads": "many"}).threads == "many", "its value is checked in the worker"
     with pytest.raises(ValidationError, match="thread"):
         model.model_validate({"thread": 4})
+
+
+def test_options_that_a_schema_does_not_name_are_given_to_a_worker_whose_backend_takes_them():
+    """vLLM's engine arguments, by their own names; they were refused where vLLM is in another process."""
+
+    class Open(Options):
+        model_config = ConfigDict(extra="allow", frozen=True)
+
+    given = options_from_schema(Open.model_json_schema()).model_validate({"threads": 4, "swap": "all"})
+    assert _plain(given) == {"threads": 4, "swap": "all"}
 
 
 def test_a_worker_s_capabilities_lack_what_needs_logits_here():

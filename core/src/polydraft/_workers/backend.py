@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from polydraft._containment import plugin_errors
 from polydraft._probes.interpreter import own_python
@@ -213,13 +213,20 @@ def _surroundings() -> tuple[Any, ...]:
     return dict(os.environ), folder, tuple(sys.path)
 
 
+class _OpenOptions(EngineOptions):
+    """Options whose backend takes others than it names, and checks them where its engine is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
 def options_from_schema(schema: Mapping[str, Any]) -> type[EngineOptions]:
     """A model of the names of options, and of which drafters use them, for a backend whose own is elsewhere."""
     fields: dict[str, Any] = {
         name: (Any, Field(default=None, json_schema_extra={key: told[key] for key in ("drafters",) if key in told}))
         for name, told in schema.get("properties", {}).items()
     }
-    return create_model(str(schema.get("title", "EngineOptions")), __base__=EngineOptions, **fields)
+    base = _OpenOptions if schema.get("additionalProperties") is True else EngineOptions
+    return create_model(str(schema.get("title", "EngineOptions")), __base__=base, **fields)
 
 
 def _crossing(request: LoadRequest) -> dict[str, Any]:
