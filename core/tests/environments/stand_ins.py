@@ -3,10 +3,11 @@
 import json
 import os
 import sys
+from collections import namedtuple
 from importlib.metadata import version
 from pathlib import Path
 
-from polydraft._environments import install
+from polydraft._environments import install, plan
 from polydraft._probes.records import CataloguedBackend, PluginCatalogue
 from polydraft.contract import BackendRecord
 from polydraft.contract.records import CONTRACT_VERSION
@@ -73,7 +74,12 @@ class FakeUv:
 
 
 def be_quick(replace=setattr):
-    """Nothing is started in an environment: one backend is found, and its self-test passes."""
+    """Nothing is started in an environment: one backend is found, and its self-test passes.
+
+    The disk has room for any engine: nothing of its size is downloaded, so this machine's own disk is not asked.
+    """
+    usage = namedtuple("usage", "total used free")
+    replace(plan.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**12))
     replace(install, "_catalogue", _catalogue)
     tested = {"tokens": [[1, 2], [1, 2]], "acceptance_rate": 0.5, "device": "cpu", "seconds": 0.1}
     replace(install._Making, "answer", lambda making, doing, request: tested)

@@ -272,10 +272,10 @@ def test_an_interrupted_installation_is_made_anew(number, uv, data, silent, quic
 
 def test_what_is_known_before_anything_is_done(uv, data, silent, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
-    with pytest.raises(EnvironmentSetupError, match=r"about 0\.2 GB in .*0\.0 GB are free"):
-        install("reference", silent)
-    monkeypatch.undo()
+    with monkeypatch.context() as full:
+        full.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+        with pytest.raises(EnvironmentSetupError, match=r"about 0\.2 GB in .*0\.0 GB are free"):
+            install("reference", silent)
     monkeypatch.setenv("POLYDRAFT_DATA_DIR", str(tmp_path / "file" / "data"))
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentSetupError, match="cannot be written") as failed:
@@ -460,7 +460,7 @@ def test_pip_is_used_where_there_is_no_uv(monkeypatch):
     assert commands[-7:] == ["-c", "c", "--extra-index-url", "i", "--find-links", "w", "x"]
 
 
-def test_a_full_disk_in_mid_installation(uv, data, silent, monkeypatch):
+def test_a_full_disk_in_mid_installation(uv, data, silent, quick, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
