@@ -12,7 +12,13 @@ from polydraft._cli.waiting import waiting_for
 NAME = "an-organization/a-model-with-a-long-name"
 
 
-def shown(width, monkeypatch=None):
+@pytest.fixture(autouse=True)
+def no_width_of_a_terminal(monkeypatch):
+    """Of the terminal that runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def shown(width):
     stream = io.StringIO()
     console = console_for(stream)
     if width:

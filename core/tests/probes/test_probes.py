@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from polydraft._probes.asking import ask
 from polydraft._probes.interpreter import own_python
+from worker_helpers import alive, wait_until
 
 PLUGIN = """
 from polydraft.contract import BackendRecord, PairRecord, hookimpl
@@ -158,9 +159,7 @@ def test_a_probe_ends_with_the_program_that_asks(installed, tmp_path):
     os.kill(asking.pid, signal.SIGKILL)
     asking.wait()
     assert found
-    while Path(f"/proc/{found[0]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{found[0]}").exists()
+    assert wait_until(lambda: not alive(int(found[0])))
 
 
 def test_the_catalogue_has_what_every_hook_gives_and_what_each_backend_says(installed, monkeypatch):

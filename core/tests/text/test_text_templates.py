@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from polydraft.errors import ContextLengthError, InvalidRequestError, ModelFormatError, UnsupportedError
 from polydraft.text import _templates
+from worker_helpers import alive, wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -227,11 +228,7 @@ def test_it_ends_with_the_app(end):
         f"{_START}t._SECONDS = 0.3\n_r('a')\nt._SECONDS = 60\nprint(t._process._running.pid, flush=True)\n{end}\n"
     )
     assert done.stderr == ""
-    deadline = time.monotonic() + 5
-    left = Path(f"/proc/{int(done.stdout)}/fd/0")
-    while left.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not left.exists()
+    assert wait_until(lambda: not alive(int(done.stdout)), 5)
 
 
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="needs signals of a terminal")
