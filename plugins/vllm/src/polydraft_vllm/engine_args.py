@@ -51,6 +51,8 @@ RESERVED: dict[str, str] = {
     "scheduler_cls": "Leave it out: polydraft's scheduler can decode single requests without drafts.",
     "api_key": "Use the environment variable VLLM_API_KEY, or the backend vllm-server, which has this option.",
     "stream_interval": "Leave it out: polydraft reads every step.",
+    "logprobs_mode": "Leave it out: `logprobs` are log-probabilities of the model's own logits.",
+    "max_logprobs": "Leave it out: as many as `logprobs` allows.",
 }
 """Engine arguments that polydraft sets itself -> what to do instead."""
 
@@ -141,6 +143,9 @@ def engine_arguments(request: LoadRequest, installed: InstalledVllm) -> tuple[di
         **{name: value for name, value in chosen.items() if value is not None},
         **options.further,
     }
+    overrides = options.further.get("hf_overrides")
+    if isinstance(overrides, Mapping) and "hf_overrides" in chosen:
+        arguments["hf_overrides"] = {**chosen["hf_overrides"], **overrides}
     return arguments, note
 
 

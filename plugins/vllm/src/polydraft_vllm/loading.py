@@ -60,7 +60,8 @@ def load_pair(request: LoadRequest) -> VllmEngine:
     ahead = False
     with VLLM_LOCK, _random_state_kept():
         try:
-            config = vllm.EngineArgs(**arguments, disable_log_stats=True, use_tqdm_on_load=False).create_engine_config()
+            quiet = {"disable_log_stats": True, "use_tqdm_on_load": False}
+            config = vllm.EngineArgs(**{**quiet, **arguments}).create_engine_config()
             if request.plan.kind is not None and not getattr(config, "use_v2_model_runner", False):
                 # vLLM's first model runner counts drafts that are scheduled as output, so requests get none before
                 # their ``min_new_tokens`` (see ``scheduler``).

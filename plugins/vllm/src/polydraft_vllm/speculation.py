@@ -91,6 +91,14 @@ def speculative_config(
             f"The engine option `speculative_config` sets {', '.join(taken)}.",
             "Give `drafter` and `num_speculative_tokens` instead.",
         )
+    drawn = sorted(name for name in extra if name.startswith("synthetic_"))
+    if drawn or extra.get("rejection_sample_method") == "synthetic":
+        raise InvalidRequestError(
+            f"With {drawn[0] if drawn else 'rejection_sample_method=synthetic'} of `speculative_config`, vLLM accepts "
+            "drafts by chance, whatever the target would choose.",
+            "Leave it out: speculation must not change the output. `polydraft bench --synthetic-acceptance` measures "
+            "speeds with other engines.",
+        )
     ignored = _OF_MODELS if kind == "ngram" else _OF_NGRAMS
     if useless := sorted(name for name in extra if name in ignored or name.startswith("suffix_decoding_")):
         raise InvalidRequestError(
