@@ -35,9 +35,9 @@ FLOORS = (
     {"_cli"},
     {"__main__"},
 )
-UPWARD = {("_load", "verification"), ("_load", "_tune")}
+UPWARD = {("_load", "verification"), ("_load", "_tune"), ("_workers", "verification")}
 """Stored verification results decide whether ``load`` proceeds, stored measurements decide what the caller leaves open;
-and ``polydraft verify`` and ``polydraft tune`` load."""
+and ``polydraft verify`` and ``polydraft tune`` load. A worker measures near ties, as the logits are there."""
 
 
 def imports():

@@ -139,8 +139,9 @@ def test_options_that_a_schema_does_not_name_are_given_to_a_worker_whose_backend
     class Open(Options):
         model_config = ConfigDict(extra="allow", frozen=True)
 
-    given = options_from_schema(Open.model_json_schema()).model_validate({"threads": 4, "swap": "all"})
-    assert _plain(given) == {"threads": 4, "swap": "all"}
+    given = {"threads": 4, "swap": "all", "copy": 3}  # a model has a method of the last one's name
+    assert _plain(options_from_schema(Open.model_json_schema()).model_validate(given)) == given
+    assert _plain(Open.model_validate(given)) == given
 
 
 def test_a_worker_s_capabilities_lack_what_needs_logits_here():

@@ -252,3 +252,45 @@ def test_experts_do_not_excuse_what_other_prefills_get_wrong(broken, monkeypatch
                 assert verdict(session, plain, start + place, found[place]).verdict == "DIVERGED"
                 differing += 1
         assert differing > 2
+
+
+def test_a_token_that_a_grammar_forbids_is_no_near_tie(session, plain):
+    """Plain decoding chose the other one from behind. The control knows no grammar, and chooses what is forbidden."""
+    space = ord(" ")
+    forbidden = 0
+    for start in range(60):
+        prompt = [*PROMPT, *plain[:start]]
+        result = session.generate(
+            prompt, max_new_tokens=12, **{**SETTINGS, "ignore_eos": False}, guided={"regex": "[a-z]{40}"}, logprobs=20
+        )
+        output = list(result.token_ids)
+        for position, entry in enumerate(result.logprobs[2:], 2):
+            ahead = dict(entry.top).get(space, -99.0) - entry.logprob
+            if 0 < ahead < 0.6:  # within the noise
+                found = [*output[:position], space]
+                tie = functools.partial(tie_from_logprobs, session, prompt, output, found, settings=result.settings)
+                judgement = judge(output, found, tie)
+                assert (judgement.verdict, judgement.tie) == ("DIVERGED", None)
+                assert "the settings forbid" in judgement.reason
+                forbidden += 1
+    assert forbidden > 3
+
+
+def test_the_noise_is_measured_where_the_model_would_have_ended_at_once(session, plain):
+    """``min_new_tokens`` forbids EOS; without it the text that the noise is measured on had no other position."""
+    first = plain[0]
+    given = {**SETTINGS, "ignore_eos": False, "stop_token_ids": (first,), "min_new_tokens": 20}
+    result = session.generate(PROMPT, max_new_tokens=30, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(session.tokenizer), "eos_token_ids", frozenset({first}))
+        output = list(result.token_ids)
+        judgement = verdict(session, output, 9, (output[9] + 1) % 256, settings=result.settings)
+    assert judgement.tie.noise > 0.05
+
+
+def test_ids_of_eos_may_come_where_eos_is_ignored(session, plain):
+    """``min_new_tokens`` forbids an engine what would end the output, and these do not."""
+    settings = session.generate(PROMPT, max_new_tokens=30, **SETTINGS, min_new_tokens=20).settings
+    eos = min(session.tokenizer.eos_token_ids)
+    assert eos != plain[9]
+    assert "the settings forbid" not in verdict(session, plain[:30], 9, eos, settings=settings).reason

@@ -2,8 +2,10 @@
 
 import polydraft
 import pytest
-from polydraft.verification import judge_outputs
+from polydraft.contract import TokenRequest
+from polydraft.verification import judge, judge_outputs, measure_tie
 from polydraft_reference.backend import ReferenceBackend
+from polydraft_reference.sequence import ReferenceSequence
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 CLAIMS = ReferenceBackend().capabilities()
@@ -86,3 +88,64 @@ def test_not_at_all_where_equal_bits_are_promised():
         judgement = judged(session, CLAIMS)[1]
     assert judgement.tie is None
     assert "near ties do not count" in judgement.reason
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "seed": 3}, {"guided": {"regex": "[a-z ]{50}"}}])
+def test_an_engine_in_a_worker_is_measured_there_by_its_logits(session, settings):
+    """By log-probabilities honest engines were called DIVERGED: no sample could be a near tie, nor could what only
+    steps of several tokens flip."""
+    given = {"ignore_eos": "guided" not in settings, **settings}
+    with polydraft.load("builtin:toy", backend="reference", num_speculative_tokens=4, isolation="process") as worker:
+        (token, here), (_, there) = (judged(one, CLAIMS, **given) for one in (session, worker))
+        outputs = [one.generate(PROMPT, max_new_tokens=9).token_ids for one in (session, worker)]
+        assert outputs[0] == outputs[1]
+    assert there == here
+    assert there.tie.source == "logits"
+    assert set(there.tie.control) == {token}
+
+
+class OtherHere(ReferenceSequence):
+    """In steps of several tokens one token's logit is off at one position, by less than one rounding in bfloat16."""
+
+    at, token, gain = 0, 0, 0.0
+
+    def choose(self, logits, token_ids, sampler, keep_logits):
+        row = self.at - (self.length - len(token_ids) + 1)
+        if len(token_ids) > 1 and 0 <= row < len(logits) == len(token_ids):
+            logits = logits.copy()
+            logits[row, self.token] += self.gain
+        return super().choose(logits, token_ids, sampler, keep_logits)
+
+
+@pytest.mark.parametrize(
+    ("precision", "verdict"), [("bfloat16", "NEAR_TIE"), ("float32", "DIVERGED"), ("", "DIVERGED")]
+)
+def test_two_logits_less_than_a_rounding_apart_are_near_where_other_rows_agree_bit_by_bit(precision, verdict, broken):
+    """The noise around a difference can be exactly 0 in 16 bits."""
+    broken(OtherHere)
+    with polydraft.load("builtin:toy", backend="reference", num_speculative_tokens=4) as session:
+        plain = session.generate(PROMPT, max_new_tokens=100, ignore_eos=True, speculate="off", logprobs=2)
+        ranked = [sorted((value, token) for token, value in entry.top) for entry in plain.logprobs]
+        margins = {index: best[0] - second[0] for index, (second, best) in enumerate(ranked) if 2 < index < 90}
+        position = min(margins, key=lambda index: margins[index])
+        margin, other = margins[position], ranked[position][0][1]
+        OtherHere.at, OtherHere.token, OtherHere.gain = len(PROMPT) + position, other, 1.5 * margin
+        found = [*plain.token_ids[:position], other]
+        request = TokenRequest(
+            prompt_token_ids=tuple(PROMPT),
+            settings=plain.settings,
+            seed=0,
+            speculate=False,
+            num_speculative_tokens=0,
+            eos_token_ids=frozenset(),
+            max_total_tokens=session.running.context_length,
+        )
+        judgement = judge(
+            plain.token_ids,
+            found,
+            lambda at: measure_tie(session.engine, request, plain.token_ids, found, at, 4, precision=precision),
+        )
+    largest = max(map(abs, judgement.tie.values))
+    assert 2 * 2**-23 * largest < judgement.tie.margin < 2**-7 * largest
+    assert other in judgement.tie.control
+    assert (judgement.verdict, judgement.tie.noise < 1e-5) == (verdict, precision != "bfloat16"), judgement.reason

@@ -14,7 +14,7 @@ import pytest
 from polydraft._load import open_session
 from polydraft._workers.backend import WorkerBackend
 from polydraft._workers.crashes import Death
-from polydraft._workers.messages import Hello, frame
+from polydraft._workers.messages import PROTOCOL_VERSION, Hello, frame
 from polydraft.errors import (
     BackendUnavailableError,
     EngineCrashedError,
@@ -301,7 +301,7 @@ def other_python(folder, body):
     ("body", "message"),
     [
         ("os.close(1); import time; time.sleep(600)", "closed its pipe"),
-        (f"os.write(1, {frame(Hello(protocol=1, polydraft='0.1'))!r})", "records are not those"),
+        (f"os.write(1, {frame(Hello(protocol=PROTOCOL_VERSION, polydraft='0.1'))!r})", "records are not those"),
         (f"os.write(1, {frame(Hello(protocol=99, polydraft='9.0'))!r})", "polydraft 9.0, which speaks version 99"),
         ('sys.exit("/usr/bin/python: No module named polydraft._workers")', "has no polydraft that can be a worker"),
         ("os.write(1, b'Welcome to this Python!\\n')", "wrote what is no message"),

@@ -250,7 +250,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in value.model_fields_set}
+        # Not by attribute: further options of an open model may have the name of one of its methods.
+        given = {**value.__dict__, **(value.model_extra or {})}
+        return {name: _plain(given[name]) for name in value.model_fields_set}
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

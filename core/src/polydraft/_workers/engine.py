@@ -16,7 +16,7 @@ from polydraft.contract.whole import WholeEngine
 from polydraft.errors import SessionClosedError
 
 if TYPE_CHECKING:
-    from polydraft.contract.requests import GenerationSettings
+    from polydraft.contract.requests import GenerationSettings, TokenRequest
     from polydraft.contract.whole import Generation
 
 __all__ = ["ROOM", "WorkerEngine"]
@@ -41,6 +41,8 @@ class WorkerEngine(WholeEngine):
         self._checks_settings = loaded.checks_settings
         self.picks_k = loaded.picks_k
         self.shared_sequences = loaded.shared_sequences
+        self.shows_logits = loaded.shows_logits
+        """Whether ``measure_tie`` can be asked: a stepping engine whose logits can be read is in the worker."""
         self._levels = levels_here()
         self.tokenizer = tokenizer_of(worker, loaded.tokenizer)
         told = {"process": "worker", "process_reason": reason, "process_id": worker.pid}
@@ -70,6 +72,12 @@ class WorkerEngine(WholeEngine):
             return None
         found = self._worker.ask("speculation_conflict", {"settings": settings.model_dump(mode="json")}).value
         return None if found is None else OffReason.model_validate(found)
+
+    def measure_tie(self, request: TokenRequest, **rest: Any) -> Any:
+        """``polydraft.verification.measure_tie`` where the logits are; its ``Tie`` as data. ``rest``: JSON-ready."""
+        return self._worker.ask(
+            "measure_tie", {"request": request.model_dump(mode="json"), **rest}, doing="in scoring an output again"
+        ).value
 
     def memory(self) -> dict[str, int]:
         """Memory of the worker in bytes: ``resident`` now and ``peak`` so far, where the system tells them."""

@@ -41,6 +41,7 @@ _READ = 1 << 16
 _DOING = {
     **dict.fromkeys(("encode", "chat"), "in encoding the prompt"),
     **dict.fromkeys(("spell", "token_id"), "in describing its tokens"),
+    "measure_tie": "in scoring an output again",
     **{name: f"in its {name}()" for name in ("check_settings", "speculation_conflict", "close", "diagnose", "refuse")},
 }
 """What an engine that fails was doing, as part of a sentence, in the words that the session uses."""
@@ -140,6 +141,8 @@ class EngineHost:
             # Loading and closing in the main thread, as in a program of its own: engines may need it.
             if message.name in {"load", "close"}:
                 self._busy += 1
+                self._main.put(lambda: self._answer(message))
+            elif message.name == "measure_tie":  # it runs the engine, as a call does
                 self._main.put(lambda: self._answer(message))
             else:
                 self._threads.submit(self._answer, message)

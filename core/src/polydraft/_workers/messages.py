@@ -45,7 +45,7 @@ __all__ = [
     "spelling",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by every change that an older side would not understand. ``Hello`` is the same in all versions."""
 
 _LENGTH = struct.Struct(">I")
@@ -231,6 +231,7 @@ class Loaded(Message):
     checks_settings: bool = Field(description="Whether the engine is asked before each call what it refuses.")
     picks_k: bool = Field(description="``WholeEngine.picks_k``; a stepping engine's loop does.")
     shared_sequences: int = Field(description="The engine's.")
+    shows_logits: bool = Field(description="Whether the question ``measure_tie`` can be asked.")
 
 
 _FROM_APP = Annotated[Open | Question | Generate | Credit | Cancel, Field(discriminator="kind")]

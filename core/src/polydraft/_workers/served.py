@@ -15,7 +15,7 @@ from polydraft._loop.schedule import SessionSchedule
 from polydraft._session.engine_check import check_engine
 from polydraft._session.failures import engine_failure
 from polydraft._workers.messages import Loaded, TokenizerFacts, spelled
-from polydraft.contract.requests import GenerationSettings
+from polydraft.contract.requests import GenerationSettings, TokenRequest
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.contract.whole import WholeEngine
 from polydraft.errors import EngineError, PluginError, PolydraftError
@@ -190,6 +190,7 @@ class ServedEngine:
                 checks_settings=asks,
                 picks_k=isinstance(engine, SteppingEngine) or engine.picks_k,
                 shared_sequences=engine.shared_sequences,
+                shows_logits=isinstance(engine, SteppingEngine) and capabilities.exposes_logits,
             )
             if isinstance(engine, SteppingEngine):
                 self._kept = KeptSequences(engine, capabilities, made.prefix_cache_bytes)
@@ -220,6 +221,14 @@ class ServedEngine:
         assert isinstance(self._engine, WholeEngine)
         found = self._engine.speculation_conflict(GenerationSettings.model_validate(settings))
         return None if found is None else found.model_dump(mode="json")
+
+    def _on_measure_tie(self, request: Any, **rest: Any) -> Any:
+        from polydraft.verification._steps import measure_tie
+
+        assert isinstance(self._engine, SteppingEngine)
+        assert self._kept is not None
+        self._kept.clear()  # some engines hold one sequence at a time
+        return measure_tie(self._engine, TokenRequest.model_validate(request), **rest).model_dump(mode="json")
 
     def _on_encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)

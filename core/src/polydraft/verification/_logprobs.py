@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from polydraft.contract.requests import DEFAULT_SETTINGS
+from polydraft.errors import UnsupportedError
 from polydraft.verification._noise import reroutes
 from polydraft.verification._verdict import MARGIN_LIMIT, Tie
 
@@ -22,8 +23,8 @@ __all__ = ["tie_from_logprobs"]
 _FORBIDDING = ("min_new_tokens", "banned_token_ids", "guided")
 """Settings that only forbid tokens: of those that are left, the one of the largest log-probability is chosen."""
 
-_BEST = 5
-"""Tokens whose log-probabilities are asked for; engines limit the number."""
+_BEST, _BEST_OF_ALLOWED = 5, 20
+"""Tokens whose log-probabilities are asked for; more where some of them may be forbidden. vLLM's servers give 20."""
 _SAMPLES = 8
 """At about this many positions the noise is measured."""
 _BACK = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -60,7 +61,7 @@ class _Runs:
         self._common: dict[str, Any] = {
             "speculate": "off",
             "temperature": 0.0,
-            "logprobs": _BEST,
+            "logprobs": _BEST_OF_ALLOWED if self.forbids else _BEST,
             "ignore_eos": settings is None or settings.ignore_eos,
         }
 
@@ -70,7 +71,9 @@ class _Runs:
             return False
         if position >= self._least:
             return True
-        return token_id not in {*self._session.tokenizer.eos_token_ids, *self._stop_token_ids}
+        # Where EOS is ignored, engines differ in whether they let it come before the minimum.
+        ends = () if self._common["ignore_eos"] else self._session.tokenizer.eos_token_ids
+        return token_id not in {*ends, *self._stop_token_ids}
 
     def outputs(self, count: int, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens with the settings, of several equal prompts at once."""
@@ -82,6 +85,14 @@ class _Runs:
     def continued(self, output: Sequence[int], count: int = 1, copies: int = 1) -> list[GenerationResult]:
         """Outputs of this many tokens after a prefill of the prompt and ``output``; any token may come."""
         return self._run([*self._prompt, *output], copies, max_new_tokens=count)
+
+    def free(self, count: int) -> GenerationResult:
+        """An output of which no token is forbidden, and that EOS does not end where the engine can ignore it."""
+        ignored = {**self._common, "ignore_eos": True}
+        try:
+            return self._session.generate(self._prompt, **ignored, max_new_tokens=count)
+        except UnsupportedError:
+            return self._session.generate(self._prompt, **self._common, max_new_tokens=count)
 
     def _run(self, prompt: list[int], copies: int, **settings: Any) -> list[GenerationResult]:
         if copies == 1:
@@ -104,7 +115,8 @@ def tie_from_logprobs(
 ) -> Tie | str:
     """Decode plainly again with log-probabilities, and score the same prefixes in one prefill each: the control.
 
-    For greedy outputs only: what an engine adds when it samples is not known. Where that prefill does not choose the
+    For greedy outputs only: what an engine adds when it samples is not known. An engine that keeps prefixes may take
+    over KV of earlier calls, these outputs' among them, in any of these runs. Where that prefill does not choose the
     other token of a near tie, the control also decodes plainly after prefills of other lengths, and, in an engine that
     batches, in batches of equal prompts, as rounds are batches of rows. In a mixture of experts rounding may send this
     position's token to other experts: what these ways, all of single steps, differ by there is ``Tie.noise_alone``.
@@ -149,7 +161,7 @@ def tie_from_logprobs(
     # From 1: token 0 comes from a prefill both times.
     free, free_scores, indices = output, scores, [*range(1, position, max(1, position // _SAMPLES))]
     if runs.forbids:
-        (result,) = runs.continued((), min(_SAMPLES + 1, room))
+        result = runs.free(min(_SAMPLES + 1, room))
         free, free_scores, indices = result.token_ids, result.logprobs or (), [*range(1, len(result.token_ids))]
     indices = indices or [index for index in range(1, len(free)) if index != position]
     noise = [_gap(free_scores[index], entry) for index in indices for entry in runs.prefilled(free[:index])]
@@ -157,6 +169,8 @@ def tie_from_logprobs(
     here = _by_token(scores[position])
     # A difference of log-probabilities is one of logits: the normaliser cancels.
     margin = here[own] - here[other] if math.isfinite(here.get(other, math.inf)) else None
+    if runs.forbids and margin is not None and margin < 0:  # plain decoding would have taken it
+        return "The other output has a token there that the settings forbid."
     control = [token for entry in runs.prefilled(output[:position]) for token in choice(entry)]
     noise_alone = None
     if margin is not None and abs(margin) > MARGIN_LIMIT * most:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from polydraft._workers.engine import WorkerEngine
 from polydraft.contract.requests import DEFAULT_SETTINGS, TokenRequest
 from polydraft.contract.stepping import SteppingEngine
 from polydraft.errors import UnsupportedError
 from polydraft.verification._logprobs import tie_from_logprobs
 from polydraft.verification._steps import measure_tie
-from polydraft.verification._verdict import judge
+from polydraft.verification._verdict import Tie, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from polydraft._session.session import Session
     from polydraft.contract.records import Capabilities
     from polydraft.contract.requests import GenerationSettings
-    from polydraft.verification._verdict import Judgement, Tie
+    from polydraft.verification._verdict import Judgement
 
 __all__ = ["judge_outputs", "repeats_seeds"]
 
@@ -68,7 +70,13 @@ def judge_outputs(
         running = session.running
         if running.exactness == "bitwise":
             return "`exactness='bitwise'` promises equal bits: near ties do not count."
-        if isinstance(session.engine, SteppingEngine) and capabilities.exposes_logits:
+        engine = session.engine
+        by_logits: Callable[..., Any] | None = None
+        if isinstance(engine, WorkerEngine):
+            by_logits = engine.measure_tie if engine.shows_logits else None
+        elif isinstance(engine, SteppingEngine) and capabilities.exposes_logits:
+            by_logits = partial(measure_tie, engine)
+        if by_logits is not None:
             request = TokenRequest(
                 prompt_token_ids=tuple(prompt_token_ids),
                 settings=settings,
@@ -78,21 +86,20 @@ def judge_outputs(
                 eos_token_ids=frozenset() if settings.ignore_eos else session.tokenizer.eos_token_ids,
                 max_total_tokens=running.context_length,
             )
-            k = running.max_draft_tokens
             session.forget_prefixes()
-            return measure_tie(
-                session.engine,
+            tie = by_logits(
                 request,
-                expected,
-                found,
-                position,
-                k,
+                expected=list(expected),
+                found=list(found),
+                position=position,
+                k=running.max_draft_tokens,
                 precision=running.precision,
                 experts=running.has_experts,
                 reused=reused,
-                stepped=stepped,
-                rounds=rounds,
+                stepped=[list(span) for span in stepped],
+                rounds=list(rounds),
             )
+            return Tie.model_validate(tie)
         if "logprobs" not in capabilities.sampling:
             return "The engine shows neither logits nor log-probabilities, so a near tie cannot be claimed."
         if not _by_logprobs(settings):

@@ -14,7 +14,7 @@ from polydraft.sampling._sampler import RuleSampler
 from polydraft.sampling.noise import gumbel, row_keys
 from polydraft.sampling.numpy_ops import NumpyOps, array_ops_of
 from polydraft.sampling.structured import Grammars
-from polydraft.verification._noise import GreedySampler, Logits, difference, measure_noise, reroutes
+from polydraft.verification._noise import GreedySampler, Logits, difference, epsilon_of, measure_noise, reroutes
 from polydraft.verification._verdict import MARGIN_LIMIT, Tie
 
 if TYPE_CHECKING:
@@ -135,7 +135,11 @@ def measure_tie(
                 cut = cut or (filtered and row.choice == tokens[1] and ahead(row.seen) > 0)
             elif row.index > 0 or parts:  # index 0 comes from the same prefill in both
                 noise.append(gap)
-    if tokens[1] not in control and noise and abs(margin) <= MARGIN_LIMIT * max(noise):
+    # Rows of other positions may agree bit by bit where those of this one do not.
+    epsilon = epsilon_of(precision) if precision else 0.0
+    roundings = [epsilon * abs(float(raw[position][token])) for token in tokens]
+    most = max(*noise, *roundings) if noise else None
+    if tokens[1] not in control and most is not None and abs(margin) <= MARGIN_LIMIT * most:
         # Rounds of fewer drafts are steps of fewer rows. What these differ by does not widen the tolerance.
         for cuts, parts, length in _further(output, k, reused, stepped):
             for row in _run(engine, request, output, cuts, shown, parts, length):
@@ -144,7 +148,7 @@ def measure_tie(
             if tokens[1] in control:
                 break
     noise_alone = None
-    if experts and reroutes(precision) and tokens[1] in control and abs(margin) > MARGIN_LIMIT * max(noise, default=0):
+    if experts and reroutes(precision) and tokens[1] in control and abs(margin) > MARGIN_LIMIT * (most or 0.0):
         alone = _alone(engine, request, output, position, k)
         noise_alone = max((difference(raw[position], row) for row in alone), default=None)
     start = [*request.prompt_token_ids, *expected][: _CONTEXT * (k + 1)]
@@ -152,7 +156,7 @@ def measure_tie(
         source="logits",
         values=(float(plain[position][tokens[0]]), float(plain[position][tokens[1]])),
         margin=margin,
-        noise=max(noise, default=None),
+        noise=most,
         noise_here=max(noise_here),
         noise_alone=noise_alone,
         steps=max(steps),

@@ -38,8 +38,8 @@ class Tie(Record):
         "noise terms times the temperature is in it. None: not known."
     )
     noise: float | None = Field(
-        description="Largest difference of one logit between plain decoding and the control, at other positions; "
-        "None: there was no other position."
+        description="Largest difference of one logit between plain decoding and the control, at other positions, and "
+        "from logits at least one rounding of the two tokens' own; None: there was no other position."
     )
     noise_here: float | None = Field(
         default=None, description="The same at this position, which does not widen the margin; None: not measured."
@@ -186,7 +186,7 @@ def _fault(tie: Tie, other: int | None) -> str:
     if tie.margin is None and tie.source == "logits":
         return "One of the two tokens has no finite logit in plain decoding."
     if tie.margin is None:
-        return "The other token is not among the best ones that the engine reports, so it was far behind."
+        return "The other token is not among the best ones that the engine reports, so nothing shows that it was near."
     # What is not finite has become None: it is measured wherever ``explained`` is.
     largest = math.inf if tie.steps is None else tie.steps
     # Whatever the margin: an engine whose steps are wrong would otherwise set its own tolerance.
