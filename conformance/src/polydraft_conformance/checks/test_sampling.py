@@ -215,9 +215,8 @@ def test_streamed_sample_is_the_same(polydraft_bench: Bench) -> None:
     settings: dict[str, Any] = {"temperature": 0.8, "seed": polydraft_bench.seed_of(21), "max_new_tokens": _NEW_TOKENS}
     wanted = polydraft_bench.session.generate(prompt, **settings)
     found = streamed(polydraft_bench.session, prompt, **settings)
-    expect(
-        found.token_ids == wanted.token_ids,
-        f"A streamed sample is another one: {list(found.token_ids)}, not {list(wanted.token_ids)}.",
+    polydraft_bench.same(
+        wanted, found.token_ids, wrong="A streamed sample is another one.", names=("whole", "streamed")
     )
 
 
