@@ -12,10 +12,12 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from polydraft._environments import interpreters, listing, machine, plan, sources
+from polydraft._environments import interpreters, listing, machine, plan, sources, tools
+from polydraft._environments.failures import explained
 from polydraft._environments.install import install, remove_engine, update
 from polydraft._environments.listing import engines
 from polydraft._environments.plan import plan_for
+from polydraft._environments.runner import CommandFailedError, child_environ
 from polydraft._environments.store import all_environments, environments, hold, left_over, locked
 from polydraft._environments.tools import Pip
 from polydraft._plugins import PluginHost
@@ -166,6 +168,19 @@ FAILURES = [
         "WARNING: Retrying after NewConnectionError\nERROR: No matching distribution found for numpy",
         "cannot be reached",
         "",
+    ),
+    (
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'ProtocolError()'\n"
+        "ERROR: Cannot install x<2 because these package versions have conflicting dependencies.\n"
+        "ERROR: ResolutionImpossible: for help visit",
+        "cannot be reached",
+        "network",
+    ),
+    (
+        "No solution found when resolving dependencies:\n Because x was not found in the cache ...\n"
+        "hint: Packages were unavailable because the network was disabled.",
+        "cannot be reached",
+        "network",
     ),
     ("ERROR: ... (from versions: none)\nERROR: No matching distribution found for x", "no x, or cannot be", "network"),
     ("ERROR: HTTP error 403 Client Error: Forbidden for url", "refuses access", "credentials"),
@@ -520,3 +535,22 @@ def test_a_read_only_disk(uv, data, silent, monkeypatch):
 
 def test_json_of_a_state_can_be_read_back(data):
     assert all(json.loads(state.model_dump_json())["name"] == state.name for state in engines())
+
+
+def test_pip_without_retries_still_says_that_an_index_cannot_be_reached(monkeypatch, tmp_path):
+    pytest.importorskip("pip")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    tools._pip_never_retries.cache_clear()
+    assert "PIP_RETRIES" not in Pip().environ
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    tools._pip_never_retries.cache_clear()
+    (tmp_path / "constraints").touch()
+    command = Pip().install(Path(sys.executable), ["no-such-thing"], tmp_path / "constraints", indexes=[], wheels=[])
+    environ = child_environ(**Pip().environ)
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False, env=environ)
+    tools._pip_never_retries.cache_clear()
+    failed = CommandFailedError(command, done.returncode, (done.stdout + done.stderr).splitlines())
+    assert "the package index cannot be reached" in explained("mine", "installing", failed, tmp_path, tmp_path).message

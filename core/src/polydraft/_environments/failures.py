@@ -19,6 +19,7 @@ _NO_NETWORK = (
     *("Network is unreachable", "No route to host", "Connection refused", "Connection reset", "ConnectionError"),
     *("Max retries exceeded", "ReadTimeoutError", "dns error", "error sending request", "Failed to resolve '"),
     *("client error (Connect)", "ProxyError", "nodename nor servname", "getaddrinfo failed", "timed out"),
+    *("after connection broken by", "are you offline", "network was disabled"),
 )
 _REFUSED = re.compile(r"\b(401|403|407)\b.{0,40}(Error|Unauthorized|Forbidden|Proxy)", re.IGNORECASE)
 _MISSING = (

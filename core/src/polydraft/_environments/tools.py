@@ -23,8 +23,11 @@ class Pip:
 
     name = "pip"
 
-    def __init__(self) -> None:
-        self.environ = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
+    @property
+    def environ(self) -> dict[str, str]:
+        """Variables that its commands need."""
+        retries = {"PIP_RETRIES": "1"} if _pip_never_retries() else {}
+        return {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0", **retries}
 
     def make(self, folder: Path, program: str, *, compiles: bool) -> list[str]:
         """Make an environment with an interpreter; with pip in it if something is to be compiled."""
@@ -113,6 +116,12 @@ _OF_PIP = {
 }
 """pip's settings, and uv's options for the same."""
 _OF_UV = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX")
+
+
+@cache
+def _pip_never_retries() -> bool:
+    """Whether pip is set to no retry: then it does not say that an index cannot be reached, but finds a conflict."""
+    return ("retries", ["0"]) in settings_of_pip(sys.executable)
 
 
 @cache
