@@ -84,7 +84,9 @@ def test_a_backend_that_is_not_installed(pytest_here):
         (["--polydraft-pairs", "builtin:toy=builtin:no-such"], "no-such"),
         (["--polydraft-kinds", "magic"], "drafter kind 'magic'"),
         (["--polydraft-kinds", "eagle3"], "no pair to run"),
-        (["--polydraft-time-limit", "0"], "not positive"),
+        (["--polydraft-time-limit", "0"], "not a number of seconds"),
+        (["--polydraft-time-limit", "nan"], "not a number of seconds"),
+        (["--polydraft-time-limit", "1e99"], "not a number of seconds"),
     ],
 )
 def test_usage_errors(conformance, capfd, arguments, message):

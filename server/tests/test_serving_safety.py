@@ -86,6 +86,14 @@ def test_a_key_and_none():
     assert KEY not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["request_seconds", "read_seconds", "write_seconds", "stop_seconds"])
+def test_a_time_is_one_that_a_clock_has(name):
+    ServerSettings(**{name: 1e8})
+    for seconds in (-1, float("inf"), float("nan"), 1e99):
+        with pytest.raises(ValueError, match=name):
+            ServerSettings(**{name: seconds})
+
+
 def test_a_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

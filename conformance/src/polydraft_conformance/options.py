@@ -18,6 +18,8 @@ ALL_K = (1, 2, 3, 4, 5, 6, 7, 8)
 QUICK_K = (1, 4)
 _SEEDS = 1_000_000
 """Small enough to be typed."""
+_LONGEST = 1e5
+"""Seconds of a time limit: timers of the system refuse several weeks."""
 USUAL_K = 4
 """The k of checks that are not repeated for every k."""
 
@@ -107,14 +109,14 @@ def read_options(config: pytest.Config) -> SuiteOptions | None:
     """The options; None where no backend is named: then the suite does nothing.
 
     Raises:
-        pytest.UsageError: The time limit is not positive.
+        pytest.UsageError: The time limit is none that can be kept.
     """
     backend = config.getoption("polydraft_backend") or config.getini("polydraft_backend")
     if not backend:
         return None
     time_limit = config.getoption("polydraft_time_limit")
-    if time_limit <= 0:
-        raise pytest.UsageError(f"--polydraft-time-limit={time_limit} is not positive.")
+    if not 0 < time_limit <= _LONGEST:
+        raise pytest.UsageError(f"--polydraft-time-limit={time_limit} is not a number of seconds up to {_LONGEST:.0f}.")
     seed = config.getoption("polydraft_seed")
     if seed is None:
         seed = config.option.polydraft_seed = draw_seed()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-__all__ = ["as_bool", "as_float", "as_int", "as_size", "shown"]
+__all__ = ["MOST_SECONDS", "as_bool", "as_float", "as_int", "as_seconds", "as_size", "shown"]
+
+MOST_SECONDS = 1e8
+"""The longest time that is accepted, about three years: clocks and locks refuse far longer ones."""
 
 _LONGEST_SHOWN = 150
 
@@ -28,6 +31,12 @@ def as_float(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
+
+
+def as_seconds(value: Any) -> float | None:
+    """A positive time of at most ``MOST_SECONDS``; None for anything else."""
+    seconds = as_float(value)
+    return seconds if seconds and 0 < seconds <= MOST_SECONDS else None  # NaN is not above 0
 
 
 def as_bool(value: Any) -> bool | None:

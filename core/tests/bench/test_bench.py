@@ -353,6 +353,7 @@ def test_all_that_fail_are_an_error(monkeypatch):
         ({"num_speculative_tokens": [2, "x"]}, "num_speculative_tokens"),
         ({"num_speculative_tokens": 2, "sweep_k": True}, "sweep_k"),
         ({"load_limit": 0}, "load_limit"),
+        ({"load_limit": 1e99}, "load_limit"),
         ({"prompts": []}, "prompts"),
         ({"backends": "reference"}, "backends"),
         ({"nonsense": 1}, "nonsense"),

@@ -38,10 +38,14 @@ class ServerSettings(BaseModel):
         default=None, ge=1, description="Generations at a time; None: as many as the engine takes."
     )
     max_waiting: int = Field(default=256, ge=0, description="Generations that may wait; more are refused with 429.")
-    request_seconds: float = Field(default=600.0, gt=0, description="Time limit of a generation, its wait included.")
-    read_seconds: float = Field(default=30.0, gt=0, description="Time in which a client must send its request.")
-    write_seconds: float = Field(default=60.0, gt=0, description="Time in which a client must take an event.")
-    stop_seconds: float = Field(default=30.0, ge=0, description="Time that generations get to end when it stops.")
+    request_seconds: float = Field(
+        default=600.0, gt=0, le=1e8, description="Time limit of a generation, its wait included."
+    )
+    read_seconds: float = Field(default=30.0, gt=0, le=1e8, description="Time in which a client must send its request.")
+    write_seconds: float = Field(default=60.0, gt=0, le=1e8, description="Time in which a client must take an event.")
+    stop_seconds: float = Field(
+        default=30.0, ge=0, le=1e8, description="Time that generations get to end when it stops."
+    )
     max_body_bytes: int | None = Field(
         default=None, ge=1, description="Size limit of a request; None: 1 MiB, and 16 bytes for each token of context."
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydraft._measuring.here import BenchHere
 from polydraft._measuring.processes import BenchInProcesses
 from polydraft._measuring.prompts import MeasuredPrompt, built_in_prompts, given_prompts, read_prompts
-from polydraft._numbers import as_float, as_int, shown
+from polydraft._numbers import MOST_SECONDS, as_int, as_seconds, shown
 from polydraft._plugins import default_host
 from polydraft._probes.interpreter import own_python
 from polydraft.errors import InvalidRequestError
@@ -94,15 +93,17 @@ def classes(prompts: Iterable[MeasuredPrompt]) -> dict[str, int]:
 
 
 def checked_seconds(name: str, given: object) -> float:
-    """A positive number of seconds.
+    """A positive number of seconds, at most ``MOST_SECONDS``.
 
     Raises:
         InvalidRequestError: It is none.
     """
-    seconds = as_float(given)
-    if not (seconds and 0 < seconds < inf):  # NaN is not above 0
+    seconds = as_seconds(given)
+    if seconds is None:
         raise InvalidRequestError(
-            f"`{name}={shown(given)}` is not a number of seconds.", "Give a positive number.", argument=name
+            f"`{name}={shown(given)}` is not a number of seconds.",
+            f"Give a positive number of at most {MOST_SECONDS:.0f}.",
+            argument=name,
         )
     return seconds
 

@@ -201,10 +201,10 @@ class _Process:
             self._child.stdin.write(job.model_dump_json().encode() + b"\n")
             self._child.stdin.flush()
             until = time.monotonic() + seconds
-            line = self._answers.get(timeout=seconds)
+            line = self._answers.get(timeout=min(seconds, threading.TIMEOUT_MAX))  # on Windows 49 days
             while line and (told := _told(line)):
                 logging.getLogger(told.log).info("%s", told.reason)
-                line = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+                line = self._answers.get(timeout=min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
         except queue.Empty:
             self.end()
             raise NotMeasurable("slow", f"{what} within {seconds:.0f} s.") from None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from polydraft._load import open_session, prepare
 from polydraft._load_arguments import refuse_in_measurements
-from polydraft._numbers import as_float, shown
+from polydraft._numbers import MOST_SECONDS, as_seconds, shown
 from polydraft._plugins import default_host
 from polydraft._sealed import check_writable, keep_result
 from polydraft.errors import InvalidRequestError, PolydraftError, SpeculationUnavailableError
@@ -57,11 +56,11 @@ def verify(
     Raises:
         PolydraftError: As for ``load`` and ``check_session``; or the result cannot be kept, or files changed meanwhile.
     """
-    seconds = None if time_limit is None else as_float(time_limit)
-    if time_limit is not None and not (seconds and 0 < seconds < inf):  # NaN is not above 0
+    seconds = None if time_limit is None else as_seconds(time_limit)
+    if time_limit is not None and seconds is None:
         raise InvalidRequestError(
             f"`time_limit={shown(time_limit)}` is not a number of seconds.",
-            "Give a positive number.",
+            f"Give a positive number of at most {MOST_SECONDS:.0f}.",
             argument="time_limit",
         )
     with system_errors(f"{target} cannot be verified"):

@@ -12,6 +12,7 @@ from polydraft._cli import options as opt
 from polydraft._cli.loading import checked_settings, load_arguments, open_session
 from polydraft._cli.problems import FAILURE
 from polydraft._cli.streams import claim_output
+from polydraft._numbers import MOST_SECONDS
 from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
 
@@ -48,7 +49,13 @@ def batch(
     ] = None,
     request_seconds: Annotated[
         float,
-        typer.Option("--request-seconds", min=1, help="Time limit of a line's generation.", rich_help_panel=_MUCH),
+        typer.Option(
+            "--request-seconds",
+            min=1,
+            max=MOST_SECONDS,
+            help="Time limit of a line's generation.",
+            rich_help_panel=_MUCH,
+        ),
     ] = 3600.0,
     ray: Annotated[
         str | None,

@@ -16,6 +16,7 @@ import typer
 from polydraft._cli import options as opt
 from polydraft._cli.loading import checked_settings, load_arguments, open_session
 from polydraft._cli.streams import claim_output, is_terminal
+from polydraft._numbers import MOST_SECONDS
 from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError, PolydraftError
 from polydraft.secrets import MASK, Secret, revealed
@@ -93,13 +94,21 @@ def serve(
     request_seconds: Annotated[
         float,
         typer.Option(
-            "--request-seconds", min=1, help="Time limit of a generation, its wait included.", rich_help_panel=_MUCH
+            "--request-seconds",
+            min=1,
+            max=MOST_SECONDS,
+            help="Time limit of a generation, its wait included.",
+            rich_help_panel=_MUCH,
         ),
     ] = 600.0,
     stop_seconds: Annotated[
         float,
         typer.Option(
-            "--stop-seconds", min=0, help="Time for generations to end when it is stopped.", rich_help_panel=_MUCH
+            "--stop-seconds",
+            min=0,
+            max=MOST_SECONDS,
+            help="Time for generations to end when it is stopped.",
+            rich_help_panel=_MUCH,
         ),
     ] = 30.0,
     max_body_bytes: Annotated[
