@@ -225,6 +225,14 @@ def _check_objects(values: Mapping[str, Any]) -> None:
             raise InvalidRequestError(
                 "`engine_options` is of the wrong type.", "Give a dict.", argument="engine_options"
             )
+        if isinstance(options, Mapping):
+            for name in options:
+                if not isinstance(name, str):
+                    raise InvalidRequestError(
+                        f"`engine_options` has the key {shown(name)}, which is not a name.",
+                        "Give a dict from names to values.",
+                        argument="engine_options",
+                    )
     if host is not None:
         from polydraft._plugins import PluginHost
 

@@ -468,6 +468,8 @@ def test_a_gpu_of_any_kind_is_the_backends_to_refuse(device, known):
         ({"local_files_only": "yes"}, InvalidRequestError, "True or False"),
         ({"trust_remote_code": 1}, InvalidRequestError, "True or False"),
         ({"engine_options": "fast"}, InvalidRequestError, "a dict"),
+        ({"engine_options": {5: 1}}, InvalidRequestError, "the key 5"),
+        ({"engine_options": {"blocks": 1, None: 1}}, InvalidRequestError, "the key None"),
         ({"engine_options": {"compil": True}, "backend": "fast"}, InvalidRequestError, "Did you mean 'compile'?"),
         ({"engine_options": {"zzzz": True}}, InvalidRequestError, "Known options of fast: blocks, compile."),
         ({"num_speculative_tokens": "many"}, InvalidRequestError, "`num_speculative_tokens='many'` is not understood"),

@@ -134,6 +134,12 @@ def test_an_engine_that_fails_is_a_row_and_all_that_fail_are_an_error(monkeypatc
         ({"prompts": "/no/such/file"}, "prompts"),
         ({"backends": []}, "backends"),
         ({"backends": "reference"}, "backends"),
+        ({"backends": 5}, "backends"),
+        ({"backends": [5]}, "backends"),
+        ({"backends": [{}]}, "backends"),
+        ({"prompts": [[{5: 1}]]}, "prompts"),
+        ({"engine_options": {5: 1}}, "engine_options"),
+        ({"engine_options": {"x": object()}}, "engine_options"),
         ({"num_speculative_tokens": 0}, "num_speculative_tokens"),
         ({"num_speculative_tokens": "auto"}, "num_speculative_tokens"),
         ({"nonsense": 1}, "nonsense"),
@@ -147,7 +153,7 @@ def test_wrong_arguments_are_refused(arguments, argument, monkeypatch):
     with pytest.raises(InvalidRequestError) as raised:
         polydraft.tune(TOY, **{"seconds": 5, **arguments})
     assert raised.value.argument == argument
-    assert closed == ([{}] if argument == "engine_options" else []), "no process is left"
+    assert closed == ([{}] if "backend" in arguments else []), "no process is left"
 
 
 def test_k_that_is_too_large_is_refused_by_name_and_plain_decoding_is_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from polydraft._probes.interpreter import own_python
 from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from polydraft._measuring.bench import Bench
     from polydraft._plugins import PluginHost
@@ -62,13 +63,14 @@ def checked_backends(backends: Any, host: PluginHost) -> list[str]:
         InvalidRequestError: It is no list of names.
         BackendNotFoundError: There is no such backend.
     """
-    if isinstance(backends, str) or not backends:
+    names = [] if isinstance(backends, str) or not isinstance(backends, Iterable) else [*backends]
+    if not names or not all(isinstance(name, str) for name in names):
         raise InvalidRequestError(
             f"`backends={shown(backends)}` is not understood.", "Give a list of names.", argument="backends"
         )
-    for name in backends:
+    for name in names:
         host.backend(name)  # unknown: an error with what is meant
-    return list(dict.fromkeys(backends))
+    return list(dict.fromkeys(names))
 
 
 def checked_prompts(given: Any) -> tuple[MeasuredPrompt, ...]:

@@ -20,6 +20,7 @@ from polydraft._measuring.bench import AnyK, CallSettings, Group, LoadedInfo, No
 from polydraft._measuring.child import Answer, Job
 from polydraft._presentable import presentable
 from polydraft._probes.interpreter import command_of, environment_of
+from polydraft._workers.backend import crossing_options
 from polydraft.errors import InvalidRequestError
 from polydraft.files import system_errors
 from polydraft.hardware import free_memory
@@ -57,6 +58,9 @@ class BenchInProcesses:
         load_limit: Seconds that an engine may take to load.
         python: Backend -> the interpreter that has it.
         free_memory: Gives the free memory in bytes.
+
+    Raises:
+        InvalidRequestError: Engine options cannot be given to another process.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class BenchInProcesses:
     ) -> None:
         self._target = str(target)
         self._arguments = {name: _plain(value) for name, value in given.items() if name != "host"}
+        if (options := given.get("engine_options")) is not None:
+            self._arguments["engine_options"] = crossing_options(options, "measure in this process, with a `host`")
         self._named = named
         self._load_limit = load_limit
         self._python = python
@@ -272,8 +278,4 @@ def _plain(value: Any) -> Any:
         return value.reveal()
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if hasattr(value, "model_dump"):
-        return {name: _plain(one) for name, one in value.model_dump(exclude_unset=True).items()}
     return value

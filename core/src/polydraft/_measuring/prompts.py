@@ -133,7 +133,7 @@ def _checked(given: Any, number: int) -> Any:
     if isinstance(given, str) and given:
         return given
     if isinstance(given, Sequence) and not isinstance(given, str | bytes) and len(given):
-        if all(isinstance(one, Mapping) for one in given):
+        if all(isinstance(one, Mapping) and all(isinstance(name, str) for name in one) for one in given):
             return tuple(dict(one) for one in given)
         if all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in given):
             return tuple(given)

@@ -26,7 +26,7 @@ from polydraft.secrets import Secret
 if TYPE_CHECKING:
     from polydraft.contract.requests import LoadRequest, ModelSource, SpeculationPlan
 
-__all__ = ["WorkerBackend", "in_worker", "options_from_schema"]
+__all__ = ["WorkerBackend", "crossing_options", "in_worker", "options_from_schema"]
 
 _IDLE = 60.0
 """Seconds that a worker which has answered questions is kept for ``load_engine``."""
@@ -233,16 +233,26 @@ def _crossing(request: LoadRequest) -> dict[str, Any]:
     """A request as data. Secrets are written out: the pipe is read by the worker only."""
     data = request.model_dump(mode="json", exclude={"engine_options", "hub"})
     data["hub"] = _plain({name: getattr(request.hub, name) for name in type(request.hub).model_fields})
-    options = None if request.engine_options is None else _plain(request.engine_options)
+    options = None if request.engine_options is None else crossing_options(request.engine_options)
+    return {"request": data, "options": options}
+
+
+def crossing_options(options: Mapping[str, Any] | EngineOptions, or_else: str = "load with `isolation='none'`") -> Any:
+    """Engine options as data for another process of this user, with their secrets.
+
+    Raises:
+        InvalidRequestError: They hold what JSON has not; ``or_else`` is the hint's second way.
+    """
+    plain = _plain(options)
     try:
-        json.dumps(options)
+        json.dumps(plain)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"The engine options hold what cannot be given to another process: {error}.",
-            "Give numbers, texts, lists and dicts; or load with `isolation='none'`.",
+            f"Give numbers, texts, lists and dicts; or {or_else}.",
             argument="engine_options",
         ) from error
-    return {"request": data, "options": options}
+    return plain
 
 
 def _plain(value: Any) -> Any:
