@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from fake_session import CHUNKS, make_running
@@ -126,15 +127,31 @@ def test_prompt_on_standard_input(process, arguments):
 def test_without_a_model_the_builtin_pair(fake, command, monkeypatch):
     import polydraft._plugins
 
-    installed = {"tiny-e2b": object()}
+    installed = {
+        name: SimpleNamespace(format=form)
+        for name, form in {"other": "own", "tiny-e2b": "safetensors", "tiny-e2b-litertlm": "litertlm"}.items()
+    }
+    formats = {"litert_lm": {"litertlm"}, "llama_cpp": {"gguf", "safetensors"}, "vllm-server": {"safetensors"}}
 
     class Host:
         def local_models(self):
             return installed
 
+        def backends(self):
+            return {name: SimpleNamespace(formats=loaded) for name, loaded in formats.items()}
+
+        def pairs(self):
+            return [("x", SimpleNamespace(target=target)) for target in ("google/x", "builtin:tiny-e2b-litertlm")]
+
+    def chosen(*backend):
+        assert command("generate", "-p", "Hi", *backend).code == 0
+        return fake.calls[-1][0]
+
     monkeypatch.setattr(polydraft._plugins, "default_host", Host)
-    assert command("generate", "-p", "Hi").code == 0
-    assert fake.calls[0][0] == "builtin:tiny-e2b"
+    assert chosen() == chosen("-b", "llama_cpp") == chosen("-b", "unknown") == "builtin:tiny-e2b"
+    assert chosen("-b", "litert_lm") == "builtin:tiny-e2b-litertlm"
+    del formats["llama_cpp"], formats["vllm-server"]
+    assert chosen() == "builtin:tiny-e2b-litertlm"
     installed.clear()
     ran = command("generate", "-p", "Hi")
     assert ran.code == 2

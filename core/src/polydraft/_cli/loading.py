@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["checked_settings", "load_arguments", "open_session"]
 
-_DEFAULT_MODEL = "tiny-e2b"
-"""The built-in pair that runs where no model is named."""
+_DEFAULT_MODEL = "builtin:tiny-e2b"
+"""The built-in pair that runs where no model is named, if the backend loads it."""
 
 
 def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
@@ -48,7 +48,7 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
         "num_speculative_tokens": _count_or_text(loading["num_speculative_tokens"]),
         "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
     }
-    return arguments.pop("target") or _builtin_pair(), arguments
+    return arguments.pop("target") or _builtin_pair(arguments["backend"]), arguments
 
 
 def _count_or_text(text: str | None) -> int | str | None:
@@ -89,16 +89,24 @@ def open_session(target: str, arguments: Mapping[str, Any]) -> Session:
         return polydraft.load(target, **arguments)
 
 
-def _builtin_pair() -> str:
+def _builtin_pair(backend: str) -> str:
+    """The default model, or another pair of a plugin, in a format that the backend loads (one of several, or any)."""
     from polydraft._plugins import default_host
     from polydraft._registry.backends import usual_install
 
-    if _DEFAULT_MODEL not in default_host().local_models():
+    host = default_host()
+    records, models = host.backends(), {f"builtin:{name}": model for name, model in host.local_models().items()}
+    named = [records[name] for name in map(str.strip, backend.split(",")) if name in records]
+    formats = {form for record in named or records.values() for form in record.formats}
+    for target in (_DEFAULT_MODEL, *(pair.target for _, pair in host.pairs())):
+        if target in models and models[target].format in formats:
+            return target
+    if _DEFAULT_MODEL not in models:
         raise InvalidRequestError(
             "No --model is given, and the built-in pair is not installed.",
             f"Give --model, or install an engine, which brings the pair along: {usual_install()}",
         )
-    return f"builtin:{_DEFAULT_MODEL}"
+    return _DEFAULT_MODEL
 
 
 def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

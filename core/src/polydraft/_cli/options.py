@@ -173,7 +173,7 @@ _GROUPS = {
         _loads(
             "target",
             _TEXT,
-            "Hub id, folder or builtin:<name> of the target. Default: the built-in pair, if installed.",
+            "Hub id, folder or builtin:<name> of the target. Default: a built-in pair that the backend loads.",
             metavar="TARGET",
             complete=target_names,
         ),
