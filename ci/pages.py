@@ -35,11 +35,11 @@ weights are loaded, before the first token. A command in a hint works when it is
 
 ```python
 import polydraft
-from polydraft.errors import BackendUnavailableError, PolydraftError
+from polydraft.errors import BackendNotFoundError, BackendUnavailableError, PolydraftError
 
 try:
     session = polydraft.load("google/gemma-4-E4B-it", backend="vllm")
-except BackendUnavailableError as error:
+except (BackendNotFoundError, BackendUnavailableError) as error:
     print(error.hint)  # the command that installs it
 except PolydraftError as error:
     print(error.message)
