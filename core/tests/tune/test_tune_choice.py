@@ -1,12 +1,14 @@
 """What ``load`` makes of a kept tuning, and when it does not count."""
 
 import json
+from types import SimpleNamespace
 
 import polydraft
 import pytest
 from polydraft._load import prepare
 from polydraft._measuring import identity
 from polydraft._tune import _store
+from polydraft._tune._command import _notes
 from polydraft._tune._records import FORMAT, MeasuredWeights
 from polydraft.contract import BackendRecord, hookimpl
 from polydraft.errors import SpeculationUnavailableError
@@ -57,6 +59,29 @@ def test_the_session_says_so_with_figures():
         figures = "Measured on 2026-11-27: reference mtp k=2 makes 140.0 tokens/s, plain decoding 110.0."
         assert running.notes[0].startswith(figures)
         assert session.generate("a", max_new_tokens=4).running == running
+
+
+def test_a_choice_that_was_not_verified_says_so():
+    rows = rows_of(SPEEDS)
+    keep(rows=rows)
+    note = prepare(TOY).request.plan.note
+    assert "It was not verified then: `" in note
+    assert f"verify --model {TOY} --backend reference --drafter {rows[0].drafter} -k 2` does." in note
+    assert "not verified" not in prepare(TOY, drafter=None).request.plan.note, "plain decoding changes nothing"
+    keep(rows=[rows[0].model_copy(update={"verdict": "EXACT"}), *rows[1:]])
+    note = prepare(TOY).request.plan.note
+    assert note.startswith("Measured on")
+    assert "not verified" not in note
+
+
+def test_the_choice_is_compared_with_the_fastest_plain_decoding_of_any_engine():
+    rows = rows_of({("mtp", 2): 140.0, (None, 0): 70.0})
+    other = rows[1].model_copy(update={"backend": "other", "tokens_per_second": 100.0})
+    search = SimpleNamespace(confidence=lambda: 1.0)
+    assert "reference mtp k=2 is 2.00 times as fast as reference plain." in _notes(search, rows, interrupted=False)
+    quantized = other.model_copy(update={"backend": "small", "tokens_per_second": 130.0, "quantized": True})
+    notes = _notes(search, [*rows, other, quantized], interrupted=False)
+    assert "reference mtp k=2 is 1.40 times as fast as other plain." in notes
 
 
 def test_it_is_kept_in_the_data_folder(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from polydraft.errors import (
     UnsupportedError,
 )
 from polydraft.hardware import cpu_model
+from polydraft.verification._gate import command_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -206,6 +207,16 @@ def _as_measured(found: Prepared, tuning: TuningResult, row: TunedRow, given: Ma
     else:
         than = f", plain decoding {plain.tokens_per_second:.1f}" if plain else ""
         note = f"Measured on {tuning.created[:10]}: {row.label} makes {speed}{than}."
+        if row.verdict is None:
+            verified = {
+                **given,
+                "target": tuning.target,
+                "backend": row.backend,
+                "drafter": row.drafter or row.method,
+                "num_speculative_tokens": row.num_speculative_tokens,
+                "engine_options": options_of(given["engine_options"]),
+            }
+            note += f" It was not verified then: `{command_of(verified)}` does."
     _log.info(note)
     request = found.request.model_copy(update={"chosen_by": found.request.chosen_by.model_copy(update=chosen)})
     drafter = {"chosen_by": "measured"} if given["drafter"] == "auto" and plan.kind else {}

@@ -201,15 +201,16 @@ def _notes(search: Search, rows: Sequence[TunedRow], interrupted: bool) -> list[
         notes.append("There was time for fewer than three rounds of all that were left: more `seconds` say more.")
     if best.method and best.verdict is None:
         notes.append("There was no time to verify it: `polydraft verify` does.")
-    of_backend = [row for row in rows if row.backend == best.backend and row.tokens_per_second]
-    plain = next((row for row in of_backend if not row.method), None)
-    wrong = [row for row in of_backend if row.verdict == "DIVERGED"]
+    plains = [row for row in rows if not row.method and row.tokens_per_second and row.quantized == best.quantized]
+    plain = max(plains, key=lambda row: row.tokens_per_second or 0.0, default=None)  # of any engine
+    wrong = [row for row in rows if row.backend == best.backend and row.verdict == "DIVERGED"]
     if best.method is None and wrong:
         notes.append(f"{wrong[0].label} changed the output, so `load` leaves speculation off unless it is asked for.")
     elif best.method is None and any(row.method and row.tokens_per_second for row in rows):
         notes.append("Speculation was slower than plain decoding here, so `load` leaves it off unless it is asked for.")
     elif best.method and plain and best.tokens_per_second and plain.tokens_per_second:
-        notes.append(f"{best.label} is {best.tokens_per_second / plain.tokens_per_second:.2f} times as fast as plain.")
+        times = best.tokens_per_second / plain.tokens_per_second
+        notes.append(f"{best.label} is {times:.2f} times as fast as {plain.label}.")
     return notes
 
 
