@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import polydraft
 import pytest
@@ -206,6 +207,13 @@ def test_outputs_that_are_not_this_batchs(files):
     with pytest.raises(InvalidRequestError, match="There is no folder"):
         files.run()
     assert not files.output.parent.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody can make a file")
+def test_a_folder_that_takes_no_file_is_not_taken_for_another_process(files):
+    files.write(many(1))
+    with pytest.raises(InvalidRequestError, match="cannot be written"):
+        run_batch(files.source, Path("/proc/x"), "scripted", lambda: pytest.fail("it was loaded"), ServerSettings())
 
 
 def test_what_is_done_is_kept(files):

@@ -67,6 +67,8 @@ class AnswersFile:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
+                if not lock.exists():  # nobody has it: there it cannot be made, and this says why
+                    lock.touch()
                 raise InvalidRequestError(
                     f"Another process is at work on {path}.", "Wait until it has ended, or name another file."
                 ) from None
