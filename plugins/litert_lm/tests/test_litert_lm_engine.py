@@ -10,6 +10,7 @@ from pathlib import Path
 import polydraft
 import pytest
 from polydraft._load import prepare
+from polydraft.caches import CacheWarning
 from polydraft.checkpoints.litertlm import MAGIC, read_litertlm
 from polydraft.errors import (
     ContextLengthError,
@@ -173,6 +174,17 @@ def test_what_does_not_fit_is_refused(tmp_path):
         assert session.generate(PROMPT, max_new_tokens=4).token_ids
         with pytest.raises(SpeculationUnavailableError):
             session.generate(PROMPT, max_new_tokens=4, speculate="on")
+
+
+def test_without_a_cache_it_runs_and_keeps_nothing(write, monkeypatch, whole):
+    model, nowhere = write(whole), write(b"a file", "cache")
+    monkeypatch.setenv("POLYDRAFT_LITERT_LM_CACHE", str(nowhere / "folder"))
+    for target in (TARGET, model):
+        with pytest.warns(CacheWarning, match="Set POLYDRAFT_LITERT_LM_CACHE to a folder"), load(target) as session:
+            assert session.generate(PROMPT, max_new_tokens=4).token_ids
+    assert sorted(path.name for path in model.parent.iterdir()) == ["cache", "m.litertlm"]
+    with pytest.raises(InvalidRequestError, match="cannot be made: Not a directory"):
+        load(model, engine_options={"cache_dir": nowhere / "folder"})
 
 
 def test_files_as_they_come(whole, write):

@@ -6,11 +6,12 @@ import hashlib
 import lzma
 import os
 import shutil
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
-from polydraft.caches import CacheFolder
+from polydraft.caches import CacheFolder, CacheWarning
 from polydraft.checkpoints.litertlm import LitertlmFile, read_litertlm
 from polydraft.checkpoints.litertlm_files import fetch_litertlm
 from polydraft.contract import LoadRequest, RunningInfo
@@ -144,13 +145,33 @@ def _usual_threads() -> int:
     return os.cpu_count() or 1
 
 
-def _cache_dir(options: LitertLmOptions, path: Path) -> Path:
-    """The folder for what is compiled, made. LiteRT-LM goes by the file's name, so each state of a file has its own."""
+def _cache_dir(options: LitertLmOptions, path: Path) -> Path | None:
+    """The folder for what is compiled, made; None: it cannot be made, and nothing is kept.
+
+    LiteRT-LM goes by the file's name, so each state of a file has its own folder.
+    """
     folder = options.cache_dir
-    if folder is None:
-        status = path.stat()
-        state = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-        folder = CacheFolder(*CACHE).path / "compiled" / hashlib.sha256(state.encode()).hexdigest()[:16]
-    with system_errors(f"The cache folder {folder} cannot be made"):
+    if folder is not None:
+        what = f"The cache folder {folder} cannot be made"
+        try:
+            with system_errors(what):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{what}: {error.strerror or error}.", "Give another `cache_dir`.", argument="engine_options"
+            ) from error
+        return folder
+    status = path.stat()
+    state = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    folder = CacheFolder(*CACHE).path / "compiled" / hashlib.sha256(state.encode()).hexdigest()[:16]
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(
+            f"The cache folder {folder} cannot be made ({error.strerror or error}), so what LiteRT-LM compiles is not "
+            f"kept. Set {CACHE[1]} to a folder that you may write.",
+            CacheWarning,
+            stacklevel=3,
+        )
+        return None
     return folder
