@@ -138,6 +138,16 @@ def test_other_files_of_a_model_folder(name, tmp_path):
         file.rmdir() if make is os.mkdir else file.unlink()
 
 
+@posix
+def test_a_folder_that_is_no_model_is_called_that_whatever_it_holds(tmp_path):
+    os.mkfifo(tmp_path / "some-fifo")
+    with pytest.raises(ModelFormatError, match=r"is not a model: it has no config\.json"):
+        resolve(tmp_path, known=KnownNames())
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelFormatError, match=r"config\.json of .* is not a regular file"):
+        resolve(tmp_path, known=KnownNames())
+
+
 @pytest.mark.parametrize("given", ["~nobody-of-this-name/data", "data", ""])
 def test_folders_of_a_user_without_a_home(given, tmp_path, monkeypatch):
     def fail(name):

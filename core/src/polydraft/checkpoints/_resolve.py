@@ -93,7 +93,8 @@ def _look(path: Path, written: str, role: Role, known: KnownNames) -> tuple[str,
     if path.is_file():
         return _single_file(path, written)
     if path.is_dir():
-        _check_files(path, written)
+        if any(entry.name == "config.json" or entry.suffix.lower() in _SINGLE_FILES for entry in path.iterdir()):
+            _check_files(path, written)
         return _folder(path, written, role, known)
     raise _not_found(path, written, role, known)
 
