@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -321,8 +322,20 @@ class PluginHost:
                 outcome = {"state": "broken", "reason": str(reason), "backends": at_fault}
             self._statuses.append(status.model_copy(update=outcome))
         self._notes = [f"{_VARIABLE} names {name!r}, but no plugin has that name." for name in sorted(unused)]
+        for name in sorted(unused - self._known_elsewhere()) if self._given is None and unused else ():
+            warnings.warn(f"{_VARIABLE} names {name!r}, but no plugin has that name.", stacklevel=2)
         self._notes += unreadable
         return loaded
+
+    def _known_elsewhere(self) -> set[str]:
+        """Names that may be disabled though they are not installed here: polydraft's own, and those of environments."""
+        from polydraft._environments.store import environments
+
+        own = {table["distribution"] for table in core_table("plugin")}
+        known = {*own, *(name.removeprefix("polydraft-") for name in own)}
+        for environment in environments().values() if self._merges else ():
+            known |= {environment.name, *(one.distribution or one.plugin for one in environment.catalogue.backends)}
+        return {canonicalize_name(name) for name in known}
 
     def _find(self) -> tuple[list[Found], list[str]]:
         """The plugins in the order in which they may claim names, and notes on packages that cannot be read.

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import warnings
 
 import pytest
 from polydraft._plugins import PluginHost
@@ -322,6 +323,13 @@ def test_disabling_what_is_not_there_is_told():
     host = PluginHost({"p": good()}, environ={"POLYDRAFT_DISABLE_PLUGINS": "pp"})
     assert host.notes() == ["POLYDRAFT_DISABLE_PLUGINS names 'pp', but no plugin has that name."]
     assert list(host.backends()) == ["good"]
+
+
+def test_a_misspelt_name_of_a_plugin_is_a_warning():
+    with pytest.warns(UserWarning, match="names 'transfomers', but no plugin has that name"):
+        PluginHost(environ={"POLYDRAFT_DISABLE_PLUGINS": "transfomers"}).backends()
+    with warnings.catch_warnings(action="error"):  # polydraft's own, whether they are installed or not
+        PluginHost(environ={"POLYDRAFT_DISABLE_PLUGINS": "vllm, polydraft_mlx, litert-lm"}).backends()
 
 
 # --- installed ones --------------------------------------------------------------------------------------------------
