@@ -382,17 +382,24 @@ def test_acceptance_cannot_be_set_in_an_engines_own_loop(monkeypatch):
 # Charts --------------------------------------------------------------------------------------------------------------
 
 
-def test_no_chart_without_matplotlib_is_said_first(monkeypatch):
+def test_without_matplotlib_the_record_is_saved_and_the_missing_chart_said_first(monkeypatch, tmp_path):
     from polydraft._measuring import charts
 
     monkeypatch.setattr(charts, "find_spec", lambda _: None)
-    monkeypatch.setattr(LoadedEngine, "__init__", lambda *_: pytest.fail("an engine was loaded"))
-    with pytest.raises(PolydraftError, match="matplotlib"):
-        measured(save_to="x")
+    said = []
+    found = measured(save_to=tmp_path / "new", progress=said.append)
+    assert said[0] == found.notes[-1]
+    assert "No chart is drawn: matplotlib is not installed" in said[0]
+    assert "pip install 'polydraft[charts]'" in said[0]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bench.json"]
+    assert polydraft.BenchResult.model_validate_json((tmp_path / "new/bench.json").read_text("utf-8")) == found
 
 
-def test_a_folder_that_cannot_be_written_is_said_first(monkeypatch, tmp_path):
-    pytest.importorskip("matplotlib", reason="polydraft[charts]")
+@pytest.mark.parametrize("matplotlib", [True, False])
+def test_a_folder_that_cannot_be_written_is_said_first(monkeypatch, tmp_path, matplotlib):
+    from polydraft._measuring import charts
+
+    monkeypatch.setattr(charts, "find_spec", lambda _: matplotlib or None)
     monkeypatch.setattr(LoadedEngine, "__init__", lambda *_: pytest.fail("an engine was loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(PolydraftError, match=r"cannot be saved in .*: Not a directory") as raised:

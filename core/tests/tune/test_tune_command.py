@@ -170,10 +170,6 @@ def test_what_does_not_exist_is_refused_before_anything_starts(monkeypatch):
         polydraft.tune("builtin:toi")
     with pytest.raises(polydraft.errors.BackendNotFoundError):
         polydraft.tune(TOY, backends=["nonsense"])
-    monkeypatch.setattr(charts, "find_spec", lambda _: None)
-    with pytest.raises(PolydraftError, match="matplotlib") as raised:
-        polydraft.tune(TOY, save_to="x")
-    assert "pip install 'polydraft[charts]'" in raised.value.hint
 
 
 @posix
@@ -322,8 +318,16 @@ def test_the_chart_and_the_record(tmp_path):
     assert again[2].read_bytes() == paths[2].read_bytes(), "the same result, the same file"
 
 
+def test_without_matplotlib_the_record_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "find_spec", lambda _: None)
+    keep()
+    assert [path.name for path in _chart.save(_store.kept()[0], tmp_path / "new")] == ["tuning.json"]
+    found = polydraft.tune(TOY, seconds=2, prompts=["a"], max_new_tokens=4, host=here(), keep=False, save_to=tmp_path)
+    assert "No chart is drawn: matplotlib is not installed" in found.notes[-1]
+    assert polydraft.TuningResult.model_validate_json((tmp_path / "tuning.json").read_text("utf-8")) == found
+
+
 def test_a_chart_that_cannot_be_written(tmp_path):
-    pytest.importorskip("matplotlib", reason="polydraft[charts]")
     keep()
     (tmp_path / "file").write_text("")
     with pytest.raises(PolydraftError, match="cannot be saved"):

@@ -111,7 +111,9 @@ def bench(
     chosen = checked_prompts(prompts)
     if save_to is not None:
         save_to = Path(save_to).expanduser()
-        check_can_save(save_to)
+        no_chart = check_can_save(save_to)
+        for note in no_chart if progress else ():
+            progress(note)
     with system_errors(f"{target} cannot be measured"):
         host = given["host"] or default_host()
         if backends is not None:
@@ -147,6 +149,7 @@ def bench(
         )
         result = _measured(turns, names, ks, result, against=against, save_to=save_to)
     if save_to is not None:
+        result = result.model_copy(update={"notes": (*result.notes, *no_chart)})
         chart.save(result, save_to)
     return result
 

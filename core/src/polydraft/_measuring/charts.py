@@ -48,20 +48,28 @@ class Bar:
     """What is written behind it."""
 
 
-def check_can_save(folder: Path) -> None:
-    """Raise before anything is measured if no chart can be drawn, or the folder cannot be written.
+def check_can_save(folder: Path) -> tuple[str, ...]:
+    """Raise before anything is measured if the folder cannot be written.
+
+    Returns:
+        A note, if no chart can be drawn.
 
     Raises:
-        PolydraftError: Matplotlib is not installed, or as ``save_with_chart``.
+        PolydraftError: The folder cannot be written.
     """
-    if find_spec("matplotlib") is None:
-        raise PolydraftError("Charts need matplotlib, which is not installed.", "Run: pip install 'polydraft[charts]'")
     with _saving_in(folder):
         check_folder(folder)
+    if _can_draw():
+        return ()
+    return ("No chart is drawn: matplotlib is not installed. Run: `pip install 'polydraft[charts]'`",)
+
+
+def _can_draw() -> bool:
+    return find_spec("matplotlib") is not None
 
 
 def save_with_chart(result: Record, folder: Path, name: str, draw: Callable[[], Any]) -> list[Path]:
-    """Write ``NAME.json``, ``NAME.png`` and ``NAME.svg`` into a folder, which is made if needed.
+    """Write ``NAME.json``, and with matplotlib ``NAME.png`` and ``NAME.svg``, into a folder, which is made if needed.
 
     Args:
         result: The record.
@@ -72,11 +80,12 @@ def save_with_chart(result: Record, folder: Path, name: str, draw: Callable[[], 
     Raises:
         NotSavedError: The folder cannot be written.
     """
-    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "png", "svg")]
+    paths = [folder / f"{name}.{suffix}" for suffix in ("json", *(("png", "svg") if _can_draw() else ()))]
     try:
         with _saving_in(folder):
             write_record(result, paths[0])
-            _draw(draw, paths[1:])
+            if len(paths) > 1:
+                _draw(draw, paths[1:])
     except PolydraftError as error:
         raise NotSavedError(error.message, error.hint, result) from error
     return paths

@@ -110,7 +110,9 @@ def tune(
     chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
         save_to = Path(save_to).expanduser()
-        check_can_save(save_to)
+        no_chart = check_can_save(save_to)
+        for note in no_chart if progress else ():
+            progress(note)
     with system_errors(f"{target} cannot be measured"):
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
@@ -138,6 +140,7 @@ def tune(
             result = result.model_copy(update={"kept": True})
             keep_result(lambda: save(result), f"A measurement of {target}")
     if save_to is not None and any(row.tokens_per_second for row in result.rows):
+        result = result.model_copy(update={"notes": (*result.notes, *no_chart)})
         _chart.save(result, Path(save_to))
     return result
 

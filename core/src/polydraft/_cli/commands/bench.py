@@ -12,7 +12,7 @@ from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import INTERRUPTED
 from polydraft._cli.streams import claim_output, console_for
 from polydraft._cli.waiting import waiting_for
-from polydraft._flags import FLAGS
+from polydraft._flags import FLAGS, in_flags
 
 __all__ = ["bench"]
 
@@ -80,7 +80,7 @@ def bench(
         typer.Option(
             *FLAGS["save_to"],
             metavar="FOLDER",
-            help="Write bench.json and a chart, bench.png and bench.svg, there; needs polydraft\\[charts].",
+            help="Write bench.json and a chart, bench.png and .svg, there; the chart needs polydraft\\[charts].",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -111,7 +111,7 @@ def bench(
     with waiting_for("Looking for the backend") as waiting:
 
         def show(sentence: str) -> None:
-            waiting.line(sentence)
+            waiting.line(in_flags(sentence))
             waiting.step(sentence)
 
         try:

@@ -12,7 +12,7 @@ from polydraft._cli.loading import load_arguments
 from polydraft._cli.problems import INTERRUPTED
 from polydraft._cli.streams import claim_output, console_for
 from polydraft._cli.waiting import waiting_for
-from polydraft._flags import FLAGS
+from polydraft._flags import FLAGS, in_flags
 from polydraft.errors import InvalidRequestError
 
 __all__ = ["tune"]
@@ -59,7 +59,7 @@ def tune(
         typer.Option(
             *FLAGS["save_to"],
             metavar="FOLDER",
-            help="Write tuning.json and a chart, tuning.png and tuning.svg, there; needs polydraft\\[charts].",
+            help="Write tuning.json and a chart, tuning.png and .svg, there; the chart needs polydraft\\[charts].",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -106,7 +106,7 @@ def tune(
     with waiting_for("Looking for backends") as waiting:
 
         def show(sentence: str) -> None:
-            waiting.line(sentence)
+            waiting.line(in_flags(sentence))
             waiting.step(sentence)
 
         try:
