@@ -133,6 +133,7 @@ class FakeSession:
             prompt_token_ids=tuple(prompt) if isinstance(prompt, list) and isinstance(prompt[0], int) else (1, 2),
             finish_reason=reason or chunks[-1].finish_reason or "length",
             thinking="".join(chunk.thinking for chunk in chunks),
+            tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
             settings=GenerationSettings(**{"seed": 77, **known}),
             stats=GenerationStats(num_tokens=len(token_ids), **counts),
             running=self.running,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from fake_session import FakeSession
 from polydraft._cli.conversation import Conversation, interrupt_flag
-from polydraft.contract import Chunk
+from polydraft.contract import Chunk, ToolCall
 from polydraft.errors import ContextLengthError, EngineError
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon a time"}
@@ -46,6 +47,55 @@ def test_thinking_is_not_kept():
     conversation = Conversation(session, {})
     conversation.say("Hi", lambda chunk: None)
     assert conversation.messages == [USER, {"role": "assistant", "content": "Yes."}]
+
+
+THOUGHT = Chunk(token_ids=(1,), text="", thinking="hmm", num_accepted_tokens=None, finish_reason="length")
+CALL = Chunk(
+    token_ids=(1,),
+    text="",
+    tool_calls=(ToolCall(name="lookup", arguments={"name": "x"}, raw=""),),
+    num_accepted_tokens=None,
+    finish_reason="eos",
+)
+LOOKUP = {"type": "function", "function": {"name": "lookup", "arguments": {"name": "x"}}}
+WITHOUT_TEXT = [
+    (
+        THOUGHT,
+        {"role": "assistant", "content": ""},
+        "The answer has no text, only thought (not shown); a larger `--max-new-tokens` leaves room for the answer.\n",
+    ),
+    (
+        CALL,
+        {"role": "assistant", "content": "", "tool_calls": [LOOKUP]},
+        "The answer has no text, only tool calls (not shown): lookup.\n",
+    ),
+    (
+        Chunk(token_ids=(1,), text="", num_accepted_tokens=None, finish_reason="eos"),
+        {"role": "assistant", "content": ""},
+        "The answer has no text.\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("chunk", "answer", "said"), WITHOUT_TEXT)
+def test_a_turn_without_text_is_kept_and_told(fake, command, monkeypatch, tmp_path, chunk, answer, said):
+    fake.session.chunks = (chunk,)
+    file = tmp_path / "chat.json"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Hi\nMore\n/save {file}\n"))
+    ran = command(*CHAT)
+    assert ran.code == 0
+    assert ran.err.count(said) == 2
+    more = {"role": "user", "content": "More"}
+    assert fake.session.calls[1][0] == [USER, answer, more]
+    assert json.loads(file.read_text(encoding="utf-8")) == [USER, answer, more, answer]
+
+
+@pytest.mark.parametrize(("chunk", "answer", "said"), WITHOUT_TEXT)
+def test_generate_tells_of_an_answer_without_text(fake, command, chunk, answer, said):
+    fake.session.chunks = (chunk,)
+    ran = command("generate", "Hi", "--chat", "--model", "org/target")
+    assert said in ran.err
+    assert not ran.out.strip()
 
 
 def test_one_ctrl_c_ends_the_answer_between_rounds():

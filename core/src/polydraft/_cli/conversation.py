@@ -36,16 +36,16 @@ class Conversation:
     def say(self, text: str, show: Callable[[Chunk], None]) -> GenerationResult | None:
         """Answer a message, showing each chunk as it is generated.
 
-        A cancelled answer stays in the history, as far as it was generated. A message without an answer does not, nor
-        does one that raised. The result is None if the answer was cancelled before its first chunk.
+        The message and its answer stay in the history, tool calls too, even if the answer has no text (all thought) or
+        was cancelled. A message whose answer raised, or was cancelled before its first chunk, does not.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        answer: list[str] = []
+        begun = False
         with interrupt_flag() as interrupted:
             stream = self.session.stream(messages, **self.settings)
             try:
                 for chunk in stream:
-                    answer.append(chunk.text)
+                    begun = True
                     show(chunk)
                     if interrupted.is_set():
                         break
@@ -53,8 +53,8 @@ class Conversation:
                 interrupted.set()
             finally:
                 stream.close()
-        if "".join(answer).strip():
-            self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
+        if begun and stream.result is not None:
+            self.messages = [*messages, stream.result.message]
         return stream.result
 
 

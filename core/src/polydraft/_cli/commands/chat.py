@@ -71,7 +71,7 @@ def chat(
 
 def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> int:
     """Read and answer until the user leaves. The exit code: an error's if every message of a pipe was refused."""
-    from polydraft._cli.render.generation import one_line
+    from polydraft._cli.render.generation import one_line, without_text
 
     answered, code = is_terminal(sys.stdin), SUCCESS
     while True:
@@ -103,4 +103,6 @@ def _converse(conversation: Conversation, view: AnswerView, *, debug: bool) -> i
             raise
         view.end()
         if result is not None:
+            if said := without_text(result, thinking_shown=view.on_terminal):
+                diagnostics().print(said, style="yellow")
             diagnostics().print(one_line(result), style="dim")

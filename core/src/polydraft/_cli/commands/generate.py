@@ -73,7 +73,7 @@ def generate(
     to standard error, so that a pipe or a file gets the text only.
     """
     from polydraft._cli.render.answer import AnswerView
-    from polydraft._cli.render.generation import generation_json, summary
+    from polydraft._cli.render.generation import generation_json, summary, without_text
 
     if plain and compare:
         raise InvalidRequestError("--plain and --compare exclude one another.", "--compare decodes plainly too.")
@@ -111,6 +111,8 @@ def generate(
         print(generation_json(result, comparison), file=output, flush=True)
     else:
         console = console_for(output) if is_terminal(output) else diagnostics()
+        if said := without_text(result, thinking_shown=is_terminal(output)):
+            console.print(said, style="yellow")
         console.print(summary(result, comparison))
     if comparison is not None and not comparison.passes:
         raise typer.Exit(FAILURE)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polydraft._cli.comparison import Comparison
     from polydraft.contract import GenerationResult, GenerationStats, RunningInfo
 
-__all__ = ["describe_running", "generation_json", "one_line", "summary"]
+__all__ = ["describe_running", "generation_json", "one_line", "summary", "without_text"]
 
 _UNKNOWN = "not reported"
 _TOY = (
@@ -72,6 +72,24 @@ def summary(result: GenerationResult, comparison: Comparison | None = None) -> R
         if result.running.target.startswith("builtin:"):
             lines.append(Text(_TOY, style="dim"))
     return Group(*lines)
+
+
+def without_text(result: GenerationResult, *, thinking_shown: bool) -> str:
+    """What an answer holds that has no text, one sentence; empty if it has text.
+
+    ``thinking_shown`` says whether the thinking was shown as it was generated.
+    """
+    if result.text.strip():
+        return ""
+    thought = "thought" if thinking_shown else "thought (not shown)"
+    if result.tool_calls:
+        names = ", ".join(call.name for call in result.tool_calls)
+        what = f"{thought} and tool calls" if result.thinking else "tool calls"
+        return f"The answer has no text, only {what} (not shown): {names}."
+    if not result.thinking:
+        return "The answer has no text."
+    more = "; a larger `max_new_tokens` leaves room for the answer" if result.finish_reason == "length" else ""
+    return in_flags(f"The answer has no text, only {thought}{more}.")
 
 
 def one_line(result: GenerationResult) -> str:
