@@ -138,7 +138,7 @@ def checked_arguments(target: object, given: LoadArguments) -> LoadArguments:
         )
     cached = values["prefix_cache_bytes"]
     if cached is not None and (not _is_int(cached) or cached < 0):
-        raise _not_understood("prefix_cache_bytes", cached, "a number of bytes, 0 to reuse nothing, or None for 1 GiB")
+        raise _not_understood("prefix_cache_bytes", cached, "a number of bytes, or 0 to reuse nothing")
     if values["cache_dir"] is not None and not isinstance(values["cache_dir"], str | Path):
         raise _not_understood("cache_dir", values["cache_dir"], "a folder")
     _wrap_secrets(values)

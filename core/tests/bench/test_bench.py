@@ -395,6 +395,12 @@ def test_without_matplotlib_the_record_is_saved_and_the_missing_chart_said_first
     assert polydraft.BenchResult.model_validate_json((tmp_path / "new/bench.json").read_text("utf-8")) == found
 
 
+@pytest.mark.parametrize("measure", [measured, lambda **how: polydraft.tune("builtin:toy", **how)])
+def test_an_empty_name_of_a_folder_is_refused(measure):
+    with pytest.raises(InvalidRequestError, match="`save_to` is empty"):
+        measure(save_to="")
+
+
 @pytest.mark.parametrize("matplotlib", [True, False])
 def test_a_folder_that_cannot_be_written_is_said_first(monkeypatch, tmp_path, matplotlib):
     from polydraft._measuring import charts

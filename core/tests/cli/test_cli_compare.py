@@ -65,7 +65,6 @@ SAMPLED = "--temperature 1 --top-k 20"
         f"-p 'Once upon a time' --drafter ngram {SAMPLED} --seed 3",
         f"-p 'Once upon a time' --drafter builtin:toy-draft -k 3 {SAMPLED}",
         f"-p 'Once upon a time' --stop e --stop a {SAMPLED}",
-        "-p 'Once upon a time' --drafter none",
         "-p Hi -n 1",
     ],
 )
@@ -76,6 +75,16 @@ def test_exact(command, arguments):
     assert "identical: yes   EXACT" in table
     assert (found["verdict"], found["identical"], found["passes"], found["hint"]) == ("EXACT", True, True, "")
     assert found["judgement"]["position"] is None
+
+
+def test_plain_decoding_is_not_compared_with_itself(command, runs):
+    ran = command(*TOY, "-p", "Hi", "--drafter", "none")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--compare has nothing to compare" in ran.err
+    runs(method=None)
+    ran = command(*TOY, "-p", "Hi")
+    assert (ran.code, ran.out) == (1, "")
+    assert "There is nothing to compare, speculation is off" in ran.err
 
 
 @pytest.mark.parametrize("drafter", ["auto", "ngram", "builtin:toy-draft"])

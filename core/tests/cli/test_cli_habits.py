@@ -30,6 +30,50 @@ def test_k_with_plain_is_told(fake, command):
     assert not fake.calls
 
 
+EMPTY = [
+    *(
+        (name, *more, "--model", "")
+        for name, *more in (("generate", "hi"), ("chat",), ("verify",), ("tune",), ("bench",), ("serve",))
+    ),
+    ("batch", "in", "out", "--model="),
+    ("batch", "in", ""),
+    ("pairs", ""),
+    ("generate", "--prompt-file", ""),
+    ("verify", "--prompt-file", ""),
+    ("bench", "--prompts", ""),
+    ("bench", "--save", ""),
+    ("tune", "--save", ""),
+    ("serve", "--api-key-file", ""),
+    ("serve", "--served-model-name", "a", "--served-model-name", ""),
+    ("engines", "install", ""),
+]
+
+
+@pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
+def test_empty_values_are_refused(fake, command, monkeypatch, tmp_path, arguments):
+    """They come of variables that are not set; an empty path would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    ran = command(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert " is empty.\nHint: Give a value, or leave it out.\n" in ran.err
+    assert not fake.calls
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["generate --model", "verify -d", "engines install --python"])
+def test_the_hint_names_the_command_whose_option_lacks_its_value(command, words):
+    ran = command(*words.split())
+    assert ran.code == 2
+    name = words.rpartition(" ")[0]
+    assert f"Hint: `polydraft {name} --help` lists what it takes.\n" in ran.err
+
+
+def test_the_hint_for_the_prefix_cache_can_be_pasted(command):
+    ran = command("generate", "hi", "-m", "builtin:tiny-e2b", "--prefix-cache-bytes", "-1")
+    assert ran.code == 2
+    assert "None" not in ran.err
+
+
 @pytest.mark.parametrize(
     ("option", "meant"),
     [
@@ -52,6 +96,37 @@ def test_no_option_shows_a_type_of_python(command):
         text = command(name, "--help").out
         assert "--help" in text
         assert "bool" not in text.lower().replace("boolean", "")
+
+
+def test_ctrl_c_while_the_command_line_is_imported():
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from polydraft.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["generate", "-h"], ["--version"]])
+def test_help_without_a_reader(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "polydraft", *words]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    closed = [sys.executable, "-c", f"import os, sys; os.close(1); os.execv(sys.executable, {command!r})"]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Standard output is closed.\n")
 
 
 def test_the_module_is_the_command():

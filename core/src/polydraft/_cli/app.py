@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from polydraft._cli.commands import engines
 from polydraft._cli.commands.backends import backends
@@ -27,17 +27,48 @@ from polydraft._cli.commands.tune import tune
 from polydraft._cli.commands.verify import verify
 from polydraft._cli.options import CommandState, Debug, Verbose, takes_options
 from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, report, show_warnings
-from polydraft._cli.streams import abandon_output
+from polydraft._cli.streams import abandon_output, output_closed
 from polydraft._presentable import presentable
+from polydraft.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["app", "main", "run"]
 
 _HELP_OPTIONS = ["--help", "-h"]
 _COMPLETION = "_POLYDRAFT_COMPLETE"
 """The variable by which a shell asks for completions."""
+
+
+_MAY_BE_EMPTY = {"words", "prompt", "prompt_token_ids", "system"}
+"""Parameters whose text is a prompt's."""
+
+
+class _Command(TyperCommand):
+    """A command whose usage errors know it, and which refuses empty values: they come of unset shell variables."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The rest of the arguments, as click has it."""
+        try:
+            rest = super().parse_args(ctx, [*args])
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # the parser does not say whose option lacks its value
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+        if not ctx.resilient_parsing:
+            _refuse_empty(self, self.make_parser(ctx).parse_args(args=[*args])[0])
+        return rest
+
+
+def _refuse_empty(command: TyperCommand, given: Mapping[str, Any]) -> None:
+    """``given`` has what was typed: a path that is empty would be the current folder."""
+    for option in command.params:
+        value = given.get(option.name or "")
+        if option.name not in _MAY_BE_EMPTY and (value == "" or (isinstance(value, list) and "" in value)):
+            is_option = option.param_type_name == "option"
+            name = option.opts[0] if is_option else (option.metavar or option.opts[0]).strip("[]")
+            raise InvalidRequestError(f"{name} is empty.", "Give a value, or leave it out.")
 
 
 class _Commands(TyperGroup):
@@ -51,7 +82,7 @@ class _Commands(TyperGroup):
             return found
         group = typer.Typer(help=f"Models of the server of the backend {cmd_name}.")
         group.callback()(_group_root)
-        group.command("create", help=_help(create.__doc__))(takes_options(create))
+        group.command("create", cls=_Command, help=_help(create.__doc__))(takes_options(create))
         return typer.main.get_command(group)
 
 
@@ -96,7 +127,7 @@ def _help(docstring: str | None) -> str:
 
 
 for _command in (generate, chat, verify, tune, bench, serve, batch, backends, pairs, cache, doctor):
-    app.command(help=_help(_command.__doc__))(takes_options(_command))
+    app.command(cls=_Command, help=_help(_command.__doc__))(takes_options(_command))
 
 _engines = typer.Typer(help="Engines in environments of their own: list, install, update or remove them.")
 
@@ -109,7 +140,7 @@ def _engines_root(context: typer.Context) -> None:
 
 
 for _name, _action in engines.COMMANDS.items():
-    _engines.command(_name, help=_help(_action.__doc__))(takes_options(_action))
+    _engines.command(_name, cls=_Command, help=_help(_action.__doc__))(takes_options(_action))
 app.add_typer(_engines, name="engines")
 
 
@@ -117,6 +148,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line (what follows ``polydraft``) and return its exit code; errors are reported, never raised."""
     state = CommandState()
     try:
+        if sys.stdout is None and (not arguments or not {*_HELP_OPTIONS, "--version"}.isdisjoint(arguments)):
+            raise output_closed()
         # Not the command's own main(): that would report errors in its own way.
         command = typer.main.get_command(app)
         _show_no_types_of_flags(command)
@@ -131,6 +164,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         abandon_output()
         return BROKEN_PIPE
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, BrokenPipeError):
+            raise
+        return BROKEN_PIPE  # of rich, which writes the help
     except Exception as error:
         if _of_interrupt(error):
             print("Interrupted.", file=sys.stderr)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["checked_settings", "load_arguments", "open_session"]
 
+_GUIDED = ("json", "regex", "grammar", "choice")
+_GUIDED_FORMS = "Give json=SCHEMA, regex=TEXT or grammar=TEXT once, or choice=TEXT for each choice; @FILE reads a file."
 _DEFAULT_MODEL = "builtin:tiny-e2b"
 """The built-in pair that runs where no model is named, if the backend loads it."""
 
@@ -28,16 +30,20 @@ _DEFAULT_MODEL = "builtin:tiny-e2b"
 def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[str, dict[str, Any]]:
     """The target and the further arguments of ``load``, from the options of the same names.
 
-    ``plain`` loads no drafter, unless one is named: then the pair is loaded, but generation does not use it.
+    ``plain`` loads no drafter.
 
     Raises:
-        InvalidRequestError: No model is named and the built-in pair is not installed; k is given with ``plain``; or an
-            engine option is a secret, or not of the form ``NAME=VALUE``.
+        InvalidRequestError: No model is named and the built-in pair is not installed; a drafter or k is given with
+            ``plain``; or an engine option is a secret, or not of the form ``NAME=VALUE``.
     """
     drafter = loading["drafter"]
     if plain and loading["num_speculative_tokens"] is not None:
         raise InvalidRequestError(
             "-k has no effect with --plain, which decodes without speculation.", "Leave one of them out."
+        )
+    if plain and drafter is not None and drafter.lower() != "none":
+        raise InvalidRequestError(
+            "--drafter has no effect with --plain, which decodes without speculation.", "Leave one of them out."
         )
     if drafter is None:
         drafter = "none" if plain else "auto"
@@ -138,19 +144,27 @@ def _guided(given: Iterable[str] | None) -> dict[str, Any] | None:
     """``KIND=VALUE`` to the argument; a value ``@FILE`` is read from the file."""
     found: dict[str, Any] = {}
     for text in given or ():
-        kind, equals, value = given_text(FLAGS["guided"][0], text).partition("=")
-        if not equals or (found and (kind != "choice" or "choice" not in found)):
-            raise InvalidRequestError(
-                f"{FLAGS['guided'][0]} {shown(text)} is not understood.",
-                "Give json=SCHEMA, regex=TEXT or grammar=TEXT once, or choice=TEXT for each choice.",
-            )
+        kind, _, value = given_text(FLAGS["guided"][0], text).partition("=")
+        if kind not in _GUIDED or not value.strip() or (found and (kind != "choice" or "choice" not in found)):
+            raise InvalidRequestError(f"{FLAGS['guided'][0]} {shown(text)} is not understood.", _GUIDED_FORMS)
         if value.startswith("@"):
             value = read_file(Path(value[1:]), FLAGS["guided"][0])
+        if kind == "json":
+            _check_schema(value)
         if kind == "choice":
             found.setdefault("choice", []).append(value)
         else:
             found[kind] = value
     return found or None
+
+
+def _check_schema(text: str) -> None:
+    from polydraft._session.guided import guided_of
+
+    try:
+        guided_of({"json": text}, None)
+    except InvalidRequestError as error:  # its hint is for Python
+        raise InvalidRequestError(error.message, "Give json=SCHEMA, a schema as JSON text, or json=@FILE.") from error
 
 
 def _json_or_text(value: str) -> Any:
@@ -178,7 +192,8 @@ def _pairs(
             raise
         except ValueError as error:
             form = "NAME=VALUE" if of_key is str else f"a whole number, =, and a {'whole ' * (of_value is int)}number"
-            raise InvalidRequestError(f"{flag} {shown(text)} is not {form}.", "For example 7=4.") from error
+            example = "num_threads=4" if of_key is str else "7=4"
+            raise InvalidRequestError(f"{flag} {shown(text)} is not {form}.", f"For example {example}.") from error
         if entry in pairs:
             raise InvalidRequestError(f"{flag} {entry} is given twice.", "Give it once.")
         pairs[entry] = number

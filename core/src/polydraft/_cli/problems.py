@@ -74,6 +74,8 @@ def _meant(error: Exception, context: Any, message: str) -> str:
     if not option or "Did you mean" in message or context is None:
         return ""
     flags = {flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    if option in flags:  # it is not unknown, but lacks its value
+        return ""
     known = [argument for argument, own in FLAGS.items() if own[0] in flags]
     return in_flags(did_you_mean_argument(option, known))
 

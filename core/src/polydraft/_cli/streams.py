@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
-__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal"]
+__all__ = ["abandon_output", "claim_output", "console_for", "diagnostics", "is_terminal", "output_closed"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_LIMIT = 10_000
@@ -49,7 +49,7 @@ def claim_output() -> TextIO:
     try:
         saved = os.dup(_STDOUT)
     except OSError as error:
-        raise PolydraftError("Standard output is closed.", "Redirect it to a terminal, a file or a pipe.") from error
+        raise output_closed() from error
     # For C libraries; ``sys.stdout`` below is for Python's.
     os.dup2(_STDERR, _STDOUT)
     if sys.stderr is not None:
@@ -57,6 +57,11 @@ def claim_output() -> TextIO:
     # Lone surrogates cannot be written as UTF-8; an escape is better than a crash at the end of a long answer.
     # newline="": line ends stay as the model wrote them, on Windows, too.
     return os.fdopen(saved, "w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def output_closed() -> PolydraftError:
+    """The error of a command that has nowhere to write its answer."""
+    return PolydraftError("Standard output is closed.", "Redirect it to a terminal, a file or a pipe.")
 
 
 def abandon_output() -> None:

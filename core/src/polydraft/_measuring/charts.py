@@ -6,14 +6,14 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydraft.errors import NotSavedError, PolydraftError
+from polydraft.errors import InvalidRequestError, NotSavedError, PolydraftError
 from polydraft.files import check_folder, system_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from polydraft.contract.records import Record
 
@@ -24,7 +24,7 @@ __all__ = [
     "UPSTREAM",
     "Bar",
     "bars",
-    "check_can_save",
+    "folder_to_save",
     "plot_bars",
     "save_with_chart",
     "title",
@@ -48,20 +48,21 @@ class Bar:
     """What is written behind it."""
 
 
-def check_can_save(folder: Path) -> tuple[str, ...]:
-    """Raise before anything is measured if the folder cannot be written.
-
-    Returns:
-        A note, if no chart can be drawn.
+def folder_to_save(given: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder of ``save_to``, checked before anything is measured, and a note if no chart can be drawn.
 
     Raises:
-        PolydraftError: The folder cannot be written.
+        InvalidRequestError: Its name is empty.
+        PolydraftError: It cannot be written.
     """
+    if not str(given).strip():
+        raise InvalidRequestError("`save_to` is empty.", "Name a folder, or leave it out.", argument="save_to")
+    folder = Path(given).expanduser()
     with _saving_in(folder):
         check_folder(folder)
     if _can_draw():
-        return ()
-    return ("No chart is drawn: matplotlib is not installed. Run: `pip install 'polydraft[charts]'`",)
+        return folder, ()
+    return folder, ("No chart is drawn: matplotlib is not installed. Run: `pip install 'polydraft[charts]'`",)
 
 
 def _can_draw() -> bool:

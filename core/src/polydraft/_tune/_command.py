@@ -23,7 +23,7 @@ from polydraft._measuring.arguments import (
     open_bench,
 )
 from polydraft._measuring.calls import seconds_per_token
-from polydraft._measuring.charts import check_can_save
+from polydraft._measuring.charts import folder_to_save
 from polydraft._measuring.identity import name_of, options_of
 from polydraft._registry.resolver import Resolver
 from polydraft._sealed import check_writable, keep_result
@@ -109,8 +109,7 @@ def tune(
     load_limit = checked_seconds("load_limit", load_limit)
     chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
-        save_to = Path(save_to).expanduser()
-        no_chart = check_can_save(save_to)
+        save_to, no_chart = folder_to_save(save_to)
         for note in no_chart if progress else ():
             progress(note)
     with system_errors(f"{target} cannot be measured"):

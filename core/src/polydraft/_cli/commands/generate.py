@@ -14,12 +14,12 @@ from polydraft._cli.problems import FAILURE
 from polydraft._cli.prompts import read_prompt
 from polydraft._cli.streams import claim_output, console_for, diagnostics, is_terminal
 from polydraft._cli.waiting import waiting_for_answer
-from polydraft.errors import EngineError, InvalidRequestError
+from polydraft.errors import EngineError, InvalidRequestError, SpeculationUnavailableError
 
 if TYPE_CHECKING:
     from polydraft._cli.render.answer import AnswerView
     from polydraft._session.session import Session
-    from polydraft.contract import GenerationResult, Prompt
+    from polydraft.contract import GenerationResult, Prompt, RunningInfo
 
 __all__ = ["generate"]
 
@@ -88,9 +88,14 @@ def generate(
         raise InvalidRequestError(
             "--show-drafts has no effect: nothing is drafted.", "Leave it out, or give a drafter."
         )
+    if compare and arguments["drafter"] is None:
+        raise InvalidRequestError(
+            "--compare has nothing to compare with --drafter none, which is plain decoding.", "Leave one of them out."
+        )
     output = claim_output()
     with open_session(target, arguments) as session:
         if compare:
+            _refuse_plain(session.running)
             warm_up(session, what, given)
         view = None if json else AnswerView(output, show_drafts=show_drafts)
         if view is not None:
@@ -116,6 +121,12 @@ def generate(
         console.print(summary(result, comparison))
     if comparison is not None and not comparison.passes:
         raise typer.Exit(FAILURE)
+
+
+def _refuse_plain(running: RunningInfo) -> None:
+    if running.method is None:
+        why = running.speculation_off.message if running.speculation_off else "No drafter is loaded."
+        raise SpeculationUnavailableError(f"There is nothing to compare, speculation is off: {why}", "Give a drafter.")
 
 
 def _stream_answer(
