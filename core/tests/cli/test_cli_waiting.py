@@ -102,6 +102,26 @@ def test_an_answer_ends_the_waiting(terminal):
     assert shown().count("Reading the prompt") == 1
 
 
+def test_no_line_comes_within_an_answer(monkeypatch):
+    """Standard output and standard error may be one pipe, ``2>&1``."""
+    said = io.StringIO()
+    monkeypatch.setattr("sys.stderr", said)
+    monkeypatch.setattr(waiting, "_LINE_EVERY", 0.01)
+    view = SimpleNamespace(on_terminal=False, chunk=lambda chunk: said.write(chunk.text))
+
+    def lines(count):
+        while said.getvalue().count("\n") < count:
+            time.sleep(0.01)
+
+    with waiting_for_answer(view, SimpleNamespace(tokenizer=None)) as show:
+        show(Chunk(token_ids=(1,), text="", thinking="hmm", num_accepted_tokens=None))
+        lines(2)  # it still thinks
+        for text in ("a", "", "b"):
+            show(Chunk(token_ids=(1,), text=text, num_accepted_tokens=None))
+            time.sleep(0.1)
+    assert said.getvalue().endswith("\nab")
+
+
 @pytest.mark.parametrize(("tokenizer", "step"), [(None, "3 tokens"), (TextOnlyTokenizer(), "3 characters")])
 def test_what_is_counted_while_an_answer_is_waited_for(monkeypatch, tokenizer, step):
     monkeypatch.setattr("sys.stderr", io.StringIO())

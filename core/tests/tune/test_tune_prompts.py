@@ -54,7 +54,7 @@ def test_files(tmp_path, name, text, found):
 def test_a_file_that_holds_no_prompts_is_an_error_that_says_what_to_give(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(InvalidRequestError, match="prompt") as raised:
+    with pytest.raises(InvalidRequestError, match="(?i)prompt") as raised:
         read_prompts(path)
     assert raised.value.argument == "prompts"
     assert raised.value.hint
@@ -64,7 +64,8 @@ def test_a_file_that_holds_no_prompts_is_an_error_that_says_what_to_give(tmp_pat
     ("name", "data", "says"),
     [
         ("a.txt", b"caf\xe9", "not UTF-8: .* at byte 3"),
-        ("a.jsonl", b'"x"\n\n{"prompt"', "line 3 is no JSON"),
+        ("a.jsonl", b'"x"\n\n{"prompt"', "line 3 is no JSON: Expecting ':' delimiter at column 10."),
+        ("a.jsonl", b'"x"\n{"prompt": ""}', "Prompt 2 is an empty text."),
         ("a.jsonl", b'"x"\n"\\ud800"', "Prompt 2 cannot be written as JSON: .*surrogates"),
         ("a.jsonl", b'[{"role": "user", "content": "\\ud800"}]', "Prompt 1 cannot be written as JSON: .*surrogates"),
     ],

@@ -48,7 +48,7 @@ class Waiting(logging.Handler):
         self._hidden = False
         self._left: Callable[[], float] | None = None
         self._began = time.monotonic()
-        self._terminal = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self.on_terminal = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._ended = threading.Event()
         self._drawing = threading.Lock()
         self._drawn = False
@@ -85,14 +85,14 @@ class Waiting(logging.Handler):
         super().close()
 
     def _run(self) -> None:
-        while not self._ended.wait(_TICK if self._terminal else _LINE_EVERY):
-            if self._terminal:
+        while not self._ended.wait(_TICK if self.on_terminal else _LINE_EVERY):
+            if self.on_terminal:
                 self._show()
             else:
                 self.line(self._text())
 
     def _show(self) -> None:
-        if not self._terminal or self._ended.is_set():
+        if not self.on_terminal or self._ended.is_set():
             return
         with self._drawing, suppress(OSError, ValueError):
             if self._hidden:
@@ -133,6 +133,8 @@ def waiting_for(what: str) -> Iterator[Waiting]:
 def waiting_for_answer(view: AnswerView | None, session: Session) -> Iterator[Callable[[Chunk], None]]:
     """Gives a function that shows chunks; until the first one, and where none shows on a terminal, what is waited for.
 
+    Where standard error is no terminal, both may be one file: no line comes once the answer has begun.
+
     Args:
         view: Where chunks are shown; None: nowhere.
         session: Whose answer it is: its engine may give text, not tokens.
@@ -143,10 +145,10 @@ def waiting_for_answer(view: AnswerView | None, session: Session) -> Iterator[Ca
         def show(chunk: Chunk) -> None:
             nonlocal tokens
             tokens += len(chunk.token_ids or ())
-            if view is None or not view.on_terminal:
-                waiting.step(f"{tokens} {unit}" if chunk.token_ids is not None else "Generating")
-            else:
+            if view is not None and (view.on_terminal or (chunk.text and not waiting.on_terminal)):
                 waiting.close()
+            else:
+                waiting.step(f"{tokens} {unit}" if chunk.token_ids is not None else "Generating")
             if view is not None:
                 view.chunk(chunk)
 

@@ -87,7 +87,9 @@ def _lines(text: str) -> list[Any]:
             try:
                 found.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"line {number} is no JSON: {error}") from error
+                decoding = isinstance(error, json.JSONDecodeError)  # its own line number would be 1
+                why = f"{error.msg} at column {error.colno}" if decoding else error
+                raise ValueError(f"line {number} is no JSON: {why}") from error
     return found
 
 
@@ -137,6 +139,8 @@ def _checked(given: Any, number: int) -> Any:
             return tuple(dict(one) for one in given)
         if all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in given):
             return tuple(given)
+    if given == "":
+        raise _wrong(f"Prompt {number} is an empty text.", "Leave it out.")
     raise _wrong(f"Prompt {number} is not a text, a chat or a list of token ids.", _FORMS)
 
 
