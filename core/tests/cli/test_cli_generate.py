@@ -350,7 +350,7 @@ def test_json_prints_nothing_on_failure(fake, command, arguments):
         (["--max-new-tokens", "0"], "`--max-new-tokens 0` is not allowed"),
         (["--seed", "-4"], "--seed"),
         (["--seed", "x"], "--seed"),
-        (["--stop", ""], "--stop is empty."),
+        (["--stop", ""], "--stop: A stop string is empty."),
         (["--min-new-tokens", "9", "--max-new-tokens", "3"], "`--min-new-tokens 9` is above `--max-new-tokens 3`"),
         (["--prompt-token-ids", "1"], "exclude"),
         (["--prompt-file", "x"], "exclude"),

@@ -5,6 +5,7 @@ import types
 from contextlib import nullcontext
 from pathlib import Path
 
+import polydraft
 import pytest
 from polydraft import load
 from polydraft._load import prepare
@@ -243,8 +244,31 @@ def test_a_backend_of_rank_0_is_used_only_if_it_is_named(host_of, monkeypatch):
 
 def test_a_backend_of_rank_0_hides_no_reason_of_the_others(host_of, monkeypatch):
     monkeypatch.setattr(Exact, "rank", 0)
+    with pytest.raises(UnsupportedError, match="The backend exact is used only if it is named"):
+        prepare(TARGET, exactness="bitwise", host=host_of("exact", "fast"))
+
+
+def test_a_device_that_no_backend_sees_is_told_in_one_sentence(host_of, monkeypatch):
+    for host in (host_of("exact", "fast", "unusable", "raising"), host_of("fast"), host_of("exact", "fast")):
+        with pytest.raises(DeviceError) as error:
+            prepare(TARGET, device="tpu", host=host)
+        assert error.value.message == "There is no device 'tpu' here that this model could run on."
+        assert "cpu, cuda:0." in error.value.hint
+    with pytest.raises(DeviceError, match="There is no device 'tpu' here"):
+        polydraft.tune(TARGET, device="tpu", host=host_of("exact", "fast"))
+    # One that is used only if it is named has it.
+    monkeypatch.setattr(Exact, "rank", 0)
+    with pytest.raises(DeviceError, match="There is no device 'tpu' here"):
+        prepare(TARGET, device="tpu", host=host_of("exact", "fast"))
+    tpu = Diagnosis(usable=True, rank=0, devices=(DeviceRecord(name="tpu"),))
+    monkeypatch.setattr(Exact, "diagnose", lambda self: tpu)
     with pytest.raises(DeviceError, match="The backend exact is used only if it is named"):
         prepare(TARGET, device="tpu", host=host_of("exact", "fast"))
+
+
+def test_a_device_is_refused_before_the_target_is_looked_for(host_of):
+    with pytest.raises(DeviceError, match="sees no device 'tpu'"):
+        prepare("org/none", device="tpu", backend="fast", host=host_of("fast"))
 
 
 def test_equal_ranks_go_by_name(host_of, monkeypatch):
@@ -460,7 +484,7 @@ def test_a_gpu_of_any_kind_is_the_backends_to_refuse(device, known):
         ({"dtype": 32}, InvalidRequestError, "'float32'"),
         ({"dtype": ""}, InvalidRequestError, "'float32'"),
         ({"device": None}, InvalidRequestError, "'cpu'"),
-        ({"device": "mps"}, DeviceError, "sees no device 'mps'"),
+        ({"device": "mps"}, DeviceError, "There is no device 'mps' here"),
         ({"device": "cuda:7", "backend": "fast"}, DeviceError, "It sees: cpu, cuda:0."),
         ({"revision": 3}, InvalidRequestError, "branch, tag or commit"),
         ({"cache_dir": 3}, InvalidRequestError, "a folder"),

@@ -54,7 +54,7 @@ def test_files(tmp_path, name, text, found):
 def test_a_file_that_holds_no_prompts_is_an_error_that_says_what_to_give(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(InvalidRequestError, match="(?i)prompt") as raised:
+    with pytest.raises(InvalidRequestError, match=r"(?i)prompt") as raised:
         read_prompts(path)
     assert raised.value.argument == "prompts"
     assert raised.value.hint

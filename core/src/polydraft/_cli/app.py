@@ -28,6 +28,7 @@ from polydraft._cli.commands.verify import verify
 from polydraft._cli.options import CommandState, Debug, Verbose, takes_options
 from polydraft._cli.problems import BROKEN_PIPE, INTERRUPTED, SUCCESS, report, show_warnings
 from polydraft._cli.streams import abandon_output, output_closed
+from polydraft._flags import FLAGS
 from polydraft._presentable import presentable
 from polydraft.errors import InvalidRequestError
 
@@ -41,8 +42,8 @@ _COMPLETION = "_POLYDRAFT_COMPLETE"
 """The variable by which a shell asks for completions."""
 
 
-_MAY_BE_EMPTY = {"words", "prompt", "prompt_token_ids", "system"}
-"""Parameters whose text is a prompt's."""
+_MAY_BE_EMPTY = {"words", "prompt", "prompt_token_ids", "system", *FLAGS} - {"target", "save_to", "prompts"}
+"""Prompts, and arguments of the library, which refuses them itself, but of a path sees the current folder."""
 
 
 class _Command(TyperCommand):

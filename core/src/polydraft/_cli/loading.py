@@ -54,7 +54,8 @@ def load_arguments(loading: Mapping[str, Any], *, plain: bool = False) -> tuple[
         "num_speculative_tokens": _count_or_text(loading["num_speculative_tokens"]),
         "engine_options": _pairs("engine_options", loading["engine_options"], _json_or_text),
     }
-    return arguments.pop("target") or _builtin_pair(arguments["backend"]), arguments
+    target = arguments.pop("target")
+    return _builtin_pair(arguments["backend"]) if target is None else target, arguments
 
 
 def _count_or_text(text: str | None) -> int | str | None:

@@ -20,7 +20,7 @@ from polydraft._registry.options import check_options
 from polydraft._registry.packing_choice import Memory, PackingChoice, PackingNotFoundError, memory_of
 from polydraft._registry.packings import PackingRegistry
 from polydraft._registry.pairs import PairRegistry
-from polydraft._registry.states import BackendState
+from polydraft._registry.states import BackendState, check_device_of_any
 from polydraft.checkpoints._names import KnownNames, Role, is_path, parse, repository
 from polydraft.checkpoints._quantization import bits
 from polydraft.checkpoints._resolve import resolve
@@ -105,7 +105,9 @@ class Resolver:
         name = self._given["backend"]
         if name != "auto":  # checked before the target is looked for: this needs no network
             check_options(self._isolator.backend(name).options, name, self._given["engine_options"])
-            self._state(self._host.backends()[name]).check()
+            state = self._state(self._host.backends()[name])
+            state.check()
+            state.check_device(self._given["device"])
         elif all(record.own_names for record in self._host.backends().values()):
             self._refuse_without_hub(target)
         source = self.target(target)
@@ -182,8 +184,7 @@ class Resolver:
         One that would load quantized weights comes after all that load others.
         """
         records = self.candidates(source)
-        self._diagnose(records)
-        states = [self._state(record) for record in records]
+        states = self._diagnosed(records)
         # Highest rank first; a backend that could not diagnose itself counts as 0.
         states.sort(key=lambda state: (-state.diagnosis.rank if state.diagnosis else 0, state.record.name))
         errors: list[tuple[BackendState, PolydraftError]] = []
@@ -329,8 +330,21 @@ class Resolver:
             return Memory(None)
         return memory_of(state.diagnosis, self._given["device"])
 
-    def _diagnose(self, records: Sequence[BackendRecord]) -> None:
-        """Look at the candidates of ``auto``; none may keep the others waiting, or import its engine for nothing."""
+    def check_device(self, records: Sequence[BackendRecord]) -> None:
+        """Refuse a device that none of the backends sees, as ``load`` does with ``backend="auto"``.
+
+        Raises:
+            DeviceError: It is not there.
+        """
+        if self._given["device"] != "auto":
+            self._diagnosed(records)
+
+    def _diagnosed(self, records: Sequence[BackendRecord]) -> list[BackendState]:
+        """The states of the candidates of ``auto``; none may keep the others waiting, or import its engine for nothing.
+
+        Raises:
+            DeviceError: None of them sees the device that is asked for.
+        """
         answers = diagnose_all(
             self._host, records, self._faults, seconds=DIAGNOSIS_LIMIT, kept=True, makes=self._isolator
         )
@@ -338,6 +352,9 @@ class Resolver:
             self._states[name] = answer.state_of(self._host.backends()[name])
             if answer.capabilities is not None:
                 self._told[name] = answer.capabilities
+        states = [self._state(record) for record in records]
+        check_device_of_any(states, self._given["device"])
+        return states
 
     def _state(self, record: BackendRecord) -> BackendState:
         """Whether a backend can run here; asked once. The one that the caller names may take its time."""

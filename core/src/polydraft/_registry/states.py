@@ -9,9 +9,11 @@ from polydraft.contract.records import BackendRecord, Diagnosis, FaultRecord, Pa
 from polydraft.errors import BackendUnavailableError, DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from polydraft.contract.backend import Backend
 
-__all__ = ["BackendState", "Backends"]
+__all__ = ["BackendState", "Backends", "check_device_of_any"]
 
 
 class Backends(Protocol):
@@ -22,6 +24,28 @@ class Backends(Protocol):
 
 
 _KINDS_OF_GPU = {"cuda", "metal", "mps"}
+
+
+def check_device_of_any(states: Iterable[BackendState], device: str) -> None:
+    """Check a device against those that the usable backends report; do nothing if one of them reports none.
+
+    Raises:
+        DeviceError: None of them sees it.
+    """
+    seen: dict[str, None] = {}
+    for state in states:
+        if state.diagnosis and state.usable and (state.diagnosis.devices or not state.only_if_named):
+            try:
+                state.check_device(device)
+            except DeviceError:
+                seen |= dict.fromkeys(found.name for found in state.diagnosis.devices)
+            else:
+                return
+    if seen:
+        raise DeviceError(
+            f"There is no device {device!r} here that this model could run on.",
+            f"There is: {', '.join(seen)}. `polydraft doctor` shows more about each backend.",
+        )
 
 
 class BackendState(Record):

@@ -300,4 +300,6 @@ def _names(backends: Sequence[str] | None, given: LoadArguments, resolver: Resol
         return checked_backends(backends, resolver.host)
     if given["backend"] != "auto":
         return checked_backends([given["backend"]], resolver.host)
-    return [record.name for record in resolver.candidates(source)]
+    records = resolver.candidates(source)
+    resolver.check_device(records)
+    return [record.name for record in records]
