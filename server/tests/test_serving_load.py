@@ -189,6 +189,11 @@ def test_a_graceful_stop(scripted):
         began = time.monotonic()
         server.server.should_exit = True
         assert waiting.result(10).error["code"] == "server_stopping"
+        late.request("GET", "/ready")
+        assert answer_of(late).status == server.get("/ready").status == 503
+        refused = server.complete("late")
+        assert (refused.status, refused.error["code"]) == (503, "server_stopping")
+        assert not long.done()
         assert short.result(10).json["choices"][0]["finish_reason"] == "length"
         assert long.result(10).events[-1]["error"]["code"] == "server_stopping"
         assert time.monotonic() - began < 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import math
 import os
 import signal
 import socket
@@ -138,7 +137,7 @@ class Server(uvicorn.Server):
             # Any client could name another address as its own.
             proxy_headers=False,
             h11_max_incomplete_event_size=_LARGEST_HEAD,
-            timeout_graceful_shutdown=math.ceil(api.settings.stop_seconds) + _AFTER_STOP,
+            timeout_graceful_shutdown=_AFTER_STOP,
         )
         super().__init__(config)
 
@@ -161,16 +160,13 @@ class Server(uvicorn.Server):
         self._started_up()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: no new requests; those under way get their time."""
-        stopping = asyncio.create_task(self.api.stop())
-        try:
-            await super().shutdown(sockets)
-            if self.force_exit:  # uvicorn leaves this out then, and the app would end with a traceback
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LAST_WAIT):
-                        await self.lifespan.shutdown()
-        finally:
-            stopping.cancel()
+        """Stop: no new requests; those under way get their time, in which it still listens, to say that it stops."""
+        await self.api.stop()
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves this out then, and the app would end with a traceback
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WAIT):
+                    await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: stop; at a second one, without waiting for answers; at a third, for nothing."""
