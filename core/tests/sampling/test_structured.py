@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polydraft.contract import GenerationSettings, Guided
+from polydraft.contract.requests import Thought
 from polydraft.errors import InvalidRequestError, StructuredOutputError, UnsupportedError
 from polydraft.sampling._grammar_depth import depth_of
+from polydraft.sampling.structured import check_guided
 
 pytest.importorskip("llguidance", reason="polydraft[structured]")
 pytest.importorskip("polydraft_reference", reason="settings are tested on the reference engine: polydraft-reference")
@@ -140,6 +142,9 @@ def test_settings_that_leave_no_token(toys):
         {"guided": {"regex": "(" * 100_000}},
         {"guided": {"grammar": "start: nothing"}},
         {"guided": {"regex": r"[^\x00-\x{10FFFF}]"}},
+        {"guided": {"regex": "a{1000000}"}},
+        {"guided": {"regex": "(a{1000}){1000}"}},
+        {"guided": {"json": {"type": "string", "pattern": "^a{1000000}$"}}},
         {"guided": {"grammar": "root ::= ("}},
         {"guided": {"grammar": "no grammar at all"}},
         {"guided": {"choice": ["a", ""]}},
@@ -155,6 +160,27 @@ def test_what_cannot_be_matched_is_refused(toys, settings):
         toys.session("mtp", 3, 0.5).stream([5], **settings)
     assert caught.value.hint
     assert len(str(caught.value)) < 800
+
+
+def test_a_number_of_thousands_of_digits_in_a_schemas_text(toys):
+    with pytest.raises(InvalidRequestError, match="no JSON schema: a number in it has too many digits"):
+        toys.session("mtp", 3, 0.5).stream([5], guided={"json": f'{{"const": {"9" * 5000}}}'})
+
+
+def test_an_engine_that_matches_by_itself_is_not_asked_for_what_is_too_large():
+    thought = Thought(open=1, close=2, begun=False)
+    for guided in (Guided(kind="regex", text="a{1000000}"), Guided(kind="regex", text="a{1000000}", thought=thought)):
+        with pytest.raises(InvalidRequestError, match="too many expressions"):
+            check_guided(guided)
+    check_guided(Guided(kind="regex", text="a{1000}", thought=thought))
+
+
+def test_a_call_that_leads_too_far_does_not_spoil_the_next(toys):
+    session, guided = toys.session("mtp", 3, 0.5), {"regex": "(x|ya{1000000})"}
+    with pytest.raises(StructuredOutputError, match="too many expressions") as caught:
+        session.generate([5], guided=guided, logit_bias={ord("y"): 100})
+    assert caught.value.partial_text.startswith("y")
+    assert session.generate([5], guided=guided, logit_bias={ord("x"): 100}).text == "x"
 
 
 def test_keywords_that_would_be_ignored_are_refused(toys):

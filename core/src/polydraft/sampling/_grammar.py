@@ -11,7 +11,7 @@ from polydraft.errors import StructuredOutputError
 from polydraft.sampling.numpy_ops import NumpyOps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Callable, Sequence, Set
 
     import numpy.typing as npt
 
@@ -30,10 +30,12 @@ class GrammarRun:
         matcher: An ``llguidance.LLMatcher`` at its start.
         prompt_length: Positions from here on are output.
         ends: Tokens that end the output: nothing comes after them.
+        lost: Called if llguidance gives up.
     """
 
-    def __init__(self, matcher: Any, prompt_length: int, ends: Set[int]) -> None:
+    def __init__(self, matcher: Any, prompt_length: int, ends: Set[int], lost: Callable[[], None]) -> None:
         self._matcher = matcher
+        self._lost = lost
         self._prompt_length = prompt_length
         self._ends = ends
         self._fed: list[int] = []  # output tokens that the matcher has consumed, and the end
@@ -151,6 +153,7 @@ class GrammarRun:
         return mask
 
     def _raise(self) -> None:
+        self._lost()
         reason = in_short(self._matcher.get_error())
         raise StructuredOutputError(
             f"llguidance cannot follow the output any further: {reason or self._matcher.stop_reason()}.",

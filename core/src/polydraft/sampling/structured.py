@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from polydraft.errors import InvalidRequestError, UnsupportedError
@@ -58,6 +59,10 @@ def check_guided(guided: Guided) -> None:
     message = _library().LLMatcher.validate_grammar(grammar)
     if message and not message.startswith("WARNING"):
         _refuse(guided, message)
+    if guided.kind != "grammar":  # which may name tokens of the model
+        # A thought before it would put off what goes wrong.
+        answer = _grammar(guided.model_copy(update={"thought": None}))
+        _check_start(guided, _library().LLMatcher(_bytes(), answer, log_level=0))
 
 
 class Grammars:
@@ -91,7 +96,13 @@ class Grammars:
         if guided is None:
             return None
         matcher = self._matcher(guided).deep_copy()
-        return GrammarRun(matcher, len(request.prompt_token_ids), request.eos_token_ids)
+        lost = partial(self._forget, guided)
+        return GrammarRun(matcher, len(request.prompt_token_ids), request.eos_token_ids, lost)
+
+    def _forget(self, guided: Guided) -> None:
+        """Make the grammar anew next time: what went wrong in one copy is remembered in what all share."""
+        with self._lock:
+            self._made.pop(guided.model_dump_json(), None)
 
     def _matcher(self, guided: Guided) -> Any:
         """An ``llguidance.LLMatcher`` at its start, to be copied."""
@@ -101,7 +112,7 @@ class Grammars:
             if made is None:
                 check_guided(guided)
                 made = _library().LLMatcher(self._words(), _grammar(guided), log_level=0)
-                _check_start(guided, made.deep_copy())
+                _check_start(guided, made)
                 self._made[key] = made
                 while len(self._made) > _KEPT:
                     self._made.popitem(last=False)
@@ -220,12 +231,14 @@ def _lark_grammar(guided: Guided) -> str:
 
 def _check_start(guided: Guided, matcher: Any) -> None:
     """Refuse what goes wrong at the first token, or allows none: some limits of llguidance show only there."""
-    mask = matcher.compute_bitmask()
-    matcher.compute_ff_tokens()
-    if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
-        _refuse(guided, matcher.get_error())
-    if matcher.is_error() or not any(mask) or (matcher.is_stopped() and not matcher.is_accepting()):
-        _refuse(guided, "no text matches it")
+    for _ in range(2):  # that its lexer has come to its limits, a matcher tells the next copy
+        copy = matcher.deep_copy()
+        mask = copy.compute_bitmask()
+        copy.compute_ff_tokens()
+        if copy.is_error() and not copy.get_error().startswith("NoExtension"):
+            _refuse(guided, copy.get_error())
+        if copy.is_error() or not any(mask) or (copy.is_stopped() and not copy.is_accepting()):
+            _refuse(guided, "no text matches it")
 
 
 def _check_size(guided: Guided) -> None:
@@ -265,6 +278,12 @@ def _refuse(guided: Guided, reason: str) -> NoReturn:
         "Correct it; docs/structured-output.md says what is possible.",
         argument="guided",
     )
+
+
+@cache
+def _bytes() -> Any:
+    """A vocabulary of bytes, for grammars without a model."""
+    return _library().LLTokenizer("byte")
 
 
 def _library() -> Any:
