@@ -202,6 +202,29 @@ def test_wrong_tools(tool):
     assert caught.value.argument == "tools"
 
 
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ({"description": 5}, "the description of f is not text"),
+        ({"parameters": 5}, "the parameters of f are of type int"),
+        ({"parameters": []}, "the parameters of f are of type list"),
+        ({"parameters": {"properties": ["a"]}}, "`properties` is of type list"),
+        ({"parameters": {"properties": {"a": None}}}, "the property a is of type NoneType"),
+        ({"parameters": {"properties": {"a": {"items": {"properties": {"b": "x"}}}}}}, "the property b is of type str"),
+    ],
+)
+def test_tools_whose_schema_is_none(function, says):
+    with pytest.raises(InvalidRequestError, match=says) as caught:
+        normalised_tools([{"type": "function", "function": {"name": "f", **function}}])
+    assert caught.value.argument == "tools"
+
+
+def test_schemas_that_are_booleans():
+    """Templates go through the properties as through objects."""
+    (found,) = normalised_tools([{"name": "f", "parameters": {"properties": {"a": True, "b": False}}}])
+    assert found["function"]["parameters"]["properties"] == {"a": {}, "b": {"not": {}}}
+
+
 # Templates that differ
 
 

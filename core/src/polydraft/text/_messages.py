@@ -290,5 +290,28 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
         raise InvalidRequestError("An entry of `tools` has no name of a function.", _TOOL_SHAPE, argument="tools")
+    if not isinstance(function.get("description") or "", str):
+        raise InvalidRequestError(f"In `tools`, the description of {name} is not text.", _TOOL_SHAPE, argument="tools")
+    if (parameters := function.get("parameters")) is not None:
+        function["parameters"] = _schema(parameters, f"the parameters of {name} are")
     outer = {key: value for key, value in tool.items() if key != "function"} if "function" in tool else {}
     return {**outer, "type": "function", "function": function}
+
+
+def _schema(given: Any, what: str) -> dict[str, Any]:
+    """A schema in which what templates go through are objects; properties may be true or false, which are schemas."""
+    if not isinstance(given, dict):
+        said = f"In `tools`, {what} of type {type(given).__name__}, and not an object."
+        raise InvalidRequestError(said, _TOOL_SHAPE, argument="tools")
+    found = dict(given)
+    if (properties := found.get("properties")) is not None:
+        if not isinstance(properties, dict):
+            _schema(properties, "`properties` is")
+        as_objects = {True: {}, False: {"not": {}}}
+        found["properties"] = {
+            name: _schema(as_objects[one] if isinstance(one, bool) else one, f"the property {name} is")
+            for name, one in properties.items()
+        }
+    if isinstance(found.get("items"), dict):
+        found["items"] = _schema(found["items"], "`items` is")
+    return found
