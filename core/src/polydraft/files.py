@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 __all__ = [
+    "LONG_NUMBER",
     "check_folder",
     "exhausted",
     "open_regular",
@@ -29,6 +30,8 @@ __all__ = [
     "system_errors",
 ]
 
+LONG_NUMBER = "a number in it has too many digits"
+"""In place of Python's words for a whole number of thousands of digits, which advise who writes the program."""
 _LARGEST = 1 << 30
 """Largest file in bytes that is read as a whole. A tokenizer.json has some 30 MB."""
 _ELSEWHERE = "Free some space, or use a folder on another disk."
@@ -172,9 +175,14 @@ def parse_json(text: str | bytes) -> Any:
     """``json.loads``, which raises ``RecursionError`` for deep nesting; here that is a ``ValueError``, too.
 
     Raises:
-        ValueError: It is not JSON, or nested too deeply. ``json.JSONDecodeError`` says where.
+        ValueError: It is not JSON, is nested too deeply, or has a whole number of thousands of digits.
+            ``json.JSONDecodeError`` says where.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        raise ValueError(LONG_NUMBER) from None

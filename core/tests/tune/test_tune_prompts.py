@@ -66,6 +66,8 @@ def test_a_file_that_holds_no_prompts_is_an_error_that_says_what_to_give(tmp_pat
         ("a.txt", b"caf\xe9", "not UTF-8: .* at byte 3"),
         ("a.jsonl", b'"x"\n\n{"prompt"', "line 3 is no JSON: Expecting ':' delimiter at column 10."),
         ("a.jsonl", b'"x"\n{"prompt": ""}', "Prompt 2 is an empty text."),
+        ("a.jsonl", b'"x"\n' + b"9" * 5000, "line 2 is no JSON: a number in it has too many digits"),
+        ("a.json", b"9" * 5000, "a number in it has too many digits"),
         ("a.jsonl", b'"x"\n"\\ud800"', "Prompt 2 cannot be written as JSON: .*surrogates"),
         ("a.jsonl", b'[{"role": "user", "content": "\\ud800"}]', "Prompt 1 cannot be written as JSON: .*surrogates"),
     ],

@@ -232,10 +232,13 @@ class Api:
             ) from None
         try:
             return parse_json(bytes(body))
+        except UnicodeDecodeError:
+            why = "not JSON: it is not UTF-8"
+        except json.JSONDecodeError as error:
+            why = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno}, column {error.colno}"
         except ValueError as error:
-            raise ApiError.of(
-                400, f"The body is not JSON: {_reason(error)}.", "Send a JSON object in UTF-8.", code="invalid_json"
-            ) from None
+            why = f"not usable as JSON: {error}"
+        raise ApiError.of(400, f"The body is {why}.", "Send a JSON object in UTF-8.", code="invalid_json")
 
     def _known(self, name: str | None) -> str:
         """The name that a request calls the model by.
@@ -480,13 +483,3 @@ async def _unless_gone(work: Coroutine[Any, Any, None], request: Request) -> Non
 
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encoded(data), status, headers, "application/json")
-
-
-def _reason(error: ValueError) -> str:
-    """Why a text is no JSON, without the text."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    line = str(error)
-    if isinstance(error, json.JSONDecodeError):
-        line = f"{error.msg} at line {error.lineno}, column {error.colno}"
-    return line[:1].lower() + line[1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from polydraft.contract.records import Record
 from polydraft.errors import InvalidRequestError
-from polydraft.files import read_bytes, system_errors
+from polydraft.files import parse_json, read_bytes, system_errors
 
 __all__ = ["CLASSES", "MeasuredPrompt", "built_in_prompts", "given_prompts", "read_prompts"]
 
@@ -57,7 +56,7 @@ def read_prompts(path: Path) -> tuple[MeasuredPrompt, ...]:
         with system_errors(f"{path} cannot be read"):
             text = read_bytes(path).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
-            return given_prompts(json.loads(text))
+            return given_prompts(parse_json(text))
         if path.suffix.lower() == ".jsonl":
             return given_prompts(_lines(text))
     except OSError as error:
@@ -65,7 +64,7 @@ def read_prompts(path: Path) -> tuple[MeasuredPrompt, ...]:
     except UnicodeDecodeError as error:
         why = f"{error.reason} at byte {error.start}"
         raise _wrong(f"The file of prompts {path} is not UTF-8: {why}.", "Save it as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, InvalidRequestError):
             raise
         raise _wrong(f"The file of prompts {path} cannot be read: {error}.", _FORMS) from error
@@ -85,7 +84,7 @@ def _lines(text: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                found.append(json.loads(line))
+                found.append(parse_json(line))
             except ValueError as error:
                 decoding = isinstance(error, json.JSONDecodeError)  # its own line number would be 1
                 why = f"{error.msg} at column {error.colno}" if decoding else error

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from polydraft.contract.packings import PackingRecord
 from polydraft.contract.records import PairRecord, Record
 from polydraft.errors import InvalidRequestError
-from polydraft.files import read_bytes, system_errors
+from polydraft.files import LONG_NUMBER, read_bytes, system_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,8 +62,8 @@ def _read(path: Path, kind: str, record: type[R], check: Callable[[R], None]) ->
         raise InvalidRequestError(f"{path} is nested too deeply.", _ONLY) from error
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{path} cannot be read: it is not UTF-8 text.", "Save it as UTF-8.") from error
-    except (OSError, ValueError) as error:  # ValueError: a number of thousands of digits
-        why = getattr(error, "strerror", None) or error
+    except (OSError, ValueError) as error:
+        why = (error.strerror or error) if isinstance(error, OSError) else LONG_NUMBER
         raise InvalidRequestError(f"{path} cannot be read: {why}.", "Check the file.") from error
     if unknown := sorted(set(data) - set(_TABLES)):
         raise InvalidRequestError(f"{path} holds {unknown[0]!r}.", _ONLY)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft._numbers import shown
 from polydraft.contract.requests import Guided
 from polydraft.errors import InvalidRequestError, UnsupportedError
+from polydraft.files import parse_json
 from polydraft.text._chat_parser import thought_of
 from polydraft.text._tool_grammar import tool_grammar
 
@@ -81,7 +82,7 @@ def _schema(argument: str, given: Any) -> str:
         given = given.model_json_schema()
     try:
         if isinstance(given, str):
-            given = json.loads(given)
+            given = parse_json(given)
         if not isinstance(given, Mapping | bool):
             raise TypeError(f"a schema is an object, and this is of type {type(given).__name__}")
         text = json.dumps(given, allow_nan=False, default=dict)

@@ -129,8 +129,8 @@ class RequestsFile:
             raise _BadLineError("is not UTF-8") from None
         except json.JSONDecodeError as error:
             raise _BadLineError(f"is not JSON ({error.msg} at column {error.colno})") from None
-        except ValueError:  # a number of more digits than Python takes, or deep nesting
-            raise _BadLineError("is not usable as JSON") from None
+        except ValueError as error:
+            raise _BadLineError(f"is not usable as JSON: {error}") from None
         if not isinstance(found, dict):
             raise _BadLineError("is not a JSON object")
         name, url, body = found.get("custom_id"), found.get("url"), found.get("body")
