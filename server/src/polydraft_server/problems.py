@@ -37,7 +37,7 @@ _FIELDS = {
     "prompt": "prompt",
 }
 """Arguments of ``Session.generate`` whose field in the API has another name; a request may have its own for them."""
-_ARGUMENT = re.compile(rf"`({'|'.join(_FIELDS)})\b")
+_ARGUMENT = re.compile(r"`(\w+)")
 # A path of two parts or more, not preceded by what makes it a part of a URL or of a word. All parts but the last may
 # have blanks, and the last does not end with a full stop.
 _PATH = re.compile(
@@ -125,12 +125,12 @@ def problem_of(error: BaseException, fields: Mapping[str, str] = _FIELDS) -> Pro
 
 def _named(sentence: str) -> str | None:
     """The field that a sentence names first."""
-    found = re.search(r"`(\w+)", sentence)
+    found = _ARGUMENT.search(sentence)
     return found[1] if found else None
 
 
 def _in_the_apis_words(sentence: str, fields: Mapping[str, str]) -> str:
-    return without_paths(_ARGUMENT.sub(lambda found: f"`{fields[found[1]]}", sentence[:_LONGEST]))
+    return without_paths(_ARGUMENT.sub(lambda found: f"`{fields.get(found[1], found[1])}", sentence[:_LONGEST]))
 
 
 def without_paths(text: str) -> str:

@@ -214,9 +214,10 @@ class ChatRequest(_Request):
 
     @property
     def fields(self) -> dict[str, str]:
-        """As of both endpoints, and the name that the request has for its limit."""
+        """As of both endpoints, and the names that the request has for its limit and for numbers of candidates."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {**super().fields, "max_new_tokens": limit}
+        candidates = "top_logprobs" if self.top_logprobs else "logprobs"
+        return {**super().fields, "max_new_tokens": limit, "logprobs": candidates}
 
     @property
     def one_call(self) -> bool:
