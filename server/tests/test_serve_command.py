@@ -116,6 +116,8 @@ def test_wrong_options(command_line):
         ((*TOY, "--api-key-file", "/no/such/file"), "cannot be read"),
         ((*TOY, "--temperature", "-1"), "--temperature -1"),
         ((*TOY, "--port", "70000"), "--port"),
+        ((*TOY, "--cors-origin", "http://x.com/"), "Give http://x.com."),
+        ((*TOY, "--served-model-name", "a", "--served-model-name", ""), "name of the model is empty"),
     ):
         code, err = command_line("serve", *arguments)
         assert code == 2, err

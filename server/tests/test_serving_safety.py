@@ -11,7 +11,7 @@ from polydraft.secrets import Secret
 from polydraft_server.problems import without_paths
 from polydraft_server.run import listen
 from polydraft_server.served import public_name
-from polydraft_server.settings import ServerSettings
+from polydraft_server.settings import ServerSettings, server_settings
 from scripted import Script
 
 KEY = "sk-canary-0123456789"
@@ -68,6 +68,31 @@ def test_named_origins(scripted):
         assert (good.status, good.headers["access-control-allow-origin"]) == (200, "https://app.example")
         bad = server.ask("OPTIONS", "/v1/completions", Origin="https://evil.example", **asked)
         assert "access-control-allow-origin" not in bad.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "meant"),
+    [
+        ("http://x.com/", "http://x.com"),
+        ("HTTPS://X.com:8443/a?b", "https://x.com:8443"),
+        ("http://x.com:80", "http://x.com"),
+        ("https://x.com:443", "https://x.com"),
+        ("foo", "scheme://host[:port]"),
+        ("", "scheme://host[:port]"),
+        ("x.com:80", "scheme://host[:port]"),
+        ("https://*.x.com", "scheme://host[:port]"),
+        ("https://me@x.com", "scheme://host[:port]"),
+    ],
+)
+def test_origins_that_no_page_has(origin, meant):
+    with pytest.raises(InvalidRequestError) as caught:
+        server_settings(origins=("https://app.example", origin))
+    assert caught.value.hint.startswith(f"Give {meant}")
+
+
+def test_origins_that_pages_have():
+    given = ("*", "null", "http://localhost:3000", "http://[::1]:3000", "https://a-b.example", "chrome-extension://abc")
+    assert server_settings(origins=given).origins == given
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

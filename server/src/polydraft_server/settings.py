@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Self
 
 from polydraft import Session
 from polydraft.contract import WholeEngine
+from polydraft.errors import InvalidRequestError
 from polydraft.secrets import Secret
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-__all__ = ["KEY_VARIABLE", "ServerSettings"]
+__all__ = ["KEY_VARIABLE", "ServerSettings", "server_settings"]
 
 KEY_VARIABLE = "POLYDRAFT_API_KEY"
 """The environment variable that ``polydraft serve`` reads the key from."""
@@ -18,6 +20,8 @@ _BATCHED, _IN_TURN = 64, 4
 """Generations at a time on an engine that batches them, and on one that steps them in turn, each with a KV cache."""
 _BYTES_PER_TOKEN = 16
 """Bytes of a request for each token of the context: more than any text or list of ids that fits takes."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?(?=[/?#]|$)")
+"""As browsers write it: without a path, and a default port left out."""
 
 
 class ServerSettings(BaseModel):
@@ -50,6 +54,26 @@ class ServerSettings(BaseModel):
         default=None, ge=1, description="Size limit of a request; None: 1 MiB, and 16 bytes for each token of context."
     )
 
+    @field_validator("names")
+    @classmethod
+    def _no_empty_name(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in names):
+            raise InvalidRequestError("A name of the model is empty.", "Give one that requests can send as `model`.")
+        return names
+
+    @field_validator("origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for given in origins:
+            begin = _ORIGIN.match(given.lower())
+            meant = "" if begin is None else begin[0]
+            for scheme, port in (("http:", ":80"), ("https:", ":443")):
+                meant = meant.removesuffix(port) if meant.startswith(scheme) else meant
+            if not given or given not in ("*", "null", meant):
+                form = meant or "scheme://host[:port], such as https://example.org, or * for all"
+                raise InvalidRequestError(f"No web page has the origin {given!r}.", f"Give {form}.")
+        return origins
+
     @model_validator(mode="after")
     def _key_or_none(self) -> Self:
         if self.no_auth and self.key is not None:
@@ -77,3 +101,16 @@ class ServerSettings(BaseModel):
     def body_limit(self, context_length: int) -> int:
         """Bytes of a request's body."""
         return (1 << 20) + _BYTES_PER_TOKEN * context_length if self.max_body_bytes is None else self.max_body_bytes
+
+
+def server_settings(**given: Any) -> ServerSettings:
+    """``ServerSettings(**given)``, with errors for the user of a command.
+
+    Raises:
+        InvalidRequestError: A name or an origin is wrong.
+    """
+    try:
+        return ServerSettings(**given)
+    except ValidationError as error:
+        found = error.errors()[0].get("ctx", {}).get("error")
+        raise (found if isinstance(found, InvalidRequestError) else error) from None

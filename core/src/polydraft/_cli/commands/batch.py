@@ -87,7 +87,7 @@ def batch(
     code is 1 if a line has an error; OUT says which, and why.
     """
     try:
-        from polydraft_server import ServerSettings
+        from polydraft_server import server_settings
         from polydraft_server.batch import RayWorkers, run_batch
         from polydraft_server.served import public_name
     except ModuleNotFoundError as error:
@@ -117,7 +117,7 @@ def batch(
         output,
         public_name(target),
         partial(open_session, target, arguments),
-        ServerSettings(
+        server_settings(
             names=tuple(served_model_name or ()),
             defaults=defaults,
             max_running=max_running,

@@ -63,7 +63,7 @@ def serve(
         typer.Option(
             "--cors-origin",
             metavar="ORIGIN",
-            help="Web pages of this origin may use it. May be repeated.",
+            help="Web pages of this origin, scheme://host[:port], may use it; *: of any. May be repeated.",
             rich_help_panel=_WHO,
         ),
     ] = None,
@@ -154,7 +154,7 @@ def serve(
     if print_only:
         raise InvalidRequestError("--print shows the command of an engine's own server.", "Add --own-server.")
     try:
-        from polydraft_server import KEY_VARIABLE, ServerSettings
+        from polydraft_server import KEY_VARIABLE, server_settings
         from polydraft_server import serve as run_server
     except ModuleNotFoundError as error:
         raise PolydraftError(
@@ -170,7 +170,7 @@ def serve(
     target, arguments = load_arguments(loading, plain=plain)
     if plain:
         defaults["speculate"] = "off"
-    told = ServerSettings(
+    told = server_settings(
         host=host,
         port=port,
         key=key,
