@@ -109,15 +109,17 @@ def test_what_cannot_be_served(command_line, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_wrong_options(command_line):
+def test_wrong_options(command_line, monkeypatch):
+    monkeypatch.delenv("POLYDRAFT_API_KEY", raising=False)
+    others = (*TOY, "--host", "0.0.0.0")  # without a key it ends in any case
     for arguments, says in (
         ((*TOY, "--print"), "--own-server"),
         ((*TOY, "--no-auth", "--api-key-file", "x"), "exclude one another"),
         ((*TOY, "--api-key-file", "/no/such/file"), "cannot be read"),
         ((*TOY, "--temperature", "-1"), "--temperature -1"),
         ((*TOY, "--port", "70000"), "--port"),
-        ((*TOY, "--cors-origin", "http://x.com/"), "Give http://x.com."),
-        ((*TOY, "--served-model-name", "a", "--served-model-name", ""), "name of the model is empty"),
+        ((*others, "--cors-origin", "http://x.com/"), "Give http://x.com."),
+        ((*others, "--served-model-name", "a", "--served-model-name", ""), "name of the model is empty"),
     ):
         code, err = command_line("serve", *arguments)
         assert code == 2, err

@@ -51,7 +51,7 @@ TOOL = {
         ({"tool_choice": "required"}, 400, "tool_choice", "`tools`"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]}, 400, "tools", "type int"),
-        ({"guided_regex": "a{1000000}"}, 400, "guided_regex", "too many expressions"),
+        ({"guided_regex": "a{1000000}"}, 400, "guided_regex", "in `guided_regex` cannot be used"),
         ({"functions": [{"name": "f"}]}, 400, "functions", "`tools`"),
         ({"modalities": ["audio"]}, 400, "modalities", "not supported"),
         ({"chat_template": "{{ x }}"}, 400, "chat_template", "template"),
