@@ -206,11 +206,11 @@ def test_wrong_tools(tool):
     ("function", "says"),
     [
         ({"description": 5}, "the description of f is not text"),
-        ({"parameters": 5}, "the parameters of f are of type int"),
-        ({"parameters": []}, "the parameters of f are of type list"),
-        ({"parameters": {"properties": ["a"]}}, "`properties` is of type list"),
-        ({"parameters": {"properties": {"a": None}}}, "the property a is of type NoneType"),
-        ({"parameters": {"properties": {"a": {"items": {"properties": {"b": "x"}}}}}}, "the property b is of type str"),
+        ({"parameters": 5}, "`parameters` of f is of type int"),
+        ({"parameters": []}, "`parameters` of f is of type list"),
+        ({"parameters": {"properties": ["a"]}}, "`properties` of f is of type list"),
+        ({"parameters": {"properties": {"a": None}}}, "the schema of f.a is of type NoneType"),
+        ({"parameters": {"properties": {"a": {"items": {"properties": {"b": "x"}}}}}}, r"f\.a\[\]\.b is of type str"),
     ],
 )
 def test_tools_whose_schema_is_none(function, says):

@@ -293,25 +293,25 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function.get("description") or "", str):
         raise InvalidRequestError(f"In `tools`, the description of {name} is not text.", _TOOL_SHAPE, argument="tools")
     if (parameters := function.get("parameters")) is not None:
-        function["parameters"] = _schema(parameters, f"the parameters of {name} are")
+        function["parameters"] = _schema(parameters, name, "`parameters`")
     outer = {key: value for key, value in tool.items() if key != "function"} if "function" in tool else {}
     return {**outer, "type": "function", "function": function}
 
 
-def _schema(given: Any, what: str) -> dict[str, Any]:
+def _schema(given: Any, where: str, what: str = "the schema") -> dict[str, Any]:
     """A schema in which what templates go through are objects; properties may be true or false, which are schemas."""
     if not isinstance(given, dict):
-        said = f"In `tools`, {what} of type {type(given).__name__}, and not an object."
+        said = f"In `tools`, {what} of {where} is of type {type(given).__name__}, and not an object."
         raise InvalidRequestError(said, _TOOL_SHAPE, argument="tools")
     found = dict(given)
     if (properties := found.get("properties")) is not None:
         if not isinstance(properties, dict):
-            _schema(properties, "`properties` is")
+            _schema(properties, where, "`properties`")
         as_objects = {True: {}, False: {"not": {}}}
         found["properties"] = {
-            name: _schema(as_objects[one] if isinstance(one, bool) else one, f"the property {name} is")
+            name: _schema(as_objects[one] if isinstance(one, bool) else one, f"{where}.{name}")
             for name, one in properties.items()
         }
     if isinstance(found.get("items"), dict):
-        found["items"] = _schema(found["items"], "`items` is")
+        found["items"] = _schema(found["items"], f"{where}[]")
     return found
