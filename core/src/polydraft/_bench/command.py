@@ -111,8 +111,9 @@ def bench(
     chosen = checked_prompts(prompts)
     if save_to is not None:
         save_to, no_chart = folder_to_save(save_to)
-        for note in no_chart if progress else ():
-            progress(note)
+        if progress is not None:
+            for note in no_chart:
+                progress(note)
     with system_errors(f"{target} cannot be measured"):
         host = given["host"] or default_host()
         if backends is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -86,8 +87,9 @@ def _lines(text: str) -> list[Any]:
             try:
                 found.append(parse_json(line))
             except ValueError as error:
-                decoding = isinstance(error, json.JSONDecodeError)  # its own line number would be 1
-                why = f"{error.msg} at column {error.colno}" if decoding else error
+                why = str(error)
+                if isinstance(error, json.JSONDecodeError):  # its own line number would be 1
+                    why = f"{error.msg} at column {error.colno}"
                 raise ValueError(f"line {number} is no JSON: {why}") from error
     return found
 

@@ -110,8 +110,9 @@ def tune(
     chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
         save_to, no_chart = folder_to_save(save_to)
-        for note in no_chart if progress else ():
-            progress(note)
+        if progress is not None:
+            for note in no_chart:
+                progress(note)
     with system_errors(f"{target} cannot be measured"):
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")

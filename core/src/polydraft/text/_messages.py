@@ -288,12 +288,12 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if function is None and tool.get("type", "function") == "function":  # the bare schema of a function
         function = {key: value for key, value in tool.items() if key != "type"}
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
         raise InvalidRequestError("An entry of `tools` has no name of a function.", _TOOL_SHAPE, argument="tools")
     if not isinstance(function.get("description") or "", str):
         raise InvalidRequestError(f"In `tools`, the description of {name} is not text.", _TOOL_SHAPE, argument="tools")
     if (parameters := function.get("parameters")) is not None:
-        function["parameters"] = _schema(parameters, name, "`parameters`")
+        function = {**function, "parameters": _schema(parameters, name, "`parameters`")}
     outer = {key: value for key, value in tool.items() if key != "function"} if "function" in tool else {}
     return {**outer, "type": "function", "function": function}
 
@@ -307,7 +307,7 @@ def _schema(given: Any, where: str, what: str = "the schema") -> dict[str, Any]:
     if (properties := found.get("properties")) is not None:
         if not isinstance(properties, dict):
             _schema(properties, where, "`properties`")
-        as_objects = {True: {}, False: {"not": {}}}
+        as_objects: dict[bool, dict[str, Any]] = {True: {}, False: {"not": {}}}
         found["properties"] = {
             name: _schema(as_objects[one] if isinstance(one, bool) else one, f"{where}.{name}")
             for name, one in properties.items()
