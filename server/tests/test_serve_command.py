@@ -119,7 +119,7 @@ def test_wrong_options(command_line, monkeypatch):
         ((*TOY, "--temperature", "-1"), "--temperature -1"),
         ((*TOY, "--port", "70000"), "--port"),
         ((*others, "--cors-origin", "http://x.com/"), "Give http://x.com."),
-        ((*others, "--served-model-name", "a", "--served-model-name", ""), "name of the model is empty"),
+        ((*others, "--served-model-name", "a", "--served-model-name", ""), "--served-model-name is empty"),
     ):
         code, err = command_line("serve", *arguments)
         assert code == 2, err
