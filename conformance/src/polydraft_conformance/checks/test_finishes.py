@@ -77,7 +77,9 @@ def test_stop_id_inside_a_draft(polydraft_bench: Bench) -> None:
     for cut in _cuts(polydraft_bench, usable):
         stop = cut.plain.token_ids[cut.index]
         result = polydraft_bench.session.generate(cut.prompt, stop_token_ids=[stop], **greedy_settings(_NEW_TOKENS))
-        _expect_cut(polydraft_bench, cut, result, stop, f"Stop id {stop} (output token {cut.index})")
+        _expect_cut(
+            polydraft_bench, cut.plain.result, cut.index, result, stop, f"Stop id {stop} (output token {cut.index})"
+        )
 
 
 @check(scope="kind", after=(*_AFTER, "test_stop_id_inside_a_draft"))
@@ -102,7 +104,7 @@ def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
             result = polydraft_bench.session.generate(cut.prompt, **settings)
             where = f"Stop string {stop!r} (completed by output token {cut.index})"
             text = cut.plain.text[: cut.plain.text.index(stop)]
-            if not _expect_cut(polydraft_bench, cut, result, stop, where):
+            if not _expect_cut(polydraft_bench, cut.plain.result, cut.index, result, stop, where):
                 continue
             expect(
                 result.text == text,
@@ -110,7 +112,10 @@ def test_stop_string_inside_a_draft(polydraft_bench: Bench) -> None:
             )
             if stop == stops[-1]:  # the text must be held back while it may become a match
                 pieces = streamed(polydraft_bench.session, cut.prompt, **settings)
-                expect(pieces.text == text, f"{where}: streamed, the text is {pieces.text!r}, not {text!r}.")
+                if _expect_cut(
+                    polydraft_bench, cut.plain.result, cut.index, pieces.result, stop, f"{where}, streamed,"
+                ):
+                    expect(pieces.text == text, f"{where}: streamed, the text is {pieces.text!r}, not {text!r}.")
 
 
 @check(scope="kind", after=(*_AFTER, "test_near_ties_as_rare_as_in_control"))
@@ -248,16 +253,7 @@ def test_stop_id_at_every_token(polydraft_bench: Bench) -> None:
         if whole.token_ids.index(stop) != index:
             continue
         result = polydraft_bench.session.generate(prompt, stop_token_ids=[stop], **greedy_settings(count))
-        expect(
-            result.token_ids == whole.token_ids[: index + 1],
-            f"The stop id {stop}, output token {index}, was missed: {len(result.token_ids)} tokens came out, not "
-            f"{index + 1}.",
-        )
-        expect(
-            (result.finish_reason, result.stop_match) == ("stop", stop),
-            f"The stop id {stop}, output token {index}: finish_reason and stop_match are {result.finish_reason!r} and "
-            f"{result.stop_match!r}.",
-        )
+        _expect_cut(polydraft_bench, whole, index, result, stop, f"Stop id {stop} (output token {index})")
 
 
 @check(scope="once", after=(*_AFTER, "test_stop_string_inside_a_draft"))
@@ -345,16 +341,18 @@ class _Cut:
     index: int
 
 
-def _expect_cut(bench: Bench, cut: _Cut, result: GenerationResult, stop: int | str, where: str) -> bool:
-    """The output ends with the token at the cut, by this stop id or string. False: a near tie came before it."""
-    expected = cut.plain.token_ids[: cut.index + 1]
+def _expect_cut(
+    bench: Bench, whole: GenerationResult, index: int, result: GenerationResult, stop: int | str, where: str
+) -> bool:
+    """A result ends with token ``index`` of the whole output, by this stop. False: a near tie came before it."""
+    expected = whole.token_ids[: index + 1]
     differ = first_difference(expected, result.token_ids)
     if differ is not None and differ < min(len(expected), len(result.token_ids)):
-        bench.same(cut.plain.result, result, wrong=f"{where} changed the output.", length=len(expected))
+        bench.same(whole, result, wrong=f"{where} changed the output.", length=len(expected))
         return False
     expect(
         result.token_ids == expected,
-        f"{where} was missed inside a draft: {len(result.token_ids)} tokens came out, not {cut.index + 1}.",
+        f"{where} was missed inside a draft: {len(result.token_ids)} tokens came out, not {index + 1}.",
     )
     expect(
         (result.finish_reason, result.stop_match) == ("stop", stop),

@@ -33,6 +33,7 @@ def _uneven(prefix_ids: Sequence[int], logits: Any) -> Any:
 
 
 _NEW_TOKENS = 32
+_TWICE = ("first", "second")
 _FEW_TOKENS = 16
 """Enough that two samples at a high temperature are the same only if they must be."""
 _SETTINGS: tuple[dict[str, Any], ...] = (
@@ -99,20 +100,24 @@ def test_seed_decides_the_output(polydraft_bench: Bench) -> None:
     for speculate in ("off", "auto"):
         where = f"speculate={speculate!r}"
         first = polydraft_bench.seed_of(1)
-        outputs = [
-            session.generate(prompt, speculate=speculate, seed=seed, **settings).token_ids
+        results = [
+            session.generate(prompt, speculate=speculate, seed=seed, **settings)
             for seed in (first, first + 1, first + 2, first)
         ]
-        expect(outputs[0] == outputs[3], f"The seed is ignored ({where}): seed {first} gave two different outputs.")
-        expect(len(set(outputs)) > 1, f"The seed is ignored ({where}): three seeds gave the same output.")
+        ignored = f"The seed is ignored ({where}): seed {first} gave two different outputs."
+        polydraft_bench.same(results[0], results[3], wrong=ignored, names=_TWICE)
+        outputs = {result.token_ids for result in results[:3]}
+        expect(len(outputs) > 1, f"The seed is ignored ({where}): three seeds gave the same output.")
         drawn = session.generate(prompt, speculate=speculate, **settings)
         expect(drawn.settings.seed is not None, f"The result does not name the seed that was drawn ({where}).")
         again = session.generate(prompt, speculate=speculate, seed=drawn.settings.seed, **settings)
-        expect(again.token_ids == drawn.token_ids, f"The drawn seed in the result is not the one used ({where}).")
+        wrong = f"The drawn seed in the result is not the one used ({where})."
+        polydraft_bench.same(drawn, again, wrong=wrong, names=_TWICE)
         if polydraft_bench.quick and speculate == "off":
             continue
-        zero = [session.generate(prompt, speculate=speculate, seed=0, **settings).token_ids for _ in range(2)]
-        expect(zero[0] == zero[1], f"Seed 0 is taken as no seed ({where}): it gave two different outputs.")
+        zero = [session.generate(prompt, speculate=speculate, seed=0, **settings) for _ in range(2)]
+        wrong = f"Seed 0 is taken as no seed ({where}): it gave two different outputs."
+        polydraft_bench.same(zero[0], zero[1], wrong=wrong, names=_TWICE)
         large = 2**62 + 2 * (first % 2**32)
         near = [
             session.generate(prompt, speculate=speculate, seed=large + index, **settings).token_ids

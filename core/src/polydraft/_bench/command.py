@@ -110,10 +110,7 @@ def bench(
     load_limit = checked_seconds("load_limit", load_limit)
     chosen = checked_prompts(prompts)
     if save_to is not None:
-        save_to, no_chart = folder_to_save(save_to)
-        if progress is not None:
-            for note in no_chart:
-                progress(note)
+        save_to, no_chart = folder_to_save(save_to, progress)
     with system_errors(f"{target} cannot be measured"):
         host = given["host"] or default_host()
         if backends is not None:

@@ -48,8 +48,10 @@ class Bar:
     """What is written behind it."""
 
 
-def folder_to_save(given: str | Path) -> tuple[Path, tuple[str, ...]]:
+def folder_to_save(given: str | Path, progress: Callable[[str], None] | None = None) -> tuple[Path, tuple[str, ...]]:
     """The folder of ``save_to``, checked before anything is measured, and a note if no chart can be drawn.
+
+    ``progress`` is told the note.
 
     Raises:
         InvalidRequestError: Its name is empty.
@@ -62,7 +64,10 @@ def folder_to_save(given: str | Path) -> tuple[Path, tuple[str, ...]]:
         check_folder(folder)
     if _can_draw():
         return folder, ()
-    return folder, ("No chart is drawn: matplotlib is not installed. Run: `pip install 'polydraft[charts]'`",)
+    note = "No chart is drawn: matplotlib is not installed. Run: `pip install 'polydraft[charts]'`"
+    if progress is not None:
+        progress(note)
+    return folder, (note,)
 
 
 def _can_draw() -> bool:

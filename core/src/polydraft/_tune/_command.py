@@ -109,10 +109,7 @@ def tune(
     load_limit = checked_seconds("load_limit", load_limit)
     chosen_prompts = checked_prompts(prompts)
     if save_to is not None:
-        save_to, no_chart = folder_to_save(save_to)
-        if progress is not None:
-            for note in no_chart:
-                progress(note)
+        save_to, no_chart = folder_to_save(save_to, progress)
     with system_errors(f"{target} cannot be measured"):
         if keep:
             keep_result(lambda: check_writable(folder()), f"A measurement of {target}")
